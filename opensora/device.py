@@ -1,0 +1,117 @@
+"""The one place that chooses where and how the program runs: target, mode, precision, seed, processes.
+
+`add_arguments` gives every entry point the same flags; `setup` applies them once and returns a `Device`.
+Branches on `target == "Ascend"` follow MindSpore's documentation and were not run on this project's CPU machines.
+"""
+from __future__ import annotations
+
+import argparse
+import os
+import random
+import sys
+from dataclasses import dataclass
+from typing import Optional
+
+import mindspore as ms
+import numpy as np
+
+from opensora.utils.cli import str2bool
+
+TARGETS = ("Ascend", "GPU", "CPU")
+PRECISIONS = {"bf16": ms.bfloat16, "fp16": ms.float16, "fp32": ms.float32}
+# A CPU has no bfloat16 arithmetic in MindSpore, and float16 there is slower than float32 and gains nothing.
+SUPPORTED_PRECISIONS = {"Ascend": ("bf16", "fp16", "fp32"), "GPU": ("fp16", "fp32"), "CPU": ("fp32",)}
+
+
+@dataclass(frozen=True)
+class Device:
+    """Where this process runs. `dtype` is what models run in; `rank` counts processes from 0."""
+
+    target: str
+    mode: int
+    precision: str
+    rank: int = 0
+    world_size: int = 1
+
+    @property
+    def dtype(self):
+        return PRECISIONS[self.precision]
+
+    @property
+    def is_main(self) -> bool:
+        return self.rank == 0
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The flags about the device, the same for every command."""
+    group = parser.add_argument_group("device")
+    group.add_argument("--device", choices=TARGETS, help="default: Ascend where one is present, else CPU")
+    group.add_argument("--mode", type=int, choices=(0, 1), default=1, help="0: graph mode, 1: PyNative mode")
+    group.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on Ascend, fp32 on a CPU")
+    group.add_argument("--jit_level", choices=("O0", "O1", "O2"), help="compiler level of graph mode")
+    group.add_argument("--max_device_memory", help="most device memory to use, such as 59GB")
+    group.add_argument("--seed", type=int, default=1234)
+    group.add_argument("--use_parallel", type=str2bool, nargs="?", const=True, default=False,
+                       help="True under msrun: join the process group it made")
+
+
+def setup(args: argparse.Namespace) -> Device:
+    """Applies the flags of `add_arguments` to MindSpore. Called once, before any tensor is made.
+
+    Raises:
+        ValueError: the target is not on this machine, or --use_parallel without msrun.
+    """
+    target = args.device or default_target()
+    if not ms.hal.is_available(target):
+        raise ValueError(f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}")
+    ms.set_device(target)
+    ms.set_context(mode=args.mode)
+    if args.jit_level:
+        ms.set_context(jit_config={"jit_level": args.jit_level})
+    if args.max_device_memory:
+        ms.runtime.set_memory(max_size=args.max_device_memory)
+    rank, world_size = join_processes() if args.use_parallel else (0, 1)
+    precision = choose_precision(target, args.precision, quiet=rank > 0)
+    set_seed(args.seed)
+    return Device(target, args.mode, precision, rank, world_size)
+
+
+def default_target() -> str:
+    return "Ascend" if ms.hal.is_available("Ascend") else "CPU"
+
+
+def choose_precision(target: str, wanted: Optional[str], quiet: bool = False) -> str:
+    """The precision to run in; one the target cannot run becomes fp32, and that is said."""
+    supported = SUPPORTED_PRECISIONS[target]
+    if wanted is None:
+        return supported[0]
+    if wanted in supported:
+        return wanted
+    if not quiet:
+        print(f"note: a {target} does not run {wanted} here; running fp32 instead", file=sys.stderr)
+    return "fp32"
+
+
+def set_seed(seed: int) -> None:
+    """Seeds MindSpore, numpy and Python."""
+    ms.set_seed(seed)
+    np.random.seed(seed)
+    random.seed(seed)
+
+
+def join_processes() -> tuple[int, int]:
+    """Joins the group of processes that msrun started; returns (rank, number of processes)."""
+    if "MS_WORKER_NUM" not in os.environ:
+        raise ValueError("--use_parallel True needs msrun, as in: "
+                         "msrun --worker_num=2 --local_worker_num=2 --join=True opensora/sample/sample.py ...")
+    ms.communication.init()
+    return ms.communication.get_rank(), ms.communication.get_group_size()
+
+
+@ms.ops.constexpr
+def on_ascend() -> bool:
+    """True where operators of Ascend can be used; decides the body of the primitives in `opensora.ops`.
+
+    A constant to the compiler of graph mode.
+    """
+    return ms.get_context("device_target") == "Ascend"

@@ -1,0 +1,138 @@
+"""Metrics on folders of real and generated videos, paired by file name, in constant memory."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from multiprocessing.pool import ThreadPool
+from pathlib import Path
+from typing import Callable, Iterator, Optional, Union
+
+import numpy as np
+from tqdm import tqdm
+
+from opensora.datasets import transforms
+from opensora.datasets.media import BATCH, VIDEO_SUFFIXES, VideoReader, sample_indices
+
+Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two (T, 3, H, W) in [0, 1] -> (T,)
+
+
+@dataclass(frozen=True)
+class Sampling:
+    """Which frames of a pair are compared, and at what size.
+
+    Real videos are read at every `sample_rate`-th frame, generated ones whole: they were written that way.
+    num_frames None takes all frames of the generated video; resolution is the shorter side in pixels, None leaves
+    frames as they are; crop_size cuts a square out of the middle.
+    """
+
+    num_frames: Optional[int] = None
+    sample_rate: int = 1
+    resolution: Optional[int] = None
+    crop_size: Optional[int] = None
+    batch_size: int = BATCH
+
+    def __post_init__(self):
+        for name in ("num_frames", "sample_rate", "resolution", "crop_size", "batch_size"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise ValueError(f"--{name} must be 1 or more, not {value}")
+
+    def prepare(self, frames: np.ndarray) -> np.ndarray:
+        """uint8 (T, H, W, 3) -> float32 (T, 3, h, w) in [0, 1]."""
+        pixels = frames.transpose(0, 3, 1, 2).astype(np.float32)
+        if self.resolution:
+            pixels = transforms.resize(pixels, *transforms.short_side(*pixels.shape[-2:], self.resolution))
+        if self.crop_size:
+            box = transforms.center_box(*pixels.shape[-2:], self.crop_size, self.crop_size)
+            pixels = transforms.crop(pixels, box)
+        return pixels / 255
+
+
+@dataclass(frozen=True)
+class Pair:
+    real: Path
+    generated: Path
+
+    @property
+    def name(self) -> str:
+        return self.generated.name
+
+
+def pair_videos(real_dir: Union[str, Path], generated_dir: Union[str, Path]) -> tuple[list[Pair], list[str]]:
+    """The pairs by file name (or by name without suffix, where the suffixes differ), and the names left over.
+
+    Raises:
+        ValueError: no video of one folder is in the other.
+    """
+    real, generated = list_videos(real_dir), list_videos(generated_dir)
+    by_name = {**{path.stem: path for path in real}, **{path.name: path for path in real}}
+    pairs = [Pair(by_name.get(path.name, by_name.get(path.stem)), path) for path in generated
+             if path.name in by_name or path.stem in by_name]
+    if not pairs:
+        raise ValueError(f"no file name is in both {real_dir} ({len(real)} videos) "
+                         f"and {generated_dir} ({len(generated)} videos)")
+    paired = {path for pair in pairs for path in (pair.real, pair.generated)}
+    return pairs, [str(path) for path in (*real, *generated) if path not in paired]
+
+
+def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]:
+    """The videos in a folder, by name.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no videos in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    paths = folder.rglob("*") if recursive else folder.iterdir()
+    videos = sorted(path for path in paths
+                    if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file())
+    if not videos:
+        raise ValueError(f"{folder}: no videos in this folder ({', '.join(VIDEO_SUFFIXES)})")
+    return videos
+
+
+def frames_of_pair(pair: Pair, sampling: Sampling) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+    """Yields prepared frames of both videos, `batch_size` at a time.
+
+    Raises:
+        ValueError: a damaged or too short video, or frames of different sizes.
+    """
+    with VideoReader(pair.real) as real, VideoReader(pair.generated) as generated:
+        real.check()
+        generated.check()
+        count = sampling.num_frames or len(generated)
+        real_chunks = real.chunks(sample_indices(count, sampling.sample_rate), sampling.batch_size)
+        for a, b in zip(real_chunks, generated.chunks(range(count), sampling.batch_size)):
+            a, b = sampling.prepare(a), sampling.prepare(b)
+            if a.shape != b.shape:
+                raise ValueError(f"{pair.generated}: frames of {b.shape[2]}x{b.shape[3]}, the real ones are "
+                                 f"{a.shape[2]}x{a.shape[3]}; give --resolution and --crop_size")
+            yield a, b
+
+
+def measure(metric: Metric, pair: Pair, sampling: Sampling) -> np.ndarray:
+    """The metric of each frame, (num_frames,)."""
+    return np.concatenate([metric(real, generated) for real, generated in frames_of_pair(pair, sampling)])
+
+
+def measure_all(metric: Metric, pairs: list[Pair], sampling: Sampling,
+                num_workers: int = 1) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """Measures `num_workers` pairs at a time: (name -> values per frame), (name -> why it was skipped).
+
+    Raises:
+        ValueError: nothing could be measured.
+    """
+    def measure_or_reason(pair: Pair) -> tuple[str, Union[np.ndarray, str]]:
+        try:
+            return pair.name, measure(metric, pair, sampling)
+        except (ValueError, OSError) as error:
+            return pair.name, str(error)
+
+    with ThreadPool(max(1, num_workers)) as pool:
+        results = dict(tqdm(pool.imap(measure_or_reason, pairs), total=len(pairs), unit="video"))
+    values = {name: result for name, result in results.items() if not isinstance(result, str)}
+    skipped = {name: result for name, result in results.items() if isinstance(result, str)}
+    if not values:
+        raise ValueError(f"none of {len(pairs)} pairs could be measured; the first: {next(iter(skipped.values()))}")
+    return values, skipped

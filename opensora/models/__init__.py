@@ -1,0 +1,20 @@
+"""Models, imported on first use: `from opensora.models import WFVAEModel`."""
+from __future__ import annotations
+
+import importlib
+
+# The classes a config.json can name, and where they live.
+MODELS = {
+    "WFVAEModel": "opensora.models.wfvae.model",
+    "OpenSoraT2V_v1_3": "opensora.models.dit.model",
+    "MT5EncoderModel": "opensora.models.text_encoder.mt5",
+}
+_HOMES = {**MODELS, "get_vae": "opensora.models.registry"}
+
+__all__ = list(_HOMES)
+
+
+def __getattr__(name: str):
+    if name not in _HOMES:
+        raise AttributeError(f"module 'opensora.models' has no attribute {name!r}")
+    return getattr(importlib.import_module(_HOMES[name]), name)

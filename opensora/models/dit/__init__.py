@@ -1,0 +1,1 @@
+"""The diffusion transformers of Open-Sora-Plan v1.3."""

@@ -1,0 +1,66 @@
+"""Configuration of the diffusion transformers, with the names of the published config.json."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional, Sequence, Union
+
+from opensora.models.loading import ModelConfig
+
+# Skiparse blocks are those with FIRST_SPARSE <= index < END_SPARSE; so it is fixed in the published model.
+FIRST_SPARSE, END_SPARSE = 2, 30
+
+
+@dataclass(frozen=True)
+class OpenSoraConfig(ModelConfig):
+    """`sample_size_*` say what latents the weights were trained on (published files hold numbers or pairs).
+
+    `prediction_type` is not in the published files; this project's trainer records it.
+    """
+
+    num_attention_heads: int = 24
+    attention_head_dim: int = 96
+    in_channels: int = 8
+    out_channels: Optional[int] = None
+    num_layers: int = 32
+    dropout: float = 0.0
+    cross_attention_dim: int = 2304
+    attention_bias: bool = True
+    sample_size_h: Union[int, Sequence[int], None] = None
+    sample_size_w: Union[int, Sequence[int], None] = None
+    sample_size_t: Optional[int] = None
+    patch_size: int = 2
+    patch_size_t: int = 1
+    activation_fn: str = "gelu-approximate"
+    norm_elementwise_affine: bool = False
+    norm_eps: float = 1e-6
+    caption_channels: int = 4096
+    interpolation_scale_h: float = 1.0
+    interpolation_scale_w: float = 1.0
+    interpolation_scale_t: float = 1.0
+    only_cross_attention: bool = False
+    double_self_attention: bool = False
+    upcast_attention: bool = False
+    sparse1d: bool = False
+    sparse_n: int = 2
+    prediction_type: Optional[str] = None
+
+    fixed: ClassVar[dict] = {
+        "dropout": 0.0, "activation_fn": "gelu-approximate", "norm_elementwise_affine": False, "patch_size_t": 1,
+        "only_cross_attention": False, "double_self_attention": False, "upcast_attention": False,
+    }
+
+    def __post_init__(self):
+        for name, value in self.fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; "
+                                 f"all weights of Open-Sora-Plan v1.3 have {value!r}")
+        if self.out_channels is None:
+            object.__setattr__(self, "out_channels", self.in_channels)
+
+    @property
+    def hidden_size(self) -> int:
+        return self.num_attention_heads * self.attention_head_dim
+
+    def is_sparse(self, block: int) -> bool:
+        """Whether block number `block`, from 0, has skiparse self-attention."""
+        return self.sparse1d and FIRST_SPARSE <= block < END_SPARSE

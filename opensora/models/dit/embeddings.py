@@ -1,0 +1,81 @@
+"""What goes into the transformer: patches of latents, the timestep, the text."""
+from __future__ import annotations
+
+import math
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from opensora.models.layers import Conv2d, Linear
+from opensora.ops.activations import gelu_tanh
+
+TIMESTEP_CHANNELS = 256
+
+
+class PatchEmbed2D(nn.Cell):
+    """(B, C, T, H, W) -> (B, T H/p W/p, D): each frame's p x p patches, one linear map."""
+
+    def __init__(self, patch_size: int, in_channels: int, embed_dim: int):
+        super().__init__()
+        self.proj = Conv2d(in_channels, embed_dim, patch_size, patch_size, padding=(0, 0, 0, 0))
+
+    def construct(self, x: Tensor) -> Tensor:
+        x = self.proj(x)
+        return x.reshape(x.shape[0], x.shape[1], -1).swapaxes(1, 2)
+
+
+class TimestepEmbedder(nn.Cell):
+    """Sinusoids of the timestep, cosines first (Ho et al. 2020, appendix B), and two linear maps. (B,) -> (B, D)."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        half = TIMESTEP_CHANNELS // 2
+        self.frequencies = Tensor(np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32))
+        self.linear_1 = Linear(TIMESTEP_CHANNELS, embed_dim)
+        self.linear_2 = Linear(embed_dim, embed_dim)
+
+    def construct(self, timestep: Tensor) -> Tensor:
+        angles = timestep.astype(ms.float32).reshape(-1, 1) * self.frequencies
+        sinusoids = ops.cat((ops.cos(angles), ops.sin(angles)), 1)
+        return self.linear_2(ops.silu(self.linear_1(sinusoids.astype(self.linear_1.weight.dtype))))
+
+
+class CombinedTimestepEmbedder(nn.Cell):
+    """Only there for the published names (`adaln_single.emb.timestep_embedder`)."""
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.timestep_embedder = TimestepEmbedder(embed_dim)
+
+    def construct(self, timestep: Tensor) -> Tensor:
+        return self.timestep_embedder(timestep)
+
+
+class AdaLayerNormSingle(nn.Cell):
+    """One modulation for all blocks (Chen et al. 2023, PixArt-alpha, section 2.3).
+
+    (B,) -> modulation (B, 6, D) and the timestep's embedding (B, D).
+    """
+
+    def __init__(self, embed_dim: int):
+        super().__init__()
+        self.emb = CombinedTimestepEmbedder(embed_dim)
+        self.linear = Linear(embed_dim, 6 * embed_dim)
+
+    def construct(self, timestep: Tensor):
+        embedded = self.emb(timestep)
+        modulation = self.linear(ops.silu(embedded))
+        return modulation.reshape(embedded.shape[0], 6, -1), embedded
+
+
+class TextProjection(nn.Cell):
+    """Text states to the transformer's width: linear, GELU, linear."""
+
+    def __init__(self, in_features: int, hidden_size: int):
+        super().__init__()
+        self.linear_1 = Linear(in_features, hidden_size)
+        self.linear_2 = Linear(hidden_size, hidden_size)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.linear_2(gelu_tanh(self.linear_1(x)))

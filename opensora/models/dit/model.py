@@ -1,0 +1,108 @@
+"""The diffusion transformer of Open-Sora-Plan v1.3 (Lin et al. 2024, arXiv:2412.00131)."""
+from __future__ import annotations
+
+from typing import Optional
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from opensora.models.dit.blocks import TransformerBlock, scale_shift_table
+from opensora.models.dit.config import OpenSoraConfig
+from opensora.models.dit.embeddings import AdaLayerNormSingle, PatchEmbed2D, TextProjection
+from opensora.models.dit.skiparse import Skiparse
+from opensora.models.layers import Linear
+from opensora.models.loading import PretrainedModel
+from opensora.ops.attention import key_bias
+from opensora.ops.norms import modulated_layer_norm
+from opensora.ops.rope import rope_cos, rope_sin
+
+
+class OpenSoraT2V_v1_3(PretrainedModel):
+    """Predicts what the sampler needs (noise or velocity) from noisy latents, the timestep and the text.
+
+    Letters: B batch, C channels, T H W latent frames, height, width; S tokens of the video, L tokens of the text.
+    """
+
+    config_class = OpenSoraConfig
+
+    def __init__(self, **config):
+        super().__init__()
+        self.config = config = OpenSoraConfig.from_dict(config)
+        width = config.hidden_size
+        self.pos_embed = PatchEmbed2D(config.patch_size, config.in_channels, width)
+        self.caption_projection = TextProjection(config.caption_channels, width)
+        self.adaln_single = AdaLayerNormSingle(width)
+        self.transformer_blocks = nn.CellList([TransformerBlock(config, i) for i in range(config.num_layers)])
+        self.scale_shift_table = scale_shift_table(2, width)
+        self.proj_out = Linear(width, config.patch_size ** 2 * config.out_channels)
+
+        self.scales = (config.interpolation_scale_t, config.interpolation_scale_h, config.interpolation_scale_w)
+        # Which mask each block's self-attention takes: 0 dense, 1 single skip, 2 group skip.
+        self.skips = (Skiparse(config.sparse_n, False), Skiparse(config.sparse_n, True))
+        self.mask_of_block = tuple(1 + i % 2 if config.is_sparse(i) else 0 for i in range(config.num_layers))
+
+    def construct(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Optional[Tensor],
+                  attention_mask: Optional[Tensor] = None, encoder_attention_mask: Optional[Tensor] = None,
+                  text_states: Optional[tuple] = None) -> Tensor:
+        """(B, C, T, H, W), (B,), (B, 1, L, D), (B, T, H, W) 1 = visible, (B, 1, L) 1 = visible -> (B, C, T, H, W).
+
+        No mask means that everything is visible. `text_states`, from the method of that name, may stand for
+        `encoder_hidden_states`.
+        """
+        if text_states is None:
+            text_states = self.text_states(encoder_hidden_states)
+        config = self.config
+        _, _, t, h, w = hidden_states.shape
+        h, w = h // config.patch_size, w // config.patch_size
+
+        x = self.embed(hidden_states)
+        modulation, embedded = self.adaln_single(timestep)
+        cos = rope_cos(t, h, w, config.attention_head_dim, self.scales)
+        sin = rope_sin(t, h, w, config.attention_head_dim, self.scales)
+        biases = self.self_attention_biases(attention_mask, x.shape[0], x.shape[1])
+        text_bias = None if encoder_attention_mask is None else key_bias(encoder_attention_mask[:, 0])
+
+        for i, block in enumerate(self.transformer_blocks):
+            text_k, text_v = text_states[i]
+            x = block(x, modulation, biases[self.mask_of_block[i]], cos, sin, text_k, text_v, text_bias)
+
+        shift, scale = ops.split(self.scale_shift_table + embedded.expand_dims(1), 1, 1)
+        x = self.proj_out(modulated_layer_norm(x, shift, scale, 1e-6))
+        return self.unpatchify(x, t, h, w)
+
+    def text_states(self, encoder_hidden_states: Tensor) -> tuple:
+        """The keys and values of every block's cross-attention, which depend on the text alone.
+
+        (B, 1, L, caption_channels) -> for each block a pair of (B, heads, L, head_dim).
+        """
+        text = self.caption_projection(encoder_hidden_states[:, 0])
+        states = ()
+        for block in self.transformer_blocks:
+            states = states + (block.attn2.keys_values(text),)
+        return states
+
+    def embed(self, hidden_states: Tensor) -> Tensor:
+        """(B, C, T, H, W) -> tokens (B, S, D)."""
+        return self.pos_embed(hidden_states.astype(self.proj_out.weight.dtype))
+
+    def self_attention_biases(self, attention_mask: Optional[Tensor], batch: int, length: int) -> tuple:
+        """Biases (or None where all is visible) for dense, single-skip and group-skip self-attention."""
+        visible = None
+        if attention_mask is not None:
+            visible = ops.max_pool2d(attention_mask.astype(ms.float32), self.config.patch_size,
+                                     self.config.patch_size)  # B T H W -> B T H/p W/p
+            visible = visible.reshape(batch, length)
+        biases = (None if visible is None else key_bias(visible),)
+        for skip in self.skips:
+            if visible is None and skip.padding(length) == 0:
+                biases = biases + (None,)
+            else:
+                tokens = ops.ones((batch, length), ms.float32) if visible is None else visible
+                biases = biases + (key_bias(skip.split(tokens.expand_dims(2))[:, :, 0]),)
+        return biases
+
+    def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:
+        """Tokens (B, S, p p C) -> (B, C, T, p h, p w)."""
+        p, c = self.config.patch_size, self.config.out_channels
+        x = x.reshape(-1, t, h, w, p, p, c).transpose(0, 6, 1, 2, 4, 3, 5)  # B C T h p w p
+        return x.reshape(-1, c, t, h * p, w * p)

@@ -1,0 +1,36 @@
+"""Skiparse attention's rearrangement: a sequence is dealt to n groups that attend each by itself.
+
+Single skip deals tokens one by one: group j holds tokens j, n + j, 2n + j, ... Group skip deals runs of n tokens:
+group j holds runs j, n + j, ... Alternating, two blocks connect every token with every other
+(Lin et al. 2024, Open-Sora Plan, arXiv:2412.00131, section 3.2).
+"""
+from __future__ import annotations
+
+from mindspore import Tensor, ops
+
+
+class Skiparse:
+    """Deals (B, S, ...) to groups (n B, S'/n, ...) and gathers it again. S' is S padded to a multiple of n * n."""
+
+    def __init__(self, n: int, group_skip: bool):
+        self.n = n
+        self.run = n if group_skip else 1
+
+    def padding(self, length: int) -> int:
+        """How many tokens `split` appends."""
+        return -length % (self.n * self.n)
+
+    def split(self, x: Tensor) -> Tensor:
+        """(B, S, D) -> (B n, S'/n, D)."""
+        b, s, d = x.shape
+        padding = self.padding(s)
+        if padding:
+            x = ops.cat((x, ops.zeros((b, padding, d), x.dtype)), 1)
+        x = x.reshape(b, -1, self.n, self.run, d).swapaxes(1, 2)  # B rounds n run D -> B n rounds run D
+        return x.reshape(b * self.n, -1, d)
+
+    def merge(self, x: Tensor, length: int) -> Tensor:
+        """(B n, S'/n, D) -> (B, S, D), the inverse of `split`."""
+        groups, _, d = x.shape
+        x = x.reshape(groups // self.n, self.n, -1, self.run, d).swapaxes(1, 2)
+        return x.reshape(groups // self.n, -1, d)[:, :length]

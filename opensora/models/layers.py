@@ -1,0 +1,103 @@
+"""Basic layers whose parameters carry PyTorch's names (`weight`, `bias`) and PyTorch's default initial values."""
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import Uniform, initializer
+
+from opensora.ops.norms import channel_layer_norm, group_norm
+
+
+def _uniform(shape: Sequence[int], fan_in: int) -> Parameter:
+    return Parameter(initializer(Uniform(1 / math.sqrt(fan_in)), tuple(shape), ms.float32))
+
+
+def _filled(value: str, size: int) -> Parameter:
+    return Parameter(initializer(value, (size,), ms.float32))
+
+
+class Conv3d(nn.Cell):
+    """Convolution of (B, C, T, H, W). `padding` is (front, back, top, bottom, left, right), zeros."""
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: Sequence[int],
+                 stride: Sequence[int] = (1, 1, 1), padding: Sequence[int] = (0,) * 6):
+        super().__init__()
+        fan_in = in_channels * math.prod(kernel_size)
+        self.weight = _uniform((out_channels, in_channels, *kernel_size), fan_in)
+        self.bias = _uniform((out_channels,), fan_in)
+        self.conv = ops.Conv3D(out_channels, tuple(kernel_size), pad_mode="pad", pad=tuple(padding),
+                               stride=tuple(stride))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.bias_add(self.conv(x, self.weight), self.bias)
+
+
+class Conv2d(nn.Cell):
+    """Convolution of every frame of (B, C, T, H, W) by itself. `padding` is (top, bottom, left, right), zeros.
+
+    Runs as a 3-D convolution with a kernel of one frame, which spares rearranging frames into a batch.
+    """
+
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1,
+                 padding: Sequence[int] = (1, 1, 1, 1)):
+        super().__init__()
+        fan_in = in_channels * kernel_size ** 2
+        self.weight = _uniform((out_channels, in_channels, kernel_size, kernel_size), fan_in)
+        self.bias = _uniform((out_channels,), fan_in)
+        self.conv = ops.Conv3D(out_channels, (1, kernel_size, kernel_size), pad_mode="pad", pad=(0, 0, *padding),
+                               stride=(1, stride, stride))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return ops.bias_add(self.conv(x, self.weight.expand_dims(2)), self.bias)
+
+
+class ChannelLayerNorm(nn.Cell):
+    """LayerNorm over the channels of (B, C, ...)."""
+
+    keep_float32 = True
+
+    def __init__(self, channels: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = _filled("ones", channels)
+        self.bias = _filled("zeros", channels)
+        self.eps = eps
+
+    def construct(self, x: Tensor) -> Tensor:
+        return channel_layer_norm(x, self.weight, self.bias, self.eps)
+
+
+class GroupNorm(nn.Cell):
+    """GroupNorm of (B, C, T, H, W), over whole clips or `per_frame`."""
+
+    keep_float32 = True
+
+    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-6, per_frame: bool = False):
+        super().__init__()
+        self.weight = _filled("ones", channels)
+        self.bias = _filled("zeros", channels)
+        self.groups = groups
+        self.eps = eps
+        self.per_frame = per_frame
+
+    def construct(self, x: Tensor) -> Tensor:
+        return group_norm(x, self.groups, self.weight, self.bias, self.eps, self.per_frame)
+
+
+class Linear(nn.Cell):
+    """x W^T + b over the last axis; weight (out, in)."""
+
+    def __init__(self, in_features: int, out_features: int, bias: bool = True):
+        super().__init__()
+        self.weight = _uniform((out_features, in_features), in_features)
+        self.bias = _uniform((out_features,), in_features) if bias else None
+        self.matmul = ops.MatMul(transpose_b=True)
+        self.out_features = out_features
+
+    def construct(self, x: Tensor) -> Tensor:
+        y = self.matmul(x.reshape(-1, x.shape[-1]), self.weight)
+        if self.bias is not None:
+            y = ops.bias_add(y, self.bias)
+        return y.reshape(x.shape[:-1] + (self.out_features,))

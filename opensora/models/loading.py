@@ -1,0 +1,155 @@
+"""From config.json and weights to a Cell and back; the base of all models and of their configurations."""
+from __future__ import annotations
+
+import difflib
+import json
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any, ClassVar, Mapping, Optional, Union
+
+import mindspore as ms
+import numpy as np
+from mindspore import Parameter, Tensor, nn
+from mindspore.nn.utils import no_init_parameters
+
+from opensora.models.checkpoint_files import find_weights, open_state, read_config
+from opensora.models.safetensors_file import ArrayTensor, write_safetensors
+from opensora.utils.files import atomic_write
+
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+
+@dataclass(frozen=True)
+class ModelConfig:
+    """Base of model configurations: the fields are the keys of the published config.json.
+
+    `ignored` names published keys that mean nothing here; keys that begin with an underscore are notes.
+    """
+
+    ignored: ClassVar[tuple] = ()
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+        """Raises ValueError for unknown keys."""
+        known = [field.name for field in fields(cls)]
+        kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in cls.ignored}
+        for key in kept:
+            if key not in known:
+                close = difflib.get_close_matches(key, known, n=3)
+                raise ValueError(f"{cls.__name__} has no key {key!r}"
+                                 + (f"; did you mean {', '.join(close)}?" if close else ""))
+        return cls(**kept)
+
+    def to_dict(self) -> dict[str, Any]:
+        return {key: value for key, value in asdict(self).items() if value is not None}
+
+
+class PretrainedModel(nn.Cell):
+    """Base of the models. Parameters carry PyTorch's names, so a state dict travels both ways without renaming.
+
+    A subclass sets `config_class` and in __init__ `self.config`. `aliases` maps further torch names to parameters
+    (tied weights); tensors whose names begin with one of `skipped` belong to parts that are not built here.
+    """
+
+    config_class: type = ModelConfig
+    aliases: dict[str, str] = {}
+    skipped: tuple = ()
+    dtype = ms.float32
+
+    @classmethod
+    def from_pretrained(cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None,
+                        use_ema: bool = True) -> "PretrainedModel":
+        """The model with the weights at `path`, a folder or file in any format of `checkpoint_files.open_state`.
+
+        Args:
+            dtype: what the model computes in; norms and other statistics stay float32.
+            config: instead of the config.json beside the weights.
+            use_ema: take the EMA weights of a training checkpoint that has both.
+
+        Raises:
+            FileNotFoundError, ValueError: no or damaged files; weights that do not fit the configuration.
+        """
+        source = find_weights(path)
+        with no_init_parameters():
+            model = cls(**(read_config(path) if config is None else config))
+        try:
+            model._fill(open_state(source, use_ema), dtype, strict=True)
+        except ValueError as error:
+            raise error if str(source) in str(error) else ValueError(f"{source}: {error}") from error
+        return model
+
+    def load_torch_state(self, state: Mapping[str, np.ndarray], strict: bool = True) -> tuple[list[str], list[str]]:
+        """Takes weights by their torch names; returns (missing, unexpected) names.
+
+        Raises:
+            ValueError: shapes that differ, and if `strict` names that are missing or unexpected; nothing is changed.
+        """
+        return self._fill({name: ArrayTensor(np.asarray(value)) for name, value in state.items()}, self.dtype, strict)
+
+    def torch_state(self) -> dict[str, np.ndarray]:
+        """All weights by their torch names, with what PyTorch keeps as buffers here constants; no bfloat16."""
+        state = {name: _numpy(parameter) for name, parameter in self.parameters_and_names()}
+        state.update({alias: state[name] for alias, name in self.aliases.items()})
+        state.update(self.constants())
+        return state
+
+    def save_pretrained(self, folder: Union[str, Path]) -> None:
+        """Writes config.json and weights as PyTorch's library reads them."""
+        folder = Path(folder)
+        state = {name: ArrayTensor(value) for name, value in self.torch_state().items() if name not in self.aliases}
+        write_safetensors(folder / WEIGHTS_NAME, state)
+        with atomic_write(folder / "config.json") as temporary:
+            config = {"_class_name": type(self).__name__, **self.config.to_dict()}
+            temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """Torch names and values of what is fixed here but stored in PyTorch's files."""
+        return {}
+
+    def _fill(self, state: Mapping[str, Any], dtype, strict: bool) -> tuple[list[str], list[str]]:
+        """Checks names and shapes, then reads tensor after tensor."""
+        parameters = dict(self.parameters_and_names())
+        constants = self.constants()
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(self.skipped)}
+        for alias, name in self.aliases.items():
+            if alias in state and name not in state:
+                state[name] = state[alias]
+        missing = [name for name in parameters if name not in state]
+        unexpected = [name for name in state
+                      if name not in parameters and name not in constants and name not in self.aliases]
+        if strict and (missing or unexpected):
+            raise ValueError(f"weights do not fit {type(self).__name__}: {_few('missing', missing)}; "
+                             f"{_few('unexpected', unexpected)}")
+        wrong = [f"{name} {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
+                 for name, parameter in parameters.items()
+                 if name in state and tuple(state[name].shape) != tuple(parameter.shape)]
+        if wrong:
+            raise ValueError(f"weights do not fit the configuration of {type(self).__name__}: {_few('shapes', wrong)}")
+        for name, value in constants.items():
+            if name in state and not np.allclose(state[name].numpy(), value, atol=1e-3):
+                raise ValueError(f"{name} is not the constant {type(self).__name__} has built in")
+        single = self._float32_parameters()
+        for name, parameter in parameters.items():
+            if name in state:
+                _set(parameter, state[name].numpy(), ms.float32 if name in single else dtype)
+        self.dtype = dtype
+        return missing, unexpected
+
+    def _float32_parameters(self) -> set[str]:
+        return {f"{cell_name}.{name}" if cell_name else name
+                for cell_name, cell in self.cells_and_names() if getattr(cell, "keep_float32", False)
+                for name, _ in cell.parameters_and_names()}
+
+
+def _set(parameter: Parameter, value: np.ndarray, dtype) -> None:
+    if parameter.dtype != dtype:
+        parameter.set_dtype(dtype)
+    parameter.set_data(Tensor(value.astype(np.float32, copy=False)).astype(dtype))
+
+
+def _numpy(parameter: Parameter) -> np.ndarray:
+    return (parameter.astype(ms.float32) if parameter.dtype == ms.bfloat16 else parameter).asnumpy()
+
+
+def _few(what: str, names: list[str]) -> str:
+    return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})" if names else "")

@@ -1,0 +1,35 @@
+"""The names users pass on the command line."""
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Optional, Union
+
+import mindspore as ms
+
+from opensora.models.loading import read_config
+from opensora.models.wfvae.model import WFVAEModel
+
+# name -> (latent channels, stride in time, stride in space)
+VAES = {
+    "WFVAEModel_D8_4x8x8": (8, 4, 8),
+    "WFVAEModel_D16_4x8x8": (16, 4, 8),
+    "WFVAEModel_D32_4x8x8": (32, 4, 8),
+    "WFVAEModel_D32_8x8x8": (32, 8, 8),
+}
+
+
+def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Optional[str] = None) -> WFVAEModel:
+    """The autoencoder `name` with the weights at `path`, or those of the file `checkpoint` with the config at `path`.
+
+    Raises:
+        ValueError: an unknown name, or weights whose latents are not what the name says.
+    """
+    if name not in VAES:
+        raise ValueError(f"--ae {name!r} is not one of {', '.join(VAES)}")
+    vae = WFVAEModel.from_pretrained(checkpoint or path, dtype=dtype, config=read_config(path))
+    config = vae.config
+    found = (config.latent_dim, config.temporal_stride, config.spatial_stride)
+    if found != VAES[name]:
+        channels, t, s = found
+        raise ValueError(f"{path} holds a WFVAEModel_D{channels}_{t}x{s}x{s}, not the {name} of --ae")
+    return vae

@@ -1,0 +1,93 @@
+"""Tensors that lie in a file and are read when they are asked for."""
+from __future__ import annotations
+
+import math
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import BinaryIO, Iterator, Optional, Sequence
+
+import numpy as np
+
+PIECE = 16 << 20  # bytes that are in memory at a time while a tensor is copied
+
+# The names of types are those of safetensors. numpy has no bfloat16, so its bits are read as integers.
+NUMPY_TYPES = {
+    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
+    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
+    "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+}
+
+
+class OpenFile:
+    """A file opened for reading at any place; closed when nothing refers to it any more."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: BinaryIO = open(path, "rb", buffering=0)
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, offset: int, size: int) -> bytearray:
+        """`size` bytes from `offset` on. Raises ValueError where the file ends before."""
+        data = bytearray(size)
+        view = memoryview(data)
+        self._file.seek(offset)
+        done = 0
+        while done < size:
+            count = self._file.readinto(view[done:])
+            if not count:
+                raise ValueError(f"{self.path}: the file is cut off; download or copy it again")
+            done += count
+        return data
+
+    def __del__(self):
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+@dataclass(frozen=True)
+class StoredTensor:
+    """A tensor in a file: `offset` is its first element's place in bytes, `strides` count elements."""
+
+    file: OpenFile
+    offset: int
+    shape: tuple
+    dtype: str
+    strides: Optional[tuple] = None  # None: contiguous
+
+    @property
+    def nbytes(self) -> int:
+        return math.prod(self.shape) * NUMPY_TYPES[self.dtype].itemsize
+
+    def raw(self) -> Iterator[bytes]:
+        """The elements' bytes in C order, piece by piece."""
+        if self.strides is not None:
+            yield np.ascontiguousarray(self._elements()).tobytes()
+            return
+        for start in range(0, self.nbytes, PIECE):
+            yield self.file.read(self.offset + start, min(PIECE, self.nbytes - start))
+
+    def numpy(self) -> np.ndarray:
+        """The tensor; bfloat16 becomes float32."""
+        elements = np.ascontiguousarray(self._elements()).reshape(self.shape)
+        if self.dtype == "BF16":
+            return (elements.astype(np.uint32) << 16).view(np.float32)
+        return elements
+
+    def _elements(self) -> np.ndarray:
+        kind = NUMPY_TYPES[self.dtype]
+        if self.strides is None:
+            return np.frombuffer(self.file.read(self.offset, self.nbytes), kind).reshape(self.shape)
+        if 0 in self.shape:
+            return np.empty(self.shape, kind)
+        span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
+        flat = np.frombuffer(self.file.read(self.offset, span * kind.itemsize), kind)
+        return np.lib.stride_tricks.as_strided(flat, self.shape, [stride * kind.itemsize for stride in self.strides])
+
+
+def contiguous_strides(shape: Sequence[int]) -> tuple:
+    strides, step = [], 1
+    for size in reversed(shape):
+        strides.insert(0, step)
+        step *= size
+    return tuple(strides)

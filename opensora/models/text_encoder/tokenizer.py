@@ -1,0 +1,36 @@
+"""Tokenizers of the text encoders, read from a local folder."""
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Sequence, Union
+
+import numpy as np
+
+
+class Tokenizer:
+    """Text to token ids, padded and cut to one length.
+
+    Raises:
+        ValueError: the folder holds no tokenizer.
+    """
+
+    def __init__(self, folder: Union[str, Path]):
+        # transformers looks for its back ends when it is imported; only tokenizers are wanted.
+        os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
+        from transformers import AutoTokenizer, T5TokenizerFast
+        folder = Path(folder)
+        if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
+            self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+        elif (folder / "spiece.model").is_file():
+            # legacy: spaces as when mT5 and T5 v1.1 were trained
+            self.tokenizer = T5TokenizerFast(vocab_file=str(folder / "spiece.model"), extra_ids=0, legacy=True)
+        else:
+            raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or spiece.model and tokenizer_config.json, "
+                             f"should lie there beside the text encoder's weights")
+
+    def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
+        """Ids and mask (1 = a token), both int32 (len(texts), max_length)."""
+        encoded = self.tokenizer(list(texts), padding="max_length", max_length=max_length, truncation=True,
+                                 return_attention_mask=True, return_tensors="np")
+        return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(np.int32)

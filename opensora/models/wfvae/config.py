@@ -1,0 +1,96 @@
+"""Configuration of WFVAE, with the names of the published config.json."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional, Sequence
+
+from opensora.models.loading import ModelConfig
+from opensora.models.wfvae.blocks import NORM_TYPES, T_INTERPOLATIONS
+
+L1_BLOCKS = {
+    # (downsample block, its wavelet, upsample block, its wavelet): does level 1 halve time?
+    ("Downsample", "HaarWaveletTransform2D", "Upsample", "InverseHaarWaveletTransform2D"): False,
+    ("Spatial2xTime2x3DDownsample", "HaarWaveletTransform3D",
+     "Spatial2xTime2x3DUpsample", "InverseHaarWaveletTransform3D"): True,
+}
+
+
+@dataclass(frozen=True)
+class WFVAEConfig(ModelConfig):
+    """Raises ValueError for values this implementation has no blocks for."""
+
+    latent_dim: int = 8
+    base_channels: int = 128
+    encoder_num_resblocks: int = 2
+    encoder_energy_flow_hidden_size: int = 64
+    decoder_num_resblocks: int = 2
+    decoder_energy_flow_hidden_size: int = 128
+    attention_type: str = "AttnBlock3DFix"
+    use_attention: bool = True
+    dropout: float = 0.0
+    norm_type: str = "groupnorm"
+    t_interpolation: str = "nearest"
+    connect_res_layer_num: int = 1
+    scale: Optional[Sequence[float]] = None
+    shift: Optional[Sequence[float]] = None
+    l1_dowmsample_block: str = "Downsample"
+    l1_downsample_wavelet: str = "HaarWaveletTransform2D"
+    l2_dowmsample_block: str = "Spatial2xTime2x3DDownsample"
+    l2_downsample_wavelet: str = "HaarWaveletTransform3D"
+    l1_upsample_block: str = "Upsample"
+    l1_upsample_wavelet: str = "InverseHaarWaveletTransform2D"
+    l2_upsample_block: str = "Spatial2xTime2x3DUpsample"
+    l2_upsample_wavelet: str = "InverseHaarWaveletTransform3D"
+
+    default_scale: ClassVar[float] = 0.18215
+    spatial_stride: ClassVar[int] = 8
+
+    def __post_init__(self):
+        _one_of("norm_type", self.norm_type, NORM_TYPES)
+        _one_of("t_interpolation", self.t_interpolation, T_INTERPOLATIONS)
+        _one_of("attention_type", self.attention_type, ("AttnBlock3DFix",))
+        _one_of("level-1 blocks", self._l1_blocks, tuple(L1_BLOCKS))
+        l2_blocks = (self.l2_dowmsample_block, self.l2_downsample_wavelet,
+                     self.l2_upsample_block, self.l2_upsample_wavelet)
+        _one_of("level-2 blocks", l2_blocks, tuple(blocks for blocks, temporal in L1_BLOCKS.items() if temporal))
+        for name, value, default in (("scale", self.scale, self.default_scale), ("shift", self.shift, 0.0)):
+            value = (default,) * self.latent_dim if value is None else tuple(value)
+            if len(value) != self.latent_dim:
+                raise ValueError(f"{name} has {len(value)} values, but latent_dim is {self.latent_dim}")
+            object.__setattr__(self, name, value)
+
+    @property
+    def _l1_blocks(self) -> tuple:
+        return (self.l1_dowmsample_block, self.l1_downsample_wavelet, self.l1_upsample_block, self.l1_upsample_wavelet)
+
+    @property
+    def l1_is_temporal(self) -> bool:
+        """Level 1 halves time too: a stride of 8 in time instead of 4."""
+        return L1_BLOCKS[self._l1_blocks]
+
+    @property
+    def temporal_stride(self) -> int:
+        return 8 if self.l1_is_temporal else 4
+
+    @property
+    def decoder_resent(self) -> int:
+        """Latent frames that a chunk shares with the next one in the decoder's stream.
+
+        GroupNorm averages over the chunk, so what it gives depends on the chunks: they are those of the published
+        model, each with one frame more than it decodes. LayerNorm does not depend on them and needs no repetition.
+        """
+        return 1 if self.norm_type == "groupnorm" else 0
+
+    @property
+    def decoder_delays(self) -> tuple[int, int]:
+        """Frames the decoder's stream holds back at the upsamplings of level 2 and of level 1.
+
+        Linear interpolation needs a frame's successor. With group norm that has come already (`decoder_resent`).
+        """
+        waits = self.norm_type == "layernorm"
+        return (int(waits and self.t_interpolation == "trilinear"), int(waits and self.l1_is_temporal))
+
+
+def _one_of(name: str, value, known: tuple) -> None:
+    if value not in known:
+        raise ValueError(f"{name} {value!r} is not one of {', '.join(map(repr, known))}")

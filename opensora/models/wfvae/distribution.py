@@ -1,0 +1,32 @@
+"""The encoder's posterior."""
+from __future__ import annotations
+
+from typing import Optional
+
+from mindspore import Tensor, ops
+
+
+class DiagonalGaussian:
+    """N(mean, exp(logvar)) for every element; `moments` (B, 2C, ...) holds mean and logvar along axis 1."""
+
+    def __init__(self, moments: Tensor):
+        self.mean, logvar = ops.chunk(moments, 2, 1)
+        self.logvar = ops.clamp(logvar, -30.0, 20.0)
+
+    @property
+    def std(self) -> Tensor:
+        return ops.exp(0.5 * self.logvar)
+
+    def mode(self) -> Tensor:
+        return self.mean
+
+    def sample(self, noise: Optional[Tensor] = None) -> Tensor:
+        """A draw; `noise` (standard normal, the mean's shape) makes it repeatable."""
+        if noise is None:
+            noise = ops.standard_normal(self.mean.shape).astype(self.mean.dtype)
+        return self.mean + self.std * noise
+
+    def kl(self) -> Tensor:
+        """KL divergence from N(0, 1), summed over all but the batch: (B,) (Kingma & Welling 2014, appendix B)."""
+        terms = self.mean ** 2 + ops.exp(self.logvar) - 1.0 - self.logvar
+        return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)

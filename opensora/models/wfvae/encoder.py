@@ -1,0 +1,61 @@
+"""The encoder: two wavelet levels feed ("energy flow") into a convolutional backbone that halves its size with them."""
+from __future__ import annotations
+
+from mindspore import Tensor, nn, ops
+
+from opensora.models.layers import Conv2d
+from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, Downsample, ResnetBlock2D,
+                                          ResnetBlock3D, Spatial2xTime2x3DDownsample, normalize)
+from opensora.models.wfvae.wavelet import HaarTransform2D, HaarTransform3D
+
+
+class Encoder(nn.Cell):
+    """Video (B, 3, 1 + s n, H, W) -> moments (B, 2 latent_dim, 1 + n, H/8, W/8), where s is the stride in time.
+
+    Also returns the wavelet coefficients of both levels, which the training loss compares with the decoder's.
+    """
+
+    def __init__(self, config):
+        super().__init__()
+        base, flow = config.base_channels, config.encoder_energy_flow_hidden_size
+        norm, dropout = config.norm_type, config.dropout
+        temporal_l1 = config.l1_is_temporal
+        self.wavelet_transform_in = HaarTransform3D()
+        self.wavelet_transform_l1 = HaarTransform3D() if temporal_l1 else HaarTransform2D()
+        self.wavelet_transform_l2 = HaarTransform3D()
+        self.connect_l1 = Conv2d(24 if temporal_l1 else 12, flow)
+        self.connect_l2 = Conv2d(24, flow)
+        self.down1 = Chain([
+            Conv2d(24, base),
+            *[ResnetBlock2D(base, norm, dropout) for _ in range(config.encoder_num_resblocks)],
+            Spatial2xTime2x3DDownsample(base) if temporal_l1 else Downsample(base),
+        ])
+        self.down2 = Chain([
+            Conv2d(base + flow, base * 2),
+            *[ResnetBlock3D(base * 2, base * 2, norm, dropout) for _ in range(config.encoder_num_resblocks)],
+            Spatial2xTime2x3DDownsample(base * 2),
+        ])
+        self.mid = Chain([
+            ResnetBlock3D(base * 2 + flow, base * 4, norm, dropout),
+            *([AttnBlock3DFix(base * 4, norm)] if config.use_attention else []),
+            ResnetBlock3D(base * 4, base * 4, norm, dropout),
+        ])
+        self.norm_out = normalize(base * 4, norm)
+        self.conv_out = CausalConv3d(base * 4, config.latent_dim * 2)
+
+    def construct(self, x: Tensor, past=None, last: bool = True):
+        """Returns (moments, level-1 coefficients, level-2 coefficients, past)."""
+        first = past is None
+        past_down1, past_down2, past_mid, past_out = (None,) * 4 if first else past
+
+        coefficients = self.wavelet_transform_in(x, first)
+        l1 = self.wavelet_transform_l1(coefficients[:, :3], first)
+        l2 = self.wavelet_transform_l2(l1[:, :3], first)
+
+        h, past_down1 = self.down1(coefficients, past_down1, last)
+        h = ops.cat((h, self.connect_l1(l1)), 1)
+        h, past_down2 = self.down2(h, past_down2, last)
+        h = ops.cat((h, self.connect_l2(l2)), 1)
+        h, past_mid = self.mid(h, past_mid, last)
+        moments, past_out = self.conv_out(ops.silu(self.norm_out(h)), past_out, last)
+        return moments, l1, l2, None if last else (past_down1, past_down2, past_mid, past_out)

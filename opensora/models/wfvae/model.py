@@ -1,0 +1,131 @@
+"""WFVAE: video <-> latents (Li et al. 2024, arXiv:2411.17459)."""
+from __future__ import annotations
+
+from typing import Iterator, Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from opensora.models.loading import PretrainedModel
+from opensora.models.wfvae.config import WFVAEConfig
+from opensora.models.wfvae.decoder import Decoder
+from opensora.models.wfvae.distribution import DiagonalGaussian
+from opensora.models.wfvae.encoder import Encoder
+
+ENCODE_CHUNK = 8  # video frames, as published
+DECODE_CHUNK = 2  # latent frames, as published
+
+
+class WFVAEModel(PretrainedModel):
+    """Encodes videos (B, 3, 1 + s n, H, W) in [-1, 1] into latents (B, latent_dim, 1 + n, H/8, W/8) and back.
+
+    s, the stride in time, is 4 (or 8 where level 1 halves time too). One frame is an image. With `enable_tiling`
+    a clip passes in chunks along time: the same result (with layer norm exactly, with group norm as the published
+    model has it) in memory that does not grow with the clip.
+    """
+
+    config_class = WFVAEConfig
+
+    def __init__(self, **config):
+        super().__init__()
+        self.config = WFVAEConfig.from_dict(config)
+        self.encoder = Encoder(self.config)
+        self.decoder = Decoder(self.config)
+        self.scale = Tensor(np.reshape(self.config.scale, (1, -1, 1, 1, 1)), ms.float32)
+        self.shift = Tensor(np.reshape(self.config.shift, (1, -1, 1, 1, 1)), ms.float32)
+        self.use_tiling = False
+
+    def enable_tiling(self, use_tiling: bool = True) -> None:
+        """Encode and decode in chunks along time from now on."""
+        self.use_tiling = use_tiling
+
+    def encode(self, x: Tensor) -> DiagonalGaussian:
+        """The posterior of the latents of x (B, 3, T, H, W).
+
+        Raises:
+            ValueError: T is not 1 + s n, or H or W no multiple of 8.
+        """
+        self._check_video(x)
+        if not self.use_tiling:
+            return self.encode_with_coefficients(x)[0]
+        past, moments = None, []
+        for start, end in self._encode_chunks(x.shape[2]):
+            last = end == x.shape[2]
+            chunk, _, _, past = self.encoder(x[:, :, start:end], _stream_input(past), last)
+            moments.append(chunk)
+        return DiagonalGaussian(ops.cat(moments, 2))
+
+    def encode_with_coefficients(self, x: Tensor) -> tuple[DiagonalGaussian, Tensor, Tensor]:
+        """The posterior and the wavelet coefficients of both levels, (B, 12 or 24, ...) and (B, 24, ...)."""
+        self._check_video(x)
+        moments, l1, l2, _ = self.encoder(x)
+        return DiagonalGaussian(moments), l1, l2
+
+    def decode(self, z: Tensor) -> Tensor:
+        """Latents (B, latent_dim, 1 + n, h, w) -> video (B, 3, 1 + s n, 8h, 8w), about [-1, 1], not clipped."""
+        if self.use_tiling:
+            return ops.cat(list(self.decode_chunks(z)), 2)
+        return self.decode_with_coefficients(z)[0]
+
+    def decode_with_coefficients(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """The video and the wavelet coefficients of both levels, shaped like the encoder's."""
+        self._check_latents(z)
+        video, l1, l2, _ = self.decoder(z)
+        return video, l1, l2
+
+    def decode_chunks(self, z: Tensor) -> Iterator[Tensor]:
+        """Yields the video of `decode` in pieces (B, 3, t, 8h, 8w) along time; memory does not grow with n."""
+        self._check_latents(z)
+        past, frames = None, z.shape[2]
+        for start, end in self._decode_chunks(frames):
+            chunk, _, _, past = self.decoder(z[:, :, start:end], _stream_input(past), end == frames)
+            yield chunk
+
+    def normalize(self, z: Tensor) -> Tensor:
+        """Posterior draws -> latents of about unit variance, as the diffusion model has them."""
+        return (z - self.shift) * self.scale
+
+    def denormalize(self, latents: Tensor) -> Tensor:
+        """The inverse of `normalize`."""
+        return latents / self.scale + self.shift
+
+    def _encode_chunks(self, frames: int) -> list[tuple[int, int]]:
+        starts = [0, *range(1, frames, ENCODE_CHUNK)]
+        return list(zip(starts, [*starts[1:], frames]))
+
+    def _decode_chunks(self, frames: int) -> list[tuple[int, int]]:
+        """(start, end) of the latent frames of each chunk, with those that come again (`WFVAEConfig.decoder_resent`).
+
+        The first chunk brings more than the clip's first frame, which upsampling cannot use as a previous one.
+        """
+        first = 1 if self.config.decoder_resent else 1 + DECODE_CHUNK
+        starts = [0, *range(first, frames, DECODE_CHUNK)]
+        ends = [min(frames, start + self.config.decoder_resent) for start in [*starts[1:], frames]]
+        while len(ends) > 1 and ends[-2] == frames:  # all that the last chunk would bring has come already
+            starts.pop()
+            ends.pop()
+        return list(zip(starts, ends))
+
+    def _check_video(self, x: Tensor) -> None:
+        stride = self.config.temporal_stride
+        if x.ndim != 5 or x.shape[1] != 3:
+            raise ValueError(f"a video must be (B, 3, T, H, W), not {tuple(x.shape)}")
+        _, _, t, h, w = x.shape
+        if (t - 1) % stride or h % 8 or w % 8:
+            raise ValueError(f"a video of {t} frames of {h}x{w} cannot be encoded: frames must be {stride}n+1, "
+                             f"height and width multiples of 8")
+
+    def _check_latents(self, z: Tensor) -> None:
+        if z.ndim != 5 or z.shape[1] != self.config.latent_dim:
+            raise ValueError(f"latents must be (B, {self.config.latent_dim}, T, H, W), not {tuple(z.shape)}")
+
+    def constants(self) -> dict[str, np.ndarray]:
+        """The wavelet filters, which PyTorch checkpoints hold as weights and buffers."""
+        return {f"{cell_name}.{name}": value for cell_name, cell in self.cells_and_names()
+                for name, value in getattr(cell, "filters", {}).items()}
+
+
+def _stream_input(past: Optional[tuple]) -> Optional[tuple]:
+    """In graph mode a tuple of tensors is a constant, compiled in anew each time, unless it is called mutable."""
+    return None if past is None else ms.mutable(past)

@@ -1,0 +1,54 @@
+"""Scaled dot-product attention; the device picks the body.
+
+The Ascend branch follows the documentation of FlashAttentionScore and was not run on this project's CPU machines.
+"""
+from __future__ import annotations
+
+from typing import Optional
+
+import mindspore as ms
+from mindspore import Tensor, ops
+
+from opensora import device
+
+# On a CPU queries go in blocks of rows, so that the matrix of scores never has more elements than this.
+SCORES_PER_BLOCK = 1 << 25
+MASKED = -10000.0
+
+
+def key_bias(visible: Tensor) -> Tensor:
+    """A mask (B, L), 1 where a key is visible, as something to add to scores: (B, 1, 1, L), 0 or `MASKED`."""
+    return ((1 - visible.astype(ms.float32)) * MASKED).expand_dims(1).expand_dims(1)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """softmax(q k^T / sqrt(D) + bias) v (Vaswani et al. 2017, eq. 1).
+
+    q (B, N, S, D), k and v (B, N, L, D), bias (B, 1, 1, L) or None -> (B, N, S, D).
+    """
+    scale = q.shape[-1] ** -0.5
+    if device.on_ascend():
+        return _flash_attention(q, k, v, bias, scale)
+    rows = max(1, SCORES_PER_BLOCK // (q.shape[0] * q.shape[1] * k.shape[2]))
+    if q.shape[2] <= rows:
+        return _attend(q, k, v, bias, scale)
+    return ops.cat([_attend(block, k, v, bias, scale) for block in ops.split(q, rows, 2)], 2)
+
+
+def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: float) -> Tensor:
+    scores = ops.BatchMatMul(transpose_b=True)(q * scale, k)
+    if bias is not None:
+        scores = scores + bias
+    return ops.matmul(ops.softmax(scores.astype(ms.float32), -1).astype(v.dtype), v)
+
+
+def _flash_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: float) -> Tensor:
+    """FlashAttentionScore takes float16 or bfloat16 and a mask (B, 1, S, L) in which 1 means hidden."""
+    dtype = v.dtype
+    if dtype == ms.float32:
+        q, k, v = q.astype(ms.bfloat16), k.astype(ms.bfloat16), v.astype(ms.bfloat16)
+    hidden = None
+    if bias is not None:
+        hidden = (bias < 0).astype(ms.uint8).broadcast_to((q.shape[0], 1, q.shape[2], k.shape[2]))
+    return ops.flash_attention_score(q, k, v, q.shape[1], attn_mask=hidden, scalar_value=scale,
+                                     input_layout="BNSD").astype(dtype)

@@ -1,0 +1,176 @@
+"""A folder of videos through a VAE and back, for measuring the VAE: resumable, and no bad file stops it."""
+from __future__ import annotations
+
+import csv
+import json
+from collections import deque
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Iterable, Iterator, Optional, Union
+
+import numpy as np
+from tqdm import tqdm
+
+from opensora.datasets.media import WRITERS, write_video
+from opensora.eval.pairs import list_videos
+from opensora.pipelines.reconstruct import Clip, Reconstructor, Scores, as_frames, read_clip
+from opensora.utils.files import atomic_write
+
+
+@dataclass(frozen=True)
+class Job:
+    """One video to reconstruct; `origin` is where the frames the VAE saw go, or None."""
+
+    source: Path
+    target: Path
+    origin: Optional[Path]
+
+    @property
+    def name(self) -> str:
+        return self.target.name
+
+
+def plan_jobs(real_dir: Union[str, Path], generated_dir: Union[str, Path], data_file: Optional[str] = None,
+              output_origin: bool = False, subset_size: int = 0) -> list[Job]:
+    """The videos of `real_dir`, or those a csv file lists in its column `video`, and where each one goes.
+
+    Files keep their names, flat in one folder; what cannot hold H.264 becomes .mp4.
+
+    Raises:
+        FileNotFoundError: no such folder or csv file.
+        ValueError: no column `video`, nothing to do, or two videos that would get one name.
+    """
+    real_dir, generated_dir = Path(real_dir), Path(generated_dir)
+    if data_file:
+        sources = _listed_videos(real_dir, Path(data_file))
+    else:
+        own = generated_dir.resolve()
+        sources = [path for path in list_videos(real_dir, recursive=True) if own not in path.resolve().parents]
+    jobs: dict[str, Job] = {}
+    for source in sources[:subset_size or None]:
+        name = source.name if source.suffix.lower() in WRITERS else source.with_suffix(".mp4").name
+        if name in jobs:
+            raise ValueError(f"{source} and {jobs[name].source} would both be written to {generated_dir / name}")
+        jobs[name] = Job(source, generated_dir / name, generated_dir / "origin" / name if output_origin else None)
+    return list(jobs.values())
+
+
+def _listed_videos(real_dir: Path, data_file: Path) -> list[Path]:
+    with open(data_file, newline="", encoding="utf-8") as file:
+        reader = csv.DictReader(file)
+        if "video" not in (reader.fieldnames or ()):
+            raise ValueError(f"{data_file}: needs a column 'video', has {', '.join(reader.fieldnames or ())}")
+        paths = [real_dir / row["video"] for row in reader if row["video"]]
+    if not paths:
+        raise ValueError(f"{data_file}: lists no videos")
+    return paths
+
+
+class Results:
+    """Scores of finished videos, kept as json beside them, so that a run can go on where one stopped.
+
+    Raises:
+        ValueError: the folder holds reconstructions made with other settings.
+    """
+
+    def __init__(self, folder: Path, settings: dict, rank: int = 0, world_size: int = 1):
+        name = "reconstruction.json" if world_size == 1 else f"reconstruction.rank{rank}.json"
+        self.path, self.settings = folder / name, settings
+        self.own: dict[str, dict[str, float]] = {}
+        self.earlier: dict[str, dict[str, float]] = {}
+        for path in sorted(folder.glob("reconstruction*.json")):
+            stored = json.loads(path.read_text())
+            for key, value in settings.items():
+                if stored["settings"].get(key) != value:
+                    raise ValueError(f"{folder} holds reconstructions with {key}={stored['settings'].get(key)}, "
+                                     f"now it is {value}: choose another --generated_video_dir")
+            self.earlier.update(stored["videos"])
+            if path == self.path:
+                self.own.update(stored["videos"])
+
+    def finished(self, job: Job) -> bool:
+        return (job.name in self.earlier and job.target.is_file()
+                and (job.origin is None or job.origin.is_file()))
+
+    def add(self, scores: dict[str, dict[str, float]]) -> None:
+        self.own.update(scores)
+        with atomic_write(self.path) as temporary:
+            temporary.write_text(json.dumps({"settings": self.settings, "videos": self.own}, indent=1))
+
+    def table(self, jobs: Iterable[Job]) -> dict[str, dict[str, float]]:
+        """The scores of these jobs, as far as they are done."""
+        scores = {**self.earlier, **self.own}
+        return {job.name: scores[job.name] for job in jobs if job.name in scores}
+
+
+def reconstruct_folder(reconstruct: Reconstructor, jobs: list[Job], clip: Clip, ae: str, results: Results, fps: float,
+                       batch_size: int = 1, num_workers: int = 1) -> dict[str, str]:
+    """Writes the reconstructions that are not there yet. Videos of one size share a batch.
+
+    Returns the videos left out, and why: damaged, too short or absent ones.
+    """
+    todo = [job for job in jobs if not results.finished(job)]
+    skipped: dict[str, str] = {}
+    batch: list[tuple[Job, np.ndarray]] = []
+    with ThreadPoolExecutor(max(1, num_workers)) as pool, \
+            tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="video") as progress:
+        for job, video in _read_ahead(pool, todo, clip, ae, batch_size + num_workers):
+            if isinstance(video, str):
+                skipped[job.name] = video
+                progress.update()
+                continue
+            if batch and (len(batch) == batch_size or batch[0][1].shape != video.shape):
+                results.add(_reconstruct_batch(reconstruct, batch, fps))
+                progress.update(len(batch))
+                batch = []
+            batch.append((job, video))
+        if batch:
+            results.add(_reconstruct_batch(reconstruct, batch, fps))
+            progress.update(len(batch))
+    return skipped
+
+
+def _read_ahead(pool: ThreadPoolExecutor, jobs: list[Job], clip: Clip, ae: str,
+                ahead: int) -> Iterator[tuple[Job, Union[np.ndarray, str]]]:
+    """Clips in order, or the reason there is none; at most `ahead` of them are in memory."""
+    def read(job: Job) -> Union[np.ndarray, str]:
+        try:
+            return read_clip(job.source, clip, ae)
+        except (ValueError, OSError) as error:
+            return str(error)
+
+    waiting: deque = deque()
+    for job in jobs:
+        waiting.append((job, pool.submit(read, job)))
+        if len(waiting) == ahead:
+            first, future = waiting.popleft()
+            yield first, future.result()
+    while waiting:
+        first, future = waiting.popleft()
+        yield first, future.result()
+
+
+def _reconstruct_batch(reconstruct: Reconstructor, batch: list[tuple[Job, np.ndarray]],
+                       fps: float) -> dict[str, dict[str, float]]:
+    jobs = [job for job, _ in batch]
+    originals = [as_frames(video) for _, video in batch]
+    scores = [Scores() for _ in batch]
+    with ExitStack() as files:
+        for job, frames in zip(jobs, originals):
+            if job.origin is not None:
+                files.enter_context(write_video(job.origin, fps))(frames)
+        writers = [files.enter_context(write_video(job.target, fps)) for job in jobs]
+        done = 0
+        for piece in reconstruct(np.stack([video for _, video in batch])):
+            for i, frames in enumerate(piece):
+                writers[i](frames)
+                scores[i].add(originals[i][done:done + len(frames)], frames)
+            done += piece.shape[1]
+    return {job.name: score.means() for job, score in zip(jobs, scores)}
+
+
+def settings_of(clip: Clip, ae: str, weights: str) -> dict:
+    """What must stay the same for finished files to count."""
+    return {**asdict(clip), "ae": ae, "weights": weights}

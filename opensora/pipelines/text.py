@@ -1,0 +1,49 @@
+"""Prompts to text embeddings."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+import numpy as np
+from mindspore import Tensor
+
+from opensora.models.text_encoder.mt5 import MT5EncoderModel
+from opensora.models.text_encoder.tokenizer import Tokenizer
+
+LENGTH_STEP = 64
+
+
+@dataclass(frozen=True)
+class TextEmbedding:
+    """States (B, L, D) of the text encoder and their mask (B, L), 1 = a token; numpy, float32 and int32."""
+
+    states: np.ndarray
+    mask: np.ndarray
+
+    def trimmed(self) -> "TextEmbedding":
+        """Without the tail that is padding in every row, in steps of `LENGTH_STEP`.
+
+        Hidden tokens get no attention, so nothing changes but the work. The steps keep the number of different
+        lengths, each of which graph mode compiles anew, small.
+        """
+        longest = int(self.mask.sum(1).max())
+        length = min(self.mask.shape[1], -(-longest // LENGTH_STEP) * LENGTH_STEP)
+        return TextEmbedding(self.states[:, :length], self.mask[:, :length])
+
+    @staticmethod
+    def stack(parts: Sequence["TextEmbedding"]) -> "TextEmbedding":
+        """The rows of all parts, in order."""
+        return TextEmbedding(np.concatenate([part.states for part in parts]),
+                             np.concatenate([part.mask for part in parts]))
+
+    def attention_mask(self) -> Optional[Tensor]:
+        """(B, 1, L) as the transformer takes it; None where every token is visible."""
+        return None if self.mask.all() else Tensor(self.mask[:, None])
+
+
+def embed_text(encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[str],
+               max_length: int) -> TextEmbedding:
+    """The encoder's last states of texts padded or cut to `max_length` tokens."""
+    ids, mask = tokenizer(texts, max_length)
+    states = encoder(Tensor(ids), Tensor(mask))
+    return TextEmbedding(states.float().asnumpy(), mask)

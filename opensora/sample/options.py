@@ -1,0 +1,195 @@
+"""The flags of sample.py, checked before any weight is loaded."""
+from __future__ import annotations
+
+import argparse
+import csv
+from dataclasses import asdict, dataclass, fields, replace
+from pathlib import Path
+from typing import Optional, Sequence
+
+from opensora import device
+from opensora.models.loading import read_config
+from opensora.models.registry import VAES
+from opensora.pipelines.sizes import check_size
+from opensora.schedulers import SCHEDULERS
+from opensora.utils.cli import parse_with_config
+
+PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+
+
+@dataclass(frozen=True)
+class SampleOptions:
+    """One run of sample.py; the names are those of the flags."""
+
+    model_path: str
+    version: str
+    ms_checkpoint: Optional[str]
+    ae: str
+    ae_path: str
+    text_encoder_name_1: str
+    text_prompt: Sequence[str]
+    caption_refiner: Optional[str]
+    save_img_path: str
+    num_frames: int
+    height: int
+    width: int
+    fps: int
+    guidance_scale: float
+    num_sampling_steps: int
+    max_sequence_length: int
+    num_samples_per_prompt: int
+    sample_method: str
+    prediction_type: Optional[str]
+    rescale_betas_zero_snr: bool
+    v1_5_scheduler: bool
+    sparse1d: bool
+    sparse_n: Optional[int]
+    enable_tiling: bool
+    save_memory: bool
+    save_latents: bool
+    decode_latents: bool
+    video_extension: str
+    overwrite: bool
+    seed: int
+
+    @property
+    def is_image(self) -> bool:
+        return self.num_frames == 1
+
+    @property
+    def suffix(self) -> str:
+        return ".jpg" if self.is_image and self.video_extension in ("mp4", "gif") else f".{self.video_extension}"
+
+    def scheduler_arguments(self) -> dict:
+        """Keyword arguments of `get_scheduler`."""
+        return {"prediction_type": self.prediction_type, "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
+                **(V1_5_BETAS if self.v1_5_scheduler else {})}
+
+    def as_metadata(self) -> dict:
+        return asdict(self)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    weights = parser.add_argument_group("weights")
+    weights.add_argument("--model_path", required=True, help="folder of the diffusion transformer")
+    weights.add_argument("--version", choices=("v1_3",), default="v1_3")
+    weights.add_argument("--ms_checkpoint", help="transformer weights of this file instead of those in --model_path")
+    weights.add_argument("--ae", choices=tuple(VAES), default="WFVAEModel_D8_4x8x8")
+    weights.add_argument("--ae_path", required=True, help="folder of the autoencoder")
+    weights.add_argument("--text_encoder_name_1", required=True, help="folder of mT5 or T5 v1.1, with its tokenizer")
+    weights.add_argument("--caption_refiner", help="folder of a language model that rewrites the prompts first")
+
+    output = parser.add_argument_group("what to make")
+    output.add_argument("--text_prompt", nargs="+", required=True,
+                        help="prompts, or one .txt file with a prompt a line, or one .csv file with a column "
+                             + " or ".join(PROMPT_COLUMNS))
+    output.add_argument("--save_img_path", default="./sample_videos", help="folder for the results")
+    output.add_argument("--num_frames", type=int, default=93, help="4n+1; 1 makes images")
+    output.add_argument("--height", type=int, default=352)
+    output.add_argument("--width", type=int, default=640)
+    output.add_argument("--fps", type=int, default=18)
+    output.add_argument("--num_samples_per_prompt", type=int, default=1)
+    output.add_argument("--video_extension", choices=("mp4", "gif", "jpg", "png"), default="mp4",
+                        help="jpg and png are for images")
+    output.add_argument("--overwrite", action="store_true", help="make again what is there already")
+
+    sampling = parser.add_argument_group("sampling")
+    sampling.add_argument("--sample_method", choices=tuple(SCHEDULERS), default="EulerAncestralDiscrete")
+    sampling.add_argument("--num_sampling_steps", type=int, default=100)
+    sampling.add_argument("--guidance_scale", type=float, default=7.5, help="1: no guidance")
+    sampling.add_argument("--max_sequence_length", type=int, default=512, help="tokens of text")
+    sampling.add_argument("--prediction_type", choices=PREDICTION_TYPES,
+                          help="what the weights predict; default: what their config.json says, else v_prediction")
+    sampling.add_argument("--rescale_betas_zero_snr", action="store_true")
+    sampling.add_argument("--v1_5_scheduler", action="store_true", help="the noise schedule of Open-Sora-Plan v1.5")
+    sampling.add_argument("--sparse1d", action="store_true", help="expect weights with skiparse attention")
+    sampling.add_argument("--sparse_n", type=int, help="expect weights with this skiparse factor")
+
+    memory = parser.add_argument_group("memory and stages")
+    memory.add_argument("--enable_tiling", action="store_true", help="decode along time in chunks (always so to files)")
+    memory.add_argument("--save_memory", action="store_true",
+                        help="text encoder, transformer and autoencoder on the device one after the other")
+    memory.add_argument("--save_latents", action="store_true", help="stop before decoding; write latents as .npy")
+    memory.add_argument("--decode_latents", action="store_true", help="only decode what --save_latents wrote")
+    device.add_arguments(parser)
+
+
+def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, argparse.Namespace]:
+    """The checked options of a run, and the parsed flags that `device.setup` takes.
+
+    Raises:
+        ValueError, OSError: anything wrong that shows before weights are loaded.
+    """
+    parser = argparse.ArgumentParser(description="Makes videos or images from text.")
+    add_arguments(parser)
+    args = parse_with_config(parser, argv)
+    names = {field.name for field in fields(SampleOptions)}
+    options = SampleOptions(**{name: value for name, value in vars(args).items() if name in names})
+    return check_options(options), args
+
+
+def check_options(options: SampleOptions) -> SampleOptions:
+    """The options with what the weights' config.json says filled in; ValueError if they contradict it or each other."""
+    channels, temporal_stride, _ = VAES[options.ae]
+    check_size(options.num_frames, options.height, options.width, temporal_stride)
+    for name in ("num_sampling_steps", "num_samples_per_prompt", "max_sequence_length", "fps"):
+        if getattr(options, name) < 1:
+            raise ValueError(f"--{name} must be 1 or more, not {getattr(options, name)}")
+    if options.video_extension in ("jpg", "png") and not options.is_image:
+        raise ValueError(f"--video_extension {options.video_extension} is for images: use --num_frames 1, or mp4 or gif")
+    if options.save_latents and options.decode_latents:
+        raise ValueError("--save_latents stops where --decode_latents goes on: use one of them")
+
+    transformer = read_config(options.model_path)
+    if transformer.get("in_channels", channels) != channels:
+        raise ValueError(f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
+                         f"--ae {options.ae} makes {channels}")
+    vae = read_config(options.ae_path)
+    if vae.get("latent_dim", 8) != channels:
+        raise ValueError(f"{options.ae_path} holds an autoencoder of {vae.get('latent_dim', 8)} latent channels, "
+                         f"--ae {options.ae} has {channels}")
+    recorded = transformer.get("prediction_type")
+    _agree(options, "prediction_type", options.prediction_type, recorded)
+    _agree(options, "sparse1d", options.sparse1d or None, transformer.get("sparse1d", False))
+    _agree(options, "sparse_n", options.sparse_n, transformer.get("sparse_n"))
+    text = read_config(options.text_encoder_name_1)
+    if transformer.get("caption_channels", text.get("d_model")) != text.get("d_model"):
+        raise ValueError(f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
+                         f"{options.text_encoder_name_1} gives {text.get('d_model')}")
+    return replace(options, prediction_type=options.prediction_type or recorded or "v_prediction")
+
+
+def _agree(options: SampleOptions, name: str, given, recorded) -> None:
+    if given is not None and recorded is not None and given != recorded:
+        raise ValueError(f"--{name} {given} contradicts {options.model_path}/config.json, which has {recorded}: "
+                         f"the result would be noise; leave the flag out")
+
+
+def read_prompts(text_prompt: Sequence[str]) -> list[str]:
+    """The prompts that --text_prompt means.
+
+    Raises:
+        FileNotFoundError: a .txt or .csv that is not there.
+        ValueError: a file without prompts, or a csv without a column of them.
+    """
+    if len(text_prompt) > 1 or not text_prompt[0].endswith((".txt", ".csv")):
+        return list(text_prompt)
+    path = Path(text_prompt[0])
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file; --text_prompt takes prompts or one .txt or .csv file")
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        if path.suffix == ".txt":
+            prompts = [line.strip() for line in file]
+        else:
+            reader = csv.DictReader(file)
+            column = next((name for name in PROMPT_COLUMNS if name in (reader.fieldnames or ())), None)
+            if column is None:
+                raise ValueError(f"{path}: has columns {', '.join(reader.fieldnames or ())}, "
+                                 f"none of {', '.join(PROMPT_COLUMNS)}")
+            prompts = [(row[column] or "").strip() for row in reader]
+    prompts = [prompt for prompt in prompts if prompt]
+    if not prompts:
+        raise ValueError(f"{path}: holds no prompts")
+    return prompts

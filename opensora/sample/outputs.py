@@ -1,0 +1,118 @@
+"""Names and files of results: videos or images, grids, latents, and a json beside each that says how it was made."""
+from __future__ import annotations
+
+import json
+import math
+import platform
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterable, Optional, Sequence
+
+import numpy as np
+
+import opensora
+from opensora.datasets.media import VideoReader, read_image, save_image, write_video
+from opensora.sample.options import SampleOptions
+from opensora.utils.files import atomic_write
+
+GRID_GAP = 1
+
+
+@dataclass(frozen=True)
+class Sample:
+    """One result: the `index`-th prompt's `number`-th sample."""
+
+    index: int
+    number: int
+    prompt: str
+    path: Path
+
+    @property
+    def latents_path(self) -> Path:
+        return self.path.with_suffix(".npy")
+
+    @property
+    def metadata_path(self) -> Path:
+        return self.path.with_suffix(".json")
+
+
+def plan_samples(options: SampleOptions, prompts: Sequence[str]) -> list[Sample]:
+    """All results of a run in order: `METHOD_INDEX_gsSCALE_sSTEPS[_iNUMBER].mp4`."""
+    return [Sample(index, number, prompt, _path(options, index, number))
+            for index, prompt in enumerate(prompts) for number in range(options.num_samples_per_prompt)]
+
+
+def _path(options: SampleOptions, index: Optional[int], number: Optional[int] = None) -> Path:
+    parts = [options.sample_method, f"gs{options.guidance_scale:g}", f"s{options.num_sampling_steps}"]
+    if index is not None:
+        parts.insert(1, str(index))
+    if number is not None and options.num_samples_per_prompt > 1:
+        parts.append(f"i{number}")
+    return Path(options.save_img_path) / ("_".join(parts) + options.suffix)
+
+
+def write_frames(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
+    """Writes uint8 chunks (1, t, H, W, 3) as a video, or the only frame as an image."""
+    if path.suffix in (".jpg", ".png"):
+        (chunk,) = chunks
+        save_image(path, chunk[0, 0])
+        return
+    with write_video(path, fps) as write:
+        for chunk in chunks:
+            write(chunk[0])
+
+
+def write_metadata(sample: Sample, options: SampleOptions, seed: Sequence[int], prompt_used: str) -> None:
+    """Everything needed to make the sample again; `prompt_used` is the refined one where there was a refiner."""
+    import mindspore
+    record = {
+        "prompt": sample.prompt, "prompt_used": prompt_used, "prompt_index": sample.index,
+        "sample_number": sample.number, "noise_seed": list(seed), "arguments": options.as_metadata(),
+        "versions": {"opensora": opensora.__version__, "mindspore": mindspore.__version__,
+                     "numpy": np.__version__, "python": platform.python_version()},
+    }
+    with atomic_write(sample.metadata_path) as temporary:
+        temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
+
+
+def read_metadata(sample: Sample) -> dict:
+    return json.loads(sample.metadata_path.read_text(encoding="utf-8"))
+
+
+def write_latents(path: Path, latents: np.ndarray) -> None:
+    with atomic_write(path) as temporary, open(temporary, "wb") as file:
+        np.save(file, latents)
+
+
+def write_grids(options: SampleOptions, samples: Sequence[Sample]) -> None:
+    """A grid of each prompt's samples, where it has several, and one of everything, where there is more than one."""
+    if options.num_samples_per_prompt > 1:
+        for index in sorted({sample.index for sample in samples}):
+            _write_grid([sample.path for sample in samples if sample.index == index], _path(options, index), options.fps)
+    if len(samples) > 1:
+        _write_grid([sample.path for sample in samples], _path(options, None), options.fps)
+
+
+def _write_grid(paths: Sequence[Path], target: Path, fps: int) -> None:
+    """Files of one size, side by side, a frame at a time."""
+    if target.suffix in (".jpg", ".png"):
+        save_image(target, _tile([read_image(path) for path in paths]))
+        return
+    with ExitStack() as stack:
+        readers = [stack.enter_context(VideoReader(path)) for path in paths]
+        write = stack.enter_context(write_video(target, fps))
+        for chunks in zip(*(reader.chunks(range(len(reader))) for reader in readers)):
+            write(np.stack([_tile(frames) for frames in zip(*chunks)]))
+
+
+def _tile(frames: Sequence[np.ndarray]) -> np.ndarray:
+    """Frames (H, W, 3) in a nearly square grid with thin black lines."""
+    rows = math.ceil(math.sqrt(len(frames)))
+    columns = math.ceil(len(frames) / rows)
+    height, width = (size + GRID_GAP for size in frames[0].shape[:2])
+    grid = np.zeros((rows * height + GRID_GAP, columns * width + GRID_GAP, 3), np.uint8)
+    for i, frame in enumerate(frames):
+        top, left = i // columns * height + GRID_GAP, i % columns * width + GRID_GAP
+        grid[top:top + frame.shape[0], left:left + frame.shape[1]] = frame
+    return grid

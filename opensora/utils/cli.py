@@ -1,0 +1,80 @@
+"""What every command-line entry point shares."""
+from __future__ import annotations
+
+import argparse
+import difflib
+import sys
+from pathlib import Path
+from typing import Callable, Optional, Sequence
+
+import yaml
+
+
+def str2bool(text: str) -> bool:
+    """`True`, `true`, `1`, `yes` and their opposites, as people write them on a command line."""
+    lowered = text.strip().lower()
+    if lowered in ("true", "1", "yes", "y", "on"):
+        return True
+    if lowered in ("false", "0", "no", "n", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    """Parses the command line; `--config FILE.yaml` changes the defaults, and flags win over the file.
+
+    Raises:
+        ValueError: the file is no mapping, or has a key or value that is none of the command's flags.
+    """
+    parser.add_argument("--config", help="yaml file with values for these flags; the command line wins over it")
+    first = argparse.ArgumentParser(add_help=False)
+    first.add_argument("--config")
+    path = first.parse_known_args(argv)[0].config
+    if path:
+        _apply_config(parser, Path(path))
+    return parser.parse_args(argv)
+
+
+def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
+    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    if not isinstance(values, dict):
+        raise ValueError(f"{path}: should hold `flag: value` lines")
+    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    for key, value in values.items():
+        if key not in actions:
+            close = difflib.get_close_matches(str(key), actions, n=3)
+            raise ValueError(f"{path}: unknown key {key!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
+        actions[key].required = False
+        parser.set_defaults(**{key: _config_value(actions[key], value, f"{path}: {key}: {value!r}")})
+
+
+def _config_value(action: argparse.Action, value, place: str):
+    """A value from yaml as the flag itself would have parsed it."""
+    if value is None:
+        return None
+    if action.nargs == 0:  # a switch
+        if not isinstance(value, bool):
+            raise ValueError(f"{place} should be true or false")
+        return value
+    if action.nargs in ("+", "*"):
+        return [str(item) for item in (value if isinstance(value, list) else [value])]
+    try:
+        value = (action.type or str)(str(value))
+    except (ValueError, argparse.ArgumentTypeError) as error:
+        raise ValueError(f"{place}: {error}") from error
+    if action.choices is not None and value not in action.choices:
+        raise ValueError(f"{place} is not one of {', '.join(map(str, action.choices))}")
+    return value
+
+
+def run_main(main: Callable[[], None]) -> None:
+    """Runs `main` and ends the process; what the user did wrong is one line on stderr, not a traceback."""
+    try:
+        main()
+    except (ValueError, OSError) as error:
+        message = " ".join(str(error).split())
+        print(f"error: {message}", file=sys.stderr)
+        sys.exit(1)
+    except KeyboardInterrupt:
+        print("stopped", file=sys.stderr)
+        sys.exit(130)

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# Makes a virtual environment, installs everything and runs every test: bash scripts/test.sh [pytest arguments]
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/.."
+REQUIREMENTS=requirements-test.txt bash scripts/setup.sh .venv-test
+exec .venv-test/bin/python -m pytest --durations=10 "$@"

@@ -1,0 +1,48 @@
+"""Fixtures: sample weights and videos that are used where they exist, never committed."""
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+SHARED = ROOT.parent / "shared"
+
+
+def _folder(name: str) -> Path:
+    path = SHARED / name
+    if not path.is_dir():
+        pytest.skip(f"the {name} folder is not on this machine")
+    return path
+
+
+@pytest.fixture(scope="session")
+def release_tiny() -> Path:
+    """A tiny model in the layout and formats of the published weights."""
+    return _folder("release_tiny")
+
+
+@pytest.fixture(scope="session")
+def media() -> Path:
+    """A real video and a corrupt one."""
+    return _folder("media")
+
+
+@pytest.fixture(scope="session")
+def run():
+    """Runs `python *arguments` from the project's folder as a user would; returns the finished process."""
+    def run_python(*arguments, **kwargs) -> subprocess.CompletedProcess:
+        command = [sys.executable, *map(str, arguments)]
+        return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, **kwargs)
+    return run_python
+
+
+@pytest.fixture(params=[1, 0], ids=["pynative", "graph"])
+def mode(request):
+    """The test runs in PyNative mode and in graph mode."""
+    import mindspore as ms
+    ms.set_context(mode=request.param)
+    yield request.param
+    ms.set_context(mode=1)

@@ -1,0 +1,145 @@
+"""The tools as a user calls them."""
+from __future__ import annotations
+
+import json
+import os
+import resource
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from safetensors.numpy import load_file
+from test_loading import TINY_T5, TINY_VAE, as_tensors, same
+from torch_files import Storage, View, save_zip, tensor
+
+from opensora.models import MT5EncoderModel, WFVAEModel
+
+WFVAE_TOOL = "tools/model_conversion/convert_wfvae.py"
+TORCH_TOOL = "tools/model_conversion/convert_pytorch_ckpt_to_safetensors.py"
+MS_TOOL = "tools/model_conversion/convert_ms_to_safetensors.py"
+MERGE_TOOL = "tools/ckpt/merge_safetensors.py"
+
+
+@pytest.fixture(scope="module")
+def vae_folder(tmp_path_factory):
+    """A training checkpoint: EMA weights and others."""
+    folder = tmp_path_factory.mktemp("vae")
+    state = WFVAEModel(**TINY_VAE).torch_state()
+    plain = {key: value if "wavelet" in key else value + 1 for key, value in state.items()}
+    save_zip(folder / "merged.ckpt", {"ema_state_dict": {f"module.{k}": v for k, v in as_tensors(state).items()},
+                                      "state_dict": {"gen_model": as_tensors(plain)}})
+    (folder / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE}))
+    return folder
+
+
+def convert(run, tool, src, target, config, *more, **kwargs):
+    return run(tool, "--src", src, "--target", target, "--config", config, *more, **kwargs)
+
+
+def refused(finished, *words) -> bool:
+    """One line of error, exit code not zero, no traceback."""
+    errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
+    return (finished.returncode == 1 and len(errors) == 1 and "Traceback" not in finished.stderr
+            and all(word in errors[0] for word in words))
+
+
+def test_wfvae(run, vae_folder, tmp_path):
+    target = tmp_path / "out/model.safetensors"
+    for use_ema in ("True", "False"):
+        finished = convert(run, WFVAE_TOOL, vae_folder / "merged.ckpt", target, vae_folder / "config.json",
+                           "--use_ema", use_ema)
+        assert finished.returncode == 0, finished.stderr
+        expected = WFVAEModel.from_pretrained(vae_folder, use_ema=use_ema == "True").torch_state()
+        assert same(load_file(target), expected)
+    assert os.listdir(target.parent) == ["model.safetensors"]
+
+
+def test_mt5_keeps_every_name(run, tmp_path):
+    state = as_tensors(MT5EncoderModel(**TINY_T5).torch_state())
+    state["encoder.embed_tokens.weight"] = state["shared.weight"]
+    state["decoder.final_layer_norm.weight"] = tensor(np.ones(8, np.float32))
+    save_zip(tmp_path / "pytorch_model.bin", state)
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mt5", **TINY_T5}))
+    target = tmp_path / "model.safetensors"
+    finished = convert(run, TORCH_TOOL, tmp_path / "pytorch_model.bin", target, tmp_path / "config.json")
+    assert finished.returncode == 0, finished.stderr
+    assert set(load_file(target)) == set(state)
+    os.remove(tmp_path / "pytorch_model.bin")
+    assert MT5EncoderModel.from_pretrained(tmp_path).config.d_model == 8
+
+
+def test_back_from_mindspore(run, tmp_path):
+    vae = WFVAEModel(**TINY_VAE)
+    extra = ms.Parameter(ms.Tensor(np.ones(3, np.float32)), name="adam_m.encoder")
+    ms.save_checkpoint([*({"name": p.name, "data": p} for p in vae.get_parameters()),
+                        {"name": "adam_m.encoder", "data": extra}], str(tmp_path / "vae.ckpt"))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE}))
+    target = tmp_path / "model.safetensors"
+    finished = convert(run, MS_TOOL, tmp_path / "vae.ckpt", target, tmp_path / "config.json")
+    assert finished.returncode == 0, finished.stderr
+    assert same(load_file(target), vae.torch_state())
+
+
+def test_merge(run, release_tiny, tmp_path):
+    folder = release_tiny / "LanguageBind/Open-Sora-Plan-v1.3.0/any93x640x640"
+    index = "diffusion_pytorch_model.safetensors.index.json"
+    finished = run(MERGE_TOOL, "-i", folder, "-o", tmp_path / "all.safetensors", "-f", index)
+    assert finished.returncode == 0, finished.stderr
+    merged = load_file(tmp_path / "all.safetensors")
+    expected = {}
+    for shard in folder.glob("*.safetensors"):
+        expected.update(load_file(shard))
+    assert same(merged, expected)
+
+
+def test_what_goes_wrong_is_one_line_and_leaves_nothing(run, vae_folder, tmp_path):
+    src, config, target = vae_folder / "merged.ckpt", vae_folder / "config.json", tmp_path / "out/x.safetensors"
+    cut = tmp_path / "cut.ckpt"
+    cut.write_bytes(src.read_bytes()[:10000])
+    other = tmp_path / "config.json"
+    other.write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE, "latent_dim": 16}))
+    assert refused(convert(run, WFVAE_TOOL, cut, target, config), "cut.ckpt", "damaged")
+    assert refused(convert(run, WFVAE_TOOL, src, target, other), "latent_dim", "(16, 32, 3, 3, 3)")
+    assert refused(convert(run, WFVAE_TOOL, src, target, tmp_path / "no.json"), "no.json")
+    assert refused(convert(run, WFVAE_TOOL, tmp_path / "no.ckpt", target, config), "no.ckpt")
+    assert refused(run(MERGE_TOOL, "-i", tmp_path, "-o", target, "-f", "no.json"), "no.json")
+    assert not target.exists() and not target.parent.exists()
+
+
+@pytest.fixture
+def small_disk(tmp_path):
+    """A disk of 1 MB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
+        pytest.skip("mounting a small disk needs root")
+    yield folder
+    subprocess.run(["umount", folder], check=True)
+
+
+def test_full_disk(run, vae_folder, tmp_path, small_disk):
+    big = tmp_path / "big.ckpt"
+    state = as_tensors(WFVAEModel(**TINY_VAE).torch_state())
+    save_zip(big, {**state, "ballast": tensor(np.ones(500000, np.float32))})
+    finished = convert(run, WFVAE_TOOL, big, small_disk / "x.safetensors", vae_folder / "config.json")
+    assert refused(finished, "x.safetensors", "cannot hold")
+    assert os.listdir(small_disk) == []
+
+
+@pytest.mark.slow
+def test_memory_stays_small_for_a_large_file(tmp_path):
+    """3.2 GB in tensors of 128 MB: peak memory below twice a tensor plus 300 MB."""
+    size = 128 << 20
+    state = as_tensors(WFVAEModel(**TINY_VAE).torch_state())
+    state.update({f"ballast.{i}": View(Storage(np.full(size // 4, i, np.float32)), (size // 4,)) for i in range(25)})
+    save_zip(tmp_path / "big.ckpt", state)
+    del state
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE}))
+    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
+    subprocess.run([sys.executable, WFVAE_TOOL, "--src", tmp_path / "big.ckpt", "--target",
+                    tmp_path / "big.safetensors", "--config", tmp_path / "config.json"], check=True)
+    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss * 1024
+    print(f"peak {peak / 1e6:.0f} MB")
+    assert before * 1024 < peak < 2 * size + 300e6

@@ -1,0 +1,93 @@
+"""WFVAE against the reference, and what streaming promises."""
+from __future__ import annotations
+
+import mindspore as ms
+import numpy as np
+import pytest
+from golden_cases import case_names, relative_difference
+from golden_models import wfvae_rows
+from mindspore import Tensor
+
+from opensora.models import WFVAEModel
+from opensora.models.wfvae.wavelet import (HaarTransform2D, HaarTransform3D, InverseHaarTransform2D,
+                                           InverseHaarTransform3D)
+
+TINY = dict(base_channels=8, encoder_num_resblocks=1, encoder_energy_flow_hidden_size=8, decoder_num_resblocks=1,
+            decoder_energy_flow_hidden_size=8, norm_type="layernorm", t_interpolation="trilinear")
+TIME_8 = dict(l1_dowmsample_block="Spatial2xTime2x3DDownsample", l1_downsample_wavelet="HaarWaveletTransform3D",
+              l1_upsample_block="Spatial2xTime2x3DUpsample", l1_upsample_wavelet="InverseHaarWaveletTransform3D")
+
+
+def random(*shape) -> Tensor:
+    return Tensor(np.random.RandomState(0).uniform(-1, 1, shape), ms.float32)
+
+
+@pytest.mark.parametrize("name", case_names("wfvae_"))
+def test_golden(name, mode):
+    rows = wfvae_rows(name)
+    assert max(rows.values()) < 1e-4, rows
+
+
+@pytest.mark.parametrize("forward, inverse, frames", [
+    (HaarTransform2D, InverseHaarTransform2D, 3), (HaarTransform3D, InverseHaarTransform3D, 5)])
+def test_wavelets_invert(forward, inverse, frames):
+    x = random(2, 3, frames, 4, 6)
+    # The published 3-D scale, 0.3536, makes the pair 8 * 0.3536^2 = 1.00027 times the identity.
+    assert relative_difference(inverse()(forward()(x)).asnumpy(), x.asnumpy()) < 3e-4
+
+
+@pytest.mark.parametrize("frames", [1, 5, 9, 17, 21])
+@pytest.mark.parametrize("options", [
+    {}, {"t_interpolation": "nearest"}, TIME_8, {**TIME_8, "t_interpolation": "nearest"}],
+    ids=["trilinear", "nearest", "time8-trilinear", "time8-nearest"])
+def test_streaming_equals_the_whole_clip(frames, options):
+    vae = WFVAEModel(**{**TINY, **options})
+    stride = vae.config.temporal_stride
+    frames = 1 + (frames - 1) * stride // 4
+    x = random(1, 3, frames, 16, 16)
+    whole_z = vae.encode(x).mean
+    whole = vae.decode(whole_z)
+    vae.enable_tiling()
+    assert relative_difference(vae.encode(x).mean.asnumpy(), whole_z.asnumpy()) < 1e-5
+    assert relative_difference(vae.decode(whole_z).asnumpy(), whole.asnumpy()) < 1e-5
+    assert whole.shape == x.shape
+
+
+def test_chunks_come_in_order_and_small():
+    vae = WFVAEModel(**TINY)
+    z = random(1, 8, 9, 2, 2)
+    chunks = [chunk.asnumpy() for chunk in vae.decode_chunks(z)]
+    assert max(chunk.shape[2] for chunk in chunks) <= 10
+    assert relative_difference(np.concatenate(chunks, 2), vae.decode(z).asnumpy()) < 1e-5
+
+
+def test_normalize_is_inverted_by_denormalize():
+    vae = WFVAEModel(**TINY, scale=[0.5] * 8, shift=list(range(8)))
+    z = random(1, 8, 2, 2, 2)
+    assert relative_difference(vae.denormalize(vae.normalize(z)).asnumpy(), z.asnumpy()) < 1e-6
+    assert np.allclose(vae.normalize(z).asnumpy()[:, 3], (z.asnumpy()[:, 3] - 3) * 0.5)
+
+
+def test_posterior():
+    vae = WFVAEModel(**TINY)
+    posterior = vae.encode(random(1, 3, 1, 16, 16))
+    noise = random(*posterior.mean.shape)
+    mean, logvar = posterior.mean.asnumpy(), posterior.logvar.asnumpy()
+    assert np.allclose(posterior.sample(noise).asnumpy(), mean + np.exp(logvar / 2) * noise.asnumpy(), atol=1e-6)
+    assert np.allclose(posterior.kl().asnumpy(), 0.5 * (mean ** 2 + np.exp(logvar) - 1 - logvar).sum(), rtol=1e-5)
+    assert (posterior.sample() != posterior.sample()).any()
+
+
+@pytest.mark.parametrize("shape, message", [
+    ((1, 3, 4, 16, 16), "4n[+]1"), ((1, 3, 5, 12, 16), "multiples of 8"), ((1, 1, 5, 16, 16), "B, 3, T, H, W")])
+def test_bad_videos_are_refused(shape, message):
+    with pytest.raises(ValueError, match=message):
+        WFVAEModel(**TINY).encode(random(*shape))
+
+
+@pytest.mark.parametrize("config, message", [
+    ({"norm_type": "batchnorm"}, "batchnorm"), ({"latent_dims": 8}, "latent_dims"), ({"scale": [1.0]}, "scale"),
+    ({"l1_upsample_block": "Spatial2xTime2x3DUpsample"}, "level-1 blocks")])
+def test_bad_configs_are_refused(config, message):
+    with pytest.raises(ValueError, match=message):
+        WFVAEModel(**config)

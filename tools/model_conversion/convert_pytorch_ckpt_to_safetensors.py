@@ -1,0 +1,28 @@
+"""Weights of torch.save, one file or shards named by an index.json, to one safetensors file:
+
+    python tools/model_conversion/convert_pytorch_ckpt_to_safetensors.py --src google/mt5-xxl/pytorch_model.bin \
+        --target google/mt5-xxl/model.safetensors --config google/mt5-xxl/config.json
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
+
+from opensora.models.conversion import convert  # noqa: E402
+from opensora.utils.cli import run_main  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Torch weights -> safetensors, tensor by tensor.")
+    parser.add_argument("--src", required=True, help="file of torch.save, or index.json of its shards")
+    parser.add_argument("--target", required=True, help="safetensors file to write")
+    parser.add_argument("--config", required=True, help="config.json of the model")
+    args = parser.parse_args()
+    convert(args.src, args.target, args.config)
+
+
+if __name__ == "__main__":
+    run_main(main)
