@@ -2,6 +2,8 @@
 from __future__ import annotations
 
 import json
+import os
+import resource
 
 import mindspore as ms
 import numpy as np
@@ -10,8 +12,9 @@ from safetensors.numpy import load_file
 from torch_files import SAVERS, save_zip, tensor
 
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
-from opensora.models.checkpoint_files import open_state, read_config
-from opensora.models.safetensors_file import ArrayTensor, read_safetensors, write_safetensors
+from opensora.models.checkpoint_files import find_weights, open_state, read_config
+from opensora.models.safetensors_file import read_safetensors, write_safetensors
+from opensora.models.tensor_file import ArrayTensor
 
 TINY_VAE = dict(base_channels=8, encoder_num_resblocks=1, encoder_energy_flow_hidden_size=8, decoder_num_resblocks=1,
                 decoder_energy_flow_hidden_size=8, norm_type="layernorm", t_interpolation="trilinear")
@@ -147,7 +150,7 @@ def test_clear_errors(vae, tmp_path):
     with pytest.raises(ValueError, match="wrong.*do not fit the configuration"):
         WFVAEModel.from_pretrained(tmp_path / "wrong")
     write_config(tmp_path / "wrong", base_chanels=16)
-    with pytest.raises(ValueError, match="base_chanels.*did you mean base_channels"):
+    with pytest.raises(ValueError, match="wrong/diffusion_pytorch_model.safetensors: .*base_chanels.*did you mean base_channels"):
         WFVAEModel.from_pretrained(tmp_path / "wrong")
     (tmp_path / "wrong/config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json: not a json file"):
@@ -161,6 +164,86 @@ def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
     (tmp_path / "a.index.json").write_text(json.dumps({"weight_map": {"w": "../secret.safetensors"}}))
     with pytest.raises(ValueError, match="not in the index's own folder"):
         open_state(tmp_path / "a.index.json")
+
+
+def test_an_index_cannot_name_itself(tmp_path):
+    (tmp_path / "a.index.json").write_text(json.dumps({"weight_map": {"w": "a.index.json"}}))
+    with pytest.raises(ValueError, match="no file of weights"):
+        open_state(tmp_path / "a.index.json")
+
+
+@pytest.mark.parametrize("dtype", [ms.float32, ms.float16, ms.bfloat16, ms.int64, ms.bool_])
+def test_mindspore_types(tmp_path, dtype):
+    values = ms.Tensor(np.arange(6).reshape(2, 3)).astype(dtype)
+    ms.save_checkpoint([{"name": "w", "data": values}, {"name": "b", "data": ms.Tensor(3.0, ms.float32)}],
+                       str(tmp_path / "x.ckpt"), append_dict={"note": "a text"})
+    state = open_state(tmp_path / "x.ckpt")
+    expected = values.astype(ms.float32).asnumpy()
+    assert set(state) == {"w", "b"} and state["w"].shape == (2, 3)
+    assert (state["w"].numpy().astype(np.float32) == expected).all() and state["b"].numpy() == 3
+
+
+def test_mindspore_slices_and_damage(tmp_path, monkeypatch):
+    """MindSpore cuts tensors over 512 MB into slices; here into slices of a kilobyte."""
+    path = tmp_path / "x.ckpt"
+    monkeypatch.setattr("mindspore.train.serialization.SLICE_SIZE", 1)
+    array = np.random.RandomState(0).standard_normal((40, 25)).astype(np.float32)
+    ms.save_checkpoint([{"name": "w", "data": ms.Tensor(array)}, {"name": "b", "data": ms.Tensor(array[0])}], str(path),
+                       crc_check=True)
+    assert path.read_bytes().count(b"Float32") == 5, "four slices and one whole"
+    state = open_state(path)
+    assert (state["w"].numpy() == array).all() and (state["b"].numpy() == array[0]).all()
+    assert b"".join(state["w"].raw()) == array.tobytes()
+    data = path.read_bytes()
+    for size in (10, 1000, 3000, 4200):
+        path.write_bytes(data[:size])
+        with pytest.raises(ValueError, match="x.ckpt"):
+            open_state(path)
+
+
+@pytest.mark.parametrize("files, message", [
+    (["a.safetensors", "b.safetensors"], "several files of weights .a.safetensors, b.safetensors"),
+    (["a.ckpt", "b.ckpt"], "several files of weights .a.ckpt, b.ckpt")])
+def test_a_choice_is_left_to_the_user(tmp_path, files, message):
+    for name in files:
+        (tmp_path / name).touch()
+    with pytest.raises(ValueError, match=message):
+        open_state(tmp_path)
+
+
+def test_files_are_looked_for_in_order(tmp_path):
+    names = ["diffusion_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin", "merged.ckpt", "last.ckpt"]
+    for name in reversed(names):
+        (tmp_path / name).touch()
+        assert find_weights(tmp_path).name == name
+    (tmp_path / "note.safetensors").write_text("version https://git-lfs.github.com/spec/v1")
+    with pytest.raises(ValueError, match="git lfs pull"):
+        open_state(tmp_path / "note.safetensors")
+
+
+@pytest.mark.parametrize("header", [
+    b'{"w": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}',
+    b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
+    b'{"w": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}',
+    b'{"w": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}}', b'{"w": 3}', b"{nonsense"])
+def test_damaged_safetensors_headers(tmp_path, header):
+    path = tmp_path / "x.safetensors"
+    path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
+    with pytest.raises(ValueError, match="x.safetensors: "):
+        read_safetensors(path)
+
+
+def test_a_disk_that_fills_up_while_writing(tmp_path, monkeypatch):
+    """Where room cannot be reserved, as on some network disks."""
+    monkeypatch.delattr(os, "posix_fallocate")
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, limits[1]))
+    try:
+        with pytest.raises(OSError, match="x.safetensors: cannot hold 0.002 GB"):
+            write_safetensors(tmp_path / "x.safetensors", {"w": ArrayTensor(np.zeros(500_000, np.float32))})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert os.listdir(tmp_path) == []
 
 
 @pytest.mark.parametrize("keep", [4, 40, 0.5, 0.99])

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from torch_files import SAVERS, Storage, View, save_zip, tensor
 
+from opensora.models.tensor_file import OpenFile
 from opensora.models.torch_file import read_torch_file
 
 ARRAYS = {kind: np.arange(12).reshape(3, 4).astype(kind) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1")}
@@ -86,6 +87,49 @@ def test_state_on_an_allowed_class_stays_in_the_file(tmp_path):
     save_zip(tmp_path / "x.pt", {"x": EvilState(), "w": tensor(np.ones(2, np.float32))})
     read_torch_file(tmp_path / "x.pt")
     assert callable(OrderedDict.clear)
+
+
+def write_pickle(path, data: bytes, compression=zipfile.ZIP_STORED, byteorder="little"):
+    """A zip torch file with this pickle and no storages."""
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("archive/data.pkl", data)
+        archive.writestr("archive/byteorder", byteorder)
+
+
+def test_a_pickle_cannot_change_what_stands_for_torch(tmp_path):
+    for state in (b"}X\x03\x00\x00\x00tagX\x03\x00\x00\x00F64s", b"N}X\x03\x00\x00\x00tagX\x03\x00\x00\x00F64s\x86"):
+        write_pickle(tmp_path / "evil.pt", b"\x80\x02ctorch\nFloatStorage\n" + state + b"b.")
+        with pytest.raises(ValueError, match="evil.pt: a damaged torch file"):
+            read_torch_file(tmp_path / "evil.pt")
+    save_zip(tmp_path / "x.pt", {"w": tensor(np.ones(2, np.float32))})
+    assert read_torch_file(tmp_path / "x.pt")["w"].dtype == "F32"
+
+
+@pytest.mark.parametrize("data, options, message", [
+    (b"\x80\x02}.", {"byteorder": "big"}, "big-endian"),
+    (b"\x80\x02}.", {"compression": zipfile.ZIP_DEFLATED}, "compressed"),
+    (b"\x80\x02cposix\nsystem\nX\x0b\x00\x00\x00touch pwned\x85R.", {}, "names posix.system"),
+    (b"\x80\x02cbuiltins\neval\n.", {}, "names builtins.eval"),
+    (b"\x80\x02ctorch.storage\n_load_from_bytes\n.", {}, "names torch.storage._load_from_bytes"),
+    (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00))tR.", {}, "damaged"),  # no storage
+])
+def test_pickles_written_by_hand(tmp_path, monkeypatch, data, options, message):
+    monkeypatch.chdir(tmp_path)
+    write_pickle(tmp_path / "x.pt", data, **options)
+    with pytest.raises(ValueError, match=f"x.pt: .*{message}"):
+        read_torch_file(tmp_path / "x.pt")
+    assert not (tmp_path / "pwned").exists()
+
+
+def test_only_what_is_asked_for_is_read(save, tmp_path, monkeypatch):
+    tensors = {str(i): tensor(np.full(100_000, i, np.float32)) for i in range(50)}
+    save(tmp_path / "x.pt", tensors)
+    read, original = [], OpenFile.read
+    monkeypatch.setattr(OpenFile, "read", lambda file, offset, size: read.append(size) or original(file, offset, size))
+    content = read_torch_file(tmp_path / "x.pt")
+    assert sum(read) < 10_000 and len(content) == 50
+    assert content["7"].numpy()[-1] == 7
+    assert sum(read) < 10_000 + 400_000
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.999])

@@ -1,17 +1,14 @@
-"""Finds the weights at a path, whatever their format, and reads their config.json. Needs no MindSpore, but for its own
-checkpoints.
-"""
+"""Finds the weights at a path, whatever their format, and reads their config.json. Needs no MindSpore."""
 from __future__ import annotations
 
 import json
 from pathlib import Path
 from typing import Any, Union
 
-from opensora.models.safetensors_file import AnyTensor, ArrayTensor, is_safetensors_file, read_safetensors
+from opensora.models.mindspore_file import is_mindspore_file, read_mindspore_file
+from opensora.models.safetensors_file import is_safetensors_file, read_safetensors
 from opensora.models.tensor_file import StoredTensor
 from opensora.models.torch_file import is_torch_file, read_torch_file
-
-State = dict  # name -> AnyTensor
 
 # In a folder the first of these that is there is taken; of the last ones there must be a single file.
 NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
@@ -62,13 +59,13 @@ def find_weights(path: Union[str, Path]) -> Path:
         found = sorted(path.glob(pattern))
         if len(found) > 1:
             raise ValueError(f"{path} holds several files of weights ({', '.join(file.name for file in found[:3])}); "
-                             f"name one of them")
+                             f"name one of them, or if they are shards, add their index.json")
         if found:
             return found[0]
     raise FileNotFoundError(f"{path}: no weights in this folder ({', '.join(NAMES[::2])} ...)")
 
 
-def open_state(path: Union[str, Path], use_ema: bool = True) -> State:
+def open_state(path: Union[str, Path], use_ema: bool = True) -> dict[str, StoredTensor]:
     """The tensors at a path by name, to be read one by one.
 
     Reads safetensors, torch files (zip and legacy), shards named by an index, and MindSpore checkpoints; what a file
@@ -88,8 +85,10 @@ def open_state(path: Union[str, Path], use_ema: bool = True) -> State:
         state = _pick(read_torch_file(path), use_ema)
     elif is_safetensors_file(start):
         state = read_safetensors(path)
-    elif start[:1] == b"\x0a":  # the first field of MindSpore's protocol buffer
-        state = _read_mindspore(path)
+    elif is_mindspore_file(start):
+        state = read_mindspore_file(path)
+    elif start.startswith(b"version https://"):
+        raise ValueError(f"{path}: a note of Git LFS where the weights should be; run `git lfs pull` in its folder")
     else:
         raise ValueError(f"{path}: neither safetensors nor a torch file nor a MindSpore checkpoint, or cut off")
     if not state:
@@ -97,7 +96,7 @@ def open_state(path: Union[str, Path], use_ema: bool = True) -> State:
     return state
 
 
-def _open_shards(index: Path, use_ema: bool) -> State:
+def _open_shards(index: Path, use_ema: bool) -> dict[str, StoredTensor]:
     try:
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         files = sorted(set(weight_map.values()))
@@ -105,8 +104,8 @@ def _open_shards(index: Path, use_ema: bool) -> State:
         raise ValueError(f"{index}: not an index of shards (no weight_map)") from error
     shards = {}
     for name in files:
-        if Path(name).name != name:
-            raise ValueError(f"{index}: the shard {name!r} is not in the index's own folder")
+        if not isinstance(name, str) or Path(name).name != name or name.endswith(".json"):
+            raise ValueError(f"{index}: the shard {name!r} is not in the index's own folder, or is no file of weights")
         if not (index.parent / name).is_file():
             raise FileNotFoundError(f"{index.parent / name}: missing; {index.name} lists {len(files)} shards")
         shards[name] = open_state(index.parent / name, use_ema)
@@ -117,29 +116,19 @@ def _open_shards(index: Path, use_ema: bool) -> State:
     return {name: shards[file][name] for name, file in weight_map.items()}
 
 
-def _pick(content: Any, use_ema: bool) -> State:
+def _pick(content: Any, use_ema: bool) -> dict[str, StoredTensor]:
     """The state dict in what a torch file held, without the `module.` that wrappers put before names."""
-    if isinstance(content, dict):
-        if use_ema and content.get("ema_state_dict"):
-            content = content["ema_state_dict"]
-        elif "state_dict" in content:
-            content = content["state_dict"]
-            content = content.get("gen_model", content)
-        elif isinstance(content.get("model"), dict):
-            content = content["model"]
-    tensors = {}
-    if isinstance(content, dict):
-        tensors = {name: value for name, value in content.items() if isinstance(value, StoredTensor)}
+    content = _as_dict(content)
+    if use_ema and _as_dict(content.get("ema_state_dict")):
+        content = content["ema_state_dict"]
+    else:
+        for key in ("state_dict", "gen_model", "model"):
+            content = _as_dict(content.get(key)) or content
+    tensors = {str(name): value for name, value in content.items() if isinstance(value, StoredTensor)}
     if tensors and all(name.startswith("module.") for name in tensors):
         tensors = {name[len("module."):]: value for name, value in tensors.items()}
     return tensors
 
 
-def _read_mindspore(path: Path) -> dict[str, AnyTensor]:
-    import mindspore as ms
-    try:
-        parameters = ms.load_checkpoint(str(path))
-    except (ValueError, RuntimeError) as error:
-        raise ValueError(f"{path}: not a MindSpore checkpoint that can be read") from error
-    return {name: ArrayTensor(value.float().asnumpy() if value.dtype == ms.bfloat16 else value.asnumpy())
-            for name, value in parameters.items()}
+def _as_dict(value: Any) -> dict:
+    return value if isinstance(value, dict) else {}

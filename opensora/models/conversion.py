@@ -1,12 +1,13 @@
 """Checkpoints from one format to another, for the tools in tools/model_conversion."""
 from __future__ import annotations
 
+import importlib
 from pathlib import Path
 from typing import Union
 
 from opensora.models.checkpoint_files import open_state, read_config
-from opensora.models.known_shapes import check_shapes
-from opensora.models.safetensors_file import ArrayTensor, write_safetensors
+from opensora.models.known_shapes import check_shapes, class_name, without_tied
+from opensora.models.safetensors_file import write_safetensors
 
 PathLike = Union[str, Path]
 
@@ -19,10 +20,10 @@ def convert(src: PathLike, target: PathLike, config_path: PathLike, use_ema: boo
         do not belong together, or if the disk is full.
     """
     config = read_config(config_path)
+    name = class_name(config, config_path)
     state = open_state(src, use_ema)
-    check_shapes(state, config, config_path)
-    _check_target(target)
-    write_safetensors(target, state, progress=True)
+    check_shapes(state, src, config, config_path)
+    write_safetensors(target, without_tied(state, name), progress=True)
 
 
 def convert_mindspore(src: PathLike, target: PathLike, config_path: PathLike) -> None:
@@ -32,24 +33,16 @@ def convert_mindspore(src: PathLike, target: PathLike, config_path: PathLike) ->
 
     Raises: as `convert`; ValueError if parameters of the model are missing.
     """
-    from mindspore.nn.utils import no_init_parameters
-    import opensora.models as models
     config = read_config(config_path)
+    name = class_name(config, config_path)
     state = open_state(src)
-    name = config.get("_class_name") or {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}.get(config.get("model_type"))
-    if name not in models.MODELS:
-        raise ValueError(f"{config_path}: the config of a {name!r}; known are {', '.join(models.MODELS)}")
-    with no_init_parameters():
-        model = getattr(models, name)(**config)
-    names = [parameter for parameter, _ in model.parameters_and_names()]
-    missing = [parameter for parameter in names if parameter not in state]
-    if missing:
-        raise ValueError(f"{src}: {len(missing)} parameters of {name} are missing ({', '.join(missing[:3])} ...)")
-    _check_target(target)
-    constants = {key: ArrayTensor(value) for key, value in model.constants().items()}
-    write_safetensors(target, {**{key: state[key] for key in names}, **constants}, progress=True)
-
-
-def _check_target(target: PathLike) -> None:
-    if Path(target).suffix != ".safetensors":
-        raise ValueError(f"--target {target}: the name should end in .safetensors")
+    model_class = getattr(importlib.import_module("opensora.models"), name)
+    try:
+        model = model_class.without_weights(**config)
+    except ValueError as error:
+        raise ValueError(f"{config_path}: {error}") from error
+    try:
+        tensors = model.own_tensors(state)
+    except ValueError as error:
+        raise ValueError(f"{src}: {error}") from error
+    write_safetensors(target, tensors, progress=True)

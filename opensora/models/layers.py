@@ -8,6 +8,7 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Uniform, initializer
 
+from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.norms import channel_layer_norm, group_norm
 
 
@@ -20,26 +21,23 @@ def _filled(value: str, size: int) -> Parameter:
 
 
 class Conv3d(nn.Cell):
-    """Convolution of (B, C, T, H, W). `padding` is (front, back, top, bottom, left, right), zeros."""
+    """Convolution of (B, T, C, H, W), unpadded in time; `padding` is (top, bottom, left, right), zeros."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: Sequence[int],
-                 stride: Sequence[int] = (1, 1, 1), padding: Sequence[int] = (0,) * 6):
+    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1,
+                 padding: Sequence[int] = (0, 0, 0, 0)):
         super().__init__()
-        fan_in = in_channels * math.prod(kernel_size)
-        self.weight = _uniform((out_channels, in_channels, *kernel_size), fan_in)
+        fan_in = in_channels * kernel_size ** 3
+        self.weight = _uniform((out_channels, in_channels) + (kernel_size,) * 3, fan_in)
         self.bias = _uniform((out_channels,), fan_in)
-        self.conv = ops.Conv3D(out_channels, tuple(kernel_size), pad_mode="pad", pad=tuple(padding),
-                               stride=tuple(stride))
+        self.stride = stride
+        self.padding = tuple(padding)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.bias_add(self.conv(x, self.weight), self.bias)
+        return conv3d(x, self.weight, self.bias, self.stride, self.padding)
 
 
 class Conv2d(nn.Cell):
-    """Convolution of every frame of (B, C, T, H, W) by itself. `padding` is (top, bottom, left, right), zeros.
-
-    Runs as a 3-D convolution with a kernel of one frame, which spares rearranging frames into a batch.
-    """
+    """Convolution of every frame of (B, T, C, H, W) by itself; `padding` is (top, bottom, left, right), zeros."""
 
     def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1,
                  padding: Sequence[int] = (1, 1, 1, 1)):
@@ -47,15 +45,15 @@ class Conv2d(nn.Cell):
         fan_in = in_channels * kernel_size ** 2
         self.weight = _uniform((out_channels, in_channels, kernel_size, kernel_size), fan_in)
         self.bias = _uniform((out_channels,), fan_in)
-        self.conv = ops.Conv3D(out_channels, (1, kernel_size, kernel_size), pad_mode="pad", pad=(0, 0, *padding),
-                               stride=(1, stride, stride))
+        self.stride = stride
+        self.padding = tuple(padding)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.bias_add(self.conv(x, self.weight.expand_dims(2)), self.bias)
+        return conv2d(x, self.weight, self.bias, self.stride, self.padding)
 
 
 class ChannelLayerNorm(nn.Cell):
-    """LayerNorm over the channels of (B, C, ...)."""
+    """LayerNorm over the channels of (..., C, H, W)."""
 
     keep_float32 = True
 
@@ -70,7 +68,7 @@ class ChannelLayerNorm(nn.Cell):
 
 
 class GroupNorm(nn.Cell):
-    """GroupNorm of (B, C, T, H, W), over whole clips or `per_frame`."""
+    """GroupNorm of (B, T, C, H, W), over whole clips or `per_frame`."""
 
     keep_float32 = True
 

@@ -13,7 +13,8 @@ from mindspore import Parameter, Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
 from opensora.models.checkpoint_files import find_weights, open_state, read_config
-from opensora.models.safetensors_file import ArrayTensor, write_safetensors
+from opensora.models.safetensors_file import write_safetensors
+from opensora.models.tensor_file import AnyTensor, ArrayTensor, StoredTensor
 from opensora.utils.files import atomic_write
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -70,21 +71,30 @@ class PretrainedModel(nn.Cell):
             FileNotFoundError, ValueError: no or damaged files; weights that do not fit the configuration.
         """
         source = find_weights(path)
-        with no_init_parameters():
-            model = cls(**(read_config(path) if config is None else config))
+        state = open_state(source, use_ema)
         try:
-            model._fill(open_state(source, use_ema), dtype, strict=True)
+            model = cls.without_weights(**(read_config(path) if config is None else config))
+            model._fill(state, dtype, strict=True)
         except ValueError as error:
-            raise error if str(source) in str(error) else ValueError(f"{source}: {error}") from error
+            raise error if str(error).startswith(str(source.parent)) else ValueError(f"{source}: {error}") from error
         return model
 
-    def load_torch_state(self, state: Mapping[str, np.ndarray], strict: bool = True) -> tuple[list[str], list[str]]:
-        """Takes weights by their torch names; returns (missing, unexpected) names.
+    @classmethod
+    def without_weights(cls, **config) -> "PretrainedModel":
+        """The model with parameters that have shapes but no values yet."""
+        with no_init_parameters():
+            return cls(**config)
+
+    def load_torch_state(self, state: Mapping[str, Union[np.ndarray, StoredTensor]],
+                         strict: bool = True) -> tuple[list[str], list[str]]:
+        """Takes weights by their torch names, arrays or what `open_state` gives; returns (missing, unexpected) names.
 
         Raises:
             ValueError: shapes that differ, and if `strict` names that are missing or unexpected; nothing is changed.
         """
-        return self._fill({name: ArrayTensor(np.asarray(value)) for name, value in state.items()}, self.dtype, strict)
+        tensors = {name: value if isinstance(value, StoredTensor) else ArrayTensor(np.asarray(value))
+                   for name, value in state.items()}
+        return self._fill(tensors, self.dtype, strict)
 
     def torch_state(self) -> dict[str, np.ndarray]:
         """All weights by their torch names, with what PyTorch keeps as buffers here constants; no bfloat16."""
@@ -106,14 +116,40 @@ class PretrainedModel(nn.Cell):
         """Torch names and values of what is fixed here but stored in PyTorch's files."""
         return {}
 
-    def _fill(self, state: Mapping[str, Any], dtype, strict: bool) -> tuple[list[str], list[str]]:
+    def own_tensors(self, state: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+        """Of a checkpoint's tensors those of this model, and its constants: what PyTorch's model is made of.
+
+        Raises:
+            ValueError: one is missing or has another shape.
+        """
+        state = self._with_aliases(state)
+        own = {name: state[name] for name, _ in self.parameters_and_names() if name in state}
+        self._check(own, strict=True)
+        return {**own, **{name: ArrayTensor(value) for name, value in self.constants().items()}}
+
+    def _fill(self, state: Mapping[str, AnyTensor], dtype, strict: bool) -> tuple[list[str], list[str]]:
         """Checks names and shapes, then reads tensor after tensor."""
-        parameters = dict(self.parameters_and_names())
-        constants = self.constants()
+        state = self._with_aliases(state)
+        missing, unexpected = self._check(state, strict)
+        single = self._float32_parameters()
+        for name, parameter in self.parameters_and_names():
+            if name in state:
+                _set(parameter, state[name].numpy(), ms.float32 if name in single else dtype)
+        self.dtype = dtype
+        return missing, unexpected
+
+    def _with_aliases(self, state: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+        """The state without skipped parts, and with the parameter's own name where it has only another one."""
         state = {name: tensor for name, tensor in state.items() if not name.startswith(self.skipped)}
         for alias, name in self.aliases.items():
-            if alias in state and name not in state:
-                state[name] = state[alias]
+            if alias in state:
+                state.setdefault(name, state[alias])
+        return state
+
+    def _check(self, state: Mapping[str, AnyTensor], strict: bool) -> tuple[list[str], list[str]]:
+        """(missing, unexpected) names; an error where shapes or constants differ, or `strict` and names do."""
+        parameters = dict(self.parameters_and_names())
+        constants = self.constants()
         missing = [name for name in parameters if name not in state]
         unexpected = [name for name in state
                       if name not in parameters and name not in constants and name not in self.aliases]
@@ -124,15 +160,12 @@ class PretrainedModel(nn.Cell):
                  for name, parameter in parameters.items()
                  if name in state and tuple(state[name].shape) != tuple(parameter.shape)]
         if wrong:
-            raise ValueError(f"weights do not fit the configuration of {type(self).__name__}: {_few('shapes', wrong)}")
+            raise ValueError(f"weights do not fit the configuration of {type(self).__name__}: "
+                             f"{_few('wrong shapes', wrong)}")
         for name, value in constants.items():
-            if name in state and not np.allclose(state[name].numpy(), value, atol=1e-3):
+            if name in state and (tuple(state[name].shape) != value.shape
+                                  or not np.allclose(state[name].numpy(), value, atol=1e-3)):
                 raise ValueError(f"{name} is not the constant {type(self).__name__} has built in")
-        single = self._float32_parameters()
-        for name, parameter in parameters.items():
-            if name in state:
-                _set(parameter, state[name].numpy(), ms.float32 if name in single else dtype)
-        self.dtype = dtype
         return missing, unexpected
 
     def _float32_parameters(self) -> set[str]:

@@ -5,19 +5,21 @@ the header's length (8 bytes), the header (json: name -> dtype, shape, place), t
 """
 from __future__ import annotations
 
+import errno
 import json
 import os
 import struct
+from operator import index
 from pathlib import Path
-from typing import Iterator, Mapping, Union
+from typing import BinaryIO, Mapping, Union
 
-import numpy as np
 from tqdm import tqdm
 
-from opensora.models.tensor_file import NUMPY_TYPES, OpenFile, StoredTensor
+from opensora.models.tensor_file import NUMPY_TYPES, AnyTensor, OpenFile, StoredTensor, cut_off
 from opensora.utils.files import atomic_write
 
 LONGEST_HEADER = 100 << 20  # bytes; the limit of the safetensors package too
+NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_safetensors_file(start: bytes) -> bool:
@@ -38,47 +40,30 @@ def read_safetensors(path: Union[str, Path]) -> dict[str, StoredTensor]:
     try:
         header = json.loads(bytes(file.read(8, length)))
         header.pop("__metadata__", None)
-        tensors = {}
-        for name, entry in header.items():
-            if entry["dtype"] not in NUMPY_TYPES:
-                raise ValueError(f"{path}: {name} is of type {entry['dtype']}, which is not read here")
-            begin, end = entry["data_offsets"]
-            tensors[name] = StoredTensor(file, 8 + length + begin, tuple(entry["shape"]), entry["dtype"])
-            if begin < 0 or tensors[name].nbytes != end - begin or 8 + length + end > file.size:
-                raise ValueError(f"{path}: {name} is cut off; download or copy the file again")
-    except (json.JSONDecodeError, KeyError, TypeError, AttributeError, UnicodeDecodeError) as error:
+        entries = [(name, str(entry["dtype"]), tuple(map(index, entry["shape"])), *map(index, entry["data_offsets"]))
+                   for name, entry in header.items()]
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise ValueError(f"{path}: a damaged safetensors header ({error})") from error
+    tensors = {}
+    for name, kind, shape, begin, end in entries:
+        if kind not in NUMPY_TYPES:
+            raise ValueError(f"{path}: {name} is of type {kind}, which is not read here")
+        tensors[name] = StoredTensor(file, 8 + length + begin, shape, kind)
+        if min(begin, *shape, 0) < 0 or tensors[name].nbytes != end - begin or 8 + length + end > file.size:
+            raise cut_off(file.path, name)
     return tensors
-
-
-class ArrayTensor:
-    """An array in memory with the face of a `StoredTensor`."""
-
-    def __init__(self, array: np.ndarray):
-        tags = {kind: tag for tag, kind in NUMPY_TYPES.items() if tag != "BF16"}
-        if array.dtype not in tags:
-            raise ValueError(f"an array of {array.dtype} cannot be stored")
-        self.array = array
-        self.dtype = tags[array.dtype]
-        self.shape, self.nbytes = array.shape, array.nbytes
-
-    def raw(self) -> Iterator[bytes]:
-        yield np.ascontiguousarray(self.array).tobytes()
-
-    def numpy(self) -> np.ndarray:
-        return self.array
-
-
-AnyTensor = Union[StoredTensor, ArrayTensor]
 
 
 def write_safetensors(path: Union[str, Path], tensors: Mapping[str, AnyTensor], progress: bool = False) -> None:
     """Writes a file tensor by tensor; it appears when whole.
 
     Raises:
-        OSError: the disk cannot hold it (found out before writing), or cannot be written to.
+        ValueError: a name that does not end in .safetensors.
+        OSError: the disk cannot hold it (found out before writing, where it can be), or cannot be written to.
     """
     path = Path(path)
+    if path.suffix != ".safetensors":
+        raise ValueError(f"{path}: the name of a safetensors file should end in .safetensors")
     header, position = {"__metadata__": {"format": "pt"}}, 0
     # Largest element first: every tensor then begins at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: -NUMPY_TYPES[tensors[name].dtype].itemsize)
@@ -90,24 +75,30 @@ def write_safetensors(path: Union[str, Path], tensors: Mapping[str, AnyTensor], 
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     total = 8 + len(text) + position
-    with atomic_write(path) as temporary, open(temporary, "wb") as file, \
-            tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar:
-        _reserve(file, total, path)
-        file.write(struct.pack("<Q", len(text)) + text)
-        bar.update(8 + len(text))
-        for name in names:
-            for piece in tensors[name].raw():
-                file.write(piece)
-                bar.update(len(piece))
-        file.flush()
-        os.fsync(file.fileno())
+    try:
+        with atomic_write(path) as temporary, open(temporary, "wb") as file:
+            _reserve(file, total)
+            with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar:
+                file.write(struct.pack("<Q", len(text)) + text)
+                bar.update(8 + len(text))
+                for name in names:
+                    for piece in tensors[name].raw():
+                        file.write(piece)
+                        bar.update(len(piece))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as error:
+        if error.errno in NO_ROOM:
+            raise OSError(f"{path}: cannot hold {total / 1e9:.3g} GB ({error.strerror}); free room or choose another "
+                          f"place") from error
+        raise
 
 
-def _reserve(file, size: int, path: Path) -> None:
+def _reserve(file: BinaryIO, size: int) -> None:
     try:
         os.posix_fallocate(file.fileno(), 0, size)
     except AttributeError:  # a system without it
         pass
-    except OSError as error:
-        raise OSError(f"{path}: cannot hold {size / 1e9:.3g} GB ({error.strerror}); free room or choose another "
-                      f"place") from error
+    except OSError as error:  # of other errors: a file system that cannot reserve shows while writing what it holds
+        if error.errno in NO_ROOM:
+            raise

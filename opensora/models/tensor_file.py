@@ -3,9 +3,8 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import dataclass
 from pathlib import Path
-from typing import BinaryIO, Iterator, Optional, Sequence
+from typing import BinaryIO, Iterator, NamedTuple, Optional, Sequence, Union
 
 import numpy as np
 
@@ -19,6 +18,11 @@ NUMPY_TYPES = {
 }
 
 
+def cut_off(path: Path, what: str = "the file") -> ValueError:
+    """The error of a file that ends too early."""
+    return ValueError(f"{path}: {what} is cut off; download or copy the file again")
+
+
 class OpenFile:
     """A file opened for reading at any place; closed when nothing refers to it any more."""
 
@@ -29,14 +33,16 @@ class OpenFile:
 
     def read(self, offset: int, size: int) -> bytearray:
         """`size` bytes from `offset` on. Raises ValueError where the file ends before."""
+        if offset + size > self.size:
+            raise cut_off(self.path)
         data = bytearray(size)
         view = memoryview(data)
         self._file.seek(offset)
         done = 0
         while done < size:
             count = self._file.readinto(view[done:])
-            if not count:
-                raise ValueError(f"{self.path}: the file is cut off; download or copy it again")
+            if not count:  # someone shortened it since
+                raise cut_off(self.path)
             done += count
         return data
 
@@ -45,11 +51,30 @@ class OpenFile:
             self._file.close()
 
 
-@dataclass(frozen=True)
-class StoredTensor:
-    """A tensor in a file: `offset` is its first element's place in bytes, `strides` count elements."""
+class ScatteredFile:
+    """Several places of a file, each (offset, size), read as one after the other."""
 
-    file: OpenFile
+    def __init__(self, file: OpenFile, places: Sequence[tuple]):
+        self.file, self.places = file, places
+
+    def read(self, offset: int, size: int) -> bytearray:
+        """`size` bytes from `offset` on, counted over the places."""
+        data = bytearray()
+        for start, length in self.places:
+            count = min(size - len(data), length - offset)
+            if count > 0:
+                data += self.file.read(start + offset, count)
+            offset = max(0, offset - length)
+        return data
+
+
+class StoredTensor(NamedTuple):
+    """A tensor in a file: `offset` is its first element's place in bytes, `strides` count elements.
+
+    Two that are equal are the same bytes of the same open file.
+    """
+
+    file: Union[OpenFile, ScatteredFile]
     offset: int
     shape: tuple
     dtype: str
@@ -59,10 +84,10 @@ class StoredTensor:
     def nbytes(self) -> int:
         return math.prod(self.shape) * NUMPY_TYPES[self.dtype].itemsize
 
-    def raw(self) -> Iterator[bytes]:
+    def raw(self) -> Iterator:
         """The elements' bytes in C order, piece by piece."""
         if self.strides is not None:
-            yield np.ascontiguousarray(self._elements()).tobytes()
+            yield np.ascontiguousarray(self._elements()).reshape(-1).view(np.uint8)
             return
         for start in range(0, self.nbytes, PIECE):
             yield self.file.read(self.offset + start, min(PIECE, self.nbytes - start))
@@ -71,7 +96,9 @@ class StoredTensor:
         """The tensor; bfloat16 becomes float32."""
         elements = np.ascontiguousarray(self._elements()).reshape(self.shape)
         if self.dtype == "BF16":
-            return (elements.astype(np.uint32) << 16).view(np.float32)
+            bits = elements.astype(np.uint32)
+            bits <<= 16
+            return bits.view(np.float32)
         return elements
 
     def _elements(self) -> np.ndarray:
@@ -83,6 +110,27 @@ class StoredTensor:
         span = 1 + sum((size - 1) * stride for size, stride in zip(self.shape, self.strides))
         flat = np.frombuffer(self.file.read(self.offset, span * kind.itemsize), kind)
         return np.lib.stride_tricks.as_strided(flat, self.shape, [stride * kind.itemsize for stride in self.strides])
+
+
+class ArrayTensor:
+    """An array in memory with the face of a `StoredTensor`."""
+
+    def __init__(self, array: np.ndarray):
+        tags = {kind: tag for tag, kind in NUMPY_TYPES.items() if tag != "BF16"}
+        if array.dtype not in tags:
+            raise ValueError(f"an array of {array.dtype} cannot be stored")
+        self.array = array
+        self.dtype = tags[array.dtype]
+        self.shape, self.nbytes = array.shape, array.nbytes
+
+    def raw(self) -> Iterator:
+        yield np.ascontiguousarray(self.array).reshape(-1).view(np.uint8)
+
+    def numpy(self) -> np.ndarray:
+        return self.array
+
+
+AnyTensor = Union[StoredTensor, ArrayTensor]
 
 
 def contiguous_strides(shape: Sequence[int]) -> tuple:

@@ -12,19 +12,19 @@ import pickle
 import struct
 import zipfile
 from collections import OrderedDict
+from operator import index
 from pathlib import Path
-from typing import Any, BinaryIO, Optional, Union
+from typing import Any, BinaryIO, Callable, NamedTuple, Optional, Union
 
-from opensora.models.tensor_file import NUMPY_TYPES, OpenFile, StoredTensor, contiguous_strides
+from opensora.models.tensor_file import NUMPY_TYPES, OpenFile, StoredTensor, contiguous_strides, cut_off
 
-LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-LEGACY_START = pickle.dumps(LEGACY_MAGIC, protocol=2)
+LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 ZIP_START = b"PK\x03\x04"
 
 STORAGE_TYPES = {
     "DoubleStorage": "F64", "FloatStorage": "F32", "HalfStorage": "F16", "BFloat16Storage": "BF16",
     "LongStorage": "I64", "IntStorage": "I32", "ShortStorage": "I16", "CharStorage": "I8", "ByteStorage": "U8",
-    "BoolStorage": "BOOL", "UntypedStorage": None,
+    "BoolStorage": "BOOL",
 }
 DTYPES = {
     "float64": "F64", "float32": "F32", "float16": "F16", "bfloat16": "BF16", "int64": "I64", "int32": "I32",
@@ -32,56 +32,53 @@ DTYPES = {
 }
 
 
-class _Named:
-    """Stands for a type or dtype of torch; `tag` is its name in safetensors (None: bytes of any type)."""
+class _Type(NamedTuple):
+    """Stands for a type of torch. `tag` is its name in safetensors (None: none, as of bytes of any type).
 
-    __slots__ = ("tag",)
+    Being a tuple, like all that stands for torch here, it cannot be changed by what a pickle says.
+    """
 
-    def __init__(self, tag: Optional[str]):
-        self.tag = tag
+    tag: Optional[str] = None
 
-
-class _Storage:
-    """A run of elements in the file. `offset`, in bytes, may be known only after the pickle has been read."""
-
-    __slots__ = ("tag", "count", "offset")
-
-    def __init__(self, tag: Optional[str], count: int, offset: Optional[int] = None):
-        self.tag, self.count, self.offset = tag, count, offset
+    @property
+    def itemsize(self) -> int:
+        return NUMPY_TYPES[self.tag].itemsize if self.tag else 1
 
 
-class _View:
-    """A tensor as the pickle describes it, before its storage's place is known."""
+class _Storage(NamedTuple):
+    """A run of `count` elements in the file, from byte `offset` on."""
 
-    __slots__ = ("storage", "start", "shape", "strides", "tag")
-
-    def __init__(self, storage, start, shape, strides, tag):
-        if not isinstance(storage, _Storage) or tag not in NUMPY_TYPES:
-            raise pickle.UnpicklingError("a tensor without a storage")
-        self.storage, self.start, self.tag = storage, int(start), tag
-        self.shape, self.strides = tuple(map(int, shape)), tuple(map(int, strides))
-
-    def stored(self, file: OpenFile) -> StoredTensor:
-        size = NUMPY_TYPES[self.tag].itemsize
-        count = self.storage.count if self.storage.tag else self.storage.count // size
-        last = self.start + sum((n - 1) * s for n, s in zip(self.shape, self.strides))
-        numbers = (self.start, *self.shape, *self.strides)
-        if len(self.shape) != len(self.strides) or min(numbers) < 0 or (0 not in self.shape and last >= count):
-            raise ValueError(f"{file.path}: a tensor reaches out of its storage; the file is damaged")
-        strides = None if self.strides == contiguous_strides(self.shape) else self.strides
-        return StoredTensor(file, self.storage.offset + self.start * size, self.shape, self.tag, strides)
+    file: OpenFile
+    offset: int
+    count: int
+    type: _Type
 
 
 def _rebuild_tensor(storage, start, shape, strides, *_):
-    return _View(storage, start, shape, strides, getattr(storage, "tag", None))
+    return _tensor(storage, start, shape, strides, storage.type)
 
 
 def _rebuild_tensor_v3(storage, start, shape, strides, requires_grad, hooks, dtype, *_):
-    return _View(storage, start, shape, strides, getattr(dtype, "tag", None))
+    return _tensor(storage, start, shape, strides, dtype)
 
 
-def _first(value, *_):
-    return value
+def _tensor(storage: _Storage, start: int, shape: tuple, strides: tuple, dtype: _Type) -> StoredTensor:
+    size = NUMPY_TYPES[dtype.tag].itemsize
+    start, shape, strides = index(start), tuple(map(index, shape)), tuple(map(index, strides))
+    last = start + sum((n - 1) * stride for n, stride in zip(shape, strides))
+    room = storage.count * storage.type.itemsize // size
+    if len(shape) != len(strides) or min(start, 0, *shape, *strides) < 0 or (0 not in shape and last >= room):
+        raise pickle.UnpicklingError("a tensor reaches out of its storage")
+    return StoredTensor(storage.file, storage.offset + start * size, shape, dtype.tag,
+                        None if strides == contiguous_strides(shape) else strides)
+
+
+def _rebuild_parameter(tensor, *_):
+    return tensor
+
+
+def _rebuild_from_type(rebuild, kind, arguments, *_):
+    return rebuild(*arguments)
 
 
 def _nothing(*_):
@@ -93,17 +90,19 @@ ALLOWED = {
     ("torch._utils", "_rebuild_tensor"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v2"): _rebuild_tensor,
     ("torch._utils", "_rebuild_tensor_v3"): _rebuild_tensor_v3,
-    ("torch._utils", "_rebuild_parameter"): _first,
-    ("torch._utils", "_rebuild_parameter_with_state"): _first,
+    ("torch._utils", "_rebuild_parameter"): _rebuild_parameter,
+    ("torch._utils", "_rebuild_parameter_with_state"): _rebuild_parameter,
+    ("torch._tensor", "_rebuild_from_type_v2"): _rebuild_from_type,
     ("torch", "Size"): tuple,
     ("torch", "device"): _nothing,
-    ("torch.storage", "UntypedStorage"): _Named(None),
-    **{("torch", name): _Named(tag) for name, tag in {**STORAGE_TYPES, **DTYPES}.items()},
+    **{name: _Type() for name in (("torch", "Tensor"), ("torch.nn.parameter", "Parameter"),
+                                  ("torch", "UntypedStorage"), ("torch.storage", "UntypedStorage"))},
+    **{("torch", name): _Type(tag) for name, tag in {**STORAGE_TYPES, **DTYPES}.items()},
 }
 
 
 class _Unpickler(pickle.Unpickler):
-    def __init__(self, stream: BinaryIO, path: Path, find_storage):
+    def __init__(self, stream: BinaryIO, path: Path, find_storage: Callable[[str, int, _Type], _Storage]):
         super().__init__(stream, encoding="utf-8")
         self.path, self.find_storage = path, find_storage
 
@@ -114,9 +113,10 @@ class _Unpickler(pickle.Unpickler):
         return ALLOWED[module, name]
 
     def persistent_load(self, pid):
-        if not isinstance(pid, tuple) or len(pid) < 5 or pid[0] != "storage" or not isinstance(pid[1], _Named):
+        kind, storage_type, key, _, count, *view = pid
+        if kind != "storage" or view not in ([], [None]):  # views: PyTorch before 0.4
             raise pickle.UnpicklingError(f"unknown reference {pid!r:.60}")
-        return self.find_storage(pid[1].tag, str(pid[2]), int(pid[4]), pid[5] if len(pid) > 5 else None)
+        return self.find_storage(str(key), index(count), storage_type)
 
 
 def is_torch_file(start: bytes) -> bool:
@@ -131,81 +131,79 @@ def read_torch_file(path: Union[str, Path]) -> Any:
         ValueError: a damaged file, or one that names anything but tensors.
     """
     path = Path(path)
-    with open(path, "rb") as file:
-        start = file.read(len(LEGACY_START))
+    file = OpenFile(path)
+    start = bytes(file.read(0, min(file.size, len(LEGACY_START))))
     if not is_torch_file(start):
         raise ValueError(f"{path}: not a torch file")
     try:
-        return _read_zip(path) if start.startswith(ZIP_START) else _read_legacy(path)
-    except (pickle.UnpicklingError, zipfile.BadZipFile, EOFError, struct.error, LookupError, TypeError,
-            AttributeError, OverflowError, RecursionError, UnicodeDecodeError) as error:
+        return _read_zip(file) if start.startswith(ZIP_START) else _read_legacy(file)
+    except Exception as error:  # damaged pickles and archives raise whatever they happen to hit
+        if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
+            raise
         raise ValueError(f"{path}: a damaged torch file ({error}); download or copy it again") from error
 
 
-def _read_zip(path: Path) -> Any:
-    file = OpenFile(path)
+def _read_zip(file: OpenFile) -> Any:
+    path = file.path
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
-        index = next((name for name in entries if name.split("/", 1)[-1] == "data.pkl"), None)
-        if index is None:
+        content = next((name for name in entries if name.split("/", 1)[-1] == "data.pkl"), None)
+        if content is None:
             raise ValueError(f"{path}: a zip file, but not one of torch.save")
-        folder = index[:-len("data.pkl")]
+        folder = content[:-len("data.pkl")]
         if folder + "constants.pkl" in entries:
             raise ValueError(f"{path}: a TorchScript program, not weights; save the model's state dict instead")
-        if folder + "byteorder" in entries and archive.read(folder + "byteorder") != b"little":
-            raise ValueError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
-        stream = io.BytesIO(archive.read(index))
+        if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
+            raise ValueError(f"{path}: a compressed zip file, which torch.save never writes")
+        if folder + "byteorder" in entries:
+            _check_byte_order(path, archive.read(folder + "byteorder") == b"little")
+        stream = io.BytesIO(archive.read(content))
 
-    def find_storage(tag, key, count, _):
+    def find_storage(key: str, count: int, storage_type: _Type) -> _Storage:
         info = entries[f"{folder}data/{key}"]
-        if info.compress_type != zipfile.ZIP_STORED:
-            raise ValueError(f"{path}: its tensors are compressed, which torch.save never does")
         name_length, extra_length = struct.unpack("<HH", file.read(info.header_offset + 26, 4))
         offset = info.header_offset + 30 + name_length + extra_length
-        itemsize = NUMPY_TYPES[tag].itemsize if tag else 1
-        if info.file_size < count * itemsize or offset + info.file_size > file.size:
-            raise ValueError(f"{path}: storage {key} is cut off; download or copy the file again")
-        return _Storage(tag, count, offset)
+        if info.file_size < count * storage_type.itemsize or offset + info.file_size > file.size:
+            raise cut_off(path, f"storage {key}")
+        return _Storage(file, offset, count, storage_type)
 
-    return _place(_Unpickler(stream, path, find_storage).load(), file)
+    return _Unpickler(stream, path, find_storage).load()
 
 
-def _read_legacy(path: Path) -> Any:
-    file = OpenFile(path)
+def _read_legacy(file: OpenFile) -> Any:
+    path = file.path
     storages: dict[str, _Storage] = {}
 
-    def find_storage(tag, key, count, view):
-        storage = storages.setdefault(key, _Storage(tag, count))
-        if view is None:
-            return storage
-        raise ValueError(f"{path}: views of storages, which PyTorch before 0.4 wrote, are not read")
+    def note_storage(key: str, count: int, storage_type: _Type) -> _Storage:
+        return storages.setdefault(key, _Storage(file, 0, count, storage_type))
+
+    def placed_storage(key: str, count: int, storage_type: _Type) -> _Storage:
+        return storages[key]
 
     with open(path, "rb") as stream:
-        def load():
+        def load(find_storage=note_storage):
             return _Unpickler(stream, path, find_storage).load()
+
         load()  # the magic number
         load()  # the protocol's version
-        if not load().get("little_endian", True):
-            raise ValueError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
-        content = load()
+        _check_byte_order(path, load()["little_endian"])
+        content_start = stream.tell()
+        load()  # only to learn which storages there are: their bytes follow at the end, in the order of `keys`
         keys = load()
         position = stream.tell()
-    for key in keys:
-        (count,) = struct.unpack("<q", file.read(position, 8))
-        storage = storages[str(key)]
-        storage.offset = position + 8
-        position += 8 + count * NUMPY_TYPES[storage.tag].itemsize
-        if count < storage.count or position > file.size:
-            raise ValueError(f"{path}: storage {key} is cut off; download or copy the file again")
-    return _place(content, file)
+        for key in map(str, keys):
+            storage = storages[key]
+            (count,) = struct.unpack("<q", file.read(position, 8))
+            if count < storage.count or position + 8 + count * storage.type.itemsize > file.size:
+                raise cut_off(path, f"storage {key}")
+            storages[key] = storage._replace(offset=position + 8)
+            position += 8 + count * storage.type.itemsize
+        if len(keys) < len(storages):
+            raise pickle.UnpicklingError("storages without a place")
+        stream.seek(content_start)
+        return load(placed_storage)
 
 
-def _place(value: Any, file: OpenFile) -> Any:
-    """The same structure with `StoredTensor`s, now that every storage's place is known."""
-    if isinstance(value, _View):
-        return value.stored(file)
-    if isinstance(value, dict):
-        return {key: _place(item, file) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_place(item, file) for item in value]
-    return value
+def _check_byte_order(path: Path, is_little: bool) -> None:
+    if not is_little:
+        raise ValueError(f"{path}: written on a big-endian machine; save it again on a little-endian one")

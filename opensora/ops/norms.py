@@ -1,4 +1,4 @@
-"""Normalisation over channels of (B, C, ...) tensors. Statistics are float32 whatever the input."""
+"""Normalisation. Statistics are float32 whatever the input."""
 from __future__ import annotations
 
 import mindspore as ms
@@ -6,31 +6,30 @@ from mindspore import Tensor, ops
 
 
 def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """LayerNorm over axis 1 of x (B, C, ...), each position by itself (Ba et al. 2016, eq. 4).
+    """LayerNorm over the channels of x (..., C, H, W), each position by itself (Ba et al. 2016, eq. 4).
 
-    Reductions over axis 1 instead of LayerNorm between two transposes: the tensor is never rearranged.
+    Reductions over that axis instead of LayerNorm between two transposes: the tensor is never rearranged.
     """
     dtype = x.dtype
     x = x.astype(ms.float32)
-    centred = x - x.mean(1, keep_dims=True)
-    variance = (centred * centred).mean(1, keep_dims=True)
-    affine = (1, -1) + (1,) * (x.ndim - 2)
-    y = centred * ops.rsqrt(variance + eps) * weight.reshape(affine) + bias.reshape(affine)
+    centred = x - x.mean(-3, keep_dims=True)
+    variance = (centred * centred).mean(-3, keep_dims=True)
+    y = centred * ops.rsqrt(variance + eps) * weight.reshape(-1, 1, 1) + bias.reshape(-1, 1, 1)
     return y.astype(dtype)
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, per_frame: bool = False) -> Tensor:
-    """GroupNorm (Wu & He 2018, eq. 7) of x (B, C, T, H, W).
+    """GroupNorm (Wu & He 2018, eq. 7) of x (B, T, C, H, W).
 
     Statistics are over a group's channels and all positions, or over those of each frame by itself if `per_frame`.
     """
-    dtype, (b, c, t, h, w) = x.dtype, x.shape
-    x = x.astype(ms.float32).reshape(b, groups, c // groups, t, h * w)
-    axes = (2, 4) if per_frame else (2, 3, 4)
+    dtype, (b, t, c, h, w) = x.dtype, x.shape
+    x = x.astype(ms.float32).reshape(b, t, groups, -1)
+    axes = (3,) if per_frame else (1, 3)
     centred = x - x.mean(axes, keep_dims=True)
     variance = (centred * centred).mean(axes, keep_dims=True)
-    y = (centred * ops.rsqrt(variance + eps)).reshape(b, c, t, h, w)
-    return (y * weight.reshape(1, -1, 1, 1, 1) + bias.reshape(1, -1, 1, 1, 1)).astype(dtype)
+    y = (centred * ops.rsqrt(variance + eps)).reshape(b, t, c, h, w)
+    return (y * weight.reshape(-1, 1, 1) + bias.reshape(-1, 1, 1)).astype(dtype)
 
 
 def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:

@@ -128,7 +128,7 @@ class Reconstructor:
         latents = self.vae.encode(Tensor(videos, self.dtype)).mode()
         latents.asnumpy()  # waits for the device
         self.encode_seconds += time.perf_counter() - start
-        pieces = self.vae.decode_chunks(latents) if self.vae.use_tiling else iter([self.vae.decode(latents)])
+        pieces = self.vae.decode_chunks(latents) if self.vae.use_tiling else self._whole(latents)
         while True:
             start = time.perf_counter()
             piece = next(pieces, None)
@@ -137,6 +137,9 @@ class Reconstructor:
             values = piece.astype(ms.float32).asnumpy()
             self.decode_seconds += time.perf_counter() - start
             yield transforms.to_uint8(values.transpose(0, 2, 3, 4, 1))
+
+    def _whole(self, latents: Tensor) -> Iterator[Tensor]:
+        yield self.vae.decode(latents)
 
 
 class Scores:

@@ -54,11 +54,10 @@ def refine_each(folder: Union[str, Path], prompts: Sequence[str], seed: int = 12
     command = [sys.executable, "-m", refiner_process.__name__, "--caption_refiner", str(Path(folder).resolve()),
                "--seed", str(seed), "--max_new_tokens", str(max_new_tokens)] + (["--device", device] if device else [])
     answers = tqdm(_converse(command, prompts), desc="refining prompts", total=len(prompts), unit="prompt")
-    for prompt, answer in zip(prompts, answers):
-        refined = " ".join(answer.split())
-        if not refined:
+    for answer, prompt in zip(answers, prompts):
+        if not answer.strip():
             tqdm.write(f"note: the refiner's answer to {prompt!r} is empty; the prompt stays as it is", file=sys.stderr)
-        yield prompt, refined or prompt
+        yield prompt, " ".join((answer if answer.strip() else prompt).split())
 
 
 def check_refiner(folder: Union[str, Path]) -> None:
@@ -71,8 +70,7 @@ def check_refiner(folder: Union[str, Path]) -> None:
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise FileNotFoundError(f"{folder} holds no tokenizer: tokenizer.json (or tokenizer.model) and "
                                 f"tokenizer_config.json should lie there")
-    has_template = (folder / "chat_template.jinja").is_file()
-    if not has_template and "chat_template" not in _read_json(folder / "tokenizer_config.json"):
+    if not _has_chat_template(folder):
         raise ValueError(f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or "
                          f"chat_template.jinja); the refiner is a model tuned for chats")
     weights = find_weights(folder)
@@ -83,25 +81,29 @@ def check_refiner(folder: Union[str, Path]) -> None:
         raise ValueError(refiner_process.MINDNLP_NEEDED)
 
 
-def _read_json(path: Path) -> dict:
-    return read_config(path) if path.is_file() else {}
+def _has_chat_template(folder: Path) -> bool:
+    config = folder / "tokenizer_config.json"
+    return (folder / "chat_template.jinja").is_file() or (config.is_file() and "chat_template" in read_config(config))
 
 
 def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
-    """Runs the refiner's process; yields its answers as they come."""
+    """Runs the refiner's process; yields its answers as they come. It has ended when they end."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as request:
         json.dump(prompts, request)
         request.seek(0)
         process = subprocess.Popen(command, cwd=ROOT, stdin=request, stdout=subprocess.PIPE, encoding="utf-8")
+    answered = 0
     try:
         for line in process.stdout:
             message = json.loads(line)
             if "error" in message:
                 raise ValueError(message["error"])
+            answered += 1
             yield message["answer"]
-        if process.wait():
-            raise ChildProcessError(f"the refiner's process ended with exit code {process.returncode}"
-                                    + (" (killed, as when memory runs out)" if process.returncode == -9 else ""))
+        code = process.wait()
+        if answered < len(prompts):
+            raise ChildProcessError(f"the refiner's process ended with exit code {code} after {answered} of "
+                                    f"{len(prompts)} prompts" + (" (killed: out of memory?)" if code == -9 else ""))
     finally:
         process.kill()
         process.wait()

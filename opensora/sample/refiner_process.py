@@ -60,7 +60,7 @@ def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator
     model = model.to(TORCH_DEVICES[place.target]).eval()
 
     for prompt in prompts:
-        torch.multinomial = seeded_multinomial(torch, args.seed)
+        seed_sampling(torch, args.seed)
         # As published, the rendered chat is tokenized like any text: a tokenizer that puts BOS first does it here too.
         inputs = tokenizer(render_chat(tokenizer, prompt), return_tensors="pt").to(model.device)
         output = model.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask,
@@ -74,20 +74,27 @@ def render_chat(tokenizer, prompt: str) -> str:
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
-def seeded_multinomial(torch, seed: int):
-    """A `torch.multinomial` that obeys a seed, for models whose generation_config.json says to sample.
+def seed_sampling(torch, seed: int) -> None:
+    """Lets a seed decide what models whose generation_config.json says to sample draw.
 
-    That of mindnlp 0.5.1 draws from MindSpore's UniformReal(0, 0) on a CPU, which no seed reaches.
+    The `torch.multinomial` of mindnlp 0.5.1 takes its numbers on a CPU from UniformReal(0, 0), which no seed reaches.
     """
     rng = np.random.default_rng(seed)
 
     def multinomial(probabilities, num_samples):
-        weights = probabilities.float().cpu().numpy()
-        # Of clocks that ring at these rates, the first to ring are a sample without replacement.
-        with np.errstate(divide="ignore"):
-            times = rng.exponential(size=weights.shape) / weights
-        return torch.tensor(np.argsort(times, axis=-1)[..., :num_samples]).to(probabilities.device)
-    return multinomial
+        drawn = draw(rng, probabilities.float().cpu().numpy(), num_samples)
+        return torch.tensor(drawn).to(probabilities.device)
+    torch.multinomial = multinomial
+
+
+def draw(rng: np.random.Generator, weights: np.ndarray, count: int) -> np.ndarray:
+    """Indices (..., count) into the last axis of `weights`, drawn without replacement by these weights.
+
+    Of clocks that ring at random with such rates, the first to ring are such a sample (Efraimidis and Spirakis 2006).
+    """
+    with np.errstate(divide="ignore"):
+        times = rng.exponential(size=weights.shape) / weights
+    return np.argsort(times, axis=-1)[..., :count]
 
 
 def claim_stdout() -> TextIO:

@@ -40,7 +40,8 @@ def spaced_timesteps(spacing: str, count: int, skip_zero: bool = False) -> np.nd
     an end of their own need no model call there.
     """
     if spacing == "trailing":
-        return np.linspace(TRAIN_TIMESTEPS, 0, count, endpoint=False).round() - 1
+        # arange, as published: its floats decide ties of round(). It may give one too many.
+        return np.arange(TRAIN_TIMESTEPS, 0, -TRAIN_TIMESTEPS / count)[:count].round() - 1
     spaced = count + skip_zero
     if spacing == "linspace":
         rising = np.linspace(0, TRAIN_TIMESTEPS - 1, spaced)

@@ -21,8 +21,8 @@ class PatchEmbed2D(nn.Cell):
         self.proj = Conv2d(in_channels, embed_dim, patch_size, patch_size, padding=(0, 0, 0, 0))
 
     def construct(self, x: Tensor) -> Tensor:
-        x = self.proj(x)
-        return x.reshape(x.shape[0], x.shape[1], -1).swapaxes(1, 2)
+        x = self.proj(x.swapaxes(1, 2))  # B T D H/p W/p
+        return x.transpose(0, 1, 3, 4, 2).reshape(x.shape[0], -1, x.shape[2])
 
 
 class TimestepEmbedder(nn.Cell):

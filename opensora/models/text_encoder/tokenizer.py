@@ -23,8 +23,9 @@ class Tokenizer:
         if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
             self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         elif (folder / "spiece.model").is_file():
-            # legacy: spaces as when mT5 and T5 v1.1 were trained
-            self.tokenizer = T5TokenizerFast(vocab_file=str(folder / "spiece.model"), extra_ids=0, legacy=True)
+            # A space before the text, as when mT5 and T5 v1.1 were trained; released tokenizer_config.json say the same.
+            self.tokenizer = T5TokenizerFast(vocab_file=str(folder / "spiece.model"), extra_ids=0, legacy=True,
+                                             add_prefix_space=True)
         else:
             raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or spiece.model and tokenizer_config.json, "
                              f"should lie there beside the text encoder's weights")

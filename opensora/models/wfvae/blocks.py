@@ -1,4 +1,4 @@
-"""Building blocks of WFVAE, all on (B, C, T, H, W).
+"""Building blocks of WFVAE, all on (B, T, C, H, W).
 
 Streaming. A long clip passes through the model in chunks along time and gives what the whole clip would. Cells with
 a memory of earlier frames take part through two arguments and a second result:
@@ -71,18 +71,18 @@ class CausalConv3d(nn.Cell):
     def __init__(self, in_channels: int, out_channels: int, stride: int = 1,
                  padding: Sequence[int] = (1, 1, 1, 1), resent: int = 0):
         super().__init__()
-        self.conv = Conv3d(in_channels, out_channels, (3, 3, 3), (stride,) * 3, (0, 0, *padding))
+        self.conv = Conv3d(in_channels, out_channels, 3, stride, padding)
         self.kept = 3 - stride
         self.resent = resent
 
     def construct(self, x: Tensor, past=None, last: bool = True):
         if past is None:
-            past = ops.tile(x[:, :, :1], (1, 1, 2, 1, 1))
-        x = ops.cat((past, x), 2)
+            past = ops.tile(x[:, :1], (1, 2, 1, 1, 1))
+        x = ops.cat((past, x), 1)
         if last:
             return self.conv(x), None
-        end = x.shape[2] - self.resent
-        return self.conv(x), x[:, :, end - self.kept:end]
+        end = x.shape[1] - self.resent
+        return self.conv(x), x[:, end - self.kept:end]
 
 
 class PointwiseConv3d(nn.Cell):
@@ -90,7 +90,7 @@ class PointwiseConv3d(nn.Cell):
 
     def __init__(self, in_channels: int, out_channels: int):
         super().__init__()
-        self.conv = Conv3d(in_channels, out_channels, (1, 1, 1))
+        self.conv = Conv3d(in_channels, out_channels, 1)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.conv(x)
@@ -150,11 +150,11 @@ class AttnBlock3DFix(nn.Cell):
         self.proj_out = PointwiseConv3d(channels, channels)
 
     def construct(self, x: Tensor) -> Tensor:
-        b, c, t, h, w = x.shape
+        b, t, c, h, w = x.shape
         y = self.norm(x)
-        q, k, v = [projected.transpose(0, 2, 3, 4, 1).reshape(b * t, 1, h * w, c)  # B T H W C -> (B T) 1 (H W) C
+        q, k, v = [projected.reshape(b * t, 1, c, h * w).swapaxes(2, 3)  # B T C H W -> (B T) 1 (H W) C
                    for projected in (self.q(y), self.k(y), self.v(y))]
-        y = attention(q, k, v).reshape(b, t, h, w, c).transpose(0, 4, 1, 2, 3)
+        y = attention(q, k, v).swapaxes(2, 3).reshape(b, t, c, h, w)
         return x + self.proj_out(y)
 
 
@@ -211,20 +211,20 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
 
     def construct(self, x: Tensor, past=None, last: bool = True):
         previous, conv_past = (None, None) if past is None else past
-        frames = x.shape[2]
+        frames = x.shape[1]
         held_back = 0 if last else self.delay
         if previous is None:
-            y = x[:, :, :1]
+            y = x[:, :1]
             if frames > 1:
-                doubled = self.t_upsample(x[:, :, 1:], 2)
-                y = ops.cat((y, doubled[:, :, :2 * (frames - 1) - held_back]), 2)
+                doubled = self.t_upsample(x[:, 1:], 1)
+                y = ops.cat((y, doubled[:, :2 * (frames - 1) - held_back]), 1)
         else:
-            doubled = self.t_upsample(ops.cat((previous, x), 2), 2)
-            y = doubled[:, :, 2 - self.delay:2 * (frames + 1) - held_back]
+            doubled = self.t_upsample(ops.cat((previous, x), 1), 1)
+            y = doubled[:, 2 - self.delay:2 * (frames + 1) - held_back]
         y = linear_2x(linear_2x(y, 3), 4)
         y, conv_past = self.conv(y, conv_past, last)
         if last:
             return y, None
         # The clip's first frame takes no part in interpolation, so it never serves as the previous one.
         newest = max(1, frames - 1 - self.resent)
-        return y, (x[:, :, newest:newest + 1], conv_past)
+        return y, (x[:, newest:newest + 1], conv_past)

@@ -65,35 +65,35 @@ class Decoder(nn.Cell):
         self.delay_l1 = delay_l1
 
     def construct(self, z: Tensor, past=None, last: bool = True):
-        """Returns (video, level-1 coefficients, level-2 coefficients, past)."""
+        """Returns (video, level-1 coefficients, level-2 coefficients, past); inside, frames come before channels."""
         first = past is None
         (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
          waiting1, waiting2) = (None,) * 9 if first else past
 
-        h, past_in = self.conv_in(z, past_in, last)
+        h, past_in = self.conv_in(z.swapaxes(1, 2), past_in, last)
         h, past_mid = self.mid(h, past_mid, last)
-        l2, past_connect2 = self.connect_l2(h[:, -self.flow:], past_connect2, last)
+        l2, past_connect2 = self.connect_l2(h[:, :, -self.flow:], past_connect2, last)
         low1, waiting2 = _wait(self.inverse_wavelet_transform_l2(l2, first), waiting2, self.delay_l2, last)
 
-        h, past_up2 = self.up2(h[:, :-self.flow], past_up2, last)
-        l1, past_connect1 = self.connect_l1(h[:, -self.flow:], past_connect1, last)
+        h, past_up2 = self.up2(h[:, :, :-self.flow], past_up2, last)
+        l1, past_connect1 = self.connect_l1(h[:, :, -self.flow:], past_connect1, last)
         l1 = _add_to_low_band(l1, low1)
         low, waiting1 = _wait(self.inverse_wavelet_transform_l1(l1, first), waiting1, self.delay_l1, last)
 
-        h, past_up1 = self.up1(h[:, :-self.flow], past_up1, last)
+        h, past_up1 = self.up1(h[:, :, :-self.flow], past_up1, last)
         h, past_layer = self.layer(h, past_layer, last)
         h = self.conv_out(ops.silu(self.norm_out(h)))
         video = self.inverse_wavelet_transform_out(_add_to_low_band(h, low), first)
-        if last:
-            return video, l1, l2, None
-        video = video[:, :, :video.shape[2] - self.resent_frames]
-        return video, l1, l2, (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
-                               waiting1, waiting2)
+        if not last:
+            video = video[:, :video.shape[1] - self.resent_frames]
+        past = None if last else (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
+                                  waiting1, waiting2)
+        return video.swapaxes(1, 2), l1.swapaxes(1, 2), l2.swapaxes(1, 2), past
 
 
 def _add_to_low_band(coefficients: Tensor, low: Tensor) -> Tensor:
     """The first three channels, the low band of the three colours, plus what the coarser level gives for them."""
-    return ops.cat((coefficients[:, :3] + low, coefficients[:, 3:]), 1)
+    return ops.cat((coefficients[:, :, :3] + low, coefficients[:, :, 3:]), 2)
 
 
 def _wait(x: Tensor, waiting, delay: int, last: bool):
@@ -101,8 +101,8 @@ def _wait(x: Tensor, waiting, delay: int, last: bool):
     if delay == 0:
         return x, ()
     if waiting is not None:
-        x = ops.cat((waiting, x), 2)
+        x = ops.cat((waiting, x), 1)
     if last:
         return x, ()
-    end = x.shape[2] - delay
-    return x[:, :, :end], x[:, :, end:]
+    end = x.shape[1] - delay
+    return x[:, :end], x[:, end:]

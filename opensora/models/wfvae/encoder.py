@@ -44,18 +44,19 @@ class Encoder(nn.Cell):
         self.conv_out = CausalConv3d(base * 4, config.latent_dim * 2)
 
     def construct(self, x: Tensor, past=None, last: bool = True):
-        """Returns (moments, level-1 coefficients, level-2 coefficients, past)."""
+        """Returns (moments, level-1 coefficients, level-2 coefficients, past); inside, frames come before channels."""
         first = past is None
         past_down1, past_down2, past_mid, past_out = (None,) * 4 if first else past
 
-        coefficients = self.wavelet_transform_in(x, first)
-        l1 = self.wavelet_transform_l1(coefficients[:, :3], first)
-        l2 = self.wavelet_transform_l2(l1[:, :3], first)
+        coefficients = self.wavelet_transform_in(x.swapaxes(1, 2), first)
+        l1 = self.wavelet_transform_l1(coefficients[:, :, :3], first)
+        l2 = self.wavelet_transform_l2(l1[:, :, :3], first)
 
         h, past_down1 = self.down1(coefficients, past_down1, last)
-        h = ops.cat((h, self.connect_l1(l1)), 1)
+        h = ops.cat((h, self.connect_l1(l1)), 2)
         h, past_down2 = self.down2(h, past_down2, last)
-        h = ops.cat((h, self.connect_l2(l2)), 1)
+        h = ops.cat((h, self.connect_l2(l2)), 2)
         h, past_mid = self.mid(h, past_mid, last)
         moments, past_out = self.conv_out(ops.silu(self.norm_out(h)), past_out, last)
-        return moments, l1, l2, None if last else (past_down1, past_down2, past_mid, past_out)
+        past = None if last else (past_down1, past_down2, past_mid, past_out)
+        return moments.swapaxes(1, 2), l1.swapaxes(1, 2), l2.swapaxes(1, 2), past

@@ -1,4 +1,4 @@
-"""Haar wavelet transforms of videos (B, C, T, H, W) in two and three dimensions, and their inverses.
+"""Haar wavelet transforms of videos (B, T, C, H, W) in two and three dimensions, and their inverses.
 
 A transform cuts the video into blocks of two along each axis, gathers the elements of a block on one axis and
 multiplies that axis by a Hadamard matrix. The matrix is symmetric, so the inverse uses it again. The 3-D scale is
@@ -24,7 +24,7 @@ FILTERS_2D = {name: np.ascontiguousarray(row.reshape(2, 2).T).reshape(1, 1, 2, 2
 
 
 class HaarTransform2D(nn.Cell):
-    """(B, C, T, H, W) -> (B, 4C, T, H/2, W/2); sub-bands by (differs along W, differs along H)."""
+    """(B, T, C, H, W) -> (B, T, 4C, H/2, W/2); sub-bands by (differs along W, differs along H)."""
 
     filters = FILTERS_2D
 
@@ -33,14 +33,14 @@ class HaarTransform2D(nn.Cell):
         self.matrix = Tensor(HADAMARD_4)
 
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
-        b, c, t, h, w = x.shape
-        x = x.reshape(b, c, t, h // 2, 2, w // 2, 2).transpose(0, 6, 4, 1, 2, 3, 5)
-        x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b, 4, -1))
-        return x.reshape(b, 4 * c, t, h // 2, w // 2)
+        b, t, c, h, w = x.shape
+        x = x.reshape(b, t, c, h // 2, 2, w // 2, 2).transpose(0, 1, 6, 4, 2, 3, 5)  # B T 2w 2h C H/2 W/2
+        x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b * t, 4, -1))
+        return x.reshape(b, t, 4 * c, h // 2, w // 2)
 
 
 class InverseHaarTransform2D(nn.Cell):
-    """(B, 4C, T, H, W) -> (B, C, T, 2H, 2W)."""
+    """(B, T, 4C, H, W) -> (B, T, C, 2H, 2W)."""
 
     filters = FILTERS_2D
 
@@ -49,14 +49,14 @@ class InverseHaarTransform2D(nn.Cell):
         self.matrix = Tensor(HADAMARD_4)
 
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
-        b, c, t, h, w = x.shape
-        x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b, 4, -1))
-        x = x.reshape(b, 2, 2, c // 4, t, h, w).transpose(0, 3, 4, 5, 2, 6, 1)
-        return x.reshape(b, c // 4, t, 2 * h, 2 * w)
+        b, t, c, h, w = x.shape
+        x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b * t, 4, -1))
+        x = x.reshape(b, t, 2, 2, c // 4, h, w).transpose(0, 1, 4, 5, 3, 6, 2)  # B T C H 2h W 2w
+        return x.reshape(b, t, c // 4, 2 * h, 2 * w)
 
 
 class HaarTransform3D(nn.Cell):
-    """(B, C, T, H, W) -> (B, 8C, ceil(T/2), H/2, W/2); sub-bands by (differs along T, along H, along W).
+    """(B, T, C, H, W) -> (B, ceil(T/2), 8C, H/2, W/2); sub-bands by (differs along T, along H, along W).
 
     `first`: x begins with the clip's first frame, so T is odd; later chunks of a stream have an even T.
     """
@@ -69,15 +69,16 @@ class HaarTransform3D(nn.Cell):
 
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
         if first:
-            x = ops.cat((x[:, :, :1], x), 2)
-        b, c, t, h, w = x.shape
-        x = x.reshape(b, c, t // 2, 2, h // 2, 2, w // 2, 2).transpose(0, 3, 5, 7, 1, 2, 4, 6)
-        x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b, 8, -1))
-        return x.reshape(b, 8 * c, t // 2, h // 2, w // 2)
+            x = ops.cat((x[:, :1], x), 1)
+        b, t, c, h, w = x.shape
+        x = x.reshape(b, t // 2, 2, c, h // 2, 2, w // 2, 2)
+        x = x.transpose(0, 1, 2, 5, 7, 3, 4, 6)  # B T/2 2t 2h 2w C H/2 W/2
+        x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b * t // 2, 8, -1))
+        return x.reshape(b, t // 2, 8 * c, h // 2, w // 2)
 
 
 class InverseHaarTransform3D(nn.Cell):
-    """(B, 8C, T, H, W) -> (B, C, 2T, 2H, 2W), without the first frame's copy if `first`."""
+    """(B, T, 8C, H, W) -> (B, 2T, C, 2H, 2W), without the first frame's copy if `first`."""
 
     filters = FILTERS_3D
 
@@ -86,8 +87,8 @@ class InverseHaarTransform3D(nn.Cell):
         self.matrix = Tensor(HADAMARD_8)
 
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
-        b, c, t, h, w = x.shape
-        x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b, 8, -1))
-        x = x.reshape(b, 2, 2, 2, c // 8, t, h, w).transpose(0, 4, 5, 1, 6, 2, 7, 3)
-        x = x.reshape(b, c // 8, 2 * t, 2 * h, 2 * w)
-        return x[:, :, 1:] if first else x
+        b, t, c, h, w = x.shape
+        x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b * t, 8, -1))
+        x = x.reshape(b, t, 2, 2, 2, c // 8, h, w).transpose(0, 1, 2, 5, 6, 3, 7, 4)  # B T 2t C H 2h W 2w
+        x = x.reshape(b, 2 * t, c // 8, 2 * h, 2 * w)
+        return x[:, 1:] if first else x
