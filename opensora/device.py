@@ -8,8 +8,10 @@ from __future__ import annotations
 import argparse
 import os
 import random
+import signal
 import sys
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Optional
 
 import mindspore as ms
@@ -61,6 +63,8 @@ def setup(args: argparse.Namespace) -> Device:
     Raises:
         ValueError: the target is not on this machine, or --use_parallel without msrun.
     """
+    # MindSpore ends the process on Ctrl-C at once; Python's handler lets files be closed and half-written ones removed.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
     target = args.device or default_target()
     if not ms.hal.is_available(target):
         raise ValueError(f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}")
@@ -77,7 +81,9 @@ def setup(args: argparse.Namespace) -> Device:
 
 
 def default_target() -> str:
-    return "Ascend" if ms.hal.is_available("Ascend") else "CPU"
+    """Ascend where this machine has one (asking MindSpore first would print warnings where it has none), else CPU."""
+    has_npu = any(Path("/dev").glob("davinci[0-9]*"))
+    return "Ascend" if has_npu and ms.hal.is_available("Ascend") else "CPU"
 
 
 def choose_precision(target: str, wanted: Optional[str], quiet: bool = False) -> str:

@@ -32,7 +32,8 @@ def same(a: dict, b: dict) -> bool:
 
 def write_config(folder, config=None, **changes):
     folder.mkdir(exist_ok=True)
-    (folder / "config.json").write_text(json.dumps({**(config or {"_class_name": "WFVAEModel", **TINY_VAE}), **changes}))
+    config = config or {"_class_name": "WFVAEModel", **TINY_VAE}
+    (folder / "config.json").write_text(json.dumps({**config, **changes}))
 
 
 def as_tensors(state: dict) -> dict:
@@ -150,7 +151,7 @@ def test_clear_errors(vae, tmp_path):
     with pytest.raises(ValueError, match="wrong.*do not fit the configuration"):
         WFVAEModel.from_pretrained(tmp_path / "wrong")
     write_config(tmp_path / "wrong", base_chanels=16)
-    with pytest.raises(ValueError, match="wrong/diffusion_pytorch_model.safetensors: .*base_chanels.*did you mean base_channels"):
+    with pytest.raises(ValueError, match="wrong/diffusion_pytorch_model.safetensors: .*base_chanels.*base_channels"):
         WFVAEModel.from_pretrained(tmp_path / "wrong")
     (tmp_path / "wrong/config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json: not a json file"):
@@ -188,8 +189,8 @@ def test_mindspore_slices_and_damage(tmp_path, monkeypatch):
     path = tmp_path / "x.ckpt"
     monkeypatch.setattr("mindspore.train.serialization.SLICE_SIZE", 1)
     array = np.random.RandomState(0).standard_normal((40, 25)).astype(np.float32)
-    ms.save_checkpoint([{"name": "w", "data": ms.Tensor(array)}, {"name": "b", "data": ms.Tensor(array[0])}], str(path),
-                       crc_check=True)
+    tensors = [{"name": "w", "data": ms.Tensor(array)}, {"name": "b", "data": ms.Tensor(array[0])}]
+    ms.save_checkpoint(tensors, str(path), crc_check=True)
     assert path.read_bytes().count(b"Float32") == 5, "four slices and one whole"
     state = open_state(path)
     assert (state["w"].numpy() == array).all() and (state["b"].numpy() == array[0]).all()
@@ -212,7 +213,8 @@ def test_a_choice_is_left_to_the_user(tmp_path, files, message):
 
 
 def test_files_are_looked_for_in_order(tmp_path):
-    names = ["diffusion_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin", "merged.ckpt", "last.ckpt"]
+    names = ["diffusion_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin", "merged.ckpt",
+             "last.ckpt"]
     for name in reversed(names):
         (tmp_path / name).touch()
         assert find_weights(tmp_path).name == name

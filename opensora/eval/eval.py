@@ -31,8 +31,6 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--subset_size", type=int, default=0, help="compare only the first n pairs; 0: all")
     parser.add_argument("--batch_size", type=int, default=16, help="frames of a video held in memory at a time")
     parser.add_argument("--num_workers", type=int, default=2, help="pairs compared at the same time")
-    parser.add_argument("--sample_fps", type=int, help="of published command lines; videos are compared frame by "
-                                                       "frame, whatever their rate, so it changes nothing")
     return parser.parse_args()
 
 

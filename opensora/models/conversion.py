@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Union
 
 from opensora.models.checkpoint_files import open_state, read_config
-from opensora.models.known_shapes import check_shapes, class_name, without_tied
+from opensora.models.known_shapes import check_shapes, class_name
 from opensora.models.safetensors_file import write_safetensors
 
 PathLike = Union[str, Path]
@@ -15,15 +15,17 @@ PathLike = Union[str, Path]
 def convert(src: PathLike, target: PathLike, config_path: PathLike, use_ema: bool = True) -> None:
     """Any readable weights -> safetensors with the same names; memory does not grow with the file.
 
+    Every name keeps its tensor, those of tied weights too: safetensors has no second names, but readers that look for
+    one find it.
+
     Raises:
         FileNotFoundError, ValueError, OSError: before anything is written, if source or config cannot be used or
         do not belong together, or if the disk is full.
     """
     config = read_config(config_path)
-    name = class_name(config, config_path)
     state = open_state(src, use_ema)
     check_shapes(state, src, config, config_path)
-    write_safetensors(target, without_tied(state, name), progress=True)
+    write_safetensors(target, state, progress=True)
 
 
 def convert_mindspore(src: PathLike, target: PathLike, config_path: PathLike) -> None:

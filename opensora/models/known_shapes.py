@@ -17,14 +17,10 @@ class Size(NamedTuple):
 
 
 class Kind(NamedTuple):
-    """A kind of model. `layers` is the prefix of the names of its `num_layers` layers.
-
-    `tied` holds names that PyTorch's class gives to one tensor, the first being the tensor's own.
-    """
+    """A kind of model. `layers` is the prefix of the names of its `num_layers` layers."""
 
     sizes: tuple
     layers: Optional[str] = None
-    tied: tuple = ()
 
 
 WFVAE = Kind(sizes=(
@@ -48,8 +44,7 @@ T5 = Kind(sizes=(
     Size("encoder.block.0.layer.0.SelfAttention.q.weight", 0, "num_heads * d_kv",
          lambda c: c["num_heads"] * c["d_kv"]),
     Size("encoder.block.0.layer.1.DenseReluDense.wo.weight", 1, "d_ff", lambda c: c["d_ff"]),
-), layers="encoder.block.", tied=("shared.weight", "encoder.embed_tokens.weight", "decoder.embed_tokens.weight",
-                                  "lm_head.weight"))
+), layers="encoder.block.")
 
 # By the class of this project.
 KINDS = {"WFVAEModel": WFVAE, "OpenSoraT2V_v1_3": OPENSORA, "OpenSoraInpaint_v1_3": OPENSORA, "MT5EncoderModel": T5}
@@ -83,12 +78,3 @@ def check_shapes(state: Mapping[str, StoredTensor], src: Union[str, Path],
         count = len({name[len(kind.layers):].split(".")[0] for name in state if name.startswith(kind.layers)})
         if count != config.get("num_layers"):
             raise ValueError(f"{config_path}: num_layers is {config.get('num_layers')!r}, but {src} has {count} layers")
-
-
-def without_tied(state: Mapping[str, StoredTensor], name: str) -> dict[str, StoredTensor]:
-    """The state with a tensor that PyTorch ties once; what has bytes of its own stays. `name`: see `KINDS`.
-
-    safetensors has no second names: each would be written in full, gigabytes for mT5-XXL.
-    """
-    first, *others = KINDS[name].tied or (None,)
-    return {key: tensor for key, tensor in state.items() if key not in others or tensor != state.get(first)}

@@ -7,6 +7,7 @@ from typing import Optional, Union
 import mindspore as ms
 
 from opensora.models.loading import read_config
+from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.model import WFVAEModel
 
 # name -> (latent channels, stride in time, stride in space)
@@ -26,10 +27,10 @@ def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Opt
     """
     if name not in VAES:
         raise ValueError(f"--ae {name!r} is not one of {', '.join(VAES)}")
-    vae = WFVAEModel.from_pretrained(checkpoint or path, dtype=dtype, config=read_config(path))
-    config = vae.config
+    values = read_config(path)
+    config = WFVAEConfig.from_dict(values)
     found = (config.latent_dim, config.temporal_stride, config.spatial_stride)
     if found != VAES[name]:
         channels, t, s = found
         raise ValueError(f"{path} holds a WFVAEModel_D{channels}_{t}x{s}x{s}, not the {name} of --ae")
-    return vae
+    return WFVAEModel.from_pretrained(checkpoint or path, dtype=dtype, config=values)

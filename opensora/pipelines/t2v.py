@@ -106,7 +106,10 @@ class OpenSoraPipeline:
                        guidance_scale, lambda k: _tensor(step_noise(k)), progress=progress)
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
-        """Yields uint8 frames (B, t, H, W, 3) chunk by chunk in order of time, in constant memory."""
+        """Yields uint8 frames (B, t, H, W, 3) in order of time.
+
+        They come chunk by chunk, in constant memory, where that changes nothing or the autoencoder's tiling is on.
+        """
         for chunk in self._decoded(latents):
             yield to_uint8(chunk.transpose(0, 2, 3, 4, 1))
 
@@ -120,7 +123,9 @@ class OpenSoraPipeline:
 
     def _decoded(self, latents: Tensor) -> Iterator[np.ndarray]:
         vae = self.vae.get()
-        for chunk in vae.decode_chunks(vae.denormalize(latents).astype(vae.dtype)):
+        z = vae.denormalize(latents).astype(vae.dtype)
+        in_chunks = vae.use_tiling or vae.config.streams_exactly
+        for chunk in vae.decode_chunks(z) if in_chunks else [vae.decode(z)]:
             yield chunk.float().asnumpy()  # B 3 t H W
 
 

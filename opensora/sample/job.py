@@ -88,7 +88,7 @@ def _make_latents(options: SampleOptions, device: Device, pipeline: OpenSoraPipe
     prompts = list(dict.fromkeys(sample.prompt for sample in todo))
     wording = dict(zip(prompts, prompts))
     if options.caption_refiner:
-        wording = refine_prompts(options.caption_refiner, prompts, options.seed)
+        wording = refine_prompts(options.caption_refiner, prompts, options.seed, device.target)
     texts = dict(_embed(options, pipeline, wording))
     if options.save_memory:
         pipeline.text_encoder.release()

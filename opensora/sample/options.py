@@ -11,11 +11,10 @@ from opensora import device
 from opensora.models.loading import read_config
 from opensora.models.registry import VAES
 from opensora.pipelines.sizes import check_size
-from opensora.schedulers import SCHEDULERS
+from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS
 from opensora.utils.cli import parse_with_config
 
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -108,7 +107,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     sampling.add_argument("--sparse_n", type=int, help="expect weights with this skiparse factor")
 
     memory = parser.add_argument_group("memory and stages")
-    memory.add_argument("--enable_tiling", action="store_true", help="decode along time in chunks (always so to files)")
+    memory.add_argument("--enable_tiling", action="store_true", help="decode in chunks along time also where that changes the result (group norm); "
+                             "with layer norm, as published, it changes nothing and is always done")
     memory.add_argument("--save_memory", action="store_true",
                         help="text encoder, transformer and autoencoder on the device one after the other")
     memory.add_argument("--save_latents", action="store_true", help="stop before decoding; write latents as .npy")

@@ -73,22 +73,27 @@ class WFVAEConfig(ModelConfig):
         return 8 if self.l1_is_temporal else 4
 
     @property
+    def streams_exactly(self) -> bool:
+        """A clip in chunks gives what the whole clip does. Group norm averages over a chunk, so there it does not."""
+        return self.norm_type == "layernorm"
+
+    @property
     def decoder_resent(self) -> int:
         """Latent frames that a chunk shares with the next one in the decoder's stream.
 
-        GroupNorm averages over the chunk, so what it gives depends on the chunks: they are those of the published
-        model, each with one frame more than it decodes. LayerNorm does not depend on them and needs no repetition.
+        Where the result depends on the chunks they are those of the published model, each with one frame more than it
+        decodes; elsewhere nothing has to come twice.
         """
-        return 1 if self.norm_type == "groupnorm" else 0
+        return 0 if self.streams_exactly else 1
 
     @property
     def decoder_delays(self) -> tuple[int, int]:
         """Frames the decoder's stream holds back at the upsamplings of level 2 and of level 1.
 
-        Linear interpolation needs a frame's successor. With group norm that has come already (`decoder_resent`).
+        Linear interpolation needs a frame's successor; where frames are resent, that has come already.
         """
-        waits = self.norm_type == "layernorm"
-        return (int(waits and self.t_interpolation == "trilinear"), int(waits and self.l1_is_temporal))
+        return (int(self.streams_exactly and self.t_interpolation == "trilinear"),
+                int(self.streams_exactly and self.l1_is_temporal))
 
 
 def _one_of(name: str, value, known: tuple) -> None:

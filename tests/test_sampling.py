@@ -1,0 +1,171 @@
+"""Text to video: the pipeline against the reference, and sample.py as a user runs it."""
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from conftest import ROOT
+from golden_cases import case, given, load_case, relative_difference
+from mindspore import Tensor
+from tiny_models import make_release
+
+from opensora.datasets.media import VideoReader, read_image
+from opensora.pipelines import OpenSoraPipeline
+from opensora.sample.options import parse_options, read_prompts
+
+SAMPLE = "opensora/sample/sample.py"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return make_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture
+def flags(release, tmp_path):
+    """The flags of a small run; results go to tmp_path/out."""
+    return ["--model_path", release / "transformer", "--ae_path", release / "vae", "--text_encoder_name_1",
+            release / "text", "--save_img_path", tmp_path / "out", "--num_frames", 5, "--height", 32, "--width", 64,
+            "--num_sampling_steps", 2, "--max_sequence_length", 64, "--rescale_betas_zero_snr", "--device", "CPU"]
+
+
+def outputs(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["release_e2e_t2v", "release_e2e_t2i"])
+def test_golden(name, release_tiny, mode):
+    run, reference = case(name, "release_e2e.json"), load_case(name)
+    folder = release_tiny / "LanguageBind/Open-Sora-Plan-v1.3.0"
+    pipeline = OpenSoraPipeline.from_pretrained(folder / "any93x640x640", folder / "vae",
+                                                release_tiny / "google/mt5-xxl")
+    shape = reference["latents"].shape
+    latents = pipeline(run["prompt"], run["num_frames"], run["height"], run["width"], run["steps"],
+                       run["guidance_scale"], max_sequence_length=run["max_sequence_length"],
+                       latents=given(name, "init", shape), step_noise=lambda k: given(name, f"noise{k}", shape),
+                       output_type="latent")
+    assert relative_difference(latents, reference["latents"]) < 1e-3
+    frames = pipeline.output(Tensor(latents), "frames")
+    assert frames.shape == reference["frames"].shape and frames.dtype == np.uint8
+    assert (np.abs(frames.astype(int) - reference["frames"]) <= 1).mean() >= 0.999
+
+
+def test_pipeline_is_repeatable(release):
+    pipeline = OpenSoraPipeline.from_pretrained(release / "transformer", release / "vae", release / "text")
+    arguments = dict(num_frames=5, height=32, width=32, num_inference_steps=2, max_sequence_length=64)
+    first = pipeline("a", **arguments, seed=1, output_type="video")
+    assert (first == pipeline("a", **arguments, seed=1, output_type="video")).all()
+    assert (first != pipeline("a", **arguments, seed=2, output_type="video")).any()
+    assert (first != pipeline("b", **arguments, seed=1, output_type="video")).any()
+    with pytest.raises(ValueError, match=r"num_frames 6 is not 4n\+1 .nearest: 5, 9.; height 40 .*nearest: 32, 64"):
+        pipeline("a", num_frames=6, height=40, width=32)
+    with pytest.raises(ValueError, match="latents are"):
+        pipeline("a", **arguments, latents=np.zeros((1, 8, 1, 4, 4), np.float32))
+
+
+def test_videos_from_a_file_and_resume(run, flags, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\na blue square\n")
+    finished = run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
+    assert finished.returncode == 0, finished.stderr
+    out = tmp_path / "out"
+    names = [f"EulerAncestralDiscrete_{part}gs7.5_s2" for part in ("0_", "1_", "")]
+    assert outputs(out) == sorted([f"{names[0]}.json", f"{names[0]}.mp4", f"{names[1]}.json", f"{names[1]}.mp4",
+                                   f"{names[2]}.mp4"])
+    with VideoReader(out / f"{names[0]}.mp4") as video:
+        assert (len(video), video.height, video.width, round(video.fps)) == (5, 32, 64, 18)
+    record = json.loads((out / f"{names[1]}.json").read_text())
+    assert record["prompt"] == "a blue square" and record["arguments"]["num_sampling_steps"] == 2
+
+    before = (out / f"{names[1]}.mp4").read_bytes()
+    (out / f"{names[0]}.mp4").unlink()
+    finished = run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
+    assert "1 of 2 results" in finished.stderr and (out / f"{names[0]}.mp4").exists()
+    (out / f"{names[1]}.mp4").unlink()
+    run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
+    assert (out / f"{names[1]}.mp4").read_bytes() == before  # made alone, it is what it was beside the other
+
+
+def test_several_images_of_a_prompt(run, flags, tmp_path):
+    finished = run(SAMPLE, *flags, "--text_prompt", "a", "--num_frames", 1, "--num_samples_per_prompt", 3,
+                   "--video_extension", "png", "--guidance_scale", 1)
+    assert finished.returncode == 0, finished.stderr
+    images = [read_image(tmp_path / f"out/EulerAncestralDiscrete_0_gs1_s2_i{k}.png") for k in range(3)]
+    assert images[0].shape == (32, 64, 3) and (images[0] != images[1]).any()
+    grid = read_image(tmp_path / "out/EulerAncestralDiscrete_0_gs1_s2.png")
+    assert grid.shape == (67, 131, 3) and (grid[1:33, 1:65] == images[0]).all()
+
+
+def test_latents_now_and_frames_later(run, flags, tmp_path):
+    base = [*flags, "--text_prompt", "a"]
+    for more in (["--save_latents"], ["--decode_latents"]):
+        finished = run(SAMPLE, *base, *more)
+        assert finished.returncode == 0, finished.stderr
+    stem = "EulerAncestralDiscrete_0_gs7.5_s2"
+    assert outputs(tmp_path / "out") == [f"{stem}.json", f"{stem}.mp4", f"{stem}.npy"]
+    two_runs = (tmp_path / "out" / f"{stem}.mp4").read_bytes()
+    finished = run(SAMPLE, *base, "--overwrite", "--save_memory")
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "out" / f"{stem}.mp4").read_bytes() == two_runs
+    assert not (tmp_path / "out" / f"{stem}.npy").exists()
+
+
+def test_a_killed_run_leaves_only_whole_files(flags, tmp_path):
+    command = [sys.executable, SAMPLE, *map(str, flags), "--text_prompt", *"abcdefgh", "--num_sampling_steps", "20"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and not list((tmp_path / "out").glob("*.mp4")):
+        time.sleep(0.05)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    videos = sorted((tmp_path / "out").glob("[!.]*.mp4"))
+    assert 1 <= len(videos) < 8
+    for video in videos:
+        with VideoReader(video) as reader:
+            assert len(reader) == 5
+
+
+def test_config_file(flags, tmp_path):
+    values = {"num_sampling_steps": 7, "guidance_scale": 3, "rescale_betas_zero_snr": False, "text_prompt": ["x", "y"]}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    strings = [str(flag) for flag in flags if flag != "--rescale_betas_zero_snr"]
+    options, _ = parse_options([*strings, "--config", str(tmp_path / "run.yaml")])
+    assert options.num_sampling_steps == 2 and options.guidance_scale == 3.0  # the command line wins
+    assert list(options.text_prompt) == ["x", "y"] and not options.rescale_betas_zero_snr
+    for text, message in (("num_sampling_step: 3", "num_sampling_steps"), ("fps: many", "fps"),
+                          ("sample_method: X", "not one of"), ("- a", "flag: value"), ("overwrite: 3", "true or false")):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            parse_options([*strings, "--text_prompt", "x", "--config", str(tmp_path / "bad.yaml")])
+
+
+@pytest.mark.parametrize("more, message", [
+    (["--num_frames", "6"], "nearest: 5, 9"), (["--height", "100"], "nearest: 96, 128"),
+    (["--ae", "WFVAEModel_D16_4x8x8"], "works on latents of 8 channels"), (["--sparse_n", "2"], "contradicts"),
+    (["--video_extension", "png"], "for images"), (["--fps", "0"], "--fps must be 1"),
+    (["--model_path", "nowhere"], "nowhere"), (["--save_latents", "--decode_latents"], "use one of them")])
+def test_wrong_arguments_are_told_before_loading(flags, more, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        parse_options([*map(str, flags), "--text_prompt", "x", *more])
+
+
+def test_unknown_sampler_lists_the_known(run, flags):
+    finished = run(SAMPLE, *flags, "--text_prompt", "x", "--sample_method", "Euler")
+    assert finished.returncode != 0 and "EulerAncestralDiscrete" in finished.stderr
+
+
+def test_prompts(tmp_path):
+    (tmp_path / "a.csv").write_text("path,cap\n1.mp4,one\n2.mp4,\"two, three\"\n")
+    assert read_prompts([str(tmp_path / "a.csv")]) == ["one", "two, three"]
+    assert read_prompts(["one", "two"]) == ["one", "two"]
+    for name, text, message in (("b.csv", "x,y\n1,2\n", "none of prompt"), ("c.txt", "\n", "no prompts")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_prompts([str(tmp_path / name)])
+    with pytest.raises(FileNotFoundError, match="no.txt"):
+        read_prompts(["no.txt"])
