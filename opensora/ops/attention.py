@@ -27,7 +27,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) ->
     q (B, N, S, D), k and v (B, N, L, D), bias (B, 1, 1, L) or None -> (B, N, S, D).
     """
     scale = q.shape[-1] ** -0.5
-    if device.on_ascend():
+    if device.on_ascend() and _flash_takes(q):
         return _flash_attention(q, k, v, bias, scale)
     rows = max(1, SCORES_PER_BLOCK // (q.shape[0] * q.shape[1] * k.shape[2]))
     if q.shape[2] <= rows:
@@ -42,13 +42,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: floa
     return ops.matmul(ops.softmax(scores.astype(ms.float32), -1).astype(v.dtype), v)
 
 
+def _flash_takes(q: Tensor) -> bool:
+    """FlashAttentionScore takes 16-bit types and heads of a multiple of 16, at most 512."""
+    return q.dtype in (ms.float16, ms.bfloat16) and q.shape[-1] % 16 == 0 and q.shape[-1] <= 512
+
+
 def _flash_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: float) -> Tensor:
-    """FlashAttentionScore takes float16 or bfloat16 and a mask (B, 1, S, L) in which 1 means hidden."""
-    dtype = v.dtype
-    if dtype == ms.float32:
-        q, k, v = q.astype(ms.bfloat16), k.astype(ms.bfloat16), v.astype(ms.bfloat16)
+    """Its mask (B, 1, S, L) says with 1 what is hidden."""
     hidden = None
     if bias is not None:
         hidden = (bias < 0).astype(ms.uint8).broadcast_to((q.shape[0], 1, q.shape[2], k.shape[2]))
-    return ops.flash_attention_score(q, k, v, q.shape[1], attn_mask=hidden, scalar_value=scale,
-                                     input_layout="BNSD").astype(dtype)
+    return ops.flash_attention_score(q, k, v, q.shape[1], attn_mask=hidden, scalar_value=scale, input_layout="BNSD")
