@@ -308,3 +308,16 @@ def test_numpy_users_need_no_mindspore(run):
                          "x = np.zeros((1, 2)); d.step(x, d.timesteps[0], x)\n"
                          "print('mindspore' in sys.modules)")
     assert finished.stdout.strip() == "False", finished.stderr
+
+
+@pytest.mark.parametrize("name", list(SCHEDULERS))
+@pytest.mark.parametrize("steps", [250, 300, 999])
+def test_many_steps_stay_finite(name, steps):
+    """Runs this long visit the timesteps next to the last, where there is almost no signal."""
+    rescale = SCHEDULERS[name].can_rescale if hasattr(SCHEDULERS[name], "can_rescale") else False
+    scheduler = get_scheduler(name, prediction_type="v_prediction", rescale_betas_zero_snr=rescale)
+    scheduler.set_timesteps(steps)
+    x = np.float32(scheduler.init_noise_sigma) * np.random.RandomState(0).standard_normal((1, 2)).astype(np.float32)
+    for t in scheduler.timesteps:
+        x = scheduler.step(np.tanh(scheduler.scale_model_input(x, t)), t, x)
+    assert np.isfinite(x).all()

@@ -35,7 +35,11 @@ class SigmaScheduler(DiffusionScheduler):
 
     def __init__(self, seed: Optional[int] = None, **options):
         super().__init__(seed, **options)
-        self._training_sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
+        sigmas = np.sqrt((1 - self.alphas_cumprod) / self.alphas_cumprod)
+        # The rescale leaves a few ᾱ before the last below the last's floor, where σ would rise in a run of 250 steps and
+        # more, and ancestral steps need the root of a negative number. There σ goes straight to its last value.
+        known = np.flatnonzero(self.alphas_cumprod >= self.last_alpha_cumprod)
+        self._training_sigmas = np.interp(np.arange(len(sigmas)), known, sigmas[known])
         self.sigmas = self._training_sigmas[::-1]
 
     @property
