@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple, Optional, Sequence, Union
+from zipfile import BadZipFile
 
 import numpy as np
 from tqdm import tqdm
@@ -79,7 +80,7 @@ def load_embedding(file: Union[str, Path]) -> TextEmbedding:
     try:
         with np.load(file, allow_pickle=False) as content:
             tokens, mask = content["states"], content["mask"]
-    except (KeyError, ValueError, EOFError) as error:
+    except (KeyError, ValueError, EOFError, BadZipFile) as error:
         raise ValueError(f"{file}: not a text embedding: {error}") from error
     states = np.zeros((1, len(mask), tokens.shape[1]), np.float32)
     states[0, :len(tokens)] = tokens
