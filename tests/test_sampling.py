@@ -89,6 +89,10 @@ def test_videos_from_a_file_and_resume(run, flags, tmp_path):
     (out / f"{names[1]}.mp4").unlink()
     run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
     assert (out / f"{names[1]}.mp4").read_bytes() == before  # made alone, it is what it was beside the other
+    (tmp_path / "prompts.txt").write_text("a red circle\na green square\n")
+    finished = run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
+    assert finished.returncode == 1 and "was made with prompt 'a blue square'" in finished.stderr
+    assert (out / f"{names[1]}.mp4").read_bytes() == before
 
 
 def test_several_images_of_a_prompt(run, flags, tmp_path):

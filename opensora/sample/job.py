@@ -18,7 +18,8 @@ from opensora.pipelines.parts import Part
 from opensora.pipelines.text import TextEmbedding
 from opensora.sample.caption_refiner import refine_prompts
 from opensora.sample.options import SampleOptions, read_prompts
-from opensora.sample.outputs import (Sample, plan_samples, write_frames, write_grids, write_latents, write_metadata)
+from opensora.sample.outputs import (Sample, check_same_run, plan_samples, write_frames, write_grids, write_latents,
+                                     write_metadata)
 from opensora.schedulers import get_scheduler
 
 
@@ -48,6 +49,9 @@ def run(options: SampleOptions, device: Device) -> None:
         ValueError, OSError: prompts or files that cannot be used.
     """
     samples = plan_samples(options, read_prompts(options.text_prompt))
+    if not options.overwrite:
+        for sample in samples:
+            check_same_run(sample, options)
     pipeline = build_pipeline(options, device)
     if options.decode_latents:
         todo = [sample for sample in samples if options.overwrite or not sample.path.exists()]
@@ -98,7 +102,7 @@ def _make_latents(options: SampleOptions, device: Device, pipeline: OpenSoraPipe
         seed = (options.seed, sample.index, sample.number)
         latents = pipeline.denoise(texts[sample.prompt], options.num_frames, options.height, options.width,
                                    options.num_sampling_steps, options.guidance_scale, seed, progress=device.is_main)
-        write_metadata(sample, options, seed, wording[sample.prompt])
+        write_metadata(sample, options, device, seed, wording[sample.prompt])
         if options.save_latents or options.save_memory:
             write_latents(sample.latents_path, latents.asnumpy())
         else:

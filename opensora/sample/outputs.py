@@ -13,10 +13,14 @@ import numpy as np
 
 import opensora
 from opensora.datasets.media import VideoReader, read_image, save_image, write_video
+from opensora.device import Device
 from opensora.sample.options import SampleOptions
 from opensora.utils.files import atomic_write
 
 GRID_GAP = 1
+# Arguments that may differ between a run and the one that goes on with it.
+FREE_ARGUMENTS = ("text_prompt", "save_img_path", "num_samples_per_prompt", "enable_tiling", "save_memory",
+                  "save_latents", "decode_latents", "overwrite")
 
 
 @dataclass(frozen=True)
@@ -63,12 +67,14 @@ def write_frames(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
             write(chunk[0])
 
 
-def write_metadata(sample: Sample, options: SampleOptions, seed: Sequence[int], prompt_used: str) -> None:
+def write_metadata(sample: Sample, options: SampleOptions, device: Device, seed: Sequence[int],
+                   prompt_used: str) -> None:
     """Everything needed to make the sample again; `prompt_used` is the refined one where there was a refiner."""
     import mindspore
     record = {
         "prompt": sample.prompt, "prompt_used": prompt_used, "prompt_index": sample.index,
         "sample_number": sample.number, "noise_seed": list(seed), "arguments": options.as_metadata(),
+        "device": {"target": device.target, "mode": device.mode, "precision": device.precision},
         "versions": {"opensora": opensora.__version__, "mindspore": mindspore.__version__,
                      "numpy": np.__version__, "python": platform.python_version()},
     }
@@ -76,8 +82,17 @@ def write_metadata(sample: Sample, options: SampleOptions, seed: Sequence[int], 
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
 
 
-def read_metadata(sample: Sample) -> dict:
-    return json.loads(sample.metadata_path.read_text(encoding="utf-8"))
+def check_same_run(sample: Sample, options: SampleOptions) -> None:
+    """Raises ValueError if what is there under the sample's name was made from another prompt or with other arguments."""
+    if not sample.metadata_path.exists():
+        return
+    record = json.loads(sample.metadata_path.read_text(encoding="utf-8"))
+    made_with = {**record["arguments"], "prompt": record["prompt"]}
+    wanted = {**options.as_metadata(), "prompt": sample.prompt}
+    for name, value in wanted.items():
+        if name not in FREE_ARGUMENTS and made_with.get(name) != value:
+            raise ValueError(f"{sample.path} was made with {name} {made_with.get(name)!r}, now it is {value!r}: "
+                             f"choose another --save_img_path, or --overwrite")
 
 
 def write_latents(path: Path, latents: np.ndarray) -> None:
