@@ -13,6 +13,9 @@ from opensora.models import OpenSoraT2V_v1_3, get_vae
 from opensora.models.loading import read_config
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.parallel.collectives import barrier
+from opensora.parallel.groups import Group, deal, sequence_group
+from opensora.parallel.sequence import SplitSequence
 from opensora.pipelines import OpenSoraPipeline
 from opensora.pipelines.parts import Part
 from opensora.pipelines.text import TextEmbedding
@@ -23,9 +26,16 @@ from opensora.sample.outputs import (Sample, check_same_run, plan_samples, write
 from opensora.schedulers import get_scheduler
 
 
-def build_pipeline(options: SampleOptions, device: Device) -> OpenSoraPipeline:
+def build_pipeline(options: SampleOptions, device: Device, group: Group) -> OpenSoraPipeline:
     """The pipeline a run's options describe; models load when they are first used."""
     dtype = device.dtype
+
+    def load_transformer():
+        transformer = OpenSoraT2V_v1_3.from_pretrained(options.ms_checkpoint or options.model_path, dtype=dtype,
+                                                       config=read_config(options.model_path))
+        if group.size > 1:
+            transformer.parallelize(SplitSequence(group))
+        return transformer
 
     def load_vae():
         vae = get_vae(options.ae, options.ae_path, dtype)
@@ -35,8 +45,7 @@ def build_pipeline(options: SampleOptions, device: Device) -> OpenSoraPipeline:
     return OpenSoraPipeline(
         text_encoder=Part(lambda: MT5EncoderModel.from_pretrained(options.text_encoder_name_1, dtype=dtype)),
         tokenizer=Tokenizer(options.text_encoder_name_1),
-        transformer=Part(lambda: OpenSoraT2V_v1_3.from_pretrained(
-            options.ms_checkpoint or options.model_path, dtype=dtype, config=read_config(options.model_path))),
+        transformer=Part(load_transformer),
         vae=Part(load_vae),
         scheduler=get_scheduler(options.sample_method, **options.scheduler_arguments()),
     )
@@ -45,31 +54,42 @@ def build_pipeline(options: SampleOptions, device: Device) -> OpenSoraPipeline:
 def run(options: SampleOptions, device: Device) -> None:
     """Makes every sample that is not there yet; finished ones stay unless --overwrite.
 
+    Under msrun samples are dealt to groups of --sp_size processes; the processes of a group share each sample.
+
     Raises:
         ValueError, OSError: prompts or files that cannot be used.
     """
+    if options.caption_refiner and device.world_size > 1:
+        raise ValueError("--caption_refiner runs in one process: refine the prompts first with "
+                         "opensora/sample/caption_refiner.py --output FILE.txt, then use --text_prompt FILE.txt")
+    group = sequence_group(device, options.sp_size, read_config(options.model_path)["num_attention_heads"])
     samples = plan_samples(options, read_prompts(options.text_prompt))
     if not options.overwrite:
         for sample in samples:
             check_same_run(sample, options)
-    pipeline = build_pipeline(options, device)
+    todo = _missing(options, samples)
+    if device.is_main and len(todo) < len(samples):
+        print(f"{len(samples) - len(todo)} of {len(samples)} results are in {options.save_img_path} already; "
+              f"--overwrite makes them again", file=sys.stderr)
+    barrier(device.world_size)  # all have seen the same files before the first is written
+    # Only Ascend has collectives of single groups; elsewhere all groups have to go in step.
+    mine = deal(todo, group, in_step=group.size > 1 and device.target != "Ascend")
+    pipeline = build_pipeline(options, device, group)
     if options.decode_latents:
-        todo = [sample for sample in samples if options.overwrite or not sample.path.exists()]
-        absent = [sample.latents_path for sample in todo if not sample.latents_path.exists()]
-        if absent:
-            raise FileNotFoundError(f"{absent[0]}: no latents to decode; make them with --save_latents")
+        _check_latents(todo)
     else:
-        todo = _missing(options, samples)
-        _announce(options, samples, todo)
-        _make_latents(options, device, pipeline, todo)
-    if not options.save_latents:
-        if options.decode_latents or options.save_memory:
-            for sample in tqdm(todo, desc="decoding", unit="video", disable=not device.is_main):
-                _decode(options, pipeline, sample, Tensor(np.load(sample.latents_path)))
-                if not options.decode_latents:
-                    sample.latents_path.unlink()
-        write_grids(options, samples)
-    print(f"results in {options.save_img_path}")
+        _make_latents(options, device, group, pipeline, mine)
+    if (options.decode_latents or options.save_memory) and not options.save_latents and group.is_first:
+        for sample in tqdm([sample for sample, keep in mine if keep], desc="decoding", unit="video",
+                           disable=not device.is_main):
+            _decode(options, pipeline, sample, Tensor(np.load(sample.latents_path)))
+            if not options.decode_latents:
+                sample.latents_path.unlink()
+    barrier(device.world_size)
+    if device.is_main:
+        if not options.save_latents:
+            write_grids(options, samples)
+        print(f"results in {options.save_img_path}")
 
 
 def _missing(options: SampleOptions, samples: Sequence[Sample]) -> list[Sample]:
@@ -78,30 +98,30 @@ def _missing(options: SampleOptions, samples: Sequence[Sample]) -> list[Sample]:
     return [sample for sample in samples if options.overwrite or not finished(sample)]
 
 
-def _announce(options: SampleOptions, samples: Sequence[Sample], todo: Sequence[Sample]) -> None:
-    done = len(samples) - len(todo)
-    if done:
-        print(f"{done} of {len(samples)} results are in {options.save_img_path} already; --overwrite makes them again",
-              file=sys.stderr)
+def _check_latents(todo: Sequence[Sample]) -> None:
+    for sample in todo:
+        if not sample.latents_path.exists():
+            raise FileNotFoundError(f"{sample.latents_path}: no latents to decode; make them with --save_latents")
 
 
-def _make_latents(options: SampleOptions, device: Device, pipeline: OpenSoraPipeline, todo: Sequence[Sample]) -> None:
+def _make_latents(options: SampleOptions, device: Device, group: Group, pipeline: OpenSoraPipeline,
+                  mine: Sequence[tuple[Sample, bool]]) -> None:
     """Denoises every sample. Latents go to the decoder at once, or to files if a later stage decodes them."""
-    if not todo:
+    if not mine:
         return
-    prompts = list(dict.fromkeys(sample.prompt for sample in todo))
+    prompts = list(dict.fromkeys(sample.prompt for sample, _ in mine))
     wording = dict(zip(prompts, prompts))
     if options.caption_refiner:
         wording = refine_prompts(options.caption_refiner, prompts, options.seed, device.target)
     texts = dict(_embed(options, pipeline, wording))
     if options.save_memory:
         pipeline.text_encoder.release()
-    for sample in tqdm(todo, desc="videos", unit="video", disable=not device.is_main):
-        if options.save_memory and sample.latents_path.exists() and not options.overwrite:
-            continue  # a run that was stopped between the stages
+    for sample, keep in tqdm(mine, desc="videos", unit="video", disable=not device.is_main):
         seed = (options.seed, sample.index, sample.number)
         latents = pipeline.denoise(texts[sample.prompt], options.num_frames, options.height, options.width,
                                    options.num_sampling_steps, options.guidance_scale, seed, progress=device.is_main)
+        if not (keep and group.is_first):
+            continue
         write_metadata(sample, options, device, seed, wording[sample.prompt])
         if options.save_latents or options.save_memory:
             write_latents(sample.latents_path, latents.asnumpy())

@@ -52,6 +52,7 @@ class SampleOptions:
     video_extension: str
     overwrite: bool
     seed: int
+    sp_size: int
 
     @property
     def is_image(self) -> bool:
@@ -113,6 +114,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="text encoder, transformer and autoencoder on the device one after the other")
     memory.add_argument("--save_latents", action="store_true", help="stop before decoding; write latents as .npy")
     memory.add_argument("--decode_latents", action="store_true", help="only decode what --save_latents wrote")
+    memory.add_argument("--sp_size", type=int, default=1,
+                        help="processes of msrun that share each video; the others make other videos")
     device.add_arguments(parser)
 
 
@@ -134,7 +137,7 @@ def check_options(options: SampleOptions) -> SampleOptions:
     """The options with what the weights' config.json says filled in; ValueError if they contradict it or each other."""
     channels, temporal_stride, _ = VAES[options.ae]
     check_size(options.num_frames, options.height, options.width, temporal_stride)
-    for name in ("num_sampling_steps", "num_samples_per_prompt", "max_sequence_length", "fps"):
+    for name in ("num_sampling_steps", "num_samples_per_prompt", "max_sequence_length", "fps", "sp_size"):
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, not {getattr(options, name)}")
     if options.video_extension in ("jpg", "png") and not options.is_image:

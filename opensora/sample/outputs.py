@@ -20,7 +20,7 @@ from opensora.utils.files import atomic_write
 GRID_GAP = 1
 # Arguments that may differ between a run and the one that goes on with it.
 FREE_ARGUMENTS = ("text_prompt", "save_img_path", "num_samples_per_prompt", "enable_tiling", "save_memory",
-                  "save_latents", "decode_latents", "overwrite")
+                  "save_latents", "decode_latents", "overwrite", "sp_size")
 
 
 @dataclass(frozen=True)

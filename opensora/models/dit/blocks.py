@@ -15,6 +15,7 @@ from opensora.ops.activations import gelu_tanh
 from opensora.ops.attention import attention
 from opensora.ops.norms import modulated_layer_norm
 from opensora.ops.rope import apply_rope
+from opensora.parallel.sequence import WholeSequence
 
 
 def scale_shift_table(rows: int, hidden_size: int) -> Parameter:
@@ -31,36 +32,40 @@ class Projections(nn.Cell):
         self.to_k = Linear(key_dim, width, bias)
         self.to_v = Linear(key_dim, width, bias)
         self.to_out = nn.CellList([Linear(width, width)])
-        self.heads = config.num_attention_heads
+        self.head_dim = config.attention_head_dim
 
-    def to_heads(self, x: Tensor) -> Tensor:
-        b, s, _ = x.shape
-        return x.reshape(b, s, self.heads, -1).swapaxes(1, 2)  # B S (N D) -> B N S D
+    def heads(self, x: Tensor) -> Tensor:
+        """(B, S, N D) -> (B, S, N, D)."""
+        return x.reshape(x.shape[0], x.shape[1], -1, self.head_dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
-        """Heads (B, N, S, D) -> (B, S, N D), before the output's map."""
-        b, n, s, d = q.shape
-        return attention(q, k, v, bias).swapaxes(1, 2).reshape(b, s, n * d)
+        """q (B, S, N D), keys and values (B, N, L, D) -> (B, S, N D)."""
+        y = attention(self.heads(q).swapaxes(1, 2), k, v, bias).swapaxes(1, 2)  # B S N D
+        return y.reshape(q.shape)
 
 
 class SelfAttention(Projections):
-    """Attention among the tokens of the video, dense or skiparse, with rope."""
+    """Attention among the tokens of the video, dense or skiparse, with rope.
+
+    `sequence` may split tokens over processes: then x holds some tokens, attention sees all tokens of some heads.
+    """
 
     def __init__(self, config: OpenSoraConfig, block: int):
         super().__init__(config, config.hidden_size)
         self.skiparse = Skiparse(config.sparse_n, block % 2 == 1) if config.is_sparse(block) else None
+        self.sequence = WholeSequence()
 
     def construct(self, x: Tensor, bias: Optional[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
-        b, s, width = x.shape
-        q = apply_rope(self.to_q(x).reshape(b, s, self.heads, -1), cos, sin).reshape(b, s, width)
-        k = apply_rope(self.to_k(x).reshape(b, s, self.heads, -1), cos, sin).reshape(b, s, width)
-        v = self.to_v(x)
+        b, s, _ = x.shape
+        length = cos.shape[0]
+        q, k, v = [self.sequence.to_heads(self.heads(y), length) for y in (self.to_q(x), self.to_k(x), self.to_v(x))]
+        q, k, v = [y.reshape(b, length, -1) for y in (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)]
         if self.skiparse is not None:
             q, k, v = self.skiparse.split(q), self.skiparse.split(k), self.skiparse.split(v)
-        y = self.attend(self.to_heads(q), self.to_heads(k), self.to_heads(v), bias)
+        y = self.attend(q, self.heads(k).swapaxes(1, 2), self.heads(v).swapaxes(1, 2), bias)
         if self.skiparse is not None:
-            y = self.skiparse.merge(y, s)
-        return self.to_out[0](y)
+            y = self.skiparse.merge(y, length)
+        return self.to_out[0](self.sequence.to_tokens(self.heads(y)).reshape(b, s, -1))
 
 
 class CrossAttention(Projections):
@@ -74,10 +79,10 @@ class CrossAttention(Projections):
 
     def keys_values(self, text: Tensor):
         """(B, L, D) -> keys and values (B, N, L, D / N); they stay the same through all steps of a prompt."""
-        return self.to_heads(self.to_k(text)), self.to_heads(self.to_v(text))
+        return self.heads(self.to_k(text)).swapaxes(1, 2), self.heads(self.to_v(text)).swapaxes(1, 2)
 
     def construct(self, x: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
-        return self.to_out[0](self.attend(self.to_heads(self.to_q(x)), k, v, bias))
+        return self.to_out[0](self.attend(self.to_q(x), k, v, bias))
 
 
 class GELU(nn.Cell):

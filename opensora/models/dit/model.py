@@ -15,6 +15,7 @@ from opensora.models.loading import PretrainedModel
 from opensora.ops.attention import key_bias
 from opensora.ops.norms import modulated_layer_norm
 from opensora.ops.rope import rope_cos, rope_sin
+from opensora.parallel.sequence import WholeSequence
 
 
 class OpenSoraT2V_v1_3(PretrainedModel):
@@ -39,6 +40,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.scales = (config.interpolation_scale_t, config.interpolation_scale_h, config.interpolation_scale_w)
         # Which mask each block's self-attention takes: 0 dense, 1 single skip, 2 group skip.
         self.skips = (Skiparse(config.sparse_n, False), Skiparse(config.sparse_n, True))
+        self.sequence = WholeSequence()
         self.mask_of_block = tuple(1 + i % 2 if config.is_sparse(i) else 0 for i in range(config.num_layers))
 
     def construct(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Optional[Tensor],
@@ -56,19 +58,27 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         h, w = h // config.patch_size, w // config.patch_size
 
         x = self.embed(hidden_states)
+        length = x.shape[1]
         modulation, embedded = self.adaln_single(timestep)
         cos = rope_cos(t, h, w, config.attention_head_dim, self.scales)
         sin = rope_sin(t, h, w, config.attention_head_dim, self.scales)
-        biases = self.self_attention_biases(attention_mask, x.shape[0], x.shape[1])
+        biases = self.self_attention_biases(attention_mask, x.shape[0], length)
         text_bias = None if encoder_attention_mask is None else key_bias(encoder_attention_mask[:, 0])
 
+        x = self.sequence.split(x)
         for i, block in enumerate(self.transformer_blocks):
             text_k, text_v = text_states[i]
             x = block(x, modulation, biases[self.mask_of_block[i]], cos, sin, text_k, text_v, text_bias)
 
         shift, scale = ops.split(self.scale_shift_table + embedded.expand_dims(1), 1, 1)
         x = self.proj_out(modulated_layer_norm(x, shift, scale, 1e-6))
-        return self.unpatchify(x, t, h, w)
+        return self.unpatchify(self.sequence.gather(x, length), t, h, w)
+
+    def parallelize(self, sequence: WholeSequence) -> None:
+        """Splits the tokens as `sequence` has it, over the processes of a group."""
+        self.sequence = sequence
+        for block in self.transformer_blocks:
+            block.attn1.sequence = sequence
 
     def text_states(self, encoder_hidden_states: Tensor) -> tuple:
         """The keys and values of every block's cross-attention, which depend on the text alone.

@@ -1,0 +1,72 @@
+"""Groups of processes: data parallel across groups, sequence parallel inside a group of neighbouring ranks."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Sequence
+
+import mindspore as ms
+
+from opensora.device import Device
+
+
+@dataclass(frozen=True)
+class Group:
+    """Some of the run's processes, in order of rank; `index` is this process's place among them."""
+
+    ranks: tuple
+    index: int
+    world_size: int
+    name: str
+
+    @property
+    def size(self) -> int:
+        return len(self.ranks)
+
+    @property
+    def number(self) -> int:
+        """This group's place among the run's groups."""
+        return self.ranks[0] // self.size
+
+    @property
+    def count(self) -> int:
+        """How many groups the run has."""
+        return self.world_size // self.size
+
+    @property
+    def is_first(self) -> bool:
+        """Whether this process speaks and writes for its group."""
+        return self.index == 0
+
+
+def deal(items: Sequence, group: Group, in_step: bool) -> list[tuple]:
+    """The items that fall to a group, as (item, whether it is this group's to keep).
+
+    `in_step`: every group gets as many, so that all processes call the same collectives; where items run out, one is
+    made again and thrown away.
+    """
+    mine = [(item, True) for item in items[group.number::group.count]]
+    if in_step and len(mine) * group.count < len(items):
+        mine.append((items[0], False))
+    return mine
+
+
+def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
+    """The group of `sp_size` neighbouring ranks that this process shares sequences with.
+
+    Raises:
+        ValueError: sp_size does not divide the number of processes, or the heads do not divide among the group.
+    """
+    if sp_size < 1 or device.world_size % sp_size:
+        sizes = [size for size in range(1, device.world_size + 1) if device.world_size % size == 0]
+        raise ValueError(f"--sp_size {sp_size} does not divide {device.world_size} processes evenly; "
+                         f"choose one of {', '.join(map(str, sizes))}")
+    if heads % sp_size:
+        sizes = [size for size in range(1, heads + 1) if heads % size == 0]
+        raise ValueError(f"--sp_size {sp_size}: the model's {heads} attention heads do not divide among so many "
+                         f"processes; choose one of {', '.join(map(str, sizes))}")
+    first = device.rank // sp_size * sp_size
+    ranks = tuple(range(first, first + sp_size))
+    name = f"sequence_{first}_{sp_size}"
+    if device.target == "Ascend" and sp_size > 1:  # a CPU has no groups but the world; not run here
+        ms.communication.create_group(name, list(ranks))
+    return Group(ranks, device.rank - first, device.world_size, name)

@@ -1,0 +1,64 @@
+"""Sequence parallelism over heads (Jacobs et al. 2023, DeepSpeed-Ulysses): tokens are split over the members of a
+group; for attention they exchange so that each has all tokens of some heads.
+
+A model calls these methods whether or not it runs on several processes; on one they change nothing.
+"""
+from __future__ import annotations
+
+from mindspore import Tensor, nn, ops
+
+from opensora.parallel.collectives import AllGather, AllToAll
+from opensora.parallel.groups import Group
+
+
+class WholeSequence(nn.Cell):
+    """One process has it all."""
+
+    size = 1
+
+    def split(self, x: Tensor) -> Tensor:
+        """Tokens (B, S, D) -> this member's (B, s, D)."""
+        return x
+
+    def gather(self, x: Tensor, length: int) -> Tensor:
+        """(B, s, D) of each member -> (B, S, D), S being `length`."""
+        return x
+
+    def to_heads(self, x: Tensor, length: int) -> Tensor:
+        """Own tokens of all heads (B, s, N, D) -> all tokens of own heads (B, S, N / size, D)."""
+        return x
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        """The inverse of `to_heads`."""
+        return x
+
+
+class SplitSequence(WholeSequence):
+    """Tokens split evenly over a group; behind the last come zeros until they divide."""
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.size, self.index = group.size, group.index
+        self.tokens_to_heads = AllToAll(group, 2, 1)
+        self.heads_to_tokens = AllToAll(group, 1, 2)
+        self.gather_tokens = AllGather(group, 1)
+
+    def split(self, x: Tensor) -> Tensor:
+        x = self.pad(x)
+        own = x.shape[1] // self.size
+        return x[:, self.index * own:(self.index + 1) * own]
+
+    def gather(self, x: Tensor, length: int) -> Tensor:
+        return self.gather_tokens(x)[:, :length]
+
+    def to_heads(self, x: Tensor, length: int) -> Tensor:
+        return self.tokens_to_heads(x)[:, :length]
+
+    def to_tokens(self, x: Tensor) -> Tensor:
+        return self.heads_to_tokens(self.pad(x))
+
+    def pad(self, x: Tensor) -> Tensor:
+        missing = -x.shape[1] % self.size
+        if missing:
+            x = ops.cat((x, ops.zeros((x.shape[0], missing) + x.shape[2:], x.dtype)), 1)
+        return x
