@@ -64,3 +64,12 @@ class OpenSoraConfig(ModelConfig):
     def is_sparse(self, block: int) -> bool:
         """Whether block number `block`, from 0, has skiparse self-attention."""
         return self.sparse1d and FIRST_SPARSE <= block < END_SPARSE
+
+
+# Published configurations by name, as keys of `OpenSoraConfig`.
+PRESETS = {
+    "OpenSoraT2V_v1_3-2B/122": {
+        "num_layers": 32, "num_attention_heads": 24, "attention_head_dim": 96, "caption_channels": 4096,
+        "cross_attention_dim": 2304, "sparse1d": True, "sparse_n": 4,
+    },
+}

@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
 # Videos of 93 frames, 352x640, from prompts: bash scripts/text_condition/single-device/sample_t2v_93x640.sh [more flags]
-# WEIGHTS is the folder of the published weights, TEXT_ENCODER that of mT5, PROMPTS a text or a .txt file.
+# WEIGHTS is the folder of the published weights, TEXT_ENCODER that of mT5, PROMPTS a text or a .txt file, OUTPUT where
+# results go, DEVICE Ascend or CPU, LAUNCH what starts the command in place of python.
 set -euo pipefail
 weights=${WEIGHTS:-LanguageBind/Open-Sora-Plan-v1.3.0}
 
-python opensora/sample/sample.py \
+${LAUNCH:-python} opensora/sample/sample.py \
     --model_path "$weights/any93x640x640" \
     --version v1_3 \
     --num_frames 93 \
