@@ -1,6 +1,6 @@
 """What a run costs one process, counted before it starts: work, traffic and memory of one step.
 
-    python -m opensora.parallel.plan --model OpenSoraT2V_v1_3-2B/122 --num_frames 93 --height 352 --width 640 --sp_size 8
+    python -m opensora.parallel.plan --model OpenSoraT2V_v1_3-2B/122 --height 352 --width 640 --sp_size 1 2 4 8
 
 Everything follows from the configuration; nothing is measured. A step is one call of the transformer when sampling,
 forward and backward and the optimizer when training. Letters: B batch, S tokens of a video, s those of one process,
@@ -9,6 +9,7 @@ L tokens of the text, D width, p processes that share a sequence, N all processe
 from __future__ import annotations
 
 import argparse
+import math
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, Sequence
@@ -167,7 +168,8 @@ def flops(run: Run) -> dict[str, float]:
 
     text = {"linear maps of the text": outside * linear["text"]}
     step = {
-        "linear maps": inside * linear["blocks"] + outside * (linear["patches"] + linear["timestep"] + linear["output"]),
+        "linear maps": (inside * linear["blocks"]
+                        + outside * (linear["patches"] + linear["timestep"] + linear["output"])),
         "self-attention, dense": inside * (config.num_layers - sparse_blocks) * dense,
         "self-attention, skiparse": inside * sparse_blocks * sparse,
         "cross-attention": inside * config.num_layers * cross,
@@ -181,9 +183,10 @@ def traffic(run: Run) -> dict[str, float]:
     """Bytes that one process sends in a step, by collective.
 
     Sequence parallelism: every block exchanges q, k, v before attention and its result after (Jacobs et al. 2023,
-    DeepSpeed Ulysses, section 3), each time all but the 1 / p that stays. Gradients: Rajbhandari et al. 2020 (ZeRO),
+    DeepSpeed-Ulysses, section 3.2), each time all but the 1 / p that stays. Gradients: Rajbhandari et al. 2020 (ZeRO),
     section 7; stages 1 and 2 move what a ring all-reduce moves, stage 3 half as much again. Weights are the same on all
-    N processes, those of one sequence too, so gradients are reduced over all N.
+    N processes, those of one sequence too, so gradients are reduced over all N. These are Ascend's collectives; on a
+    CPU, where all of them are all-gathers, more is sent.
     """
     config, p = run.config, run.sp_size
     exchanges = config.num_layers * (run.forwards + run.training)  # the way back exchanges gradients
@@ -227,11 +230,11 @@ def activations(run: Run) -> float:
 
     Sampling: in the feed-forward, where most are alive, the block's input and the normalised one, and the hidden layer
     (4 D) before and after GELU; or the embedding of the whole sequence in two layouts, where that is more. Training:
-    what a block keeps for its gradient (Korthikanti et al. 2022, section 4.1, count likewise). In the run's precision:
-    inputs of the maps (5: q k v, its output, q and output of cross-attention, feed-forward), q, k, v and q of
-    cross-attention (4, of which the last is counted), both gated results (2), the hidden layer twice (8). In float32:
-    the centred and the normalised input of both norms (4). Attention scores are never whole in memory and not counted,
-    nor are elementwise temporaries. With checkpointing every block keeps its input, one at a time all the rest.
+    what a block keeps for its gradient (counted as Korthikanti et al. 2022, section 4.1). In the run's precision that
+    is 19: the inputs of both attentions, of their output maps and of the feed-forward (5), self-attention's q, k, v and
+    cross-attention's q (4), both gated results (2), the hidden layer before and after GELU (8). In float32 it is 4: the
+    centred and the normalised input of both norms. With checkpointing every block keeps its input, and one at a time
+    the rest. Attention scores, which a fused kernel never has whole, and elementwise temporaries are not counted.
     """
     numbers = run.batch * run.own_tokens * run.config.hidden_size
     embedding = 2 * run.batch * run.tokens * run.config.hidden_size * run.bytes
@@ -241,3 +244,86 @@ def activations(run: Run) -> float:
     if run.gradient_checkpointing:
         return run.config.num_layers * numbers * run.bytes + block
     return run.config.num_layers * block
+
+
+def with_sum(parts: dict[str, float]) -> dict[str, float]:
+    return {**parts, "sum": sum(parts.values())}
+
+
+def table(runs: Sequence[Run]) -> str:
+    """The figures of runs that differ in their processes alone, a column each, in Markdown."""
+    first = runs[0]
+    lines = [["one process, one training step" if first.training else "one process, one denoising step",
+              *(f"sp_size {run.sp_size} of {run.world_size}" for run in runs)],
+             ["---", *("---:" for _ in runs)],
+             ["tokens", *(f"{run.own_tokens:,}" for run in runs)]]
+    for count, scale, unit in ((flops, 1e12, "TFLOP"), (traffic, 1e9, "GB sent"), (memory, 1e9, "GB of memory")):
+        columns = [count(run) for run in runs]
+        lines += [[f"{unit}: {name}", *(three_digits(column[name] / scale) for column in columns)]
+                  for name in columns[0]]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def three_digits(value: float) -> str:
+    """Three significant digits, never fewer than the whole ones."""
+    digits = 3 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
+    return f"{value:,.{digits}f}" if value else "0"
+
+
+def summary(run: Run, model: str) -> str:
+    """What all columns of the table share."""
+    batch = f"batch {run.batch_size}" + (" x 2 for guidance" if run.batch > run.batch_size else "")
+    kind = f"training, ZeRO stage {run.zero_stage}" if run.training else "sampling"
+    return (f"{model}: {parameter_count(run.config):,} parameters; {run.num_frames}x{run.height}x{run.width}: "
+            f"latents {'x'.join(map(str, run.latents))}, {run.tokens:,} tokens; {batch}, "
+            f"{run.max_sequence_length} text tokens, {run.precision}; "
+            f"{kind}{', gradient checkpointing' if run.gradient_checkpointing else ''}")
+
+
+def load_config(model: str) -> OpenSoraConfig:
+    """The configuration of a preset, or of the config.json at a path.
+
+    Raises:
+        ValueError: neither, or a config.json of another model.
+    """
+    if model in PRESETS:
+        return OpenSoraConfig.from_dict(PRESETS[model])
+    if not Path(model).exists():
+        raise ValueError(f"--model {model}: neither a folder nor one of {', '.join(PRESETS)}")
+    try:
+        return OpenSoraConfig.from_dict(read_config(model))
+    except ValueError as error:
+        raise ValueError(f"--model {model}: {error}") from error
+
+
+def parse_args() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description="Work, traffic and memory of one step on one process, by formula.")
+    parser.add_argument("--model", required=True, help=f"folder with a config.json, or {', '.join(PRESETS)}")
+    parser.add_argument("--num_frames", type=int, default=93, help="4n+1")
+    parser.add_argument("--height", type=int, default=352)
+    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--sp_size", type=int, nargs="+", default=[1],
+                        help="processes that share a sequence; several numbers give several columns")
+    parser.add_argument("--world_size", type=int, help="all processes; default: --sp_size")
+    parser.add_argument("--precision", choices=tuple(BYTES), default="bf16")
+    parser.add_argument("--batch_size", type=int, default=1, help="videos that a group shares in a step")
+    parser.add_argument("--max_sequence_length", type=int, default=512, help="tokens of text")
+    parser.add_argument("--guidance_scale", type=float, default=1.0, help="above 1 sampling runs every video twice")
+    parser.add_argument("--training", action="store_true", help="a training step instead of a denoising step")
+    parser.add_argument("--zero_stage", type=int, choices=ZERO_STAGES, default=0,
+                        help="training spreads over processes 1: optimizer states, 2: gradients too, 3: weights too")
+    parser.add_argument("--gradient_checkpointing", action="store_true", help="training runs blocks forward twice")
+    return parser.parse_args()
+
+
+def main() -> None:
+    args = vars(parse_args())
+    model, sp_sizes, world_size = args.pop("model"), args.pop("sp_size"), args.pop("world_size")
+    config = load_config(model)
+    runs = [Run(config, sp_size=sp_size, world_size=max(1, sp_size) if world_size is None else world_size, **args)
+            for sp_size in sp_sizes]
+    print(summary(runs[0], model), table(runs), sep="\n\n")
+
+
+if __name__ == "__main__":
+    run_main(main)
