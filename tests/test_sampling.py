@@ -119,6 +119,20 @@ def test_latents_now_and_frames_later(run, flags, tmp_path):
     assert not (tmp_path / "out" / f"{stem}.npy").exists()
 
 
+def test_save_memory_goes_on_between_its_stages(run, flags, tmp_path):
+    base = [*flags, "--text_prompt", "a"]
+    run(SAMPLE, *base, "--save_latents")
+    latents = tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2.npy"
+    np.save(latents, np.zeros_like(np.load(latents)))  # what is decoded now shows where it came from
+    finished = run(SAMPLE, *base, "--save_memory")
+    assert finished.returncode == 0 and "denoising" not in finished.stderr and not latents.exists()
+    with VideoReader(latents.with_suffix(".mp4")) as video:
+        from_zeros = video.read(range(5))
+    run(SAMPLE, *base, "--overwrite")
+    with VideoReader(latents.with_suffix(".mp4")) as video:
+        assert (video.read(range(5)) != from_zeros).any()
+
+
 def test_a_killed_run_leaves_only_whole_files(flags, tmp_path):
     def finished() -> list:
         return sorted((tmp_path / "out").glob("[!.]*.mp4"))

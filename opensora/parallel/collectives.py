@@ -18,44 +18,49 @@ def barrier(world_size: int) -> None:
         ops.AllGather()(Tensor([0.0])).asnumpy()
 
 
-class AllGather(nn.Cell):
+class _Rows(nn.Cell):
+    """What every member of the group has, in order of rank."""
+
+    def __init__(self, group: Group):
+        super().__init__()
+        self.group = group
+        self.native = device.on_ascend()
+        self.first = 0 if self.native else group.ranks[0]  # of the group, or of the world
+        self.gather = ops.AllGather(group.name) if self.native else ops.AllGather()
+
+    def rows(self, x: Tensor) -> list:
+        gathered = self.gather(x.expand_dims(0))
+        return [gathered[self.first + i] for i in range(self.group.size)]
+
+
+class AllGather(_Rows):
     """Joins the members' x along `axis`, in order of rank: (..., n, ...) -> (..., size n, ...)."""
 
     def __init__(self, group: Group, axis: int):
-        super().__init__()
-        self.group, self.axis = group, axis
-        self.native = device.on_ascend()
-        self.gather = ops.AllGather(group.name) if self.native else ops.AllGather()
+        super().__init__(group)
+        self.axis = axis
 
     def construct(self, x: Tensor) -> Tensor:
-        gathered = self.gather(x.expand_dims(0))  # one row for each process of the group, or of the world
-        first = 0 if self.native else self.group.ranks[0]
-        return ops.cat([gathered[first + i] for i in range(self.group.size)], self.axis)
+        return ops.cat(self.rows(x), self.axis)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
         """Each member's gradient reaches this one's part: they are summed."""
-        own = self.group.index * x.shape[self.axis]
-        gathered = self.gather(dout.expand_dims(0))
-        first = 0 if self.native else self.group.ranks[0]
-        total = gathered[first]
-        for i in range(1, self.group.size):
-            total = total + gathered[first + i]
-        return (total.narrow(self.axis, own, x.shape[self.axis]),)
+        rows = self.rows(dout)
+        total = rows[0]
+        for row in rows[1:]:
+            total = total + row
+        return (total.narrow(self.axis, self.group.index * x.shape[self.axis], x.shape[self.axis]),)
 
 
-class AllToAll(nn.Cell):
+class AllToAll(_Rows):
     """Cuts x along `split_axis`, sends a piece to each member, joins what comes along `join_axis` in order of rank."""
 
     def __init__(self, group: Group, split_axis: int, join_axis: int):
-        super().__init__()
-        self.group = group
+        super().__init__(group)
         self.split_axis, self.join_axis = split_axis, join_axis
-        self.native = device.on_ascend()
         if self.native:
             self.forward = ops.AlltoAll(group.size, split_axis, join_axis, group.name)
             self.backward = ops.AlltoAll(group.size, join_axis, split_axis, group.name)
-        else:
-            self.gather = ops.AllGather()
 
     def construct(self, x: Tensor) -> Tensor:
         if self.native:
@@ -70,6 +75,4 @@ class AllToAll(nn.Cell):
 
     def exchange(self, x: Tensor, split_axis: int, join_axis: int) -> Tensor:
         piece = x.shape[split_axis] // self.group.size
-        gathered = self.gather(x.expand_dims(0))
-        return ops.cat([gathered[rank].narrow(split_axis, self.group.index * piece, piece)
-                        for rank in self.group.ranks], join_axis)
+        return ops.cat([row.narrow(split_axis, self.group.index * piece, piece) for row in self.rows(x)], join_axis)

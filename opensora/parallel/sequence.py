@@ -14,8 +14,6 @@ from opensora.parallel.groups import Group
 class WholeSequence(nn.Cell):
     """One process has it all."""
 
-    size = 1
-
     def split(self, x: Tensor) -> Tensor:
         """Tokens (B, S, D) -> this member's (B, s, D)."""
         return x

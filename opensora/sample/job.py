@@ -71,17 +71,20 @@ def run(options: SampleOptions, device: Device) -> None:
     if device.is_main and len(todo) < len(samples):
         print(f"{len(samples) - len(todo)} of {len(samples)} results are in {options.save_img_path} already; "
               f"--overwrite makes them again", file=sys.stderr)
+    # What a --save_memory run that was stopped between its stages has left need not be denoised again.
+    left = [sample for sample in todo if options.save_memory and not options.overwrite and sample.latents_path.exists()]
     barrier(device.world_size)  # all have seen the same files before the first is written
     # Only Ascend has collectives of single groups; elsewhere all groups have to go in step.
-    mine = deal(todo, group, in_step=group.size > 1 and device.target != "Ascend")
+    in_step = group.size > 1 and device.target != "Ascend"
     pipeline = build_pipeline(options, device, group)
     if options.decode_latents:
         _check_latents(todo)
     else:
-        _make_latents(options, device, group, pipeline, mine)
+        undone = [sample for sample in todo if sample not in left]
+        _make_latents(options, device, group, pipeline, deal(undone, group, in_step))
+        barrier(device.world_size)  # whoever made the latents, they are there for the next stage
     if (options.decode_latents or options.save_memory) and not options.save_latents and group.is_first:
-        for sample in tqdm([sample for sample, keep in mine if keep], desc="decoding", unit="video",
-                           disable=not device.is_main):
+        for sample in tqdm(todo[group.number::group.count], desc="decoding", unit="video", disable=not device.is_main):
             _decode(options, pipeline, sample, Tensor(np.load(sample.latents_path)))
             if not options.decode_latents:
                 sample.latents_path.unlink()
