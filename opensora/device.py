@@ -6,6 +6,7 @@ Branches on `target == "Ascend"` follow MindSpore's documentation and were not r
 from __future__ import annotations
 
 import argparse
+import atexit
 import os
 import random
 import signal
@@ -112,6 +113,8 @@ def join_processes() -> tuple[int, int]:
         raise ValueError("--use_parallel True needs msrun, as in: "
                          "msrun --worker_num=2 --local_worker_num=2 --join=True opensora/sample/sample.py ...")
     ms.communication.init()
+    # Leaving in good order: a process that just ends may be taken for a lost one, which fails the run after its work.
+    atexit.register(ms.communication.release)
     return ms.communication.get_rank(), ms.communication.get_group_size()
 
 
