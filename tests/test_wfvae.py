@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from golden_cases import case_names, relative_difference
 from golden_models import wfvae_rows
-from mindspore import Tensor
+from mindspore import Tensor, nn
 
 from opensora.models import WFVAEModel
 from opensora.models.wfvae.wavelet import (HaarTransform2D, HaarTransform3D, InverseHaarTransform2D,
@@ -51,6 +51,26 @@ def test_streaming_equals_the_whole_clip(frames, options):
     assert relative_difference(vae.encode(x).mean.asnumpy(), whole_z.asnumpy()) < 1e-5
     assert relative_difference(vae.decode(whole_z).asnumpy(), whole.asnumpy()) < 1e-5
     assert whole.shape == x.shape
+
+
+def test_gradients_of_a_batch_are_those_of_its_clips(mode):
+    vae = WFVAEModel(**TINY)
+    x = random(2, 3, 5, 16, 16)
+
+    class Moments(nn.Cell):
+        def __init__(self):
+            super().__init__()
+            self.encoder = vae.encoder
+
+        def construct(self, video):
+            return self.encoder(video)[0].square().sum()
+
+    differentiate = ms.grad(Moments(), 0, vae.encoder.trainable_params())
+    together, weights = differentiate(x)
+    alone = [differentiate(x[i:i + 1]) for i in range(2)]
+    assert relative_difference(together.asnumpy(), np.concatenate([of_x.asnumpy() for of_x, _ in alone])) < 1e-5
+    for both, first, second in zip(weights, alone[0][1], alone[1][1]):
+        assert relative_difference(both.asnumpy(), first.asnumpy() + second.asnumpy()) < 1e-4
 
 
 def test_chunks_come_in_order_and_small():

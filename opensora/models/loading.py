@@ -108,6 +108,10 @@ class PretrainedModel(nn.Cell):
         folder = Path(folder)
         state = {name: ArrayTensor(value) for name, value in self.torch_state().items() if name not in self.aliases}
         write_safetensors(folder / WEIGHTS_NAME, state)
+        self.save_config(folder)
+
+    def save_config(self, folder: Path) -> None:
+        """Writes config.json."""
         with atomic_write(folder / "config.json") as temporary:
             config = {"_class_name": type(self).__name__, **self.config.to_dict()}
             temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")
@@ -126,6 +130,15 @@ class PretrainedModel(nn.Cell):
         own = {name: state[name] for name, _ in self.parameters_and_names() if name in state}
         self._check(own, strict=True)
         return {**own, **{name: ArrayTensor(value) for name, value in self.constants().items()}}
+
+    def cast(self, dtype) -> "PretrainedModel":
+        """The model itself, to compute in `dtype` from now on; norms and other statistics stay float32."""
+        single = self._float32_parameters()
+        for name, parameter in self.parameters_and_names():
+            if name not in single and parameter.dtype != dtype:
+                parameter.set_dtype(dtype)
+        self.dtype = dtype
+        return self
 
     def _fill(self, state: Mapping[str, AnyTensor], dtype, strict: bool) -> tuple[list[str], list[str]]:
         """Checks names and shapes, then reads tensor after tensor."""

@@ -29,10 +29,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) ->
     scale = q.shape[-1] ** -0.5
     if device.on_ascend() and _flash_takes(q):
         return _flash_attention(q, k, v, bias, scale)
-    rows = max(1, SCORES_PER_BLOCK // (q.shape[0] * q.shape[1] * k.shape[2]))
+    rows = _rows_at_once(q.shape[0] * q.shape[1] * k.shape[2])
     if q.shape[2] <= rows:
         return _attend(q, k, v, bias, scale)
     return ops.cat([_attend(block, k, v, bias, scale) for block in ops.split(q, rows, 2)], 2)
+
+
+@ops.constexpr
+def _rows_at_once(scores_per_row: int) -> int:
+    """A constant to the compiler of graph mode, which finds no gradient of a choice by a computed number."""
+    return max(1, SCORES_PER_BLOCK // scores_per_row)
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: float) -> Tensor:

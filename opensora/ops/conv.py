@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from typing import Sequence
 
+import mindspore as ms
 from mindspore import Tensor, ops
 
 
@@ -25,9 +26,17 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Se
     frames = (x.shape[1] - kernel_frames) // stride + 1
     y = None
     for k in range(kernel_frames):
-        tap = _frames(x[:, k:k + stride * (frames - 1) + 1:stride], weight[:, :, k], stride, padding)
+        tap = _frames(_every(x, k, frames, stride), weight[:, :, k], stride, padding)
         y = tap if y is None else y + tap
     return _unfold(ops.bias_add(y, bias), frames)
+
+
+def _every(x: Tensor, first: int, count: int, stride: int) -> Tensor:
+    """`count` frames of x, from `first` on in steps of `stride`."""
+    if stride == 1:
+        return x[:, first:first + count]
+    # On a CPU the gradient of a slice with steps writes out of bounds where there is more than one row.
+    return ops.gather(x, Tensor(tuple(range(first, first + stride * count, stride)), ms.int32), 1)
 
 
 def _frames(x: Tensor, weight: Tensor, stride: int, padding: Sequence[int]) -> Tensor:

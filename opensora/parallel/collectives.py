@@ -32,6 +32,72 @@ class _Rows(nn.Cell):
         gathered = self.gather(x.expand_dims(0))
         return [gathered[self.first + i] for i in range(self.group.size)]
 
+    def total(self, x: Tensor) -> Tensor:
+        """The sum over the members."""
+        rows = self.rows(x)
+        total = rows[0]
+        for row in rows[1:]:
+            total = total + row
+        return total
+
+    def own_part(self, x: Tensor, axis: int) -> Tensor:
+        """This member's of as many equal parts of x as there are members."""
+        size = x.shape[axis] // self.group.size
+        return x.narrow(axis, self.group.index * size, size)
+
+
+class AllReduce(_Rows):
+    """The sum of the members' x, on every member."""
+
+    def __init__(self, group: Group):
+        super().__init__(group)
+        if self.native:
+            self.reduce = ops.AllReduce(ops.ReduceOp.SUM, group.name)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.reduce(x) if self.native else self.total(x)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
+        """Each member's x reaches every member's sum: their gradients are summed."""
+        return (self.reduce(dout) if self.native else self.total(dout),)
+
+
+class ReduceScatter(_Rows):
+    """The sum of the members' x, cut along `axis`: (..., size n, ...) -> (..., n, ...), a part for each in order."""
+
+    def __init__(self, group: Group, axis: int):
+        super().__init__(group)
+        self.axis = axis
+        if self.native:
+            self.reduce = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
+
+    def construct(self, x: Tensor) -> Tensor:
+        if self.native:  # the operator knows axis 0 only
+            return self.reduce(x.swapaxes(0, self.axis).contiguous()).swapaxes(0, self.axis)
+        return self.own_part(self.total(x), self.axis)
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
+        """Every part of x went to one member, with weight one."""
+        return (ops.cat(self.rows(dout), self.axis),)
+
+
+class Broadcast(_Rows):
+    """The first member's x, on every member."""
+
+    def __init__(self, group: Group):
+        super().__init__(group)
+        if self.native:
+            self.send = ops.Broadcast(group.ranks[0], group.name)
+            self.reduce = ops.AllReduce(ops.ReduceOp.SUM, group.name)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.send((x,))[0] if self.native else self.rows(x)[0]
+
+    def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
+        """The first member's x reaches everyone; nobody else's matters, but all take part in the sum."""
+        total = self.reduce(dout) if self.native else self.total(dout)
+        return (total if self.group.is_first else ops.depend(ops.zeros_like(dout), total),)
+
 
 class AllGather(_Rows):
     """Joins the members' x along `axis`, in order of rank: (..., n, ...) -> (..., size n, ...)."""
@@ -45,11 +111,7 @@ class AllGather(_Rows):
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
         """Each member's gradient reaches this one's part: they are summed."""
-        rows = self.rows(dout)
-        total = rows[0]
-        for row in rows[1:]:
-            total = total + row
-        return (total.narrow(self.axis, self.group.index * x.shape[self.axis], x.shape[self.axis]),)
+        return (self.own_part(self.total(dout), self.axis),)
 
 
 class AllToAll(_Rows):
@@ -74,5 +136,4 @@ class AllToAll(_Rows):
         return (self.exchange(dout, self.join_axis, self.split_axis),)
 
     def exchange(self, x: Tensor, split_axis: int, join_axis: int) -> Tensor:
-        piece = x.shape[split_axis] // self.group.size
-        return ops.cat([row.narrow(split_axis, self.group.index * piece, piece) for row in self.rows(x)], join_axis)
+        return ops.cat([self.own_part(row, split_axis) for row in self.rows(x)], join_axis)

@@ -41,12 +41,12 @@ class Group:
 def deal(items: Sequence, group: Group, in_step: bool) -> list[tuple]:
     """The items that fall to a group, as (item, whether it is this group's to keep).
 
-    `in_step`: every group gets as many, so that all processes call the same collectives; where items run out, one is
-    made again and thrown away.
+    `in_step`: every group gets as many, so that all processes call the same collectives; where items run out, one that
+    another group has at that moment is made twice, and one of the two thrown away.
     """
     mine = [(item, True) for item in items[group.number::group.count]]
     if in_step and len(mine) * group.count < len(items):
-        mine.append((items[0], False))
+        mine.append((items[len(mine) * group.count], False))
     return mine
 
 

@@ -3,7 +3,9 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import os
 import sys
+from dataclasses import fields
 from pathlib import Path
 from typing import Callable, Optional, Sequence
 
@@ -33,6 +35,12 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
     if path:
         _apply_config(parser, Path(path))
     return parser.parse_args(argv)
+
+
+def pick(options: type, args: argparse.Namespace, **given):
+    """The dataclass `options`, its fields from flags of the same names, or as given."""
+    values = {field.name: getattr(args, field.name) for field in fields(options) if hasattr(args, field.name)}
+    return options(**{**values, **given})
 
 
 def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
@@ -73,8 +81,16 @@ def run_main(main: Callable[[], None]) -> None:
         main()
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
-        print(f"error: {message}", file=sys.stderr)
+        print(f"{_error_prefix()}: {message}", file=sys.stderr)
         sys.exit(1)
     except KeyboardInterrupt:
         print("stopped", file=sys.stderr)
         sys.exit(130)
+
+
+def _error_prefix() -> str:
+    """Of the logs of failed processes msrun shows the lines with ERROR in capitals."""
+    role = os.environ.get("MS_ROLE")
+    if role is None:
+        return "error"
+    return "ERROR in msrun's scheduler" if role == "MS_SCHED" else f"ERROR in rank {os.environ.get('RANK_ID')}"

@@ -30,6 +30,11 @@ class Tokenizer:
             raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or spiece.model and tokenizer_config.json, "
                              f"should lie there beside the text encoder's weights")
 
+    @property
+    def knows_chinese(self) -> bool:
+        """Whether Chinese characters have tokens, as in mT5; to T5 they are unknown."""
+        return self.tokenizer.unk_token_id not in self.tokenizer("的", add_special_tokens=False)["input_ids"]
+
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask (1 = a token), both int32 (len(texts), max_length)."""
         encoded = self.tokenizer(list(texts), padding="max_length", max_length=max_length, truncation=True,

@@ -6,7 +6,8 @@ a memory of earlier frames take part through two arguments and a second result:
     y, past = cell(x, past, last)
 
 `past` is what the cell returned for the chunk before (None: x begins with the clip's first frame), `last` says that
-no chunk follows (then no past comes back). Called with x alone, a cell sees the whole clip.
+no chunk follows (then no past comes back). Called with x alone, a cell sees the whole clip. Where several processes
+share a stream (`opensora.parallel.stream`), the past comes from the process with the chunk before.
 """
 from __future__ import annotations
 
@@ -17,6 +18,7 @@ from mindspore import Tensor, nn, ops
 from opensora.models.layers import ChannelLayerNorm, Conv2d, Conv3d, GroupNorm
 from opensora.ops.attention import attention
 from opensora.ops.resample import linear_2x, nearest_2x
+from opensora.parallel.stream import OneStream
 
 NORM_TYPES = ("groupnorm", "layernorm")
 T_INTERPOLATIONS = ("nearest", "trilinear")
@@ -74,15 +76,29 @@ class CausalConv3d(nn.Cell):
         self.conv = Conv3d(in_channels, out_channels, 3, stride, padding)
         self.kept = 3 - stride
         self.resent = resent
+        self.stream = OneStream()
 
     def construct(self, x: Tensor, past=None, last: bool = True):
-        if past is None:
-            past = ops.tile(x[:, :1], (1, 2, 1, 1, 1))
-        x = ops.cat((past, x), 1)
-        if last:
-            return self.conv(x), None
-        end = x.shape[1] - self.resent
-        return self.conv(x), x[:, end - self.kept:end]
+        kept = None
+        if self.stream.is_shared or not last:
+            past, kept = self.stream.hand_on(self.newest(x, past), past)
+        x = ops.cat((self.copies(x) if past is None else past, x), 1)
+        return self.conv(x), None if last else kept
+
+    def copies(self, x: Tensor) -> Tensor:
+        """What stands before the clip's first frame."""
+        return ops.tile(x[:, :1], (1, 2, 1, 1, 1))
+
+    def newest(self, x: Tensor, past) -> Tensor:
+        """The frames that the next chunk needs; a short chunk takes some from its own past.
+
+        A last chunk may be too short even so; nobody needs what it gives.
+        """
+        start = x.shape[1] - self.resent - self.kept
+        if start < 0:
+            x = ops.cat((self.copies(x) if past is None else past, x), 1)
+            start = max(0, start + 2)
+        return x[:, start:start + self.kept]
 
 
 class PointwiseConv3d(nn.Cell):
@@ -208,10 +224,16 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
         self.conv = CausalConv3d(channels, channels, resent=2 * resent)
         self.delay = delay
         self.resent = resent
+        self.stream = OneStream()
 
     def construct(self, x: Tensor, past=None, last: bool = True):
         previous, conv_past = (None, None) if past is None else past
         frames = x.shape[1]
+        kept = None
+        if self.stream.is_shared or not last:
+            # The clip's first frame takes no part in interpolation, so it never serves as the previous one.
+            newest = max(min(1, frames - 1), frames - 1 - self.resent)
+            previous, kept = self.stream.hand_on(x[:, newest:newest + 1], previous)
         held_back = 0 if last else self.delay
         if previous is None:
             y = x[:, :1]
@@ -223,8 +245,25 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
             y = doubled[:, 2 - self.delay:2 * (frames + 1) - held_back]
         y = linear_2x(linear_2x(y, 3), 4)
         y, conv_past = self.conv(y, conv_past, last)
-        if last:
-            return y, None
-        # The clip's first frame takes no part in interpolation, so it never serves as the previous one.
-        newest = max(1, frames - 1 - self.resent)
-        return y, (x[:, newest:newest + 1], conv_past)
+        return y, None if last else (kept, conv_past)
+
+
+class Wait(nn.Cell):
+    """Delays a stream by some frames, which go out in front of the next chunk."""
+
+    def __init__(self, delay: int):
+        super().__init__()
+        self.delay = delay
+        self.stream = OneStream()
+
+    def construct(self, x: Tensor, past=None, last: bool = True):
+        if self.delay == 0:
+            return x, ()
+        end, kept = x.shape[1] - self.delay, ()
+        if self.stream.is_shared or not last:
+            past, kept = self.stream.hand_on(x[:, end:], past)
+        if not last:
+            x = x[:, :end]
+        if past is not None:
+            x = ops.cat((past, x), 1)
+        return x, kept

@@ -5,8 +5,9 @@ from mindspore import Tensor, nn, ops
 
 from opensora.models.layers import Conv2d
 from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, ResnetBlock3D,
-                                          Spatial2xTime2x3DUpsample, Upsample, normalize)
+                                          Spatial2xTime2x3DUpsample, Upsample, Wait, normalize)
 from opensora.models.wfvae.wavelet import InverseHaarTransform2D, InverseHaarTransform3D
+from opensora.parallel.stream import OneStream
 
 
 class Decoder(nn.Cell):
@@ -61,24 +62,25 @@ class Decoder(nn.Cell):
         self.flow = flow
         self.resent_frames = 2 * resent_l1
         # An upsampling that holds a frame back makes the backbone late; the wavelet branch beside it waits as long.
-        self.delay_l2 = delay_l2
-        self.delay_l1 = delay_l1
+        self.wait_l2 = Wait(delay_l2)
+        self.wait_l1 = Wait(delay_l1)
+        self.stream = OneStream()
 
     def construct(self, z: Tensor, past=None, last: bool = True):
         """Returns (video, level-1 coefficients, level-2 coefficients, past); inside, frames come before channels."""
-        first = past is None
+        first = past is None and self.stream.index == 0
         (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
-         waiting1, waiting2) = (None,) * 9 if first else past
+         waiting1, waiting2) = (None,) * 9 if past is None else past
 
         h, past_in = self.conv_in(z.swapaxes(1, 2), past_in, last)
         h, past_mid = self.mid(h, past_mid, last)
         l2, past_connect2 = self.connect_l2(h[:, :, -self.flow:], past_connect2, last)
-        low1, waiting2 = _wait(self.inverse_wavelet_transform_l2(l2, first), waiting2, self.delay_l2, last)
+        low1, waiting2 = self.wait_l2(self.inverse_wavelet_transform_l2(l2, first), waiting2, last)
 
         h, past_up2 = self.up2(h[:, :, :-self.flow], past_up2, last)
         l1, past_connect1 = self.connect_l1(h[:, :, -self.flow:], past_connect1, last)
         l1 = _add_to_low_band(l1, low1)
-        low, waiting1 = _wait(self.inverse_wavelet_transform_l1(l1, first), waiting1, self.delay_l1, last)
+        low, waiting1 = self.wait_l1(self.inverse_wavelet_transform_l1(l1, first), waiting1, last)
 
         h, past_up1 = self.up1(h[:, :, :-self.flow], past_up1, last)
         h, past_layer = self.layer(h, past_layer, last)
@@ -94,15 +96,3 @@ class Decoder(nn.Cell):
 def _add_to_low_band(coefficients: Tensor, low: Tensor) -> Tensor:
     """The first three channels, the low band of the three colours, plus what the coarser level gives for them."""
     return ops.cat((coefficients[:, :, :3] + low, coefficients[:, :, 3:]), 2)
-
-
-def _wait(x: Tensor, waiting, delay: int, last: bool):
-    """Delays a stream of frames: returns (frames to go on with, frames to wait for the next chunk)."""
-    if delay == 0:
-        return x, ()
-    if waiting is not None:
-        x = ops.cat((waiting, x), 1)
-    if last:
-        return x, ()
-    end = x.shape[1] - delay
-    return x[:, :end], x[:, end:]

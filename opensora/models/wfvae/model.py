@@ -12,6 +12,7 @@ from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.decoder import Decoder
 from opensora.models.wfvae.distribution import DiagonalGaussian
 from opensora.models.wfvae.encoder import Encoder
+from opensora.parallel.stream import OneStream
 
 ENCODE_CHUNK = 8  # video frames, as published
 DECODE_CHUNK = 2  # latent frames, as published
@@ -35,10 +36,21 @@ class WFVAEModel(PretrainedModel):
         self.scale = Tensor(np.reshape(self.config.scale, (1, -1, 1, 1, 1)), ms.float32)
         self.shift = Tensor(np.reshape(self.config.shift, (1, -1, 1, 1, 1)), ms.float32)
         self.use_tiling = False
+        self.stream = OneStream()
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
         """Encode and decode in chunks along time from now on."""
         self.use_tiling = use_tiling
+
+    def share_decoding(self, stream: OneStream) -> None:
+        """From now on the members of a group decode each clip's chunks side by side; all call with the same latents.
+
+        PyNative mode: the members run different chunks at the same time, and their collectives must meet one by one.
+        """
+        self.stream = stream
+        for _, cell in self.decoder.cells_and_names():
+            if hasattr(cell, "stream"):
+                cell.stream = stream
 
     def encode(self, x: Tensor) -> DiagonalGaussian:
         """The posterior of the latents of x (B, 3, T, H, W).
@@ -78,9 +90,11 @@ class WFVAEModel(PretrainedModel):
         """Yields the video of `decode` in pieces (B, 3, t, 8h, 8w) along time; memory does not grow with n."""
         self._check_latents(z)
         past, frames = None, z.shape[2]
-        for start, end in self._decode_chunks(frames):
+        chunks, size = self._decode_chunks(frames), self.stream.size
+        for first in range(0, len(chunks), size):
+            start, end = chunks[min(first + self.stream.index, len(chunks) - 1)]
             chunk, _, _, past = self.decoder(z[:, :, start:end], _stream_input(past), end == frames)
-            yield chunk
+            yield from self.stream.in_order(chunk, len(chunks) - first)
 
     def normalize(self, z: Tensor) -> Tensor:
         """Posterior draws -> latents of about unit variance, as the diffusion model has them."""
