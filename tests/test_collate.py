@@ -1,0 +1,40 @@
+"""Batches against the golden case of the published training code."""
+from __future__ import annotations
+
+import numpy as np
+from golden_cases import case, given, load_case, relative_difference
+
+from opensora.datasets.collate import PadAndStack, stack
+
+
+def item(pixels: np.ndarray) -> dict:
+    return {"pixels": pixels, "input_ids": np.zeros((1, 4), np.int32), "replaced": 1}
+
+
+def test_golden():
+    described, reference = case("collate", "training_cases.json"), load_case("collate")
+    videos = [given("collate", name, about["shape"]) for name, about in described["inputs"].items()]
+    batch = PadAndStack((33, 48, 64))([item(video) for video in videos])
+    assert batch["pixels"].shape == tuple(reference["pad_shape"])
+    assert relative_difference(batch["pixels"].sum(axis=(3, 4)), reference["channel_frame_sums"]) < 1e-4
+    assert np.array_equal(batch["attention_mask"], reference["attention_mask"])
+    assert list(batch["input_ids"].shape) == described["ids_shape"]
+    assert batch["replaced"] == 2
+
+
+def test_samples_of_one_size_are_not_padded():
+    batch = PadAndStack(None)([item(np.ones((3, 29, 32, 64), np.float32))] * 2)
+    assert batch["pixels"].shape == (2, 3, 29, 32, 64) and batch["attention_mask"] is None
+
+
+def test_time_is_padded_to_whole_patches():
+    batch = PadAndStack(None, patch=(2, 2, 2))([item(np.ones((3, 29, 20, 32), np.float32))])
+    assert batch["pixels"].shape == (1, 3, 29, 32, 32)  # 8 latent frames are 4 patches
+    batch = PadAndStack(None, patch=(2, 2, 2))([item(np.ones((3, 25, 20, 32), np.float32))])
+    assert batch["pixels"].shape == (1, 3, 29, 32, 32)  # 7 latent frames are not
+    assert batch["attention_mask"][0].sum() == 7 * 3 * 4 and batch["attention_mask"].shape == (1, 8, 4, 4)
+
+
+def test_stack():
+    batch = stack([{"a": np.full(3, k)} for k in range(2)])
+    assert batch["a"].tolist() == [[0, 0, 0], [1, 1, 1]] and batch["replaced"] == 0
