@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from tiny_models import make_release
 
+from opensora.datasets.text_embeddings import EMPTY_TEXT, load_embedding
 from opensora.models import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines.text import embed_text
-from opensora.sample.embedding_files import load_embedding, read_captions
+from opensora.sample.embedding_files import read_captions
 
 TOOL = "opensora/sample/sample_text_embed.py"
 
@@ -21,19 +22,19 @@ def text_encoder(tmp_path_factory):
 
 
 def test_captions_are_embedded_once(run, text_encoder, tmp_path):
-    entries = [{"path": "a/x.mp4", "cap": "one"}, {"path": "y.jpg", "cap": ["two", "three words here"]}]
+    entries = [{"path": "a/x.mp4", "cap": "one"}, {"path": "y.jpg", "cap": ["two", "Three  words (here)"]}]
     (tmp_path / "caption.json").write_text(json.dumps(entries))
     arguments = [TOOL, "--data_file_path", tmp_path / "caption.json", "--output_path", tmp_path / "out",
                  "--text_encoder_name", text_encoder, "--model_max_length", 16, "--batch_size", 2, "--device", "CPU"]
     finished = run(*arguments)
     assert finished.returncode == 0, finished.stderr
-    files = {"a/x.npz": "one", "y_0.npz": "two", "y_1.npz": "three words here"}
+    files = {"a/x.npz": "one", "y_0.npz": "two", "y_1.npz": "three words here", EMPTY_TEXT: ""}
     assert sorted(str(p.relative_to(tmp_path / "out")) for p in (tmp_path / "out").rglob("*.npz")) == sorted(files)
     encoder, tokenizer = MT5EncoderModel.from_pretrained(text_encoder).set_train(False), Tokenizer(text_encoder)
     for name, text in files.items():
-        stored, direct = load_embedding(tmp_path / "out" / name), embed_text(encoder, tokenizer, [text], 16)
-        assert (stored.mask == direct.mask).all() and stored.states.shape == direct.states.shape
-        assert np.allclose(stored.states, direct.states * direct.mask[..., None], atol=1e-5)
+        (states, mask), direct = load_embedding(tmp_path / "out" / name), embed_text(encoder, tokenizer, [text], 16)
+        assert (mask == direct.mask).all() and states.shape == direct.states.shape
+        assert np.allclose(states, direct.states * direct.mask[..., None], atol=1e-5)
 
     times = {name: (tmp_path / "out" / name).stat().st_mtime_ns for name in files}
     (tmp_path / "out/y_1.npz").unlink()

@@ -10,18 +10,18 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
-from opensora.eval.pairs import Sampling, measure_all, pair_videos  # noqa: E402
+from opensora.eval.pairs import Metric, Sampling, measure_all, pair_videos  # noqa: E402
 from opensora.eval.psnr import psnr  # noqa: E402
 from opensora.eval.report import print_skipped, print_table  # noqa: E402
 from opensora.eval.ssim import ssim  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
-METRICS = {"psnr": psnr, "ssim": ssim}
+METRICS = ("psnr", "ssim", "lpips")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="PSNR (dB) or SSIM of generated videos, frame by frame.")
-    parser.add_argument("--metric", choices=tuple(METRICS), required=True)
+    parser = argparse.ArgumentParser(description="PSNR (dB), SSIM or LPIPS of generated videos, frame by frame.")
+    parser.add_argument("--metric", choices=METRICS, required=True)
     parser.add_argument("--real_video_dir", required=True)
     parser.add_argument("--generated_video_dir", required=True)
     parser.add_argument("--num_frames", type=int, help="frames compared per video; default: all of the generated one")
@@ -31,7 +31,16 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--subset_size", type=int, default=0, help="compare only the first n pairs; 0: all")
     parser.add_argument("--batch_size", type=int, default=16, help="frames of a video held in memory at a time")
     parser.add_argument("--num_workers", type=int, default=2, help="pairs compared at the same time")
+    parser.add_argument("--lpips_path", default="pretrained/lpips_alex.pth",
+                        help="weights of LPIPS with AlexNet, as the PyTorch package lpips has them")
     return parser.parse_args()
+
+
+def get_metric(args: argparse.Namespace) -> Metric:
+    if args.metric == "lpips":
+        from opensora.eval.lpips import SpatialLPIPS  # takes seconds to import
+        return SpatialLPIPS(args.lpips_path)
+    return {"psnr": psnr, "ssim": ssim}[args.metric]
 
 
 def main() -> None:
@@ -39,7 +48,7 @@ def main() -> None:
     sampling = Sampling(args.num_frames, args.sample_rate, args.resolution, args.crop_size, args.batch_size)
     pairs, unpaired = pair_videos(args.real_video_dir, args.generated_video_dir)
     pairs = pairs[:args.subset_size or None]
-    values, skipped = measure_all(METRICS[args.metric], pairs, sampling, args.num_workers)
+    values, skipped = measure_all(get_metric(args), pairs, sampling, args.num_workers)
     print_table({name: {args.metric: frames.mean()} for name, frames in values.items()})
     print_skipped(skipped)
     if unpaired:

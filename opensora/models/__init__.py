@@ -7,6 +7,7 @@ import importlib
 MODELS = {
     "WFVAEModel": "opensora.models.wfvae.model",
     "OpenSoraT2V_v1_3": "opensora.models.dit.model",
+    "OpenSoraInpaint_v1_3": "opensora.models.dit.inpaint",
     "MT5EncoderModel": "opensora.models.text_encoder.mt5",
 }
 _HOMES = {**MODELS, "get_vae": "opensora.models.registry"}

@@ -3,7 +3,7 @@ from __future__ import annotations
 
 import importlib
 
-_HOMES = {"OpenSoraPipeline": "opensora.pipelines.t2v"}
+_HOMES = {"OpenSoraPipeline": "opensora.pipelines.t2v", "OpenSoraInpaintPipeline": "opensora.pipelines.inpaint"}
 
 __all__ = list(_HOMES)
 

@@ -90,8 +90,8 @@ class OpenSoraPipeline:
     def denoise(self, text: TextEmbedding, num_frames: int, height: int, width: int, num_inference_steps: int,
                 guidance_scale: float, seed: Union[int, Sequence[int]] = 1234,
                 latents: Optional[Union[np.ndarray, Tensor]] = None, step_noise: Optional[StepNoise] = None,
-                progress: bool = True) -> Tensor:
-        """Latents (1, C, 1 + n, height / 8, width / 8) for an embedded prompt."""
+                progress: bool = True, condition: Optional[Tensor] = None) -> Tensor:
+        """Latents (1, C, 1 + n, height / 8, width / 8) for an embedded prompt and its `condition`, if any."""
         transformer = self.transformer.get()
         generator = np.random.default_rng(seed)
         shape = (1, transformer.config.in_channels, (num_frames - 1) // 4 + 1, height // 8, width // 8)
@@ -103,7 +103,7 @@ class OpenSoraPipeline:
             def step_noise(_):
                 return Tensor(generator.standard_normal(shape, dtype=np.float32))
         return denoise(transformer, self.scheduler, text.trimmed(), _tensor(latents), num_inference_steps,
-                       guidance_scale, lambda k: _tensor(step_noise(k)), progress=progress)
+                       guidance_scale, lambda k: _tensor(step_noise(k)), condition, progress)
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
         """Yields uint8 frames (B, t, H, W, 3) in order of time.

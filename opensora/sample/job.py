@@ -2,25 +2,28 @@
 from __future__ import annotations
 
 import sys
-from typing import Iterator, Sequence
+from typing import Callable, Iterator, Optional, Sequence
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
 from opensora.device import Device
-from opensora.models import OpenSoraT2V_v1_3, get_vae
+from opensora.models import get_vae
 from opensora.models.loading import read_config
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import barrier
 from opensora.parallel.groups import Group, deal, sequence_group
 from opensora.parallel.sequence import SplitSequence
-from opensora.pipelines import OpenSoraPipeline
+from opensora.parallel.stream import SharedStream
+from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
+from opensora.pipelines.conditions import Condition, read_condition
 from opensora.pipelines.parts import Part
 from opensora.pipelines.text import TextEmbedding
 from opensora.sample.caption_refiner import refine_prompts
-from opensora.sample.options import SampleOptions, read_prompts
+from opensora.sample.options import SampleOptions, read_inputs
 from opensora.sample.outputs import (Sample, check_same_run, plan_samples, write_frames, write_grids, write_latents,
                                      write_metadata)
 from opensora.schedulers import get_scheduler
@@ -29,10 +32,11 @@ from opensora.schedulers import get_scheduler
 def build_pipeline(options: SampleOptions, device: Device, group: Group) -> OpenSoraPipeline:
     """The pipeline a run's options describe; models load when they are first used."""
     dtype = device.dtype
+    pipeline_class = OpenSoraInpaintPipeline if options.is_inpaint else OpenSoraPipeline
 
     def load_transformer():
-        transformer = OpenSoraT2V_v1_3.from_pretrained(options.ms_checkpoint or options.model_path, dtype=dtype,
-                                                       config=read_config(options.model_path))
+        transformer = pipeline_class.transformer_class.from_pretrained(
+            options.ms_checkpoint or options.model_path, dtype=dtype, config=read_config(options.model_path))
         if group.size > 1:
             transformer.parallelize(SplitSequence(group))
         return transformer
@@ -40,9 +44,13 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Open
     def load_vae():
         vae = get_vae(options.ae, options.ae_path, dtype)
         vae.enable_tiling(options.enable_tiling)
+        # Graph mode compiles a first, a later and a last chunk each in its own way, and with it their collectives.
+        is_graph = device.mode == ms.GRAPH_MODE
+        if group.size > 1 and not is_graph and (vae.use_tiling or vae.config.streams_exactly):
+            vae.share_decoding(SharedStream(group))
         return vae
 
-    return OpenSoraPipeline(
+    return pipeline_class(
         text_encoder=Part(lambda: MT5EncoderModel.from_pretrained(options.text_encoder_name_1, dtype=dtype)),
         tokenizer=Tokenizer(options.text_encoder_name_1),
         transformer=Part(load_transformer),
@@ -62,8 +70,9 @@ def run(options: SampleOptions, device: Device) -> None:
     if options.caption_refiner and device.world_size > 1:
         raise ValueError("--caption_refiner runs in one process: refine the prompts first with "
                          "opensora/sample/caption_refiner.py --output FILE.txt, then use --text_prompt FILE.txt")
-    group = sequence_group(device, options.sp_size, read_config(options.model_path)["num_attention_heads"])
-    samples = plan_samples(options, read_prompts(options.text_prompt))
+    sp_size = device.world_size if options.sp else options.sp_size
+    group = sequence_group(device, sp_size, read_config(options.model_path)["num_attention_heads"])
+    samples = plan_samples(options, read_inputs(options))
     if not options.overwrite:
         for sample in samples:
             check_same_run(sample, options)
@@ -83,10 +92,12 @@ def run(options: SampleOptions, device: Device) -> None:
         undone = [sample for sample in todo if sample not in left]
         _make_latents(options, device, group, pipeline, deal(undone, group, in_step))
         barrier(device.world_size)  # whoever made the latents, they are there for the next stage
-    if (options.decode_latents or options.save_memory) and not options.save_latents and group.is_first:
-        for sample in tqdm(todo[group.number::group.count], desc="decoding", unit="video", disable=not device.is_main):
-            _decode(options, pipeline, sample, Tensor(np.load(sample.latents_path)))
-            if not options.decode_latents:
+    if (options.decode_latents or options.save_memory) and not options.save_latents:
+        mine = deal(todo, group, in_step)
+        for sample, keep in tqdm(mine, desc="decoding", unit="video", disable=not device.is_main):
+            writes = keep and group.is_first
+            _decode(options, pipeline, sample, lambda: Tensor(np.load(sample.latents_path)), writes)
+            if writes and not options.decode_latents:
                 sample.latents_path.unlink()
     barrier(device.world_size)
     if device.is_main:
@@ -112,6 +123,7 @@ def _make_latents(options: SampleOptions, device: Device, group: Group, pipeline
     """Denoises every sample. Latents go to the decoder at once, or to files if a later stage decodes them."""
     if not mine:
         return
+    sizes = {sample: _size(options, sample) for sample, _ in mine}
     prompts = list(dict.fromkeys(sample.prompt for sample, _ in mine))
     wording = dict(zip(prompts, prompts))
     if options.caption_refiner:
@@ -119,17 +131,20 @@ def _make_latents(options: SampleOptions, device: Device, group: Group, pipeline
     texts = dict(_embed(options, pipeline, wording))
     if options.save_memory:
         pipeline.text_encoder.release()
+    conditions = {sample: _encode_condition(options, pipeline, sample) for sample, _ in mine}
+    if options.save_memory:
+        pipeline.vae.release()
     for sample, keep in tqdm(mine, desc="videos", unit="video", disable=not device.is_main):
-        seed = (options.seed, sample.index, sample.number)
-        latents = pipeline.denoise(texts[sample.prompt], options.num_frames, options.height, options.width,
-                                   options.num_sampling_steps, options.guidance_scale, seed, progress=device.is_main)
-        if not (keep and group.is_first):
-            continue
-        write_metadata(sample, options, device, seed, wording[sample.prompt])
-        if options.save_latents or options.save_memory:
+        seed = _seed(options, sample)
+        latents = pipeline.denoise(texts[sample.prompt], options.num_frames, *sizes[sample], options.num_sampling_steps,
+                                   options.guidance_scale, seed, progress=device.is_main, condition=conditions[sample])
+        writes = keep and group.is_first
+        if writes:
+            write_metadata(sample, options, device, seed, wording[sample.prompt])
+        if not (options.save_latents or options.save_memory):
+            _decode(options, pipeline, sample, lambda: latents, writes)
+        elif writes:
             write_latents(sample.latents_path, latents.asnumpy())
-        else:
-            _decode(options, pipeline, sample, latents)
     if options.save_memory:
         pipeline.transformer.release()
 
@@ -140,5 +155,37 @@ def _embed(options: SampleOptions, pipeline: OpenSoraPipeline,
         yield prompt, pipeline.embed_prompt(refined, options.guidance_scale, options.max_sequence_length)
 
 
-def _decode(options: SampleOptions, pipeline: OpenSoraPipeline, sample: Sample, latents: Tensor) -> None:
-    write_frames(sample.path, pipeline.decode(latents), options.fps)
+def _seed(options: SampleOptions, sample: Sample) -> tuple[int, int, int]:
+    return options.seed, sample.index, sample.number
+
+
+def _size(options: SampleOptions, sample: Sample) -> tuple[int, int]:
+    """Height and width; reads the given frames, so what is wrong with their files shows before anything is made."""
+    return _read_condition(options, sample).size if options.is_inpaint else (options.height, options.width)
+
+
+def _read_condition(options: SampleOptions, sample: Sample) -> Condition:
+    size = (options.height, options.width) if options.crop_for_hw else None
+    return read_condition(sample.condition, options.num_frames, options.mask_type, size, options.max_hxw,
+                          seed=_seed(options, sample))
+
+
+def _encode_condition(options: SampleOptions, pipeline: OpenSoraPipeline, sample: Sample) -> Optional[Tensor]:
+    """What `denoise` takes for given frames."""
+    if not options.is_inpaint:
+        return None
+    given = _read_condition(options, sample)
+    return pipeline.encode_condition(given, options.noise_strength, _seed(options, sample))
+
+
+def _decode(options: SampleOptions, pipeline: OpenSoraPipeline, sample: Sample, read_latents: Callable[[], Tensor],
+            writes: bool) -> None:
+    """Writes the result; a process that does not write may have to help one that does."""
+    if writes:
+        chunks = pipeline.decode(read_latents())
+        if options.keep_condition:
+            chunks = _read_condition(options, sample).keep(chunks)
+        write_frames(sample.path, chunks, options.fps)
+    elif pipeline.vae.get().stream.is_shared:
+        for _ in pipeline.decode(read_latents()):
+            pass

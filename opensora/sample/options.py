@@ -5,16 +5,20 @@ import argparse
 import csv
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Iterable, Optional, Sequence, TextIO
 
 from opensora import device
 from opensora.models.loading import read_config
 from opensora.models.registry import VAES
+from opensora.pipelines.conditions import MAX_HXW
 from opensora.pipelines.sizes import check_size
 from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS
 from opensora.utils.cli import parse_with_config
+from opensora.utils.mask_utils import MaskType, check_noise_strength
 
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
+INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same thing
+CONDITION_FLAGS = ("conditional_pixel_values_path", "mask_type", "crop_for_hw", "noise_strength", "keep_condition")
 V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
@@ -22,6 +26,7 @@ V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled
 class SampleOptions:
     """One run of sample.py; the names are those of the flags."""
 
+    model_type: str
     model_path: str
     version: str
     ms_checkpoint: Optional[str]
@@ -30,6 +35,12 @@ class SampleOptions:
     text_encoder_name_1: str
     text_prompt: Sequence[str]
     caption_refiner: Optional[str]
+    conditional_pixel_values_path: Optional[str]
+    mask_type: Optional[str]
+    crop_for_hw: bool
+    max_hxw: int
+    noise_strength: float
+    keep_condition: bool
     save_img_path: str
     num_frames: int
     height: int
@@ -53,6 +64,11 @@ class SampleOptions:
     overwrite: bool
     seed: int
     sp_size: int
+    sp: bool
+
+    @property
+    def is_inpaint(self) -> bool:
+        return self.model_type in INPAINT_TYPES
 
     @property
     def is_image(self) -> bool:
@@ -73,6 +89,8 @@ class SampleOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_argument_group("weights")
+    weights.add_argument("--model_type", choices=("t2v", *INPAINT_TYPES), default="t2v",
+                         help="t2v: text alone; inpaint or i2v: text and given frames")
     weights.add_argument("--model_path", required=True, help="folder of the diffusion transformer")
     weights.add_argument("--version", choices=("v1_3",), default="v1_3")
     weights.add_argument("--ms_checkpoint", help="transformer weights of this file instead of those in --model_path")
@@ -95,6 +113,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="jpg and png are for images")
     output.add_argument("--overwrite", action="store_true", help="make again what is there already")
 
+    condition = parser.add_argument_group("given frames, with --model_type inpaint or i2v")
+    condition.add_argument("--conditional_pixel_values_path",
+                           help="a .txt file: line i has the images, separated by commas, or the video for prompt i; "
+                                "or for a single prompt such a line itself")
+    condition.add_argument("--mask_type", choices=tuple(MaskType.__members__),
+                           help="which frames are given; default: of one image the first, of two the first and the "
+                                "last, of a video its first half")
+    condition.add_argument("--crop_for_hw", action="store_true",
+                           help="make everything --height x --width; else the size follows from the files")
+    condition.add_argument("--max_hxw", type=int, default=MAX_HXW, help="most pixels of a frame without --crop_for_hw")
+    condition.add_argument("--noise_strength", type=float, default=0.0, help="of noise on given frames, 0 to 1")
+    condition.add_argument("--keep_condition", action="store_true",
+                           help="put the given frames themselves into the result, which else only resembles them")
+
     sampling = parser.add_argument_group("sampling")
     sampling.add_argument("--sample_method", choices=tuple(SCHEDULERS), default="EulerAncestralDiscrete")
     sampling.add_argument("--num_sampling_steps", type=int, default=100)
@@ -116,6 +148,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     memory.add_argument("--decode_latents", action="store_true", help="only decode what --save_latents wrote")
     memory.add_argument("--sp_size", type=int, default=1,
                         help="processes of msrun that share each video; the others make other videos")
+    memory.add_argument("--sp", action="store_true", help="all processes share each video")
     device.add_arguments(parser)
 
 
@@ -125,7 +158,7 @@ def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, 
     Raises:
         ValueError, OSError: anything wrong that shows before weights are loaded.
     """
-    parser = argparse.ArgumentParser(description="Makes videos or images from text.")
+    parser = argparse.ArgumentParser(description="Makes videos or images from text, and from given frames.")
     add_arguments(parser)
     args = parse_with_config(parser, argv)
     names = {field.name for field in fields(SampleOptions)}
@@ -145,7 +178,15 @@ def check_options(options: SampleOptions) -> SampleOptions:
     if options.save_latents and options.decode_latents:
         raise ValueError("--save_latents stops where --decode_latents goes on: use one of them")
 
+    if options.sp and options.sp_size > 1:
+        raise ValueError("--sp is --sp_size with the number of all processes: use one of them")
+    _check_condition_flags(options)
+
     transformer = read_config(options.model_path)
+    kind = "OpenSoraInpaint_v1_3" if options.is_inpaint else "OpenSoraT2V_v1_3"
+    if transformer.get("_class_name", kind) != kind:
+        raise ValueError(f"{options.model_path} holds an {transformer['_class_name']}; --model_type "
+                         f"{options.model_type} needs an {kind}")
     if transformer.get("in_channels", channels) != channels:
         raise ValueError(f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
                          f"--ae {options.ae} makes {channels}")
@@ -164,10 +205,40 @@ def check_options(options: SampleOptions) -> SampleOptions:
     return replace(options, prediction_type=options.prediction_type or recorded or "v_prediction")
 
 
+def _check_condition_flags(options: SampleOptions) -> None:
+    if not options.is_inpaint:
+        for name in CONDITION_FLAGS:
+            if getattr(options, name):
+                raise ValueError(f"--{name} is for --model_type {' or '.join(INPAINT_TYPES)}")
+        return
+    if not options.conditional_pixel_values_path:
+        raise ValueError(f"--model_type {options.model_type} needs --conditional_pixel_values_path FILE.txt")
+    if options.caption_refiner:
+        raise ValueError("--caption_refiner is for --model_type t2v: it invents what the given frames do not show")
+    check_noise_strength(options.noise_strength)
+
+
 def _agree(options: SampleOptions, name: str, given, recorded) -> None:
     if given is not None and recorded is not None and given != recorded:
         raise ValueError(f"--{name} {given} contradicts {options.model_path}/config.json, which has {recorded}: "
                          f"the result would be noise; leave the flag out")
+
+
+def read_inputs(options: SampleOptions) -> list[tuple[str, tuple]]:
+    """The prompts of a run, each with the files of its condition (none for text to video).
+
+    Raises:
+        FileNotFoundError, ValueError: as `read_prompts`; files of unequal length.
+    """
+    prompts = read_prompts(options.text_prompt)
+    if not options.is_inpaint:
+        return [(prompt, ()) for prompt in prompts]
+    source = options.conditional_pixel_values_path
+    lines = _read_lines(Path(source), "conditions") if source.endswith(".txt") else [source]
+    if len(lines) != len(prompts):
+        raise ValueError(f"--text_prompt {' '.join(options.text_prompt)} has {len(prompts)} prompts, "
+                         f"--conditional_pixel_values_path {source} has {len(lines)} lines: prompt i goes with line i")
+    return [(prompt, tuple(path.strip() for path in line.split(","))) for prompt, line in zip(prompts, lines)]
 
 
 def read_prompts(text_prompt: Sequence[str]) -> list[str]:
@@ -180,19 +251,30 @@ def read_prompts(text_prompt: Sequence[str]) -> list[str]:
     if len(text_prompt) > 1 or not text_prompt[0].endswith((".txt", ".csv")):
         return list(text_prompt)
     path = Path(text_prompt[0])
+    if path.suffix == ".txt":
+        return _read_lines(path, "prompts")
+    with _open(path, "prompts") as file:
+        reader = csv.DictReader(file)
+        column = next((name for name in PROMPT_COLUMNS if name in (reader.fieldnames or ())), None)
+        if column is None:
+            raise ValueError(f"{path}: has columns {', '.join(reader.fieldnames or ())}, "
+                             f"none of {', '.join(PROMPT_COLUMNS)}")
+        return _not_blank((row[column] or "" for row in reader), path, "prompts")
+
+
+def _read_lines(path: Path, what: str) -> list[str]:
+    with _open(path, what) as file:
+        return _not_blank(file, path, what)
+
+
+def _open(path: Path, what: str) -> TextIO:
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file; --text_prompt takes prompts or one .txt or .csv file")
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        if path.suffix == ".txt":
-            prompts = [line.strip() for line in file]
-        else:
-            reader = csv.DictReader(file)
-            column = next((name for name in PROMPT_COLUMNS if name in (reader.fieldnames or ())), None)
-            if column is None:
-                raise ValueError(f"{path}: has columns {', '.join(reader.fieldnames or ())}, "
-                                 f"none of {', '.join(PROMPT_COLUMNS)}")
-            prompts = [(row[column] or "").strip() for row in reader]
-    prompts = [prompt for prompt in prompts if prompt]
-    if not prompts:
-        raise ValueError(f"{path}: holds no prompts")
-    return prompts
+        raise FileNotFoundError(f"{path}: no such file of {what}")
+    return open(path, newline="", encoding="utf-8-sig")
+
+
+def _not_blank(lines: Iterable[str], path: Path, what: str) -> list[str]:
+    kept = [line.strip() for line in lines if line.strip()]
+    if not kept:
+        raise ValueError(f"{path}: holds no {what}")
+    return kept

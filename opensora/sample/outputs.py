@@ -19,17 +19,18 @@ from opensora.utils.files import atomic_write
 
 GRID_GAP = 1
 # Arguments that may differ between a run and the one that goes on with it.
-FREE_ARGUMENTS = ("text_prompt", "save_img_path", "num_samples_per_prompt", "enable_tiling", "save_memory",
-                  "save_latents", "decode_latents", "overwrite", "sp_size")
+FREE_ARGUMENTS = ("text_prompt", "conditional_pixel_values_path", "save_img_path", "num_samples_per_prompt",
+                  "enable_tiling", "save_memory", "save_latents", "decode_latents", "overwrite", "sp_size", "sp")
 
 
 @dataclass(frozen=True)
 class Sample:
-    """One result: the `index`-th prompt's `number`-th sample."""
+    """One result: the `index`-th prompt's `number`-th sample. `condition`: the files that give frames of it."""
 
     index: int
     number: int
     prompt: str
+    condition: tuple
     path: Path
 
     @property
@@ -41,10 +42,10 @@ class Sample:
         return self.path.with_suffix(".json")
 
 
-def plan_samples(options: SampleOptions, prompts: Sequence[str]) -> list[Sample]:
+def plan_samples(options: SampleOptions, inputs: Sequence[tuple[str, tuple]]) -> list[Sample]:
     """All results of a run in order: `METHOD_INDEX_gsSCALE_sSTEPS[_iNUMBER].mp4`."""
-    return [Sample(index, number, prompt, _path(options, index, number))
-            for index, prompt in enumerate(prompts) for number in range(options.num_samples_per_prompt)]
+    return [Sample(index, number, prompt, condition, _path(options, index, number))
+            for index, (prompt, condition) in enumerate(inputs) for number in range(options.num_samples_per_prompt)]
 
 
 def _path(options: SampleOptions, index: Optional[int], number: Optional[int] = None) -> Path:
@@ -72,8 +73,9 @@ def write_metadata(sample: Sample, options: SampleOptions, device: Device, seed:
     """Everything needed to make the sample again; `prompt_used` is the refined one where there was a refiner."""
     import mindspore
     record = {
-        "prompt": sample.prompt, "prompt_used": prompt_used, "prompt_index": sample.index,
-        "sample_number": sample.number, "noise_seed": list(seed), "arguments": options.as_metadata(),
+        "prompt": sample.prompt, "prompt_used": prompt_used, "condition": list(sample.condition),
+        "prompt_index": sample.index, "sample_number": sample.number, "noise_seed": list(seed),
+        "arguments": options.as_metadata(),
         "device": {"target": device.target, "mode": device.mode, "precision": device.precision},
         "versions": {"opensora": opensora.__version__, "mindspore": mindspore.__version__,
                      "numpy": np.__version__, "python": platform.python_version()},
@@ -83,12 +85,12 @@ def write_metadata(sample: Sample, options: SampleOptions, device: Device, seed:
 
 
 def check_same_run(sample: Sample, options: SampleOptions) -> None:
-    """Raises ValueError if what is there under the sample's name was made from another prompt or with other arguments."""
+    """Raises ValueError if what is there under the sample's name was made from other inputs or with other arguments."""
     if not sample.metadata_path.exists():
         return
     record = json.loads(sample.metadata_path.read_text(encoding="utf-8"))
-    made_with = {**record["arguments"], "prompt": record["prompt"]}
-    wanted = {**options.as_metadata(), "prompt": sample.prompt}
+    made_with = {**record["arguments"], "prompt": record["prompt"], "condition": record.get("condition", [])}
+    wanted = {**options.as_metadata(), "prompt": sample.prompt, "condition": list(sample.condition)}
     for name, value in wanted.items():
         if name not in FREE_ARGUMENTS and made_with.get(name) != value:
             raise ValueError(f"{sample.path} was made with {name} {made_with.get(name)!r}, now it is {value!r}: "
@@ -101,11 +103,11 @@ def write_latents(path: Path, latents: np.ndarray) -> None:
 
 
 def write_grids(options: SampleOptions, samples: Sequence[Sample]) -> None:
-    """A grid of each prompt's samples, where it has several, and one of everything, where there is more than one."""
+    """A grid of each prompt's samples, where it has several, and one of everything, where all have one size."""
     if options.num_samples_per_prompt > 1:
         for index in sorted({sample.index for sample in samples}):
             _write_grid([sample.path for sample in samples if sample.index == index], _path(options, index), options.fps)
-    if len(samples) > 1:
+    if len(samples) > 1 and (options.crop_for_hw or not options.is_inpaint):
         _write_grid([sample.path for sample in samples], _path(options, None), options.fps)
 
 

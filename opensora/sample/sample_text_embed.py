@@ -30,9 +30,9 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    captions = read_captions(args.data_file_path, args.output_path)
-    dev = device.setup(args)
     tokenizer = Tokenizer(args.text_encoder_name)
+    captions = read_captions(args.data_file_path, args.output_path, tokenizer.knows_chinese)
+    dev = device.setup(args)
     encoder = MT5EncoderModel.from_pretrained(args.text_encoder_name, dtype=dev.dtype)
     embed_captions(captions[dev.rank::dev.world_size], encoder, tokenizer, args.model_max_length, args.batch_size)
     print(f"embeddings in {args.output_path}")

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import Optional, Union
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
@@ -81,7 +81,8 @@ class CrossAttention(Projections):
         """(B, L, D) -> keys and values (B, N, L, D / N); they stay the same through all steps of a prompt."""
         return self.heads(self.to_k(text)).swapaxes(1, 2), self.heads(self.to_v(text)).swapaxes(1, 2)
 
-    def construct(self, x: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def construct(self, x: Tensor, text: Union[Tensor, tuple], bias: Optional[Tensor]) -> Tensor:
+        k, v = text if isinstance(text, tuple) else self.keys_values(text)
         return self.to_out[0](self.attend(self.to_q(x), k, v, bias))
 
 
@@ -108,7 +109,9 @@ class FeedForward(nn.Cell):
 
 
 class TransformerBlock(nn.Cell):
-    """x (B, S, D), modulation (B, 6, D), text keys and values (B, N, L, D / N) -> (B, S, D)."""
+    """x (B, S, D), modulation (B, 6, D), text (B, L, D) or the pair of its keys and values -> (B, S, D)."""
+
+    differentiable = (0, 1, 5)  # x, modulation, text: the inputs that gradients flow to
 
     def __init__(self, config: OpenSoraConfig, block: int):
         super().__init__()
@@ -119,11 +122,11 @@ class TransformerBlock(nn.Cell):
         self.eps = config.norm_eps
 
     def construct(self, x: Tensor, modulation: Tensor, bias: Optional[Tensor], cos: Tensor, sin: Tensor,
-                  text_k: Tensor, text_v: Tensor, text_bias: Optional[Tensor]) -> Tensor:
+                  text: Union[Tensor, tuple], text_bias: Optional[Tensor]) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = ops.split(
             self.scale_shift_table + modulation, 1, 1)
         h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps)
         x = x + gate_attn * self.attn1(h, bias, cos, sin)
-        x = x + self.attn2(x, text_k, text_v, text_bias)
+        x = x + self.attn2(x, text, text_bias)
         h = modulated_layer_norm(x, shift_ff, scale_ff, self.eps)
         return x + gate_ff * self.ff(h)

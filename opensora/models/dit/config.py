@@ -66,10 +66,16 @@ class OpenSoraConfig(ModelConfig):
         return self.sparse1d and FIRST_SPARSE <= block < END_SPARSE
 
 
-# Published configurations by name, as keys of `OpenSoraConfig`.
-PRESETS = {
-    "OpenSoraT2V_v1_3-2B/122": {
-        "num_layers": 32, "num_attention_heads": 24, "attention_head_dim": 96, "caption_channels": 4096,
-        "cross_attention_dim": 2304, "sparse1d": True, "sparse_n": 4,
-    },
+@dataclass(frozen=True)
+class OpenSoraInpaintConfig(OpenSoraConfig):
+    """`in_channels` counts the noisy latents' alone; the mask has `vae_scale_factor_t` channels, a latent's frames."""
+
+    vae_scale_factor_t: int = 4
+
+
+_SIZE_2B = {
+    "num_layers": 32, "num_attention_heads": 24, "attention_head_dim": 96, "caption_channels": 4096,
+    "cross_attention_dim": 2304, "sparse1d": True, "sparse_n": 4,
 }
+# Published configurations by name, as keys of `OpenSoraConfig`.
+PRESETS = {"OpenSoraT2V_v1_3-2B/122": _SIZE_2B, "OpenSoraInpaint_v1_3-2B/122": _SIZE_2B}

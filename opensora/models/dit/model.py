@@ -1,7 +1,7 @@
 """The diffusion transformer of Open-Sora-Plan v1.3 (Lin et al. 2024, arXiv:2412.00131)."""
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Sequence
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -28,12 +28,13 @@ class OpenSoraT2V_v1_3(PretrainedModel):
 
     def __init__(self, **config):
         super().__init__()
-        self.config = config = OpenSoraConfig.from_dict(config)
+        self.config = config = self.config_class.from_dict(config)
         width = config.hidden_size
         self.pos_embed = PatchEmbed2D(config.patch_size, config.in_channels, width)
         self.caption_projection = TextProjection(config.caption_channels, width)
         self.adaln_single = AdaLayerNormSingle(width)
         self.transformer_blocks = nn.CellList([TransformerBlock(config, i) for i in range(config.num_layers)])
+        self.called_blocks = tuple(self.transformer_blocks)
         self.scale_shift_table = scale_shift_table(2, width)
         self.proj_out = Linear(width, config.patch_size ** 2 * config.out_channels)
 
@@ -51,8 +52,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         No mask means that everything is visible. `text_states`, from the method of that name, may stand for
         `encoder_hidden_states`.
         """
-        if text_states is None:
-            text_states = self.text_states(encoder_hidden_states)
+        text = self.caption_projection(encoder_hidden_states[:, 0]) if text_states is None else None
         config = self.config
         _, _, t, h, w = hidden_states.shape
         h, w = h // config.patch_size, w // config.patch_size
@@ -66,9 +66,9 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         text_bias = None if encoder_attention_mask is None else key_bias(encoder_attention_mask[:, 0])
 
         x = self.sequence.split(x)
-        for i, block in enumerate(self.transformer_blocks):
-            text_k, text_v = text_states[i]
-            x = block(x, modulation, biases[self.mask_of_block[i]], cos, sin, text_k, text_v, text_bias)
+        for i, block in enumerate(self.called_blocks):
+            block_text = text if text_states is None else text_states[i]
+            x = block(x, modulation, biases[self.mask_of_block[i]], cos, sin, block_text, text_bias)
 
         shift, scale = ops.split(self.scale_shift_table + embedded.expand_dims(1), 1, 1)
         x = self.proj_out(modulated_layer_norm(x, shift, scale, 1e-6))
@@ -79,6 +79,10 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.sequence = sequence
         for block in self.transformer_blocks:
             block.attn1.sequence = sequence
+
+    def call_blocks(self, blocks: Sequence[nn.Cell]) -> None:
+        """Calls other Cells in place of the transformer blocks, such as blocks that gather their weights first."""
+        self.called_blocks = tuple(blocks)
 
     def text_states(self, encoder_hidden_states: Tensor) -> tuple:
         """The keys and values of every block's cross-attention, which depend on the text alone.

@@ -1,0 +1,1 @@
+"""Networks that judge a reconstruction while the VAE is trained."""
