@@ -6,9 +6,10 @@ import numpy as np
 from golden_cases import case, given, load_case, relative_difference, weight
 from mindspore import Tensor
 
-from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
+from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
 
-MODELS = {"WFVAEModel": WFVAEModel, "OpenSoraT2V_v1_3": OpenSoraT2V_v1_3, "MT5EncoderModel": MT5EncoderModel}
+MODELS = {"WFVAEModel": WFVAEModel, "OpenSoraT2V_v1_3": OpenSoraT2V_v1_3,
+          "OpenSoraInpaint_v1_3": OpenSoraInpaint_v1_3, "MT5EncoderModel": MT5EncoderModel}
 
 
 def build(name: str):

@@ -14,7 +14,7 @@ from test_schedulers import golden_rows  # noqa: E402
 def main() -> None:
     prefix = sys.argv[1] if len(sys.argv) > 1 else ""
     rows = []
-    for kind, measure in (("wfvae_", wfvae_rows), ("dit_", dit_rows), ("mt5_", mt5_rows)):
+    for kind, measure in (("wfvae_", wfvae_rows), ("dit_", dit_rows), ("inpaint_", dit_rows), ("mt5_", mt5_rows)):
         for name in case_names(kind):
             if name.startswith(prefix):
                 rows += [(f"{name}: {output}", difference) for output, difference in measure(name).items()]

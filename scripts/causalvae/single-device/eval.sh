@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# Measures what prepare_eval.sh wrote: METRIC=ssim bash scripts/causalvae/single-device/eval.sh [more flags]
+# Measures what prepare_eval.sh wrote, one metric after the other:
+#     METRICS="psnr ssim" bash scripts/causalvae/single-device/eval.sh [more flags]
 # The origin folder holds the very frames the VAE saw, so sizes and rates agree already.
 set -euo pipefail
 EXP_NAME=${EXP_NAME:-wfvae}
@@ -9,13 +10,15 @@ RESOLUTION=${RESOLUTION:-256}
 SUBSET_SIZE=${SUBSET_SIZE:-0}
 RECON_DIR=video_gen/${EXP_NAME}_sr${SAMPLE_RATE}_nf${NUM_FRAMES}_res${RESOLUTION}_subset${SUBSET_SIZE}
 
-python opensora/eval/eval.py \
-    --metric "${METRIC:-psnr}" \
-    --real_video_dir "$RECON_DIR/origin" \
-    --generated_video_dir "$RECON_DIR" \
-    --num_frames "$NUM_FRAMES" \
-    --resolution "$RESOLUTION" \
-    --crop_size "$RESOLUTION" \
-    --subset_size "$SUBSET_SIZE" \
-    --batch_size 8 \
-    "$@"
+for metric in ${METRICS:-psnr ssim}; do
+    python opensora/eval/eval.py \
+        --metric "$metric" \
+        --real_video_dir "$RECON_DIR/origin" \
+        --generated_video_dir "$RECON_DIR" \
+        --num_frames "$NUM_FRAMES" \
+        --resolution "$RESOLUTION" \
+        --crop_size "$RESOLUTION" \
+        --subset_size "$SUBSET_SIZE" \
+        --batch_size 8 \
+        "$@"
+done

@@ -1,0 +1,35 @@
+"""AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from mindspore import Tensor, ops
+
+
+@dataclass(frozen=True)
+class AdamW:
+    """The published settings; weight decay is for every parameter, norms and biases too."""
+
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-15
+    adam_weight_decay: float = 1e-2
+
+    def __post_init__(self):
+        for name in ("adam_beta1", "adam_beta2"):
+            if not 0 <= getattr(self, name) < 1:
+                raise ValueError(f"--{name} {getattr(self, name)} is not in [0, 1)")
+        for name in ("adam_epsilon", "adam_weight_decay"):
+            if not getattr(self, name) >= 0:
+                raise ValueError(f"--{name} {getattr(self, name)} is not 0 or more")
+
+    def update(self, weights: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, learning_rate: float,
+               step: int) -> None:
+        """Changes weights and both moments, float32 and of one shape, in place; `step` counts from 1."""
+        if self.adam_weight_decay:
+            ops.assign_sub(weights, weights * (learning_rate * self.adam_weight_decay))
+        power1, power2 = self.adam_beta1 ** step, self.adam_beta2 ** step
+        # The operator adds epsilon to sqrt(v), AdamW to sqrt(v / (1 - beta2^t)): hence the factor.
+        ops.Adam()(weights, exp_avg, exp_avg_sq, power1, power2, learning_rate, self.adam_beta1, self.adam_beta2,
+                   self.adam_epsilon * math.sqrt(1 - power2), gradient)

@@ -1,0 +1,47 @@
+"""Training of the inpaint model: image to video, transitions, continuations."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Mapping, Sequence
+
+import numpy as np
+from mindspore import Tensor, ops
+
+from opensora.datasets.inpaint import InpaintDataset
+from opensora.models import OpenSoraInpaint_v1_3
+from opensora.train.t2v import T2VTraining, T2VTrainOptions
+from opensora.utils.mask_utils import MaskCompressor, add_noise_to_condition, mask_pixels
+
+
+@dataclass(frozen=True)
+class InpaintTrainOptions(T2VTrainOptions):
+    """`add_noise_to_condition`: given frames get a little noise, so that what is made of them moves more."""
+
+    add_noise_to_condition: bool = False
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.train_batch_size > 1 and not self.data.group_data:
+            raise ValueError("--train_batch_size above 1 needs --group_data: masks are for videos of one length")
+
+
+class InpaintTraining(T2VTraining):
+    """`T2VTraining` with known frames: the model sees their latents and the mask beside the noisy latents."""
+
+    model_class = OpenSoraInpaint_v1_3
+    dataset_class = InpaintDataset
+
+    def start_from(self, source: str, config: Mapping) -> OpenSoraInpaint_v1_3:
+        return OpenSoraInpaint_v1_3.start_from(source, self.device.dtype, config)
+
+    def condition(self, batch: Mapping, generators: Sequence[np.random.Generator]) -> Tensor:
+        """Latents of the known frames and the compressed mask, (B, C + 4, t, h, w)."""
+        b, _, t, h, w = batch["pixels"].shape
+        masks = batch["known_mask"].reshape(b, 1, t, 1, 1)
+        known = mask_pixels(batch["pixels"], masks)
+        if self.options.add_noise_to_condition:
+            known = np.concatenate([add_noise_to_condition(known[i:i + 1], masks[i:i + 1], generator)
+                                    for i, generator in enumerate(generators)])
+        strides = self.vae.config.spatial_stride, self.vae.config.spatial_stride, self.vae.config.temporal_stride
+        compressed = MaskCompressor(*strides)(np.broadcast_to(masks, (b, 1, t, h, w)))
+        return ops.cat((self.encode(known, generators), Tensor(compressed)), 1)

@@ -1,0 +1,42 @@
+"""Learning-rate schedules by their names in diffusers; steps are optimizer steps."""
+from __future__ import annotations
+
+import math
+
+POLYNOMIAL_END = 1e-7
+
+
+def _cosine(progress: float) -> float:
+    return 0.5 * (1 + math.cos(math.pi * progress))
+
+
+# From the end of warm-up to the last step, progress 0 to 1 and beyond: the factor of the base learning rate.
+DECAYS = {
+    "constant": lambda progress: 1.0,
+    "constant_with_warmup": lambda progress: 1.0,
+    "linear": lambda progress: max(0.0, 1 - progress),
+    "cosine": lambda progress: max(0.0, _cosine(progress)),
+    "cosine_with_restarts": lambda progress: _cosine(progress % 1) if progress < 1 else 0.0,
+    "polynomial": lambda progress: 1 - min(1.0, progress),
+}
+
+
+def learning_rate(schedule: str, step: int, base: float, warmup_steps: int, total_steps: int) -> float:
+    """The learning rate of optimizer step `step`, counted from 0.
+
+    It rises from 0 in `warmup_steps` ("constant": is there at once), then falls as `schedule` says, to 0 (polynomial:
+    to 1e-7) at `total_steps`.
+
+    Raises:
+        ValueError: an unknown schedule, or a polynomial one from below its end.
+    """
+    if schedule not in DECAYS:
+        raise ValueError(f"--lr_scheduler {schedule} is not one of {', '.join(DECAYS)}")
+    if schedule != "constant" and step < warmup_steps:
+        return base * step / warmup_steps
+    factor = DECAYS[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps))
+    if schedule != "polynomial":
+        return base * factor
+    if base <= POLYNOMIAL_END:
+        raise ValueError(f"--learning_rate {base}: the polynomial schedule needs more than {POLYNOMIAL_END}, its end")
+    return POLYNOMIAL_END + (base - POLYNOMIAL_END) * factor

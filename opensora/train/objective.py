@@ -1,0 +1,175 @@
+"""What a diffusion model learns: which timestep, how much noise, what to predict, what an error counts.
+
+All of it is linear in the clean latents and the noise, so a sample's timestep becomes five numbers (`Coefficients`),
+computed on the host in float64; the device only mixes.
+"""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from statistics import NormalDist
+from typing import NamedTuple, Optional
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+
+from opensora.schedulers.base import PREDICTION_TYPES
+from opensora.schedulers.noise_schedule import TRAIN_TIMESTEPS, cumulative_alphas
+
+WEIGHTING_SCHEMES = ("logit_normal", "mode", "sigma_sqrt", "cosmap")
+
+
+@dataclass(frozen=True)
+class ObjectiveOptions:
+    """Names and meanings are those of the training command's flags.
+
+    Raises:
+        ValueError: an unknown name, or settings that contradict.
+    """
+
+    prediction_type: str = "epsilon"
+    snr_gamma: Optional[float] = None
+    noise_offset: float = 0.0
+    rescale_betas_zero_snr: bool = False
+    cogvideox_scheduler: bool = False
+    v1_5_scheduler: bool = False
+    rf_scheduler: bool = False
+    weighting_scheme: str = "logit_normal"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    mode_scale: float = 1.29
+
+    def __post_init__(self):
+        if self.prediction_type not in PREDICTION_TYPES:
+            raise ValueError(f"--prediction_type {self.prediction_type} is not one of {', '.join(PREDICTION_TYPES)}")
+        if self.weighting_scheme not in WEIGHTING_SCHEMES:
+            raise ValueError(f"--weighting_scheme {self.weighting_scheme} is not one of {', '.join(WEIGHTING_SCHEMES)}")
+        if self.cogvideox_scheduler + self.v1_5_scheduler + self.rf_scheduler > 1:
+            raise ValueError("choose one of --cogvideox_scheduler, --v1_5_scheduler and --rf_scheduler")
+        if self.snr_gamma is not None and self.snr_gamma <= 0:
+            raise ValueError(f"--snr_gamma {self.snr_gamma} must be above 0; leave it out for no weighting")
+        if self.snr_gamma is not None and (self.rf_scheduler or self.prediction_type == "sample"):
+            raise ValueError("--snr_gamma weighs epsilon and v_prediction; leave it out with --rf_scheduler or "
+                             "--prediction_type sample")
+
+
+class Coefficients(NamedTuple):
+    """Of each sample, float32 (B,): input = signal x0 + noise eps, target = target_signal x0 + target_noise eps."""
+
+    timestep: np.ndarray
+    signal: np.ndarray
+    noise: np.ndarray
+    target_signal: np.ndarray
+    target_noise: np.ndarray
+    weight: np.ndarray
+
+
+class Diffusion:
+    """Noise by timesteps 0 ... 999 (Ho et al. 2020), weighted by min-SNR-gamma (Hang et al. 2023, section 3.4)."""
+
+    def __init__(self, options: ObjectiveOptions):
+        self.options = options
+        if options.cogvideox_scheduler:
+            betas = ("scaled_linear", 0.00085, 0.012, 3.0, True)
+        elif options.v1_5_scheduler:
+            betas = ("scaled_linear", 0.00085, 0.012, 1.0, options.rescale_betas_zero_snr)
+        else:
+            betas = ("linear", 1e-4, 0.02, 1.0, options.rescale_betas_zero_snr)
+        self.alphas_cumprod = cumulative_alphas(*betas)
+
+    def timesteps(self, uniform: np.ndarray, stratum: np.ndarray, strata: int) -> np.ndarray:
+        """(B,) numbers in [0, 1) -> (B,) timesteps, each within its sample's of `strata` equal parts of the range.
+
+        A step's samples lie in different parts, so together they cover the whole range.
+        """
+        first, last = (TRAIN_TIMESTEPS * (stratum + end) / strata - 0.5 for end in (0, 1))
+        return np.clip(np.rint(first + (last - first) * uniform), 0, TRAIN_TIMESTEPS - 1).astype(np.int64)
+
+    def coefficients(self, timesteps: np.ndarray) -> Coefficients:
+        alpha = self.alphas_cumprod[timesteps]
+        signal, noise = np.sqrt(alpha), np.sqrt(1 - alpha)
+        zero, one = np.zeros_like(alpha), np.ones_like(alpha)
+        target = {"epsilon": (zero, one), "v_prediction": (-noise, signal), "sample": (one, zero)}
+        return _coefficients(timesteps, signal, noise, *target[self.options.prediction_type], self.weights(alpha))
+
+    def weights(self, alpha: np.ndarray) -> np.ndarray:
+        """min(SNR, gamma) over SNR (epsilon; 1 in the limit of no signal) or over SNR + 1 (velocity)."""
+        gamma = self.options.snr_gamma
+        if gamma is None:
+            return np.ones_like(alpha)
+        noise = 1 - alpha
+        clipped = np.minimum(alpha, gamma * noise)  # min(SNR, gamma) (1 - alpha), finite at both ends
+        if self.options.prediction_type == "v_prediction":
+            return clipped
+        return np.divide(clipped, alpha, out=np.ones_like(alpha), where=alpha > 0)
+
+
+class RectifiedFlow:
+    """x = (1 - sigma) x0 + sigma eps, target eps - x0 (Liu et al. 2023); densities of sigma from Esser et al. 2024."""
+
+    def __init__(self, options: ObjectiveOptions):
+        self.options = options
+
+    def timesteps(self, uniform: np.ndarray, stratum: np.ndarray, strata: int) -> np.ndarray:
+        """(B,) numbers in [0, 1) -> (B,) timesteps 1000 ... 1, dense where the weighting scheme has them."""
+        options, u = self.options, (stratum + uniform) / strata
+        if options.weighting_scheme == "logit_normal":
+            u = 1 / (1 + np.exp(-(options.logit_mean + options.logit_std * _normal_quantile(u))))
+        elif options.weighting_scheme == "mode":
+            u = 1 - u - options.mode_scale * (np.cos(np.pi * u / 2) ** 2 - 1 + u)
+        index = np.clip(np.floor(TRAIN_TIMESTEPS * u), 0, TRAIN_TIMESTEPS - 1)
+        return (TRAIN_TIMESTEPS - index).astype(np.int64)
+
+    def coefficients(self, timesteps: np.ndarray) -> Coefficients:
+        sigma = timesteps / TRAIN_TIMESTEPS
+        one = np.ones_like(sigma)
+        weight = {"sigma_sqrt": sigma ** -2.0, "cosmap": 2 / (np.pi * (1 - 2 * sigma + 2 * sigma ** 2))}
+        return _coefficients(timesteps, 1 - sigma, sigma, -one, one, weight.get(self.options.weighting_scheme, one))
+
+
+def make_objective(options: ObjectiveOptions):
+    return RectifiedFlow(options) if options.rf_scheduler else Diffusion(options)
+
+
+def _coefficients(*columns: np.ndarray) -> Coefficients:
+    return Coefficients(*(column.astype(np.float32) for column in columns))
+
+
+def _normal_quantile(u: np.ndarray) -> np.ndarray:
+    return np.array([NormalDist().inv_cdf(min(max(value, 1e-7), 1 - 1e-7)) for value in u])
+
+
+class DenoisingLoss(nn.Cell):
+    """The weighted squared error of a model's prediction, a scalar float32.
+
+    Arguments: clean latents and noise (B, C, T, H, W), the numbers of `Coefficients` as Tensors (B,), the text
+    (B, 1, L, D) and its mask (B, 1, L), the mask of the latents (B, T, H, W) or None, and what an image-to-video
+    model is given beside the noisy latents (B, C', T, H, W) or None.
+    """
+
+    def __init__(self, model: nn.Cell):
+        super().__init__()
+        self.model = model
+
+    def construct(self, x0: Tensor, eps: Tensor, timestep: Tensor, signal: Tensor, noise: Tensor,
+                  target_signal: Tensor, target_noise: Tensor, weight: Tensor, text: Tensor, text_mask: Optional[Tensor],
+                  mask: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
+        x = mix(signal, x0, noise, eps)
+        if condition is not None:
+            x = ops.cat((x, condition), 1)
+        prediction = self.model(x, timestep, text, mask, text_mask)
+        return weighted_error(prediction, mix(target_signal, x0, target_noise, eps), weight, mask)
+
+
+def mix(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
+    """a x + b y for numbers (B,) and tensors (B, C, T, H, W), in float32."""
+    return a.reshape(-1, 1, 1, 1, 1) * x.astype(ms.float32) + b.reshape(-1, 1, 1, 1, 1) * y.astype(ms.float32)
+
+
+def weighted_error(prediction: Tensor, target: Tensor, weight: Tensor, mask: Optional[Tensor]) -> Tensor:
+    """The mean of weight (prediction - target)^2 over what is visible; the weights are not part of the divisor."""
+    error = weight.reshape(-1, 1, 1, 1, 1) * (prediction.astype(ms.float32) - target) ** 2
+    if mask is None:
+        return error.mean()
+    mask = mask.astype(ms.float32).expand_dims(1)  # B 1 T H W
+    return (error * mask).sum() / (mask.sum() * error.shape[1])

@@ -1,0 +1,19 @@
+"""Trains WFVAE on videos:
+
+    python opensora/train/train_causalvae.py --model_config scripts/causalvae/wfvae_8dim.json \\
+        --video_path DIR --output_dir DIR
+"""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
+
+from opensora.train.vae import VAETraining  # noqa: E402
+from opensora.train.vae_options import parse_options  # noqa: E402
+from opensora.train.trainer import run  # noqa: E402
+from opensora.utils.cli import run_main  # noqa: E402
+
+if __name__ == "__main__":
+    run_main(lambda: run(VAETraining, parse_options))

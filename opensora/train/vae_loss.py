@@ -1,0 +1,227 @@
+"""The losses of training WFVAE: of the autoencoder (the generator) and of the discriminator against it.
+
+The generator's loss is (Esser et al. 2021, arXiv:2012.09841; Li et al. 2024, arXiv:2411.17459, section 3.3)
+
+    nll + kl_weight KL + wavelet_weight WL + w g
+
+with the error of the reconstruction and its perceptual distance (nll), the posterior's divergence (KL), the
+difference of the wavelet coefficients in encoder and decoder (WL), and what the discriminator finds (g). The weight w
+makes nll and g equally strong at the decoder's last layer W: w = disc_weight |d nll / dW| / |d g / dW|.
+
+nll and g depend on the model through the reconstruction alone. So they are differentiated with regard to that first,
+each by itself; one step further back, from the reconstruction to W, gives the two norms; and a single backward pass
+through the model then takes the weighted sum. No network is passed twice, and the networks that judge leave nothing
+in memory.
+"""
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Optional, Sequence
+
+import mindspore as ms
+from mindspore import Tensor, nn, ops
+
+from opensora.models.losses.discriminator import NLayerDiscriminator3D
+from opensora.models.losses.lpips import LPIPS
+from opensora.models.wfvae.decoder import Decoder
+from opensora.models.wfvae.distribution import DiagonalGaussian
+from opensora.models.wfvae.model import WFVAEModel
+from opensora.ops.conv import conv2d
+
+FRAMES = 4  # compared at a time: bounds memory, whatever the number and length of clips
+
+
+def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """Of the discriminator's outputs for real and reconstructed videos (Lim & Ye 2017, arXiv:1705.02894)."""
+    return 0.5 * (ops.relu(1 - real).mean() + ops.relu(1 + fake).mean())
+
+
+def vanilla_loss(real: Tensor, fake: Tensor) -> Tensor:
+    """The same as cross-entropy (Goodfellow et al. 2014, arXiv:1406.2661)."""
+    return 0.5 * (_softplus(-real).mean() + _softplus(fake).mean())
+
+
+def _softplus(x: Tensor) -> Tensor:
+    return ops.relu(x) + ops.log1p(ops.exp(-ops.abs(x)))
+
+
+LOSS_TYPES = {"l1": ops.abs, "l2": ops.square}
+DISC_LOSSES = {"hinge": hinge_loss, "vanilla": vanilla_loss}
+
+
+@dataclass(frozen=True)
+class VAELossOptions:
+    """Weights of the parts of the loss; adversarial training begins with step `disc_start`.
+
+    Raises ValueError for an unknown `loss_type` or `disc_loss`.
+    """
+
+    loss_type: str = "l1"
+    perceptual_weight: float = 1.0
+    kl_weight: float = 1e-6
+    wavelet_loss: bool = False
+    wavelet_weight: float = 0.1
+    logvar_init: float = 0.0
+    disc_start: int = 5
+    disc_weight: float = 0.5
+    disc_loss: str = "hinge"
+
+    def __post_init__(self):
+        for name, known in (("loss_type", LOSS_TYPES), ("disc_loss", DISC_LOSSES)):
+            if getattr(self, name) not in known:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+
+    def trains_discriminator(self, step: int) -> bool:
+        """Whose turn it is, steps counted from 0: once it has begun, odd steps are the discriminator's."""
+        return step >= self.disc_start and step % 2 == 1
+
+
+class GeneratorLoss(nn.Cell):
+    """The loss of a VAE; a function to differentiate with regard to the VAE's parameters, in PyNative mode.
+
+    Called with a video (B, 3, T, H, W) in [-1, 1], the noise of the posterior's draw (like its mean; None: drawn) and
+    whether the discriminator takes part. Returns the loss and its parts, named in `parts`; they have no gradient.
+    """
+
+    parts = ("nll_loss", "kl_loss", "wl_loss", "d_weight", "g_loss")
+
+    def __init__(self, vae: WFVAEModel, options: VAELossOptions, lpips: Optional[LPIPS] = None,
+                 discriminator: Optional[NLayerDiscriminator3D] = None):
+        """Raises ValueError: graph mode, or a perceptual_weight without LPIPS."""
+        super().__init__(auto_prefix=False)
+        if ms.get_context("mode") == ms.GRAPH_MODE:
+            raise ValueError("the VAE is trained in PyNative mode: use --mode 1")
+        if options.perceptual_weight > 0 and lpips is None:
+            raise ValueError(f"perceptual_weight {options.perceptual_weight} needs the weights of LPIPS")
+        self.vae, self.options = vae, options
+        self.judge = Judge(vae.decoder, options, lpips, discriminator)
+
+    def construct(self, video: Tensor, noise: Optional[Tensor] = None, adversarial: bool = False) -> tuple:
+        posterior, *encoder_levels = self.vae.encode_with_coefficients(video)
+        reconstruction, *decoder_levels, last_input = self._decode(posterior.sample(noise))
+        return self.compare(video, reconstruction, last_input, posterior, encoder_levels, decoder_levels, adversarial)
+
+    def compare(self, video: Tensor, reconstruction: Tensor, last_input: Optional[Tensor], posterior: DiagonalGaussian,
+                encoder_levels: Sequence[Tensor], decoder_levels: Sequence[Tensor], adversarial: bool) -> tuple:
+        """The same from what the VAE gave; levels are wavelet coefficients, (B, C, T, H, W) of two sizes."""
+        # Sums over millions of values need float32, whatever the VAE computes in.
+        loss, _, nll, d_weight, g = self.judge(reconstruction.astype(ms.float32), video, last_input, adversarial)
+        kl = posterior.kl().mean()
+        differences = [(a - b).astype(ms.float32) for a, b in zip(encoder_levels, decoder_levels)]
+        wavelet = sum(ops.abs(difference).sum() for difference in differences) / video.shape[0]
+        loss = loss + self.options.kl_weight * kl
+        if self.options.wavelet_loss:
+            loss = loss + self.options.wavelet_weight * wavelet
+        return loss, tuple(ops.stop_gradient(part) for part in (nll, kl, wavelet, d_weight, g))
+
+    def _decode(self, z: Tensor) -> tuple:
+        """What the decoder gives, and what enters its last layer."""
+        seen = []
+        hook = self.vae.decoder.conv_out.register_forward_hook(lambda cell, inputs, output: seen.append(inputs[0]))
+        try:
+            return (*self.vae.decode_with_coefficients(z), *seen)
+        finally:
+            hook.remove()
+
+
+class Judge(nn.Cell):
+    """nll + w g of a reconstruction; differentiated while it is computed, so that backward has nothing left to do.
+
+    `last_input` is what entered the decoder's last layer. Returns that value, its gradient with regard to the
+    reconstruction, nll, w and g. What is compiled here leaves no activations to whoever differentiates this Cell.
+    """
+
+    def __init__(self, decoder: Decoder, options: VAELossOptions, lpips: Optional[LPIPS],
+                 discriminator: Optional[NLayerDiscriminator3D]):
+        super().__init__(auto_prefix=False)
+        self.options = options
+        self.last_weight = decoder.conv_out.weight
+        self.error = ms.jit(ms.value_and_grad(FrameError(options, lpips)))
+        self.adversarial = ms.jit(ms.value_and_grad(AdversarialError(discriminator)))
+        self.last_weight_gradient = ms.jit(ms.grad(LastLayer(decoder)))
+
+    def construct(self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool) -> tuple:
+        nll, gradient = self._likelihood(reconstruction, video)
+        if not adversarial:
+            return nll, gradient, nll, Tensor(0.0), Tensor(0.0)
+        g, g_gradient = self.adversarial(reconstruction)
+        nll_norm, g_norm = [ops.norm(self.last_weight_gradient(self.last_weight, last_input, of))
+                            for of in (gradient, g_gradient)]
+        d_weight = ops.clamp(nll_norm / (g_norm + 1e-4), 0.0, 1e4) * self.options.disc_weight
+        return nll + d_weight * g, gradient + d_weight * g_gradient, nll, d_weight, g
+
+    def bprop(self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool, out: tuple,
+              dout: tuple) -> tuple:
+        return out[1] * dout[0], ops.zeros_like(video), ops.zeros_like(last_input), adversarial
+
+    def _likelihood(self, reconstruction: Tensor, video: Tensor) -> tuple:
+        """The negative log-likelihood of a frame, and its gradient with regard to the reconstruction."""
+        b, c, t, h, w = video.shape
+        pairs = zip(*[ops.split(clip.swapaxes(1, 2).reshape(b * t, c, h, w), FRAMES)
+                      for clip in (reconstruction, video)])
+        errors, gradients = zip(*[self.error(*pair) for pair in pairs])
+        scale = math.exp(-self.options.logvar_init) / (b * t)
+        nll = scale * sum(errors) + self.options.logvar_init * c * h * w
+        return nll, scale * ops.cat(gradients).reshape(b, t, c, h, w).swapaxes(1, 2)
+
+
+class FrameError(nn.Cell):
+    """Of frames (N, 3, H, W), the sum over pixels of their error and weighted perceptual distance."""
+
+    def __init__(self, options: VAELossOptions, lpips: Optional[LPIPS]):
+        super().__init__(auto_prefix=False)
+        self.difference = LOSS_TYPES[options.loss_type]
+        self.perceptual_weight = options.perceptual_weight
+        self.lpips = lpips
+
+    def construct(self, reconstruction: Tensor, frames: Tensor) -> Tensor:
+        error = self.difference(frames - reconstruction).sum()
+        if self.perceptual_weight > 0:
+            _, c, h, w = frames.shape
+            distance = self.lpips(frames, reconstruction).sum()
+            error = error + self.perceptual_weight * c * h * w * distance
+        return error
+
+
+class AdversarialError(nn.Cell):
+    """g: what the discriminator says against a reconstruction."""
+
+    def __init__(self, discriminator: Optional[NLayerDiscriminator3D]):
+        super().__init__(auto_prefix=False)
+        self.discriminator = discriminator
+
+    def construct(self, reconstruction: Tensor) -> Tensor:
+        return -self.discriminator(reconstruction).mean()
+
+
+class LastLayer(nn.Cell):
+    """A product whose gradient with regard to the last layer's `weight` is that of a loss, given `gradient`, that of
+    the loss with regard to the video.
+
+    From there on the decoder is linear, and what else enters the video does not depend on the weight.
+    """
+
+    def __init__(self, decoder: Decoder):
+        super().__init__(auto_prefix=False)
+        self.bias, self.padding = decoder.conv_out.bias, decoder.conv_out.padding
+        self.to_video = decoder.inverse_wavelet_transform_out
+
+    def construct(self, weight: Tensor, last_input: Tensor, gradient: Tensor) -> Tensor:
+        video = self.to_video(conv2d(last_input, weight, self.bias, 1, self.padding))
+        return (video.swapaxes(1, 2) * gradient).sum()
+
+
+class DiscriminatorLoss(nn.Cell):
+    """The discriminator's loss on a video and its reconstruction, and the mean of what it says of each, for logging."""
+
+    parts = ("logits_real", "logits_fake")
+
+    def __init__(self, discriminator: NLayerDiscriminator3D, options: VAELossOptions):
+        super().__init__(auto_prefix=False)
+        self.discriminator = discriminator
+        self.loss = DISC_LOSSES[options.disc_loss]
+
+    def construct(self, video: Tensor, reconstruction: Tensor) -> tuple:
+        real, fake = self.discriminator(video), self.discriminator(reconstruction)
+        return self.loss(real, fake), (ops.stop_gradient(real.mean()), ops.stop_gradient(fake.mean()))

@@ -1,0 +1,6 @@
+#!/usr/bin/env bash
+# The published run on GPUs, with a MindSpore built for them: bash scripts/text_condition/gpu/sample_inpaint_v1_3.sh
+# [more flags]. The variables are those of ../npu/sample_inpaint_v1_3.sh.
+set -euo pipefail
+
+DEVICE=${DEVICE:-GPU} exec bash "$(dirname "${BASH_SOURCE[0]}")/../npu/sample_inpaint_v1_3.sh" "$@"

@@ -1,0 +1,193 @@
+"""train_t2v_diffusers.py as users run it, in processes that may be killed."""
+from __future__ import annotations
+
+import csv
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+from golden_cases import relative_difference
+from made_clips import make_clips
+from test_parallel import msrun
+from tiny_models import make_release
+
+from opensora.models import OpenSoraT2V_v1_3
+from opensora.models.safetensors_file import read_safetensors, write_safetensors
+from opensora.models.tensor_file import ArrayTensor
+from opensora.train.checkpoint import checkpoints, damage, find_checkpoint
+from opensora.train.t2v_options import parse_options
+from opensora.train.trainer import MOST_SKIPPED
+
+SCRIPT = "opensora/train/train_t2v_diffusers.py"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+    """A release of tiny models, and clips to train on."""
+    folder = tmp_path_factory.mktemp("training")
+    make_release(folder / "release")
+    make_clips(folder / "data", videos=24, images=16, frames=9, size=(32, 32))
+    return folder
+
+
+def flags(folder: Path, output: str, *more) -> list[str]:
+    release = folder / "release"
+    return [SCRIPT, *map(str, (
+        "--data", folder / "data/merge_data.txt", "--model", release / "transformer", "--ae_path", release / "vae",
+        "--text_encoder_name_1", release / "text", "--cache_dir", folder / "cache", "--output_dir", folder / output,
+        "--num_frames", 5, "--max_hxw", 1024, "--group_data", "--sparse1d", "--sparse_n", 4, "--model_max_length", 64,
+        "--prediction_type", "v_prediction", "--rescale_betas_zero_snr", "--snr_gamma", 5, "--use_ema",
+        "--start_learning_rate", "1e-3", "--dataloader_num_workers", 1, "--device", "CPU", "--log_interval", 4, *more))]
+
+
+def rows(folder: Path, columns=("step", "loss", "lr", "grad_norm")) -> list[list[str]]:
+    with open(folder / "train_log.csv", newline="") as file:
+        return [[row[name] for name in columns] for row in csv.DictReader(file)]
+
+
+def state(folder: Path) -> dict[str, np.ndarray]:
+    """All tensors of a checkpoint."""
+    return {f"{path.parent.name}/{name}": tensor.numpy() for path in sorted(folder.rglob("*.safetensors"))
+            for name, tensor in read_safetensors(path).items()}
+
+
+def assert_same(a: Path, b: Path) -> None:
+    first, second = state(a), state(b)
+    assert first.keys() == second.keys() and len(first) > 100
+    for name, value in first.items():
+        assert (value == second[name]).all(), name
+
+
+def test_what_a_run_leaves(folder, run):
+    finished = run(*flags(folder, "run", "--max_train_steps", 24, "--checkpointing_steps", 8, "--validate", "--val_data",
+                          folder / "data/merge_data.txt", "--val_interval", 12, "--checkpoints_total_limit", 2,
+                          "--train_batch_size", 4, "--lr_scheduler", "cosine", "--noise_offset", "0.02"))
+    assert finished.returncode == 0, finished.stderr
+    output = folder / "run"
+    assert "samples used" in finished.stdout and "step 24/24 | loss" in finished.stderr
+    assert [path.name for path in checkpoints(output)] == ["checkpoint-24", "checkpoint-16"]
+    assert damage(output / "checkpoint-24") is None
+    subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=output / "checkpoint-24", check=True)
+    losses = [float(loss) for _, loss in rows(output, ("step", "loss"))]
+    assert len(losses) == 24 and np.mean(losses[-6:]) < np.mean(losses[:6])
+    validation = [float(line.rsplit(" ", 1)[1]) for line in (output / "result_val.log").read_text().splitlines()]
+    assert len(validation) == 2 and validation[1] < validation[0]
+    assert list((output / "tensorboard").glob("events*"))
+    model = OpenSoraT2V_v1_3.from_pretrained(output / "checkpoint-24/model_ema")
+    assert model.config.prediction_type == "v_prediction"
+    release = folder / "release"
+    sampled = run("opensora/sample/sample.py", "--model_path", output / "checkpoint-24/model", "--ae_path",
+                  release / "vae", "--text_encoder_name_1", release / "text", "--text_prompt", "a square",
+                  "--num_frames", 5, "--height", 32, "--width", 32, "--num_sampling_steps", 2, "--max_sequence_length",
+                  64, "--save_img_path", output / "sampled", "--device", "CPU", "--rescale_betas_zero_snr")
+    assert sampled.returncode == 0, sampled.stderr
+    assert len(list((output / "sampled").glob("*.mp4"))) == 1
+
+
+@pytest.fixture(scope="module")
+def unbroken(folder, run) -> Path:
+    """A run of 12 steps that nothing disturbed."""
+    assert run(*flags(folder, "unbroken", "--train_batch_size", 4, "--max_train_steps", 12)).returncode == 0
+    return folder / "unbroken"
+
+
+def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(folder, unbroken, run):
+    output, command = folder / "killed", flags(folder, "killed", "--train_batch_size", 4, "--max_train_steps", 12,
+                                               "--checkpointing_steps", 1, "--resume_from_checkpoint", "True")
+    kills = 0
+    for unfinished in ("checkpoint-2.part", "checkpoint-5.part", "checkpoint-9.part/optimizer.safetensors"):
+        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL,
+                                   stderr=subprocess.DEVNULL, start_new_session=True)
+        while process.poll() is None and not (output / unfinished).exists():
+            time.sleep(0.0005)
+        kills += process.poll() is None
+        os.killpg(process.pid, signal.SIGKILL)
+        process.wait()
+    assert kills == 3 and len(checkpoints(output)) < 12
+    newest = checkpoints(output)[0]
+    with open(newest / "model" / WEIGHTS, "r+b") as file:  # one bit of the newest turns over
+        file.seek(-100, os.SEEK_END)
+        byte = file.read(1)[0]
+        file.seek(-1, os.SEEK_CUR)
+        file.write(bytes([byte ^ 1]))
+    finished = run(*command)
+    assert finished.returncode == 0, finished.stderr
+    assert f"{newest.name} is damaged ({Path('model') / WEIGHTS} has changed" in finished.stderr
+    assert "going on after step" in finished.stdout
+    assert rows(output) == rows(unbroken)
+    assert_same(output / "checkpoint-12", unbroken / "checkpoint-12")
+    assert not list(output.glob("*.part"))
+
+
+@pytest.mark.parametrize("more, port", [
+    (["--zero_stage", 2, "--train_batch_size", 2], 8820),
+    (["--zero_stage", 3, "--train_batch_size", 2, "--sp_size", 2, "--train_sp_batch_size", 4], 8821),
+], ids=["zero2", "zero3-sp2"])
+def test_two_processes_train_as_one_and_one_goes_on(more, port, folder, unbroken, run, tmp_path):
+    name = f"two_{port}"
+    command = flags(folder, name, "--checkpointing_steps", 7, "--resume_from_checkpoint", "True")
+    finished, logs = msrun(2, port, tmp_path, *command, "--max_train_steps", 7, "--use_parallel", "True", *more)
+    assert finished.returncode == 0, logs[0][-3000:]
+    assert sum("step 4/7" in log for log in logs) == 1
+    finished = run(*command, "--max_train_steps", 12, "--train_batch_size", 4)
+    assert finished.returncode == 0, finished.stderr
+    for actual, expected in zip(rows(folder / name), rows(unbroken)):
+        assert np.allclose([float(x) for x in actual], [float(x) for x in expected], rtol=1e-4)
+    ours, theirs = state(folder / name / "checkpoint-12"), state(unbroken / "checkpoint-12")
+    for tensor in ours:
+        # Attention does not change with a key's bias: its gradient is rounding alone, which Adam makes steps of.
+        if tensor.startswith("model") and not tensor.endswith("to_k.bias"):
+            assert relative_difference(ours[tensor], theirs[tensor]) < 1e-4, tensor
+
+
+def test_part_of_a_shared_batch_is_gone_on_with(folder, run, tmp_path):
+    """Two slices a batch, so a checkpoint after an odd step lies in the middle of one."""
+    more = ["--sp_size", 2, "--train_batch_size", 1, "--use_parallel", "True", "--checkpointing_steps", 3]
+    for name, steps in (("whole", [5]), ("halves", [3, 5])):
+        for part in steps:
+            finished, logs = msrun(2, 8824, tmp_path / f"{name}{part}", *flags(folder, name, *more), "--max_train_steps",
+                                   part, "--resume_from_checkpoint", "True")
+            assert finished.returncode == 0, logs[0][-3000:]
+    assert rows(folder / "whole") == rows(folder / "halves")
+
+
+def test_weights_that_are_not_numbers_stop_the_run(folder, run, tmp_path):
+    tensors = {name: ArrayTensor(tensor.numpy().copy())
+               for name, tensor in read_safetensors(folder / "release/transformer" / WEIGHTS).items()}
+    tensors["proj_out.bias"].numpy()[:] = np.nan
+    write_safetensors(tmp_path / "nan.safetensors", tensors)
+    finished = run(*flags(folder, "nan", "--pretrained", tmp_path / "nan.safetensors", "--max_train_steps", 1000,
+                          "--dataloader_num_workers", 0, "--num_frames", 1))
+    assert finished.returncode == 1
+    assert f"error: no finite gradient in {MOST_SKIPPED} steps on end" in finished.stderr
+    kept = state(folder / "nan" / f"checkpoint-{MOST_SKIPPED}")
+    assert all(np.isfinite(value).all() for name, value in kept.items() if "proj_out.bias" not in name)
+
+
+def test_a_checkpoint_that_is_named_must_be_sound(tmp_path):
+    assert find_checkpoint(tmp_path, "latest") is None
+    with pytest.raises(FileNotFoundError, match="checkpoint-3: no such folder"):
+        find_checkpoint(tmp_path, "checkpoint-3")
+    (tmp_path / "checkpoint-3").mkdir()
+    with pytest.raises(ValueError, match="SHA256SUMS is missing"):
+        find_checkpoint(tmp_path, "checkpoint-3")
+    with pytest.raises(ValueError, match="all 1 checkpoints"):
+        find_checkpoint(tmp_path, "latest")
+
+
+@pytest.mark.parametrize("more, words", [
+    (["--parallel_mode", "zero"], "needs --zero_stage"), (["--parallel_mode", "data", "--zero_stage", "2"], "not data"),
+    (["--validate"], "needs --val_data"), (["--num_frames", "6"], "num_frames 6"),
+    (["--sp_size", "2", "--train_batch_size", "3", "--train_sp_batch_size", "4"], "6 samples"),
+    (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps 0"), (["--ema_decay", "2"], "ema_decay 2"),
+    (["--checkpointing_steps", "0"], "checkpointing_steps 0")])
+def test_flags_that_contradict(folder, more, words):
+    with pytest.raises(ValueError, match=words):
+        parse_options(flags(folder, "none", *more)[1:])
