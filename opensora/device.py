@@ -123,7 +123,12 @@ def join_processes() -> tuple[int, int]:
 
 
 def _leave(rank: int) -> None:
-    """Leaving in good order: a process that just ends may be taken for a lost one, which fails the run after its work."""
+    """Leaving in good order: a process that just ends may be taken for a lost one, which fails the run after its work.
+
+    What was printed goes out first: where MindSpore ends the process while it leaves, Python no longer does that.
+    """
+    sys.stdout.flush()
+    sys.stderr.flush()
     if ms.get_context("device_target") == "CPU" and hasattr(os, "sched_setaffinity"):
         _let_receivers_go_first(rank)
     ms.communication.release()
