@@ -1,22 +1,30 @@
 """Runs the models of the golden cases: weights and inputs by rule, outputs beside their references."""
 from __future__ import annotations
 
+from typing import Optional
+
 import mindspore as ms
 import numpy as np
 from golden_cases import case, given, load_case, relative_difference, weight
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
-from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
+from opensora.models import (MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL,
+                             WFVAEModel)
+from opensora.models.stdit.embeddings import grid_angles, position_embedding
+from opensora.schedulers.iddpm.guidance import guided
 
+OPENSORA_CASES = "opensora_cases.json"
 MODELS = {"WFVAEModel": WFVAEModel, "OpenSoraT2V_v1_3": OpenSoraT2V_v1_3,
-          "OpenSoraInpaint_v1_3": OpenSoraInpaint_v1_3, "MT5EncoderModel": MT5EncoderModel}
+          "OpenSoraInpaint_v1_3": OpenSoraInpaint_v1_3, "MT5EncoderModel": MT5EncoderModel, "STDiT2": STDiT2,
+          "STDiT2+forward_with_cfg": STDiT2, "VideoAutoencoderKL(AutoencoderKL)": VideoAutoencoderKL}
 
 
-def build(name: str):
+def build(name: str, file: str = "cases.json", **options):
     """The model of a case with its weights by rule, loaded through torch names."""
-    description = case(name)
-    model = MODELS[description["model"]](**description["config"])
-    state = {key: value if "wavelet_transform" in key else weight(name, key, value.shape)
+    description = case(name, file)
+    model = MODELS[description["model"]](**description["config"], **options)
+    constants = model.constants()
+    state = {key: value if key in constants else weight(name, key.removeprefix("module."), value.shape)
              for key, value in model.torch_state().items()}
     model.load_torch_state(state)
     return model.set_train(False)
@@ -64,3 +72,51 @@ def mt5_rows(name: str) -> dict[str, float]:
     states = build(name)(Tensor(ids), Tensor(mask.astype(np.int32)))
     kept = mask[..., None]
     return {"last_hidden_state": relative_difference(states.asnumpy() * kept, reference["last_hidden_state"] * kept)}
+
+
+def stdit_inputs(name: str) -> dict:
+    """The arguments of the model by name."""
+    inputs = case(name, OPENSORA_CASES)["inputs"]
+    tokens = inputs["y"]["shape"][2]
+    arguments = {key: Tensor(given(name, key, inputs[key]["shape"])) for key in ("x", "y")}
+    for key in ("timestep", "height", "width", "num_frames", "ar", "fps"):
+        arguments[key] = Tensor(np.array(inputs[key], np.float32))
+    if inputs["text_tokens_kept"] is not None:
+        arguments["mask"] = Tensor((np.arange(tokens) < np.array(inputs["text_tokens_kept"])[:, None]).astype(np.int32))
+    if inputs["x_mask"] is not None:
+        arguments["x_mask"] = Tensor(np.array(inputs["x_mask"], bool))
+    return arguments
+
+
+def stdit_rows(name: str) -> dict[str, float]:
+    """Relative difference of an STDiT2 case's output; with guidance, of the half that sampling goes on with."""
+    description, reference = case(name, OPENSORA_CASES), load_case(name)
+    if "layer" in description:
+        return {key: relative_difference(frame_positions(**arguments, dim=description["dim"]), reference[key])
+                for key, arguments in zip(reference, description["args"])}
+    model, arguments, expected = build(name, OPENSORA_CASES), stdit_inputs(name), reference["output"]
+    if "cfg_scale" not in description:
+        return {"output": relative_difference(model(**arguments).asnumpy(), expected)}
+    x, timestep, x_mask = (arguments.pop(key) for key in ("x", "timestep", "x_mask"))
+    predict = guided(model, arguments, description["cfg_scale"], description["cfg_channel"])
+    output = predict(x, float(timestep[0]), x_mask)
+    return {"output": relative_difference(output.asnumpy(), expected[:x.shape[0]])}
+
+
+def frame_positions(h: int, w: int, scale: float, base_size: Optional[int], dim: int) -> np.ndarray:
+    rows, columns = (np.arange(n) if base_size is None else np.arange(n) * base_size / n for n in (h, w))
+    return position_embedding(Tensor(grid_angles(rows, columns, dim)), Tensor(scale, ms.float32)).asnumpy()[None]
+
+
+def sd_vae_rows(name: str) -> dict[str, float]:
+    """Relative difference of every output of an AutoencoderKL case."""
+    description, reference = case(name, OPENSORA_CASES), load_case(name)
+    vae = build(name, OPENSORA_CASES, micro_batch_size=description["micro_batch_size"])
+    x = Tensor(np.clip(given(name, "x", description["inputs"]["x"]["shape"]), -3, 3) / 3, ms.float32)
+    posteriors = vae.posteriors(x)
+    mean = vae.encode(x, lambda k: np.zeros(posteriors[k].mean.shape, np.float32))
+    drawn = vae.encode(x, lambda k: given(name, f"noise{k}", posteriors[k].mean.shape))
+    logvar = ops.cat([posterior.logvar for posterior in posteriors], 0)
+    outputs = {"mean_scaled": mean, "encode": drawn, "decode_of_mean": vae.decode(Tensor(reference["mean_scaled"])),
+               "logvar": logvar.reshape(x.shape[0], x.shape[2], *logvar.shape[1:]).swapaxes(1, 2)}
+    return {key: relative_difference(value.asnumpy(), reference[key]) for key, value in outputs.items()}

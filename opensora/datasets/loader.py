@@ -23,7 +23,7 @@ from typing import Callable, Iterator, Sequence
 import numpy as np
 
 from opensora.datasets.collate import stack
-from opensora.datasets.sampler import Batch, BatchSampler
+from opensora.datasets.sampler import Batch, Sampler
 
 ALIGNMENT = 64  # bytes, of the arrays in shared memory
 # Workers take one core each: the parallelism is that of the workers.
@@ -34,7 +34,8 @@ class Loader:
     """The batches of a sampler, in its order and without end; the sampler advances as they are handed out.
 
     Args:
-        dataset: an object with `item(index, rng) -> dict of arrays`; it is pickled to the workers.
+        dataset: an object with `item(index, rng) -> dict of arrays`, `index` as the sampler has it; it is pickled to the
+            workers.
         sampler: says what to read; its state is that of the batches handed out, not of those made ahead.
         collate: items -> batch, a dict of arrays, None and numbers; it is pickled, too.
         num_workers: processes that read; 0 reads in this one, when a batch is asked for.
@@ -47,7 +48,7 @@ class Loader:
         replaced: samples that were broken and others stood for.
     """
 
-    def __init__(self, dataset, sampler: BatchSampler, collate: Callable[[Sequence[dict]], dict] = stack,
+    def __init__(self, dataset, sampler: Sampler, collate: Callable[[Sequence[dict]], dict] = stack,
                  num_workers: int = 0, prefetch: int = 2):
         if num_workers < 0 or prefetch < 1:
             raise ValueError(f"num_workers {num_workers}, prefetch {prefetch}: should be at least 0 and 1")
@@ -92,7 +93,7 @@ class Loader:
 
 def make_batch(dataset, collate: Callable, wanted: Batch) -> dict:
     """Reads the samples of a batch; the same in every process."""
-    items = [dataset.item(int(index), np.random.default_rng(seed)) for index, seed in zip(wanted.indices, wanted.seeds)]
+    items = [dataset.item(index, np.random.default_rng(seed)) for index, seed in zip(wanted.indices, wanted.seeds)]
     return {**collate(items), "positions": wanted.positions}
 
 

@@ -12,7 +12,7 @@ ORDER, SAMPLE = 0, 1  # what a generator is for, part of its seed
 class Batch(NamedTuple):
     """What one process reads for one step."""
 
-    indices: np.ndarray    # (B,) numbers of samples
+    indices: Sequence      # (B,) numbers of samples, or what else the dataset names them by
     positions: np.ndarray  # (B,) their places among the samples of all processes in this step
     seeds: list            # (B,) what the random choices of each sample follow from
 
@@ -41,7 +41,26 @@ def _cut(samples: np.ndarray, size: int) -> np.ndarray:
     return np.resize(samples, (-(-len(samples) // size), size))  # np.resize starts over where samples run out
 
 
-class BatchSampler:
+class Sampler:
+    """What a `Loader` follows. `state_dict` and `load_state_dict` store and restore the place of the next step."""
+
+    def upcoming(self) -> Iterator[Batch]:
+        """The batches of this process from here on, without taking them: readers may look ahead."""
+        ahead = copy.copy(self)
+        while True:
+            yield ahead._batch()
+            ahead.advance()
+
+    def advance(self) -> None:
+        """Takes one step."""
+        raise NotImplementedError
+
+    def _batch(self) -> Batch:
+        """The batch of this process in the next step."""
+        raise NotImplementedError
+
+
+class BatchSampler(Sampler):
     """Goes through the dataset epoch after epoch, each in another order, without end.
 
     All processes build it with the same arguments but `rank`, and get parts of the same steps: sample k of a step goes
@@ -70,15 +89,7 @@ class BatchSampler:
         """Steps of the present epoch that were taken."""
         return self._done_before + self._step
 
-    def upcoming(self) -> Iterator[Batch]:
-        """The batches of this process from here on, without taking them: readers may look ahead."""
-        ahead = copy.copy(self)
-        while True:
-            yield ahead._batch()
-            ahead.advance()
-
     def advance(self) -> None:
-        """Takes one step."""
         self._step += 1
         if self._step == len(self._steps):
             self._start_epoch(self.epoch + 1, [])

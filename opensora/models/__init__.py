@@ -8,6 +8,8 @@ MODELS = {
     "WFVAEModel": "opensora.models.wfvae.model",
     "OpenSoraT2V_v1_3": "opensora.models.dit.model",
     "OpenSoraInpaint_v1_3": "opensora.models.dit.inpaint",
+    "STDiT2": "opensora.models.stdit.model",
+    "VideoAutoencoderKL": "opensora.models.autoencoder_kl.model",
     "MT5EncoderModel": "opensora.models.text_encoder.mt5",
 }
 _HOMES = {**MODELS, "get_vae": "opensora.models.registry"}

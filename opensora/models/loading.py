@@ -167,14 +167,14 @@ class PretrainedModel(nn.Cell):
         unexpected = [name for name in state
                       if name not in parameters and name not in constants and name not in self.aliases]
         if strict and (missing or unexpected):
-            raise ValueError(f"weights do not fit {type(self).__name__}: {_few('missing', missing)}; "
-                             f"{_few('unexpected', unexpected)}")
+            raise ValueError(f"weights do not fit {type(self).__name__}: {few('missing', missing)}; "
+                             f"{few('unexpected', unexpected)}")
         wrong = [f"{name} {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
                  for name, parameter in parameters.items()
                  if name in state and tuple(state[name].shape) != tuple(parameter.shape)]
         if wrong:
             raise ValueError(f"weights do not fit the configuration of {type(self).__name__}: "
-                             f"{_few('wrong shapes', wrong)}")
+                             f"{few('wrong shapes', wrong)}")
         for name, value in constants.items():
             if name in state and (tuple(state[name].shape) != value.shape
                                   or not np.allclose(state[name].numpy(), value, atol=1e-3)):
@@ -197,5 +197,6 @@ def _numpy(parameter: Parameter) -> np.ndarray:
     return (parameter.astype(ms.float32) if parameter.dtype == ms.bfloat16 else parameter).asnumpy()
 
 
-def _few(what: str, names: list[str]) -> str:
+def few(what: str, names: list[str]) -> str:
+    """How many names, what they are, and the first of them: `5 missing (a, b, c ...)`."""
     return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})" if names else "")

@@ -47,3 +47,24 @@ def embed_text(encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[s
     ids, mask = tokenizer(texts, max_length)
     states = encoder(Tensor(ids), Tensor(mask))
     return TextEmbedding(states.float().asnumpy(), mask)
+
+
+class TextEncoder:
+    """A text encoder with its tokenizer, for texts of one length.
+
+    Args:
+        encoder: an MT5EncoderModel.
+        max_length: tokens that texts are padded or cut to.
+    """
+
+    def __init__(self, encoder: MT5EncoderModel, tokenizer: Tokenizer, max_length: int):
+        self.encoder, self.tokenizer, self.max_length = encoder.set_train(False), tokenizer, max_length
+
+    @property
+    def width(self) -> int:
+        """Channels of an embedding."""
+        return self.encoder.config.d_model
+
+    def __call__(self, texts: Sequence[str]) -> TextEmbedding:
+        """Embeds texts as they are."""
+        return embed_text(self.encoder, self.tokenizer, texts, self.max_length)

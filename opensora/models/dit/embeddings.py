@@ -1,14 +1,13 @@
 """What goes into the transformer: patches of latents, the timestep, the text."""
 from __future__ import annotations
 
-import math
-
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
 from opensora.models.layers import Conv2d, Linear
 from opensora.ops.activations import gelu_tanh
+from opensora.ops.rope import inverse_frequencies
 
 TIMESTEP_CHANNELS = 256
 
@@ -25,20 +24,30 @@ class PatchEmbed2D(nn.Cell):
         return x.transpose(0, 1, 3, 4, 2).reshape(x.shape[0], -1, x.shape[2])
 
 
+class Sinusoids(nn.Cell):
+    """Numbers as cosines and sines of them, cosines first (Ho et al. 2020, appendix B). (B,) -> (B, 256) float32."""
+
+    def __init__(self):
+        super().__init__()
+        self.frequencies = Tensor(inverse_frequencies(TIMESTEP_CHANNELS).astype(np.float32))
+
+    def construct(self, values: Tensor) -> Tensor:
+        angles = values.astype(ms.float32).reshape(-1, 1) * self.frequencies
+        return ops.cat((ops.cos(angles), ops.sin(angles)), 1)
+
+
 class TimestepEmbedder(nn.Cell):
-    """Sinusoids of the timestep, cosines first (Ho et al. 2020, appendix B), and two linear maps. (B,) -> (B, D)."""
+    """Sinusoids of the timestep and two linear maps. (B,) -> (B, D)."""
 
     def __init__(self, embed_dim: int):
         super().__init__()
-        half = TIMESTEP_CHANNELS // 2
-        self.frequencies = Tensor(np.exp(-math.log(10000.0) * np.arange(half) / half).astype(np.float32))
+        self.sinusoids = Sinusoids()
         self.linear_1 = Linear(TIMESTEP_CHANNELS, embed_dim)
         self.linear_2 = Linear(embed_dim, embed_dim)
 
     def construct(self, timestep: Tensor) -> Tensor:
-        angles = timestep.astype(ms.float32).reshape(-1, 1) * self.frequencies
-        sinusoids = ops.cat((ops.cos(angles), ops.sin(angles)), 1)
-        return self.linear_2(ops.silu(self.linear_1(sinusoids.astype(self.linear_1.weight.dtype))))
+        sinusoids = self.sinusoids(timestep).astype(self.linear_1.weight.dtype)
+        return self.linear_2(ops.silu(self.linear_1(sinusoids)))
 
 
 class CombinedTimestepEmbedder(nn.Cell):

@@ -1,0 +1,92 @@
+"""Tables of training data: a csv or parquet file with a sample a row.
+
+    path, text                       the file, relative to where the program runs, and its caption
+    num_frames, height, width        of the file; needed where samples are sorted into buckets
+
+Other columns mean nothing here.
+"""
+from __future__ import annotations
+
+import csv
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Iterator, Optional, Union
+
+import numpy as np
+
+TEXT_COLUMNS, SIZE_COLUMNS = ("path", "text"), ("num_frames", "height", "width")
+
+
+@dataclass(frozen=True)
+class VideoTable:
+    """Samples by row; `shapes` (N, 3) are frames, height and width, None where they were not asked for."""
+
+    paths: list
+    texts: list
+    shapes: Optional[np.ndarray]
+
+    def __len__(self) -> int:
+        return len(self.paths)
+
+
+def read_table(path: Union[str, Path, None], sizes: bool = False) -> VideoTable:
+    """Reads the table; `sizes`: with the columns that buckets need.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: a column is missing, a number is none, or there are no rows.
+    """
+    if path is None:
+        raise ValueError("data_path is missing: the csv file of the training data, in the config or by --data-path")
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such table of training data")
+    wanted = TEXT_COLUMNS + (SIZE_COLUMNS if sizes else ())
+    paths, texts, shapes = [], [], []
+    for number, (file, text, *shape) in enumerate(_rows(path, wanted)):
+        if not file:
+            raise ValueError(f"{path}: row {number}: path is empty")
+        paths.append(str(file))
+        texts.append("" if text is None else str(text))
+        try:
+            shapes += (int(float(value)) for value in shape)  # tables made with pandas have 240.0
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"{path}: row {number}, {file}: {', '.join(SIZE_COLUMNS)} are "
+                             f"{', '.join(map(str, shape))}; they should be numbers") from error
+    if not paths:
+        raise ValueError(f"{path}: has no rows")
+    shapes = np.array(shapes, np.int64).reshape(-1, len(SIZE_COLUMNS)) if sizes else None
+    if sizes and shapes.min() < 1:
+        row = int(np.argmax((shapes < 1).any(1)))
+        raise ValueError(f"{path}: row {row}, {paths[row]}: {', '.join(SIZE_COLUMNS)} are "
+                         f"{', '.join(map(str, shapes[row]))}; they should be 1 or more")
+    return VideoTable(paths, texts, shapes)
+
+
+def _rows(path: Path, columns: tuple) -> Iterator[list]:
+    if path.suffix == ".parquet":
+        yield from _parquet_rows(path, columns)
+        return
+    with open(path, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        _check_columns(path, columns, rows.fieldnames or ())
+        for row in rows:
+            yield [row[column] for column in columns]
+
+
+def _parquet_rows(path: Path, columns: tuple) -> Iterator[list]:
+    try:
+        from pyarrow import parquet
+    except ImportError as error:
+        raise ValueError(f"{path}: reading parquet needs the package pyarrow; install it, or write the table as csv") \
+            from error
+    file = parquet.ParquetFile(path)
+    _check_columns(path, columns, file.schema_arrow.names)
+    for batch in file.iter_batches(columns=list(columns)):
+        yield from map(list, zip(*(batch.column(column).to_pylist() for column in columns)))
+
+
+def _check_columns(path: Path, wanted: tuple, found: tuple) -> None:
+    missing = [column for column in wanted if column not in found]
+    if missing:
+        raise ValueError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(found) or 'none'}")

@@ -1,0 +1,56 @@
+"""Configuration of the autoencoder, with the names of diffusers' config.json."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional, Sequence
+
+from opensora.models.loading import ModelConfig
+
+
+@dataclass(frozen=True)
+class AutoencoderKLConfig(ModelConfig):
+    """`micro_batch_size`, ours: how many frames go through at a time (None: all); it changes memory, no result.
+
+    Raises:
+        ValueError: values this implementation has no blocks for.
+    """
+
+    in_channels: int = 3
+    out_channels: int = 3
+    down_block_types: Sequence[str] = ("DownEncoderBlock2D",)
+    up_block_types: Sequence[str] = ("UpDecoderBlock2D",)
+    block_out_channels: Sequence[int] = (64,)
+    layers_per_block: int = 1
+    act_fn: str = "silu"
+    latent_channels: int = 4
+    norm_num_groups: int = 32
+    mid_block_add_attention: bool = True
+    use_quant_conv: bool = True
+    use_post_quant_conv: bool = True
+    micro_batch_size: Optional[int] = None
+
+    # Open-Sora v1.1 scales latents by 0.18215 whatever `scaling_factor` says.
+    ignored: ClassVar[tuple] = ("sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std",
+                                "force_upcast", "cache_dir", "local_files_only")
+    fixed: ClassVar[dict] = {"act_fn": "silu", "mid_block_add_attention": True, "use_quant_conv": True,
+                             "use_post_quant_conv": True}
+
+    def __post_init__(self):
+        for name, value in self.fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; autoencoders of Stable Diffusion 1 "
+                                 f"and 2 have {value!r}")
+        count = len(self.block_out_channels)
+        for name, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
+            if list(getattr(self, name)) != [known] * count:
+                raise ValueError(f"{name} {list(getattr(self, name))} is not supported: there should be {count} times "
+                                 f"{known!r}, as block_out_channels has {count} values")
+        wrong = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
+        if wrong:
+            raise ValueError(f"block_out_channels {wrong[0]} is no multiple of norm_num_groups {self.norm_num_groups}")
+        if self.micro_batch_size is not None and self.micro_batch_size < 1:
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} must be 1 or more; None takes all frames at once")
+
+    @property
+    def spatial_stride(self) -> int:
+        return 2 ** (len(self.block_out_channels) - 1)

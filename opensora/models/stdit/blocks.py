@@ -1,0 +1,142 @@
+"""The transformer block of STDiT2: attention within frames, attention along time, attention to the text, feed-forward.
+
+Letters: B batch, T frames, S tokens of a frame, L tokens of the text, C width, N heads, D width of a head; F is T where
+frames differ in what is known of them, else 1.
+"""
+from __future__ import annotations
+
+from typing import Optional
+
+import mindspore as ms
+from mindspore import Parameter, Tensor, nn, ops
+from mindspore.common.initializer import initializer
+
+from opensora.models.dit.blocks import scale_shift_table
+from opensora.models.stdit.config import STDiT2Config
+from opensora.models.stdit.embeddings import Mlp, linear
+from opensora.ops.attention import attention
+from opensora.ops.layout import permute
+from opensora.ops.norms import modulated_layer_norm, rms_norm
+from opensora.ops.rope import apply_interleaved_rope
+
+EPS = 1e-6
+
+
+class RMSNorm(nn.Cell):
+    keep_float32 = True
+
+    def __init__(self, dim: int):
+        super().__init__()
+        self.weight = Parameter(initializer("ones", (dim,), ms.float32))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, EPS)
+
+
+class SelfAttention(nn.Cell):
+    """(B, T, S, C) -> the same. The tokens of a frame attend to each other, or `along_time` those of a place.
+
+    Along time queries and keys are rotated, and only then normalised: so the published weights have learnt it.
+    """
+
+    def __init__(self, config: STDiT2Config, along_time: bool, proj: str):
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_heads
+        self.along_time = along_time
+        self.qkv = linear(width, 3 * width)
+        self.proj = linear(width, width, proj)
+        self.qk_norm = config.qk_norm
+        if config.qk_norm:
+            self.q_norm = RMSNorm(config.head_dim)
+            self.k_norm = RMSNorm(config.head_dim)
+
+    def construct(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        b, t, s, c = x.shape
+        qkv = self.qkv(x).reshape(b, t, s, 3, self.heads, -1)
+        qkv = permute(qkv, (3, 0, 2, 4, 1, 5) if self.along_time else (3, 0, 1, 4, 2, 5))  # 3, B S N T D or B T N S D
+        q, k, v = ops.unstack(qkv.reshape(3, -1, *qkv.shape[3:]), 0)
+        if self.along_time:
+            q, k = apply_interleaved_rope(q, cos, sin), apply_interleaved_rope(k, cos, sin)
+        if self.qk_norm:
+            q, k = self.q_norm(q), self.k_norm(k)
+        y = attention(q, k, v)
+        y = y.reshape(b, -1, t, c // self.heads) if self.along_time else y  # S and N together
+        return self.proj(permute(y, (0, 2, 1, 3)).reshape(b, t, s, c))
+
+
+class CrossAttention(nn.Cell):
+    """Attention of the video's tokens (B, T, S, C) to the text (B, L, C); `bias` hides what is no text."""
+
+    def __init__(self, config: STDiT2Config):
+        super().__init__()
+        width = config.hidden_size
+        self.heads = config.num_heads
+        self.q_linear = linear(width, width)
+        self.kv_linear = linear(width, 2 * width)
+        self.proj = linear(width, width, "zeros")
+
+    def construct(self, x: Tensor, text: Tensor, bias: Optional[Tensor]) -> Tensor:
+        b, t, s, c = x.shape
+        q = permute(self.q_linear(x).reshape(b, t * s, self.heads, -1), (0, 2, 1, 3))  # B N TS D
+        kv = permute(self.kv_linear(text).reshape(b, text.shape[1], 2, self.heads, -1), (2, 0, 3, 1, 4))
+        k, v = ops.unstack(kv, 0)  # B N L D
+        y = attention(q, k, v, bias)
+        return self.proj(permute(y, (0, 2, 1, 3)).reshape(b, t, s, c))
+
+
+class STDiT2Block(nn.Cell):
+    """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (B, L, C), its bias -> (B, T, S, C)."""
+
+    differentiable = (0, 1, 2, 3)  # the inputs that gradients flow to
+
+    def __init__(self, config: STDiT2Config):
+        super().__init__()
+        width = config.hidden_size
+        self.scale_shift_table = scale_shift_table(6, width)
+        self.scale_shift_table_temporal = scale_shift_table(3, width)
+        self.attn = SelfAttention(config, along_time=False, proj="xavier_uniform")
+        self.attn_temp = SelfAttention(config, along_time=True, proj="zeros")
+        self.cross_attn = CrossAttention(config)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
+        self.width = width
+
+    def construct(self, x: Tensor, modulation: Tensor, temporal: Tensor, text: Tensor, text_bias: Optional[Tensor],
+                  cos: Tensor, sin: Tensor) -> Tensor:
+        shift_space, scale_space, gate_space, shift_mlp, scale_mlp, gate_mlp = ops.split(
+            self.scale_shift_table.reshape(-1) + modulation, self.width, -1)
+        shift_time, scale_time, gate_time = ops.split(
+            self.scale_shift_table_temporal.reshape(-1) + temporal, self.width, -1)
+
+        h = modulated_layer_norm(x, shift_space, scale_space, EPS)
+        x = x + gate_space * self.attn(h, cos, sin)
+        h = modulated_layer_norm(x, shift_time, scale_time, EPS)
+        x = x + gate_time * self.attn_temp(h, cos, sin)
+        x = x + self.cross_attn(x, text, text_bias)
+        h = modulated_layer_norm(x, shift_mlp, scale_mlp, EPS)
+        return x + gate_mlp * self.mlp(h)
+
+
+class FinalLayer(nn.Cell):
+    """Tokens (B, T, S, C) to patches (B, T, S, outputs); t (B, C) is the timestep's embedding.
+
+    Given frames (`x_mask` (B, T) False) are modulated as all others are, then normalised and modulated once more by
+    `given` (B, C): an oddity of the published model that its outputs for such frames depend on.
+    """
+
+    def __init__(self, width: int, outputs: int):
+        super().__init__()
+        self.scale_shift_table = scale_shift_table(2, width)
+        self.linear = linear(width, outputs, "zeros")
+        self.width = width
+
+    def construct(self, x: Tensor, t: Tensor, x_mask: Optional[Tensor], given: Optional[Tensor]) -> Tensor:
+        x = self.modulated(x, t)
+        if x_mask is not None:
+            x = ops.where(x_mask.expand_dims(2).expand_dims(3), x, self.modulated(x, given))
+        return self.linear(x)
+
+    def modulated(self, x: Tensor, t: Tensor) -> Tensor:
+        modulation = self.scale_shift_table + t.expand_dims(1)  # B 2 C
+        shift, scale = ops.split(modulation.reshape(-1, 1, 1, 2 * self.width), self.width, -1)
+        return modulated_layer_norm(x, shift, scale, EPS)

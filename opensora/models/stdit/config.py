@@ -1,0 +1,68 @@
+"""Configuration of STDiT2, with the names of the published config.json and of Open-Sora's configuration files."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Mapping, Optional, Sequence
+
+from opensora.models.loading import ModelConfig
+
+FREEZES = (None, "not_temporal", "text")
+
+
+@dataclass(frozen=True)
+class STDiT2Config(ModelConfig):
+    """`input_sq_size` is the side of the square that positions are counted in: sqrt(H W) pixels of the training sizes.
+
+    `enable_flash_attn` and `enable_layernorm_kernel` change no number; the device chooses (`opensora.ops`).
+    `input_size` is what the model was first built for; it takes any size.
+    """
+
+    input_size: Sequence[Optional[int]] = (None, None, None)
+    input_sq_size: int = 32
+    in_channels: int = 4
+    patch_size: Sequence[int] = (1, 2, 2)
+    hidden_size: int = 1152
+    depth: int = 28
+    num_heads: int = 16
+    mlp_ratio: float = 4.0
+    class_dropout_prob: float = 0.1
+    pred_sigma: bool = True
+    drop_path: float = 0.0
+    no_temporal_pos_emb: bool = False
+    caption_channels: int = 4096
+    model_max_length: int = 120
+    freeze: Optional[str] = None
+    qk_norm: bool = False
+    enable_flash_attn: bool = False
+    enable_layernorm_kernel: bool = False
+    enable_sequence_parallelism: bool = False
+
+    ignored: ClassVar[tuple] = ("architectures", "auto_map", "model_type", "torch_dtype", "transformers_version")
+    fixed: ClassVar[dict] = {"drop_path": 0.0, "no_temporal_pos_emb": False, "enable_sequence_parallelism": False}
+    respelled: ClassVar[dict] = {"enable_flashattn": "enable_flash_attn"}
+
+    @classmethod
+    def from_dict(cls, values: Mapping) -> "STDiT2Config":
+        return super().from_dict({cls.respelled.get(key, key): value for key, value in values.items()})
+
+    def __post_init__(self):
+        for name, value in self.fixed.items():
+            if getattr(self, name) != value:
+                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; STDiT2 of Open-Sora v1.1 has {value!r}")
+        if self.hidden_size % 12 or self.hidden_size % (2 * self.num_heads):
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of 12 and of twice the {self.num_heads} heads")
+        if self.freeze not in FREEZES:
+            raise ValueError(f"freeze {self.freeze!r} is not one of {', '.join(map(repr, FREEZES))}")
+
+    @property
+    def head_dim(self) -> int:
+        return self.hidden_size // self.num_heads
+
+    @property
+    def out_channels(self) -> int:
+        """The noise, and where `pred_sigma` as many again that place its variance between the extremes."""
+        return 2 * self.in_channels if self.pred_sigma else self.in_channels
+
+
+# Published sizes by name, as keys of `STDiT2Config`.
+PRESETS = {"STDiT2-XL/2": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "patch_size": (1, 2, 2)}}

@@ -1,0 +1,182 @@
+"""STDiT2, the diffusion transformer of Open-Sora v1.1 (hpcaitech, github.com/hpcaitech/Open-Sora, tag v1.1.0)."""
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Any, Mapping, Optional, Sequence, Union
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, nn, ops
+from mindspore.common.initializer import Normal
+
+from opensora.models.checkpoint_files import find_weights, open_state, read_config
+from opensora.models.loading import PretrainedModel, few
+from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
+from opensora.models.stdit.config import STDiT2Config
+from opensora.models.stdit.embeddings import (SMALL, CaptionEmbedder, FramePositions, NumberEmbedder, PatchEmbed3D,
+                                              linear)
+from opensora.models.tensor_file import AnyTensor, ArrayTensor
+from opensora.ops.attention import key_bias
+from opensora.ops.layout import permute
+from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
+
+NULL_TEXT, ROPE = "y_embedder.y_embedding", "rope.freqs"
+
+
+class STDiT2(PretrainedModel):
+    """Predicts noise and its variance from noisy latents, the timestep, the text and what is known of the video.
+
+    Letters: B batch, C channels, T H W latent frames, height, width; t h w tokens; L tokens of the text.
+    """
+
+    config_class = STDiT2Config
+    # Tables that older files hold. The rope's frequencies are computed, files of 16 bits have them rounded.
+    skipped = ("pos_embed", ROPE)
+
+    def __init__(self, **config):
+        super().__init__()
+        self.config = config = STDiT2Config.from_dict(config)
+        width, patch = config.hidden_size, tuple(config.patch_size)
+        self.head_dim, self.out_channels = config.head_dim, config.out_channels  # graph mode reads no properties
+        self.x_embedder = PatchEmbed3D(patch, config.in_channels, width)
+        self.positions = FramePositions(width, config.input_sq_size)
+        self.t_embedder = NumberEmbedder(width, Normal(SMALL))
+        self.csize_embedder = NumberEmbedder(width // 3)
+        self.ar_embedder = NumberEmbedder(width // 3)
+        self.fl_embedder = NumberEmbedder(width)
+        self.fps_embedder = NumberEmbedder(width)
+        self.t_block = nn.SequentialCell(nn.SiLU(), linear(width, 6 * width, Normal(SMALL)))
+        self.t_block_temp = nn.SequentialCell(nn.SiLU(), linear(width, 3 * width, Normal(SMALL)))
+        self.y_embedder = CaptionEmbedder(config.caption_channels, width, config.model_max_length,
+                                          config.class_dropout_prob)
+        self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])
+        self.called_blocks = tuple(self.blocks)
+        self.final_layer = FinalLayer(width, int(np.prod(patch)) * config.out_channels)
+        self._freeze(config.freeze)
+
+    def construct(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Optional[Tensor] = None,
+                  x_mask: Optional[Tensor] = None, num_frames: Optional[Tensor] = None,
+                  height: Optional[Tensor] = None, width: Optional[Tensor] = None, ar: Optional[Tensor] = None,
+                  fps: Optional[Tensor] = None, dropped: Optional[Tensor] = None) -> Tensor:
+        """(B, C, T, H, W), (B,), (B, 1, L, caption_channels) -> (B, out_channels, T, H, W) float32.
+
+        Args:
+            mask: (B, L), 1 where there is text; None: everywhere.
+            x_mask: (B, T) bool, False where a frame is given, so that its timestep is 0; None: no frame is given.
+            num_frames, height, width: (B,), in frames and pixels of the video; ar: height / width; fps.
+            dropped: (B,) bool, which samples lose their text; None: training draws them (`class_dropout_prob`).
+
+        All but the first three may have fewer rows, of which B is a multiple: they are repeated.
+
+        Raises:
+            ValueError: one of the numbers that describe the video is missing.
+        """
+        if num_frames is None or height is None or width is None or ar is None or fps is None:
+            raise ValueError("STDiT2 needs num_frames, height, width, ar and fps of every sample")
+        batch, frames = x.shape[0], x.shape[2]
+        dtype = self.t_block[1].weight.dtype
+        height, width = _repeated(height, batch), _repeated(width, batch)
+
+        tokens = self.x_embedder(x.astype(dtype))  # B t h w C
+        _, t, h, w, _ = tokens.shape
+        tokens = tokens.reshape(batch, t, h * w, -1) + self.positions(h, w, height, width).astype(dtype)
+
+        size = ops.cat((self.csize_embedder(height), self.csize_embedder(width),
+                        self.ar_embedder(_repeated(ar, batch))), 1)
+        length = self.fl_embedder(_repeated(num_frames, batch)) + self.fps_embedder(_repeated(fps, batch))
+        time = self.t_embedder(timestep)
+        modulation, temporal = self.t_block(time + size).expand_dims(1), self.t_block_temp(time + length).expand_dims(1)
+        given = None
+        if x_mask is not None:
+            x_mask = _repeated(x_mask, batch).astype(ms.bool_)
+            start = self.t_embedder(ops.zeros_like(timestep))
+            given, frame = start + size, x_mask.expand_dims(2)  # B T 1
+            modulation = ops.where(frame, modulation, self.t_block(given).expand_dims(1))  # B T 6C
+            temporal = ops.where(frame, temporal, self.t_block_temp(start + length).expand_dims(1))
+        modulation, temporal = modulation.expand_dims(2), temporal.expand_dims(2)
+
+        text = self.y_embedder(y[:, 0], dropped)
+        text_bias = None if mask is None else key_bias(_repeated(mask.reshape(-1, y.shape[2]), batch))
+        cos, sin = interleaved_cos(t, self.head_dim), interleaved_sin(t, self.head_dim)
+        for block in self.called_blocks:
+            tokens = block(tokens, modulation, temporal, text, text_bias, cos, sin)
+
+        patches = self.final_layer(tokens, time, x_mask, given)
+        return self.unpatchify(patches, t, h, w)[:, :, :frames, :x.shape[3], :x.shape[4]].astype(ms.float32)
+
+    def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:
+        """Patches (B, t, h w, pt ph pw C) -> (B, C, T, H, W)."""
+        (pt, ph, pw), c = self.x_embedder.patch_size, self.out_channels
+        x = permute(x.reshape(-1, t, h, w, pt, ph, pw, c), (0, 7, 1, 4, 2, 5, 3, 6))  # B C t pt h ph w pw
+        return x.reshape(-1, c, t * pt, h * ph, w * pw)
+
+    def null_text(self, n: int) -> Tensor:
+        """The text of no prompt, n times: (n, 1, L, caption_channels)."""
+        return ops.tile(self.y_embedder.y_embedding, (n, 1, 1, 1))
+
+    @property
+    def transformer_blocks(self) -> nn.CellList:
+        """What training recomputes or divides over processes, block by block."""
+        return self.blocks
+
+    def call_blocks(self, blocks: Sequence[nn.Cell]) -> None:
+        """Calls other Cells in place of the transformer blocks, such as blocks that gather their weights first."""
+        self.called_blocks = tuple(blocks)
+
+    @classmethod
+    def from_pretrained(cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None,
+                        use_ema: bool = True, **changes) -> "STDiT2":
+        """As `PretrainedModel.from_pretrained`; also a training run's folder that has its weights in `model/`.
+
+        Files of Open-Sora have no config.json beside them: then all of the configuration comes in `changes`, which also
+        stand over a config.json. Parameters that the file lacks start as for training from scratch, and that is said.
+
+        Raises:
+            FileNotFoundError, ValueError: no or damaged files; weights of another model or another size.
+        """
+        path = Path(path)
+        source = find_weights(path / "model" if (path / "model").is_dir() else path)
+        if config is None:
+            config = read_config(source) if (source.parent / "config.json").is_file() else {}
+        config = {**config, **changes}
+        state = open_state(source, use_ema)
+        try:
+            model = cls.without_weights(**config)
+            missing, unexpected = model._check(model._with_aliases(state), strict=False)
+            if len(missing) == len(model.parameters_dict()):
+                raise ValueError(f"holds none of the weights of {cls.__name__}")
+            if missing:
+                model = cls(**config)
+            model._fill(state, dtype, strict=False)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}") from error
+        if missing or unexpected:
+            print(f"{source}: {few('parameters are not in it', missing)}, they start as in training from scratch; "
+                  f"{few('of its tensors are not used', unexpected)}", file=sys.stderr)
+        return model
+
+    def constants(self) -> dict[str, np.ndarray]:
+        return {ROPE: inverse_frequencies(self.config.head_dim).astype(np.float32)}
+
+    def _with_aliases(self, state: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+        """The null text may have another length: it is cut, or its last row repeated."""
+        heads = self.config.num_heads
+        if ROPE in state and tuple(state[ROPE].shape) != (self.config.head_dim // 2,):
+            raise ValueError(f"{ROPE} has {state[ROPE].shape[0]} frequencies, which are not those of {heads} heads "
+                             f"(num_heads) of {self.config.head_dim} channels")
+        state = super()._with_aliases(state)
+        if NULL_TEXT in state and state[NULL_TEXT].shape[0] != self.config.model_max_length:
+            rows = np.minimum(np.arange(self.config.model_max_length), state[NULL_TEXT].shape[0] - 1)
+            state[NULL_TEXT] = ArrayTensor(state[NULL_TEXT].numpy()[rows])
+        return state
+
+    def _freeze(self, which: Optional[str]) -> None:
+        for name, parameter in self.parameters_and_names():
+            if which == "not_temporal" and "attn_temp" not in name or which == "text" and "cross_attn" in name:
+                parameter.requires_grad = False
+
+
+def _repeated(values: Tensor, batch: int) -> Tensor:
+    """(b, ...) -> (B, ...)."""
+    return ops.tile(values, (batch // values.shape[0],) + (1,) * (values.ndim - 1))

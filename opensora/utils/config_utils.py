@@ -1,0 +1,203 @@
+"""Configuration files in MMEngine's form and the flags that change them.
+
+A config is a Python file that is run, so use only files you trust: its public names become fields, with `_base_` it
+inherits from other files. A flag of the command line replaces the field of its name, and changes nothing where it is
+not given:
+
+    --ckpt-path                           model.from_pretrained
+    --cfg-scale, --num-sampling-steps     scheduler.cfg_scale, scheduler.num_sampling_steps
+    --data-path                           dataset.data_path
+    --num-frames and all others           num_frames
+"""
+from __future__ import annotations
+
+import argparse
+import difflib
+import os
+import sys
+from pathlib import Path
+from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence, Union
+
+from mmengine.config import Config, ConfigDict
+
+from opensora.utils.cli import str2bool
+
+PLACES = {"ckpt_path": ("model", "from_pretrained"), "cfg_scale": ("scheduler", "cfg_scale"),
+          "num_sampling_steps": ("scheduler", "num_sampling_steps"), "data_path": ("dataset", "data_path")}
+# Fields that no flag sets and every config may hold.
+SHARED_FIELDS = ("model", "vae", "text_encoder", "scheduler", "dtype", "multi_resolution", "config", "jit_level",
+                 "max_device_memory")
+INFERENCE_FIELDS = (*SHARED_FIELDS, "frame_interval", "divide_fps", "cache_dir")
+TRAINING_FIELDS = (*SHARED_FIELDS, "dataset", "bucket_config", "mask_ratios", "num_workers", "num_bucket_build_workers",
+                   "plugin", "sp_size", "grad_checkpoint", "outputs", "epochs", "max_train_steps", "log_every",
+                   "ckpt_every", "lr", "grad_clip", "ema_decay", "validate", "gradient_accumulation_steps")
+INFERENCE_DEFAULTS = {"reference_path": None, "loop": 1, "frame_interval": 1, "sample_name": None, "num_sample": 1,
+                      "prompt_as_path": False, "multi_resolution": False}
+TRAINING_DEFAULTS = {"mask_ratios": None, "bucket_config": None, "start_from_scratch": False,
+                     "num_bucket_build_workers": 1, "multi_resolution": False}
+
+
+class Flag(NamedTuple):
+    """A flag of the command line; `nargs` as in argparse."""
+
+    name: str
+    type: Any
+    help: str
+    nargs: Union[int, str, None] = None
+
+
+COMMON_FLAGS = (
+    Flag("seed", int, "of everything that is random"),
+    Flag("ckpt-path", str, "weights of the model"),
+    Flag("batch-size", int, "samples at a time"),
+    Flag("device", str, "Ascend or CPU; default: Ascend where one is present"),
+    Flag("mode", int, "0: graph mode, 1: PyNative mode"),
+    Flag("use-parallel", str2bool, "join the processes that msrun started; default: where it did", "?"),
+)
+INFERENCE_FLAGS = (
+    Flag("save-dir", str, "folder of the results"),
+    Flag("sample-name", str, "what names of results begin with"),
+    Flag("start-index", int, "the first prompt to take; negative: counted from the end"),
+    Flag("end-index", int, "the first prompt not to take"),
+    Flag("num-sample", int, "samples of each prompt"),
+    Flag("prompt-as-path", str2bool, "results have their prompt's name; what is there is not made again", "?"),
+    Flag("prompt-path", str, "a text file with a prompt a line"),
+    Flag("prompt", str, "prompts", "+"),
+    Flag("num-frames", int, "frames of a clip; 1: images"),
+    Flag("fps", int, "frame rate that the model is told"),
+    Flag("image-size", int, "height and width", 2),
+    Flag("num-sampling-steps", int, "steps of the sampler"),
+    Flag("cfg-scale", float, "guidance"),
+    Flag("loop", int, "clips of a long video"),
+    Flag("condition-frame-length", int, "frames that a clip takes over from the one before"),
+    Flag("reference-path", str, "for each prompt its images and videos, joined by `;`", "+"),
+    Flag("mask-strategy", str, "for each prompt where its references stand", "+"),
+)
+TRAINING_FLAGS = (
+    Flag("wandb", str2bool, "copy the curves to Weights & Biases", "?"),
+    Flag("load", str, "a checkpoint to go on from"),
+    Flag("data-path", str, "table of the training data"),
+    Flag("start-from-scratch", str2bool, "of --load take weights and optimizer alone, and begin with epoch 0", "?"),
+)
+
+
+def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> ConfigDict:
+    """The config that the command line names, changed by its flags; defaults filled in, prompts read.
+
+    Fields can be reached as attributes and as items. In inference `prompt` is the list of prompts to take, and
+    `first_index` the place of the first of them among all. An unknown flag, or one of the other mode, ends the program
+    with argparse's message.
+
+    Raises:
+        FileNotFoundError: no such config or prompt file.
+        ValueError: the config cannot be run, a flag has no place in it, or no prompts are left.
+    """
+    flags = (*COMMON_FLAGS, *(TRAINING_FLAGS if training else INFERENCE_FLAGS))
+    given = vars(_parser(flags).parse_args(argv))
+    config = read_config_file(given["config"])
+    if "prompt_path" in given and "prompt" not in given:
+        config.prompt = None  # the flag wins over a list in the file
+    for name, value in given.items():
+        _put(config, PLACES.get(name, (name,)), value)
+    for name, value in (TRAINING_DEFAULTS if training else INFERENCE_DEFAULTS).items():
+        config.setdefault(name, value)
+    _name_unused(config, [*(flag.name.replace("-", "_") for flag in flags),
+                          *(TRAINING_FIELDS if training else INFERENCE_FIELDS)])
+    if training and config.get("dataset") is not None:
+        config.dataset.setdefault("transform_name", "center")
+    if not training:
+        _choose_prompts(config, given.get("start_index"), given.get("end_index"))
+    return config
+
+
+def read_config_file(path: Union[str, Path]) -> ConfigDict:
+    """The public fields of a config file, which is run.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be run.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such config file")
+    try:
+        fields = Config.fromfile(str(path), lazy_import=False).items()
+    except Exception as error:  # whatever the user's program may do
+        raise ValueError(f"{path}: this config cannot be run: {type(error).__name__}: {error}") from error
+    return ConfigDict({name: value for name, value in fields if not name.startswith("_") and not isinstance(value, type)})
+
+
+def check_fields(config: Mapping, needed: Iterable[str]) -> None:
+    """Raises ValueError where one of the fields is missing; `model.type` is the field `type` of `model`."""
+    for name in needed:
+        value: Any = config
+        for part in name.split("."):
+            value = value.get(part) if isinstance(value, Mapping) else None
+        if value is None:
+            raise ValueError(f"{config.get('config', 'the config')}: the field {name} is missing")
+
+
+def device_arguments(config: Mapping) -> argparse.Namespace:
+    """What `opensora.device.setup` takes, from the fields of a config.
+
+    Raises:
+        ValueError: an unknown dtype.
+    """
+    launched = "MS_WORKER_NUM" in os.environ  # by msrun
+    return argparse.Namespace(
+        device=config.get("device"), mode=config.get("mode", 1), precision=precision(config.get("dtype")),
+        jit_level=config.get("jit_level"), max_device_memory=config.get("max_device_memory"),
+        seed=config.get("seed", 42), use_parallel=config.get("use_parallel", launched))
+
+
+def precision(dtype: Optional[str]) -> Optional[str]:
+    """A config's word for a dtype as `opensora.device` has it; None leaves the choice to the device."""
+    words = {None: None, "fp32": "fp32", "float32": "fp32", "fp16": "fp16", "float16": "fp16", "half": "fp16",
+             "bf16": "bf16", "bfloat16": "bf16"}
+    if dtype not in words:
+        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(word for word in words if word)}")
+    return words[dtype]
+
+
+def _parser(flags: Sequence[Flag]) -> argparse.ArgumentParser:
+    """Flags that are not given are not in its result."""
+    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser.add_argument("config", help="a config file, such as those in configs/")
+    for flag in flags:
+        spellings = dict.fromkeys((f"--{flag.name}", f"--{flag.name.replace('-', '_')}"))
+        always = {"const": True} if flag.type is str2bool else {}
+        parser.add_argument(*spellings, type=flag.type, nargs=flag.nargs, help=flag.help, **always)
+    return parser
+
+
+def _put(config: ConfigDict, place: Sequence[str], value: Any) -> None:
+    *parents, name = place
+    for parent in parents:
+        if not isinstance(config.get(parent), Mapping):
+            raise ValueError(f"{'.'.join(place)} = {value!r} was asked for, but the config has no {parent} = dict(...)")
+        config = config[parent]
+    config[name] = value
+
+
+def _name_unused(config: Mapping, known: Sequence[str]) -> None:
+    """A note about names that look like a field that was misspelt; others are the user's own helpers."""
+    for name in config:
+        close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
+        if name not in known and close:
+            print(f"note: nothing reads the field {name} of the config; did you mean {close[0]}?", file=sys.stderr)
+
+
+def _choose_prompts(config: ConfigDict, start: Optional[int], end: Optional[int]) -> None:
+    prompts = config.get("prompt")
+    if isinstance(prompts, str):
+        prompts = [prompts]
+    if prompts is None:
+        path = config.get("prompt_path")
+        if path is None:
+            raise ValueError("there are no prompts: give --prompt or --prompt-path, or prompt or prompt_path in the config")
+        if not Path(path).is_file():
+            raise FileNotFoundError(f"{path}: no such file of prompts")
+        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
+    config.prompt = list(prompts)[start:end]
+    config.first_index = slice(start, end).indices(len(prompts))[0]
+    if not config.prompt:
+        raise ValueError(f"no prompts are left of {len(prompts)} from --start-index {start} to --end-index {end}")
