@@ -6,6 +6,8 @@ from functools import lru_cache
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.ops.cpu import kernels
+
 BASE = 10000.0
 
 
@@ -41,6 +43,8 @@ def rope_sin(frames: int, height: int, width: int, head_dim: int, scales: tuple)
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates x (B, S, N, head_dim). A head is three parts, for t, h and w; halves of a part form the pairs."""
+    if kernels.available(x.dtype):
+        return kernels.apply_rope(x, cos, sin)
     b, s, n, d = x.shape
     pairs = x.astype(cos.dtype).reshape(b, s, n, 3, 2, d // 6)
     first, second = pairs[..., 0, :], pairs[..., 1, :]
