@@ -2,12 +2,13 @@
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from typing import Optional, Sequence
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Uniform, initializer
 
+from opensora.ops.activations import bias_gelu_tanh
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.norms import channel_layer_norm, group_norm
 
@@ -32,8 +33,9 @@ class Conv3d(nn.Cell):
         self.stride = stride
         self.padding = tuple(padding)
 
-    def construct(self, x: Tensor) -> Tensor:
-        return conv3d(x, self.weight, self.bias, self.stride, self.padding)
+    def construct(self, x: Tensor, past: Optional[Tensor] = None) -> Tensor:
+        """`past`: frames before x."""
+        return conv3d(x, self.weight, self.bias, self.stride, self.padding, past)
 
 
 class Conv2d(nn.Cell):
@@ -53,35 +55,38 @@ class Conv2d(nn.Cell):
 
 
 class ChannelLayerNorm(nn.Cell):
-    """LayerNorm over the channels of (..., C, H, W)."""
+    """LayerNorm over the channels of (..., C, H, W), with SiLU after it if `silu`."""
 
     keep_float32 = True
 
-    def __init__(self, channels: int, eps: float = 1e-6):
+    def __init__(self, channels: int, eps: float = 1e-6, silu: bool = False):
         super().__init__()
         self.weight = _filled("ones", channels)
         self.bias = _filled("zeros", channels)
         self.eps = eps
+        self.silu = silu
 
     def construct(self, x: Tensor) -> Tensor:
-        return channel_layer_norm(x, self.weight, self.bias, self.eps)
+        return channel_layer_norm(x, self.weight, self.bias, self.eps, self.silu)
 
 
 class GroupNorm(nn.Cell):
-    """GroupNorm of (B, T, C, H, W), over whole clips or `per_frame`."""
+    """GroupNorm of (B, T, C, H, W), over whole clips or `per_frame`, with SiLU after it if `silu`."""
 
     keep_float32 = True
 
-    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-6, per_frame: bool = False):
+    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-6, per_frame: bool = False,
+                 silu: bool = False):
         super().__init__()
         self.weight = _filled("ones", channels)
         self.bias = _filled("zeros", channels)
         self.groups = groups
         self.eps = eps
         self.per_frame = per_frame
+        self.silu = silu
 
     def construct(self, x: Tensor) -> Tensor:
-        return group_norm(x, self.groups, self.weight, self.bias, self.eps, self.per_frame)
+        return group_norm(x, self.groups, self.weight, self.bias, self.eps, self.per_frame, self.silu)
 
 
 class Linear(nn.Cell):
@@ -95,7 +100,18 @@ class Linear(nn.Cell):
         self.out_features = out_features
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.matmul(x.reshape(-1, x.shape[-1]), self.weight)
+        y = self.product(x)
         if self.bias is not None:
             y = ops.bias_add(y, self.bias)
         return y.reshape(x.shape[:-1] + (self.out_features,))
+
+    def product(self, x: Tensor) -> Tensor:
+        """x W^T as a matrix, (rows, out)."""
+        return self.matmul(x.reshape(-1, x.shape[-1]), self.weight)
+
+
+class LinearGELU(Linear):
+    """gelu(x W^T + b), in its tanh form."""
+
+    def construct(self, x: Tensor) -> Tensor:
+        return bias_gelu_tanh(self.product(x), self.bias).reshape(x.shape[:-1] + (self.out_features,))

@@ -4,6 +4,7 @@ from __future__ import annotations
 from mindspore import Tensor, ops
 
 from opensora import device
+from opensora.ops.cpu import kernels
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
@@ -13,4 +14,13 @@ def gelu_tanh(x: Tensor) -> Tensor:
     """
     if device.on_ascend():
         return ops.gelu(x, approximate="tanh")
+    if kernels.available(x.dtype):
+        return kernels.bias_gelu(x, kernels.numbers(*[0.0] * x.shape[-1]))
     return x * ops.sigmoid(x * (1.5957691216057308 + 0.07135481627159756 * x * x))
+
+
+def bias_gelu_tanh(x: Tensor, bias: Tensor) -> Tensor:
+    """`gelu_tanh` of x (..., D) + bias (D)."""
+    if kernels.available(x.dtype):
+        return kernels.bias_gelu(x, bias)
+    return gelu_tanh(x + bias)

@@ -10,6 +10,7 @@ import mindspore as ms
 from mindspore import Tensor, ops
 
 from opensora import device
+from opensora.ops.cpu import kernels
 
 # On a CPU queries go in blocks of rows, so that the matrix of scores never has more elements than this.
 SCORES_PER_BLOCK = 1 << 25
@@ -24,15 +25,23 @@ def key_bias(visible: Tensor) -> Tensor:
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """softmax(q k^T / sqrt(D) + bias) v (Vaswani et al. 2017, eq. 1).
 
-    q (B, N, S, D), k and v (B, N, L, D), bias (B, 1, 1, L) or None -> (B, N, S, D).
+    q (B, S, N, D), k and v (B, L, N, D), bias (B, 1, 1, L) or None -> (B, S, N, D). No gradient flows to the bias.
     """
     scale = q.shape[-1] ** -0.5
+    if kernels.available(q.dtype):
+        return kernels.attention(q, k, v, _no_bias() if bias is None else bias, scale)
     if device.on_ascend() and _flash_takes(q):
         return _flash_attention(q, k, v, bias, scale)
+    q, k, v = q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)  # B N S D
     rows = _rows_at_once(q.shape[0] * q.shape[1] * k.shape[2])
     if q.shape[2] <= rows:
-        return _attend(q, k, v, bias, scale)
-    return ops.cat([_attend(block, k, v, bias, scale) for block in ops.split(q, rows, 2)], 2)
+        return _attend(q, k, v, bias, scale).swapaxes(1, 2)
+    return ops.cat([_attend(block, k, v, bias, scale) for block in ops.split(q, rows, 2)], 2).swapaxes(1, 2)
+
+
+@ops.constexpr
+def _no_bias() -> Tensor:
+    return ms.ops.zeros((1, 1, 1, 1), ms.float32)
 
 
 @ops.constexpr
@@ -57,5 +66,5 @@ def _flash_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], sc
     """Its mask (B, 1, S, L) says with 1 what is hidden."""
     hidden = None
     if bias is not None:
-        hidden = (bias < 0).astype(ms.uint8).broadcast_to((q.shape[0], 1, q.shape[2], k.shape[2]))
-    return ops.flash_attention_score(q, k, v, q.shape[1], attn_mask=hidden, scalar_value=scale, input_layout="BNSD")
+        hidden = (bias < 0).astype(ms.uint8).broadcast_to((q.shape[0], 1, q.shape[1], k.shape[1]))
+    return ops.flash_attention_score(q, k, v, q.shape[2], attn_mask=hidden, scalar_value=scale, input_layout="BSND")

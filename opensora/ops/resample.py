@@ -1,7 +1,11 @@
 """Doubling of axes: nearest neighbour, and linear with half-pixel centres (`align_corners=False`)."""
 from __future__ import annotations
 
+from math import prod
+
 from mindspore import Tensor, ops
+
+from opensora.ops.cpu import kernels
 
 
 def _interleave(even: Tensor, odd: Tensor, axis: int) -> Tensor:
@@ -10,8 +14,19 @@ def _interleave(even: Tensor, odd: Tensor, axis: int) -> Tensor:
     return ops.stack((even, odd), axis + 1).reshape(shape[:axis] + (2 * shape[axis],) + shape[axis + 1:])
 
 
+def _around(x: Tensor, axis: int) -> Tensor:
+    """x as (what is before `axis`, `axis`, what is behind)."""
+    return x.reshape(prod(x.shape[:axis]), x.shape[axis], prod(x.shape[axis + 1:]))
+
+
+def _twice(shape: tuple, *axes: int) -> tuple:
+    return tuple([2 * size if axis in axes else size for axis, size in enumerate(shape)])
+
+
 def nearest_2x(x: Tensor, axis: int) -> Tensor:
     """Every element along `axis` twice."""
+    if kernels.available(x.dtype):
+        return kernels.nearest_2x(_around(x, axis)).reshape(_twice(x.shape, axis))
     return _interleave(x, x, axis)
 
 
@@ -20,6 +35,8 @@ def linear_2x(x: Tensor, axis: int) -> Tensor:
 
     Indices are clamped at the ends. Applied axis by axis this is bilinear and trilinear interpolation.
     """
+    if kernels.available(x.dtype):
+        return kernels.linear_2x(_around(x, axis)).reshape(_twice(x.shape, axis))
     length = x.shape[axis]
     if length == 1:
         return nearest_2x(x, axis)
@@ -29,3 +46,17 @@ def linear_2x(x: Tensor, axis: int) -> Tensor:
     after = ops.cat((body_low, last), axis)
     near = 0.75 * x
     return _interleave(near + 0.25 * before, near + 0.25 * after, axis)
+
+
+def nearest_pictures_2x(x: Tensor) -> Tensor:
+    """`nearest_2x` of height and width, x (B, T, C, H, W)."""
+    if kernels.available(x.dtype):
+        return kernels.nearest_pictures_2x(x.reshape((-1,) + x.shape[3:])).reshape(_twice(x.shape, 3, 4))
+    return nearest_2x(nearest_2x(x, 3), 4)
+
+
+def bilinear_pictures_2x(x: Tensor) -> Tensor:
+    """`linear_2x` of height and width, x (B, T, C, H, W)."""
+    if kernels.available(x.dtype):
+        return kernels.linear_pictures_2x(x.reshape((-1,) + x.shape[3:])).reshape(_twice(x.shape, 3, 4))
+    return linear_2x(linear_2x(x, 3), 4)

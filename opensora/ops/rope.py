@@ -10,6 +10,8 @@ from functools import lru_cache
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.ops.cpu import kernels
+
 BASE = 10000.0
 
 
@@ -49,6 +51,8 @@ def rope_sin(frames: int, height: int, width: int, head_dim: int, scales: tuple)
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates x (B, S, N, head_dim). A head is three parts, for t, h and w; halves of a part form the pairs."""
+    if kernels.available(x.dtype):
+        return kernels.apply_rope(x, cos, sin)
     b, s, n, d = x.shape
     pairs = x.astype(cos.dtype).reshape(b, s, n, 3, 2, d // 6)
     first, second = pairs[..., 0, :], pairs[..., 1, :]
@@ -58,7 +62,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 @ops.constexpr
 def interleaved_cos(length: int, head_dim: int) -> Tensor:
-    """cos of the angles of positions 0 ... S - 1, (S, head_dim); a constant in graph mode."""
+    """cos of the angles of positions 0 ... S - 1, (S, 1, head_dim); a constant in graph mode."""
     return Tensor(np.cos(_interleaved_angles(length, head_dim)))
 
 
@@ -69,7 +73,8 @@ def interleaved_sin(length: int, head_dim: int) -> Tensor:
 
 
 def _interleaved_angles(length: int, head_dim: int) -> np.ndarray:
-    return np.outer(np.arange(length), inverse_frequencies(head_dim).repeat(2)).astype(np.float32)
+    angles = np.outer(np.arange(length), inverse_frequencies(head_dim).repeat(2))
+    return angles.astype(np.float32)[:, None]
 
 
 @ops.constexpr
@@ -79,7 +84,7 @@ def _quarter_turn(head_dim: int) -> Tensor:
 
 
 def apply_interleaved_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates x (..., S, head_dim), neighbouring channels forming the pairs.
+    """Rotates x (B, S, N, head_dim), neighbouring channels forming the pairs.
 
     A product with a matrix turns them, which is several times faster than taking pairs apart and joining them.
     """

@@ -4,12 +4,13 @@ Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Mode
 """
 from __future__ import annotations
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
 from opensora.models.layers import Conv2d, GroupNorm, Linear
 from opensora.ops.attention import attention
-from opensora.ops.resample import nearest_2x
+from opensora.ops.layout import permute
+from opensora.ops.resample import nearest_pictures_2x
 
 NO_PADDING = (0, 0, 0, 0)
 
@@ -19,17 +20,17 @@ class ResnetBlock2D(nn.Cell):
 
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
-        self.norm1 = GroupNorm(in_channels, groups, per_frame=True)
+        self.norm1 = GroupNorm(in_channels, groups, per_frame=True, silu=True)
         self.conv1 = Conv2d(in_channels, out_channels)
-        self.norm2 = GroupNorm(out_channels, groups, per_frame=True)
+        self.norm2 = GroupNorm(out_channels, groups, per_frame=True, silu=True)
         self.conv2 = Conv2d(out_channels, out_channels)
         self.conv_shortcut = nn.Identity()
         if in_channels != out_channels:
             self.conv_shortcut = Conv2d(in_channels, out_channels, 1, padding=NO_PADDING)
 
     def construct(self, x: Tensor) -> Tensor:
-        h = self.conv1(ops.silu(self.norm1(x)))
-        h = self.conv2(ops.silu(self.norm2(h)))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.norm2(h))
         return self.conv_shortcut(x) + h
 
 
@@ -46,9 +47,9 @@ class Attention(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         _, f, c, h, w = x.shape
-        tokens = self.group_norm(x).reshape(f, 1, c, h * w).swapaxes(2, 3)  # F 1 HW C
+        tokens = permute(self.group_norm(x).reshape(f, 1, c, h * w), (0, 3, 1, 2))  # F HW 1 C
         y = self.to_out[0](attention(self.to_q(tokens), self.to_k(tokens), self.to_v(tokens)))
-        return x + y.swapaxes(2, 3).reshape(x.shape)
+        return x + permute(y, (0, 2, 3, 1)).reshape(x.shape)
 
 
 class MidBlock(nn.Cell):
@@ -80,7 +81,7 @@ class Upsample(nn.Cell):
         self.conv = Conv2d(channels, channels)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.conv(nearest_2x(nearest_2x(x, 3), 4))
+        return self.conv(nearest_pictures_2x(x))
 
 
 class DownBlock(nn.Cell):
@@ -117,12 +118,12 @@ class Encoder(nn.Cell):
             DownBlock(channels[max(i - 1, 0)], channels[i], config.layers_per_block, groups, halves=i < last)
             for i in range(last + 1)])
         self.mid_block = MidBlock(channels[-1], groups)
-        self.conv_norm_out = GroupNorm(channels[-1], groups, per_frame=True)
+        self.conv_norm_out = GroupNorm(channels[-1], groups, per_frame=True, silu=True)
         self.conv_out = Conv2d(channels[-1], 2 * config.latent_channels)
 
     def construct(self, x: Tensor) -> Tensor:
         x = self.mid_block(self.down_blocks(self.conv_in(x)))
-        return self.conv_out(ops.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x))
 
 
 class Decoder(nn.Cell):
@@ -137,9 +138,9 @@ class Decoder(nn.Cell):
         self.up_blocks = nn.SequentialCell([
             UpBlock(channels[max(i - 1, 0)], channels[i], config.layers_per_block + 1, groups, doubles=i < last)
             for i in range(last + 1)])
-        self.conv_norm_out = GroupNorm(channels[-1], groups, per_frame=True)
+        self.conv_norm_out = GroupNorm(channels[-1], groups, per_frame=True, silu=True)
         self.conv_out = Conv2d(channels[-1], config.out_channels)
 
     def construct(self, z: Tensor) -> Tensor:
         x = self.up_blocks(self.mid_block(self.conv_in(z)))
-        return self.conv_out(ops.silu(self.conv_norm_out(x)))
+        return self.conv_out(self.conv_norm_out(x))

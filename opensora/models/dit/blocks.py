@@ -10,10 +10,9 @@ from mindspore.common.initializer import Normal, initializer
 
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.skiparse import Skiparse
-from opensora.models.layers import Linear
-from opensora.ops.activations import gelu_tanh
+from opensora.models.layers import Linear, LinearGELU
 from opensora.ops.attention import attention
-from opensora.ops.norms import modulated_layer_norm
+from opensora.ops.norms import gated_residual, modulated_layer_norm
 from opensora.ops.rope import apply_rope
 from opensora.parallel.sequence import WholeSequence
 
@@ -39,9 +38,8 @@ class Projections(nn.Cell):
         return x.reshape(x.shape[0], x.shape[1], -1, self.head_dim)
 
     def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
-        """q (B, S, N D), keys and values (B, N, L, D) -> (B, S, N D)."""
-        y = attention(self.heads(q).swapaxes(1, 2), k, v, bias).swapaxes(1, 2)  # B S N D
-        return y.reshape(q.shape)
+        """q (B, S, N D), keys and values (B, L, N D) -> (B, S, N D)."""
+        return attention(self.heads(q), self.heads(k), self.heads(v), bias).reshape(q.shape)
 
 
 class SelfAttention(Projections):
@@ -62,7 +60,7 @@ class SelfAttention(Projections):
         q, k, v = [y.reshape(b, length, -1) for y in (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)]
         if self.skiparse is not None:
             q, k, v = self.skiparse.split(q), self.skiparse.split(k), self.skiparse.split(v)
-        y = self.attend(q, self.heads(k).swapaxes(1, 2), self.heads(v).swapaxes(1, 2), bias)
+        y = self.attend(q, k, v, bias)
         if self.skiparse is not None:
             y = self.skiparse.merge(y, length)
         return self.to_out[0](self.sequence.to_tokens(self.heads(y)).reshape(b, s, -1))
@@ -78,8 +76,8 @@ class CrossAttention(Projections):
         super().__init__(config, config.cross_attention_dim)
 
     def keys_values(self, text: Tensor):
-        """(B, L, D) -> keys and values (B, N, L, D / N); they stay the same through all steps of a prompt."""
-        return self.heads(self.to_k(text)).swapaxes(1, 2), self.heads(self.to_v(text)).swapaxes(1, 2)
+        """(B, L, D) -> keys and values (B, L, N D); they stay the same through all steps of a prompt."""
+        return self.to_k(text), self.to_v(text)
 
     def construct(self, x: Tensor, text: Union[Tensor, tuple], bias: Optional[Tensor]) -> Tensor:
         k, v = text if isinstance(text, tuple) else self.keys_values(text)
@@ -87,14 +85,14 @@ class CrossAttention(Projections):
 
 
 class GELU(nn.Cell):
-    """Linear map, then GELU."""
+    """Linear map, then GELU; the inner cell is there for the published names."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
-        self.proj = Linear(in_features, out_features)
+        self.proj = LinearGELU(in_features, out_features)
 
     def construct(self, x: Tensor) -> Tensor:
-        return gelu_tanh(self.proj(x))
+        return self.proj(x)
 
 
 class FeedForward(nn.Cell):
@@ -126,7 +124,7 @@ class TransformerBlock(nn.Cell):
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = ops.split(
             self.scale_shift_table + modulation, 1, 1)
         h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps)
-        x = x + gate_attn * self.attn1(h, bias, cos, sin)
+        x = gated_residual(x, gate_attn, self.attn1(h, bias, cos, sin))
         x = x + self.attn2(x, text, text_bias)
         h = modulated_layer_norm(x, shift_ff, scale_ff, self.eps)
-        return x + gate_ff * self.ff(h)
+        return gated_residual(x, gate_ff, self.ff(h))

@@ -5,8 +5,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from opensora.models.layers import Conv2d, Linear
-from opensora.ops.activations import gelu_tanh
+from opensora.models.layers import Conv2d, Linear, LinearGELU
+from opensora.ops.layout import permute, swap_frames_channels
 from opensora.ops.rope import inverse_frequencies
 
 TIMESTEP_CHANNELS = 256
@@ -20,8 +20,8 @@ class PatchEmbed2D(nn.Cell):
         self.proj = Conv2d(in_channels, embed_dim, patch_size, patch_size, padding=(0, 0, 0, 0))
 
     def construct(self, x: Tensor) -> Tensor:
-        x = self.proj(x.swapaxes(1, 2))  # B T D H/p W/p
-        return x.transpose(0, 1, 3, 4, 2).reshape(x.shape[0], -1, x.shape[2])
+        x = self.proj(swap_frames_channels(x))  # B T D H/p W/p
+        return permute(x, (0, 1, 3, 4, 2)).reshape(x.shape[0], -1, x.shape[2])
 
 
 class Sinusoids(nn.Cell):
@@ -83,8 +83,8 @@ class TextProjection(nn.Cell):
 
     def __init__(self, in_features: int, hidden_size: int):
         super().__init__()
-        self.linear_1 = Linear(in_features, hidden_size)
+        self.linear_1 = LinearGELU(in_features, hidden_size)
         self.linear_2 = Linear(hidden_size, hidden_size)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.linear_2(gelu_tanh(self.linear_1(x)))
+        return self.linear_2(self.linear_1(x))

@@ -13,6 +13,7 @@ from opensora.models.dit.skiparse import Skiparse
 from opensora.models.layers import Linear
 from opensora.models.loading import PretrainedModel
 from opensora.ops.attention import key_bias
+from opensora.ops.layout import permute
 from opensora.ops.norms import modulated_layer_norm
 from opensora.ops.rope import rope_cos, rope_sin
 from opensora.parallel.sequence import WholeSequence
@@ -87,7 +88,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
     def text_states(self, encoder_hidden_states: Tensor) -> tuple:
         """The keys and values of every block's cross-attention, which depend on the text alone.
 
-        (B, 1, L, caption_channels) -> for each block a pair of (B, heads, L, head_dim).
+        (B, 1, L, caption_channels) -> for each block a pair of (B, L, heads head_dim).
         """
         text = self.caption_projection(encoder_hidden_states[:, 0])
         states = ()
@@ -118,5 +119,5 @@ class OpenSoraT2V_v1_3(PretrainedModel):
     def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:
         """Tokens (B, S, p p C) -> (B, C, T, p h, p w)."""
         p, c = self.config.patch_size, self.config.out_channels
-        x = x.reshape(-1, t, h, w, p, p, c).transpose(0, 6, 1, 2, 4, 3, 5)  # B C T h p w p
+        x = permute(x.reshape(-1, t, h, w, p, p, c), (0, 6, 1, 2, 4, 3, 5))  # B C T h p w p
         return x.reshape(-1, c, t, h * p, w * p)

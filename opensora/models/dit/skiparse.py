@@ -8,6 +8,8 @@ from __future__ import annotations
 
 from mindspore import Tensor, ops
 
+from opensora.ops.layout import permute
+
 
 class Skiparse:
     """Deals (B, S, ...) to groups (n B, S'/n, ...) and gathers it again. S' is S padded to a multiple of n * n."""
@@ -26,11 +28,11 @@ class Skiparse:
         padding = self.padding(s)
         if padding:
             x = ops.cat((x, ops.zeros((b, padding, d), x.dtype)), 1)
-        x = x.reshape(b, -1, self.n, self.run, d).swapaxes(1, 2)  # B rounds n run D -> B n rounds run D
+        x = permute(x.reshape(b, -1, self.n, self.run, d), (0, 2, 1, 3, 4))  # B rounds n run D -> B n rounds run D
         return x.reshape(b * self.n, -1, d)
 
     def merge(self, x: Tensor, length: int) -> Tensor:
         """(B n, S'/n, D) -> (B, S, D), the inverse of `split`."""
         groups, _, d = x.shape
-        x = x.reshape(groups // self.n, self.n, -1, self.run, d).swapaxes(1, 2)
+        x = permute(x.reshape(groups // self.n, self.n, -1, self.run, d), (0, 2, 1, 3, 4))
         return x.reshape(groups // self.n, -1, d)[:, :length]

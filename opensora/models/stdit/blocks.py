@@ -16,7 +16,7 @@ from opensora.models.stdit.config import STDiT2Config
 from opensora.models.stdit.embeddings import Mlp, linear
 from opensora.ops.attention import attention
 from opensora.ops.layout import permute
-from opensora.ops.norms import modulated_layer_norm, rms_norm
+from opensora.ops.norms import gated_residual, modulated_layer_norm, rms_norm
 from opensora.ops.rope import apply_interleaved_rope
 
 EPS = 1e-6
@@ -54,15 +54,15 @@ class SelfAttention(nn.Cell):
     def construct(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         b, t, s, c = x.shape
         qkv = self.qkv(x).reshape(b, t, s, 3, self.heads, -1)
-        qkv = permute(qkv, (3, 0, 2, 4, 1, 5) if self.along_time else (3, 0, 1, 4, 2, 5))  # 3, B S N T D or B T N S D
+        qkv = permute(qkv, (3, 0, 2, 1, 4, 5) if self.along_time else (3, 0, 1, 2, 4, 5))  # 3, B S T N D or B T S N D
         q, k, v = ops.unstack(qkv.reshape(3, -1, *qkv.shape[3:]), 0)
         if self.along_time:
             q, k = apply_interleaved_rope(q, cos, sin), apply_interleaved_rope(k, cos, sin)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
         y = attention(q, k, v)
-        y = y.reshape(b, -1, t, c // self.heads) if self.along_time else y  # S and N together
-        return self.proj(permute(y, (0, 2, 1, 3)).reshape(b, t, s, c))
+        y = permute(y.reshape(b, s, t, c), (0, 2, 1, 3)) if self.along_time else y
+        return self.proj(y.reshape(b, t, s, c))
 
 
 class CrossAttention(nn.Cell):
@@ -78,11 +78,10 @@ class CrossAttention(nn.Cell):
 
     def construct(self, x: Tensor, text: Tensor, bias: Optional[Tensor]) -> Tensor:
         b, t, s, c = x.shape
-        q = permute(self.q_linear(x).reshape(b, t * s, self.heads, -1), (0, 2, 1, 3))  # B N TS D
-        kv = permute(self.kv_linear(text).reshape(b, text.shape[1], 2, self.heads, -1), (2, 0, 3, 1, 4))
-        k, v = ops.unstack(kv, 0)  # B N L D
-        y = attention(q, k, v, bias)
-        return self.proj(permute(y, (0, 2, 1, 3)).reshape(b, t, s, c))
+        q = self.q_linear(x).reshape(b, t * s, self.heads, -1)  # B TS N D
+        kv = permute(self.kv_linear(text).reshape(b, text.shape[1], 2, self.heads, -1), (2, 0, 1, 3, 4))
+        k, v = ops.unstack(kv, 0)  # B L N D
+        return self.proj(attention(q, k, v, bias).reshape(b, t, s, c))
 
 
 class STDiT2Block(nn.Cell):
@@ -109,12 +108,12 @@ class STDiT2Block(nn.Cell):
             self.scale_shift_table_temporal.reshape(-1) + temporal, self.width, -1)
 
         h = modulated_layer_norm(x, shift_space, scale_space, EPS)
-        x = x + gate_space * self.attn(h, cos, sin)
+        x = gated_residual(x, gate_space, self.attn(h, cos, sin))
         h = modulated_layer_norm(x, shift_time, scale_time, EPS)
-        x = x + gate_time * self.attn_temp(h, cos, sin)
+        x = gated_residual(x, gate_time, self.attn_temp(h, cos, sin))
         x = x + self.cross_attn(x, text, text_bias)
         h = modulated_layer_norm(x, shift_mlp, scale_mlp, EPS)
-        return x + gate_mlp * self.mlp(h)
+        return gated_residual(x, gate_mlp, self.mlp(h))
 
 
 class FinalLayer(nn.Cell):

@@ -17,25 +17,27 @@ from mindspore import Tensor, nn, ops
 
 from opensora.models.layers import ChannelLayerNorm, Conv2d, Conv3d, GroupNorm
 from opensora.ops.attention import attention
-from opensora.ops.resample import linear_2x, nearest_2x
+from opensora.ops.layout import permute
+from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x, nearest_pictures_2x
 from opensora.parallel.stream import OneStream
 
 NORM_TYPES = ("groupnorm", "layernorm")
 T_INTERPOLATIONS = ("nearest", "trilinear")
 
 
-def normalize(channels: int, norm_type: str, per_frame: bool = False) -> nn.Cell:
+def normalize(channels: int, norm_type: str, silu: bool = False, per_frame: bool = False) -> nn.Cell:
+    """A norm, with SiLU after it if `silu`."""
     if norm_type == "groupnorm":
-        return GroupNorm(channels, per_frame=per_frame)
-    return LayerNorm(channels)
+        return GroupNorm(channels, per_frame=per_frame, silu=silu)
+    return LayerNorm(channels, silu)
 
 
 class LayerNorm(nn.Cell):
     """LayerNorm over channels; the inner cell is there for the published names (`norm1.norm.weight`)."""
 
-    def __init__(self, channels: int):
+    def __init__(self, channels: int, silu: bool):
         super().__init__()
-        self.norm = ChannelLayerNorm(channels)
+        self.norm = ChannelLayerNorm(channels, silu=silu)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.norm(x)
@@ -82,8 +84,7 @@ class CausalConv3d(nn.Cell):
         kept = None
         if self.stream.is_shared or not last:
             past, kept = self.stream.hand_on(self.newest(x, past), past)
-        x = ops.cat((self.copies(x) if past is None else past, x), 1)
-        return self.conv(x), None if last else kept
+        return self.conv(x, self.copies(x) if past is None else past), None if last else kept
 
     def copies(self, x: Tensor) -> Tensor:
         """What stands before the clip's first frame."""
@@ -117,15 +118,15 @@ class ResnetBlock2D(nn.Cell):
 
     def __init__(self, channels: int, norm_type: str, dropout: float):
         super().__init__()
-        self.norm1 = normalize(channels, norm_type, per_frame=True)
+        self.norm1 = normalize(channels, norm_type, silu=True, per_frame=True)
         self.conv1 = Conv2d(channels, channels)
-        self.norm2 = normalize(channels, norm_type, per_frame=True)
+        self.norm2 = normalize(channels, norm_type, silu=True, per_frame=True)
         self.dropout = nn.Dropout(p=dropout)
         self.conv2 = Conv2d(channels, channels)
 
     def construct(self, x: Tensor) -> Tensor:
-        h = self.conv1(ops.silu(self.norm1(x)))
-        h = self.conv2(self.dropout(ops.silu(self.norm2(h))))
+        h = self.conv1(self.norm1(x))
+        h = self.conv2(self.dropout(self.norm2(h)))
         return x + h
 
 
@@ -136,9 +137,9 @@ class ResnetBlock3D(nn.Cell):
 
     def __init__(self, in_channels: int, out_channels: int, norm_type: str, dropout: float, resent: int = 0):
         super().__init__()
-        self.norm1 = normalize(in_channels, norm_type)
+        self.norm1 = normalize(in_channels, norm_type, silu=True)
         self.conv1 = CausalConv3d(in_channels, out_channels, resent=resent)
-        self.norm2 = normalize(out_channels, norm_type)
+        self.norm2 = normalize(out_channels, norm_type, silu=True)
         self.dropout = nn.Dropout(p=dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels, resent=resent)
         self.widens = in_channels != out_channels
@@ -147,8 +148,8 @@ class ResnetBlock3D(nn.Cell):
 
     def construct(self, x: Tensor, past=None, last: bool = True):
         past1, past2 = (None, None) if past is None else past
-        h, past1 = self.conv1(ops.silu(self.norm1(x)), past1, last)
-        h, past2 = self.conv2(self.dropout(ops.silu(self.norm2(h))), past2, last)
+        h, past1 = self.conv1(self.norm1(x), past1, last)
+        h, past2 = self.conv2(self.dropout(self.norm2(h)), past2, last)
         if self.widens:
             x = self.nin_shortcut(x)
         return x + h, None if last else (past1, past2)
@@ -168,9 +169,9 @@ class AttnBlock3DFix(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         b, t, c, h, w = x.shape
         y = self.norm(x)
-        q, k, v = [projected.reshape(b * t, 1, c, h * w).swapaxes(2, 3)  # B T C H W -> (B T) 1 (H W) C
+        q, k, v = [permute(projected.reshape(b * t, 1, c, h * w), (0, 3, 1, 2))  # B T C H W -> (B T) (H W) 1 C
                    for projected in (self.q(y), self.k(y), self.v(y))]
-        y = attention(q, k, v).swapaxes(2, 3).reshape(b, t, c, h, w)
+        y = permute(attention(q, k, v), (0, 2, 3, 1)).reshape(b, t, c, h, w)
         return x + self.proj_out(y)
 
 
@@ -206,7 +207,7 @@ class Upsample(nn.Cell):
         self.conv = Conv2d(channels, channels)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.conv(nearest_2x(nearest_2x(x, 3), 4))
+        return self.conv(nearest_pictures_2x(x))
 
 
 class Spatial2xTime2x3DUpsample(nn.Cell):
@@ -243,8 +244,7 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
         else:
             doubled = self.t_upsample(ops.cat((previous, x), 1), 1)
             y = doubled[:, 2 - self.delay:2 * (frames + 1) - held_back]
-        y = linear_2x(linear_2x(y, 3), 4)
-        y, conv_past = self.conv(y, conv_past, last)
+        y, conv_past = self.conv(bilinear_pictures_2x(y), conv_past, last)
         return y, None if last else (kept, conv_past)
 
 

@@ -7,6 +7,7 @@ from opensora.models.layers import Conv2d
 from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, ResnetBlock3D,
                                           Spatial2xTime2x3DUpsample, Upsample, Wait, normalize)
 from opensora.models.wfvae.wavelet import InverseHaarTransform2D, InverseHaarTransform3D
+from opensora.ops.layout import swap_frames_channels
 from opensora.parallel.stream import OneStream
 
 
@@ -53,7 +54,7 @@ class Decoder(nn.Cell):
         self.layer = Chain([res(base * (1 if i else 2), base, resent_l1) for i in range(2)])
         self.connect_l1 = connection(24 if temporal_l1 else 12, resent_l2)
         self.connect_l2 = connection(24, resent)
-        self.norm_out = normalize(base, norm)
+        self.norm_out = normalize(base, norm, silu=True)
         self.conv_out = Conv2d(base, 24)
         self.inverse_wavelet_transform_out = InverseHaarTransform3D()
         self.inverse_wavelet_transform_l1 = InverseHaarTransform3D() if temporal_l1 else InverseHaarTransform2D()
@@ -72,7 +73,7 @@ class Decoder(nn.Cell):
         (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
          waiting1, waiting2) = (None,) * 9 if past is None else past
 
-        h, past_in = self.conv_in(z.swapaxes(1, 2), past_in, last)
+        h, past_in = self.conv_in(swap_frames_channels(z), past_in, last)
         h, past_mid = self.mid(h, past_mid, last)
         l2, past_connect2 = self.connect_l2(h[:, :, -self.flow:], past_connect2, last)
         low1, waiting2 = self.wait_l2(self.inverse_wavelet_transform_l2(l2, first), waiting2, last)
@@ -84,13 +85,13 @@ class Decoder(nn.Cell):
 
         h, past_up1 = self.up1(h[:, :, :-self.flow], past_up1, last)
         h, past_layer = self.layer(h, past_layer, last)
-        h = self.conv_out(ops.silu(self.norm_out(h)))
+        h = self.conv_out(self.norm_out(h))
         video = self.inverse_wavelet_transform_out(_add_to_low_band(h, low), first)
         if not last:
             video = video[:, :video.shape[1] - self.resent_frames]
         past = None if last else (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
                                   waiting1, waiting2)
-        return video.swapaxes(1, 2), l1.swapaxes(1, 2), l2.swapaxes(1, 2), past
+        return swap_frames_channels(video), swap_frames_channels(l1), swap_frames_channels(l2), past
 
 
 def _add_to_low_band(coefficients: Tensor, low: Tensor) -> Tensor:

@@ -7,6 +7,7 @@ from opensora.models.layers import Conv2d
 from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, Downsample, ResnetBlock2D,
                                           ResnetBlock3D, Spatial2xTime2x3DDownsample, normalize)
 from opensora.models.wfvae.wavelet import HaarTransform2D, HaarTransform3D
+from opensora.ops.layout import swap_frames_channels
 
 
 class Encoder(nn.Cell):
@@ -40,7 +41,7 @@ class Encoder(nn.Cell):
             *([AttnBlock3DFix(base * 4, norm)] if config.use_attention else []),
             ResnetBlock3D(base * 4, base * 4, norm, dropout),
         ])
-        self.norm_out = normalize(base * 4, norm)
+        self.norm_out = normalize(base * 4, norm, silu=True)
         self.conv_out = CausalConv3d(base * 4, config.latent_dim * 2)
 
     def construct(self, x: Tensor, past=None, last: bool = True):
@@ -48,7 +49,7 @@ class Encoder(nn.Cell):
         first = past is None
         past_down1, past_down2, past_mid, past_out = (None,) * 4 if first else past
 
-        coefficients = self.wavelet_transform_in(x.swapaxes(1, 2), first)
+        coefficients = self.wavelet_transform_in(swap_frames_channels(x), first)
         l1 = self.wavelet_transform_l1(coefficients[:, :, :3], first)
         l2 = self.wavelet_transform_l2(l1[:, :, :3], first)
 
@@ -57,6 +58,6 @@ class Encoder(nn.Cell):
         h, past_down2 = self.down2(h, past_down2, last)
         h = ops.cat((h, self.connect_l2(l2)), 2)
         h, past_mid = self.mid(h, past_mid, last)
-        moments, past_out = self.conv_out(ops.silu(self.norm_out(h)), past_out, last)
+        moments, past_out = self.conv_out(self.norm_out(h), past_out, last)
         past = None if last else (past_down1, past_down2, past_mid, past_out)
-        return moments.swapaxes(1, 2), l1.swapaxes(1, 2), l2.swapaxes(1, 2), past
+        return swap_frames_channels(moments), swap_frames_channels(l1), swap_frames_channels(l2), past

@@ -11,6 +11,8 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from opensora.ops.layout import permute
+
 HADAMARD_2 = np.array([[1, 1], [1, -1]], dtype=np.float32)
 HADAMARD_4 = np.kron(HADAMARD_2, HADAMARD_2) / 2
 HADAMARD_8 = np.kron(HADAMARD_2, np.kron(HADAMARD_2, HADAMARD_2)) * np.float32(0.3536)
@@ -34,7 +36,7 @@ class HaarTransform2D(nn.Cell):
 
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
         b, t, c, h, w = x.shape
-        x = x.reshape(b, t, c, h // 2, 2, w // 2, 2).transpose(0, 1, 6, 4, 2, 3, 5)  # B T 2w 2h C H/2 W/2
+        x = permute(x.reshape(b, t, c, h // 2, 2, w // 2, 2), (0, 1, 6, 4, 2, 3, 5))  # B T 2w 2h C H/2 W/2
         x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b * t, 4, -1))
         return x.reshape(b, t, 4 * c, h // 2, w // 2)
 
@@ -51,7 +53,7 @@ class InverseHaarTransform2D(nn.Cell):
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
         b, t, c, h, w = x.shape
         x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b * t, 4, -1))
-        x = x.reshape(b, t, 2, 2, c // 4, h, w).transpose(0, 1, 4, 5, 3, 6, 2)  # B T C H 2h W 2w
+        x = permute(x.reshape(b, t, 2, 2, c // 4, h, w), (0, 1, 4, 5, 3, 6, 2))  # B T C H 2h W 2w
         return x.reshape(b, t, c // 4, 2 * h, 2 * w)
 
 
@@ -72,7 +74,7 @@ class HaarTransform3D(nn.Cell):
             x = ops.cat((x[:, :1], x), 1)
         b, t, c, h, w = x.shape
         x = x.reshape(b, t // 2, 2, c, h // 2, 2, w // 2, 2)
-        x = x.transpose(0, 1, 2, 5, 7, 3, 4, 6)  # B T/2 2t 2h 2w C H/2 W/2
+        x = permute(x, (0, 1, 2, 5, 7, 3, 4, 6))  # B T/2 2t 2h 2w C H/2 W/2
         x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b * t // 2, 8, -1))
         return x.reshape(b, t // 2, 8 * c, h // 2, w // 2)
 
@@ -89,6 +91,6 @@ class InverseHaarTransform3D(nn.Cell):
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
         b, t, c, h, w = x.shape
         x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b * t, 8, -1))
-        x = x.reshape(b, t, 2, 2, 2, c // 8, h, w).transpose(0, 1, 2, 5, 6, 3, 7, 4)  # B T 2t C H 2h W 2w
+        x = permute(x.reshape(b, t, 2, 2, 2, c // 8, h, w), (0, 1, 2, 5, 6, 3, 7, 4))  # B T 2t C H 2h W 2w
         x = x.reshape(b, 2 * t, c // 8, 2 * h, 2 * w)
         return x[:, 1:] if first else x

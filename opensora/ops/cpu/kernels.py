@@ -1,0 +1,223 @@
+"""The C++ kernels as operators with gradients, for float32 tensors on a CPU, in PyNative and in graph mode.
+
+Each computes what the function of its name in `opensora.ops` does, which calls it where `available` says so.
+"""
+from __future__ import annotations
+
+from functools import lru_cache
+from math import prod
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from opensora import device
+from opensora.ops.cpu.build import library
+
+LIBRARY = library() if device.default_target() == "CPU" else None
+
+
+@ops.constexpr
+def available(dtype) -> bool:
+    """Whether the kernels serve tensors of this type here; a constant to the compiler of graph mode."""
+    return LIBRARY is not None and dtype == ms.float32 and ms.get_context("device_target") == "CPU"
+
+
+@lru_cache(maxsize=None)
+def _tensor(values: tuple) -> Tensor:
+    return Tensor(np.array(values, np.float32))
+
+
+@ops.constexpr
+def numbers(*values: float) -> Tensor:
+    """Settings of a kernel, which takes nothing but tensors."""
+    return _tensor(values)
+
+
+def _operator(name: str, *outputs, bprop=None):
+    """The kernel `name`. Each output is told by the input whose shape it has, or by a function of the inputs' shapes."""
+    if LIBRARY is None:
+        return None
+
+    def shape(*shapes):
+        results = [shapes[output] if isinstance(output, int) else output(*shapes) for output in outputs]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def dtype(*dtypes):
+        return dtypes[0] if len(outputs) == 1 else (dtypes[0],) * len(outputs)
+
+    return ops.Custom(f"{LIBRARY}:{name}", shape, dtype, "aot", bprop=bprop)
+
+
+# Norms
+
+_modulated_grad = _operator("modulated_layer_norm_grad", 0, 1, 1)
+
+
+def _modulated_bprop(x, shift, scale, eps, out, dout):
+    dx, dshift, dscale = _modulated_grad(x, scale, eps, dout)
+    return dx, dshift, dscale, ops.zeros_like(eps)
+
+
+_modulated = _operator("modulated_layer_norm", 0, bprop=_modulated_bprop)
+
+
+def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+    return _modulated(x, shift, scale, numbers(eps))
+
+
+_rms_grad = _operator("rms_norm_grad", 0, 1)
+
+
+def _rms_bprop(x, weight, eps, out, dout):
+    dx, dweight = _rms_grad(x, weight, eps, dout)
+    return dx, dweight, ops.zeros_like(eps)
+
+
+_rms = _operator("rms_norm", 0, bprop=_rms_bprop)
+
+
+def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+    return _rms(x, weight, numbers(eps))
+
+
+def _video_norm(name: str):
+    """A norm of x by weight, bias and settings."""
+    grad = _operator(f"{name}_grad", 0, 1, 2)
+
+    def bprop(x, weight, bias, settings, out, dout):
+        dx, dweight, dbias = grad(x, weight, bias, settings, dout)
+        return dx, dweight, dbias, ops.zeros_like(settings)
+
+    return _operator(name, 0, bprop=bprop)
+
+
+_channel_layer_norm = _video_norm("channel_layer_norm")
+_channel_layer_norm_silu = _video_norm("channel_layer_norm_silu")
+_group_norm = _video_norm("group_norm")
+_group_norm_silu = _video_norm("group_norm_silu")
+
+
+def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
+    if silu:
+        return _channel_layer_norm_silu(x, weight, bias, numbers(eps))
+    return _channel_layer_norm(x, weight, bias, numbers(eps))
+
+
+def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, per_frame: bool, silu: bool) -> Tensor:
+    settings = numbers(groups, eps, 1 if per_frame else 0)
+    if silu:
+        return _group_norm_silu(x, weight, bias, settings)
+    return _group_norm(x, weight, bias, settings)
+
+
+# Element by element
+
+_bias_gelu_grad = _operator("bias_gelu_grad", 0, 1)
+
+
+def _bias_gelu_bprop(x, bias, out, dout):
+    return _bias_gelu_grad(x, bias, dout)
+
+
+bias_gelu = _operator("bias_gelu", 0, bprop=_bias_gelu_bprop)
+
+_gated_residual_grad = _operator("gated_residual_grad", 0, 1)
+
+
+def _gated_residual_bprop(x, gate, y, out, dout):
+    dgate, dy = _gated_residual_grad(gate, y, dout)
+    return dout, dgate, dy
+
+
+gated_residual = _operator("gated_residual", 0, bprop=_gated_residual_bprop)
+
+_rotated_back = _operator("rope", 0)
+
+
+def _rope_bprop(x, cos, sin, direction, out, dout):
+    return (_rotated_back(dout, cos, sin, -direction), ops.zeros_like(cos), ops.zeros_like(sin),
+            ops.zeros_like(direction))
+
+
+_rope = _operator("rope", 0, bprop=_rope_bprop)
+
+
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    return _rope(x, cos, sin, numbers(1))
+
+
+# Attention
+
+_attention_grad = _operator("attention_grad", 0, 1, 2)
+
+
+def _attention_bprop(q, k, v, bias, scale, out, dout):
+    dq, dk, dv = _attention_grad(q, k, v, bias, scale, out[0], out[1], dout[0])
+    return dq, dk, dv, ops.zeros_like(bias), ops.zeros_like(scale)
+
+
+def _per_head_and_query(q, *others):
+    return [q[0], q[2], q[1]]
+
+
+_attention = _operator("attention", 0, _per_head_and_query, bprop=_attention_bprop)
+
+
+def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
+    return _attention(q, k, v, bias, numbers(scale))[0]
+
+
+# Layout
+
+_permuted_back = _operator("permute", lambda x, there, back: [prod(x)])
+
+
+def _permute_bprop(x, there, back, out, dout):
+    return _permuted_back(dout, back, there).reshape(x.shape), ops.zeros_like(there), ops.zeros_like(back)
+
+
+_permute = _operator("permute", lambda x, there, back: [prod(x)], bprop=_permute_bprop)
+
+
+def permute(x: Tensor, axes: tuple) -> Tensor:
+    shape = tuple([x.shape[axis] for axis in axes])
+    there = numbers(*x.shape, *axes)
+    back = numbers(*shape, *[axes.index(axis) for axis in range(len(axes))])
+    return _permute(x, there, back).reshape(shape)
+
+
+def _doubling(name: str, *doubled_axes: int):
+    """An operator on three axes, some of which it doubles."""
+    def scaled(shape, up, down):
+        return [size * up // down if axis in doubled_axes else size for axis, size in enumerate(shape)]
+
+    grad = _operator(f"{name}_grad", lambda shape: scaled(shape, 1, 2))
+
+    def bprop(x, out, dout):
+        return (grad(dout),)
+
+    return _operator(name, lambda shape: scaled(shape, 2, 1), bprop=bprop)
+
+
+nearest_2x = _doubling("nearest_2x", 1)
+linear_2x = _doubling("linear_2x", 1)
+nearest_pictures_2x = _doubling("nearest_pictures_2x", 1, 2)
+linear_pictures_2x = _doubling("linear_pictures_2x", 1, 2)
+
+
+def _windows(stride: int):
+    """What each step of a filter over 3 frames sees: past (B, P, C, H, W), x (B, T, C, H, W) -> (B T', 3 C, H, W)."""
+    def shape(past, x):
+        b, t, c, h, w = x
+        return [b * ((past[1] + t - 3) // stride + 1), 3 * c, h, w]
+
+    grad = _operator(f"time_windows_{stride}_grad", 0, 1)
+
+    def bprop(past, x, out, dout):
+        return grad(past, x, dout)
+
+    return _operator(f"time_windows_{stride}", shape, bprop=bprop)
+
+
+time_windows_1, time_windows_2 = _windows(1), _windows(2)
