@@ -15,8 +15,13 @@ def gelu_tanh(x: Tensor) -> Tensor:
     if device.on_ascend():
         return ops.gelu(x, approximate="tanh")
     if kernels.available(x.dtype):
-        return kernels.bias_gelu(x, kernels.numbers(*[0.0] * x.shape[-1]))
+        return kernels.bias_gelu(x, _no_bias(x.shape[-1]))
     return x * ops.sigmoid(x * (1.5957691216057308 + 0.07135481627159756 * x * x))
+
+
+@ops.constexpr
+def _no_bias(width: int) -> Tensor:
+    return ops.zeros(width)
 
 
 def bias_gelu_tanh(x: Tensor, bias: Tensor) -> Tensor:

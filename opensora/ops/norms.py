@@ -1,8 +1,6 @@
 """Normalisation. Statistics are float32 whatever the input."""
 from __future__ import annotations
 
-from math import prod
-
 import mindspore as ms
 from mindspore import Tensor, ops
 
@@ -49,8 +47,8 @@ def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) ->
     (B, T, 1, D) or (B, 1, 1, D).
     """
     if kernels.available(x.dtype):
-        x3, shift3, scale3 = _rows_of(x, shift), _one_row(shift), _one_row(scale)
-        return kernels.modulated_layer_norm(x3, shift3, scale3, eps).reshape(x.shape)
+        shift, scale = _one_row(shift), _one_row(scale)
+        return kernels.modulated_layer_norm(_rows_of(x, shift), shift, scale, eps).reshape(x.shape)
     dtype = x.dtype
     x = x.astype(ms.float32)
     centred = x - x.mean(-1, keep_dims=True)
@@ -61,7 +59,8 @@ def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) ->
 def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     """x + gate y, the other end of a modulated branch: x and y (B, S, D), gate (B, 1, D), or as in the norm above."""
     if kernels.available(x.dtype):
-        return kernels.gated_residual(_rows_of(x, gate), _one_row(gate), _rows_of(y, gate)).reshape(x.shape)
+        gate = _one_row(gate)
+        return kernels.gated_residual(_rows_of(x, gate), gate, _rows_of(y, gate)).reshape(x.shape)
     return x + gate * y
 
 
@@ -72,7 +71,7 @@ def _one_row(modulation: Tensor) -> Tensor:
 
 def _rows_of(x: Tensor, modulation: Tensor) -> Tensor:
     """x (..., D) -> (groups, rows, D), the rows that share a modulation together."""
-    return x.reshape(prod(modulation.shape[:-1]), -1, x.shape[-1])
+    return x.reshape(modulation.shape[0], -1, x.shape[-1])
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -14,19 +14,21 @@ def _interleave(even: Tensor, odd: Tensor, axis: int) -> Tensor:
     return ops.stack((even, odd), axis + 1).reshape(shape[:axis] + (2 * shape[axis],) + shape[axis + 1:])
 
 
-def _around(x: Tensor, axis: int) -> Tensor:
-    """x as (what is before `axis`, `axis`, what is behind)."""
-    return x.reshape(prod(x.shape[:axis]), x.shape[axis], prod(x.shape[axis + 1:]))
+@ops.constexpr
+def _around(shape: tuple, axis: int) -> tuple:
+    """The sizes of what is before `axis`, of the axis, and of what is behind; constants in graph mode."""
+    return prod(shape[:axis]), shape[axis], prod(shape[axis + 1:])
 
 
+@ops.constexpr
 def _twice(shape: tuple, *axes: int) -> tuple:
-    return tuple([2 * size if axis in axes else size for axis, size in enumerate(shape)])
+    return tuple(2 * size if axis in axes else size for axis, size in enumerate(shape))
 
 
 def nearest_2x(x: Tensor, axis: int) -> Tensor:
     """Every element along `axis` twice."""
     if kernels.available(x.dtype):
-        return kernels.nearest_2x(_around(x, axis)).reshape(_twice(x.shape, axis))
+        return kernels.nearest_2x(x.reshape(_around(x.shape, axis))).reshape(_twice(x.shape, axis))
     return _interleave(x, x, axis)
 
 
@@ -36,7 +38,7 @@ def linear_2x(x: Tensor, axis: int) -> Tensor:
     Indices are clamped at the ends. Applied axis by axis this is bilinear and trilinear interpolation.
     """
     if kernels.available(x.dtype):
-        return kernels.linear_2x(_around(x, axis)).reshape(_twice(x.shape, axis))
+        return kernels.linear_2x(x.reshape(_around(x.shape, axis))).reshape(_twice(x.shape, axis))
     length = x.shape[axis]
     if length == 1:
         return nearest_2x(x, axis)

@@ -10,17 +10,17 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, Uniform, XavierUniform, initializer
 
 from opensora.models.dit.embeddings import TIMESTEP_CHANNELS, Sinusoids
-from opensora.models.layers import Linear
-from opensora.ops.activations import gelu_tanh
+from opensora.models.layers import Linear, LinearGELU
 from opensora.ops.layout import permute
 from opensora.ops.rope import inverse_frequencies
 
 SMALL = 0.02  # deviation of the first weights of what takes in the timestep and the text
 
 
-def linear(in_features: int, out_features: int, weight: Optional[Initializer] = None) -> Linear:
+def linear(in_features: int, out_features: int, weight: Optional[Initializer] = None,
+           kind: type[Linear] = Linear) -> Linear:
     """A linear map that starts without bias and, unless told otherwise, Xavier-uniform (Glorot & Bengio 2010)."""
-    layer = Linear(in_features, out_features)
+    layer = kind(in_features, out_features)
     layer.weight = Parameter(initializer(weight or XavierUniform(), (out_features, in_features), ms.float32))
     layer.bias = Parameter(initializer("zeros", (out_features,), ms.float32))
     return layer
@@ -31,11 +31,11 @@ class Mlp(nn.Cell):
 
     def __init__(self, in_features: int, hidden: int, out_features: int, weight: Optional[Initializer] = None):
         super().__init__()
-        self.fc1 = linear(in_features, hidden, weight)
+        self.fc1 = linear(in_features, hidden, weight, LinearGELU)
         self.fc2 = linear(hidden, out_features, weight)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.fc2(gelu_tanh(self.fc1(x)))
+        return self.fc2(self.fc1(x))
 
 
 class PatchProjection(nn.Cell):

@@ -6,7 +6,7 @@ a memory of earlier frames take part through two arguments and a second result:
     y, past = cell(x, past, last)
 
 `past` is what the cell returned for the chunk before (None: x begins with the clip's first frame), `last` says that
-no chunk follows (then no past comes back). Called with x alone, a cell sees the whole clip. Where several processes
+no chunk follows (then the past that comes back is empty). Called with x alone, a cell sees the whole clip. Where several processes
 share a stream (`opensora.parallel.stream`), the past comes from the process with the chunk before.
 """
 from __future__ import annotations
@@ -60,7 +60,7 @@ class Chain(nn.SequentialCell):
                 kept = kept + (cell_past,)
             else:
                 x = cell(x)
-        return x, None if last else kept
+        return x, () if last else kept
 
 
 class CausalConv3d(nn.Cell):
@@ -84,7 +84,7 @@ class CausalConv3d(nn.Cell):
         kept = None
         if self.stream.is_shared or not last:
             past, kept = self.stream.hand_on(self.newest(x, past), past)
-        return self.conv(x, self.copies(x) if past is None else past), None if last else kept
+        return self.conv(x, self.copies(x) if past is None else past), () if last else kept
 
     def copies(self, x: Tensor) -> Tensor:
         """What stands before the clip's first frame."""
@@ -152,7 +152,7 @@ class ResnetBlock3D(nn.Cell):
         h, past2 = self.conv2(self.dropout(self.norm2(h)), past2, last)
         if self.widens:
             x = self.nin_shortcut(x)
-        return x + h, None if last else (past1, past2)
+        return x + h, () if last else (past1, past2)
 
 
 class AttnBlock3DFix(nn.Cell):
@@ -245,7 +245,7 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
             doubled = self.t_upsample(ops.cat((previous, x), 1), 1)
             y = doubled[:, 2 - self.delay:2 * (frames + 1) - held_back]
         y, conv_past = self.conv(bilinear_pictures_2x(y), conv_past, last)
-        return y, None if last else (kept, conv_past)
+        return y, () if last else (kept, conv_past)
 
 
 class Wait(nn.Cell):

@@ -89,7 +89,7 @@ class Decoder(nn.Cell):
         video = self.inverse_wavelet_transform_out(_add_to_low_band(h, low), first)
         if not last:
             video = video[:, :video.shape[1] - self.resent_frames]
-        past = None if last else (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
+        past = () if last else (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
                                   waiting1, waiting2)
         return swap_frames_channels(video), swap_frames_channels(l1), swap_frames_channels(l2), past
 

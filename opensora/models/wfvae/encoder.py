@@ -59,5 +59,5 @@ class Encoder(nn.Cell):
         h = ops.cat((h, self.connect_l2(l2)), 2)
         h, past_mid = self.mid(h, past_mid, last)
         moments, past_out = self.conv_out(self.norm_out(h), past_out, last)
-        past = None if last else (past_down1, past_down2, past_mid, past_out)
+        past = () if last else (past_down1, past_down2, past_mid, past_out)
         return swap_frames_channels(moments), swap_frames_channels(l1), swap_frames_channels(l2), past

@@ -180,11 +180,19 @@ def _permute_bprop(x, there, back, out, dout):
 _permute = _operator("permute", lambda x, there, back: [prod(x)], bprop=_permute_bprop)
 
 
+@ops.constexpr
+def _there(shape: tuple, axes: tuple) -> Tensor:
+    return _tensor(shape + axes)
+
+
+@ops.constexpr
+def _back(shape: tuple, axes: tuple) -> Tensor:
+    return _tensor(tuple(shape[axis] for axis in axes) + tuple(axes.index(axis) for axis in range(len(axes))))
+
+
 def permute(x: Tensor, axes: tuple) -> Tensor:
     shape = tuple([x.shape[axis] for axis in axes])
-    there = numbers(*x.shape, *axes)
-    back = numbers(*shape, *[axes.index(axis) for axis in range(len(axes))])
-    return _permute(x, there, back).reshape(shape)
+    return _permute(x, _there(x.shape, axes), _back(x.shape, axes)).reshape(shape)
 
 
 def _doubling(name: str, *doubled_axes: int):
