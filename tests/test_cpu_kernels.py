@@ -1,0 +1,166 @@
+"""The C++ kernels against the stock operators, on odd shapes, values and gradients; and how they are built."""
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import pytest
+from conftest import ROOT
+from golden_cases import relative_difference
+from mindspore import Tensor
+
+from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
+from opensora.ops.attention import attention, key_bias
+from opensora.ops.conv import conv3d
+from opensora.ops.cpu import build, kernels
+from opensora.ops.layout import permute
+from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
+from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x, nearest_pictures_2x
+from opensora.ops.rope import apply_rope, rope_cos, rope_sin
+
+EPS = 1e-6
+pytestmark = pytest.mark.skipif(kernels.LIBRARY is None, reason="no kernels here: no CPU target, or no g++")
+
+
+def normal(*shape, seed: int = 0) -> Tensor:
+    return Tensor(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+
+
+def rope(x: Tensor) -> Tensor:
+    scales = (1.0, 1.0, 1.0)
+    return apply_rope(x, rope_cos(2, 3, 3, 24, scales), rope_sin(2, 3, 3, 24, scales))
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    visible = np.arange(k.shape[1]) < np.array([[k.shape[1]], [max(1, k.shape[1] // 3)]])
+    return attention(q, k, v, key_bias(Tensor(visible.astype(np.float32))))
+
+
+def permuted(x: Tensor) -> Tensor:
+    return permute(x, (3, 0, 2, 1))
+
+
+def strided_conv3d(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
+    return conv3d(x, weight, bias, 2, (0, 1, 0, 1), past)
+
+
+def normalized(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return modulated_layer_norm(x, shift, scale, EPS)
+
+
+CASES = {
+    "modulated_layer_norm": (normalized, (3, 17, 37), (3, 1, 37), (3, 1, 37)),
+    "modulated_per_frame": (normalized, (2, 3, 5, 7), (2, 3, 1, 7), (2, 3, 1, 7)),
+    "modulated_per_clip": (normalized, (2, 3, 5, 7), (2, 1, 1, 7), (2, 1, 1, 7)),
+    "gated_residual": (gated_residual, (3, 17, 37), (3, 1, 37), (3, 17, 37)),
+    "gated_residual_per_frame": (gated_residual, (2, 3, 5, 7), (2, 3, 1, 7), (2, 3, 5, 7)),
+    "rms_norm": (lambda x, w: rms_norm(x, w, EPS), (3, 17, 37), (37,)),
+    "channel_layer_norm": (lambda x, w, b: channel_layer_norm(x, w, b, EPS), (2, 3, 5, 7, 23), (5,), (5,)),
+    "channel_layer_norm_silu": (lambda x, w, b: channel_layer_norm(x, w, b, EPS, True), (1, 2, 33, 11, 13), (33,), (33,)),
+    **{f"group_norm_{per_frame}_{silu}": (
+        lambda x, w, b, per_frame=per_frame, silu=silu: group_norm(x, 4, w, b, EPS, per_frame, silu),
+        (2, 3, 8, 5, 9), (8,), (8,)) for per_frame in (False, True) for silu in (False, True)},
+    "bias_gelu": (bias_gelu_tanh, (3, 17, 37), (37,)),
+    "gelu": (gelu_tanh, (3, 17, 37)),
+    "rope": (rope, (2, 18, 4, 24)),
+    "attention": (attention, (2, 31, 3, 24), (2, 31, 3, 24), (2, 31, 3, 24)),
+    "attention_long": (attention, (1, 300, 2, 96), (1, 197, 2, 96), (1, 197, 2, 96)),
+    "attention_wide": (attention, (3, 50, 1, 512), (3, 50, 1, 512), (3, 50, 1, 512)),
+    "attention_few_queries": (masked, (2, 5, 1, 72), (2, 200, 1, 72), (2, 200, 1, 72)),
+    "attention_masked": (masked, (2, 100, 2, 8), (2, 63, 2, 8), (2, 63, 2, 8)),
+    "linear_2x": (lambda x: linear_2x(x, 1), (3, 7, 5)),
+    "linear_2x_of_one": (lambda x: linear_2x(x, 1), (4, 1, 6)),
+    "nearest_2x": (lambda x: nearest_2x(x, 2), (3, 7, 5)),
+    "bilinear_pictures_2x": (bilinear_pictures_2x, (2, 1, 3, 7, 5)),
+    "bilinear_pictures_2x_thin": (bilinear_pictures_2x, (1, 1, 2, 4, 1)),
+    "nearest_pictures_2x": (nearest_pictures_2x, (2, 1, 3, 7, 5)),
+    "permute": (lambda x: permute(x, (0, 2, 1, 3)), (3, 5, 7, 2)),
+    "permute_inner": (permuted, (3, 35, 7, 18)),
+    "permute_blocks": (lambda x: permute(x, (0, 1, 2, 5, 7, 3, 4, 6)), (1, 2, 2, 3, 4, 2, 5, 2)),
+    "conv3d": (lambda x, w, b, p: conv3d(x, w, b, 1, (1, 1, 1, 1), p), (2, 5, 4, 6, 8), (7, 4, 3, 3, 3), (7,),
+               (2, 2, 4, 6, 8)),
+    "conv3d_stride": (strided_conv3d, (2, 6, 4, 6, 8), (7, 4, 3, 3, 3), (7,), (2, 1, 4, 6, 8)),
+}
+
+
+def values_and_gradients(function, inputs) -> list[np.ndarray]:
+    y = function(*inputs)
+    weight = normal(*y.shape)
+    gradients = ms.grad(lambda *tensors: (function(*tensors) * weight).sum(), tuple(range(len(inputs))))(*inputs)
+    return [tensor.asnumpy() for tensor in (y, *(gradients if len(inputs) > 1 else [gradients]))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_compute_what_stock_operators_do(name, monkeypatch):
+    function, *shapes = CASES[name]
+    inputs = [normal(*shape, seed=number) for number, shape in enumerate(shapes)]
+    fused = values_and_gradients(function, inputs)
+    monkeypatch.setattr(kernels, "LIBRARY", None)
+    assert not kernels.available(ms.float32)
+    for number, (actual, expected) in enumerate(zip(fused, values_and_gradients(function, inputs))):
+        assert relative_difference(actual, expected) < 5e-6, number
+
+
+@pytest.mark.parametrize("name", ["modulated_layer_norm", "attention_masked", "conv3d_stride", "permute_inner", "rope"])
+def test_kernels_in_graph_mode(name):
+    function, *shapes = CASES[name]
+    inputs = [normal(*shape, seed=number) for number, shape in enumerate(shapes)]
+    compiled = values_and_gradients(ms.jit(function), inputs)
+    for actual, expected in zip(compiled, values_and_gradients(function, inputs)):
+        assert relative_difference(actual, expected) < 1e-6
+
+
+def test_large_scores_and_fully_hidden_keys():
+    q = normal(1, 40, 1, 16) * 100
+    bias = Tensor(np.where(np.arange(150) < 100, -10000, 0).astype(np.float32).reshape(1, 1, 1, 150))
+    k, v = normal(1, 150, 1, 16, seed=1), normal(1, 150, 1, 16, seed=2) + 1
+    assert relative_difference(attention(q, k, v, bias).asnumpy(),
+                               attention(q, k[:, 100:], v[:, 100:]).asnumpy()) < 1e-5
+
+
+def test_tensors_that_do_not_fit_are_refused():
+    with pytest.raises(RuntimeError):
+        attention(normal(2, 5, 3, 8), normal(2, 7, 2, 8), normal(2, 7, 2, 8)).asnumpy()
+
+
+def run(tmp_path: Path, **environment) -> subprocess.CompletedProcess:
+    """A process that uses a norm, with a cache of its own."""
+    code = ("import mindspore as ms; from opensora.ops.norms import rms_norm; from opensora.ops.cpu import kernels; "
+            "print(rms_norm(ms.ops.ones((2, 4)), ms.ops.ones(4), 1e-6).asnumpy().sum(), kernels.LIBRARY is not None)")
+    return subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
+                          env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **environment})
+
+
+def test_without_a_compiler_stock_operators_serve(tmp_path):
+    finished = run(tmp_path, PATH="/nowhere")
+    assert "7.99" in finished.stdout and "False" in finished.stdout
+    assert finished.stderr.count("no fused CPU kernels (g++ was not found)") == 1
+    assert run(tmp_path, **{build.SWITCH: "0"}).stdout.split()[1] == "False"
+
+
+def test_a_damaged_source_or_a_full_disk_is_not_fatal(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    source = tmp_path / "src"
+    source.mkdir()
+    (source / "broken.cc").write_text("int main( {")
+    monkeypatch.setattr(build, "SOURCE", source)
+    assert build.library.__wrapped__() is None
+    assert "no fused CPU kernels" in capfd.readouterr().err
+    assert not list((tmp_path / "opensora").iterdir())
+    (tmp_path / "opensora").rmdir()
+    (tmp_path / "opensora").write_text("a file in the way")
+    assert build.library.__wrapped__() is None
+    assert "opensora: " in capfd.readouterr().err
+
+
+def test_the_key_changes_with_the_source(tmp_path, monkeypatch):
+    before = build.key("g++")
+    source = tmp_path / "src"
+    source.mkdir()
+    (source / "kernels.cc").write_text("// nothing")
+    monkeypatch.setattr(build, "SOURCE", source)
+    assert build.key("g++") != before
