@@ -14,7 +14,7 @@ from golden_cases import relative_difference
 from mindspore import Tensor
 
 from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
-from opensora.ops.attention import attention, key_bias
+from opensora.ops.attention import attention, key_bias, unscaled_attention
 from opensora.ops.conv import conv3d
 from opensora.ops.cpu import build, kernels
 from opensora.ops.layout import permute
@@ -52,6 +52,10 @@ def normalized(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
     return modulated_layer_norm(x, shift, scale, EPS)
 
 
+def biased_by_distance(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return unscaled_attention(q, k, v, normal(1, q.shape[2], q.shape[1], k.shape[1], seed=9))
+
+
 CASES = {
     "modulated_layer_norm": (normalized, (3, 17, 37), (3, 1, 37), (3, 1, 37)),
     "modulated_per_frame": (normalized, (2, 3, 5, 7), (2, 3, 1, 7), (2, 3, 1, 7)),
@@ -72,6 +76,7 @@ CASES = {
     "attention_wide": (attention, (3, 50, 1, 512), (3, 50, 1, 512), (3, 50, 1, 512)),
     "attention_few_queries": (masked, (2, 5, 1, 72), (2, 200, 1, 72), (2, 200, 1, 72)),
     "attention_masked": (masked, (2, 100, 2, 8), (2, 63, 2, 8), (2, 63, 2, 8)),
+    "attention_biased": (biased_by_distance, (2, 50, 3, 16), (2, 50, 3, 16), (2, 50, 3, 16)),
     "linear_2x": (lambda x: linear_2x(x, 1), (3, 7, 5)),
     "linear_2x_of_one": (lambda x: linear_2x(x, 1), (4, 1, 6)),
     "nearest_2x": (lambda x: nearest_2x(x, 2), (3, 7, 5)),

@@ -39,6 +39,16 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) ->
     return ops.cat([_attend(block, k, v, bias, scale) for block in ops.split(q, rows, 2)], 2).swapaxes(1, 2)
 
 
+def unscaled_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
+    """softmax(q k^T + bias) v, as T5 has it: q (B, S, N, D), k and v (B, L, N, D), bias (B, N, S, L) -> (B, S, N, D).
+
+    No gradient flows to the bias.
+    """
+    if kernels.available(q.dtype):
+        return kernels.attention(q, k, v, bias, 1.0)
+    return _attend(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ops.stop_gradient(bias), 1.0).swapaxes(1, 2)
+
+
 @ops.constexpr
 def _no_bias() -> Tensor:
     return ms.ops.zeros((1, 1, 1, 1), ms.float32)
@@ -51,9 +61,9 @@ def _rows_at_once(scores_per_row: int) -> int:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: float) -> Tensor:
-    scores = ops.BatchMatMul(transpose_b=True)(q * scale, k)
+    scores = ops.BatchMatMul(transpose_b=True)(q if scale == 1 else q * scale, k)
     if bias is not None:
-        scores = scores + bias
+        scores = scores.astype(ms.float32) + bias
     return ops.matmul(ops.softmax(scores.astype(ms.float32), -1).astype(v.dtype), v)
 
 

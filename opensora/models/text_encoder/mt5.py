@@ -14,6 +14,7 @@ from opensora.models.layers import Linear
 from opensora.models.loading import PretrainedModel
 from opensora.models.text_encoder.config import MT5Config
 from opensora.ops.activations import gelu_tanh
+from opensora.ops.attention import unscaled_attention
 from opensora.ops.norms import rms_norm
 
 HIDDEN = -1e9
@@ -80,17 +81,14 @@ class SelfAttention(nn.Cell):
         if has_relative_attention_bias:
             self.relative_attention_bias = Embedding(config.relative_attention_num_buckets, config.num_heads)
         self.heads = config.num_heads
-        self.scores = ops.BatchMatMul(transpose_b=True)
 
     def to_heads(self, x: Tensor) -> Tensor:
-        b, l, _ = x.shape
-        return x.reshape(b, l, self.heads, -1).swapaxes(1, 2)  # B L (N D) -> B N L D
+        """(B, L, N D) -> (B, L, N, D)."""
+        return x.reshape(x.shape[0], x.shape[1], self.heads, -1)
 
     def construct(self, x: Tensor, bias: Tensor) -> Tensor:
-        b, l, _ = x.shape
-        scores = self.scores(self.to_heads(self.q(x)), self.to_heads(self.k(x))).astype(ms.float32) + bias
-        y = ops.matmul(ops.softmax(scores, -1).astype(x.dtype), self.to_heads(self.v(x)))
-        return self.o(y.swapaxes(1, 2).reshape(b, l, -1))
+        q, k, v = self.to_heads(self.q(x)), self.to_heads(self.k(x)), self.to_heads(self.v(x))
+        return self.o(unscaled_attention(q, k, v, bias).reshape(x.shape[0], x.shape[1], -1))
 
 
 class AttentionLayer(nn.Cell):
