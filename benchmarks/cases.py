@@ -18,7 +18,7 @@ DIT_2B = {"num_attention_heads": 24, "attention_head_dim": 96, "num_layers": 4, 
 DIT_1152 = {**DIT_2B, "num_attention_heads": 12, "cross_attention_dim": 1152}
 DIT_TINY = {**DIT_2B, "num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 6, "cross_attention_dim": 96,
             "caption_channels": 32}
-# The vocabulary is smaller than mT5's, whose table of embeddings would be two thirds of the memory and is only looked up.
+# The vocabulary is smaller than mT5's: its embeddings, two thirds of the memory, are only looked up.
 MT5 = {"vocab_size": 8192, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 12, "num_heads": 16}
 
 SAMPLING_STEPS = 10

@@ -11,7 +11,9 @@ from torch import nn
 
 from benchmarks.cases import (CASES, GUIDANCE_SCALE, SAMPLING_STEPS, Case, normal, text_mask, text_states, token_ids,
                               weight)
-from benchmarks.torch_models import MT5Encoder, OpenSoraT2V, WFVAE
+from benchmarks.torch_models.dit import OpenSoraT2V
+from benchmarks.torch_models.mt5 import MT5Encoder
+from benchmarks.torch_models.wfvae import WFVAE
 from benchmarks.worker import Step, serve
 
 

@@ -23,8 +23,7 @@ Step = Callable[[], np.ndarray]
 def serve(build: Callable[[], tuple[Step, dict[str, Any]]]) -> None:
     """The worker's end. `build` makes the step, which returns its result, and facts to report about it.
 
-    Says three kinds of things, a line of json each: the facts, once; then what a first run gave; then, for every line on
-    stdin, how long another run took.
+    Writes lines of json: the facts, what a first run gave, and for every line on stdin how long another run took.
     """
     replies = os.fdopen(os.dup(1), "w")
     os.dup2(2, 1)  # what libraries print is no reply

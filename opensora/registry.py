@@ -56,8 +56,8 @@ def build(config: Optional[Mapping[str, Any]], kind: Optional[str] = None, **con
 
     Args:
         kind: what it should be: "model", "vae", "text_encoder", "scheduler" or "dataset"; None: any.
-        context: fields from the program, over those of the config. A type gets those that it knows: `dtype`, and in_channels,
-            caption_channels, model_max_length of a model.
+        context: fields from the program, over those of the config. A type gets those that it knows: `dtype`, and
+            in_channels, caption_channels, model_max_length of a model.
 
     Raises:
         FileNotFoundError: weights or data that are not on this machine.
@@ -116,7 +116,8 @@ def _names(config: type) -> tuple:
     return tuple(field.name for field in fields(config))
 
 
-def _model_entry(kind: str, model: type, config: type[ModelConfig], preset: Mapping[str, Any], more: tuple = ()) -> Entry:
+def _model_entry(kind: str, model: type, config: type[ModelConfig], preset: Mapping[str, Any],
+                 more: tuple = ()) -> Entry:
     """A model whose fields are those of its configuration: over the config.json beside the weights, else the preset."""
     def make(from_pretrained: Optional[str] = None, cache_dir: Optional[str] = None, local_files_only: bool = True,
              dtype=ms.float32, **changes):

@@ -1,6 +1,6 @@
 """Makes long videos clip by clip, and videos that keep frames of references, as a config file says; flags change it:
 
-    python scripts/inference-long.py configs/opensora-v1-1/inference/sample-ref.py --loop 4 --condition-frame-length 8 \\
+    python scripts/inference-long.py configs/opensora-v1-1/inference/long.py --loop 4 --condition-frame-length 8 \\
         --prompt "a prompt" --reference-path picture.png --mask-strategy "0"
 """
 from __future__ import annotations
@@ -10,9 +10,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
+from opensora import device  # noqa: E402
 from opensora.sample.config_inference import run  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
-from opensora.utils.config_utils import parse_configs  # noqa: E402
+from opensora.utils.config_utils import device_arguments, parse_configs  # noqa: E402
+
+
+def main() -> None:
+    config = parse_configs(training=False)
+    run(config, device.setup(device_arguments(config)), long=True)
+
 
 if __name__ == "__main__":
-    run_main(lambda: run(parse_configs(training=False), long=True))
+    run_main(main)

@@ -9,9 +9,16 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
+from opensora import device  # noqa: E402
 from opensora.sample.config_inference import run  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
-from opensora.utils.config_utils import parse_configs  # noqa: E402
+from opensora.utils.config_utils import device_arguments, parse_configs  # noqa: E402
+
+
+def main() -> None:
+    config = parse_configs(training=False)
+    run(config, device.setup(device_arguments(config)), long=False)
+
 
 if __name__ == "__main__":
-    run_main(lambda: run(parse_configs(training=False), long=False))
+    run_main(main)

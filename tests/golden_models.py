@@ -20,9 +20,9 @@ MODELS = {"WFVAEModel": WFVAEModel, "OpenSoraT2V_v1_3": OpenSoraT2V_v1_3,
 
 
 def build(name: str, file: str = "cases.json", **options):
-    """The model of a case with its weights by rule, loaded through torch names."""
+    """The model of a case with its weights by rule, loaded through torch names; `options` stand over its config."""
     description = case(name, file)
-    model = MODELS[description["model"]](**description["config"], **options)
+    model = MODELS[description["model"]](**{**description["config"], **options})
     constants = model.constants()
     state = {key: value if key in constants else weight(name, key.removeprefix("module."), value.shape)
              for key, value in model.torch_state().items()}

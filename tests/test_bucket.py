@@ -210,4 +210,5 @@ def test_no_batch_at_all():
 
 def test_changed_data_or_seed_is_refused():
     with pytest.raises(ValueError, match="had samples 60, now it is 50"):
-        BucketSampler(np.array(SHUFFLED["rows"])[:50], buckets_of(SHUFFLED)).load_state_dict(make_sampler().state_dict())
+        other = BucketSampler(np.array(SHUFFLED["rows"])[:50], buckets_of(SHUFFLED))
+        other.load_state_dict(make_sampler().state_dict())

@@ -67,7 +67,8 @@ def test_configs_inherit_and_are_programs(tmp_path):
 
 @pytest.mark.parametrize("text, argv, words", [
     ("model = dict(", [], "cannot be run: SyntaxError"), ("x = 1 / 0", [], "ZeroDivisionError"),
-    ("seed = 1", [], "no prompts: give --prompt"), ("prompt = ['a']", ["--start-index", "3"], "no prompts are left of 1"),
+    ("seed = 1", [], "no prompts: give --prompt"),
+    ("prompt = ['a']", ["--start-index", "3"], "no prompts are left of 1"),
     ("prompt = ['a']", ["--cfg-scale", "3"], "no scheduler = dict"),
     ("prompt_path = 'nowhere.txt'", [], "nowhere.txt: no such file of prompts")])
 def test_mistakes_are_one_line(text, argv, words, tmp_path):

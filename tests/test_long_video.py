@@ -1,4 +1,4 @@
-"""Prompts, mask strategies, references and the loop of long videos, against the golden cases of the published scripts."""
+"""Prompts, mask strategies, references and the loop of long videos, against golden cases of the published scripts."""
 from __future__ import annotations
 
 import threading
@@ -39,7 +39,8 @@ def test_prompts_beyond_the_golden_cases():
     assert loop_texts("|0|a jeep|2|a car|9|a bus", 1) == ["a jeep"]
     assert loop_texts("|0|one|4|two", 6) == ["one"] * 4 + ["two"] * 2
     assert split_overrides('a {"reference_path": ["b", "c"]}') == ("a ", {"reference_path": "b;c"})
-    for prompt, words in (("a {'mask_strategy': '0'}", "is no json"), ('a {"reference_path": 3}', "3 should be a text")):
+    for prompt, words in (("a {'mask_strategy': '0'}", "is no json"),
+                          ('a {"reference_path": 3}', "3 should be a text")):
         with pytest.raises(ValueError, match=words):
             split_overrides(prompt)
     with pytest.raises(ValueError, match="rising order, not with 0, 2, 1"):
@@ -72,7 +73,8 @@ def test_golden_mask_strategies(number):
 
 def test_mask_strategies_beyond_the_golden_cases():
     """Groups are cut to what there is; an image fills its group; the rest is refused."""
-    z, long, image = np.zeros((1, 1, 6, 1, 1), np.float32), np.arange(1, 10.0).reshape(1, 9, 1, 1), np.full((1, 1, 1, 1), 5.0)
+    z = np.zeros((1, 1, 6, 1, 1), np.float32)
+    long, image = np.arange(1, 10.0).reshape(1, 9, 1, 1), np.full((1, 1, 1, 1), 5.0)
 
     def placed(text: str) -> list:
         latents, mask = place_references(z, [[long, image]], [parse_strategy(text)], 0)
@@ -193,7 +195,8 @@ def test_golden_long_videos(name):
     size = ClipSize(frames, height, width, config["fps"])
     for start in range(0, count, config["batch_size"]):
         batch = scenes[start:start + config["batch_size"]]
-        videos = [np.concatenate(list(make_long_video(pipeline, batch, size, draws, config["condition_frame_length"])), 2)
+        kept = config["condition_frame_length"]
+        videos = [np.concatenate(list(make_long_video(pipeline, batch, size, draws, kept)), 2)
                   for _ in range(config["num_sample"])]
         saved += [video[number] for number in range(len(batch)) for video in videos]
     assert len(saved) == len(golden["saved"])
@@ -256,7 +259,8 @@ def test_references_from_the_web(server, tmp_path):
     assert find_reference(f"{server}/other/a%20picture.png", cache) != path
     (pixels,) = read_reference(path, 32, 32)
     assert pixels.shape == (3, 1, 32, 32) and pixels.dtype == np.float32 and np.abs(pixels).max() <= 1
-    for address, words in ((f"{server}/missing/a.png", "cannot be fetched .HTTP 404"), (f"{server}/short/a.png", "cannot be fetched"),
+    for address, words in ((f"{server}/missing/a.png", "cannot be fetched .HTTP 404"),
+                           (f"{server}/short/a.png", "cannot be fetched"),
                            ("http://127.0.0.1:9/a.png", "cannot be fetched")):
         with pytest.raises(OSError, match=words):
             find_reference(address, cache)

@@ -63,7 +63,7 @@ def test_golden(name):
     assert max(rows.values()) < 1e-4, rows
 
 
-@pytest.mark.parametrize("name", ["stdit2_tiny", "stdit2_cfg3"])
+@pytest.mark.parametrize("name", ["stdit2_240p", "stdit2_cfg3"])
 def test_golden_in_graph_mode(name):
     with graph_mode():
         rows = stdit_rows(name)
@@ -102,7 +102,7 @@ def test_gradients_of_a_batch_are_those_of_its_samples():
 
 
 def test_gradients_in_graph_mode():
-    model = build(FULL, OPENSORA_CASES)
+    model = build(FULL, OPENSORA_CASES, depth=1)
     expected = gradients(model)
     with graph_mode():
         actual = gradients(model)
@@ -147,13 +147,17 @@ def test_text_is_dropped_in_training_alone():
     with_text = model(**inputs).asnumpy()
     without = model(**{**inputs, "y": model.null_text(2)}).asnumpy()
     assert relative_difference(with_text, without) > 1e-3
-    dropped = model(**inputs, dropped=Tensor(np.array([True, False]))).asnumpy()
-    assert (dropped == np.stack([without[0], with_text[1]])).all()
     model.set_train()
-    model.y_embedder.dropout = 1.0
-    assert (model(**inputs).asnumpy() == without).all()
-    model.y_embedder.dropout = 0.0
-    assert (model(**inputs).asnumpy() == with_text).all()
+    for dropout, expected in ((1.0, without), (0.0, with_text)):
+        model.y_embedder.dropout = dropout
+        assert (model(**inputs).asnumpy() == expected).all()
+    model.y_embedder.dropout = 0.5
+    lost = 0
+    for _ in range(10):
+        for i, output in enumerate(model(**inputs).asnumpy()):
+            assert (output == with_text[i]).all() or (output == without[i]).all()
+            lost += (output == without[i]).all()
+    assert 0 < lost < 20
 
 
 def test_half_precision():

@@ -5,11 +5,18 @@ import pytest
 from golden_cases import case
 
 from opensora.datasets.text_cleaning import clean_caption
+from opensora.pipelines.prompt_syntax import clean_prompt
 
 
 @pytest.mark.parametrize("row", case("text_clean", "training_cases.json")["rows"], ids=lambda row: row["text"][:20])
 def test_golden(row):
     assert [clean_caption(row["text"], chinese) for chinese in (True, False)] == row["as_str"]
+
+
+@pytest.mark.parametrize("row", case("caption_cleaning", "opensora_cases.json")["cases"],
+                         ids=lambda row: row["text"][:20])
+def test_golden_of_open_sora(row):
+    assert clean_prompt(row["text"]) == row["expect"]
 
 
 # Expected texts are what the published cleaner gives, with ftfy and Beautiful Soup installed.

@@ -18,7 +18,8 @@ from opensora.datasets.bucket_sampler import BucketSample, BucketSampler
 from opensora.datasets.fit import TRANSFORMS, bilinear
 from opensora.datasets.loader import Loader
 from opensora.datasets.media import read_image, save_image, write_video
-from opensora.datasets.variable_video import VariableVideoTextDataset, VideoTextDataset, collate, last_begin, temporal_crop
+from opensora.datasets.variable_video import (VariableVideoTextDataset, VideoTextDataset, collate, last_begin,
+                                              temporal_crop)
 from opensora.datasets.video_table import read_table
 
 # Small on purpose: two sizes of the 144p table, and of images.
@@ -197,7 +198,7 @@ def test_settings_that_contradict(settings, words, folder):
 
 def test_report(folder, capsys, tmp_path):
     config = tmp_path / "train.py"
-    config.write_text(f"bucket_config = {BUCKETS!r}\ndataset = dict(type='VariableVideoTextDataset', frame_interval=2)\n")
+    config.write_text(f"bucket_config = {BUCKETS!r}\ndataset = dict(frame_interval=2)\n")
     bucket_report.main([str(config), str(folder / "data.csv"), "--output", str(tmp_path / "report.png")])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[1][:6] == ["144p", "8", "1", "2", "6", "3"] and rows[2][:6] == ["144p", "1", "1", "2", "4", "2"]

@@ -69,7 +69,8 @@ def picture(buckets: Buckets, assigned: np.ndarray, title: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def bar(draw: ImageDraw.ImageDraw, font, top: int, label: str, count: int, largest: int, left: int, color: tuple) -> None:
+def bar(draw: ImageDraw.ImageDraw, font, top: int, label: str, count: int, largest: int, left: int,
+        color: tuple) -> None:
     """A row's label, bar and number; the number stands beside the bar, or in it where that is long."""
     draw.text((MARGIN, top + 2), label, INK, font)
     length = round(BARS * count / largest)

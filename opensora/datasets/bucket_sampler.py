@@ -1,4 +1,4 @@
-"""The order in which training goes through buckets: each process takes batches of its own, of possibly other buckets."""
+"""The order in which training goes through buckets: each process takes batches of its own, maybe of other buckets."""
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -99,8 +99,9 @@ class BucketSampler(Sampler):
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         for level in buckets.levels:
             if level.batch_size and level.batch_size % part[1]:
-                raise ValueError(f"bucket_config: the batch of {level.batch_size} at {level.resolution}, {level.frames} "
-                                 f"frames does not divide among the sp_size {part[1]} processes that share it")
+                raise ValueError(f"bucket_config: the batch of {level.batch_size} at {level.resolution}, "
+                                 f"{level.frames} frames does not divide among the sp_size {part[1]} processes that "
+                                 f"share it")
         self._start_epoch(0)
 
     def __len__(self) -> int:

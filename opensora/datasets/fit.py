@@ -13,7 +13,7 @@ from opensora.datasets.transforms import Box, center_box, crop
 
 
 def resize_crop_video(frames: np.ndarray, height: int, width: int) -> np.ndarray:
-    """uint8 (t, H, W, 3) -> float32 (t, 3, height, width) in 0 .. 255: no larger than covers the size, then its middle."""
+    """uint8 (t, H, W, 3) -> float32 (t, 3, height, width), 0 .. 255: as small as covers the size, then its middle."""
     size = _covering(*frames.shape[1:3], height, width)
     return crop(bilinear(frames.transpose(0, 3, 1, 2), *size), center_box(*size, height, width))
 

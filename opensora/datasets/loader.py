@@ -34,8 +34,8 @@ class Loader:
     """The batches of a sampler, in its order and without end; the sampler advances as they are handed out.
 
     Args:
-        dataset: an object with `item(index, rng) -> dict of arrays`, `index` as the sampler has it; it is pickled to the
-            workers.
+        dataset: an object with `item(index, rng) -> dict of arrays`, with indices of the sampler; it is pickled to
+            the workers.
         sampler: says what to read; its state is that of the batches handed out, not of those made ahead.
         collate: items -> batch, a dict of arrays, None and numbers; it is pickled, too.
         num_workers: processes that read; 0 reads in this one, when a batch is asked for.

@@ -1,7 +1,6 @@
 """Training samples of the VAE: square clips of videos, no text."""
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -13,8 +12,7 @@ from PIL import Image
 from opensora.datasets import transforms
 from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.media import VideoReader
-
-SUFFIXES = (".avi", ".mp4", ".webm", ".mkv")
+from opensora.datasets.video_files import list_videos, listed_videos
 
 
 @dataclass(frozen=True)
@@ -54,7 +52,8 @@ class VAEDataset:
 
     def __init__(self, options: VAEDataOptions, random_start: bool = True):
         self.options, self.random_start = options, random_start
-        self.paths = listed_videos(options) if options.data_file_path else found_videos(options.video_path)
+        self.paths = (listed_videos(options.video_path, options.data_file_path, options.video_column)
+                      if options.data_file_path else list_videos(options.video_path, recursive=True))
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_videos.tsv")
 
     def __len__(self) -> int:
@@ -89,30 +88,6 @@ class VAEDataset:
         """uint8 (T, H, W, 3); `available` frames are in the file."""
         numbers = window(available, self.options.num_frames, rate, start)
         return np.stack([square(frame, self.options.resolution) for chunk in reader.chunks(numbers) for frame in chunk])
-
-
-def found_videos(folder: str) -> list[Path]:
-    """All videos in a folder and the folders in it, by name."""
-    if not Path(folder).is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder of videos")
-    paths = sorted(path for path in Path(folder).rglob("*")
-                   if path.suffix.lower() in SUFFIXES and not path.name.startswith(".") and path.is_file())
-    if not paths:
-        raise ValueError(f"{folder}: no videos in this folder ({', '.join(SUFFIXES)})")
-    return paths
-
-
-def listed_videos(options: VAEDataOptions) -> list[Path]:
-    """The videos that the csv file names, in its order."""
-    with open(options.data_file_path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
-        if options.video_column not in (rows.fieldnames or ()):
-            raise ValueError(f"{options.data_file_path}: needs a column {options.video_column!r}, "
-                             f"has {', '.join(rows.fieldnames or ()) or 'none'}")
-        paths = [Path(options.video_path) / row[options.video_column] for row in rows if row[options.video_column]]
-    if not paths:
-        raise ValueError(f"{options.data_file_path}: lists no videos")
-    return paths
 
 
 def window(available: int, num_frames: int, rate: int, start: float) -> np.ndarray:

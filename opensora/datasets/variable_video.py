@@ -61,7 +61,7 @@ class VideoTextDataset:
         """A sample, or another one if it cannot be read; random choices come from `rng` alone.
 
         Returns:
-            video, float32 (3, T, H, W) in [-1, 1]; text; num_frames, height, width, ar (height / width), fps as float32;
+            video, float32 (3, T, H, W) in [-1, 1]; text; num_frames, height, width, ar (height / width) and fps, float32;
             replaced, 1 if it stands for a broken one, else 0.
 
         Raises:
@@ -72,8 +72,9 @@ class VideoTextDataset:
 
     def _check_shape(self, transform_name: str) -> None:
         if not self.num_frames or self.num_frames < 1 or not self.image_size or None in self.image_size:
-            raise ValueError(f"num_frames {self.num_frames}, image_size {self.image_size}: VideoTextDataset makes all samples "
-                             f"of one shape, such as 16 and (256, 256); buckets are for VariableVideoTextDataset")
+            raise ValueError(f"num_frames {self.num_frames}, image_size {self.image_size}: VideoTextDataset makes all "
+                             f"samples of one shape, such as 16 and (256, 256); buckets are for "
+                             f"VariableVideoTextDataset")
         if transform_name == "center" and self.image_size[0] != self.image_size[1]:
             raise ValueError(f"transform_name 'center' cuts out squares, image_size is {tuple(self.image_size)}: use "
                              f"'resize_crop'")
@@ -96,8 +97,8 @@ class VideoTextDataset:
         video = np.ascontiguousarray(transforms.to_float(video).swapaxes(0, 1))  # T 3 H W -> 3 T H W
         return {"video": video, "text": self.table.texts[index], **numbers}
 
-    def _read_video(self, path: Path, shape: tuple[int, int, int], rng: np.random.Generator) -> tuple[np.ndarray, float]:
-        frames, height, width = shape
+    def _read_video(self, path: Path, shape: tuple, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+        """The clip, float32 (T, 3, H, W) in 0 .. 255, and its frame rate."""
         with VideoReader(path) as reader:
             try:
                 clip = self._clip(reader, declared_frames(path) or len(reader), shape, rng)
@@ -107,7 +108,7 @@ class VideoTextDataset:
         return clip, fps / self.frame_interval if self.divide_fps else fps
 
     def _clip(self, reader: VideoReader, available: int, shape: tuple, rng: np.random.Generator) -> np.ndarray:
-        """float32 (T, 3, H, W); `available` frames are in the file."""
+        """`available` frames are in the file."""
         frames, height, width = shape
         begin = int(rng.integers(last_begin(available, frames, self.frame_interval) + 1))
         numbers = temporal_crop(begin, available, frames, self.frame_interval)
@@ -119,8 +120,9 @@ class VariableVideoTextDataset(VideoTextDataset):
 
     with_sizes = True
 
-    def __init__(self, data_path: Optional[str], num_frames: Any = None, frame_interval: int = 1, image_size: Any = None,
-                 transform_name: str = "resize_crop", divide_fps: bool = False, cache_dir: str = "./cache_dir"):
+    def __init__(self, data_path: Optional[str], num_frames: Any = None, frame_interval: int = 1,
+                 image_size: Any = None, transform_name: str = "resize_crop", divide_fps: bool = False,
+                 cache_dir: str = "./cache_dir"):
         super().__init__(data_path, num_frames, frame_interval, image_size, transform_name, divide_fps, cache_dir)
 
     @property

@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from opensora.datasets import transforms
-from opensora.datasets.media import BATCH, VIDEO_SUFFIXES, VideoReader, sample_indices
+from opensora.datasets.media import BATCH, VideoReader, sample_indices
+from opensora.datasets.video_files import list_videos
 
 Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two (T, 3, H, W) in [0, 1] -> (T,)
 
@@ -72,24 +73,6 @@ def pair_videos(real_dir: Union[str, Path], generated_dir: Union[str, Path]) -> 
                          f"and {generated_dir} ({len(generated)} videos)")
     paired = {path for pair in pairs for path in (pair.real, pair.generated)}
     return pairs, [str(path) for path in (*real, *generated) if path not in paired]
-
-
-def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]:
-    """The videos in a folder, by name.
-
-    Raises:
-        FileNotFoundError: no such folder.
-        ValueError: no videos in it.
-    """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"{folder}: no such folder")
-    paths = folder.rglob("*") if recursive else folder.iterdir()
-    videos = sorted(path for path in paths
-                    if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file())
-    if not videos:
-        raise ValueError(f"{folder}: no videos in this folder ({', '.join(VIDEO_SUFFIXES)})")
-    return videos
 
 
 def frames_of_pair(pair: Pair, sampling: Sampling) -> Iterator[tuple[np.ndarray, np.ndarray]]:

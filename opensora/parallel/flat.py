@@ -4,6 +4,7 @@ The Ascend branch follows MindSpore's documentation and was not run on this proj
 """
 from __future__ import annotations
 
+import numpy as np
 from mindspore import Tensor, ops
 
 from opensora import device
@@ -21,6 +22,10 @@ class World:
     def sum(self, x: Tensor) -> Tensor:
         """The sum of the processes' x, on each of them."""
         return x if self.size == 1 else self._all_reduce(x)
+
+    def mean(self, x: Tensor) -> np.ndarray:
+        """The mean of the processes' x (n,), on each of them."""
+        return self.sum(x).asnumpy() / self.size
 
     def sum_of_part(self, x: Tensor) -> Tensor:
         """Of the sum of the processes' x (size n,) the part (n,) of this process, in order of rank."""

@@ -43,11 +43,11 @@ def _parse_group(group: str, text: str) -> MaskGroup:
     try:
         values = MaskGroup(*map(int, numbers[:5]), *map(float, numbers[5:]))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"mask strategy {text!r}: {group!r} should be one to six numbers: clip, reference, its first frame, "
-                         f"first frame in the clip, length, edit rate") from error
+        raise ValueError(f"mask strategy {text!r}: {group!r} should be one to six numbers: clip, reference, its first "
+                         f"frame, first frame in the clip, length, edit rate") from error
     if values.clip < 0 or values.reference < 0 or values.length < 1 or not 0 <= values.edit_rate <= 1:
-        raise ValueError(f"mask strategy {text!r}: in {group!r} clip and reference should be 0 or more, the length 1 or "
-                         f"more, the edit rate between 0 and 1")
+        raise ValueError(f"mask strategy {text!r}: in {group!r} clip and reference should be 0 or more, the length 1 "
+                         f"or more, the edit rate between 0 and 1")
     return values
 
 
@@ -58,8 +58,8 @@ def check_strategy(groups: Sequence[MaskGroup], references: int, loop: int) -> N
     """
     for group in groups:
         if group.clip < loop and group.reference >= references + group.clip:
-            raise ValueError(f"the mask strategy names reference {group.reference} for clip {group.clip}, counted from 0, "
-                             f"but reference_path has {references}")
+            raise ValueError(f"the mask strategy names reference {group.reference} for clip {group.clip}, counted "
+                             f"from 0, but reference_path has {references}")
 
 
 def place_references(latents: np.ndarray, references: Sequence[Sequence[np.ndarray]],
@@ -101,6 +101,6 @@ def _from_start(frame: int, count: int, what: str, group: MaskGroup) -> int:
     """Of a frame that may be counted from the end; from further than the beginning is from there."""
     place = max(0, frame + count) if frame < 0 else frame
     if place >= count:
-        raise ValueError(f"the mask strategy's group {','.join(f'{number:g}' for number in group)} wants frame {frame} of a "
-                         f"{what} that has {count}")
+        numbers = ",".join(f"{number:g}" for number in group)
+        raise ValueError(f"the mask strategy's group {numbers} wants frame {frame} of a {what} that has {count}")
     return place

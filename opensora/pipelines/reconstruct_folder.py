@@ -1,7 +1,6 @@
 """A folder of videos through a VAE and back, for measuring the VAE: resumable, and no bad file stops it."""
 from __future__ import annotations
 
-import csv
 import json
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
@@ -14,7 +13,7 @@ import numpy as np
 from tqdm import tqdm
 
 from opensora.datasets.media import WRITERS, write_video
-from opensora.eval.pairs import list_videos
+from opensora.datasets.video_files import list_videos, listed_videos
 from opensora.pipelines.reconstruct import Clip, Reconstructor, Scores, as_frames, read_clip
 from opensora.utils.files import atomic_write
 
@@ -44,7 +43,7 @@ def plan_jobs(real_dir: Union[str, Path], generated_dir: Union[str, Path], data_
     """
     real_dir, generated_dir = Path(real_dir), Path(generated_dir)
     if data_file:
-        sources = _listed_videos(real_dir, Path(data_file))
+        sources = listed_videos(real_dir, data_file)
     else:
         own = generated_dir.resolve()
         sources = [path for path in list_videos(real_dir, recursive=True) if own not in path.resolve().parents]
@@ -55,17 +54,6 @@ def plan_jobs(real_dir: Union[str, Path], generated_dir: Union[str, Path], data_
             raise ValueError(f"{source} and {jobs[name].source} would both be written to {generated_dir / name}")
         jobs[name] = Job(source, generated_dir / name, generated_dir / "origin" / name if output_origin else None)
     return list(jobs.values())
-
-
-def _listed_videos(real_dir: Path, data_file: Path) -> list[Path]:
-    with open(data_file, newline="", encoding="utf-8") as file:
-        reader = csv.DictReader(file)
-        if "video" not in (reader.fieldnames or ()):
-            raise ValueError(f"{data_file}: needs a column 'video', has {', '.join(reader.fieldnames or ())}")
-        paths = [real_dir / row["video"] for row in reader if row["video"]]
-    if not paths:
-        raise ValueError(f"{data_file}: lists no videos")
-    return paths
 
 
 class Results:

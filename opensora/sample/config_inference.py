@@ -8,7 +8,6 @@ import numpy as np
 
 from opensora.datasets.media import save_image, write_video
 from opensora.device import Device
-from opensora.device import setup as set_up_device
 from opensora.models.registry import VAES
 from opensora.pipelines.long_video import Scene, make_long_video
 from opensora.pipelines.parts import Part
@@ -17,9 +16,8 @@ from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize, STDiTPipeline
 from opensora.pipelines.t2v import OpenSoraPipeline
 from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family
-from opensora.sample.requests import Job, Request, plan_requests
+from opensora.sample.config_job import Job, Request, plan_requests
 from opensora.schedulers import SCHEDULERS
-from opensora.utils.config_utils import device_arguments
 
 # What goes together: the vae, text encoders and schedulers of a model.
 FAMILIES = {
@@ -38,7 +36,7 @@ class Maker(Protocol):
         """The requests' `number`-th samples piece by piece in order of time, uint8 (n, t, H, W, 3)."""
 
 
-def run(config: Mapping[str, Any], long: bool) -> None:
+def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     """Makes everything that a config of `parse_configs` asks for; `long` as inference-long.py does.
 
     Under msrun the processes share the prompts. Noise follows from the seed and the prompt's place alone.
@@ -51,7 +49,6 @@ def run(config: Mapping[str, Any], long: bool) -> None:
     requests = plan_requests(config, job, long)
     maker_class = STDiTMaker if config["model"]["type"] == "STDiT2-XL/2" else PlanMaker
     maker_class.check(config, job, requests, long)
-    device = set_up_device(device_arguments(config))
     maker = maker_class(config, job, device, long)
     batches = [requests[start:start + maker.batch_size] for start in range(0, len(requests), maker.batch_size)]
     for batch in batches[device.rank::device.world_size]:
@@ -92,8 +89,8 @@ class STDiTMaker:
         """Raises ValueError for what the sampler cannot do."""
         keeps_frames = job.loop > 1 or any(request.groups for request in requests)
         if long and keeps_frames and config["scheduler"]["type"] != "iddpm":
-            raise ValueError(f"scheduler type {config['scheduler']['type']!r} keeps no frames; references and loop > 1 need "
-                             f"'iddpm'")
+            raise ValueError(f"scheduler type {config['scheduler']['type']!r} keeps no frames; references and loop > 1 "
+                             f"need 'iddpm'")
 
     def make(self, requests: Sequence[Request], number: int) -> Iterator[np.ndarray]:
         draws = SeededDraws(self.job.seed, [request.index for request in requests], number)

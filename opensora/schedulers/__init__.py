@@ -19,7 +19,7 @@ first three steps.
 
 Files: noise_schedule.py has the tables, base.py the options and the course of a run. On these stand diffusion.py (the
 state of a run is x_t, by timestep), sigma_space.py (by the noise-to-signal ratio), two_stage.py and exponential.py;
-each sampler has a file of its own.
+each sampler has a file of its own. The samplers of Open-Sora v1.1, which run a whole sampling, are in iddpm/.
 """
 from __future__ import annotations
 

@@ -13,7 +13,6 @@ from mindspore import Tensor
 
 from opensora.datasets.options import T2VDataOptions
 from opensora.device import Device
-from opensora.device import setup as set_up_device
 from opensora.models.registry import VAES
 from opensora.parallel.flat import World
 from opensora.registry import DATASET, SCHEDULER, TEXT_ENCODER, VAE, check_family
@@ -25,7 +24,7 @@ from opensora.train.objective import ObjectiveOptions
 from opensora.train.stdit import STDiTTraining, STDiTTrainOptions
 from opensora.train.t2v import T2VTraining, T2VTrainOptions
 from opensora.train.trainer import TrainerOptions, Training, train
-from opensora.utils.config_utils import check_fields, device_arguments
+from opensora.utils.config_utils import check_fields
 from opensora.utils.files import atomic_write
 
 STDIT, PLAN = "STDiT2-XL/2", "OpenSoraT2V_v1_3-2B/122"
@@ -34,29 +33,29 @@ FAMILIES = {
             DATASET: ("VariableVideoTextDataset", "VideoTextDataset")},
     PLAN: {VAE: tuple(VAES), TEXT_ENCODER: ("mt5", "t5"), SCHEDULER: tuple(SCHEDULERS), DATASET: ("T2VDataset",)},
 }
+NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "dataset.type", "outputs", "lr")
 # `plugin` -> what ZeRO divides over the processes.
 PLUGINS = {"ddp": 0, "zero1": 1, "zero2": 2, "zero2-seq": 2, "zero3": 3}
 # Samplers of Open-Sora-Plan whose weights were trained in a way of their own.
 OBJECTIVES = {"CogVideoX": {"cogvideox_scheduler": True}, "FlowMatchEulerDiscrete": {"rf_scheduler": True}}
 
 
-def run(config: Mapping[str, Any]) -> None:
+def run(config: Mapping[str, Any], device: Device) -> None:
     """Trains as a config of `parse_configs` says.
 
     Raises:
         ValueError, OSError: what is wrong with the config or its files, before models are loaded where that is known.
     """
-    check_fields(config, ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "dataset.type", "outputs", "lr"))
+    check_fields(config, NEEDED)
     check_family(config, FAMILIES)
     if config.get("wandb") and find_spec("wandb") is None:
-        raise ValueError("wandb = True needs the package wandb: pip install wandb; curves are in tensorboard/ without it")
+        raise ValueError("wandb = True needs the package wandb: pip install wandb; without it curves are in tensorboard/")
     plugin = config.get("plugin") or "ddp"
     if plugin not in PLUGINS:
         raise ValueError(f"plugin {plugin!r} is not one of {', '.join(PLUGINS)}")
     make_options = stdit_options if config["model"]["type"] == STDIT else plan_options
     options = make_options(config, PLUGINS[plugin])
     checkpoint = find_load(config.get("load"))
-    device = set_up_device(device_arguments(config))
     world = World(device.rank, device.world_size)
     if isinstance(options, STDiTTrainOptions):
         training = STDiTTraining(options, config, device, world, checkpoint)
@@ -72,21 +71,26 @@ def run(config: Mapping[str, Any]) -> None:
 
 
 def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptions:
-    values = {field.name: config[field.name] for field in fields(STDiTTrainOptions) if config.get(field.name) is not None}
+    values = {field.name: config[field.name] for field in fields(STDiTTrainOptions)
+              if config.get(field.name) is not None}
     return STDiTTrainOptions(**{**values, "grad_clip": config.get("grad_clip"), "zero_stage": zero_stage})
 
 
 def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
-    """The options of train_t2v_diffusers.py, from a config. `dataset` has the fields of `T2VDataOptions`, `scheduler` those
-    of `ObjectiveOptions`, `model` keys of the model's config.json."""
+    """The options of train_t2v_diffusers.py, from a config. `dataset` has the fields of `T2VDataOptions`, `scheduler`
+    those of `ObjectiveOptions`, `model` keys of the model's config.json."""
     dataset, scheduler, model, vae, text_encoder = (dict(config[name]) for name in (
         "dataset", "scheduler", "model", "vae", "text_encoder"))
-    check_fields(config, ("vae.from_pretrained", "text_encoder.from_pretrained", "dataset.data"))
+    check_fields(config, ("vae.from_pretrained", "text_encoder.from_pretrained"))
     sp_size = config.get("sp_size") or 1
     length = text_encoder.get("model_max_length", 512)
-    kind = {part.pop("type"): part for part in (dataset, scheduler)}
-    objective = fill(ObjectiveOptions, {**OBJECTIVES.get(config["scheduler"]["type"], {}), **scheduler}, ", ".join(kind))
-    dataset.pop("transform_name", None)
+    sampler = scheduler.pop("type")
+    objective = fill(ObjectiveOptions, {**OBJECTIVES.get(sampler, {}), **scheduler}, f"{sampler} in training")
+    for name in ("type", "transform_name"):  # the second is a default of the other family
+        dataset.pop(name, None)
+    if "data_path" in dataset:  # --data-path
+        dataset["data"] = dataset.pop("data_path")
+    check_fields({"dataset": dataset, "config": config.get("config")}, ["dataset.data"])
     data = fill(T2VDataOptions, {**dataset, "sp_size": sp_size, "model_max_length": length}, "T2VDataset")
     name, pretrained = model.pop("type"), model.pop("from_pretrained", None)
     if pretrained is not None and (Path(pretrained) / "config.json").is_file():
@@ -108,8 +112,8 @@ def fill(options: type, values: Mapping[str, Any], where: str) -> Any:
     for name in values:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
-            raise ValueError(f"{where} has no field {name!r}{f' (did you mean {close[0]}?)' if close else ''}; its fields are "
-                             f"{', '.join(known)}")
+            hint = f" (did you mean {close[0]}?)" if close else ""
+            raise ValueError(f"{where} has no field {name!r}{hint}; its fields are {', '.join(known)}")
     return options(**values)
 
 

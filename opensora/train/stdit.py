@@ -55,7 +55,8 @@ class STDiTTrainOptions:
         if variable and self.bucket_config is None:
             raise ValueError("VariableVideoTextDataset needs bucket_config, which says what its samples are made to")
         if not variable and self.bucket_config is not None:
-            raise ValueError(f"bucket_config is for VariableVideoTextDataset; samples of {self.dataset['type']} have one shape")
+            raise ValueError(f"bucket_config is for VariableVideoTextDataset; samples of {self.dataset['type']} have one "
+                             f"shape")
         if not variable and (self.batch_size or 0) < 1:
             raise ValueError(f"batch_size {self.batch_size}: {self.dataset['type']} needs a number from 1 on")
         if self.sp_size < 1 or (not variable and self.batch_size % self.sp_size):
@@ -114,8 +115,8 @@ class STDiTTraining:
     def make_sampler(self, dataset: VideoTextDataset, show: bool) -> Sampler:
         options, world = self.options, self.world
         if not isinstance(dataset, VariableVideoTextDataset):
-            return BatchSampler([np.arange(len(dataset))], options.batch_size // options.sp_size, world.rank, world.size,
-                                options.seed)
+            return BatchSampler([np.arange(len(dataset))], options.batch_size // options.sp_size, world.rank,
+                                world.size, options.seed)
         buckets = Buckets(options.bucket_config)
         group, part = divmod(world.rank, options.sp_size)
         sampler = BucketSampler(dataset.shapes, buckets, dataset.frame_interval, group, world.size // options.sp_size,
@@ -129,13 +130,13 @@ class STDiTTraining:
         self.samples_per_step = self.world.size * len(batch["text"])
         loss = self.optimizer.backward(self.loss, *self.inputs(batch))
         self.batch += 1
-        loss = self.world.sum(loss.reshape(1)).asnumpy()[0] / self.world.size
+        (loss,) = self.world.mean(loss.reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
         return Report({"loss": float(loss)}, norm, applied)
 
     def inputs(self, batch: Mapping) -> tuple:
-        """What `TrainingLoss` takes. What is random follows from the batch's number and the sample's place among those of
-        all processes."""
+        """What `TrainingLoss` takes. What is random follows from the batch's number and the sample's place among those
+        of all processes."""
         generators = [np.random.default_rng([OWN_SEED, self.batch, int(place)]) for place in batch["positions"]]
         uniform, text_draws = (np.array([generator.random() for generator in generators]) for _ in range(2))
         frames, mask = batch["video"].shape[2], None
@@ -147,7 +148,8 @@ class STDiTTraining:
                            pipeline.vae.config.micro_batch_size)
         latents = pipeline.vae.encode(Tensor(batch["video"]), draws)
         noise = Tensor(draw(generators, latents.shape[1:]))
-        return (latents, noise, Tensor(pipeline.scheduler.timesteps(uniform)), *self.text(batch, text_draws < self.dropout),
+        timesteps = Tensor(pipeline.scheduler.timesteps(uniform))
+        return (latents, noise, timesteps, *self.text(batch, text_draws < self.dropout),
                 *(Tensor(batch[name]) for name in NUMBERS), mask)
 
     def text(self, batch: Mapping, dropped: np.ndarray) -> tuple[Tensor, Tensor]:

@@ -152,23 +152,25 @@ class T2VTraining:
         """The model of the flags, with the checkpoint's, the pretrained or random weights."""
         options = self.options
         if checkpoint is not None:
-            source = checkpoint / "model"
-            config = read_config(source)
-            for name, value in options.model_changes.items():
-                if config.get(name) != value:
-                    raise ValueError(f"{checkpoint}: was trained with {name} {config.get(name)}, now it is {value}: resume "
-                                     f"with the same flags, or begin a new run with --pretrained {source}")
-        else:
-            source = options.pretrained
-            if options.model in PRESETS and not options.model.startswith(self.model_class.__name__):
-                raise ValueError(f"--model {options.model}: this command trains {self.model_class.__name__}")
-            config = PRESETS[options.model] if options.model in PRESETS else read_config(options.model or source)
-            config = {**config, **options.model_changes}
-        if checkpoint is not None:
-            return self.model_class.from_pretrained(source, self.device.dtype, config)
+            return self.continue_from(checkpoint)
+        if options.model in PRESETS and not options.model.startswith(self.model_class.__name__):
+            raise ValueError(f"--model {options.model}: this command trains {self.model_class.__name__}")
+        source = options.pretrained
+        config = PRESETS[options.model] if options.model in PRESETS else read_config(options.model or source)
+        config = {**config, **options.model_changes}
         if source is not None:
             return self.start_from(source, config)
         return self.model_class(**config).cast(self.device.dtype)
+
+    def continue_from(self, checkpoint: Path) -> OpenSoraT2V_v1_3:
+        """The model of a checkpoint, whose configuration counts; flags that say otherwise are an error."""
+        source = checkpoint / "model"
+        config = read_config(source)
+        for name, value in self.options.model_changes.items():
+            if config.get(name) != value:
+                raise ValueError(f"{checkpoint}: was trained with {name} {config.get(name)}, now it is {value}: resume "
+                                 f"with the same flags, or begin a new run with --pretrained {source}")
+        return self.model_class.from_pretrained(source, self.device.dtype, config)
 
     def start_from(self, source: str, config: Mapping) -> OpenSoraT2V_v1_3:
         """A model with those pretrained weights that it has; others start at random."""
@@ -189,22 +191,27 @@ class T2VTraining:
         losses = []
         for _ in range(self.options.gradient_accumulation_steps):
             losses.append(self.optimizer.backward(self.loss, *next(self.slices)))
-        loss = self.world.sum(ops.stack(losses).mean().reshape(1)).asnumpy()[0] / self.world.size
+        (loss,) = self.world.mean(ops.stack(losses).mean().reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
         return Report({"loss": float(loss)}, norm, applied)
 
+    @property
+    def sharing(self) -> list[int]:
+        """How a batch is shared, on which its slices depend."""
+        return [self.world.size, self.group.size, self.slice_size]
+
     def position(self) -> dict:
-        sharing = [self.world.size, self.group.size, self.slice_size]
         if self.slices_done == self.slices_per_batch:
-            return {"sampler": self.loader.sampler.state_dict(), "batch": self.batch + 1, "slices": 0, "sharing": sharing}
-        return {"sampler": self.sampler_before, "batch": self.batch, "slices": self.slices_done, "sharing": sharing}
+            place = {"sampler": self.loader.sampler.state_dict(), "batch": self.batch + 1, "slices": 0}
+        else:
+            place = {"sampler": self.sampler_before, "batch": self.batch, "slices": self.slices_done}
+        return {**place, "sharing": self.sharing}
 
     def restore(self, position: dict) -> None:
         """A batch that was begun is gone on with; where it is shared in another way now, it is begun again."""
         self.loader.sampler.load_state_dict(position["sampler"])
         self.batch = position["batch"] - 1
-        same = position["sharing"] == [self.world.size, self.group.size, self.slice_size]
-        self.slices = self.training_slices(first=position["slices"] if same else 0)
+        self.slices = self.training_slices(first=position["slices"] if position["sharing"] == self.sharing else 0)
 
     def training_slices(self, first: int) -> Iterator[tuple]:
         """The inputs of micro-steps, without end, from slice `first` of the next batch on."""
@@ -275,7 +282,7 @@ class T2VTraining:
             for number, batch in enumerate(islice(loader, len(sampler))):
                 inputs = self.shared(self.inputs(batch, VALIDATION, number))
                 losses.append(self.loss(*inputs))
-        loss = self.world.sum(ops.stack(losses).mean().reshape(1)).asnumpy()[0] / self.world.size
+        (loss,) = self.world.mean(ops.stack(losses).mean().reshape(1))
         return {"loss": float(loss)}, {}
 
 

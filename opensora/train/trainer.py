@@ -134,7 +134,7 @@ def train(training: Training, options: TrainerOptions, device: Device, checkpoin
         if device.is_main:
             print(f"going on after step {step}, from {checkpoint}", flush=True)
     log = TrainingLog(options.output_dir, step, options.max_train_steps) if device.is_main else None
-    in_a_row, saved_at = 0, step
+    in_a_row = 0
 
     def save() -> None:
         state = {"skipped_steps": skipped, "position": training.position()}
@@ -167,10 +167,10 @@ def train(training: Training, options: TrainerOptions, device: Device, checkpoin
                 log.validation(step, values, pictures)
         if step % options.checkpointing_steps == 0 or step == options.max_train_steps:
             save()
-            saved_at = step
     if log:
         log.close()
-        print(f"trained {step} steps, {skipped} of them skipped; the newest checkpoint is {checkpoint_path(options.output_dir, saved_at)}", flush=True)
+        print(f"trained {step} steps, {skipped} of them skipped; the newest checkpoint is "
+              f"{checkpoint_path(options.output_dir, step)}", flush=True)
 
 
 def _resume(text: str) -> Optional[str]:

@@ -152,7 +152,7 @@ class VAETraining:
             with self.optimizer.weights_outside_blocks():
                 loss, parts = optimizer.backward(forward, *inputs)
             outputs.append(ops.stack([loss, *parts]))
-        values = self.world.sum(ops.stack(outputs).mean(0)).asnumpy() / self.world.size
+        values = self.world.mean(ops.stack(outputs).mean(0))
         names = ["discriminator_loss" if discriminates else "loss", *forward.parts]
         self.logged.update({name: float(value) for name, value in zip(names, values) if name in self.logged})
         norm, applied = optimizer.step(learning_rate)

@@ -123,7 +123,8 @@ def read_config_file(path: Union[str, Path]) -> ConfigDict:
         fields = Config.fromfile(str(path), lazy_import=False).items()
     except Exception as error:  # whatever the user's program may do
         raise ValueError(f"{path}: this config cannot be run: {type(error).__name__}: {error}") from error
-    return ConfigDict({name: value for name, value in fields if not name.startswith("_") and not isinstance(value, type)})
+    return ConfigDict({name: value for name, value in fields
+                       if not name.startswith("_") and not isinstance(value, type)})
 
 
 def check_fields(config: Mapping, needed: Iterable[str]) -> None:
@@ -193,7 +194,8 @@ def _choose_prompts(config: ConfigDict, start: Optional[int], end: Optional[int]
     if prompts is None:
         path = config.get("prompt_path")
         if path is None:
-            raise ValueError("there are no prompts: give --prompt or --prompt-path, or prompt or prompt_path in the config")
+            raise ValueError("there are no prompts: give --prompt or --prompt-path, or prompt or prompt_path in the "
+                             "config")
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file of prompts")
         prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]

@@ -45,7 +45,8 @@ def fetch(url: str, folder: Union[str, Path], seconds: float = SECONDS, most_byt
                 _download(url, path, time.monotonic() + seconds, most_bytes)
             except (HTTPException, OSError) as error:
                 reason = f"HTTP {error.code} {error.reason}" if isinstance(error, HTTPError) else str(error)
-                raise OSError(f"{url}: cannot be fetched ({reason}); fetch it yourself and give the file's path") from error
+                raise OSError(f"{url}: cannot be fetched ({reason}); fetch it yourself and give the file's "
+                              f"path") from error
     return path
 
 

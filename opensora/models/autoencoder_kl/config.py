@@ -49,7 +49,7 @@ class AutoencoderKLConfig(ModelConfig):
         if wrong:
             raise ValueError(f"block_out_channels {wrong[0]} is no multiple of norm_num_groups {self.norm_num_groups}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size {self.micro_batch_size} must be 1 or more; None takes all frames at once")
+            raise ValueError(f"micro_batch_size {self.micro_batch_size} must be 1 or more; None: all frames at once")
 
     @property
     def spatial_stride(self) -> int:

@@ -48,9 +48,10 @@ class STDiT2Config(ModelConfig):
     def __post_init__(self):
         for name, value in self.fixed.items():
             if getattr(self, name) != value:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; STDiT2 of Open-Sora v1.1 has {value!r}")
+                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; STDiT2 has {value!r}")
         if self.hidden_size % 12 or self.hidden_size % (2 * self.num_heads):
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of 12 and of twice the {self.num_heads} heads")
+            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of 12 and of twice num_heads "
+                             f"{self.num_heads}")
         if self.freeze not in FREEZES:
             raise ValueError(f"freeze {self.freeze!r} is not one of {', '.join(map(repr, FREEZES))}")
 

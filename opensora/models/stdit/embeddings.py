@@ -131,11 +131,8 @@ class CaptionEmbedder(nn.Cell):
         self.y_proj = Mlp(caption_channels, hidden_size, hidden_size, Normal(SMALL))
         self.dropout = dropout
 
-    def construct(self, y: Tensor, dropped: Optional[Tensor] = None) -> Tensor:
-        """`dropped` (B,) bool says which samples lose their text; without it, training draws."""
+    def construct(self, y: Tensor) -> Tensor:
         y = y.astype(self.y_embedding.dtype)
-        if dropped is None and self.training and self.dropout > 0:
-            dropped = ops.rand(y.shape[0]) < self.dropout
-        if dropped is not None:
-            y = ops.where(dropped.reshape(-1, 1, 1), self.y_embedding, y)
+        if self.training and self.dropout > 0:
+            y = ops.where(ops.rand(y.shape[0], 1, 1) < self.dropout, self.y_embedding, y)
         return self.y_proj(y)

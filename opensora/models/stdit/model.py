@@ -58,14 +58,13 @@ class STDiT2(PretrainedModel):
     def construct(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Optional[Tensor] = None,
                   x_mask: Optional[Tensor] = None, num_frames: Optional[Tensor] = None,
                   height: Optional[Tensor] = None, width: Optional[Tensor] = None, ar: Optional[Tensor] = None,
-                  fps: Optional[Tensor] = None, dropped: Optional[Tensor] = None) -> Tensor:
+                  fps: Optional[Tensor] = None) -> Tensor:
         """(B, C, T, H, W), (B,), (B, 1, L, caption_channels) -> (B, out_channels, T, H, W) float32.
 
         Args:
             mask: (B, L), 1 where there is text; None: everywhere.
             x_mask: (B, T) bool, False where a frame is given, so that its timestep is 0; None: no frame is given.
             num_frames, height, width: (B,), in frames and pixels of the video; ar: height / width; fps.
-            dropped: (B,) bool, which samples lose their text; None: training draws them (`class_dropout_prob`).
 
         All but the first three may have fewer rows, of which B is a multiple: they are repeated.
 
@@ -96,7 +95,7 @@ class STDiT2(PretrainedModel):
             temporal = ops.where(frame, temporal, self.t_block_temp(start + length).expand_dims(1))
         modulation, temporal = modulation.expand_dims(2), temporal.expand_dims(2)
 
-        text = self.y_embedder(y[:, 0], dropped)
+        text = self.y_embedder(y[:, 0])
         text_bias = None if mask is None else key_bias(_repeated(mask.reshape(-1, y.shape[2]), batch))
         cos, sin = interleaved_cos(t, self.head_dim), interleaved_sin(t, self.head_dim)
         for block in self.called_blocks:

@@ -38,8 +38,10 @@ class IDDPM:
         if self.num_sampling_steps is not None and self.timestep_respacing is not None:
             raise ValueError(f"num_sampling_steps {self.num_sampling_steps} and timestep_respacing "
                              f"{self.timestep_respacing!r} say the same: leave one out")
-        respacing = self.timestep_respacing if self.num_sampling_steps is None else self.num_sampling_steps
-        self.tables = make_tables(self.noise_schedule, self.diffusion_steps, "" if respacing is None else str(respacing))
+        respacing = self.timestep_respacing or ""
+        if self.num_sampling_steps is not None:
+            respacing = str(self.num_sampling_steps)
+        self.tables = make_tables(self.noise_schedule, self.diffusion_steps, respacing)
         self.losses = DiffusionLoss(self.tables, self.learn_sigma, self.sigma_small, self.predict_xstart, self.use_kl,
                                     self.rescale_learned_sigmas, self.error_weights())
 

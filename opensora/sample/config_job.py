@@ -12,7 +12,8 @@ from opensora.pipelines.prompt_syntax import loop_texts, split_overrides
 from opensora.pipelines.references import find_reference, split_paths
 from opensora.utils.config_utils import check_fields
 
-NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "num_frames", "image_size", "fps", "save_dir")
+NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "num_frames", "image_size", "fps",
+          "save_dir")
 LONGEST_NAME = 150  # bytes of a prompt in a file's name, of which there can be 255
 
 
@@ -63,10 +64,11 @@ class Job:
         if len(self.image_size) != 2 or min(self.image_size) < 8:
             raise ValueError(f"image_size {tuple(self.image_size)}: should be height and width, 8 pixels or more")
         if self.fps < self.frame_interval:
-            raise ValueError(f"fps {self.fps} divided by frame_interval {self.frame_interval} is less than 1 frame a second")
+            raise ValueError(f"fps {self.fps} divided by frame_interval {self.frame_interval} is less than 1 frame a "
+                             f"second")
         if self.loop > 1 and not (self.condition_frame_length and 1 <= self.condition_frame_length < self.num_frames):
-            raise ValueError(f"condition_frame_length {self.condition_frame_length}: with loop {self.loop} it should be from 1 "
-                             f"to {self.num_frames - 1}, frames that a clip takes over from the one before")
+            raise ValueError(f"condition_frame_length {self.condition_frame_length}: with loop {self.loop} it should be "
+                             f"from 1 to {self.num_frames - 1}, frames that a clip takes over from the one before")
 
     @property
     def video_fps(self) -> int:

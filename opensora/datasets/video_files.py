@@ -1,0 +1,43 @@
+"""Which videos there are: in a folder, or in a list."""
+from __future__ import annotations
+
+import csv
+from pathlib import Path
+from typing import Union
+
+from opensora.datasets.media import VIDEO_SUFFIXES
+
+
+def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]:
+    """The videos in a folder, by name.
+
+    Raises:
+        FileNotFoundError: no such folder.
+        ValueError: no videos in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"{folder}: no such folder")
+    paths = folder.rglob("*") if recursive else folder.iterdir()
+    videos = sorted(path for path in paths
+                    if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file())
+    if not videos:
+        raise ValueError(f"{folder}: no videos in this folder ({', '.join(VIDEO_SUFFIXES)})")
+    return videos
+
+
+def listed_videos(folder: Union[str, Path], data_file: Union[str, Path], column: str = "video") -> list[Path]:
+    """The videos that a csv file names in a column, as paths in the folder, in its order.
+
+    Raises:
+        FileNotFoundError: no such csv file.
+        ValueError: no such column, or nothing in it.
+    """
+    with open(data_file, newline="", encoding="utf-8-sig") as file:
+        rows = csv.DictReader(file)
+        if column not in (rows.fieldnames or ()):
+            raise ValueError(f"{data_file}: needs a column {column!r}, has {', '.join(rows.fieldnames or ()) or 'none'}")
+        paths = [Path(folder) / row[column] for row in rows if row[column]]
+    if not paths:
+        raise ValueError(f"{data_file}: lists no videos")
+    return paths
