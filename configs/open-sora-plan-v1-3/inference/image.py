@@ -1,30 +1,5 @@
-# Images: python scripts/inference.py THIS_FILE
+# Images: python scripts/inference.py THIS_FILE. What is not here is as in video.py.
+_base_ = ["video.py"]
+
 num_frames = 1
-fps = 18
-image_size = (352, 640)
-
-model = dict(
-    type="OpenSoraT2V_v1_3-2B/122",
-    from_pretrained="LanguageBind/Open-Sora-Plan-v1.3.0/any93x640x640",
-)
-vae = dict(
-    type="WFVAEModel_D8_4x8x8",
-    from_pretrained="LanguageBind/Open-Sora-Plan-v1.3.0/vae",
-)
-text_encoder = dict(
-    type="mt5",
-    from_pretrained="google/mt5-xxl",
-    model_max_length=512,
-)
-scheduler = dict(
-    type="EulerAncestralDiscrete",
-    num_sampling_steps=100,
-    cfg_scale=7.5,
-    prediction_type="v_prediction",
-    rescale_betas_zero_snr=True,
-)
-dtype = "bf16"
-
 prompt = ["A lighthouse on a cliff at dusk, waves below, in oil."]
-seed = 1234
-save_dir = "./samples"

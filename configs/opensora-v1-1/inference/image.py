@@ -1,37 +1,8 @@
-# Images: python scripts/inference.py THIS_FILE --ckpt-path DIR
+# Images: python scripts/inference.py THIS_FILE --ckpt-path DIR. What is not here is as in video.py.
+_base_ = ["video.py"]
+
 num_frames = 1
 frame_interval = 1
-fps = 24
 image_size = (512, 512)
-multi_resolution = "STDiT2"
-
-model = dict(
-    type="STDiT2-XL/2",
-    from_pretrained="hpcai-tech/OpenSora-STDiT-v2-stage3",
-    input_sq_size=512,
-    qk_norm=True,
-    enable_flash_attn=True,
-    enable_layernorm_kernel=True,
-)
-vae = dict(
-    type="VideoAutoencoderKL",
-    from_pretrained="stabilityai/sd-vae-ft-ema",
-    micro_batch_size=4,
-)
-text_encoder = dict(
-    type="t5",
-    from_pretrained="DeepFloyd/t5-v1_1-xxl",
-    model_max_length=200,
-)
-scheduler = dict(
-    type="iddpm",
-    num_sampling_steps=100,
-    cfg_scale=7.0,
-    cfg_channel=3,  # guidance for three of the four latent channels
-)
-dtype = "bf16"
-
 prompt = ["A lighthouse on a cliff at dusk, waves below, in oil."]
 batch_size = 4
-seed = 42
-save_dir = "./samples"

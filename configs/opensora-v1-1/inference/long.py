@@ -1,42 +1,9 @@
-# Four clips one after the other, beginning with a picture:
+# Four clips one after the other, beginning with a picture; what is not here is as in video.py:
 # python scripts/inference-long.py THIS_FILE --ckpt-path DIR --reference-path picture.png
-num_frames = 16
-frame_interval = 3
-fps = 24
-image_size = (240, 426)
-multi_resolution = "STDiT2"
-
-model = dict(
-    type="STDiT2-XL/2",
-    from_pretrained="hpcai-tech/OpenSora-STDiT-v2-stage3",
-    input_sq_size=512,
-    qk_norm=True,
-    enable_flash_attn=True,
-    enable_layernorm_kernel=True,
-)
-vae = dict(
-    type="VideoAutoencoderKL",
-    from_pretrained="stabilityai/sd-vae-ft-ema",
-    micro_batch_size=4,
-)
-text_encoder = dict(
-    type="t5",
-    from_pretrained="DeepFloyd/t5-v1_1-xxl",
-    model_max_length=200,
-)
-scheduler = dict(
-    type="iddpm",
-    num_sampling_steps=100,
-    cfg_scale=7.0,
-    cfg_channel=3,  # guidance for three of the four latent channels
-)
-dtype = "bf16"
+_base_ = ["video.py"]
 
 loop = 4
 condition_frame_length = 4  # frames that a clip takes over from the one before
 prompt = ["|0|a jeep drives through a forest|2|a jeep drives through a desert"]
 reference_path = ["picture.png"]  # of each prompt; several are joined by ;
 mask_strategy = ["0"]  # the picture is the first frame
-batch_size = 1
-seed = 42
-save_dir = "./samples"

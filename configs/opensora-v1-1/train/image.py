@@ -1,49 +1,14 @@
-# Images of several resolutions: python scripts/train.py THIS_FILE --data-path data.csv
-dataset = dict(
-    type="VariableVideoTextDataset",
-    data_path=None,  # a csv file with path, text, num_frames, height, width; --data-path
-    frame_interval=1,
-    transform_name="resize_crop",
-)
-# resolution: frames: (probability that a sample that fits stays, batch size)
+# Images of several resolutions: python scripts/train.py THIS_FILE --data-path data.csv. What is not here is as in video.py.
+_base_ = ["video.py"]
+
+dataset = dict(frame_interval=1)
+# Takes the place of the other file's buckets, where dicts are joined otherwise.
 bucket_config = {
+    "_delete_": True,
     "256": {1: (1.0, 256)},
     "512": {1: (0.8, 80)},
     "480p": {1: (0.5, 52)},
     "1024": {1: (0.5, 20)},
     "1080p": {1: (0.2, 8)},
 }
-num_workers = 8
-dtype = "bf16"
-plugin = "zero2"
-grad_checkpoint = True
-
-model = dict(
-    type="STDiT2-XL/2",
-    from_pretrained=None,  # weights to start from; --ckpt-path
-    input_sq_size=512,
-    qk_norm=True,
-    enable_flash_attn=True,
-    enable_layernorm_kernel=True,
-)
-vae = dict(
-    type="VideoAutoencoderKL",
-    from_pretrained="stabilityai/sd-vae-ft-ema",
-    micro_batch_size=4,
-)
-text_encoder = dict(
-    type="t5",
-    from_pretrained="DeepFloyd/t5-v1_1-xxl",
-    model_max_length=200,
-    shardformer=True,  # 16 bits
-)
-scheduler = dict(type="iddpm", timestep_respacing="")
-
-seed = 42
-outputs = "outputs"
-epochs = 1000
-log_every = 10
-ckpt_every = 500
-load = None  # a checkpoint to go on from; --load
-lr = 2e-5
-grad_clip = 1.0
+mask_ratios = None
