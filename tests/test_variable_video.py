@@ -208,3 +208,20 @@ def test_report(folder, capsys, tmp_path):
     with pytest.raises(ValueError, match="the field bucket_config is missing"):
         config.write_text("seed = 1\n")
         bucket_report.main([str(config), str(folder / "data.csv")])
+
+
+def test_parquet(tmp_path):
+    """Read where pyarrow is installed; elsewhere that is what the error says."""
+    path = tmp_path / "data.parquet"
+    try:
+        import pyarrow
+        from pyarrow import parquet
+    except ImportError:
+        path.write_bytes(b"PAR1")
+        with pytest.raises(ValueError, match="needs the package pyarrow"):
+            read_table(path)
+        return
+    columns = {"path": ["a.mp4"], "text": ["t"], "num_frames": [8], "height": [144.0], "width": [256], "fps": [24]}
+    parquet.write_table(pyarrow.table(columns), path)
+    table = read_table(path, sizes=True)
+    assert (table.paths, table.texts, table.shapes.tolist()) == (["a.mp4"], ["t"], [[8, 144, 256]])

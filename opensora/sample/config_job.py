@@ -82,7 +82,8 @@ class Job:
     def path(self, request: Request, number: int) -> Path:
         """Of a prompt's `number`-th sample."""
         name = self.sample_name or ("" if self.prompt_as_path else "sample")
-        name += file_name(request.prompt) if self.prompt_as_path else f"_{request.index}"
+        in_name = file_name(request.prompt) if self.prompt_as_path else ""
+        name += in_name or f"_{request.index}"  # an empty prompt names no file
         name += "" if self.num_sample == 1 else f"-{number}"
         return Path(self.save_dir) / f"{name}{'.png' if self.num_frames == 1 else '.mp4'}"
 
