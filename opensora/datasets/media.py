@@ -39,8 +39,9 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 BACKENDS = ("decord", "opencv")
 BATCH = 16  # frames decoded at a time: bounds memory, whatever is asked for
 
-# decord finds frames by the container's index; in streams without one (.ts, .mpg) it starts a group of pictures late.
-DECORD_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi")
+# decord finds frames by the container's index; in streams without one (.ts, .mpg) it starts a group of pictures late,
+# and where frames have no times (.avi) it now and then gives the last frame but one in place of the last.
+DECORD_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm")
 
 H264 = {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 6}
 GIF = {"codec": "gif", "pix_fmt_out": "pal8", "quality": None,
