@@ -5,7 +5,6 @@ Each computes what the function of its name in `opensora.ops` does, which calls 
 from __future__ import annotations
 
 from functools import lru_cache
-from math import prod
 
 import mindspore as ms
 import numpy as np
@@ -170,14 +169,14 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Te
 
 # Layout
 
-_permuted_back = _operator("permute", lambda x, there, back: [prod(x)])
+_permuted_back = _operator("permute", 0)
 
 
 def _permute_bprop(x, there, back, out, dout):
-    return _permuted_back(dout, back, there).reshape(x.shape), ops.zeros_like(there), ops.zeros_like(back)
+    return _permuted_back(dout, back, there), ops.zeros_like(there), ops.zeros_like(back)
 
 
-_permute = _operator("permute", lambda x, there, back: [prod(x)], bprop=_permute_bprop)
+_permute = _operator("permute", 0, bprop=_permute_bprop)
 
 
 @ops.constexpr

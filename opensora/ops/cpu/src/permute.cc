@@ -23,7 +23,7 @@ void copy_plane(const float *from, float *to, const Axis &read, const Axis &writ
 
 }  // namespace
 
-// x and its geometry, (shape, order of axes) -> the elements in the new order, flat. The third input, the geometry of
+// x and its geometry, (shape, order of axes) -> the elements in the new order; y has the shape of x. The third input, the geometry of
 // the way back, serves the gradient.
 KERNEL(permute) {
   const float *x = input(params, 0), *geometry = input(params, 1);
@@ -32,7 +32,7 @@ KERNEL(permute) {
   std::vector<int64_t> steps(rank, 1);
   for (int axis = rank - 2; axis >= 0; --axis) steps[axis] = steps[axis + 1] * std::lround(geometry[axis + 1]);
   std::vector<Axis> axes;  // in the order of y
-  int64_t to_step = product(shapes[3], 0, 1);
+  int64_t to_step = product(shapes[0], 0, rank);
   for (int i = 0; i < rank; ++i) {
     const int axis = static_cast<int>(std::lround(geometry[rank + i]));
     const int64_t size = std::lround(geometry[axis]);
