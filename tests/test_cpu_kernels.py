@@ -153,12 +153,12 @@ def test_a_damaged_source_or_a_full_disk_is_not_fatal(tmp_path, monkeypatch, cap
     source.mkdir()
     (source / "broken.cc").write_text("int main( {")
     monkeypatch.setattr(build, "SOURCE", source)
-    assert build.library.__wrapped__() is None
+    assert build.shared_library.__wrapped__() is None
     assert "no fused CPU kernels" in capfd.readouterr().err
     assert not list((tmp_path / "opensora").iterdir())
     (tmp_path / "opensora").rmdir()
     (tmp_path / "opensora").write_text("a file in the way")
-    assert build.library.__wrapped__() is None
+    assert build.shared_library.__wrapped__() is None
     assert "opensora: " in capfd.readouterr().err
 
 

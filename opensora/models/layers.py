@@ -11,6 +11,7 @@ from mindspore.common.initializer import Uniform, initializer
 from opensora.ops.activations import bias_gelu_tanh
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.norms import channel_layer_norm, group_norm
+from opensora.ops.resample import nearest_pictures_2x
 
 
 def _uniform(shape: Sequence[int], fan_in: int) -> Parameter:
@@ -52,6 +53,28 @@ class Conv2d(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return conv2d(x, self.weight, self.bias, self.stride, self.padding)
+
+
+class Downsample(nn.Cell):
+    """Halves height and width, frame by frame; one row and column of zeros at the bottom and right."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = Conv2d(channels, channels, stride=2, padding=(0, 1, 0, 1))
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.conv(x)
+
+
+class Upsample(nn.Cell):
+    """Doubles height and width, frame by frame."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.conv = Conv2d(channels, channels)
+
+    def construct(self, x: Tensor) -> Tensor:
+        return self.conv(nearest_pictures_2x(x))
 
 
 class ChannelLayerNorm(nn.Cell):

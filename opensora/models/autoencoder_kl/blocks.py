@@ -7,10 +7,9 @@ from __future__ import annotations
 from mindspore import Tensor, nn
 
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
-from opensora.models.layers import Conv2d, GroupNorm, Linear
+from opensora.models.layers import Conv2d, Downsample, GroupNorm, Linear, Upsample
 from opensora.ops.attention import attention
 from opensora.ops.layout import permute
-from opensora.ops.resample import nearest_pictures_2x
 
 NO_PADDING = (0, 0, 0, 0)
 
@@ -60,28 +59,6 @@ class MidBlock(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.resnets[1](self.attentions[0](self.resnets[0](x)))
-
-
-class Downsample(nn.Cell):
-    """Half the size, odd sizes rounded down: a convolution with stride 2 that sees zeros to the right and below."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = Conv2d(channels, channels, stride=2, padding=(0, 1, 0, 1))
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
-class Upsample(nn.Cell):
-    """Twice the size: every pixel four times, then a convolution."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = Conv2d(channels, channels)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.conv(nearest_pictures_2x(x))
 
 
 class DownBlock(nn.Cell):

@@ -18,7 +18,7 @@ from mindspore import Tensor, nn, ops
 from opensora.models.layers import ChannelLayerNorm, Conv2d, Conv3d, GroupNorm
 from opensora.ops.attention import attention
 from opensora.ops.layout import permute
-from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x, nearest_pictures_2x
+from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x
 from opensora.parallel.stream import OneStream
 
 NORM_TYPES = ("groupnorm", "layernorm")
@@ -175,17 +175,6 @@ class AttnBlock3DFix(nn.Cell):
         return x + self.proj_out(y)
 
 
-class Downsample(nn.Cell):
-    """Halves height and width, frame by frame; one row and column of zeros at the bottom and right."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = Conv2d(channels, channels, stride=2, padding=(0, 1, 0, 1))
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.conv(x)
-
-
 class Spatial2xTime2x3DDownsample(nn.Cell):
     """Halves height, width and, causally, time: 1 + 2n frames become 1 + n."""
 
@@ -197,17 +186,6 @@ class Spatial2xTime2x3DDownsample(nn.Cell):
 
     def construct(self, x: Tensor, past=None, last: bool = True):
         return self.conv(x, past, last)
-
-
-class Upsample(nn.Cell):
-    """Doubles height and width, frame by frame."""
-
-    def __init__(self, channels: int):
-        super().__init__()
-        self.conv = Conv2d(channels, channels)
-
-    def construct(self, x: Tensor) -> Tensor:
-        return self.conv(nearest_pictures_2x(x))
 
 
 class Spatial2xTime2x3DUpsample(nn.Cell):

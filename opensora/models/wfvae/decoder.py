@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
 
-from opensora.models.layers import Conv2d
+from opensora.models.layers import Conv2d, Upsample
 from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, ResnetBlock3D,
-                                          Spatial2xTime2x3DUpsample, Upsample, Wait, normalize)
+                                          Spatial2xTime2x3DUpsample, Wait, normalize)
 from opensora.models.wfvae.wavelet import InverseHaarTransform2D, InverseHaarTransform3D
 from opensora.ops.layout import swap_frames_channels
 from opensora.parallel.stream import OneStream

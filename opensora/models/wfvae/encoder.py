@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
 
-from opensora.models.layers import Conv2d
-from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, Downsample, ResnetBlock2D,
-                                          ResnetBlock3D, Spatial2xTime2x3DDownsample, normalize)
+from opensora.models.layers import Conv2d, Downsample
+from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, ResnetBlock2D, ResnetBlock3D,
+                                          Spatial2xTime2x3DDownsample, normalize)
 from opensora.models.wfvae.wavelet import HaarTransform2D, HaarTransform3D
 from opensora.ops.layout import swap_frames_channels
 

@@ -22,7 +22,7 @@ SWITCH = "OPENSORA_CPU_KERNELS"  # in the environment; 0: stock operators only
 
 
 @lru_cache(maxsize=1)
-def library() -> Optional[Path]:
+def shared_library() -> Optional[Path]:
     """The shared library, built if it is not there yet; None, with a note, where that cannot be done."""
     if os.environ.get(SWITCH) == "0":
         return None

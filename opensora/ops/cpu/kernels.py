@@ -11,9 +11,9 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from opensora import device
-from opensora.ops.cpu.build import library
+from opensora.ops.cpu.build import shared_library
 
-LIBRARY = library() if device.default_target() == "CPU" else None
+LIBRARY = shared_library() if device.default_target() == "CPU" else None
 
 
 @ops.constexpr
