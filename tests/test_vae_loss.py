@@ -295,6 +295,24 @@ def test_training_lowers_the_loss():
     assert generator_values[-1] < generator_values[0]
 
 
+def test_without_a_discriminator_the_reconstruction_still_teaches():
+    ms.set_seed(4)
+    vae = WFVAEModel(**TINY_VAE).set_train()
+    video, noise = Tensor(given("plain", "video", (2, 3, 5, 16, 16))), Tensor(given("plain", "noise", (2, 8, 2, 2, 2)))
+    loss = GeneratorLoss(vae, VAELossOptions(perceptual_weight=0, kl_weight=0))
+    parameters = vae.trainable_params()
+
+    def plain(video: Tensor) -> Tensor:
+        return ops.abs(video - vae.decode(vae.encode(video).sample(noise))).sum() / (2 * 5)
+
+    (value, parts), gradients = ms.value_and_grad(loss, None, parameters, has_aux=True)(video, noise, False)
+    expected_value, expected = ms.value_and_grad(plain, None, parameters)(video)
+    assert abs(float(value) / float(expected_value) - 1) < 1e-5 and float(parts[0]) == float(value)
+    assert norm(expected) > 1
+    for parameter, gradient, wanted in zip(parameters, gradients, expected):
+        assert np.abs(gradient.asnumpy() - wanted.asnumpy()).max() <= 1e-4 * norm(expected), parameter.name
+
+
 def test_settings_are_checked():
     with pytest.raises(ValueError, match="disc_loss 'wgan' is not one of hinge, vanilla"):
         VAELossOptions(disc_loss="wgan")

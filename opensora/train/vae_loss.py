@@ -106,7 +106,8 @@ class GeneratorLoss(nn.Cell):
                 encoder_levels: Sequence[Tensor], decoder_levels: Sequence[Tensor], adversarial: bool) -> tuple:
         """The same from what the VAE gave; levels are wavelet coefficients, (B, C, T, H, W) of two sizes."""
         # Sums over millions of values need float32, whatever the VAE computes in.
-        loss, _, nll, d_weight, g = self.judge(reconstruction.astype(ms.float32), video, last_input, adversarial)
+        loss, _, d_weight, g = self.judge(reconstruction.astype(ms.float32), video, last_input, adversarial)
+        nll = loss - d_weight * g
         kl = posterior.kl().mean()
         differences = [(a - b).astype(ms.float32) for a, b in zip(encoder_levels, decoder_levels)]
         wavelet = sum(ops.abs(difference).sum() for difference in differences) / video.shape[0]
@@ -120,7 +121,7 @@ class Judge(nn.Cell):
     """nll + w g of a reconstruction; differentiated while it is computed, so that backward has nothing left to do.
 
     `last_input` is what entered the decoder's last layer. Returns that value, its gradient with regard to the
-    reconstruction, nll, w and g. What is compiled here leaves no activations to whoever differentiates this Cell.
+    reconstruction, w and g. What is compiled here leaves no activations to whoever differentiates this Cell.
     """
 
     def __init__(self, decoder: Decoder, options: VAELossOptions, lpips: Optional[LPIPS],
@@ -135,13 +136,14 @@ class Judge(nn.Cell):
     def construct(self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool) -> tuple:
         nll, gradient = self._likelihood(reconstruction, video)
         if not adversarial:
-            return nll, gradient, nll, Tensor(0.0), Tensor(0.0)
+            return nll, gradient, Tensor(0.0), Tensor(0.0)
         g, g_gradient = self.adversarial(reconstruction)
         nll_norm, g_norm = [ops.norm(self.last_weight_gradient(self.last_weight, last_input, of))
                             for of in (gradient, g_gradient)]
         d_weight = ops.clamp(nll_norm / (g_norm + 1e-4), 0.0, 1e4) * self.options.disc_weight
-        return nll + d_weight * g, gradient + d_weight * g_gradient, nll, d_weight, g
+        return nll + d_weight * g, gradient + d_weight * g_gradient, d_weight, g
 
+    # No tensor may be returned twice: its gradient would arrive at one of the places alone.
     def bprop(self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool, out: tuple,
               dout: tuple) -> tuple:
         return out[1] * dout[0], ops.zeros_like(video), ops.zeros_like(last_input), adversarial
