@@ -99,7 +99,9 @@ def check_decoding(group: Group) -> None:
     """The chunks of a clip, decoded side by side, are those of one process."""
     eight_fold = dict(l1_dowmsample_block="Spatial2xTime2x3DDownsample", l1_downsample_wavelet="HaarWaveletTransform3D",
                       l1_upsample_block="Spatial2xTime2x3DUpsample", l1_upsample_wavelet="InverseHaarWaveletTransform3D")
-    for change in ({}, {"norm_type": "groupnorm"}, eight_fold):
+    groups = dict(norm_type="groupnorm", base_channels=32, encoder_energy_flow_hidden_size=32,
+                  decoder_energy_flow_hidden_size=32)
+    for change in ({}, groups, eight_fold):
         ms.set_seed(6)
         alone = WFVAEModel(**{**VAE, **change}).set_train(False)
         together = WFVAEModel(**{**VAE, **change}).set_train(False)

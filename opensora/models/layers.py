@@ -94,13 +94,19 @@ class ChannelLayerNorm(nn.Cell):
 
 
 class GroupNorm(nn.Cell):
-    """GroupNorm of (B, T, C, H, W), over whole clips or `per_frame`, with SiLU after it if `silu`."""
+    """GroupNorm of (B, T, C, H, W), over whole clips or `per_frame`, with SiLU after it if `silu`.
+
+    Raises:
+        ValueError: channels that do not divide into the groups.
+    """
 
     keep_float32 = True
 
     def __init__(self, channels: int, groups: int = 32, eps: float = 1e-6, per_frame: bool = False,
                  silu: bool = False):
         super().__init__()
+        if channels % groups:
+            raise ValueError(f"GroupNorm: {channels} channels do not divide into {groups} groups")
         self.weight = _filled("ones", channels)
         self.bias = _filled("zeros", channels)
         self.groups = groups
