@@ -29,7 +29,7 @@ def flags(folder: Path, output: str, *more) -> list[str]:
         "--model_config", folder / "config.json", "--video_path", folder / "data/clips", "--output_dir", folder,
         "--exp_name", output, "--video_num_frames", 5, "--resolution", 32, "--train_batch_size", 2,
         "--perceptual_weight", 0, "--wavelet_loss", "--use_discriminator", "--disc_start", 2, "--use_ema",
-        "--start_learning_rate", "1e-3", "--dataloader_num_workers", 1, "--device", "CPU", "--log_interval", 2,
+        "--start_learning_rate", "3e-4", "--dataloader_num_workers", 1, "--device", "CPU", "--log_interval", 2,
         "--cache_dir", folder / "cache", *more))]
 
 
