@@ -60,11 +60,11 @@ def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, li
     """FLOPs and bytes sent of a real forward pass, counted where they arise."""
     counts = dict.fromkeys(("linear", "text", "self", "cross"), 0)
     kind = "linear"
-    linear, convolve, attend = Linear.construct, Conv2d.construct, blocks.attention
+    multiply, convolve, attend = Linear.product, Conv2d.construct, blocks.attention
 
-    def count_linear(self, x):
+    def count_product(self, x):
         counts[kind] += 2 * x.size * self.out_features
-        return linear(self, x)
+        return multiply(self, x)
 
     def count_convolution(self, x):
         y = convolve(self, x)
@@ -75,7 +75,7 @@ def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, li
         counts["cross" if k.shape[2] == run.max_sequence_length else "self"] += 2 * 2 * q.size * k.shape[2]
         return attend(q, k, v, bias)
 
-    monkeypatch.setattr(Linear, "construct", count_linear)
+    monkeypatch.setattr(Linear, "product", count_product)
     monkeypatch.setattr(Conv2d, "construct", count_convolution)
     monkeypatch.setattr(blocks, "attention", count_attention)
     model = OpenSoraT2V_v1_3(**run.config.to_dict()).set_train(False)
