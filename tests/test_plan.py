@@ -72,7 +72,7 @@ def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, li
         return y
 
     def count_attention(q, k, v, bias=None):
-        counts["cross" if k.shape[2] == run.max_sequence_length else "self"] += 2 * 2 * q.size * k.shape[2]
+        counts["cross" if k.shape[1] == run.max_sequence_length else "self"] += 2 * 2 * q.size * k.shape[1]
         return attend(q, k, v, bias)
 
     monkeypatch.setattr(Linear, "product", count_product)
