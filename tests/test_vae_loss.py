@@ -23,6 +23,8 @@ from opensora.models.losses.lpips import LPIPS
 from opensora.models.safetensors_file import write_safetensors
 from opensora.models.tensor_file import ArrayTensor
 from opensora.models.wfvae.distribution import DiagonalGaussian
+from opensora.train.adamw import AdamW
+from opensora.train.optimizer import Optimizer
 from opensora.train.vae_loss import DiscriminatorLoss, GeneratorLoss, VAELossOptions, hinge_loss, vanilla_loss
 
 TRAINING = "training_cases.json"
@@ -293,6 +295,29 @@ def test_training_lowers_the_loss():
         assert (discriminator.main[0].weight.asnumpy() != before).any() == turns[-1]
     assert turns == [False] * 5 + [True, False, True]
     assert generator_values[-1] < generator_values[0]
+
+
+def test_turns_on_optimizers_see_each_other_and_keep_no_memory():
+    """What the generator is told against it is of the newest discriminator; no step leaves its graph behind."""
+    ms.set_seed(5)
+    vae, discriminator = WFVAEModel(**TINY_VAE).set_train(), NLayerDiscriminator3D(ndf=8, n_layers=2).set_train()
+    options = VAELossOptions(perceptual_weight=0.0, disc_start=0)
+    losses = GeneratorLoss(vae, options, discriminator=discriminator), DiscriminatorLoss(discriminator, options)
+    optimizers = Optimizer(vae, AdamW()), Optimizer(discriminator, AdamW())
+    video, noise = Tensor(given("turns", "video", (1, 3, 5, 32, 32))), Tensor(given("turns", "noise", (1, 8, 2, 4, 4)))
+    found, expected, memory = [], [], []
+    for _ in range(30):
+        reconstruction = vae.decode(vae.encode(video).sample(noise))
+        expected.append(float(-discriminator(reconstruction).mean()))
+        _, parts = optimizers[0].backward(losses[0], video, noise, True)
+        found.append(float(parts[-1]))
+        optimizers[0].step(0.0)
+        optimizers[1].backward(losses[1], video, ops.stop_gradient(reconstruction))
+        optimizers[1].step(1e-3)
+        memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
+    assert np.allclose(found, expected, rtol=1e-3, atol=1e-5)
+    assert expected[-1] > expected[0] + 0.1
+    assert memory[29] - memory[14] < 30  # a kept graph is some 15 MB
 
 
 def test_without_a_discriminator_the_reconstruction_still_teaches():

@@ -97,8 +97,8 @@ class PretrainedModel(nn.Cell):
         return self._fill(tensors, self.dtype, strict)
 
     def torch_state(self) -> dict[str, np.ndarray]:
-        """All weights by their torch names, with what PyTorch keeps as buffers here constants; no bfloat16."""
-        state = {name: _numpy(parameter) for name, parameter in self.parameters_and_names()}
+        """Copies of all weights by their torch names, with what PyTorch keeps as buffers here constants; no bfloat16."""
+        state = {name: _numpy(parameter).copy() for name, parameter in self.parameters_and_names()}
         state.update({alias: state[name] for alias, name in self.aliases.items()})
         state.update(self.constants())
         return state
@@ -106,8 +106,9 @@ class PretrainedModel(nn.Cell):
     def save_pretrained(self, folder: Union[str, Path]) -> None:
         """Writes config.json and weights as PyTorch's library reads them."""
         folder = Path(folder)
-        state = {name: ArrayTensor(value) for name, value in self.torch_state().items() if name not in self.aliases}
-        write_safetensors(folder / WEIGHTS_NAME, state)
+        state = {name: _numpy(parameter) for name, parameter in self.parameters_and_names()}
+        write_safetensors(folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value
+                                                  in {**state, **self.constants()}.items()})
         self.save_config(folder)
 
     def save_config(self, folder: Path) -> None:

@@ -55,7 +55,10 @@ class Bucket:
             flat = self._joined(own.astype(self.dtype))
             pieces = ops.split(flat, [*self.sizes, self.padding] if self.padding else self.sizes)
             for parameter, piece in zip(self.parameters.values(), pieces):
-                parameter.set_data(piece.reshape(parameter.shape))  # in PyNative mode a view, no copy
+                if self.stage == 3:
+                    parameter.set_data(piece.reshape(parameter.shape))  # a view, no copy
+                else:  # in place: a compiled function goes on reading where the weights were when it was compiled
+                    ops.assign(parameter, piece.reshape(parameter.shape))
 
     def gather(self) -> None:
         """The model's parameters hold whole weights."""

@@ -99,7 +99,7 @@ class GeneratorLoss(nn.Cell):
 
     def construct(self, video: Tensor, noise: Optional[Tensor] = None, adversarial: bool = False) -> tuple:
         posterior, *encoder_levels = self.vae.encode_with_coefficients(video)
-        reconstruction, *decoder_levels, last_input = self._decode(posterior.sample(noise))
+        reconstruction, *decoder_levels, last_input = self.vae.decode_with_coefficients(posterior.sample(noise))
         return self.compare(video, reconstruction, last_input, posterior, encoder_levels, decoder_levels, adversarial)
 
     def compare(self, video: Tensor, reconstruction: Tensor, last_input: Optional[Tensor], posterior: DiagonalGaussian,
@@ -116,21 +116,13 @@ class GeneratorLoss(nn.Cell):
             loss = loss + self.options.wavelet_weight * wavelet
         return loss, tuple(ops.stop_gradient(part) for part in (nll, kl, wavelet, d_weight, g))
 
-    def _decode(self, z: Tensor) -> tuple:
-        """What the decoder gives, and what enters its last layer."""
-        seen = []
-        hook = self.vae.decoder.conv_out.register_forward_hook(lambda cell, inputs, output: seen.append(inputs[0]))
-        try:
-            return (*self.vae.decode_with_coefficients(z), *seen)
-        finally:
-            hook.remove()
-
 
 class Judge(nn.Cell):
     """nll + w g of a reconstruction; differentiated while it is computed, so that backward has nothing left to do.
 
     `last_input` is what entered the decoder's last layer. Returns that value, its gradient with regard to the
-    reconstruction, w and g. What is compiled here leaves no activations to whoever differentiates this Cell.
+    reconstruction, w and g. What is compiled here leaves no activations to whoever differentiates this Cell; the
+    discriminator's weights may be changed in place, and never replaced.
     """
 
     def __init__(self, decoder: Decoder, options: VAELossOptions, lpips: Optional[LPIPS],

@@ -69,6 +69,14 @@ class Decoder(nn.Cell):
 
     def construct(self, z: Tensor, past=None, last: bool = True):
         """Returns (video, level-1 coefficients, level-2 coefficients, past); inside, frames come before channels."""
+        h, low, l1, l2, new_past = self.backbone(z, past, last)
+        video = self.to_video(h, low, past is None and self.stream.index == 0)
+        if not last:
+            video = video[:, :, :video.shape[2] - self.resent_frames]
+        return video, l1, l2, new_past
+
+    def backbone(self, z: Tensor, past=None, last: bool = True):
+        """What enters the last layer, the low band of the video, both levels' coefficients, past."""
         first = past is None and self.stream.index == 0
         (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
          waiting1, waiting2) = (None,) * 9 if past is None else past
@@ -85,13 +93,14 @@ class Decoder(nn.Cell):
 
         h, past_up1 = self.up1(h[:, :, :-self.flow], past_up1, last)
         h, past_layer = self.layer(h, past_layer, last)
-        h = self.conv_out(self.norm_out(h))
-        video = self.inverse_wavelet_transform_out(_add_to_low_band(h, low), first)
-        if not last:
-            video = video[:, :video.shape[1] - self.resent_frames]
         past = () if last else (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
-                                  waiting1, waiting2)
-        return swap_frames_channels(video), swap_frames_channels(l1), swap_frames_channels(l2), past
+                              waiting1, waiting2)
+        return self.norm_out(h), low, swap_frames_channels(l1), swap_frames_channels(l2), past
+
+    def to_video(self, h: Tensor, low: Tensor, first: bool = True) -> Tensor:
+        """The last layer, and the wavelet transform back to pixels."""
+        video = self.inverse_wavelet_transform_out(_add_to_low_band(self.conv_out(h), low), first)
+        return swap_frames_channels(video)
 
 
 def _add_to_low_band(coefficients: Tensor, low: Tensor) -> Tensor:

@@ -78,13 +78,15 @@ class WFVAEModel(PretrainedModel):
         """Latents (B, latent_dim, 1 + n, h, w) -> video (B, 3, 1 + s n, 8h, 8w), about [-1, 1], not clipped."""
         if self.use_tiling:
             return ops.cat(list(self.decode_chunks(z)), 2)
-        return self.decode_with_coefficients(z)[0]
-
-    def decode_with_coefficients(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """The video and the wavelet coefficients of both levels, shaped like the encoder's."""
         self._check_latents(z)
-        video, l1, l2, _ = self.decoder(z)
-        return video, l1, l2
+        return self.decoder(z)[0]
+
+    def decode_with_coefficients(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """The video, the wavelet coefficients of both levels, shaped like the encoder's, and what entered the last
+        layer."""
+        self._check_latents(z)
+        h, low, l1, l2, _ = self.decoder.backbone(z)
+        return self.decoder.to_video(h, low), l1, l2, h
 
     def decode_chunks(self, z: Tensor) -> Iterator[Tensor]:
         """Yields the video of `decode` in pieces (B, 3, t, 8h, 8w) along time; memory does not grow with n."""

@@ -1,0 +1,106 @@
+"""Tells from the frames of a video what scene it shows, without a model.
+
+The background is the commonest named colour on the frame's edge, the shape what differs from it. Its outline says what
+shape it is, how it changes in time what it does.
+"""
+from __future__ import annotations
+
+import math
+from typing import NamedTuple, Optional
+
+import cv2
+import numpy as np
+
+from opensora.demo.scenes import COLORS, Scene
+
+DIFFERENT = 80        # least distance of a colour to the background's for a pixel to belong to the shape
+SMALLEST = 0.01       # of the frame's area: what is less is no shape
+FAR = 0.12            # of the frame's side: what moves less stays where it is
+LARGER = 1.6          # times the area: what grows less keeps its size
+TURNED = math.pi / 6  # what turns less does not turn
+SYMMETRY = {"square": 4, "triangle": 3, "star": 5}  # by a full turn / this, the shape looks as before
+
+
+class Outline(NamedTuple):
+    """The shape in one frame; lengths are fractions of the frame's side."""
+
+    center: np.ndarray  # x, y
+    area: float
+    roundness: float    # area / that of the smallest circle around it
+    solidity: float     # area / that of its convex hull
+    points: np.ndarray  # complex, of the contour, seen from the center
+
+
+def read_scene(video: np.ndarray) -> Optional[Scene]:
+    """The scene of uint8 RGB (T, H, W, 3), its motion None where nothing moves; None where no shape is found in half
+    of the frames."""
+    background = _nearest_color(np.concatenate([video[:, :2].reshape(-1, 3), video[:, -2:].reshape(-1, 3),
+                                                video[:, :, :2].reshape(-1, 3), video[:, :, -2:].reshape(-1, 3)]))
+    masks = [_mask(frame, background) for frame in video]
+    outlines = [outline for outline in map(_outline, masks) if outline is not None]
+    if 2 * len(outlines) < len(video):
+        return None
+    inside = [frame[cv2.erode(mask, np.ones((3, 3))) > 0] for frame, mask in zip(video, masks)]
+    color = _nearest_color(np.concatenate(inside), COLORS.keys() - {background})
+    shape = _shape(outlines)
+    return Scene(color, shape, background, _motion(outlines, shape))
+
+
+def _nearest_color(pixels: np.ndarray, known=COLORS.keys()) -> str:
+    """The name of the commonest colour."""
+    names = sorted(known)
+    palette = np.array([COLORS[name] for name in names], float)
+    nearest = np.linalg.norm(pixels[:, None] - palette, axis=-1).argmin(1)
+    return names[np.bincount(nearest, minlength=len(names)).argmax()]
+
+
+def _mask(frame: np.ndarray, background: str) -> np.ndarray:
+    """uint8 (H, W): the largest piece that is of another colour."""
+    different = np.linalg.norm(frame.astype(float) - COLORS[background], axis=-1) > DIFFERENT
+    _, pieces, statistics, _ = cv2.connectedComponentsWithStats(different.astype(np.uint8))
+    if len(statistics) < 2:
+        return np.zeros(frame.shape[:2], np.uint8)
+    return (pieces == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
+
+
+def _outline(mask: np.ndarray) -> Optional[Outline]:
+    if mask.mean() < SMALLEST:
+        return None
+    finer = cv2.resize(mask * 255, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC) // 128
+    contour = max(cv2.findContours(finer, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=cv2.contourArea)
+    area, side = cv2.contourArea(contour), math.sqrt(finer.size)
+    moments = cv2.moments(contour)
+    center = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
+    points = (contour[:, 0] - center) / side
+    return Outline(center / side, area / finer.size, area / (math.pi * cv2.minEnclosingCircle(contour)[1] ** 2),
+                   area / cv2.contourArea(cv2.convexHull(contour)), points[:, 0] + 1j * points[:, 1])
+
+
+def _shape(outlines: list[Outline]) -> str:
+    """An ideal star fills half of its convex hull; of the circles around them, triangles fill 0.41, squares 0.64."""
+    roundness, solidity = (np.median([getattr(outline, name) for outline in outlines])
+                           for name in ("roundness", "solidity"))
+    if solidity < 0.8:
+        return "star"
+    return "triangle" if roundness < 0.53 else "square" if roundness < 0.8 else "circle"
+
+
+def _motion(outlines: list[Outline], shape: str) -> Optional[str]:
+    first, last = outlines[:3], outlines[-3:]
+    way = np.mean([o.center for o in last], 0) - np.mean([o.center for o in first], 0)
+    growth = np.mean([o.area for o in last]) / np.mean([o.area for o in first])
+    if np.abs(way).max() > FAR:
+        horizontal = abs(way[0]) > abs(way[1])
+        names = ("left", "right") if horizontal else ("up", "down")
+        return f"moves {names[int(way[0 if horizontal else 1] > 0)]}"
+    if max(growth, 1 / growth) > LARGER:
+        return "grows" if growth > 1 else "shrinks"
+    return "turns" if shape in SYMMETRY and abs(_turn(outlines, SYMMETRY[shape])) > TURNED else None
+
+
+def _turn(outlines: list[Outline], symmetry: int) -> float:
+    """The angle, in radians, of all turning together: followed from frame to frame, for a turn by 2 pi / symmetry
+    cannot be seen."""
+    phases = [np.angle((outline.points ** symmetry).sum()) for outline in outlines]
+    steps = np.angle(np.exp(1j * np.diff(phases)))
+    return float(steps.sum()) / symmetry

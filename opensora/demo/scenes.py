@@ -1,0 +1,56 @@
+"""What clips of the demo's world show, and the captions that say it."""
+from __future__ import annotations
+
+from dataclasses import dataclass
+from itertools import product
+from typing import Optional
+
+import numpy as np
+
+COLORS = {  # RGB
+    "red": (220, 40, 40), "orange": (245, 135, 30), "yellow": (245, 225, 60), "green": (40, 165, 70),
+    "blue": (40, 80, 220), "purple": (150, 60, 190), "black": (20, 20, 20), "white": (240, 240, 240),
+}
+SHAPES = ("circle", "square", "triangle", "star")
+DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}  # x, y
+MOTIONS = (*DIRECTIONS, "turns", "grows", "shrinks")
+FRAMES, SIDE, FPS = 17, 64, 8
+
+
+@dataclass(frozen=True)
+class Scene:
+    """A shape, what it does (None: a picture, nothing is said of it), and the colour behind it."""
+
+    color: str
+    shape: str
+    background: str
+    motion: Optional[str] = None
+
+    def caption(self, background_first: bool = False) -> str:
+        """`a red circle moves right on a blue background`, or in another order."""
+        shape, background = f"{_with_article(self.color)} {self.shape}", f"on {_with_article(self.background)} background"
+        motion = [self.motion] if self.motion else []
+        return " ".join([shape, background, *motion] if background_first else [shape, *motion, background])
+
+    @property
+    def is_held_out(self) -> bool:
+        """Whether training never sees this colour, shape and background together: a fifth of all."""
+        colors = list(COLORS)
+        return (colors.index(self.color) + SHAPES.index(self.shape) + colors.index(self.background)) % 5 == 0
+
+
+def scenes(held_out: bool) -> list[Scene]:
+    """All that move, those held out or the others."""
+    everything = (Scene(*parts) for parts in product(COLORS, SHAPES, COLORS, MOTIONS))
+    return [scene for scene in everything if scene.is_held_out == held_out and scene.color != scene.background
+            and not (scene.shape == "circle" and scene.motion == "turns")]  # which nobody could see
+
+
+def draw_scenes(count: int, held_out: bool, rng: np.random.Generator) -> list[Scene]:
+    """`count` of them, shuffled; all come before one comes again."""
+    every = scenes(held_out)
+    return [every[i] for _ in range(-(-count // len(every))) for i in rng.permutation(len(every))][:count]
+
+
+def _with_article(word: str) -> str:
+    return f"{'an' if word[0] in 'aeiou' else 'a'} {word}"

@@ -1,0 +1,85 @@
+"""Training data of the demo: clips and pictures of coloured shapes with captions, and held-out clips:
+
+    python tools/demo/make_data.py --output_dir DIR
+
+    DIR/train/clips/*.mp4, captions.json            training, videos
+    DIR/train/pictures/*.png, pictures.json         training, images
+    DIR/held_out/clips/*.mp4, captions.json         combinations that training never sees
+    DIR/{train,train_pictures,held_out}.txt         data files; embeddings belong in DIR/embeddings/<the same name>
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
+
+from opensora.datasets.media import save_image, write_video  # noqa: E402
+from opensora.demo.drawing import draw_clip, draw_picture  # noqa: E402
+from opensora.demo.scenes import FPS, FRAMES, SIDE, Scene, draw_scenes  # noqa: E402
+from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.files import atomic_write  # noqa: E402
+
+RESOLUTION = {"height": SIDE, "width": SIDE}
+TRAIN, PICTURES, HELD_OUT = range(3)  # part of the seed of each
+
+
+def write_clip(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
+    """Returns the entry of the annotation. What is there already stays."""
+    clip = draw_clip(scene, rng)
+    if not path.exists():
+        with write_video(path, FPS) as write:
+            write(clip)
+    return {"path": path.name, "cap": scene.caption(background_first=rng.random() < 0.25), "resolution": RESOLUTION,
+            "num_frames": FRAMES, "fps": FPS, "cut": [0, FRAMES]}
+
+
+def write_picture(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
+    picture = draw_picture(scene, rng)
+    if not path.exists():
+        save_image(path, picture)
+    return {"path": path.name, "cap": replace(scene, motion=None).caption(), "resolution": RESOLUTION}
+
+
+def write_part(folder: Path, name: str, scenes: list[Scene], part: int, annotation: Path) -> None:
+    """The samples of one data file, which is written when they are all there."""
+    (folder).mkdir(parents=True, exist_ok=True)
+    write, suffix = (write_picture, ".png") if part == PICTURES else (write_clip, ".mp4")
+
+    def write_number(number: int) -> dict:
+        return write(folder / f"{number:05d}{suffix}", scenes[number], np.random.default_rng([part, number]))
+
+    with ThreadPoolExecutor() as pool:
+        entries = list(tqdm(pool.map(write_number, range(len(scenes))), name, len(scenes)))
+    root = folder.parent.parent
+    with atomic_write(annotation) as temporary:
+        temporary.write_text(json.dumps(entries), encoding="utf-8")
+    with atomic_write(root / f"{name}.txt") as temporary:
+        temporary.write_text(f"{folder},{root / 'embeddings' / name},{annotation}\n", encoding="utf-8")
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Clips and pictures of coloured shapes, with captions.")
+    parser.add_argument("--output_dir", required=True)
+    parser.add_argument("--clips", type=int, default=4000, help="for training")
+    parser.add_argument("--pictures", type=int, default=6000, help="for training")
+    parser.add_argument("--held_out", type=int, default=100, help="clips of combinations that training never sees")
+    args = parser.parse_args()
+    root = Path(args.output_dir)
+    rng = np.random.default_rng(0)
+    write_part(root / "train/pictures", "train_pictures", draw_scenes(args.pictures, False, rng), PICTURES,
+               root / "train/pictures.json")
+    write_part(root / "train/clips", "train", draw_scenes(args.clips, False, rng), TRAIN, root / "train/captions.json")
+    write_part(root / "held_out/clips", "held_out", draw_scenes(args.held_out, True, rng), HELD_OUT,
+               root / "held_out/captions.json")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,71 @@
+"""The demo's text encoder: a vocabulary of the captions' words, and an mT5 encoder that is not trained.
+
+    python tools/demo/make_text_encoder.py --output_dir DIR
+
+A frozen encoder has only to tell captions apart. Random weights do, if attention looks at words by where they stand:
+its biases by distance are drawn wide here, so that each head looks at few of them, and `red` before `circle` becomes
+something else than `red` before `background`. The transformer learns to read what comes out.
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import mindspore as ms
+import numpy as np
+import sentencepiece
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
+
+from opensora.demo.scenes import scenes  # noqa: E402
+from opensora.models import MT5EncoderModel  # noqa: E402
+from opensora.utils.cli import run_main  # noqa: E402
+
+SIZES = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, relative_attention_num_buckets=32,
+             relative_attention_max_distance=64)
+VOCABULARY = 130  # pieces: enough for every word to be one
+BIAS_SPREAD = 3.0  # standard deviation: the likeliest distance gets most of a head's attention
+
+
+def make_vocabulary(folder: Path) -> int:
+    """Writes spiece.model with mT5's special pieces; returns the number of pieces."""
+    captions = [scene.caption(order) for scene in scenes(False) + scenes(True) for order in (False, True)]
+    words = sorted({word for caption in captions for word in caption.split()})
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), model_type="bpe", vocab_size=VOCABULARY,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2)
+    (folder / "spiece.vocab").unlink()
+    return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model")).vocab_size()
+
+
+def make_encoder(vocabulary: int) -> MT5EncoderModel:
+    ms.set_seed(0)
+    encoder = MT5EncoderModel(vocab_size=vocabulary, model_type="mt5", **SIZES)
+    rng, state = np.random.default_rng(0), {}
+    for name, value in encoder.torch_state().items():
+        if "relative_attention_bias" in name:
+            spread = BIAS_SPREAD
+        elif "shared" in name or "embed_tokens" in name:
+            spread = 1.0
+        elif "layer_norm" in name:
+            continue
+        else:
+            spread = value.shape[1] ** -0.5 * (SIZES["d_kv"] ** -0.5 if name.endswith(".q.weight") else 1)
+        state[name] = rng.normal(0, spread, value.shape).astype(np.float32)
+    for alias, name in encoder.aliases.items():
+        state.pop(alias, None)
+    encoder.load_torch_state(state, strict=False)
+    return encoder
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="The demo's vocabulary and text encoder.")
+    parser.add_argument("--output_dir", required=True)
+    folder = Path(parser.parse_args().output_dir)
+    folder.mkdir(parents=True, exist_ok=True)
+    make_encoder(make_vocabulary(folder)).save_pretrained(folder)
+
+
+if __name__ == "__main__":
+    run_main(main)
