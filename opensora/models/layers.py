@@ -34,9 +34,9 @@ class Conv3d(nn.Cell):
         self.stride = stride
         self.padding = tuple(padding)
 
-    def construct(self, x: Tensor, past: Optional[Tensor] = None) -> Tensor:
-        """`past`: frames before x."""
-        return conv3d(x, self.weight, self.bias, self.stride, self.padding, past)
+    def construct(self, x: Tensor, past: Optional[Tensor] = None, copies: int = 0) -> Tensor:
+        """`past`: frames before x; `copies`: how many of its first frame stand there instead."""
+        return conv3d(x, self.weight, self.bias, self.stride, self.padding, past, copies)
 
 
 class Conv2d(nn.Cell):

@@ -1,8 +1,9 @@
 """Convolutions of videos laid out frame after frame, (B, T, C, H, W).
 
-A frame's channels lie together, so frames go through 2-D convolutions as a batch. A 3-D convolution is a 2-D one over
-the frames that its kernel sees side by side or, with stock operators, the sum of one 2-D convolution for each frame
-of its kernel. On a CPU both are faster than the operator Conv3D and need a fraction of its memory.
+A CPU has a kernel of this project's own for steps of one. Elsewhere frames go through 2-D convolutions as a batch, for
+a frame's channels lie together; a 3-D convolution is a 2-D one over the frames that its filter sees side by side or,
+with stock operators, the sum of one 2-D convolution for each frame of its filter. On a CPU both are faster than the
+operator Conv3D and need a fraction of its memory.
 """
 from __future__ import annotations
 
@@ -16,20 +17,27 @@ from opensora.ops.cpu import kernels
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Sequence[int] = (0, 0, 0, 0)) -> Tensor:
     """Every frame by itself: x (B, T, C, H, W), weight (O, C, k, k); zeros as (top, bottom, left, right)."""
+    if kernels.available(x.dtype) and kernels.convolves(weight, stride):
+        return kernels.convolve(x, weight.reshape(weight.shape[:2] + (1,) + weight.shape[2:]), bias, tuple(padding))
     y = _convolve(x.reshape((-1,) + x.shape[2:]), weight, stride, padding)
     return _unfold(ops.bias_add(y, bias), x.shape[1])
 
 
 def conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Sequence[int] = (0, 0, 0, 0),
-           past: Optional[Tensor] = None) -> Tensor:
+           past: Optional[Tensor] = None, copies: int = 0) -> Tensor:
     """x (B, T, C, H, W), weight (O, C, k, k', k'); `stride` in time and space; no padding in time.
 
-    `past` (B, P, C, H, W) are frames before x. T becomes (P + T - k) // stride + 1.
+    Before x stand the P frames of `past` (B, P, C, H, W), or P `copies` of its first frame. T becomes
+    (P + T - k) // stride + 1.
     """
     out_channels, channels, kernel_frames, height, width = weight.shape
-    if kernel_frames == 3 and past is not None and kernels.available(x.dtype):
-        windows = kernels.time_windows_1(past, x) if stride == 1 else kernels.time_windows_2(past, x)
-        y = _convolve(windows, weight.reshape(out_channels, 3 * channels, height, width), stride, padding)
+    if kernels.available(x.dtype) and kernels.convolves(weight, stride):
+        return kernels.convolve(x, weight, bias, tuple(padding), past, copies)
+    if copies:
+        past = ops.tile(x[:, :1], (1, copies, 1, 1, 1))
+    if kernels.available(x.dtype) and kernel_frames == 3 and past is not None and stride == 2:
+        y = _convolve(kernels.time_windows(past, x), weight.reshape(out_channels, 3 * channels, height, width), stride,
+                      padding)
         return _unfold(ops.bias_add(y, bias), y.shape[0] // x.shape[0])
     if past is not None:
         x = ops.cat((past, x), 1)

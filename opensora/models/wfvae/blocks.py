@@ -84,11 +84,7 @@ class CausalConv3d(nn.Cell):
         kept = None
         if self.stream.is_shared or not last:
             past, kept = self.stream.hand_on(self.newest(x, past), past)
-        return self.conv(x, self.copies(x) if past is None else past), () if last else kept
-
-    def copies(self, x: Tensor) -> Tensor:
-        """What stands before the clip's first frame."""
-        return ops.tile(x[:, :1], (1, 2, 1, 1, 1))
+        return self.conv(x, past, 2 if past is None else 0), () if last else kept
 
     def newest(self, x: Tensor, past) -> Tensor:
         """The frames that the next chunk needs; a short chunk takes some from its own past.
@@ -97,7 +93,7 @@ class CausalConv3d(nn.Cell):
         """
         start = x.shape[1] - self.resent - self.kept
         if start < 0:
-            x = ops.cat((self.copies(x) if past is None else past, x), 1)
+            x = ops.cat((ops.tile(x[:, :1], (1, 2, 1, 1, 1)) if past is None else past, x), 1)
             start = max(0, start + 2)
         return x[:, start:start + self.kept]
 

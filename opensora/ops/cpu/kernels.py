@@ -5,6 +5,7 @@ Each computes what the function of its name in `opensora.ops` does, which calls 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -167,6 +168,49 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Te
     return _attention(q, k, v, bias, numbers(scale))[0]
 
 
+# Convolutions
+
+@lru_cache(maxsize=None)
+def _convolution(padding: tuple, copies: int, has_past: bool):
+    """The operator on ([past], x, weight, bias, settings) -> y, frames laid out (B, T, C, H, W)."""
+    top, bottom, left, right = padding
+    name, i = ("convolve_after", 1) if has_past else ("convolve", 0)  # x is input i
+    inputs_grad = _operator(f"{name}_grad", *range(i + 1))
+    parameters_grad = _operator(f"{name}_parameters_grad", i + 1, i + 2)
+
+    def shape(*shapes):
+        (b, t, _, h, w), (o, _, frames, height, width) = shapes[i], shapes[i + 1]
+        t = t + (shapes[0][1] if has_past else copies) - frames + 1
+        return [b, t, o, h + top + bottom - height + 1, w + left + right - width + 1]
+
+    if has_past:
+        def bprop(past, x, weight, bias, settings, out, dout):
+            dpast, dx = inputs_grad(past, x, weight, bias, settings, dout)
+            dweight, dbias = parameters_grad(past, x, weight, bias, settings, dout)
+            return dpast, dx, dweight, dbias, ops.zeros_like(settings)
+    else:
+        def bprop(x, weight, bias, settings, out, dout):
+            dweight, dbias = parameters_grad(x, weight, bias, settings, dout)
+            return inputs_grad(x, weight, bias, settings, dout), dweight, dbias, ops.zeros_like(settings)
+
+    return _operator(name, shape, bprop=bprop)
+
+
+def convolves(weight: Tensor, stride: int) -> bool:
+    """Whether `convolve` knows filters of this shape."""
+    return stride == 1 and weight.shape[-2:] in ((1, 1), (3, 3))
+
+
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: tuple, past: Optional[Tensor] = None,
+             copies: int = 0) -> Tensor:
+    """x (B, T, C, H, W), weight (O, C, k, k', k'), padding (top, bottom, left, right); before x stand the frames of
+    `past`, or as many copies of its first."""
+    settings = numbers(*padding, copies)
+    if past is None:
+        return _convolution(padding, copies, False)(x, weight, bias, settings)
+    return _convolution(padding, 0, True)(past, x, weight, bias, settings)
+
+
 # Layout
 
 _permuted_back = _operator("permute", 0)
@@ -213,18 +257,17 @@ nearest_pictures_2x = _doubling("nearest_pictures_2x", 1, 2)
 linear_pictures_2x = _doubling("linear_pictures_2x", 1, 2)
 
 
-def _windows(stride: int):
-    """What each step of a filter over 3 frames sees: past (B, P, C, H, W), x (B, T, C, H, W) -> (B T', 3 C, H, W)."""
-    def shape(past, x):
-        b, t, c, h, w = x
-        return [b * ((past[1] + t - 3) // stride + 1), 3 * c, h, w]
-
-    grad = _operator(f"time_windows_{stride}_grad", 0, 1)
-
-    def bprop(past, x, out, dout):
-        return grad(past, x, dout)
-
-    return _operator(f"time_windows_{stride}", shape, bprop=bprop)
+def _windows(past, x):
+    b, t, c, h, w = x
+    return [b * ((past[1] + t - 3) // 2 + 1), 3 * c, h, w]
 
 
-time_windows_1, time_windows_2 = _windows(1), _windows(2)
+_time_windows_grad = _operator("time_windows_grad", 0, 1)
+
+
+def _time_windows_bprop(past, x, out, dout):
+    return _time_windows_grad(past, x, dout)
+
+
+# What every second step of a filter over 3 frames sees: past (B, P, C, H, W), x (B, T, C, H, W) -> (B T', 3 C, H, W).
+time_windows = _operator("time_windows", _windows, bprop=_time_windows_bprop)

@@ -110,9 +110,9 @@ int pictures_doubled_grad(void **params, int64_t **shapes) {
   return 0;
 }
 
-// Windows of three frames out of `past` and x, at steps of STRIDE.
-template <int STRIDE>
+// Windows of three frames out of `past` and x, at steps of two.
 struct Windows {
+  static constexpr int64_t STRIDE = 2;
   int64_t batch, past, frames, channels, positions, count;
 
   Windows(const int64_t *past_shape, const int64_t *shape)
@@ -173,7 +173,5 @@ KERNEL(nearest_pictures_2x_grad) { return pictures_doubled_grad<Nearest>(params,
 KERNEL(linear_pictures_2x) { return pictures_doubled<Linear>(params, shapes); }
 KERNEL(linear_pictures_2x_grad) { return pictures_doubled_grad<Linear>(params, shapes); }
 
-KERNEL(time_windows_1) { return Windows<1>(shapes[0], shapes[1]).gather(params); }
-KERNEL(time_windows_1_grad) { return Windows<1>(shapes[0], shapes[1]).scatter(params); }
-KERNEL(time_windows_2) { return Windows<2>(shapes[0], shapes[1]).gather(params); }
-KERNEL(time_windows_2_grad) { return Windows<2>(shapes[0], shapes[1]).scatter(params); }
+KERNEL(time_windows) { return Windows(shapes[0], shapes[1]).gather(params); }
+KERNEL(time_windows_grad) { return Windows(shapes[0], shapes[1]).scatter(params); }

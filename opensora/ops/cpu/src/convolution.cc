@@ -1,0 +1,436 @@
+// Convolutions of frames laid out (B, T, C, H, W), in space and over the frames before, and their gradients.
+//
+// A frame with its padding is a row of numbers, `pitch` to a line, and so is what comes out, with some columns too many
+// at the end of each line. In this form a tap of the filter is an offset: y[p] += w x[p + offset]. A block of positions
+// is taken at a time, of which the lines needed are copied with their zeros, for some channels at once; sums of ROWS
+// output channels times COLUMNS vectors of positions stay in registers (Georganas et al. 2018, arXiv:1808.05567, have
+// the idea in another layout). The gradient of the input is a convolution with the filter turned round; that of the
+// filter sums over positions, vectors being output channels.
+#include <cstdlib>
+#include <memory>
+#include <new>
+
+#ifdef __linux__
+#include <sys/mman.h>
+#endif
+
+#include "small_matmul.h"
+
+namespace {
+
+#ifdef __AVX512F__
+constexpr int ROWS = 8, COLUMNS = 3;
+#else
+constexpr int ROWS = 4, COLUMNS = 3;
+#endif
+constexpr int64_t UNIT = COLUMNS * LANES;  // positions whose sums are in registers
+constexpr int64_t BLOCK = 4 * UNIT;        // positions of a task
+constexpr int64_t TAPS = 72;               // at a time, of some input channels: lines and weights stay in the L1 cache
+constexpr int64_t SHARE = 64;              // input channels of a task of the filter's gradient
+
+struct Shape {
+  int64_t channels, height, width;
+  int64_t plane() const { return height * width; }
+  int64_t size() const { return channels * plane(); }
+};
+
+// Frames of one clip: copies of x's first, or past, and then x; nothing, that is zeros, before and behind.
+struct Frames {
+  int64_t copies, past_count, count, size;
+  const float *past, *x;
+  const float *at(int64_t i) const {
+    if (i < 0 || i >= copies + past_count + count) return nullptr;
+    if (i < past_count) return past + i * size;
+    return x + std::max<int64_t>(0, i - copies - past_count) * size;
+  }
+};
+
+struct Filter {
+  int64_t frames, height, width;
+  int64_t top, bottom, left, right;
+  int64_t taps() const { return height * width; }
+  int64_t chunk() const { return TAPS / taps(); }  // input channels at a time
+  int64_t pitch(const Shape &x) const { return x.width + left + right; }
+  Shape output(int64_t channels, const Shape &x) const {
+    return {channels, x.height + top + bottom - height + 1, pitch(x) - width + 1};
+  }
+  int64_t reach(const Shape &x) const { return (height - 1) * pitch(x) + width - 1; }  // of the last tap
+  Filter reversed() const {
+    return {frames, height, width, height - 1 - top, height - 1 - bottom, width - 1 - left, width - 1 - right};
+  }
+};
+
+// Positions [first, first + size) of a padded plane.
+void copy_padded(const float *plane, const Shape &x, const Filter &filter, int64_t first, int64_t size, float *to) {
+  const int64_t pitch = filter.pitch(x);
+  std::memset(to, 0, size * sizeof(float));
+  int64_t row = first / pitch, place = row * pitch - first + filter.left;  // where the line's own numbers begin in `to`
+  for (row -= filter.top; place < size; ++row, place += pitch) {
+    if (row < 0 || row >= x.height) continue;
+    const int64_t begin = std::max<int64_t>(place, 0), end = std::min(place + x.width, size);
+    const float *from = plane + row * x.width - place;
+    for (int64_t i = begin; i < end; ++i) to[i] = from[i];
+  }
+}
+
+// sums (ROWS, UNIT) += weights (taps, ROWS) times what lies at x + offsets.
+void add_taps(const float *x, const int32_t *offsets, int64_t taps, const float *weights, float *sums, int64_t pitch) {
+  Vector tile[ROWS][COLUMNS];
+#pragma GCC unroll 8
+  for (int row = 0; row < ROWS; ++row) {
+#pragma GCC unroll 3
+    for (int i = 0; i < COLUMNS; ++i) tile[row][i] = *reinterpret_cast<Vector *>(sums + row * pitch + i * LANES);
+  }
+  for (int64_t tap = 0; tap < taps; ++tap, weights += ROWS) {
+    const Vector *from = reinterpret_cast<const Vector *>(x + offsets[tap]);
+    const Vector a = from[0], b = from[1], c = from[2];
+#pragma GCC unroll 8
+    for (int row = 0; row < ROWS; ++row) {
+      tile[row][0] += weights[row] * a;
+      tile[row][1] += weights[row] * b;
+      tile[row][2] += weights[row] * c;
+    }
+  }
+#pragma GCC unroll 8
+  for (int row = 0; row < ROWS; ++row) {
+#pragma GCC unroll 3
+    for (int i = 0; i < COLUMNS; ++i) *reinterpret_cast<Vector *>(sums + row * pitch + i * LANES) = tile[row][i];
+  }
+}
+
+// Memory for many numbers, in large pages where there are some: they are there sooner, and sooner found.
+typedef std::unique_ptr<float[], decltype(&std::free)> Buffer;
+
+Buffer make_buffer(int64_t size) {
+  constexpr int64_t PAGE = int64_t(1) << 21;
+  const int64_t bytes = round_up(size * sizeof(float), PAGE);
+  void *memory = nullptr;
+  if (posix_memalign(&memory, PAGE, bytes)) throw std::bad_alloc();
+#ifdef MADV_HUGEPAGE
+  madvise(memory, bytes, MADV_HUGEPAGE);
+#endif
+  return Buffer(static_cast<float *>(memory), &std::free);
+}
+
+// Weights (O, C, frames, taps) -> [frame][chunk of channels][panel of ROWS outputs][channel][tap][ROWS]; `turned`:
+// those of the gradient of the input, whose outputs are the C, with frames and taps in reverse.
+Buffer packed(const float *weight, int64_t outputs, int64_t channels, const Filter &filter, bool turned) {
+  const int64_t taps = filter.taps(), rows = round_up(outputs, ROWS);
+  Buffer result = make_buffer(filter.frames * rows * channels * taps);
+  if (rows > outputs) std::fill_n(result.get(), filter.frames * rows * channels * taps, 0.0f);
+#pragma omp parallel for
+  for (int64_t panel = 0; panel < outputs; panel += ROWS) {
+    for (int64_t output = panel; output < std::min(panel + ROWS, outputs); ++output) {
+      for (int64_t channel = 0; channel < channels; ++channel) {
+        const float *from = weight + (turned ? channel * outputs + output : output * channels + channel) * filter.frames * taps;
+        const int64_t chunk = channel / filter.chunk() * filter.chunk();
+        const int64_t size = std::min(filter.chunk(), channels - chunk);
+        for (int64_t frame = 0; frame < filter.frames; ++frame) {
+          float *to = result.get() + ((frame * channels + chunk) * rows + panel * size + (channel - chunk) * ROWS) * taps + output - panel;
+          for (int64_t tap = 0; tap < taps; ++tap) {
+            const int64_t place = frame * taps + tap;
+            to[tap * ROWS] = from[turned ? filter.frames * taps - 1 - place : place];
+          }
+        }
+      }
+    }
+  }
+  return result;
+}
+
+// Where the taps of each channel lie in lines of `length`.
+std::vector<int32_t> tap_offsets(int64_t channels, int64_t length, int64_t pitch, const Filter &filter) {
+  std::vector<int32_t> offsets;
+  for (int64_t channel = 0; channel < channels; ++channel) {
+    for (int64_t row = 0; row < filter.height; ++row) {
+      for (int64_t column = 0; column < filter.width; ++column) {
+        offsets.push_back(static_cast<int32_t>(channel * length + row * pitch + column));
+      }
+    }
+  }
+  return offsets;
+}
+
+// A convolution of `count` output frames of each clip; output frame i sees input frames i + shift, i + shift + 1, ...
+template <typename Input, typename Output>
+void convolve(const Input &input_frames, const Output &output_frame, int64_t clips, int64_t count, int64_t shift,
+              const Shape &x, int64_t outputs, const Filter &filter, const float *weights,
+              const float *bias) {
+  const Shape y = filter.output(outputs, x);
+  const int64_t pitch = filter.pitch(x), positions = y.height * pitch, rows = round_up(outputs, ROWS);
+  const int64_t blocks = (positions + BLOCK - 1) / BLOCK, block = round_up((positions + blocks - 1) / blocks, UNIT);
+  const int64_t length = block + filter.reach(x);
+  const std::vector<int32_t> offsets = tap_offsets(std::min(filter.chunk(), x.channels), length, pitch, filter);
+#pragma omp parallel
+  {
+    std::vector<float> lines(filter.chunk() * length), sums(rows * block);
+#pragma omp for collapse(3) schedule(dynamic)
+    for (int64_t clip = 0; clip < clips; ++clip) {
+      for (int64_t frame = 0; frame < count; ++frame) {
+        for (int64_t part = 0; part < blocks; ++part) {
+          const int64_t first = part * block, size = std::min(block, positions - first);
+          for (int64_t row = 0; row < rows; ++row) {
+            std::fill_n(sums.begin() + row * block, block, bias && row < outputs ? bias[row] : 0.0f);
+          }
+          const Frames source = input_frames(clip);
+          for (int64_t k = 0; k < filter.frames; ++k) {
+            const float *from = source.at(frame + shift + k);
+            if (!from) continue;
+            for (int64_t chunk = 0; chunk < x.channels; chunk += filter.chunk()) {
+              const int64_t channels = std::min(filter.chunk(), x.channels - chunk), taps = channels * filter.taps();
+              for (int64_t c = 0; c < channels; ++c) {
+                copy_padded(from + (chunk + c) * x.plane(), x, filter, first, length, lines.data() + c * length);
+              }
+              const float *panels = weights + (k * x.channels + chunk) * filter.taps() * rows;
+              for (int64_t unit = 0; unit < size; unit += UNIT) {
+                for (int64_t row = 0; row < rows; row += ROWS) {
+                  add_taps(lines.data() + unit, offsets.data(), taps, panels + row * taps, sums.data() + row * block + unit,
+                           block);
+                }
+              }
+            }
+          }
+          float *to = output_frame(clip, frame);
+          for (int64_t place = first; place < first + size;) {
+            const int64_t row = place / pitch, column = place % pitch, stop = std::min(first + size, (row + 1) * pitch);
+            const int64_t valid = std::min(y.width - column, stop - place);
+            for (int64_t output = 0; output < outputs && valid > 0; ++output) {
+              std::copy_n(sums.data() + output * block + place - first, valid, to + output * y.plane() + row * y.width + column);
+            }
+            place = stop;
+          }
+        }
+      }
+    }
+  }
+}
+
+// sums (GROUPS * WIDTH, VECTORS * LANES) += what lies at x + groups, and up to WIDTH - 1 behind, times gradients, over
+// `count` positions; gradients are (positions, outputs).
+template <int GROUPS, int WIDTH, int VECTORS>
+void add_positions(const float *x, const int32_t *groups, int64_t count, const float *gradients, int64_t outputs,
+                   float *sums) {
+  Vector tile[GROUPS * WIDTH][VECTORS];
+  const float *from[GROUPS];
+  for (int group = 0; group < GROUPS; ++group) from[group] = x + groups[group];
+#pragma GCC unroll 32
+  for (int row = 0; row < GROUPS * WIDTH; ++row) {
+#pragma GCC unroll 2
+    for (int i = 0; i < VECTORS; ++i) tile[row][i] = *reinterpret_cast<Vector *>(sums + row * outputs + i * LANES);
+  }
+  for (int64_t place = 0; place < count; ++place, gradients += outputs) {
+    Vector values[VECTORS];
+#pragma GCC unroll 2
+    for (int i = 0; i < VECTORS; ++i) values[i] = *reinterpret_cast<const Vector *>(gradients + i * LANES);
+#pragma GCC unroll 16
+    for (int group = 0; group < GROUPS; ++group) {
+#pragma GCC unroll 4
+      for (int k = 0; k < WIDTH; ++k) {
+#pragma GCC unroll 2
+        for (int i = 0; i < VECTORS; ++i) tile[group * WIDTH + k][i] += from[group][place + k] * values[i];
+      }
+    }
+  }
+#pragma GCC unroll 32
+  for (int row = 0; row < GROUPS * WIDTH; ++row) {
+#pragma GCC unroll 2
+    for (int i = 0; i < VECTORS; ++i) *reinterpret_cast<Vector *>(sums + row * outputs + i * LANES) = tile[row][i];
+  }
+}
+
+template <int WIDTH, int VECTORS>
+void add_all_groups(const float *x, const std::vector<int32_t> &groups, int64_t used, int64_t count,
+                    const float *gradients, int64_t outputs, float *sums) {
+  constexpr int TOGETHER = LANES == 16 ? 24 / WIDTH / VECTORS : 12 / WIDTH / VECTORS;
+  int64_t group = 0;
+  for (; group + TOGETHER <= used; group += TOGETHER) {
+    add_positions<TOGETHER, WIDTH, VECTORS>(x, groups.data() + group, count, gradients, outputs,
+                                            sums + group * WIDTH * outputs);
+  }
+  for (; group < used; ++group) {
+    add_positions<1, WIDTH, VECTORS>(x, groups.data() + group, count, gradients, outputs, sums + group * WIDTH * outputs);
+  }
+}
+
+// The gradient of the filter, [frame][channel][tap][output, a multiple of LANES]: threads share the channels.
+template <int WIDTH, typename Input>
+void filter_gradient(const Input &input_frames, const float *dy, int64_t clips, int64_t count, const Shape &x,
+                     int64_t outputs, const Filter &filter, std::vector<float> &result) {
+  const Shape y = filter.output(outputs, x);
+  const int64_t pitch = filter.pitch(x), positions = y.height * pitch, rows = round_up(outputs, LANES);
+  const int64_t block = std::min(BLOCK, positions), length = block + filter.reach(x), taps = filter.taps();
+  const int64_t share = std::min(SHARE, (x.channels + omp_get_max_threads() - 1) / omp_get_max_threads());
+  const int64_t chunks = (x.channels + share - 1) / share;
+  std::vector<int32_t> groups;
+  for (int64_t channel = 0; channel < share; ++channel) {
+    for (int64_t row = 0; row < filter.height; ++row) groups.push_back(static_cast<int32_t>(channel * length + row * pitch));
+  }
+#pragma omp parallel
+  {
+    std::vector<float> lines(share * length), gradients(block * rows);
+#pragma omp for schedule(dynamic)
+    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
+      const int64_t first_channel = chunk * share, channels = std::min(share, x.channels - first_channel);
+      for (int64_t clip = 0; clip < clips; ++clip) {
+        const Frames source = input_frames(clip);
+        for (int64_t frame = 0; frame < count; ++frame) {
+          const float *of_frame = dy + (clip * count + frame) * y.size();
+          for (int64_t first = 0; first < positions; first += block) {
+            const int64_t size = std::min(block, positions - first);
+            std::fill(gradients.begin(), gradients.end(), 0.0f);
+            for (int64_t place = first; place < first + size; ++place) {
+              const int64_t row = place / pitch, column = place % pitch;
+              if (column >= y.width) continue;
+              float *to = gradients.data() + (place - first) * rows;
+              for (int64_t output = 0; output < outputs; ++output) to[output] = of_frame[output * y.plane() + row * y.width + column];
+            }
+            for (int64_t k = 0; k < filter.frames; ++k) {
+              const float *from = source.at(frame + k);
+              if (!from) continue;
+              for (int64_t c = 0; c < channels; ++c) {
+                copy_padded(from + (first_channel + c) * x.plane(), x, filter, first, length, lines.data() + c * length);
+              }
+              float *sums = result.data() + (k * x.channels + first_channel) * taps * rows;
+              int64_t output = 0;
+              for (; output + 2 * LANES <= rows; output += 2 * LANES) {
+                add_all_groups<WIDTH, 2>(lines.data(), groups, channels * filter.height, size, gradients.data() + output,
+                                         rows, sums + output);
+              }
+              if (output < rows) {
+                add_all_groups<WIDTH, 1>(lines.data(), groups, channels * filter.height, size, gradients.data() + output,
+                                         rows, sums + output);
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
+// What the kernels below are given: frames x (B, T, C, H, W), with past (B, P, C, H, W) or copies of the first before
+// them, a filter (O, C, k, k', k''), and settings: its padding (top, bottom, left, right) and the number of copies.
+struct Call {
+  const float *past, *x, *weight;
+  int64_t clips, copies, past_frames, frames, outputs, count;
+  Shape shape;
+  Filter filter;
+
+  Call(void **params, int64_t **shapes, bool has_past) {
+    const int i = has_past ? 1 : 0;
+    past = has_past ? input(params, 0) : nullptr;
+    past_frames = has_past ? shapes[0][1] : 0;
+    x = input(params, i);
+    weight = input(params, i + 1);
+    const int64_t *of_x = shapes[i], *of_weight = shapes[i + 1];
+    const float *settings = input(params, i + 3);
+    clips = of_x[0];
+    frames = of_x[1];
+    shape = {of_x[2], of_x[3], of_x[4]};
+    outputs = of_weight[0];
+    filter = {of_weight[2], of_weight[3], of_weight[4], std::lround(settings[0]), std::lround(settings[1]),
+              std::lround(settings[2]), std::lround(settings[3])};
+    copies = std::lround(settings[4]);
+    count = copies + past_frames + frames - filter.frames + 1;
+  }
+
+  Frames clip(int64_t i) const {
+    return {copies, past_frames, frames, shape.size(), past + i * past_frames * shape.size(), x + i * frames * shape.size()};
+  }
+
+  void run(const float *bias, float *y) const {
+    const int64_t size = filter.output(outputs, shape).size();
+    convolve([&](int64_t i) { return clip(i); }, [&](int64_t i, int64_t frame) { return y + (i * count + frame) * size; },
+             clips, count, 0, shape, outputs, filter, packed(weight, outputs, shape.channels, filter, false).get(), bias);
+  }
+
+  void input_gradient(const float *dy, float *dpast, float *dx) const {
+    const Shape y = filter.output(outputs, shape);
+    const int64_t size = shape.size();
+    std::vector<float> of_copies(clips * copies * size);
+    const auto clip_of_dy = [&](int64_t i) { return Frames{0, 0, count, y.size(), nullptr, dy + i * count * y.size()}; };
+    const auto frame_of_dx = [&](int64_t i, int64_t frame) {
+      if (frame < copies) return of_copies.data() + (i * copies + frame) * size;
+      frame -= copies;
+      return frame < past_frames ? dpast + (i * past_frames + frame) * size : dx + (i * frames + frame - past_frames) * size;
+    };
+    convolve(clip_of_dy, frame_of_dx, clips, copies + past_frames + frames, 1 - filter.frames, y, shape.channels,
+             filter.reversed(), packed(weight, shape.channels, outputs, filter, true).get(), nullptr);
+    for (int64_t i = 0; i < clips * copies; ++i) {
+      const float *from = of_copies.data() + i * size;
+      float *to = dx + i / copies * frames * size;
+#pragma omp parallel for simd
+      for (int64_t j = 0; j < size; ++j) to[j] += from[j];
+    }
+  }
+
+  void parameter_gradients(const float *dy, float *dweight, float *dbias) const {
+    const int64_t rows = round_up(outputs, LANES), taps = filter.taps();
+    std::vector<float> sums(filter.frames * shape.channels * taps * rows, 0.0f);
+    const auto source = [&](int64_t i) { return clip(i); };
+    if (filter.width == 3) {
+      filter_gradient<3>(source, dy, clips, count, shape, outputs, filter, sums);
+    } else {
+      filter_gradient<1>(source, dy, clips, count, shape, outputs, filter, sums);
+    }
+    const int64_t plane = filter.output(outputs, shape).plane();
+#pragma omp parallel for
+    for (int64_t output = 0; output < outputs; ++output) {
+      for (int64_t channel = 0; channel < shape.channels; ++channel) {
+        for (int64_t k = 0; k < filter.frames; ++k) {
+          for (int64_t tap = 0; tap < taps; ++tap) {
+            dweight[((output * shape.channels + channel) * filter.frames + k) * taps + tap] =
+                sums[((k * shape.channels + channel) * taps + tap) * rows + output];
+          }
+        }
+      }
+      double total = 0;
+      for (int64_t frame = 0; frame < clips * count; ++frame) {
+        const float *from = dy + (frame * outputs + output) * plane;
+        float part = 0;
+#pragma omp simd reduction(+ : part)
+        for (int64_t i = 0; i < plane; ++i) part += from[i];
+        total += part;
+      }
+      dbias[output] = static_cast<float>(total);
+    }
+  }
+};
+
+}  // namespace
+
+// x, weight, bias, settings -> y
+KERNEL(convolve) {
+  Call(params, shapes, false).run(input(params, 2), output(params, 4));
+  return 0;
+}
+
+// past, x, weight, bias, settings -> y
+KERNEL(convolve_after) {
+  Call(params, shapes, true).run(input(params, 3), output(params, 5));
+  return 0;
+}
+
+// x, weight, bias, settings, dy -> dx
+KERNEL(convolve_grad) {
+  Call(params, shapes, false).input_gradient(input(params, 4), nullptr, output(params, 5));
+  return 0;
+}
+
+// past, x, weight, bias, settings, dy -> dpast, dx
+KERNEL(convolve_after_grad) {
+  Call(params, shapes, true).input_gradient(input(params, 5), output(params, 6), output(params, 7));
+  return 0;
+}
+
+// x, weight, bias, settings, dy -> dweight, dbias
+KERNEL(convolve_parameters_grad) {
+  Call(params, shapes, false).parameter_gradients(input(params, 4), output(params, 5), output(params, 6));
+  return 0;
+}
+
+// past, x, weight, bias, settings, dy -> dweight, dbias
+KERNEL(convolve_after_parameters_grad) {
+  Call(params, shapes, true).parameter_gradients(input(params, 5), output(params, 6), output(params, 7));
+  return 0;
+}
