@@ -15,7 +15,7 @@ from mindspore import Tensor
 
 from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
 from opensora.ops.attention import attention, key_bias, unscaled_attention
-from opensora.ops.conv import conv3d
+from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.cpu import build, kernels
 from opensora.ops.layout import permute
 from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
@@ -46,6 +46,10 @@ def permuted(x: Tensor) -> Tensor:
 
 def strided_conv3d(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
     return conv3d(x, weight, bias, 2, (0, 1, 0, 1), past)
+
+
+def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
+    return conv3d(x, weight, bias, 1, (1, 1, 1, 1), past)
 
 
 def normalized(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -86,8 +90,17 @@ CASES = {
     "permute": (lambda x: permute(x, (0, 2, 1, 3)), (3, 5, 7, 2)),
     "permute_inner": (permuted, (3, 35, 7, 18)),
     "permute_blocks": (lambda x: permute(x, (0, 1, 2, 5, 7, 3, 4, 6)), (1, 2, 2, 3, 4, 2, 5, 2)),
-    "conv3d": (lambda x, w, b, p: conv3d(x, w, b, 1, (1, 1, 1, 1), p), (2, 5, 4, 6, 8), (7, 4, 3, 3, 3), (7,),
-               (2, 2, 4, 6, 8)),
+    "conv2d": (lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)), (2, 3, 11, 9, 13), (17, 11, 3, 3), (17,)),
+    "conv2d_wide": (lambda x, w, b: conv2d(x, w, b, 1, (0, 1, 2, 1)), (1, 1, 3, 17, 150), (40, 3, 3, 3), (40,)),
+    "conv2d_pointwise": (lambda x, w, b: conv2d(x, w, b), (1, 2, 75, 5, 9), (33, 75, 1, 1), (33,)),
+    "conv3d": (causal_conv3d, (2, 5, 4, 6, 8), (7, 4, 3, 3, 3), (7,), (2, 2, 4, 6, 8)),
+    "conv3d_one_frame_past": (lambda x, w, b, p: conv3d(x, w, b, past=p), (1, 2, 70, 9, 10), (24, 70, 3, 3, 3), (24,),
+                              (1, 1, 70, 9, 10)),
+    "conv3d_copies": (lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2), (2, 3, 10, 20, 21),
+                      (48, 10, 3, 3, 3), (48,)),
+    "conv3d_copies_of_one": (lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2), (2, 1, 5, 4, 4),
+                             (6, 5, 3, 3, 3), (6,)),
+    "conv3d_pointwise": (lambda x, w, b: conv3d(x, w, b), (2, 3, 130, 4, 5), (10, 130, 1, 1, 1), (10,)),
     "conv3d_stride": (strided_conv3d, (2, 6, 4, 6, 8), (7, 4, 3, 3, 3), (7,), (2, 1, 4, 6, 8)),
 }
 
@@ -110,7 +123,8 @@ def test_kernels_compute_what_stock_operators_do(name, monkeypatch):
         assert relative_difference(actual, expected) < 5e-6, number
 
 
-@pytest.mark.parametrize("name", ["modulated_layer_norm", "attention_masked", "conv3d_stride", "permute_inner", "rope"])
+@pytest.mark.parametrize("name", ["modulated_layer_norm", "attention_masked", "conv3d", "conv3d_stride", "permute_inner",
+                                  "rope"])
 def test_kernels_in_graph_mode(name):
     function, *shapes = CASES[name]
     inputs = [normal(*shape, seed=number) for number, shape in enumerate(shapes)]
@@ -130,6 +144,10 @@ def test_large_scores_and_fully_hidden_keys():
 def test_tensors_that_do_not_fit_are_refused():
     with pytest.raises(RuntimeError):
         attention(normal(2, 5, 3, 8), normal(2, 7, 2, 8), normal(2, 7, 2, 8)).asnumpy()
+    with pytest.raises(RuntimeError):
+        conv3d(normal(1, 3, 5, 4, 4), normal(7, 6, 3, 3, 3), normal(7)).asnumpy()
+    with pytest.raises(RuntimeError):
+        conv3d(normal(1, 3, 5, 4, 4), normal(7, 5, 3, 3, 3), normal(7), past=normal(1, 2, 5, 4, 3)).asnumpy()
 
 
 def run(tmp_path: Path, **environment) -> subprocess.CompletedProcess:

@@ -8,3 +8,9 @@ NEGATIVE = """
     nsfw, lowres, bad anatomy, bad hands, text, error, missing fingers, extra digit, fewer digits, cropped, worst quality, 
     low quality, normal quality, jpeg artifacts, signature, watermark, username, blurry.
     """
+
+
+def check_template(template: str) -> None:
+    """ValueError unless the prompt has a place in it."""
+    if "{}" not in template:
+        raise ValueError(f"prompt_template {template!r} has no {{}}, where the prompt goes")

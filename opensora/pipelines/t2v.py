@@ -13,7 +13,7 @@ from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines.denoise import StepNoise, denoise
 from opensora.pipelines.parts import Part
-from opensora.pipelines.prompts import NEGATIVE, POSITIVE
+from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.text import TextEmbedding, embed_text
 from opensora.schedulers import get_scheduler
@@ -25,21 +25,33 @@ class OpenSoraPipeline:
     """From a prompt to frames: text encoder, denoising, decoder.
 
     Each of the three steps (`embed`, `denoise`, `decode`) can be called by itself; calling the pipeline does all.
+
+    Args:
+        prompt_template: what is written around prompts, {} being the prompt; the default is that of the published
+            weights.
+        negative_prompt: what guidance leads away from.
+
+    Raises:
+        ValueError: no {} in the template.
     """
 
     transformer_class = OpenSoraT2V_v1_3
 
-    def __init__(self, text_encoder: Part, tokenizer: Tokenizer, transformer: Part, vae: Part, scheduler):
+    def __init__(self, text_encoder: Part, tokenizer: Tokenizer, transformer: Part, vae: Part, scheduler,
+                 prompt_template: str = POSITIVE, negative_prompt: str = NEGATIVE):
+        check_template(prompt_template)
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
         self.transformer = transformer
         self.vae = vae
         self.scheduler = scheduler
+        self.prompt_template, self.negative_prompt = prompt_template, negative_prompt
 
     @classmethod
     def from_pretrained(cls, model_path: Union[str, Path], ae_path: Union[str, Path], text_encoder: Union[str, Path],
                         sample_method: str = "EulerAncestralDiscrete", prediction_type: str = "v_prediction",
-                        rescale_betas_zero_snr: bool = True, dtype=ms.float32) -> "OpenSoraPipeline":
+                        rescale_betas_zero_snr: bool = True, dtype=ms.float32, prompt_template: str = POSITIVE,
+                        negative_prompt: str = NEGATIVE) -> "OpenSoraPipeline":
         """A pipeline from folders in the published layout; models load when they are first used."""
         return cls(
             text_encoder=Part(lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype=dtype)),
@@ -48,6 +60,8 @@ class OpenSoraPipeline:
             vae=Part(lambda: WFVAEModel.from_pretrained(ae_path, dtype=dtype)),
             scheduler=get_scheduler(sample_method, prediction_type=prediction_type,
                                     rescale_betas_zero_snr=rescale_betas_zero_snr),
+            prompt_template=prompt_template,
+            negative_prompt=negative_prompt,
         )
 
     def __call__(self, prompt: str, num_frames: int = 93, height: int = 352, width: int = 640,
@@ -58,7 +72,7 @@ class OpenSoraPipeline:
         """Makes one video, or an image where num_frames is 1.
 
         Args:
-            prompt: the text; the templates of the published weights are put around it.
+            prompt: the text; `prompt_template` is put around it.
             num_frames: 4n + 1. height, width: multiples of 32.
             guidance_scale: 1 or less means no guidance.
             seed: of the initial noise and of the sampler's noise.
@@ -84,8 +98,8 @@ class OpenSoraPipeline:
 
     def embed_prompt(self, prompt: str, guidance_scale: float, max_sequence_length: int = 512) -> TextEmbedding:
         """What `denoise` needs for a prompt: its template, behind the negative prompt if there is guidance."""
-        texts = [NEGATIVE, POSITIVE.format(prompt)] if guidance_scale > 1 else [POSITIVE.format(prompt)]
-        return self.embed(texts, max_sequence_length)
+        text = self.prompt_template.replace("{}", prompt)
+        return self.embed([self.negative_prompt, text] if guidance_scale > 1 else [text], max_sequence_length)
 
     def denoise(self, text: TextEmbedding, num_frames: int, height: int, width: int, num_inference_steps: int,
                 guidance_scale: float, seed: Union[int, Sequence[int]] = 1234,

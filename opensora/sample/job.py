@@ -56,6 +56,8 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Open
         transformer=Part(load_transformer),
         vae=Part(load_vae),
         scheduler=get_scheduler(options.sample_method, **options.scheduler_arguments()),
+        prompt_template=options.prompt_template,
+        negative_prompt=options.negative_prompt,
     )
 
 

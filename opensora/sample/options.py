@@ -11,6 +11,7 @@ from opensora import device
 from opensora.models.loading import read_config
 from opensora.models.registry import VAES
 from opensora.pipelines.conditions import MAX_HXW
+from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import check_size
 from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS
 from opensora.utils.cli import parse_with_config
@@ -34,6 +35,8 @@ class SampleOptions:
     ae_path: str
     text_encoder_name_1: str
     text_prompt: Sequence[str]
+    prompt_template: str
+    negative_prompt: str
     caption_refiner: Optional[str]
     conditional_pixel_values_path: Optional[str]
     mask_type: Optional[str]
@@ -103,6 +106,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     output.add_argument("--text_prompt", nargs="+", required=True,
                         help="prompts, or one .txt file with a prompt a line, or one .csv file with a column "
                              + " or ".join(PROMPT_COLUMNS))
+    output.add_argument("--prompt_template", default=POSITIVE,
+                        help="what is written around each prompt, {} being the prompt; default: as the published "
+                             "weights were prompted")
+    output.add_argument("--negative_prompt", default=NEGATIVE,
+                        help="what guidance leads away from; default: as with the published weights")
     output.add_argument("--save_img_path", default="./sample_videos", help="folder for the results")
     output.add_argument("--num_frames", type=int, default=93, help="4n+1; 1 makes images")
     output.add_argument("--height", type=int, default=352)
@@ -178,6 +186,7 @@ def check_options(options: SampleOptions) -> SampleOptions:
     if options.save_latents and options.decode_latents:
         raise ValueError("--save_latents stops where --decode_latents goes on: use one of them")
 
+    check_template(options.prompt_template)
     if options.sp and options.sp_size > 1:
         raise ValueError("--sp is --sp_size with the number of all processes: use one of them")
     _check_condition_flags(options)

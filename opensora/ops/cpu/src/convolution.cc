@@ -98,16 +98,16 @@ void add_taps(const float *x, const int32_t *offsets, int64_t taps, const float 
   }
 }
 
-// Memory for many numbers, in large pages where there are some: they are there sooner, and sooner found.
+// Memory for many numbers; much of it comes in large pages, where there are some: they are there sooner, and found sooner.
 typedef std::unique_ptr<float[], decltype(&std::free)> Buffer;
 
 Buffer make_buffer(int64_t size) {
   constexpr int64_t PAGE = int64_t(1) << 21;
-  const int64_t bytes = round_up(size * sizeof(float), PAGE);
+  const int64_t bytes = size * sizeof(float), alignment = bytes < 2 * PAGE ? 64 : PAGE;
   void *memory = nullptr;
-  if (posix_memalign(&memory, PAGE, bytes)) throw std::bad_alloc();
+  if (posix_memalign(&memory, alignment, bytes)) throw std::bad_alloc();
 #ifdef MADV_HUGEPAGE
-  madvise(memory, bytes, MADV_HUGEPAGE);
+  if (alignment == PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
 #endif
   return Buffer(static_cast<float *>(memory), &std::free);
 }
@@ -315,6 +315,7 @@ struct Call {
   int64_t clips, copies, past_frames, frames, outputs, count;
   Shape shape;
   Filter filter;
+  bool fits;
 
   Call(void **params, int64_t **shapes, bool has_past) {
     const int i = has_past ? 1 : 0;
@@ -332,6 +333,8 @@ struct Call {
               std::lround(settings[2]), std::lround(settings[3])};
     copies = std::lround(settings[4]);
     count = copies + past_frames + frames - filter.frames + 1;
+    fits = of_weight[1] == shape.channels && count > 0;
+    if (has_past) fits = fits && shapes[0][0] == clips && std::equal(of_x + 2, of_x + 5, shapes[0] + 2);
   }
 
   Frames clip(int64_t i) const {
@@ -401,13 +404,17 @@ struct Call {
 
 // x, weight, bias, settings -> y
 KERNEL(convolve) {
-  Call(params, shapes, false).run(input(params, 2), output(params, 4));
+  const Call call(params, shapes, false);
+  if (!call.fits) return 1;
+  call.run(input(params, 2), output(params, 4));
   return 0;
 }
 
 // past, x, weight, bias, settings -> y
 KERNEL(convolve_after) {
-  Call(params, shapes, true).run(input(params, 3), output(params, 5));
+  const Call call(params, shapes, true);
+  if (!call.fits) return 1;
+  call.run(input(params, 3), output(params, 5));
   return 0;
 }
 
