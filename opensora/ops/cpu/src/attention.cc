@@ -1,7 +1,7 @@
 // Attention in blocks of queries and keys: the matrix of scores is never whole (Dao 2023, FlashAttention-2).
 //
 // q (B, S, N, D), k and v (B, L, N, D), bias (B or 1, N or 1, S or 1, L or 1), scale (1).
-#include "small_matmul.h"
+#include "matmul.h"
 
 namespace {
 
@@ -46,17 +46,6 @@ struct Bias {
   }
 };
 
-// `count` tokens' rows -> (ROWS, D), zeros behind the last, times scale.
-void copy_rows(const float *from, int64_t token, int64_t count, int64_t width, float scale, float *to) {
-  for (int64_t row = 0; row < ROWS; ++row, to += width) {
-    if (row < count) {
-      for (int64_t i = 0; i < width; ++i) to[i] = from[row * token + i] * scale;
-    } else {
-      std::fill(to, to + width, 0.0f);
-    }
-  }
-}
-
 }  // namespace
 
 // -> y (B, S, N, D), logarithms of the sums of exponentials (B, N, S)
@@ -82,16 +71,18 @@ KERNEL(attention) {
       for (int64_t key = 0; key < shape.keys; key += KEYS) {
         const int64_t size = std::min(KEYS, shape.keys - key);
         pack_transposed(k + shape.key(b, n, key), shape.token, shape.width, size, keys.data());
-        const int64_t score_columns = round_up(size, PANEL);
+        const int64_t columns = round_up(size, PANEL);
         pack(v + shape.key(b, n, key), shape.token, size, shape.width, 1, values.data());
         for (int64_t first = start; first < end; first += ROWS) {
           const int64_t rows = std::min(ROWS, end - first);
-          copy_rows(q + shape.query(b, n, first), shape.token, rows, shape.width, scale, queries.data());
+          const int64_t full_rows = round_up(rows, TILE);
+          pack_rows(q + shape.query(b, n, first), shape.token, 1, rows, shape.width, scale, queries.data());
           std::fill(scores.begin(), scores.end(), 0.0f);
-          add_product(queries.data(), shape.width, 1, keys.data(), ROWS, shape.width, score_columns, scores.data());
+          add_product<1>(queries.data(), shape.width * TILE, TILE, keys.data(), full_rows, shape.width, columns,
+                         scores.data(), KEYS);
           for (int64_t row = 0; row < rows; ++row) {
             const int64_t at = first + row - start;
-            float *row_scores = scores.data() + row * score_columns;
+            float *row_scores = scores.data() + row * KEYS;
             bias.add(b, n, first + row, key, size, row_scores);
             float most = largest[at], sum = 0;
 #pragma omp simd reduction(max : most)
@@ -109,8 +100,8 @@ KERNEL(attention) {
             }
             total[at] += sum;
           }
-          add_product(scores.data(), score_columns, 1, values.data(), ROWS, size, padded,
-                      sums.data() + (first - start) * padded);
+          add_product<KEYS>(scores.data(), KEYS * TILE, 1, values.data(), full_rows, size, padded,
+                            sums.data() + (first - start) * padded, padded);
         }
       }
       for (int64_t s = start; s < end; ++s) {
@@ -160,16 +151,17 @@ KERNEL(attention_grad) {
         std::fill(value_sums.begin(), value_sums.end(), 0.0f);
         for (int64_t first = 0; first < shape.queries; first += ROWS) {
           const int64_t rows = std::min(ROWS, shape.queries - first);
-          copy_rows(q + shape.query(b, n, first), shape.token, rows, width, scale, queries.data());
-          copy_rows(dy + shape.query(b, n, first), shape.token, rows, width, 1, grads.data());
-          pack(queries.data(), width, ROWS, width, 1, query_panels.data());
-          pack(grads.data(), width, ROWS, width, 1, grad_panels.data());
+          pack_rows(q + shape.query(b, n, first), shape.token, 1, rows, width, scale, queries.data());
+          pack_rows(dy + shape.query(b, n, first), shape.token, 1, rows, width, 1, grads.data());
+          pack(q + shape.query(b, n, first), shape.token, rows, width, scale, query_panels.data());
+          pack(dy + shape.query(b, n, first), shape.token, rows, width, 1, grad_panels.data());
           std::fill(weights.begin(), weights.end(), 0.0f);
           std::fill(slopes.begin(), slopes.end(), 0.0f);
-          add_product(queries.data(), width, 1, keys_across.data(), ROWS, width, columns, weights.data());
-          add_product(grads.data(), width, 1, values_across.data(), ROWS, width, columns, slopes.data());
-          for (int64_t row = 0; row < ROWS; ++row) {
-            float *weight = weights.data() + row * columns, *slope = slopes.data() + row * columns;
+          const int64_t full_rows = round_up(rows, TILE), tile = width * TILE;
+          add_product<1>(queries.data(), tile, TILE, keys_across.data(), full_rows, width, columns, weights.data(), KEYS);
+          add_product<1>(grads.data(), tile, TILE, values_across.data(), full_rows, width, columns, slopes.data(), KEYS);
+          for (int64_t row = 0; row < full_rows; ++row) {
+            float *weight = weights.data() + row * KEYS, *slope = slopes.data() + row * KEYS;
             const int64_t used = row < rows ? size : 0;
             if (used) {
               bias.add(b, n, first + row, key, size, weight);
@@ -184,9 +176,11 @@ KERNEL(attention_grad) {
             std::fill(slope + used, slope + columns, 0.0f);
           }
           const int64_t key_rows = round_up(size, TILE);
-          add_product(slopes.data(), columns, 1, keys.data(), ROWS, size, padded, query_sums.data() + first * padded);
-          add_product(slopes.data(), 1, columns, query_panels.data(), key_rows, ROWS, padded, key_sums.data());
-          add_product(weights.data(), 1, columns, grad_panels.data(), key_rows, ROWS, padded, value_sums.data());
+          add_product<KEYS>(slopes.data(), KEYS * TILE, 1, keys.data(), full_rows, size, padded,
+                            query_sums.data() + first * padded, padded);
+          add_product<1>(slopes.data(), TILE, KEYS, query_panels.data(), key_rows, rows, padded, key_sums.data(), padded);
+          add_product<1>(weights.data(), TILE, KEYS, grad_panels.data(), key_rows, rows, padded, value_sums.data(),
+                         padded);
         }
         for (int64_t l = 0; l < size; ++l) {
           float *to_key = dk + shape.key(b, n, key + l), *to_value = dv + shape.key(b, n, key + l);

@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "small_matmul.h"
+#include "matmul.h"
 
 namespace {
 

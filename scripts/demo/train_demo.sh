@@ -1,0 +1,90 @@
+#!/usr/bin/env bash
+# Trains the demo model from nothing with the project's own commands: bash scripts/demo/train_demo.sh [FOLDER]
+# Everything goes to FOLDER (default: ./demo_training), the finished weights to FOLDER/model. Started again, it goes on
+# where it stopped. DEVICE is CPU or Ascend; VAE_STEPS, IMAGE_STEPS, VIDEO_STEPS and INPAINT_STEPS say for how long.
+set -euo pipefail
+cd "$(dirname "${BASH_SOURCE[0]}")/../.."
+folder=${1:-./demo_training}
+data=$folder/data
+model=$folder/model
+device=(--device "${DEVICE:-CPU}")
+vae_steps=${VAE_STEPS:-4000}
+image_steps=${IMAGE_STEPS:-3000}
+video_steps=${VIDEO_STEPS:-6000}
+inpaint_steps=${INPAINT_STEPS:-1500}
+
+part() {
+    echo "== $* ($(date +%H:%M))"
+}
+
+newest() { # the weights of a finished training
+    echo "$folder/$1/checkpoint-$2/model_ema"
+}
+
+part "data and text encoder"
+if [ ! -f "$data/held_out.txt" ]; then
+    python tools/demo/make_data.py --output_dir "$data"
+fi
+if [ ! -f "$model/text_encoder/config.json" ]; then
+    python tools/demo/make_text_encoder.py --output_dir "$model/text_encoder"
+fi
+embed() { # annotation, name of the data file
+    python opensora/sample/sample_text_embed.py --data_file_path "$1" --output_path "$data/embeddings/$2" \
+        --text_encoder_name "$model/text_encoder" --model_max_length 24 --batch_size 64 "${device[@]}"
+}
+embed "$data/train/pictures.json" train_pictures
+embed "$data/train/captions.json" train
+embed "$data/held_out/captions.json" held_out
+
+part "autoencoder"
+python opensora/train/train_causalvae.py \
+    --model_config scripts/demo/wfvae.json --video_path "$data/train/clips" --output_dir "$folder/vae" \
+    --video_num_frames 9 --resolution 64 --sample_rate 1 --train_batch_size 4 --dataloader_num_workers 1 \
+    --loss_type l1 --perceptual_weight 0 --kl_weight 1e-6 --wavelet_loss --wavelet_weight 0.1 \
+    --start_learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --clip_grad --max_grad_norm 10000 \
+    --use_ema --ema_decay 0.995 --max_steps "$vae_steps" --save_steps 500 --checkpoints_total_limit 2 --print_losses \
+    --validate --eval_video_path "$data/held_out/clips" --eval_num_frames 17 --eval_resolution 64 --eval_steps 500 \
+    --eval_subset_size 20 --log_interval 50 --cache_dir "$folder/cache" --resume_from_checkpoint True "${device[@]}"
+if [ ! -f "$model/vae/config.json" ]; then
+    rm -rf "$model/vae.part"
+    cp -r "$(newest vae "$vae_steps")" "$model/vae.part"
+    python tools/ckpt/set_latent_scale.py --ae_path "$model/vae.part" --video_path "$data/train/clips" \
+        --num_frames 17 --resolution 64 "${device[@]}"
+    mv "$model/vae.part" "$model/vae"
+fi
+
+train() { # kind (t2v_diffusers or inpaint), name, data file, steps, further flags
+    local kind=$1 name=$2 source=$3 steps=$4
+    shift 4
+    python "opensora/train/train_$kind.py" \
+        --data "$data/$source.txt" --ae_path "$model/vae" --model_max_length 24 --output_dir "$folder/$name" \
+        --force_resolution --max_height 64 --max_width 64 --hw_stride 16 --train_fps 8 --dataloader_num_workers 1 \
+        --sparse1d True --sparse_n 4 --prediction_type v_prediction --rescale_betas_zero_snr --snr_gamma 5.0 \
+        --lr_scheduler constant_with_warmup --lr_warmup_steps 100 --adam_epsilon 1e-8 --cfg 0.1 \
+        --use_ema --ema_decay 0.998 --max_train_steps "$steps" --checkpointing_steps 500 --checkpoints_total_limit 2 \
+        --log_interval 50 --cache_dir "$folder/cache" --resume_from_checkpoint True "${device[@]}" "$@"
+}
+
+part "transformer: images"
+train t2v_diffusers images train_pictures "$image_steps" --model scripts/demo/transformer --num_frames 1 \
+    --train_batch_size 64 --start_learning_rate 1e-3 --text_embed_cache
+part "transformer: videos"
+train t2v_diffusers videos train "$video_steps" --pretrained "$(newest images "$image_steps")" --num_frames 17 \
+    --train_batch_size 16 --start_learning_rate 5e-4 --text_embed_cache
+part "inpaint model"
+train inpaint inpaint train "$inpaint_steps" --pretrained_transformer_model_path "$(newest videos "$video_steps")" \
+    --num_frames 17 --train_batch_size 16 --start_learning_rate 5e-4 --mask_config scripts/train_configs/mask_config.yaml \
+    --text_encoder_name_1 "$model/text_encoder" --default_text_ratio 0.1
+
+part "weights"
+weights=diffusion_pytorch_model.safetensors
+for name in videos:transformer:$video_steps inpaint:inpaint:$inpaint_steps; do
+    IFS=: read -r training target steps <<< "$name"
+    mkdir -p "$model/$target"
+    cp "$(newest "$training" "$steps")/config.json" "$model/$target/"
+    python tools/ckpt/cast_safetensors.py -i "$(newest "$training" "$steps")/$weights" -o "$model/$target/$weights"
+done
+part "score"
+python -m opensora.eval.demo_score --model_path "$model/transformer" --ae_path "$model/vae" \
+    --text_encoder_name_1 "$model/text_encoder" --output_dir "$folder/score" "${device[@]}"
+part "done: $model"

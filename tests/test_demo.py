@@ -1,0 +1,125 @@
+"""The demo's world: clips say what their captions say, the reader tells when they do not, and data, text encoder and
+score fit together."""
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+from conftest import ROOT
+
+from opensora.datasets.media import VideoReader, write_video
+from opensora.demo.drawing import draw_clip, draw_picture
+from opensora.demo.reading import read_scene
+from opensora.demo.scenes import COLORS, FRAMES, MOTIONS, SHAPES, SIDE, Scene, draw_scenes, scenes
+from opensora.eval.demo_score import accuracy, judge, prompts
+from opensora.models import MT5EncoderModel
+from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.pipelines.text import embed_text
+
+
+@pytest.fixture(scope="module")
+def rng() -> np.random.Generator:
+    return np.random.default_rng(0)
+
+
+def test_captions_and_what_is_held_out():
+    scene = Scene("orange", "star", "red", "moves up")
+    assert scene.caption() == "an orange star moves up on a red background"
+    assert scene.caption(background_first=True) == "an orange star on a red background moves up"
+    assert replace(scene, motion=None).caption() == "an orange star on a red background"
+    seen, held_out = scenes(False), scenes(True)
+    assert 0.15 < len(held_out) / (len(seen) + len(held_out)) < 0.25
+    assert not {scene.caption() for scene in seen} & {scene.caption() for scene in held_out}
+    # What is held out are combinations: of two things at a time everything is seen.
+    for pair in (("color", "shape"), ("color", "background"), ("shape", "background")):
+        of = lambda scene: tuple(getattr(scene, name) for name in pair)
+        assert {of(scene) for scene in held_out} <= {of(scene) for scene in seen}
+
+
+def test_the_reader_reads_true_clips(rng, tmp_path):
+    """As they are drawn, and after a codec."""
+    for scene in draw_scenes(200, False, rng):
+        assert read_scene(draw_clip(scene, rng)) == scene
+    for number, scene in enumerate(draw_scenes(12, True, rng)):
+        with write_video(tmp_path / f"{number}.mp4", 8) as write:
+            write(draw_clip(scene, rng))
+        with VideoReader(tmp_path / f"{number}.mp4") as video:
+            assert read_scene(np.asarray(video.read(range(FRAMES)))) == scene
+
+
+def test_the_reader_tells_what_is_wrong(rng):
+    scene = Scene("red", "circle", "blue", "moves right")
+    clip = draw_clip(scene, rng)
+    assert read_scene(clip[::-1]).motion == "moves left"
+    assert read_scene(clip.swapaxes(1, 2)).motion == "moves down"
+    assert read_scene(np.repeat(clip[:1], FRAMES, 0)) == replace(scene, motion=None)
+    assert read_scene(clip[..., ::-1]).color == "blue" and read_scene(clip[..., ::-1]).background == "red"
+    assert read_scene(draw_clip(Scene("red", "square", "blue", "shrinks"), rng)[::-1]).motion == "grows"
+    assert read_scene(np.full_like(clip, COLORS["blue"])) is None  # nothing there
+    noise = rng.integers(0, 256, clip.shape, np.uint8)
+    assert read_scene(noise) != scene
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_shapes_are_told_apart_at_every_size(shape, rng):
+    for _ in range(20):
+        picture = draw_picture(Scene("white", shape, "black"), rng)
+        assert picture.shape == (SIDE, SIDE, 3)
+        assert read_scene(picture[None]) == Scene("white", shape, "black")
+
+
+def test_score():
+    scene = Scene("red", "circle", "blue", "moves right")
+    clip = draw_clip(scene, np.random.default_rng(1))
+    right, wrong = judge(scene, clip), judge(scene, clip[::-1])
+    assert all(right.values()) and set(right) == {"color", "background", "shape", "direction", "motion", "everything"}
+    assert wrong == {**right, "direction": False, "motion": False, "everything": False}
+    assert not any(judge(scene, np.zeros_like(clip)).values())
+    assert "direction" not in judge(replace(scene, motion="grows"), clip)
+    assert accuracy([right, right, right, wrong])["direction"] == 0.75
+    asked = prompts(11, seed=3)
+    assert len(asked) == 11 and sum(scene.is_held_out for scene in asked) == 5
+
+
+def test_data(tmp_path, run):
+    """What is written is what training reads; nothing of it is held out; a second run changes nothing."""
+    flags = ("tools/demo/make_data.py", "--output_dir", tmp_path, "--clips", 5, "--pictures", 4, "--held_out", 3)
+    finished = run(*map(str, flags))
+    assert finished.returncode == 0, finished.stderr
+    entries = json.loads((tmp_path / "train/captions.json").read_text())
+    held_out = json.loads((tmp_path / "held_out/captions.json").read_text())
+    assert len(entries) == 5 and len(held_out) == 3
+    known = {scene.caption(order): scene for scene in scenes(False) + scenes(True) for order in (False, True)}
+    assert not any(known[entry["cap"]].is_held_out for entry in entries)
+    assert all(known[entry["cap"]].is_held_out for entry in held_out)
+    for entry in entries:
+        with VideoReader(tmp_path / "train/clips" / entry["path"]) as video:
+            assert read_scene(np.asarray(video.read(range(FRAMES)))) == known[entry["cap"]]
+    before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
+    assert run(*map(str, flags)).returncode == 0
+    assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")} == before
+    assert json.loads((tmp_path / "train/captions.json").read_text()) == entries
+    root, embeddings, annotation = (tmp_path / "train.txt").read_text().strip().split(",")
+    assert Path(root).is_dir() and embeddings.endswith("embeddings/train") and Path(annotation).is_file()
+
+
+def test_text_encoder(tmp_path, run):
+    """Each word is one token, and the same word means something else elsewhere."""
+    finished = run("tools/demo/make_text_encoder.py", "--output_dir", str(tmp_path))
+    assert finished.returncode == 0, finished.stderr
+    tokenizer, encoder = Tokenizer(tmp_path), MT5EncoderModel.from_pretrained(tmp_path)
+    words = [f"{color} {shape} {motion} on background" for color, shape, motion in zip(COLORS, SHAPES * 2, (*MOTIONS, ""))]
+    assert all(len(tokenizer.tokenizer.tokenize(text)) == len(text.split()) for text in words)
+    texts = ["a red circle moves right on a blue background", "a blue circle moves right on a red background"]
+    states = embed_text(encoder, tokenizer, texts, 24).states
+    states /= np.linalg.norm(states, axis=-1, keepdims=True)
+    assert np.abs(states).max() < 1 and (states[0, 2] @ states[1, 2]) < 0.95  # the word circle
+    assert (states[0, 1] @ states[1, 7]) < 0.9  # the word red
+
+
+@pytest.mark.parametrize("path", ["scripts/demo/wfvae.json", "scripts/demo/transformer/config.json"])
+def test_configs_are_known(path):
+    assert json.loads((ROOT / path).read_text())["_class_name"] in ("WFVAEModel", "OpenSoraT2V_v1_3")

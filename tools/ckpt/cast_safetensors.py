@@ -1,0 +1,43 @@
+"""Stores the float32 tensors of a safetensors file as float16, which halves it; they are read as before:
+
+    python tools/ckpt/cast_safetensors.py -i FILE -o FILE
+"""
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
+
+from opensora.models.safetensors_file import read_safetensors, write_safetensors  # noqa: E402
+from opensora.models.tensor_file import AnyTensor, ArrayTensor  # noqa: E402
+from opensora.utils.cli import run_main  # noqa: E402
+
+
+def as_float16(name: str, tensor: AnyTensor) -> ArrayTensor:
+    """Raises ValueError for numbers that float16 does not reach."""
+    values = tensor.numpy()
+    if tensor.dtype != "F32":
+        return ArrayTensor(values)
+    with np.errstate(over="ignore"):
+        halved = values.astype(np.float16)
+    if not np.isfinite(halved[np.isfinite(values)]).all():
+        raise ValueError(f"{name}: holds {np.abs(values).max():g}, more than float16's 65504; leave the file as it is")
+    return ArrayTensor(halved)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="float32 -> float16.")
+    parser.add_argument("-i", "--input_path", required=True)
+    parser.add_argument("-o", "--output_path", required=True)
+    args = parser.parse_args()
+    tensors = {name: as_float16(f"{args.input_path}: {name}", tensor)
+               for name, tensor in read_safetensors(args.input_path).items()}
+    write_safetensors(args.output_path, tensors)
+
+
+if __name__ == "__main__":
+    run_main(main)
