@@ -22,7 +22,7 @@ from opensora.pipelines import OpenSoraPipeline
 from opensora.utils.cli import run_main
 from opensora.utils.files import atomic_write
 
-MODEL = Path("examples/demo_model")
+MODEL = Path("demo_training/model")  # where scripts/demo/train_demo.sh puts it
 ASPECTS = ("color", "background", "shape", "direction", "motion", "everything")
 
 

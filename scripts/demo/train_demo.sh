@@ -58,7 +58,7 @@ train() { # kind (t2v_diffusers or inpaint), name, data file, steps, further fla
     shift 4
     python "opensora/train/train_$kind.py" \
         --data "$data/$source.txt" --ae_path "$model/vae" --model_max_length 24 --output_dir "$folder/$name" \
-        --force_resolution --max_height 64 --max_width 64 --hw_stride 16 --train_fps 8 --dataloader_num_workers 1 \
+        --group_data --force_resolution --max_height 64 --max_width 64 --hw_stride 16 --train_fps 8 --dataloader_num_workers 1 \
         --sparse1d True --sparse_n 4 --prediction_type v_prediction --rescale_betas_zero_snr --snr_gamma 5.0 \
         --lr_scheduler constant_with_warmup --lr_warmup_steps 100 --adam_epsilon 1e-8 --cfg 0.1 \
         --use_ema --ema_decay 0.998 --max_train_steps "$steps" --checkpointing_steps 500 --checkpoints_total_limit 2 \
@@ -85,6 +85,6 @@ for name in videos:transformer:$video_steps inpaint:inpaint:$inpaint_steps; do
     python tools/ckpt/cast_safetensors.py -i "$(newest "$training" "$steps")/$weights" -o "$model/$target/$weights"
 done
 part "score"
-python -m opensora.eval.demo_score --model_path "$model/transformer" --ae_path "$model/vae" \
+python -m opensora.eval.demo_score --count "${PROMPTS:-100}" --model_path "$model/transformer" --ae_path "$model/vae" \
     --text_encoder_name_1 "$model/text_encoder" --output_dir "$folder/score" "${device[@]}"
 part "done: $model"
