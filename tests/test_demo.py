@@ -9,13 +9,17 @@ from pathlib import Path
 import numpy as np
 import pytest
 from conftest import ROOT
+from mindspore import Tensor
 
-from opensora.datasets.media import VideoReader, write_video
+from opensora.datasets.media import VideoReader, read_image, write_video
+from opensora.datasets.vae_dataset import VAEDataOptions, VAEDataset
 from opensora.demo.drawing import draw_clip, draw_picture
 from opensora.demo.reading import read_scene
 from opensora.demo.scenes import COLORS, FRAMES, MOTIONS, SHAPES, SIDE, Scene, draw_scenes, scenes
 from opensora.eval.demo_score import accuracy, judge, prompts
-from opensora.models import MT5EncoderModel
+from opensora.models import MT5EncoderModel, WFVAEModel
+from opensora.models.safetensors_file import read_safetensors, write_safetensors
+from opensora.models.tensor_file import ArrayTensor
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines.text import embed_text
 
@@ -123,3 +127,52 @@ def test_text_encoder(tmp_path, run):
 @pytest.mark.parametrize("path", ["scripts/demo/wfvae.json", "scripts/demo/transformer/config.json"])
 def test_configs_are_known(path):
     assert json.loads((ROOT / path).read_text())["_class_name"] in ("WFVAEModel", "OpenSoraT2V_v1_3")
+
+
+def test_latent_scale(tmp_path, run):
+    """Latents of the videos it was measured on have mean 0 and deviation 1 afterwards."""
+    vae = WFVAEModel(**json.loads((ROOT / "scripts/demo/wfvae.json").read_text()))
+    vae.save_pretrained(tmp_path / "vae")
+    (tmp_path / "videos").mkdir()
+    videos = [draw_clip(scene, np.random.default_rng(2)) for scene in draw_scenes(2, False, np.random.default_rng(2))]
+    for number, video in enumerate(videos):
+        with write_video(tmp_path / f"videos/{number}.mkv", 8) as write:
+            write(video)
+    finished = run("tools/ckpt/set_latent_scale.py", "--ae_path", tmp_path / "vae", "--video_path", tmp_path / "videos",
+                   "--num_frames", 17, "--resolution", 64, "--device", "CPU")
+    assert finished.returncode == 0, finished.stderr
+    scaled = WFVAEModel.from_pretrained(tmp_path / "vae")
+    assert scaled.config.base_channels == vae.config.base_channels
+    dataset = VAEDataset(VAEDataOptions(str(tmp_path / "videos"), num_frames=17, resolution=64, sample_rate=1))
+    clips = Tensor(np.stack([dataset.item(i, np.random.default_rng(0))["video"] for i in range(2)]))
+    latents = scaled.normalize(scaled.encode(clips).mode()).asnumpy()
+    assert np.abs(latents.mean((0, 2, 3, 4))).max() < 1e-3
+    assert np.abs(latents.std((0, 2, 3, 4)) - 1).max() < 1e-3
+
+
+def test_float16_weights(tmp_path, run):
+    values = {"a": np.float32([[1.5, -3]]), "steps": np.int32([70000])}
+    write_safetensors(tmp_path / "in.safetensors", {name: ArrayTensor(value) for name, value in values.items()})
+    command = ("tools/ckpt/cast_safetensors.py", "-i", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors")
+    assert run(*command).returncode == 0
+    found = {name: tensor.numpy() for name, tensor in read_safetensors(tmp_path / "out.safetensors").items()}
+    assert found["a"].dtype == np.float16 and (found["a"] == values["a"]).all()
+    assert found["steps"].dtype == np.int32 and (found["steps"] == values["steps"]).all()
+    write_safetensors(tmp_path / "in.safetensors", {"a": ArrayTensor(np.float32([1e6]))})
+    (tmp_path / "out.safetensors").unlink()
+    finished = run(*command)
+    assert finished.returncode and "a: holds 1e+06, more than float16's 65504" in finished.stderr
+    assert "Traceback" not in finished.stderr and not (tmp_path / "out.safetensors").exists()
+
+
+def test_contact_sheet(tmp_path, run):
+    clip = draw_clip(Scene("red", "circle", "blue", "moves right"), np.random.default_rng(0))
+    for name in ("a.mkv", "b.mkv"):
+        with write_video(tmp_path / name, 8) as write:
+            write(clip)
+    finished = run("examples/contact_sheet.py", "--output", tmp_path / "sheet.png", tmp_path / "a.mkv", tmp_path / "b.mkv",
+                   "--columns", 5)
+    assert finished.returncode == 0, finished.stderr
+    sheet = read_image(tmp_path / "sheet.png")
+    assert sheet.shape == (2 * SIDE + 4, 5 * SIDE + 4 * 4, 3)
+    assert read_scene(np.stack([sheet[:SIDE, i * (SIDE + 4):i * (SIDE + 4) + SIDE] for i in range(5)])).motion == "moves right"

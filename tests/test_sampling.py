@@ -169,7 +169,7 @@ def test_config_file(flags, tmp_path):
     (["--num_frames", "6"], "nearest: 5, 9"), (["--height", "100"], "nearest: 96, 128"),
     (["--ae", "WFVAEModel_D16_4x8x8"], "works on latents of 8 channels"), (["--sparse_n", "2"], "contradicts"),
     (["--video_extension", "png"], "for images"), (["--fps", "0"], "--fps must be 1"),
-    (["--model_path", "nowhere"], "nowhere"), (["--save_latents", "--decode_latents"], "use one of them")])
+    (["--prompt_template", "a photo of"], "no {}, where the prompt goes"), (["--model_path", "nowhere"], "nowhere"), (["--save_latents", "--decode_latents"], "use one of them")])
 def test_wrong_arguments_are_told_before_loading(flags, more, message):
     with pytest.raises((ValueError, OSError), match=message):
         parse_options([*map(str, flags), "--text_prompt", "x", *more])
@@ -190,3 +190,22 @@ def test_prompts(tmp_path):
             read_prompts([str(tmp_path / name)])
     with pytest.raises(FileNotFoundError, match="no.txt"):
         read_prompts(["no.txt"])
+
+
+def test_wording(release, run, flags, tmp_path, monkeypatch):
+    """What is written around a prompt, and what guidance leads away from, is the published wording or the user's."""
+    def texts_of(**wording) -> list[str]:
+        pipeline = OpenSoraPipeline.from_pretrained(release / "transformer", release / "vae", release / "text", **wording)
+        monkeypatch.setattr(pipeline, "embed", lambda texts, length: texts)
+        return [*pipeline.embed_prompt("a boat", 7.5), *pipeline.embed_prompt("{} %s", 1.0)]
+
+    negative, positive, alone = texts_of()
+    assert "worst quality" in negative and positive.split() == "high quality, high aesthetic, a boat".split()
+    assert alone.split() == "high quality, high aesthetic, {} %s".split()
+    assert texts_of(prompt_template="photo: {}", negative_prompt="") == ["", "photo: a boat", "photo: {} %s"]
+
+    finished = run(SAMPLE, *flags, "--num_frames", 1, "--text_prompt", "x", "--prompt_template", "{}", "--negative_prompt", "y")
+    assert finished.returncode == 0, finished.stderr
+    (metadata,) = (tmp_path / "out").glob("*.json")
+    recorded = json.dumps(json.loads(metadata.read_text()))
+    assert '"prompt_template": "{}"' in recorded and '"negative_prompt": "y"' in recorded
