@@ -50,7 +50,8 @@ def test_a_run_and_its_continuation(folder, run):
     assert list((folder / "whole/tensorboard").glob("events*"))
 
     for steps in (7, 12):
-        finished = run(*flags(folder, "parts", "--max_steps", steps, "--print_losses", "--resume_from_checkpoint", "True"))
+        finished = run(*flags(folder, "parts", "--max_steps", steps, "--print_losses", "--resume_from_checkpoint", "True",
+                              *validation[:-1], 9))
         assert finished.returncode == 0, finished.stderr
     columns = ("step", "loss", "discriminator_loss", "d_weight", "grad_norm")
     parts, whole = (np.array(rows(folder / name, columns), float) for name in ("parts", "whole"))

@@ -30,7 +30,7 @@ def reference(tmp_path_factory) -> Path:
 
 
 @pytest.mark.parametrize("workers, sp_size, mode, stages", [
-    (2, 1, 1, ("0", "1", "2c", "3")), (4, 2, 1, ("3",)),
+    (2, 1, 1, ("0", "1", "2c", "3")), pytest.param(4, 2, 1, ("3",), marks=pytest.mark.slow),
     pytest.param(2, 1, 0, ("2",), marks=pytest.mark.slow)])
 def test_stages(workers, sp_size, mode, stages, reference, tmp_path):
     finished, logs = msrun(workers, 8810 + 10 * mode + workers + sp_size, tmp_path, "tests/zero_checks.py", "--device",

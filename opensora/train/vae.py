@@ -214,14 +214,13 @@ class VAETraining:
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
         """The VAE has the moving averages of its weights meanwhile."""
-        trained = {name: parameter.copy() for name, parameter in self.vae.parameters_and_names()}
+        trained = self.vae.torch_state()
         self.vae.load_torch_state({name: tensor.numpy() for name, tensor in self.optimizer.ema_weights().items()},
                                   strict=False)
         try:
             yield
         finally:
-            for name, parameter in self.vae.parameters_and_names():
-                parameter.set_data(trained[name])
+            self.vae.load_torch_state(trained)
 
 
 def above_and_below(video: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
