@@ -50,7 +50,7 @@ def write_picture(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
 
 def write_part(folder: Path, name: str, scenes: list[Scene], part: int, annotation: Path) -> None:
     """The samples of one data file, which is written when they are all there."""
-    (folder).mkdir(parents=True, exist_ok=True)
+    folder.mkdir(parents=True, exist_ok=True)
     write, suffix = (write_picture, ".png") if part == PICTURES else (write_clip, ".mp4")
 
     def write_number(number: int) -> dict:

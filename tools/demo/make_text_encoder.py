@@ -12,7 +12,6 @@ import argparse
 import sys
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import sentencepiece
 
@@ -40,7 +39,6 @@ def make_vocabulary(folder: Path) -> int:
 
 
 def make_encoder(vocabulary: int) -> MT5EncoderModel:
-    ms.set_seed(0)
     encoder = MT5EncoderModel(vocab_size=vocabulary, model_type="mt5", **SIZES)
     rng, state = np.random.default_rng(0), {}
     for name, value in encoder.torch_state().items():
@@ -53,7 +51,7 @@ def make_encoder(vocabulary: int) -> MT5EncoderModel:
         else:
             spread = value.shape[1] ** -0.5 * (SIZES["d_kv"] ** -0.5 if name.endswith(".q.weight") else 1)
         state[name] = rng.normal(0, spread, value.shape).astype(np.float32)
-    for alias, name in encoder.aliases.items():
+    for alias in encoder.aliases:
         state.pop(alias, None)
     encoder.load_torch_state(state, strict=False)
     return encoder

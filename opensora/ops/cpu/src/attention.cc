@@ -76,7 +76,7 @@ KERNEL(attention) {
         for (int64_t first = start; first < end; first += ROWS) {
           const int64_t rows = std::min(ROWS, end - first);
           const int64_t full_rows = round_up(rows, TILE);
-          pack_rows(q + shape.query(b, n, first), shape.token, 1, rows, shape.width, scale, queries.data());
+          pack_rows(q + shape.query(b, n, first), shape.token, rows, shape.width, scale, queries.data());
           std::fill(scores.begin(), scores.end(), 0.0f);
           add_product<1>(queries.data(), shape.width * TILE, TILE, keys.data(), full_rows, shape.width, columns,
                          scores.data(), KEYS);
@@ -151,8 +151,8 @@ KERNEL(attention_grad) {
         std::fill(value_sums.begin(), value_sums.end(), 0.0f);
         for (int64_t first = 0; first < shape.queries; first += ROWS) {
           const int64_t rows = std::min(ROWS, shape.queries - first);
-          pack_rows(q + shape.query(b, n, first), shape.token, 1, rows, width, scale, queries.data());
-          pack_rows(dy + shape.query(b, n, first), shape.token, 1, rows, width, 1, grads.data());
+          pack_rows(q + shape.query(b, n, first), shape.token, rows, width, scale, queries.data());
+          pack_rows(dy + shape.query(b, n, first), shape.token, rows, width, 1, grads.data());
           pack(q + shape.query(b, n, first), shape.token, rows, width, scale, query_panels.data());
           pack(dy + shape.query(b, n, first), shape.token, rows, width, 1, grad_panels.data());
           std::fill(weights.begin(), weights.end(), 0.0f);

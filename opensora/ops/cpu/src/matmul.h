@@ -40,28 +40,25 @@ inline void pack_transposed(const float *from, int64_t stride, int64_t rows, int
   }
 }
 
-// Rows of a matrix, elements (row, i) at row * row_step + i * inner_step, times `scale` -> [tile][i][TILE], zeros behind
-// the last row.
-inline void pack_rows(const float *from, int64_t row_step, int64_t inner_step, int64_t rows, int64_t inner, float scale,
-                      float *tiles) {
+// Rows of `from` (rows, inner), `stride` apart, times `scale` -> [tile][i][TILE], zeros behind the last row.
+inline void pack_rows(const float *from, int64_t stride, int64_t rows, int64_t inner, float scale, float *tiles) {
   for (int64_t first = 0; first < rows; first += TILE, tiles += inner * TILE) {
     const int64_t size = std::min<int64_t>(TILE, rows - first);
     if (size < TILE) std::fill_n(tiles, inner * TILE, 0.0f);
     for (int64_t row = 0; row < size; ++row) {
-      for (int64_t i = 0; i < inner; ++i) tiles[i * TILE + row] = from[(first + row) * row_step + i * inner_step] * scale;
+      for (int64_t i = 0; i < inner; ++i) tiles[i * TILE + row] = from[(first + row) * stride + i] * scale;
     }
   }
 }
 
-// c = start + a (TILE, inner), with elements (row, i) at row * ROW_STEP + i * inner_step, times a panel.
+// Adds a (TILE, inner), with elements (row, i) at row * ROW_STEP + i * inner_step, times a panel to c.
 template <int64_t ROW_STEP>
-inline void multiply_tile(const float *a, int64_t inner_step, const float *panel, int64_t inner, const float *start,
-                          int64_t start_stride, float *c, int64_t c_stride) {
+inline void add_tile(const float *a, int64_t inner_step, const float *panel, int64_t inner, float *c, int64_t c_stride) {
   Vector sums[TILE][2];
 #pragma GCC unroll 16
   for (int row = 0; row < TILE; ++row) {
-    sums[row][0] = *reinterpret_cast<const Vector *>(start + row * start_stride);
-    sums[row][1] = *reinterpret_cast<const Vector *>(start + row * start_stride + LANES);
+    sums[row][0] = *reinterpret_cast<const Vector *>(c + row * c_stride);
+    sums[row][1] = *reinterpret_cast<const Vector *>(c + row * c_stride + LANES);
   }
   for (int64_t i = 0; i < inner; ++i, a += inner_step, panel += PANEL) {
     const Vector left = *reinterpret_cast<const Vector *>(panel);
@@ -87,8 +84,7 @@ inline void add_product(const float *a, int64_t tile_step, int64_t inner_step, c
                         int64_t inner, int64_t columns, float *c, int64_t c_stride) {
   for (int64_t column = 0; column < columns; column += PANEL, panels += inner * PANEL) {
     for (int64_t row = 0; row < rows; row += TILE) {
-      float *to = c + row * c_stride + column;
-      multiply_tile<ROW_STEP>(a + row / TILE * tile_step, inner_step, panels, inner, to, c_stride, to, c_stride);
+      add_tile<ROW_STEP>(a + row / TILE * tile_step, inner_step, panels, inner, c + row * c_stride + column, c_stride);
     }
   }
 }

@@ -23,8 +23,8 @@ void copy_plane(const float *from, float *to, const Axis &read, const Axis &writ
 
 }  // namespace
 
-// x and its geometry, (shape, order of axes) -> the elements in the new order; y has the shape of x. The third input, the geometry of
-// the way back, serves the gradient.
+// x and its geometry, (shape, order of axes) -> the elements in the new order; y has the shape of x. The third input,
+// the geometry of the way back, serves the gradient.
 KERNEL(permute) {
   const float *x = input(params, 0), *geometry = input(params, 1);
   float *y = output(params, 3);
