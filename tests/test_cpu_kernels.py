@@ -11,13 +11,13 @@ import numpy as np
 import pytest
 from conftest import ROOT
 from golden_cases import relative_difference
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
 from opensora.ops.attention import attention, key_bias, unscaled_attention
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.cpu import build, kernels
-from opensora.ops.layout import permute
+from opensora.ops.layout import cut, join, part, permute
 from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
 from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x, nearest_pictures_2x
 from opensora.ops.rope import apply_rope, rope_cos, rope_sin
@@ -42,6 +42,19 @@ def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 def permuted(x: Tensor) -> Tensor:
     return permute(x, (3, 0, 2, 1))
+
+
+def middle(x: Tensor) -> Tensor:
+    return part(x, 2, 1, 4)
+
+
+def halves(x: Tensor) -> Tensor:
+    front, back = cut(x, 1, 3)
+    return ops.cat((2 * front, back ** 2), 1)
+
+
+def joined(x: Tensor, y: Tensor) -> Tensor:
+    return join(x, y, 1)
 
 
 def strided_conv3d(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
@@ -90,6 +103,12 @@ CASES = {
     "permute": (lambda x: permute(x, (0, 2, 1, 3)), (3, 5, 7, 2)),
     "permute_inner": (permuted, (3, 35, 7, 18)),
     "permute_blocks": (lambda x: permute(x, (0, 1, 2, 5, 7, 3, 4, 6)), (1, 2, 2, 3, 4, 2, 5, 2)),
+    "part": (middle, (2, 3, 5, 7)),
+    "part_other": (lambda x: part(x, 2, 0, 2), (2, 3, 5, 7)),  # the same shapes, another length
+    "cut": (halves, (3, 5, 4)),
+    "cut_one_half": (lambda x: cut(x, 2, 1)[1], (3, 5, 4)),
+    "join": (joined, (3, 5, 4), (3, 2, 4)),
+    "join_last": (lambda x, y: join(x, y, 2), (3, 5, 4), (3, 5, 1)),
     "conv2d": (lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)), (2, 3, 11, 9, 13), (17, 11, 3, 3), (17,)),
     "conv2d_wide": (lambda x, w, b: conv2d(x, w, b, 1, (0, 1, 2, 1)), (1, 1, 3, 17, 150), (40, 3, 3, 3), (40,)),
     "conv2d_pointwise": (lambda x, w, b: conv2d(x, w, b), (1, 2, 75, 5, 9), (33, 75, 1, 1), (33,)),
@@ -123,7 +142,7 @@ def test_kernels_compute_what_stock_operators_do(name, monkeypatch):
         assert relative_difference(actual, expected) < 5e-6, number
 
 
-@pytest.mark.parametrize("name", ["modulated_layer_norm", "attention_masked", "conv3d", "conv3d_stride", "permute_inner",
+@pytest.mark.parametrize("name", ["modulated_layer_norm", "attention_masked", "conv3d", "conv3d_stride", "permute_inner", "part", "cut", "join",
                                   "rope"])
 def test_kernels_in_graph_mode(name):
     function, *shapes = CASES[name]

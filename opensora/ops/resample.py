@@ -1,23 +1,16 @@
 """Doubling of axes: nearest neighbour, and linear with half-pixel centres (`align_corners=False`)."""
 from __future__ import annotations
 
-from math import prod
-
 from mindspore import Tensor, ops
 
 from opensora.ops.cpu import kernels
+from opensora.ops.layout import folded
 
 
 def _interleave(even: Tensor, odd: Tensor, axis: int) -> Tensor:
     """even[0], odd[0], even[1], odd[1], ... along `axis`."""
     shape = even.shape
     return ops.stack((even, odd), axis + 1).reshape(shape[:axis] + (2 * shape[axis],) + shape[axis + 1:])
-
-
-@ops.constexpr
-def _around(shape: tuple, axis: int) -> tuple:
-    """The sizes of what is before `axis`, of the axis, and of what is behind; constants in graph mode."""
-    return prod(shape[:axis]), shape[axis], prod(shape[axis + 1:])
 
 
 @ops.constexpr
@@ -28,7 +21,7 @@ def _twice(shape: tuple, *axes: int) -> tuple:
 def nearest_2x(x: Tensor, axis: int) -> Tensor:
     """Every element along `axis` twice."""
     if kernels.available(x.dtype):
-        return kernels.nearest_2x(x.reshape(_around(x.shape, axis))).reshape(_twice(x.shape, axis))
+        return kernels.nearest_2x(folded(x, axis)).reshape(_twice(x.shape, axis))
     return _interleave(x, x, axis)
 
 
@@ -38,7 +31,7 @@ def linear_2x(x: Tensor, axis: int) -> Tensor:
     Indices are clamped at the ends. Applied axis by axis this is bilinear and trilinear interpolation.
     """
     if kernels.available(x.dtype):
-        return kernels.linear_2x(x.reshape(_around(x.shape, axis))).reshape(_twice(x.shape, axis))
+        return kernels.linear_2x(folded(x, axis)).reshape(_twice(x.shape, axis))
     length = x.shape[axis]
     if length == 1:
         return nearest_2x(x, axis)

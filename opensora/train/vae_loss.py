@@ -28,6 +28,7 @@ from opensora.models.wfvae.decoder import Decoder
 from opensora.models.wfvae.distribution import DiagonalGaussian
 from opensora.models.wfvae.model import WFVAEModel
 from opensora.ops.conv import conv2d
+from opensora.ops.layout import swap_frames_channels
 
 FRAMES = 4  # compared at a time: bounds memory, whatever the number and length of clips
 
@@ -152,12 +153,12 @@ class Judge(nn.Cell):
     def _likelihood(self, reconstruction: Tensor, video: Tensor) -> tuple:
         """The negative log-likelihood of a frame, and its gradient with regard to the reconstruction."""
         b, c, t, h, w = video.shape
-        pairs = zip(*[ops.split(clip.swapaxes(1, 2).reshape(b * t, c, h, w), FRAMES)
+        pairs = zip(*[ops.split(swap_frames_channels(clip).reshape(b * t, c, h, w), FRAMES)
                       for clip in (reconstruction, video)])
         errors, gradients = zip(*[self.error(*pair) for pair in pairs])
         scale = math.exp(-self.options.logvar_init) / (b * t)
         nll = scale * sum(errors) + self.options.logvar_init * c * h * w
-        return nll, scale * ops.cat(gradients).reshape(b, t, c, h, w).swapaxes(1, 2)
+        return nll, swap_frames_channels(scale * ops.cat(gradients).reshape(b, t, c, h, w))
 
 
 class FrameError(nn.Cell):

@@ -17,7 +17,7 @@ from mindspore import Tensor, nn, ops
 
 from opensora.models.layers import ChannelLayerNorm, Conv2d, Conv3d, GroupNorm
 from opensora.ops.attention import attention
-from opensora.ops.layout import permute
+from opensora.ops.layout import join, part, permute
 from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x
 from opensora.parallel.stream import OneStream
 
@@ -93,9 +93,9 @@ class CausalConv3d(nn.Cell):
         """
         start = x.shape[1] - self.resent - self.kept
         if start < 0:
-            x = ops.cat((ops.tile(x[:, :1], (1, 2, 1, 1, 1)) if past is None else past, x), 1)
+            x = join(ops.tile(part(x, 1, 0, 1), (1, 2, 1, 1, 1)) if past is None else past, x, 1)
             start = max(0, start + 2)
-        return x[:, start:start + self.kept]
+        return part(x, 1, start, start + self.kept)
 
 
 class PointwiseConv3d(nn.Cell):
@@ -208,16 +208,16 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
         if self.stream.is_shared or not last:
             # The clip's first frame takes no part in interpolation, so it never serves as the previous one.
             newest = max(min(1, frames - 1), frames - 1 - self.resent)
-            previous, kept = self.stream.hand_on(x[:, newest:newest + 1], previous)
+            previous, kept = self.stream.hand_on(part(x, 1, newest, newest + 1), previous)
         held_back = 0 if last else self.delay
         if previous is None:
-            y = x[:, :1]
+            y = part(x, 1, 0, 1)
             if frames > 1:
-                doubled = self.t_upsample(x[:, 1:], 1)
-                y = ops.cat((y, doubled[:, :2 * (frames - 1) - held_back]), 1)
+                doubled = self.t_upsample(part(x, 1, 1, frames), 1)
+                y = join(y, part(doubled, 1, 0, 2 * (frames - 1) - held_back), 1)
         else:
-            doubled = self.t_upsample(ops.cat((previous, x), 1), 1)
-            y = doubled[:, 2 - self.delay:2 * (frames + 1) - held_back]
+            doubled = self.t_upsample(join(previous, x, 1), 1)
+            y = part(doubled, 1, 2 - self.delay, 2 * (frames + 1) - held_back)
         y, conv_past = self.conv(bilinear_pictures_2x(y), conv_past, last)
         return y, () if last else (kept, conv_past)
 

@@ -7,7 +7,7 @@ from opensora.models.layers import Conv2d, Upsample
 from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, ResnetBlock3D,
                                           Spatial2xTime2x3DUpsample, Wait, normalize)
 from opensora.models.wfvae.wavelet import InverseHaarTransform2D, InverseHaarTransform3D
-from opensora.ops.layout import swap_frames_channels
+from opensora.ops.layout import cut, join, part, swap_frames_channels
 from opensora.parallel.stream import OneStream
 
 
@@ -72,7 +72,7 @@ class Decoder(nn.Cell):
         h, low, l1, l2, new_past = self.backbone(z, past, last)
         video = self.to_video(h, low, past is None and self.stream.index == 0)
         if not last:
-            video = video[:, :, :video.shape[2] - self.resent_frames]
+            video = part(video, 2, 0, video.shape[2] - self.resent_frames)
         return video, l1, l2, new_past
 
     def backbone(self, z: Tensor, past=None, last: bool = True):
@@ -83,15 +83,17 @@ class Decoder(nn.Cell):
 
         h, past_in = self.conv_in(swap_frames_channels(z), past_in, last)
         h, past_mid = self.mid(h, past_mid, last)
-        l2, past_connect2 = self.connect_l2(h[:, :, -self.flow:], past_connect2, last)
+        h, to_l2 = cut(h, 2, h.shape[2] - self.flow)
+        l2, past_connect2 = self.connect_l2(to_l2, past_connect2, last)
         low1, waiting2 = self.wait_l2(self.inverse_wavelet_transform_l2(l2, first), waiting2, last)
 
-        h, past_up2 = self.up2(h[:, :, :-self.flow], past_up2, last)
-        l1, past_connect1 = self.connect_l1(h[:, :, -self.flow:], past_connect1, last)
+        h, past_up2 = self.up2(h, past_up2, last)
+        h, to_l1 = cut(h, 2, h.shape[2] - self.flow)
+        l1, past_connect1 = self.connect_l1(to_l1, past_connect1, last)
         l1 = _add_to_low_band(l1, low1)
         low, waiting1 = self.wait_l1(self.inverse_wavelet_transform_l1(l1, first), waiting1, last)
 
-        h, past_up1 = self.up1(h[:, :, :-self.flow], past_up1, last)
+        h, past_up1 = self.up1(h, past_up1, last)
         h, past_layer = self.layer(h, past_layer, last)
         past = () if last else (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
                               waiting1, waiting2)
@@ -105,4 +107,5 @@ class Decoder(nn.Cell):
 
 def _add_to_low_band(coefficients: Tensor, low: Tensor) -> Tensor:
     """The first three channels, the low band of the three colours, plus what the coarser level gives for them."""
-    return ops.cat((coefficients[:, :, :3] + low, coefficients[:, :, 3:]), 2)
+    own, rest = cut(coefficients, 2, 3)
+    return join(own + low, rest, 2)

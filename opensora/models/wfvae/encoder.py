@@ -1,13 +1,13 @@
 """The encoder: two wavelet levels feed ("energy flow") into a convolutional backbone that halves its size with them."""
 from __future__ import annotations
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from opensora.models.layers import Conv2d, Downsample
 from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, ResnetBlock2D, ResnetBlock3D,
                                           Spatial2xTime2x3DDownsample, normalize)
 from opensora.models.wfvae.wavelet import HaarTransform2D, HaarTransform3D
-from opensora.ops.layout import swap_frames_channels
+from opensora.ops.layout import join, part, swap_frames_channels
 
 
 class Encoder(nn.Cell):
@@ -50,13 +50,13 @@ class Encoder(nn.Cell):
         past_down1, past_down2, past_mid, past_out = (None,) * 4 if first else past
 
         coefficients = self.wavelet_transform_in(swap_frames_channels(x), first)
-        l1 = self.wavelet_transform_l1(coefficients[:, :, :3], first)
-        l2 = self.wavelet_transform_l2(l1[:, :, :3], first)
+        l1 = self.wavelet_transform_l1(part(coefficients, 2, 0, 3), first)
+        l2 = self.wavelet_transform_l2(part(l1, 2, 0, 3), first)
 
         h, past_down1 = self.down1(coefficients, past_down1, last)
-        h = ops.cat((h, self.connect_l1(l1)), 2)
+        h = join(h, self.connect_l1(l1), 2)
         h, past_down2 = self.down2(h, past_down2, last)
-        h = ops.cat((h, self.connect_l2(l2)), 2)
+        h = join(h, self.connect_l2(l2), 2)
         h, past_mid = self.mid(h, past_mid, last)
         moments, past_out = self.conv_out(self.norm_out(h), past_out, last)
         past = () if last else (past_down1, past_down2, past_mid, past_out)

@@ -5,6 +5,7 @@ Each computes what the function of its name in `opensora.ops` does, which calls 
 from __future__ import annotations
 
 from functools import lru_cache
+from itertools import count
 from typing import Optional
 
 import mindspore as ms
@@ -34,6 +35,9 @@ def numbers(*values: float) -> Tensor:
     return _tensor(values)
 
 
+_made = count(1)
+
+
 def _operator(name: str, *outputs, bprop=None):
     """The kernel `name`. Each output is told by the input whose shape it has, or by a function of the inputs' shapes."""
     if LIBRARY is None:
@@ -46,7 +50,10 @@ def _operator(name: str, *outputs, bprop=None):
     def dtype(*dtypes):
         return dtypes[0] if len(outputs) == 1 else (dtypes[0],) * len(outputs)
 
-    return ops.Custom(f"{LIBRARY}:{name}", shape, dtype, "aot", bprop=bprop)
+    operator = ops.Custom(f"{LIBRARY}:{name}", shape, dtype, "aot", bprop=bprop)
+    # MindSpore keeps the shapes it once found for operators that look the same, whatever their functions say.
+    operator.add_prim_attr("made", next(_made))
+    return operator
 
 
 # Norms
@@ -236,6 +243,60 @@ def _back(shape: tuple, axes: tuple) -> Tensor:
 def permute(x: Tensor, axes: tuple) -> Tensor:
     shape = tuple([x.shape[axis] for axis in axes])
     return _permute(x, _there(x.shape, axes), _back(x.shape, axes)).reshape(shape)
+
+
+def _joined_shape(front, back):
+    return [front[0], front[1] + back[1], front[2]]
+
+
+def _axis_operator(name: str, *lengths: int, bprop=None):
+    """An operator on (outer, axis, inner) and settings; its outputs have axes of these lengths."""
+    return _operator(name, *[lambda x, _, length=length: [x[0], length, x[2]] for length in lengths], bprop=bprop)
+
+
+@lru_cache(maxsize=None)
+def _part_operator(length: int, count: int):
+    put_back = _axis_operator("part_grad", length)
+
+    def bprop(x, settings, out, dout):
+        return put_back(dout, settings), ops.zeros_like(settings)
+
+    return _axis_operator("part", count, bprop=bprop)
+
+
+def part(x: Tensor, start: int, count: int) -> Tensor:
+    """x (outer, n, inner) -> (outer, count, inner)."""
+    return _part_operator(x.shape[1], count)(x, numbers(start))
+
+
+@lru_cache(maxsize=None)
+def _cut_operator(front: int, back: int):
+    joined = _operator("join", _joined_shape)
+
+    def bprop(x, settings, out, dout):
+        return joined(dout[0], dout[1]), ops.zeros_like(settings)
+
+    return _axis_operator("cut", front, back, bprop=bprop)
+
+
+def cut(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
+    """x (outer, n, inner) -> (outer, at, inner), (outer, n - at, inner)."""
+    return _cut_operator(at, x.shape[1] - at)(x, numbers(at))
+
+
+@lru_cache(maxsize=None)
+def _join_operator(front: int, back: int):
+    parted = _axis_operator("cut", front, back)
+
+    def bprop(x, y, out, dout):
+        return parted(dout, numbers(front))
+
+    return _operator("join", _joined_shape, bprop=bprop)
+
+
+def join(front: Tensor, back: Tensor) -> Tensor:
+    """(outer, n, inner), (outer, m, inner) -> (outer, n + m, inner)."""
+    return _join_operator(front.shape[1], back.shape[1])(front, back)
 
 
 def _doubling(name: str, *doubled_axes: int):
