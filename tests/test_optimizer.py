@@ -10,6 +10,7 @@ from zero_checks import assert_same, make_model, make_optimizer, train
 
 from opensora.models.loading import PretrainedModel
 from opensora.models.tensor_file import ArrayTensor
+from opensora.ops.cpu import kernels
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
 from opensora.train.learning_rate import learning_rate
@@ -42,7 +43,16 @@ class Product(nn.Cell):
         return loss
 
 
-def test_adamw_with_clipping():
+@pytest.fixture(params=["kernels", "stock"])
+def operators(request, monkeypatch):
+    """Runs a test with the C++ kernels and without."""
+    if request.param == "stock":
+        monkeypatch.setattr(kernels, "LIBRARY", None)
+    elif kernels.LIBRARY is None:
+        pytest.skip("no kernels here")
+
+
+def test_adamw_with_clipping(operators):
     golden, expected = case("train_adamw", CASES), load_case("train_adamw")
     shapes = golden["inputs"]["p0"], golden["inputs"]["p1"]
     model = Weights(*(given("train_adamw", f"p{i}", shape) for i, shape in enumerate(shapes)))
@@ -59,7 +69,7 @@ def test_adamw_with_clipping():
             assert relative_difference(parameter.asnumpy(), expected[f"p{i}"][step]) < 1e-6
 
 
-def test_ema():
+def test_ema(operators):
     golden, expected = case("train_ema", CASES), load_case("train_ema")["shadow"]
     ema = EMA(golden["ema_decay"], golden["ema_start_step"])
     table = golden["decay_table"]

@@ -17,6 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from opensora.models.tensor_file import AnyTensor
+from opensora.ops.cpu import kernels
 from opensora.parallel.flat import World
 
 STAGES = (0, 1, 2, 3)
@@ -53,6 +54,9 @@ class Bucket:
         """The processes' own parts become the model's weights."""
         if self.is_whole:
             flat = self._joined(own.astype(self.dtype))
+            if kernels.available(self.dtype) and self.stage < 3:
+                kernels.unflatten(flat, list(self.parameters.values()))
+                return
             pieces = ops.split(flat, [*self.sizes, self.padding] if self.padding else self.sizes)
             for parameter, piece in zip(self.parameters.values(), pieces):
                 if self.stage == 3:
@@ -75,7 +79,7 @@ class Bucket:
 
     def add_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Adds this process's gradients of the parameters, in their order. Sums of several are float32."""
-        flat = ops.cat([*(gradient.reshape(-1) for gradient in gradients), ops.zeros(self.padding, self.dtype)])
+        flat = self._flat(gradients, self.size + self.padding)
         if self.stage >= 2:
             flat = self.world.sum_of_part(flat)
         self.gradient = flat if self.gradient is None else self.gradient.astype(ms.float32) + flat
@@ -123,9 +127,16 @@ class Bucket:
 
     def _cut(self) -> Tensor:
         """A float32 copy of the own part of the weights."""
-        pieces = [self.parameters[name].reshape(-1)[first:last] for name, first, last in self._own_places()]
-        missing = self.own_size - sum(piece.size for piece in pieces)
-        return ops.cat([*pieces, ops.zeros(missing, self.dtype)]).astype(ms.float32)
+        pieces = [self.parameters[name] if last - first == self.parameters[name].size
+                  else self.parameters[name].reshape(-1)[first:last] for name, first, last in self._own_places()]
+        return self._flat(pieces, self.own_size).astype(ms.float32)
+
+    def _flat(self, tensors: Sequence[Tensor], size: int) -> Tensor:
+        """Their elements one behind the other, and zeros behind them: (size,)."""
+        if kernels.available(self.dtype):
+            return kernels.flatten(tensors, size)
+        missing = size - sum(tensor.size for tensor in tensors)
+        return ops.cat([*(tensor.reshape(-1) for tensor in tensors), ops.zeros(missing, self.dtype)])
 
 
 class GatheredBlock(nn.Cell):

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 
 from mindspore import Tensor, ops
 
+from opensora.ops.cpu import kernels
+
 
 @dataclass(frozen=True)
 class AdamW:
@@ -24,12 +26,17 @@ class AdamW:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} {getattr(self, name)} is not 0 or more")
 
-    def update(self, weights: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, learning_rate: float,
-               step: int) -> None:
-        """Changes weights and both moments, float32 and of one shape, in place; `step` counts from 1."""
+    def update(self, weights: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, factor: float,
+               learning_rate: float, step: int) -> None:
+        """Changes weights and both moments, float32 (N,), in place by the gradient times `factor`; `step` counts from
+        1."""
+        if kernels.available(weights.dtype):
+            kernels.adamw(weights, exp_avg, exp_avg_sq, gradient, factor, learning_rate, self.adam_weight_decay,
+                          self.adam_beta1, self.adam_beta2, self.adam_epsilon, step)
+            return
         if self.adam_weight_decay:
             ops.assign_sub(weights, weights * (learning_rate * self.adam_weight_decay))
         power1, power2 = self.adam_beta1 ** step, self.adam_beta2 ** step
         # The operator adds epsilon to sqrt(v), AdamW to sqrt(v / (1 - beta2^t)): hence the factor.
         ops.Adam()(weights, exp_avg, exp_avg_sq, power1, power2, learning_rate, self.adam_beta1, self.adam_beta2,
-                   self.adam_epsilon * math.sqrt(1 - power2), gradient)
+                   self.adam_epsilon * math.sqrt(1 - power2), gradient * factor)

@@ -5,6 +5,8 @@ from dataclasses import dataclass
 
 from mindspore import Tensor, ops
 
+from opensora.ops.cpu import kernels
+
 
 @dataclass(frozen=True)
 class EMA:
@@ -33,4 +35,8 @@ class EMA:
 
     def update(self, shadow: Tensor, weights: Tensor, update: int) -> None:
         """Changes `shadow` in place."""
-        ops.assign_add(shadow, (weights - shadow) * (1 - self.decay(update)))
+        part = 1 - self.decay(update)
+        if kernels.available(shadow.dtype):
+            kernels.move_towards(shadow, weights, part)
+        else:
+            ops.assign_add(shadow, (weights - shadow) * part)

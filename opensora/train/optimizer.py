@@ -116,8 +116,7 @@ class Optimizer:
         self.steps += 1
         for i, bucket in enumerate(self.buckets):
             own = bucket.own_weights()
-            self.adamw.update(own, self.exp_avg[i], self.exp_avg_sq[i], gradients[i] * factor, learning_rate,
-                              self.steps)
+            self.adamw.update(own, self.exp_avg[i], self.exp_avg_sq[i], gradients[i], factor, learning_rate, self.steps)
             if self.ema:
                 self.ema.update(self.shadows[i], own, self.steps)
             bucket.put_own_weights(own)

@@ -1,14 +1,16 @@
 #!/usr/bin/env bash
 # Trains the demo model from nothing with the project's own commands: bash scripts/demo/train_demo.sh [FOLDER]
 # Everything goes to FOLDER (default: ./demo_training), the finished weights to FOLDER/model. Started again, it goes on
-# where it stopped. DEVICE is CPU or Ascend; VAE_STEPS, IMAGE_STEPS, VIDEO_STEPS and INPAINT_STEPS say for how long.
+# where it stopped. DEVICE is CPU or Ascend; VAE_SHORT_STEPS, VAE_STEPS, IMAGE_STEPS, VIDEO_STEPS and INPAINT_STEPS
+# say for how long.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 folder=${1:-./demo_training}
 data=$folder/data
 model=$folder/model
 device=(--device "${DEVICE:-CPU}")
-vae_steps=${VAE_STEPS:-4000}
+vae_short_steps=${VAE_SHORT_STEPS:-3000}
+vae_steps=${VAE_STEPS:-2000}
 image_steps=${IMAGE_STEPS:-3000}
 video_steps=${VIDEO_STEPS:-6000}
 inpaint_steps=${INPAINT_STEPS:-1500}
@@ -36,15 +38,24 @@ embed "$data/train/pictures.json" train_pictures
 embed "$data/train/captions.json" train
 embed "$data/held_out/captions.json" held_out
 
-part "autoencoder"
-python opensora/train/train_causalvae.py \
-    --model_config scripts/demo/wfvae.json --video_path "$data/train/clips" --output_dir "$folder/vae" \
-    --video_num_frames 9 --resolution 64 --sample_rate 1 --train_batch_size 4 --dataloader_num_workers 1 \
-    --loss_type l1 --perceptual_weight 0 --kl_weight 1e-6 --wavelet_loss --wavelet_weight 0.1 \
-    --start_learning_rate 1e-3 --lr_scheduler cosine --lr_warmup_steps 100 --clip_grad --max_grad_norm 10000 \
-    --use_ema --ema_decay 0.995 --max_steps "$vae_steps" --save_steps 500 --checkpoints_total_limit 2 --print_losses \
-    --validate --eval_video_path "$data/held_out/clips" --eval_num_frames 17 --eval_resolution 64 --eval_steps 500 \
-    --eval_subset_size 20 --log_interval 50 --cache_dir "$folder/cache" --resume_from_checkpoint True "${device[@]}"
+train_vae() { # name, frames, steps, further flags
+    local name=$1 frames=$2 steps=$3
+    shift 3
+    python opensora/train/train_causalvae.py \
+        --video_path "$data/train/clips" --output_dir "$folder/$name" --video_num_frames "$frames" --resolution 64 \
+        --sample_rate 1 --dataloader_num_workers 1 --loss_type l2 --perceptual_weight 0 --kl_weight 1e-6 \
+        --start_learning_rate 1e-3 --lr_warmup_steps 30 --betas 0.9 0.99 --clip_grad --max_grad_norm 10000 \
+        --use_ema --ema_decay 0.99 --max_steps "$steps" --save_steps 500 --checkpoints_total_limit 2 --print_losses \
+        --validate --eval_video_path "$data/held_out/clips" --eval_num_frames 17 --eval_resolution 64 --eval_steps 500 \
+        --eval_subset_size 20 --log_interval 50 --cache_dir "$folder/cache" --resume_from_checkpoint True "${device[@]}" "$@"
+}
+
+part "autoencoder: short clips"
+train_vae vae_short 5 "$vae_short_steps" --model_config scripts/demo/wfvae.json --train_batch_size 8 \
+    --lr_scheduler constant_with_warmup
+part "autoencoder: whole clips"
+train_vae vae 17 "$vae_steps" --pretrained_model_name_or_path "$(newest vae_short "$vae_short_steps")" \
+    --train_batch_size 4 --lr_scheduler linear
 if [ ! -f "$model/vae/config.json" ]; then
     rm -rf "$model/vae.part"
     cp -r "$(newest vae "$vae_steps")" "$model/vae.part"
@@ -59,7 +70,7 @@ train() { # kind (t2v_diffusers or inpaint), name, data file, steps, further fla
     python "opensora/train/train_$kind.py" \
         --data "$data/$source.txt" --ae_path "$model/vae" --model_max_length 24 --output_dir "$folder/$name" \
         --group_data --force_resolution --max_height 64 --max_width 64 --hw_stride 16 --train_fps 8 --dataloader_num_workers 1 \
-        --sparse1d True --sparse_n 4 --prediction_type v_prediction --rescale_betas_zero_snr --snr_gamma 5.0 \
+        --mode 0 --sparse1d True --sparse_n 4 --prediction_type v_prediction --rescale_betas_zero_snr --snr_gamma 5.0 \
         --lr_scheduler constant_with_warmup --lr_warmup_steps 100 --adam_epsilon 1e-8 --cfg 0.1 \
         --use_ema --ema_decay 0.998 --max_train_steps "$steps" --checkpointing_steps 500 --checkpoints_total_limit 2 \
         --log_interval 50 --cache_dir "$folder/cache" --resume_from_checkpoint True "${device[@]}" "$@"

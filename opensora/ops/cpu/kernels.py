@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from functools import lru_cache
 from itertools import count
-from typing import Optional
+from typing import Optional, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -216,6 +216,38 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: tuple, past: Opti
     if past is None:
         return _convolution(padding, copies, False)(x, weight, bias, settings)
     return _convolution(padding, 0, True)(past, x, weight, bias, settings)
+
+
+# Steps of an optimizer, in PyNative mode; all but `flatten` change tensors in place
+
+_unflatten, _adamw, _move_towards = [_operator(name, lambda *shapes: [1]) for name in ("unflatten", "adamw", "move_towards")]
+
+
+@lru_cache(maxsize=None)
+def _flatten(size: int):
+    return _operator("flatten", lambda *shapes: [size])
+
+
+def flatten(tensors: Sequence[Tensor], size: int) -> Tensor:
+    """The elements of the tensors one behind the other, and zeros behind them: (size,)."""
+    return _flatten(size)(*tensors)
+
+
+def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Gives the tensors the elements of `flat`."""
+    _unflatten(flat, *tensors)
+
+
+def adamw(weights: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, factor: float, learning_rate: float,
+          weight_decay: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
+    settings = (factor, learning_rate, learning_rate * weight_decay, beta1, beta2, 1 / (1 - beta1 ** step),
+                1 / (1 - beta2 ** step), epsilon)
+    _adamw(weights, exp_avg, exp_avg_sq, gradient, Tensor(np.array(settings, np.float32)))
+
+
+def move_towards(shadow: Tensor, weights: Tensor, part: float) -> None:
+    """shadow += (weights - shadow) * part"""
+    _move_towards(shadow, weights, Tensor(np.array([part], np.float32)))
 
 
 # Layout
