@@ -18,6 +18,7 @@ from opensora.ops.attention import attention, key_bias, unscaled_attention
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.cpu import build, kernels
 from opensora.ops.layout import cut, join, part, permute
+from opensora.ops.linear import linear
 from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
 from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x, nearest_pictures_2x
 from opensora.ops.rope import apply_rope, rope_cos, rope_sin
@@ -94,6 +95,10 @@ CASES = {
     "attention_few_queries": (masked, (2, 5, 1, 72), (2, 200, 1, 72), (2, 200, 1, 72)),
     "attention_masked": (masked, (2, 100, 2, 8), (2, 63, 2, 8), (2, 63, 2, 8)),
     "attention_biased": (biased_by_distance, (2, 50, 3, 16), (2, 50, 3, 16), (2, 50, 3, 16)),
+    "linear": (linear, (2, 37, 50), (70, 50), (70,)),
+    "linear_of_two_rows": (linear, (2, 130), (300, 130), (300,)),
+    "linear_to_few": (linear, (190, 33), (5, 33), (5,)),
+    "linear_no_bias": (linear, (3, 5, 17), (34, 17)),
     "linear_2x": (lambda x: linear_2x(x, 1), (3, 7, 5)),
     "linear_2x_of_one": (lambda x: linear_2x(x, 1), (4, 1, 6)),
     "nearest_2x": (lambda x: nearest_2x(x, 2), (3, 7, 5)),
@@ -142,7 +147,7 @@ def test_kernels_compute_what_stock_operators_do(name, monkeypatch):
         assert relative_difference(actual, expected) < 5e-6, number
 
 
-@pytest.mark.parametrize("name", ["modulated_layer_norm", "attention_masked", "conv3d", "conv3d_stride", "permute_inner", "part", "cut", "join",
+@pytest.mark.parametrize("name", ["modulated_layer_norm", "attention_masked", "conv3d", "conv3d_stride", "permute_inner", "linear", "part", "cut", "join",
                                   "rope"])
 def test_kernels_in_graph_mode(name):
     function, *shapes = CASES[name]

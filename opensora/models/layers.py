@@ -10,6 +10,7 @@ from mindspore.common.initializer import Uniform, initializer
 
 from opensora.ops.activations import bias_gelu_tanh
 from opensora.ops.conv import conv2d, conv3d
+from opensora.ops.linear import linear
 from opensora.ops.norms import channel_layer_norm, group_norm
 from opensora.ops.resample import nearest_pictures_2x
 
@@ -125,22 +126,13 @@ class Linear(nn.Cell):
         super().__init__()
         self.weight = _uniform((out_features, in_features), in_features)
         self.bias = _uniform((out_features,), in_features) if bias else None
-        self.matmul = ops.MatMul(transpose_b=True)
-        self.out_features = out_features
 
     def construct(self, x: Tensor) -> Tensor:
-        y = self.product(x)
-        if self.bias is not None:
-            y = ops.bias_add(y, self.bias)
-        return y.reshape(x.shape[:-1] + (self.out_features,))
-
-    def product(self, x: Tensor) -> Tensor:
-        """x W^T as a matrix, (rows, out)."""
-        return self.matmul(x.reshape(-1, x.shape[-1]), self.weight)
+        return linear(x, self.weight, self.bias)
 
 
 class LinearGELU(Linear):
     """gelu(x W^T + b), in its tanh form."""
 
     def construct(self, x: Tensor) -> Tensor:
-        return bias_gelu_tanh(self.product(x), self.bias).reshape(x.shape[:-1] + (self.out_features,))
+        return bias_gelu_tanh(linear(x, self.weight), self.bias)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from mindspore import Tensor, ops
 
-from opensora.ops.layout import permute
+from opensora.ops.layout import join, part, permute
 
 
 class Skiparse:
@@ -27,7 +27,7 @@ class Skiparse:
         b, s, d = x.shape
         padding = self.padding(s)
         if padding:
-            x = ops.cat((x, ops.zeros((b, padding, d), x.dtype)), 1)
+            x = join(x, ops.zeros((b, padding, d), x.dtype), 1)
         x = permute(x.reshape(b, -1, self.n, self.run, d), (0, 2, 1, 3, 4))  # B rounds n run D -> B n rounds run D
         return x.reshape(b * self.n, -1, d)
 
@@ -35,4 +35,4 @@ class Skiparse:
         """(B n, S'/n, D) -> (B, S, D), the inverse of `split`."""
         groups, _, d = x.shape
         x = permute(x.reshape(groups // self.n, self.n, -1, self.run, d), (0, 2, 1, 3, 4))
-        return x.reshape(groups // self.n, -1, d)[:, :length]
+        return part(x.reshape(groups // self.n, -1, d), 1, 0, length)

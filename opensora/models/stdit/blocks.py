@@ -13,7 +13,7 @@ from mindspore.common.initializer import initializer
 
 from opensora.models.dit.blocks import scale_shift_table
 from opensora.models.stdit.config import STDiT2Config
-from opensora.models.stdit.embeddings import Mlp, linear
+from opensora.models.stdit.embeddings import Mlp, make_linear
 from opensora.ops.attention import attention
 from opensora.ops.layout import permute
 from opensora.ops.norms import gated_residual, modulated_layer_norm, rms_norm
@@ -44,8 +44,8 @@ class SelfAttention(nn.Cell):
         width = config.hidden_size
         self.heads = config.num_heads
         self.along_time = along_time
-        self.qkv = linear(width, 3 * width)
-        self.proj = linear(width, width, proj)
+        self.qkv = make_linear(width, 3 * width)
+        self.proj = make_linear(width, width, proj)
         self.qk_norm = config.qk_norm
         if config.qk_norm:
             self.q_norm = RMSNorm(config.head_dim)
@@ -72,9 +72,9 @@ class CrossAttention(nn.Cell):
         super().__init__()
         width = config.hidden_size
         self.heads = config.num_heads
-        self.q_linear = linear(width, width)
-        self.kv_linear = linear(width, 2 * width)
-        self.proj = linear(width, width, "zeros")
+        self.q_linear = make_linear(width, width)
+        self.kv_linear = make_linear(width, 2 * width)
+        self.proj = make_linear(width, width, "zeros")
 
     def construct(self, x: Tensor, text: Tensor, bias: Optional[Tensor]) -> Tensor:
         b, t, s, c = x.shape
@@ -126,7 +126,7 @@ class FinalLayer(nn.Cell):
     def __init__(self, width: int, outputs: int):
         super().__init__()
         self.scale_shift_table = scale_shift_table(2, width)
-        self.linear = linear(width, outputs, "zeros")
+        self.linear = make_linear(width, outputs, "zeros")
         self.width = width
 
     def construct(self, x: Tensor, t: Tensor, x_mask: Optional[Tensor], given: Optional[Tensor]) -> Tensor:

@@ -12,13 +12,14 @@ from mindspore.common.initializer import Initializer, Normal, Uniform, XavierUni
 from opensora.models.dit.embeddings import TIMESTEP_CHANNELS, Sinusoids
 from opensora.models.layers import Linear, LinearGELU
 from opensora.ops.layout import permute
+from opensora.ops.linear import linear
 from opensora.ops.rope import inverse_frequencies
 
 SMALL = 0.02  # deviation of the first weights of what takes in the timestep and the text
 
 
-def linear(in_features: int, out_features: int, weight: Optional[Initializer] = None,
-           kind: type[Linear] = Linear) -> Linear:
+def make_linear(in_features: int, out_features: int, weight: Optional[Initializer] = None,
+                kind: type[Linear] = Linear) -> Linear:
     """A linear map that starts without bias and, unless told otherwise, Xavier-uniform (Glorot & Bengio 2010)."""
     layer = kind(in_features, out_features)
     layer.weight = Parameter(initializer(weight or XavierUniform(), (out_features, in_features), ms.float32))
@@ -31,8 +32,8 @@ class Mlp(nn.Cell):
 
     def __init__(self, in_features: int, hidden: int, out_features: int, weight: Optional[Initializer] = None):
         super().__init__()
-        self.fc1 = linear(in_features, hidden, weight, LinearGELU)
-        self.fc2 = linear(hidden, out_features, weight)
+        self.fc1 = make_linear(in_features, hidden, weight, LinearGELU)
+        self.fc2 = make_linear(hidden, out_features, weight)
 
     def construct(self, x: Tensor) -> Tensor:
         return self.fc2(self.fc1(x))
@@ -47,11 +48,9 @@ class PatchProjection(nn.Cell):
         bound = math.sqrt(6 / (self.inputs + embed_dim))  # Xavier-uniform of the linear map
         self.weight = Parameter(initializer(Uniform(bound), (embed_dim, in_channels, *patch_size), ms.float32))
         self.bias = Parameter(initializer("zeros", (embed_dim,), ms.float32))
-        self.matmul = ops.MatMul(transpose_b=True)
 
     def construct(self, patches: Tensor) -> Tensor:
-        y = self.matmul(patches.reshape(-1, self.inputs), self.weight.reshape(-1, self.inputs))
-        return ops.bias_add(y, self.bias).reshape(patches.shape[:-1] + (-1,))
+        return linear(patches, self.weight.reshape(-1, self.inputs), self.bias)
 
 
 class PatchEmbed3D(nn.Cell):
@@ -110,8 +109,8 @@ class NumberEmbedder(nn.Cell):
     def __init__(self, embed_dim: int, weight: Optional[Initializer] = None):
         super().__init__()
         self.sinusoids = Sinusoids()
-        self.mlp = nn.SequentialCell(linear(TIMESTEP_CHANNELS, embed_dim, weight), nn.SiLU(),
-                                     linear(embed_dim, embed_dim, weight))
+        self.mlp = nn.SequentialCell(make_linear(TIMESTEP_CHANNELS, embed_dim, weight), nn.SiLU(),
+                                     make_linear(embed_dim, embed_dim, weight))
 
     def construct(self, values: Tensor) -> Tensor:
         return self.mlp(self.sinusoids(values).astype(self.mlp[0].weight.dtype))

@@ -15,7 +15,7 @@ from opensora.models.loading import PretrainedModel, few
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.stdit.embeddings import (SMALL, CaptionEmbedder, FramePositions, NumberEmbedder, PatchEmbed3D,
-                                              linear)
+                                              make_linear)
 from opensora.models.tensor_file import AnyTensor, ArrayTensor
 from opensora.ops.attention import key_bias
 from opensora.ops.layout import permute
@@ -46,8 +46,8 @@ class STDiT2(PretrainedModel):
         self.ar_embedder = NumberEmbedder(width // 3)
         self.fl_embedder = NumberEmbedder(width)
         self.fps_embedder = NumberEmbedder(width)
-        self.t_block = nn.SequentialCell(nn.SiLU(), linear(width, 6 * width, Normal(SMALL)))
-        self.t_block_temp = nn.SequentialCell(nn.SiLU(), linear(width, 3 * width, Normal(SMALL)))
+        self.t_block = nn.SequentialCell(nn.SiLU(), make_linear(width, 6 * width, Normal(SMALL)))
+        self.t_block_temp = nn.SequentialCell(nn.SiLU(), make_linear(width, 3 * width, Normal(SMALL)))
         self.y_embedder = CaptionEmbedder(config.caption_channels, width, config.model_max_length,
                                           config.class_dropout_prob)
         self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])

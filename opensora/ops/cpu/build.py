@@ -17,7 +17,7 @@ SOURCE = Path(__file__).parent / "src"
 COMPILER = "g++"
 # Arithmetic stays IEEE's but for what lets loops be vectorised: no errno, no traps; sums that may be rearranged are
 # marked in the sources.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++14", "-shared", "-fPIC",
+FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++14", "-shared", "-fPIC", "-ldl",
          *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []))
 SWITCH = "OPENSORA_CPU_KERNELS"  # in the environment; 0: stock operators only
 

@@ -4,8 +4,10 @@ Each computes what the function of its name in `opensora.ops` does, which calls 
 """
 from __future__ import annotations
 
+import ctypes
 from functools import lru_cache
 from itertools import count
+from pathlib import Path
 from typing import Optional, Sequence
 
 import mindspore as ms
@@ -173,6 +175,54 @@ _attention = _operator("attention", 0, _per_head_and_query, bprop=_attention_bpr
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
     return _attention(q, k, v, bias, numbers(scale))[0]
+
+
+# Linear maps
+
+def _load_products() -> bool:
+    """Whether oneDNN is at hand, which the kernels of linear maps take products of matrices from."""
+    if LIBRARY is None:
+        return False
+    try:
+        ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.2"))
+    except OSError:
+        return False
+    return bool(ctypes.CDLL(str(LIBRARY)).finds_products())
+
+
+HAS_PRODUCTS = _load_products()
+
+
+@ops.constexpr
+def multiplies(dtype) -> bool:
+    """Whether `linear` serves tensors of this type here."""
+    return HAS_PRODUCTS and available(dtype)
+
+
+_linear_input_grad = _operator("linear_input_grad", lambda weight, dy: [dy[0], weight[1]])
+_linear_weight_grad = _operator("linear_weight_grad", lambda x, dy: [dy[1], x[1]])
+_linear_bias_grad = _operator("linear_bias_grad", lambda dy: [dy[1]])
+
+
+def _linear_bprop(x, weight, out, dout):
+    return _linear_input_grad(weight, dout), _linear_weight_grad(x, dout)
+
+
+def _linear_bias_bprop(x, weight, bias, out, dout):
+    return _linear_input_grad(weight, dout), _linear_weight_grad(x, dout), _linear_bias_grad(dout)
+
+
+def _rows_by_outputs(x, weight, *bias):
+    return [x[0], weight[0]]
+
+
+_linear = _operator("linear", _rows_by_outputs, bprop=_linear_bprop)
+_linear_bias = _operator("linear_bias", _rows_by_outputs, bprop=_linear_bias_bprop)
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
+    """x (rows, in), weight (out, in), bias (out,) -> (rows, out)."""
+    return _linear(x, weight) if bias is None else _linear_bias(x, weight, bias)
 
 
 # Convolutions

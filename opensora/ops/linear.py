@@ -1,0 +1,20 @@
+"""Linear maps."""
+from __future__ import annotations
+
+from typing import Optional
+
+from mindspore import Tensor, ops
+
+from opensora.ops.cpu import kernels
+
+
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+    """x W^T + b over the last axis: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
+    rows = x.reshape(-1, x.shape[-1])
+    if kernels.multiplies(x.dtype):
+        y = kernels.linear(rows, weight, bias)
+    else:
+        y = ops.MatMul(transpose_b=True)(rows, weight)
+        if bias is not None:
+            y = ops.bias_add(y, bias)
+    return y.reshape(x.shape[:-1] + (weight.shape[0],))
