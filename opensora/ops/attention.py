@@ -28,7 +28,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) ->
     q (B, S, N, D), k and v (B, L, N, D), bias (B, 1, 1, L) or None -> (B, S, N, D). No gradient flows to the bias.
     """
     scale = q.shape[-1] ** -0.5
-    if kernels.available(q.dtype):
+    if kernels.multiplies(q.dtype):
         return kernels.attention(q, k, v, _no_bias() if bias is None else bias, scale)
     if device.on_ascend() and _flash_takes(q):
         return _flash_attention(q, k, v, bias, scale)
@@ -44,7 +44,7 @@ def unscaled_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
     No gradient flows to the bias.
     """
-    if kernels.available(q.dtype):
+    if kernels.multiplies(q.dtype):
         return kernels.attention(q, k, v, bias, 1.0)
     return _attend(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ops.stop_gradient(bias), 1.0).swapaxes(1, 2)
 

@@ -156,6 +156,28 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return _rope(x, cos, sin, numbers(1))
 
 
+# Products of matrices
+
+def _load_products() -> bool:
+    """Whether oneDNN is at hand, which attention and linear maps take products of matrices from."""
+    if LIBRARY is None:
+        return False
+    try:
+        ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.2"))
+    except OSError:
+        return False
+    return bool(ctypes.CDLL(str(LIBRARY)).has_products())
+
+
+HAS_PRODUCTS = _load_products()
+
+
+@ops.constexpr
+def multiplies(dtype) -> bool:
+    """Whether `attention` and `linear` serve tensors of this type here."""
+    return HAS_PRODUCTS and available(dtype)
+
+
 # Attention
 
 _attention_grad = _operator("attention_grad", 0, 1, 2)
@@ -178,26 +200,6 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Te
 
 
 # Linear maps
-
-def _load_products() -> bool:
-    """Whether oneDNN is at hand, which the kernels of linear maps take products of matrices from."""
-    if LIBRARY is None:
-        return False
-    try:
-        ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.2"))
-    except OSError:
-        return False
-    return bool(ctypes.CDLL(str(LIBRARY)).finds_products())
-
-
-HAS_PRODUCTS = _load_products()
-
-
-@ops.constexpr
-def multiplies(dtype) -> bool:
-    """Whether `linear` serves tensors of this type here."""
-    return HAS_PRODUCTS and available(dtype)
-
 
 _linear_input_grad = _operator("linear_input_grad", lambda weight, dy: [dy[0], weight[1]])
 _linear_weight_grad = _operator("linear_weight_grad", lambda x, dy: [dy[1], x[1]])

@@ -14,7 +14,7 @@
 #include <sys/mman.h>
 #endif
 
-#include "matmul.h"
+#include "vector.h"
 
 namespace {
 

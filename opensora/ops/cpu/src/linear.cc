@@ -1,20 +1,7 @@
-// Linear maps y = x W^T + b. The products are oneDNN's, which MindSpore brings along; each thread has one of its own.
-#include "common.h"
-
-#include <dlfcn.h>
+// Linear maps y = x W^T + b: each thread makes a share of the product.
+#include "product.h"
 
 namespace {
-
-// C (m, n) = alpha op(A) op(B) + beta C, rows one behind the other; 'N' or 'T' say whether A and B are transposed.
-using Product = int (*)(char, char, int64_t m, int64_t n, int64_t k, float alpha, const float *a, int64_t a_step,
-                        const float *b, int64_t b_step, float beta, float *c, int64_t c_step);
-
-// Null where the process has not loaded oneDNN.
-Product product_function() {
-  static void *library = dlopen("libdnnl.so.2", RTLD_NOW | RTLD_NOLOAD);
-  static const auto found = reinterpret_cast<Product>(library ? dlsym(library, "dnnl_sgemm") : nullptr);
-  return found;
-}
 
 constexpr int64_t UNIT = 16;  // shares of a row are multiples of a cache line
 
@@ -28,10 +15,10 @@ struct Matrix {
   const float *from_column(int64_t column) const { return data + column * (transposed ? step : 1); }
 };
 
-// c (m, n) = a (m, k) b (k, n) + beta c; the longer side of c is shared among threads.
+// c (m, n) = a (m, k) b (k, n) + beta c; columns of c, or rows where columns are few, are shared among threads.
 int multiply(const Matrix &a, const Matrix &b, float *c, int64_t m, int64_t n, int64_t k, float beta) {
-  const Product product = product_function();
-  const bool by_rows = m > n;
+  const Product product = find_product();
+  const bool by_rows = m > 4 * n;  // columns are the faster ones to share
   const int64_t length = by_rows ? m : n, units = (length + UNIT - 1) / UNIT;
   const int64_t shares = std::min<int64_t>(omp_get_max_threads(), units);
   int failed = product ? 0 : 1;
@@ -65,8 +52,6 @@ void sum_rows(const float *dy, float *sums, int64_t rows, int64_t n) {
 }
 
 }  // namespace
-
-extern "C" int finds_products() { return product_function() != nullptr; }
 
 // x (rows, k), weight (n, k) -> y (rows, n)
 KERNEL(linear) {
