@@ -17,7 +17,7 @@ from opensora.ops.cpu import kernels
 
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Sequence[int] = (0, 0, 0, 0)) -> Tensor:
     """Every frame by itself: x (B, T, C, H, W), weight (O, C, k, k); zeros as (top, bottom, left, right)."""
-    if kernels.available(x.dtype) and kernels.convolves(weight, stride):
+    if kernels.multiplies(x.dtype) and kernels.convolves(weight, stride):
         return kernels.convolve(x, weight.reshape(weight.shape[:2] + (1,) + weight.shape[2:]), bias, tuple(padding))
     y = _convolve(x.reshape((-1,) + x.shape[2:]), weight, stride, padding)
     return _unfold(ops.bias_add(y, bias), x.shape[1])
@@ -31,7 +31,7 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Se
     (P + T - k) // stride + 1.
     """
     out_channels, channels, kernel_frames, height, width = weight.shape
-    if kernels.available(x.dtype) and kernels.convolves(weight, stride):
+    if kernels.multiplies(x.dtype) and kernels.convolves(weight, stride):
         return kernels.convolve(x, weight, bias, tuple(padding), past, copies)
     if copies:
         past = ops.tile(x[:, :1], (1, copies, 1, 1, 1))

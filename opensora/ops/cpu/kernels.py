@@ -159,7 +159,7 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 # Products of matrices
 
 def _load_products() -> bool:
-    """Whether oneDNN is at hand, which attention and linear maps take products of matrices from."""
+    """Whether oneDNN is at hand, which attention, linear maps and convolutions take products of matrices from."""
     if LIBRARY is None:
         return False
     try:
@@ -174,7 +174,7 @@ HAS_PRODUCTS = _load_products()
 
 @ops.constexpr
 def multiplies(dtype) -> bool:
-    """Whether `attention` and `linear` serve tensors of this type here."""
+    """Whether `attention`, `linear` and `convolve` serve tensors of this type here."""
     return HAS_PRODUCTS and available(dtype)
 
 

@@ -1,11 +1,10 @@
 // Convolutions of frames laid out (B, T, C, H, W), in space and over the frames before, and their gradients.
 //
-// A frame with its padding is a row of numbers, `pitch` to a line, and so is what comes out, with some columns too many
-// at the end of each line. In this form a tap of the filter is an offset: y[p] += w x[p + offset]. A block of positions
-// is taken at a time, of which the lines needed are copied with their zeros, for some channels at once; sums of ROWS
-// output channels times COLUMNS vectors of positions stay in registers (Georganas et al. 2018, arXiv:1808.05567, have
-// the idea in another layout). The gradient of the input is a convolution with the filter turned round; that of the
-// filter sums over positions, vectors being output channels.
+// A frame with its padding is a row of numbers, `pitch` to a line, and so is what comes out, with a column or two too
+// many at the end of each line. In this form a tap of the filter is an offset: y[p] += w x[p + offset]. For a block of
+// positions and some channels at once, what the taps see becomes a matrix (channel and tap, position), and the weights
+// times this matrix a part of the result. The gradient of the input is a convolution with the filter turned round; that
+// of the filter sums over positions, vectors being output channels.
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -14,18 +13,16 @@
 #include <sys/mman.h>
 #endif
 
+#include "product.h"
 #include "vector.h"
 
 namespace {
 
-#ifdef __AVX512F__
-constexpr int ROWS = 8, COLUMNS = 3;
-#else
-constexpr int ROWS = 4, COLUMNS = 3;
-#endif
-constexpr int64_t UNIT = COLUMNS * LANES;  // positions whose sums are in registers
-constexpr int64_t BLOCK = 4 * UNIT;        // positions of a task
-constexpr int64_t TAPS = 72;               // at a time, of some input channels: lines and weights stay in the L1 cache
+constexpr int64_t BLOCK = 1024;     // positions of a task, at most
+constexpr int64_t FEW = 144;        // positions that are not worth dividing
+constexpr int64_t TASKS = 8;        // for two threads to be done at about the same time
+constexpr int64_t TAPS = 288;       // rows of a matrix: it stays in the L2 cache
+constexpr int64_t POSITIONS = 192;  // at a time, of the filter's gradient
 constexpr int64_t SHARE = 64;              // input channels of a task of the filter's gradient
 
 struct Shape {
@@ -50,9 +47,9 @@ struct Filter {
   int64_t top, bottom, left, right;
   int64_t taps() const { return height * width; }
   int64_t chunk() const { return TAPS / taps(); }  // input channels at a time
-  int64_t pitch(const Shape &x) const { return x.width + left + right; }
+  int64_t pitch(const Shape &x) const { return x.width + std::max(left, right); }  // what is right of a line is left of the next
   Shape output(int64_t channels, const Shape &x) const {
-    return {channels, x.height + top + bottom - height + 1, pitch(x) - width + 1};
+    return {channels, x.height + top + bottom - height + 1, x.width + left + right - width + 1};
   }
   int64_t reach(const Shape &x) const { return (height - 1) * pitch(x) + width - 1; }  // of the last tap
   Filter reversed() const {
@@ -73,31 +70,6 @@ void copy_padded(const float *plane, const Shape &x, const Filter &filter, int64
   }
 }
 
-// sums (ROWS, UNIT) += weights (taps, ROWS) times what lies at x + offsets.
-void add_taps(const float *x, const int32_t *offsets, int64_t taps, const float *weights, float *sums, int64_t pitch) {
-  Vector tile[ROWS][COLUMNS];
-#pragma GCC unroll 8
-  for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 3
-    for (int i = 0; i < COLUMNS; ++i) tile[row][i] = *reinterpret_cast<Vector *>(sums + row * pitch + i * LANES);
-  }
-  for (int64_t tap = 0; tap < taps; ++tap, weights += ROWS) {
-    const Vector *from = reinterpret_cast<const Vector *>(x + offsets[tap]);
-    const Vector a = from[0], b = from[1], c = from[2];
-#pragma GCC unroll 8
-    for (int row = 0; row < ROWS; ++row) {
-      tile[row][0] += weights[row] * a;
-      tile[row][1] += weights[row] * b;
-      tile[row][2] += weights[row] * c;
-    }
-  }
-#pragma GCC unroll 8
-  for (int row = 0; row < ROWS; ++row) {
-#pragma GCC unroll 3
-    for (int i = 0; i < COLUMNS; ++i) *reinterpret_cast<Vector *>(sums + row * pitch + i * LANES) = tile[row][i];
-  }
-}
-
 // Memory for many numbers; much of it comes in large pages, where there are some: they are there sooner, and found sooner.
 typedef std::unique_ptr<float[], decltype(&std::free)> Buffer;
 
@@ -112,25 +84,21 @@ Buffer make_buffer(int64_t size) {
   return Buffer(static_cast<float *>(memory), &std::free);
 }
 
-// Weights (O, C, frames, taps) -> [frame][chunk of channels][panel of ROWS outputs][channel][tap][ROWS]; `turned`:
-// those of the gradient of the input, whose outputs are the C, with frames and taps in reverse.
+// Weights (O, C, frames, taps) -> [frame][chunk of channels][output][channel][tap]; `turned`: those of the gradient of
+// the input, whose outputs are the C, with frames and taps in reverse.
 Buffer packed(const float *weight, int64_t outputs, int64_t channels, const Filter &filter, bool turned) {
-  const int64_t taps = filter.taps(), rows = round_up(outputs, ROWS);
-  Buffer result = make_buffer(filter.frames * rows * channels * taps);
-  if (rows > outputs) std::fill_n(result.get(), filter.frames * rows * channels * taps, 0.0f);
+  const int64_t taps = filter.taps();
+  Buffer result = make_buffer(filter.frames * outputs * channels * taps);
 #pragma omp parallel for
-  for (int64_t panel = 0; panel < outputs; panel += ROWS) {
-    for (int64_t output = panel; output < std::min(panel + ROWS, outputs); ++output) {
-      for (int64_t channel = 0; channel < channels; ++channel) {
-        const float *from = weight + (turned ? channel * outputs + output : output * channels + channel) * filter.frames * taps;
-        const int64_t chunk = channel / filter.chunk() * filter.chunk();
-        const int64_t size = std::min(filter.chunk(), channels - chunk);
-        for (int64_t frame = 0; frame < filter.frames; ++frame) {
-          float *to = result.get() + ((frame * channels + chunk) * rows + panel * size + (channel - chunk) * ROWS) * taps + output - panel;
-          for (int64_t tap = 0; tap < taps; ++tap) {
-            const int64_t place = frame * taps + tap;
-            to[tap * ROWS] = from[turned ? filter.frames * taps - 1 - place : place];
-          }
+  for (int64_t output = 0; output < outputs; ++output) {
+    for (int64_t channel = 0; channel < channels; ++channel) {
+      const float *from = weight + (turned ? channel * outputs + output : output * channels + channel) * filter.frames * taps;
+      const int64_t chunk = channel / filter.chunk() * filter.chunk(), size = std::min(filter.chunk(), channels - chunk);
+      for (int64_t frame = 0; frame < filter.frames; ++frame) {
+        float *to = result.get() + ((frame * channels + chunk) * outputs + output * size + channel - chunk) * taps;
+        for (int64_t tap = 0; tap < taps; ++tap) {
+          const int64_t place = frame * taps + tap;
+          to[tap] = from[turned ? filter.frames * taps - 1 - place : place];
         }
       }
     }
@@ -138,39 +106,28 @@ Buffer packed(const float *weight, int64_t outputs, int64_t channels, const Filt
   return result;
 }
 
-// Where the taps of each channel lie in lines of `length`.
-std::vector<int32_t> tap_offsets(int64_t channels, int64_t length, int64_t pitch, const Filter &filter) {
-  std::vector<int32_t> offsets;
-  for (int64_t channel = 0; channel < channels; ++channel) {
-    for (int64_t row = 0; row < filter.height; ++row) {
-      for (int64_t column = 0; column < filter.width; ++column) {
-        offsets.push_back(static_cast<int32_t>(channel * length + row * pitch + column));
-      }
-    }
-  }
-  return offsets;
-}
-
 // A convolution of `count` output frames of each clip; output frame i sees input frames i + shift, i + shift + 1, ...
 template <typename Input, typename Output>
 void convolve(const Input &input_frames, const Output &output_frame, int64_t clips, int64_t count, int64_t shift,
               const Shape &x, int64_t outputs, const Filter &filter, const float *weights,
               const float *bias) {
+  const Product product = find_product();
   const Shape y = filter.output(outputs, x);
-  const int64_t pitch = filter.pitch(x), positions = y.height * pitch, rows = round_up(outputs, ROWS);
-  const int64_t blocks = (positions + BLOCK - 1) / BLOCK, block = round_up((positions + blocks - 1) / blocks, UNIT);
-  const int64_t length = block + filter.reach(x);
-  const std::vector<int32_t> offsets = tap_offsets(std::min(filter.chunk(), x.channels), length, pitch, filter);
+  const int64_t pitch = filter.pitch(x), positions = y.height * pitch;
+  const int64_t wanted = std::min((TASKS + clips * count - 1) / (clips * count), positions / FEW);
+  const int64_t least = std::max((positions + BLOCK - 1) / BLOCK, wanted);
+  const int64_t block = round_up((positions + least - 1) / least, LANES), blocks = (positions + block - 1) / block;
 #pragma omp parallel
   {
-    std::vector<float> lines(filter.chunk() * length), sums(rows * block);
+    std::vector<float> line(block + filter.reach(x));
+    Buffer seen = make_buffer(TAPS * block), sums = make_buffer(outputs * block);
 #pragma omp for collapse(3) schedule(dynamic)
     for (int64_t clip = 0; clip < clips; ++clip) {
       for (int64_t frame = 0; frame < count; ++frame) {
         for (int64_t part = 0; part < blocks; ++part) {
           const int64_t first = part * block, size = std::min(block, positions - first);
-          for (int64_t row = 0; row < rows; ++row) {
-            std::fill_n(sums.begin() + row * block, block, bias && row < outputs ? bias[row] : 0.0f);
+          for (int64_t output = 0; output < outputs; ++output) {
+            std::fill_n(sums.get() + output * block, size, bias ? bias[output] : 0.0f);
           }
           const Frames source = input_frames(clip);
           for (int64_t k = 0; k < filter.frames; ++k) {
@@ -178,16 +135,17 @@ void convolve(const Input &input_frames, const Output &output_frame, int64_t cli
             if (!from) continue;
             for (int64_t chunk = 0; chunk < x.channels; chunk += filter.chunk()) {
               const int64_t channels = std::min(filter.chunk(), x.channels - chunk), taps = channels * filter.taps();
+              float *to = seen.get();
               for (int64_t c = 0; c < channels; ++c) {
-                copy_padded(from + (chunk + c) * x.plane(), x, filter, first, length, lines.data() + c * length);
-              }
-              const float *panels = weights + (k * x.channels + chunk) * filter.taps() * rows;
-              for (int64_t unit = 0; unit < size; unit += UNIT) {
-                for (int64_t row = 0; row < rows; row += ROWS) {
-                  add_taps(lines.data() + unit, offsets.data(), taps, panels + row * taps, sums.data() + row * block + unit,
-                           block);
+                copy_padded(from + (chunk + c) * x.plane(), x, filter, first, size + filter.reach(x), line.data());
+                for (int64_t row = 0; row < filter.height; ++row) {
+                  for (int64_t column = 0; column < filter.width; ++column, to += block) {
+                    std::memcpy(to, line.data() + row * pitch + column, size * sizeof(float));
+                  }
                 }
               }
+              product('N', 'N', outputs, size, taps, 1, weights + (k * x.channels + chunk) * filter.taps() * outputs, taps,
+                      seen.get(), block, 1, sums.get(), block);
             }
           }
           float *to = output_frame(clip, frame);
@@ -195,7 +153,7 @@ void convolve(const Input &input_frames, const Output &output_frame, int64_t cli
             const int64_t row = place / pitch, column = place % pitch, stop = std::min(first + size, (row + 1) * pitch);
             const int64_t valid = std::min(y.width - column, stop - place);
             for (int64_t output = 0; output < outputs && valid > 0; ++output) {
-              std::copy_n(sums.data() + output * block + place - first, valid, to + output * y.plane() + row * y.width + column);
+              std::copy_n(sums.get() + output * block + place - first, valid, to + output * y.plane() + row * y.width + column);
             }
             place = stop;
           }
@@ -258,7 +216,7 @@ void filter_gradient(const Input &input_frames, const float *dy, int64_t clips, 
                      int64_t outputs, const Filter &filter, std::vector<float> &result) {
   const Shape y = filter.output(outputs, x);
   const int64_t pitch = filter.pitch(x), positions = y.height * pitch, rows = round_up(outputs, LANES);
-  const int64_t block = std::min(BLOCK, positions), length = block + filter.reach(x), taps = filter.taps();
+  const int64_t block = std::min(POSITIONS, positions), length = block + filter.reach(x), taps = filter.taps();
   const int64_t share = std::min(SHARE, (x.channels + omp_get_max_threads() - 1) / omp_get_max_threads());
   const int64_t chunks = (x.channels + share - 1) / share;
   std::vector<int32_t> groups;
@@ -333,7 +291,7 @@ struct Call {
               std::lround(settings[2]), std::lround(settings[3])};
     copies = std::lround(settings[4]);
     count = copies + past_frames + frames - filter.frames + 1;
-    fits = of_weight[1] == shape.channels && count > 0;
+    fits = of_weight[1] == shape.channels && count > 0 && find_product();
     if (has_past) fits = fits && shapes[0][0] == clips && std::equal(of_x + 2, of_x + 5, shapes[0] + 2);
   }
 
