@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import atexit
+import ctypes
 import os
 import random
 import signal
@@ -170,6 +171,19 @@ def _launch_in_place(target: str) -> None:
         ms.runtime.launch_blocking()
 
 
+def _keep_freed_memory() -> None:
+    """Lets the C library keep some hundred MB of what is freed, where it is glibc.
+
+    It gives pieces of a megabyte back to the system at once, and gets them anew page by page. Kernels and oneDNN take
+    and free such pieces in every call: encoding with WFVAE takes a fifth more time.
+    """
+    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
+    with suppress(OSError, AttributeError):
+        library = ctypes.CDLL(None)
+        library.mallopt(trim_threshold, 256 << 20)
+        library.mallopt(mmap_threshold, 32 << 20)
+
+
 @ms.ops.constexpr
 def on_ascend() -> bool:
     """True where operators of Ascend can be used; decides the body of the primitives in `opensora.ops`.
@@ -181,3 +195,5 @@ def on_ascend() -> bool:
 
 # For those who use the models without `setup`.
 _launch_in_place(default_target())
+if default_target() == "CPU":
+    _keep_freed_memory()
