@@ -4,7 +4,7 @@
 // many at the end of each line. In this form a tap of the filter is an offset: y[p] += w x[p + offset]. For a block of
 // positions and some channels at once, what the taps see becomes a matrix (channel and tap, position), and the weights
 // times this matrix a part of the result. The gradient of the input is a convolution with the filter turned round; that
-// of the filter sums over positions, vectors being output channels.
+// of the filter is the product of the result's gradient and the same matrix transposed.
 #include <cstdlib>
 #include <memory>
 #include <new>
@@ -18,12 +18,10 @@
 
 namespace {
 
-constexpr int64_t BLOCK = 1024;     // positions of a task, at most
-constexpr int64_t FEW = 144;        // positions that are not worth dividing
-constexpr int64_t TASKS = 8;        // for two threads to be done at about the same time
-constexpr int64_t TAPS = 288;       // rows of a matrix: it stays in the L2 cache
-constexpr int64_t POSITIONS = 192;  // at a time, of the filter's gradient
-constexpr int64_t SHARE = 64;              // input channels of a task of the filter's gradient
+constexpr int64_t BLOCK = 1024;  // positions of a task, at most
+constexpr int64_t FEW = 144;     // positions that are not worth dividing
+constexpr int64_t TASKS = 8;     // for two threads to be done at about the same time
+constexpr int64_t TAPS = 288;    // rows of a matrix: it stays in the L2 cache
 
 struct Shape {
   int64_t channels, height, width;
@@ -52,6 +50,9 @@ struct Filter {
     return {channels, x.height + top + bottom - height + 1, x.width + left + right - width + 1};
   }
   int64_t reach(const Shape &x) const { return (height - 1) * pitch(x) + width - 1; }  // of the last tap
+  bool pads_less_than_it_covers() const { return std::max(top, bottom) < height && std::max(left, right) < width; }
+  // Nothing but `columns` zeros between lines.
+  static Filter spaced(int64_t columns) { return {1, 1, 1, 0, 0, 0, columns}; }
   Filter reversed() const {
     return {frames, height, width, height - 1 - top, height - 1 - bottom, width - 1 - left, width - 1 - right};
   }
@@ -106,6 +107,21 @@ Buffer packed(const float *weight, int64_t outputs, int64_t channels, const Filt
   return result;
 }
 
+// What the filter's taps see of some planes at the positions [first, first + size): (channel and tap, position), rows
+// `step` apart. `line` has room for the positions and the reach of the filter.
+void see(const float *planes, int64_t channels, const Shape &x, const Filter &filter, int64_t first, int64_t size,
+         float *line, float *seen, int64_t step) {
+  const int64_t pitch = filter.pitch(x);
+  for (int64_t c = 0; c < channels; ++c) {
+    copy_padded(planes + c * x.plane(), x, filter, first, size + filter.reach(x), line);
+    for (int64_t row = 0; row < filter.height; ++row) {
+      for (int64_t column = 0; column < filter.width; ++column, seen += step) {
+        std::memcpy(seen, line + row * pitch + column, size * sizeof(float));
+      }
+    }
+  }
+}
+
 // A convolution of `count` output frames of each clip; output frame i sees input frames i + shift, i + shift + 1, ...
 template <typename Input, typename Output>
 void convolve(const Input &input_frames, const Output &output_frame, int64_t clips, int64_t count, int64_t shift,
@@ -135,15 +151,7 @@ void convolve(const Input &input_frames, const Output &output_frame, int64_t cli
             if (!from) continue;
             for (int64_t chunk = 0; chunk < x.channels; chunk += filter.chunk()) {
               const int64_t channels = std::min(filter.chunk(), x.channels - chunk), taps = channels * filter.taps();
-              float *to = seen.get();
-              for (int64_t c = 0; c < channels; ++c) {
-                copy_padded(from + (chunk + c) * x.plane(), x, filter, first, size + filter.reach(x), line.data());
-                for (int64_t row = 0; row < filter.height; ++row) {
-                  for (int64_t column = 0; column < filter.width; ++column, to += block) {
-                    std::memcpy(to, line.data() + row * pitch + column, size * sizeof(float));
-                  }
-                }
-              }
+              see(from + chunk * x.plane(), channels, x, filter, first, size, line.data(), seen.get(), block);
               product('N', 'N', outputs, size, taps, 1, weights + (k * x.channels + chunk) * filter.taps() * outputs, taps,
                       seen.get(), block, 1, sums.get(), block);
             }
@@ -163,102 +171,49 @@ void convolve(const Input &input_frames, const Output &output_frame, int64_t cli
   }
 }
 
-// sums (GROUPS * WIDTH, VECTORS * LANES) += what lies at x + groups, and up to WIDTH - 1 behind, times gradients, over
-// `count` positions; gradients are (positions, outputs).
-template <int GROUPS, int WIDTH, int VECTORS>
-void add_positions(const float *x, const int32_t *groups, int64_t count, const float *gradients, int64_t outputs,
-                   float *sums) {
-  Vector tile[GROUPS * WIDTH][VECTORS];
-  const float *from[GROUPS];
-  for (int group = 0; group < GROUPS; ++group) from[group] = x + groups[group];
-#pragma GCC unroll 32
-  for (int row = 0; row < GROUPS * WIDTH; ++row) {
-#pragma GCC unroll 2
-    for (int i = 0; i < VECTORS; ++i) tile[row][i] = *reinterpret_cast<Vector *>(sums + row * outputs + i * LANES);
-  }
-  for (int64_t place = 0; place < count; ++place, gradients += outputs) {
-    Vector values[VECTORS];
-#pragma GCC unroll 2
-    for (int i = 0; i < VECTORS; ++i) values[i] = *reinterpret_cast<const Vector *>(gradients + i * LANES);
-#pragma GCC unroll 16
-    for (int group = 0; group < GROUPS; ++group) {
-#pragma GCC unroll 4
-      for (int k = 0; k < WIDTH; ++k) {
-#pragma GCC unroll 2
-        for (int i = 0; i < VECTORS; ++i) tile[group * WIDTH + k][i] += from[group][place + k] * values[i];
-      }
-    }
-  }
-#pragma GCC unroll 32
-  for (int row = 0; row < GROUPS * WIDTH; ++row) {
-#pragma GCC unroll 2
-    for (int i = 0; i < VECTORS; ++i) *reinterpret_cast<Vector *>(sums + row * outputs + i * LANES) = tile[row][i];
-  }
-}
-
-template <int WIDTH, int VECTORS>
-void add_all_groups(const float *x, const std::vector<int32_t> &groups, int64_t used, int64_t count,
-                    const float *gradients, int64_t outputs, float *sums) {
-  constexpr int TOGETHER = LANES == 16 ? 24 / WIDTH / VECTORS : 12 / WIDTH / VECTORS;
-  int64_t group = 0;
-  for (; group + TOGETHER <= used; group += TOGETHER) {
-    add_positions<TOGETHER, WIDTH, VECTORS>(x, groups.data() + group, count, gradients, outputs,
-                                            sums + group * WIDTH * outputs);
-  }
-  for (; group < used; ++group) {
-    add_positions<1, WIDTH, VECTORS>(x, groups.data() + group, count, gradients, outputs, sums + group * WIDTH * outputs);
-  }
-}
-
-// The gradient of the filter, [frame][channel][tap][output, a multiple of LANES]: threads share the channels.
-template <int WIDTH, typename Input>
+// The gradient of the filter, (O, C, frames, taps): threads share the channels.
+template <typename Input>
 void filter_gradient(const Input &input_frames, const float *dy, int64_t clips, int64_t count, const Shape &x,
-                     int64_t outputs, const Filter &filter, std::vector<float> &result) {
+                     int64_t outputs, const Filter &filter, float *dweight) {
+  const Product product = find_product();
   const Shape y = filter.output(outputs, x);
-  const int64_t pitch = filter.pitch(x), positions = y.height * pitch, rows = round_up(outputs, LANES);
-  const int64_t block = std::min(POSITIONS, positions), length = block + filter.reach(x), taps = filter.taps();
-  const int64_t share = std::min(SHARE, (x.channels + omp_get_max_threads() - 1) / omp_get_max_threads());
-  const int64_t chunks = (x.channels + share - 1) / share;
-  std::vector<int32_t> groups;
-  for (int64_t channel = 0; channel < share; ++channel) {
-    for (int64_t row = 0; row < filter.height; ++row) groups.push_back(static_cast<int32_t>(channel * length + row * pitch));
-  }
+  const int64_t pitch = filter.pitch(x), positions = y.height * pitch, taps = filter.taps();
+  const int64_t block = round_up(std::min(BLOCK, positions), LANES);
+  const int64_t share = std::min(filter.chunk(), (x.channels + omp_get_max_threads() - 1) / omp_get_max_threads());
 #pragma omp parallel
   {
-    std::vector<float> lines(share * length), gradients(block * rows);
+    std::vector<float> line(block + filter.reach(x));
+    Buffer seen = make_buffer(share * taps * block), gradients = make_buffer(outputs * block);
+    Buffer sums = make_buffer(filter.frames * outputs * share * taps);
 #pragma omp for schedule(dynamic)
-    for (int64_t chunk = 0; chunk < chunks; ++chunk) {
-      const int64_t first_channel = chunk * share, channels = std::min(share, x.channels - first_channel);
+    for (int64_t chunk = 0; chunk < x.channels; chunk += share) {
+      const int64_t channels = std::min(share, x.channels - chunk), rows = channels * taps;
+      std::fill_n(sums.get(), filter.frames * outputs * rows, 0.0f);
       for (int64_t clip = 0; clip < clips; ++clip) {
         const Frames source = input_frames(clip);
         for (int64_t frame = 0; frame < count; ++frame) {
           const float *of_frame = dy + (clip * count + frame) * y.size();
           for (int64_t first = 0; first < positions; first += block) {
             const int64_t size = std::min(block, positions - first);
-            std::fill(gradients.begin(), gradients.end(), 0.0f);
-            for (int64_t place = first; place < first + size; ++place) {
-              const int64_t row = place / pitch, column = place % pitch;
-              if (column >= y.width) continue;
-              float *to = gradients.data() + (place - first) * rows;
-              for (int64_t output = 0; output < outputs; ++output) to[output] = of_frame[output * y.plane() + row * y.width + column];
+            for (int64_t output = 0; output < outputs; ++output) {
+              copy_padded(of_frame + output * y.plane(), y, Filter::spaced(pitch - y.width), first, size,
+                          gradients.get() + output * block);
             }
             for (int64_t k = 0; k < filter.frames; ++k) {
               const float *from = source.at(frame + k);
               if (!from) continue;
-              for (int64_t c = 0; c < channels; ++c) {
-                copy_padded(from + (first_channel + c) * x.plane(), x, filter, first, length, lines.data() + c * length);
-              }
-              float *sums = result.data() + (k * x.channels + first_channel) * taps * rows;
-              int64_t output = 0;
-              for (; output + 2 * LANES <= rows; output += 2 * LANES) {
-                add_all_groups<WIDTH, 2>(lines.data(), groups, channels * filter.height, size, gradients.data() + output,
-                                         rows, sums + output);
-              }
-              if (output < rows) {
-                add_all_groups<WIDTH, 1>(lines.data(), groups, channels * filter.height, size, gradients.data() + output,
-                                         rows, sums + output);
-              }
+              see(from + chunk * x.plane(), channels, x, filter, first, size, line.data(), seen.get(), block);
+              product('N', 'T', outputs, rows, size, 1, gradients.get(), block, seen.get(), block, 1,
+                      sums.get() + k * outputs * rows, rows);
             }
+          }
+        }
+      }
+      for (int64_t output = 0; output < outputs; ++output) {
+        for (int64_t channel = 0; channel < channels; ++channel) {
+          for (int64_t k = 0; k < filter.frames; ++k) {
+            std::copy_n(sums.get() + (k * outputs + output) * rows + channel * taps, taps,
+                        dweight + ((output * x.channels + chunk + channel) * filter.frames + k) * taps);
           }
         }
       }
@@ -291,7 +246,7 @@ struct Call {
               std::lround(settings[2]), std::lround(settings[3])};
     copies = std::lround(settings[4]);
     count = copies + past_frames + frames - filter.frames + 1;
-    fits = of_weight[1] == shape.channels && count > 0 && find_product();
+    fits = of_weight[1] == shape.channels && count > 0 && filter.pads_less_than_it_covers() && find_product();
     if (has_past) fits = fits && shapes[0][0] == clips && std::equal(of_x + 2, of_x + 5, shapes[0] + 2);
   }
 
@@ -326,25 +281,10 @@ struct Call {
   }
 
   void parameter_gradients(const float *dy, float *dweight, float *dbias) const {
-    const int64_t rows = round_up(outputs, LANES), taps = filter.taps();
-    std::vector<float> sums(filter.frames * shape.channels * taps * rows, 0.0f);
-    const auto source = [&](int64_t i) { return clip(i); };
-    if (filter.width == 3) {
-      filter_gradient<3>(source, dy, clips, count, shape, outputs, filter, sums);
-    } else {
-      filter_gradient<1>(source, dy, clips, count, shape, outputs, filter, sums);
-    }
+    filter_gradient([&](int64_t i) { return clip(i); }, dy, clips, count, shape, outputs, filter, dweight);
     const int64_t plane = filter.output(outputs, shape).plane();
 #pragma omp parallel for
     for (int64_t output = 0; output < outputs; ++output) {
-      for (int64_t channel = 0; channel < shape.channels; ++channel) {
-        for (int64_t k = 0; k < filter.frames; ++k) {
-          for (int64_t tap = 0; tap < taps; ++tap) {
-            dweight[((output * shape.channels + channel) * filter.frames + k) * taps + tap] =
-                sums[((k * shape.channels + channel) * taps + tap) * rows + output];
-          }
-        }
-      }
       double total = 0;
       for (int64_t frame = 0; frame < clips * count; ++frame) {
         const float *from = dy + (frame * outputs + output) * plane;
