@@ -5,58 +5,19 @@
 // positions and some channels at once, what the taps see becomes a matrix (channel and tap, position), and the weights
 // times this matrix a part of the result. The gradient of the input is a convolution with the filter turned round; that
 // of the filter is the product of the result's gradient and the same matrix transposed.
-#include <cstdlib>
-#include <memory>
-#include <new>
-
-#ifdef __linux__
-#include <sys/mman.h>
-#endif
-
+#include "frames.h"
 #include "product.h"
 #include "vector.h"
+#include "winograd.h"
 
 namespace {
 
 constexpr int64_t BLOCK = 1024;  // positions of a task, at most
-constexpr int64_t FEW = 144;     // positions that are not worth dividing
+constexpr int64_t FEW = 80;      // positions that are not worth dividing
 constexpr int64_t TASKS = 8;     // for two threads to be done at about the same time
 constexpr int64_t TAPS = 288;    // rows of a matrix: it stays in the L2 cache
 
-struct Shape {
-  int64_t channels, height, width;
-  int64_t plane() const { return height * width; }
-  int64_t size() const { return channels * plane(); }
-};
-
-// Frames of one clip: copies of x's first, or past, and then x; nothing, that is zeros, before and behind.
-struct Frames {
-  int64_t copies, past_count, count, size;
-  const float *past, *x;
-  const float *at(int64_t i) const {
-    if (i < 0 || i >= copies + past_count + count) return nullptr;
-    if (i < past_count) return past + i * size;
-    return x + std::max<int64_t>(0, i - copies - past_count) * size;
-  }
-};
-
-struct Filter {
-  int64_t frames, height, width;
-  int64_t top, bottom, left, right;
-  int64_t taps() const { return height * width; }
-  int64_t chunk() const { return TAPS / taps(); }  // input channels at a time
-  int64_t pitch(const Shape &x) const { return x.width + std::max(left, right); }  // what is right of a line is left of the next
-  Shape output(int64_t channels, const Shape &x) const {
-    return {channels, x.height + top + bottom - height + 1, x.width + left + right - width + 1};
-  }
-  int64_t reach(const Shape &x) const { return (height - 1) * pitch(x) + width - 1; }  // of the last tap
-  bool pads_less_than_it_covers() const { return std::max(top, bottom) < height && std::max(left, right) < width; }
-  // Nothing but `columns` zeros between lines.
-  static Filter spaced(int64_t columns) { return {1, 1, 1, 0, 0, 0, columns}; }
-  Filter reversed() const {
-    return {frames, height, width, height - 1 - top, height - 1 - bottom, width - 1 - left, width - 1 - right};
-  }
-};
+int64_t chunk_of(const Filter &filter) { return TAPS / filter.taps(); }  // input channels at a time
 
 // Positions [first, first + size) of a padded plane.
 void copy_padded(const float *plane, const Shape &x, const Filter &filter, int64_t first, int64_t size, float *to) {
@@ -71,36 +32,18 @@ void copy_padded(const float *plane, const Shape &x, const Filter &filter, int64
   }
 }
 
-// Memory for many numbers; much of it comes in large pages, where there are some: they are there sooner, and found sooner.
-typedef std::unique_ptr<float[], decltype(&std::free)> Buffer;
-
-Buffer make_buffer(int64_t size) {
-  constexpr int64_t PAGE = int64_t(1) << 21;
-  const int64_t bytes = size * sizeof(float), alignment = bytes < 2 * PAGE ? 64 : PAGE;
-  void *memory = nullptr;
-  if (posix_memalign(&memory, alignment, bytes)) throw std::bad_alloc();
-#ifdef MADV_HUGEPAGE
-  if (alignment == PAGE) madvise(memory, bytes, MADV_HUGEPAGE);
-#endif
-  return Buffer(static_cast<float *>(memory), &std::free);
-}
-
-// Weights (O, C, frames, taps) -> [frame][chunk of channels][output][channel][tap]; `turned`: those of the gradient of
-// the input, whose outputs are the C, with frames and taps in reverse.
-Buffer packed(const float *weight, int64_t outputs, int64_t channels, const Filter &filter, bool turned) {
-  const int64_t taps = filter.taps();
-  Buffer result = make_buffer(filter.frames * outputs * channels * taps);
+// Weights as [frame][chunk of channels][output][channel][tap].
+Buffer packed(const Weights &weights, int64_t chunk_size) {
+  const int64_t outputs = weights.outputs, channels = weights.channels, taps = weights.taps;
+  Buffer result = make_buffer(weights.frames * outputs * channels * taps);
 #pragma omp parallel for
   for (int64_t output = 0; output < outputs; ++output) {
     for (int64_t channel = 0; channel < channels; ++channel) {
-      const float *from = weight + (turned ? channel * outputs + output : output * channels + channel) * filter.frames * taps;
-      const int64_t chunk = channel / filter.chunk() * filter.chunk(), size = std::min(filter.chunk(), channels - chunk);
-      for (int64_t frame = 0; frame < filter.frames; ++frame) {
+      const int64_t chunk = channel / chunk_size * chunk_size, size = std::min(chunk_size, channels - chunk);
+      for (int64_t frame = 0; frame < weights.frames; ++frame) {
         float *to = result.get() + ((frame * channels + chunk) * outputs + output * size + channel - chunk) * taps;
-        for (int64_t tap = 0; tap < taps; ++tap) {
-          const int64_t place = frame * taps + tap;
-          to[tap] = from[turned ? filter.frames * taps - 1 - place : place];
-        }
+        const float *from = weights.taps_of(output, channel, frame);
+        for (int64_t tap = 0; tap < taps; ++tap) to[tap] = from[weights.turned ? taps - 1 - tap : tap];
       }
     }
   }
@@ -125,10 +68,19 @@ void see(const float *planes, int64_t channels, const Shape &x, const Filter &fi
 // A convolution of `count` output frames of each clip; output frame i sees input frames i + shift, i + shift + 1, ...
 template <typename Input, typename Output>
 void convolve(const Input &input_frames, const Output &output_frame, int64_t clips, int64_t count, int64_t shift,
-              const Shape &x, int64_t outputs, const Filter &filter, const float *weights,
-              const float *bias) {
-  const Product product = find_product();
+              const Shape &x, const Filter &filter, const Weights &filter_weights, const float *bias) {
+  const int64_t outputs = filter_weights.outputs;
   const Shape y = filter.output(outputs, x);
+  if (winograd_pays(x, y, filter, count)) {
+    for (int64_t clip = 0; clip < clips; ++clip) {
+      convolve_by_tiles(input_frames(clip), [&](int64_t frame) { return output_frame(clip, frame); }, count, shift, x, filter,
+                        filter_weights, bias);
+    }
+    return;
+  }
+  const Product product = find_product();
+  const Buffer packed_weights = packed(filter_weights, chunk_of(filter));
+  const float *weights = packed_weights.get();
   const int64_t pitch = filter.pitch(x), positions = y.height * pitch;
   const int64_t wanted = std::min((TASKS + clips * count - 1) / (clips * count), positions / FEW);
   const int64_t least = std::max((positions + BLOCK - 1) / BLOCK, wanted);
@@ -149,8 +101,8 @@ void convolve(const Input &input_frames, const Output &output_frame, int64_t cli
           for (int64_t k = 0; k < filter.frames; ++k) {
             const float *from = source.at(frame + shift + k);
             if (!from) continue;
-            for (int64_t chunk = 0; chunk < x.channels; chunk += filter.chunk()) {
-              const int64_t channels = std::min(filter.chunk(), x.channels - chunk), taps = channels * filter.taps();
+            for (int64_t chunk = 0; chunk < x.channels; chunk += chunk_of(filter)) {
+              const int64_t channels = std::min(chunk_of(filter), x.channels - chunk), taps = channels * filter.taps();
               see(from + chunk * x.plane(), channels, x, filter, first, size, line.data(), seen.get(), block);
               product('N', 'N', outputs, size, taps, 1, weights + (k * x.channels + chunk) * filter.taps() * outputs, taps,
                       seen.get(), block, 1, sums.get(), block);
@@ -179,7 +131,7 @@ void filter_gradient(const Input &input_frames, const float *dy, int64_t clips, 
   const Shape y = filter.output(outputs, x);
   const int64_t pitch = filter.pitch(x), positions = y.height * pitch, taps = filter.taps();
   const int64_t block = round_up(std::min(BLOCK, positions), LANES);
-  const int64_t share = std::min(filter.chunk(), (x.channels + omp_get_max_threads() - 1) / omp_get_max_threads());
+  const int64_t share = std::min(chunk_of(filter), (x.channels + omp_get_max_threads() - 1) / omp_get_max_threads());
 #pragma omp parallel
   {
     std::vector<float> line(block + filter.reach(x));
@@ -257,7 +209,7 @@ struct Call {
   void run(const float *bias, float *y) const {
     const int64_t size = filter.output(outputs, shape).size();
     convolve([&](int64_t i) { return clip(i); }, [&](int64_t i, int64_t frame) { return y + (i * count + frame) * size; },
-             clips, count, 0, shape, outputs, filter, packed(weight, outputs, shape.channels, filter, false).get(), bias);
+             clips, count, 0, shape, filter, {weight, outputs, shape.channels, filter.frames, filter.taps(), false}, bias);
   }
 
   void input_gradient(const float *dy, float *dpast, float *dx) const {
@@ -270,8 +222,8 @@ struct Call {
       frame -= copies;
       return frame < past_frames ? dpast + (i * past_frames + frame) * size : dx + (i * frames + frame - past_frames) * size;
     };
-    convolve(clip_of_dy, frame_of_dx, clips, copies + past_frames + frames, 1 - filter.frames, y, shape.channels,
-             filter.reversed(), packed(weight, shape.channels, outputs, filter, true).get(), nullptr);
+    convolve(clip_of_dy, frame_of_dx, clips, copies + past_frames + frames, 1 - filter.frames, y, filter.reversed(),
+             {weight, shape.channels, outputs, filter.frames, filter.taps(), true}, nullptr);
     for (int64_t i = 0; i < clips * copies; ++i) {
       const float *from = of_copies.data() + i * size;
       float *to = dx + i / copies * frames * size;

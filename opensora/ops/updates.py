@@ -1,0 +1,59 @@
+"""Steps of an optimizer on flat buffers, float32 (N,); what they change, they change in place. PyNative mode."""
+from __future__ import annotations
+
+import math
+from typing import Sequence
+
+from mindspore import Tensor, ops
+
+from opensora.ops.cpu import kernels
+
+
+def flatten(tensors: Sequence[Tensor], size: int) -> Tensor:
+    """The elements of tensors of one dtype one behind the other, and zeros behind them: (size,)."""
+    dtype = tensors[0].dtype if tensors else None
+    if tensors and kernels.available(dtype):
+        return kernels.flatten(tensors, size)
+    missing = size - sum(tensor.size for tensor in tensors)
+    return ops.cat([*(tensor.reshape(-1) for tensor in tensors), ops.zeros(missing, dtype)])
+
+
+def split_like(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
+    """The inverse of `flatten`: views of `flat` in the shapes of the tensors."""
+    sizes = [tensor.size for tensor in tensors]
+    padding = flat.size - sum(sizes)
+    pieces = ops.split(flat, [*sizes, padding] if padding else sizes)
+    return [piece.reshape(tensor.shape) for piece, tensor in zip(pieces, tensors)]
+
+
+def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
+    """Gives the tensors, which have the dtype of `flat`, its elements."""
+    if kernels.available(flat.dtype):
+        kernels.unflatten(flat, tensors)
+        return
+    for tensor, piece in zip(tensors, split_like(flat, tensors)):
+        ops.assign(tensor, piece)
+
+
+def adamw(weights: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, factor: float, learning_rate: float,
+          weight_decay: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
+    """Changes weights and both moments by the gradient times `factor` (Loshchilov and Hutter 2019, algorithm 2);
+    `step` counts from 1."""
+    if kernels.available(weights.dtype):
+        kernels.adamw(weights, exp_avg, exp_avg_sq, gradient, factor, learning_rate, weight_decay, beta1, beta2, epsilon,
+                      step)
+        return
+    if weight_decay:
+        ops.assign_sub(weights, weights * (learning_rate * weight_decay))
+    power1, power2 = beta1 ** step, beta2 ** step
+    # The operator adds epsilon to sqrt(v), AdamW to sqrt(v / (1 - beta2^t)): hence the factor.
+    ops.Adam()(weights, exp_avg, exp_avg_sq, power1, power2, learning_rate, beta1, beta2,
+               epsilon * math.sqrt(1 - power2), gradient * factor)
+
+
+def move_towards(shadow: Tensor, weights: Tensor, part: float) -> None:
+    """shadow += (weights - shadow) * part"""
+    if kernels.available(shadow.dtype):
+        kernels.move_towards(shadow, weights, part)
+    else:
+        ops.assign_add(shadow, (weights - shadow) * part)
