@@ -7,6 +7,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
+import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
 from mindspore import Tensor
 
 from benchmarks.cases import DIT_2B, normal

@@ -4,6 +4,7 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
+import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn

@@ -17,13 +17,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-# Threads that wait for work sleep: processes of msrun share a machine's cores. Read when MindSpore loads OpenMP.
-os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+import mindspore as ms
+import numpy as np
 
-import mindspore as ms  # noqa: E402
-import numpy as np  # noqa: E402
-
-from opensora.utils.cli import str2bool  # noqa: E402
+from opensora.utils.cli import str2bool
 
 TARGETS = ("Ascend", "GPU", "CPU")
 PRECISIONS = {"bf16": ms.bfloat16, "fp16": ms.float16, "fp32": ms.float32}

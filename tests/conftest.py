@@ -7,6 +7,8 @@ from pathlib import Path
 
 import pytest
 
+import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
+
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
 

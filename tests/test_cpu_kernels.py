@@ -125,6 +125,17 @@ CASES = {
     "conv3d_copies_of_one": (lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2), (2, 1, 5, 4, 4),
                              (6, 5, 3, 3, 3), (6,)),
     "conv3d_pointwise": (lambda x, w, b: conv3d(x, w, b), (2, 3, 130, 4, 5), (10, 130, 1, 1, 1), (10,)),
+    # Many channels and positions go by tiles.
+    "conv2d_tiles": (lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)), (2, 2, 48, 19, 22), (50, 48, 3, 3), (50,)),
+    "conv2d_tiles_wide": (lambda x, w, b: conv2d(x, w, b, 1, (0, 1, 2, 1)), (1, 2, 64, 20, 17), (49, 64, 3, 3), (49,)),
+    "conv3d_tiles": (causal_conv3d, (2, 3, 48, 13, 17), (52, 48, 3, 3, 3), (52,), (2, 2, 48, 13, 17)),
+    "conv3d_tiles_copies": (lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2), (1, 4, 50, 12, 15),
+                            (48, 50, 3, 3, 3), (48,)),
+    "conv3d_tiles_unpadded": (lambda x, w, b: conv3d(x, w, b), (1, 5, 48, 18, 18), (48, 48, 3, 3, 3), (48,)),
+    "conv2d_tiles_frames_in_parts": (lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)), (1, 20, 512, 5, 77),
+                                     (48, 512, 3, 3), (48,)),
+    "conv3d_tiles_outputs_in_parts": (lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1)), (1, 5, 400, 13, 14),
+                                      (130, 400, 3, 3, 3), (130,)),
     "conv3d_stride": (strided_conv3d, (2, 6, 4, 6, 8), (7, 4, 3, 3, 3), (7,), (2, 1, 4, 6, 8)),
 }
 
@@ -147,8 +158,8 @@ def test_kernels_compute_what_stock_operators_do(name, monkeypatch):
         assert relative_difference(actual, expected) < 5e-6, number
 
 
-@pytest.mark.parametrize("name", ["modulated_layer_norm", "attention_masked", "conv3d", "conv3d_stride", "permute_inner", "linear", "part", "cut", "join",
-                                  "rope"])
+@pytest.mark.parametrize("name", ["modulated_layer_norm", "attention_masked", "conv3d", "conv3d_tiles", "conv3d_stride",
+                                  "permute_inner", "linear", "part", "cut", "join", "rope"])
 def test_kernels_in_graph_mode(name):
     function, *shapes = CASES[name]
     inputs = [normal(*shape, seed=number) for number, shape in enumerate(shapes)]

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
 import numpy as np
+from mindspore import Tensor
 from tqdm import tqdm
 
 from opensora import device
@@ -19,10 +20,13 @@ from opensora.datasets.media import save_grid
 from opensora.demo.reading import read_scene
 from opensora.demo.scenes import DIRECTIONS, FRAMES, SIDE, Scene, draw_scenes
 from opensora.pipelines import OpenSoraPipeline
+from opensora.pipelines.denoise import denoise
 from opensora.utils.cli import run_main
 from opensora.utils.files import atomic_write
 
-MODEL = Path("demo_training/model")  # where scripts/demo/train_demo.sh puts it
+MODEL = Path(__file__).resolve().parents[2] / "examples/demo_model"
+TOGETHER = 20  # videos
+TOKENS = 24    # of a prompt, as in training
 ASPECTS = ("color", "background", "shape", "direction", "motion", "everything")
 
 
@@ -52,10 +56,20 @@ def prompts(count: int, seed: int) -> list[Scene]:
 
 def make_videos(pipeline: OpenSoraPipeline, scenes: Sequence[Scene], guidance_scale: float, steps: int,
                 seed: int) -> Iterator[np.ndarray]:
-    for number, scene in enumerate(scenes):
-        text = pipeline.embed_prompt(scene.caption(), guidance_scale)
-        latents = pipeline.denoise(text, FRAMES, SIDE, SIDE, steps, guidance_scale, (seed, number), progress=False)
-        yield np.concatenate(list(pipeline.decode(latents)), 1)[0]
+    """uint8 (T, H, W, 3) for each scene; what noise it gets does not depend on which are made together."""
+    transformer = pipeline.transformer.get()
+    shape = (transformer.config.out_channels, (FRAMES - 1) // 4 + 1, SIDE // 8, SIDE // 8)
+    for first in range(0, len(scenes), TOGETHER):
+        captions = [scene.caption() for scene in scenes[first:first + TOGETHER]]
+        negative = [pipeline.negative_prompt] * len(captions) if guidance_scale > 1 else []
+        generators = [np.random.default_rng([seed, first + i]) for i in range(len(captions))]
+
+        def noise(_: int) -> Tensor:
+            return Tensor(np.stack([generator.standard_normal(shape, np.float32) for generator in generators]))
+
+        latents = denoise(transformer, pipeline.scheduler, pipeline.embed(negative + captions, TOKENS), noise(0), steps,
+                          guidance_scale, noise, progress=False)
+        yield from np.concatenate(list(pipeline.decode(latents)), 1)
 
 
 def score(pipeline: OpenSoraPipeline, scenes: Sequence[Scene], guidance_scale: float, steps: int, seed: int,

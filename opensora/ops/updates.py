@@ -9,9 +9,8 @@ from mindspore import Tensor, ops
 from opensora.ops.cpu import kernels
 
 
-def flatten(tensors: Sequence[Tensor], size: int) -> Tensor:
-    """The elements of tensors of one dtype one behind the other, and zeros behind them: (size,)."""
-    dtype = tensors[0].dtype if tensors else None
+def flatten(tensors: Sequence[Tensor], size: int, dtype) -> Tensor:
+    """The elements of tensors of one dtype, of which there may be none, one behind the other, and zeros: (size,)."""
     if tensors and kernels.available(dtype):
         return kernels.flatten(tensors, size)
     missing = size - sum(tensor.size for tensor in tensors)

@@ -17,7 +17,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from opensora.models.tensor_file import AnyTensor
-from opensora.ops.cpu import kernels
+from opensora.ops import updates
 from opensora.parallel.flat import World
 
 STAGES = (0, 1, 2, 3)
@@ -54,15 +54,12 @@ class Bucket:
         """The processes' own parts become the model's weights."""
         if self.is_whole:
             flat = self._joined(own.astype(self.dtype))
-            if kernels.available(self.dtype) and self.stage < 3:
-                kernels.unflatten(flat, list(self.parameters.values()))
+            parameters = list(self.parameters.values())
+            if self.stage < 3:  # in place: a compiled function goes on reading where the weights were when it was compiled
+                updates.unflatten(flat, parameters)
                 return
-            pieces = ops.split(flat, [*self.sizes, self.padding] if self.padding else self.sizes)
-            for parameter, piece in zip(self.parameters.values(), pieces):
-                if self.stage == 3:
-                    parameter.set_data(piece.reshape(parameter.shape))  # a view, no copy
-                else:  # in place: a compiled function goes on reading where the weights were when it was compiled
-                    ops.assign(parameter, piece.reshape(parameter.shape))
+            for parameter, piece in zip(parameters, updates.split_like(flat, parameters)):
+                parameter.set_data(piece)  # a view, no copy
 
     def gather(self) -> None:
         """The model's parameters hold whole weights."""
@@ -79,7 +76,7 @@ class Bucket:
 
     def add_gradients(self, gradients: Sequence[Tensor]) -> None:
         """Adds this process's gradients of the parameters, in their order. Sums of several are float32."""
-        flat = self._flat(gradients, self.size + self.padding)
+        flat = updates.flatten(gradients, self.size + self.padding, self.dtype)
         if self.stage >= 2:
             flat = self.world.sum_of_part(flat)
         self.gradient = flat if self.gradient is None else self.gradient.astype(ms.float32) + flat
@@ -129,14 +126,7 @@ class Bucket:
         """A float32 copy of the own part of the weights."""
         pieces = [self.parameters[name] if last - first == self.parameters[name].size
                   else self.parameters[name].reshape(-1)[first:last] for name, first, last in self._own_places()]
-        return self._flat(pieces, self.own_size).astype(ms.float32)
-
-    def _flat(self, tensors: Sequence[Tensor], size: int) -> Tensor:
-        """Their elements one behind the other, and zeros behind them: (size,)."""
-        if kernels.available(self.dtype):
-            return kernels.flatten(tensors, size)
-        missing = size - sum(tensor.size for tensor in tensors)
-        return ops.cat([*(tensor.reshape(-1) for tensor in tensors), ops.zeros(missing, self.dtype)])
+        return updates.flatten(pieces, self.own_size, self.dtype).astype(ms.float32)
 
 
 class GatheredBlock(nn.Cell):

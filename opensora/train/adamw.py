@@ -1,12 +1,11 @@
 """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from opensora.ops.cpu import kernels
+from opensora.ops import updates
 
 
 @dataclass(frozen=True)
@@ -30,13 +29,5 @@ class AdamW:
                learning_rate: float, step: int) -> None:
         """Changes weights and both moments, float32 (N,), in place by the gradient times `factor`; `step` counts from
         1."""
-        if kernels.available(weights.dtype):
-            kernels.adamw(weights, exp_avg, exp_avg_sq, gradient, factor, learning_rate, self.adam_weight_decay,
-                          self.adam_beta1, self.adam_beta2, self.adam_epsilon, step)
-            return
-        if self.adam_weight_decay:
-            ops.assign_sub(weights, weights * (learning_rate * self.adam_weight_decay))
-        power1, power2 = self.adam_beta1 ** step, self.adam_beta2 ** step
-        # The operator adds epsilon to sqrt(v), AdamW to sqrt(v / (1 - beta2^t)): hence the factor.
-        ops.Adam()(weights, exp_avg, exp_avg_sq, power1, power2, learning_rate, self.adam_beta1, self.adam_beta2,
-                   self.adam_epsilon * math.sqrt(1 - power2), gradient * factor)
+        updates.adamw(weights, exp_avg, exp_avg_sq, gradient, factor, learning_rate, self.adam_weight_decay,
+                      self.adam_beta1, self.adam_beta2, self.adam_epsilon, step)

@@ -3,9 +3,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from opensora.ops.cpu import kernels
+from opensora.ops import updates
 
 
 @dataclass(frozen=True)
@@ -35,8 +35,4 @@ class EMA:
 
     def update(self, shadow: Tensor, weights: Tensor, update: int) -> None:
         """Changes `shadow` in place."""
-        part = 1 - self.decay(update)
-        if kernels.available(shadow.dtype):
-            kernels.move_towards(shadow, weights, part)
-        else:
-            ops.assign_add(shadow, (weights - shadow) * part)
+        updates.move_towards(shadow, weights, 1 - self.decay(update))
