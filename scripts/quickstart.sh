@@ -1,38 +1,39 @@
 #!/usr/bin/env bash
 # From a fresh clone to a video, on two CPU cores: bash scripts/quickstart.sh "a red circle moves right on a blue background"
-# Several prompts may be given; without any it makes four, and brings a picture to life. OUTPUT (./quickstart_videos) is
-# where the videos go. The demo model knows circles, squares, triangles and stars in red, orange, yellow, green, blue,
-# purple, black and white, that move left, right, up or down, turn, grow or shrink.
+# More prompts may follow; without any it makes four videos, and brings a picture to life. They go to OUTPUT, by default
+# ./quickstart_videos. The demo model knows circles, squares, triangles and stars in red, orange, yellow, green, blue,
+# purple, black and white, which move left, right, up or down, turn, grow or shrink.
 set -euo pipefail
-here=$PWD
+output=$(realpath -m "${OUTPUT:-./quickstart_videos}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh .venv
 source .venv/bin/activate
 
 model=examples/demo_model
-output=$(realpath -m --relative-to=. "$(cd "$here" && realpath -m "${OUTPUT:-./quickstart_videos}")")
+sheet=$output/contact_sheet.png
 
-sample() { # folder, further flags
-    local folder=$1
-    shift
-    python opensora/sample/sample.py --ae_path $model/vae --text_encoder_name_1 $model/text_encoder \
-        --num_frames 17 --height 64 --width 64 --fps 8 --num_sampling_steps 50 --guidance_scale 4 --rescale_betas_zero_snr \
-        --prompt_template "{}" --negative_prompt "" --max_sequence_length 24 --device CPU --save_img_path "$folder" "$@"
-}
-
-name_of() { # prompts, as a folder's name
-    local name
-    name=$(tr -cs '[:alnum:]' '-' <<< "$*")
-    echo "${name:0:100}"
+sample() { # folder of the transformer, folder of the results, further flags
+    python opensora/sample/sample.py --model_path "$model/$1" --ae_path $model/vae \
+        --text_encoder_name_1 $model/text_encoder --save_img_path "$2" --num_frames 17 --height 64 --width 64 --fps 8 \
+        --num_sampling_steps 50 --guidance_scale 4 --prediction_type v_prediction --rescale_betas_zero_snr \
+        --prompt_template "{}" --negative_prompt "" --max_sequence_length 24 --device CPU "${@:3}"
 }
 
 if [ $# -gt 0 ]; then
-    videos=$output/$(name_of "$@")
-    sample "$videos" --model_path $model/transformer --text_prompt "$@"
+    name=$(tr -cs '[:alnum:]\n' - <<< "$*")
+    folders=("$output/${name:0:100}")
+    sheet=${folders[0]}/contact_sheet.png
+    sample transformer "${folders[0]}" --text_prompt "$@"
 else
-    videos=$output/four
-    sample "$videos" --model_path $model/transformer --text_prompt $model/prompts.txt
-    sample "$output/from_picture" --model_type i2v --model_path $model/inpaint --crop_for_hw \
-        --text_prompt "a purple star moves right on a yellow background" --conditional_pixel_values_path $model/picture.png
-    set -- "$output/from_picture"/*.mp4
+    folders=("$output/from_text" "$output/from_picture")
+    sample transformer "${folders[0]}" --text_prompt $model/prompts.txt
+    sample inpaint "${folders[1]}" --model_type i2v --crop_for_hw --text_prompt $model/picture_prompt.txt \
+        --conditional_pixel_values_path $model/picture_path.txt
 fi
+
+videos=()
+for folder in "${folders[@]}"; do
+    videos+=("$folder"/*_[0-9]*_gs*.mp4)
+done
+python examples/contact_sheet.py --output "$sheet" "${videos[@]}" > /dev/null
+printf '%s\n' "videos:" "${videos[@]/#/    }" "contact sheet:" "    $sheet"

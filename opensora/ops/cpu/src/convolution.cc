@@ -71,7 +71,9 @@ void convolve(const Input &input_frames, const Output &output_frame, int64_t cli
               const Shape &x, const Filter &filter, const Weights &filter_weights, const float *bias) {
   const int64_t outputs = filter_weights.outputs;
   const Shape y = filter.output(outputs, x);
-  if (winograd_pays(x, y, filter, count)) {
+  const bool is_small = winograd::fits_one_thread(x, y, filter, count), apart = is_small && clips >= omp_get_max_threads();
+  if (winograd::pays(x, y, filter, count, apart)) {
+#pragma omp parallel for schedule(dynamic) if (apart)
     for (int64_t clip = 0; clip < clips; ++clip) {
       convolve_by_tiles(input_frames(clip), [&](int64_t frame) { return output_frame(clip, frame); }, count, shift, x, filter,
                         filter_weights, bias);

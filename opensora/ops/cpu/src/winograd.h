@@ -14,7 +14,9 @@ namespace winograd {
 
 constexpr int64_t SIDE = 4, SEEN = 6, POINTS = SEEN * SEEN;  // of a tile: results, what they see of the input
 constexpr int64_t TILE_FLOATS = 6 << 20, WEIGHT_FLOATS = 4 << 20;  // at most so many are in the other basis at a time
-constexpr int64_t CHANNELS = 48, POSITIONS = 512;  // least of an input and its result: with fewer, the changes of basis cost more than they spare
+constexpr int64_t SMALL = 1 << 20;  // of these and those: what a thread can do by itself
+// Least of an input and its result: with fewer, the changes of basis cost more than they spare.
+constexpr int64_t CHANNELS = 16, POSITIONS = 512, POSITIONS_APART = 256;
 
 // The other basis is that of values at the points 0, A, -A, B, -B and infinity. These lose two digits less than 1 and 2,
 // which are usual, and are as cheap.
@@ -188,12 +190,21 @@ class PlaneBack {
   std::vector<float> across_, apart_, line_;
 };
 
-}  // namespace winograd
+inline int64_t tiles_along(int64_t size) { return (size + SIDE - 1) / SIDE; }
 
-inline bool winograd_pays(const Shape &x, const Shape &y, const Filter &filter, int64_t count) {
-  return filter.height == 3 && filter.width == 3 && std::min(x.channels, y.channels) >= winograd::CHANNELS &&
-         count * y.plane() >= winograd::POSITIONS;
+// Whether a clip's tiles and the filters are few enough for each thread to have its own.
+inline bool fits_one_thread(const Shape &x, const Shape &y, const Filter &filter, int64_t count) {
+  const int64_t tiles = (count + filter.frames - 1) * tiles_along(y.height) * tiles_along(y.width);
+  return POINTS * x.channels * std::max(tiles, filter.frames * y.channels) <= SMALL;
 }
+
+// Whether tiles are the quicker way to convolve a clip; `apart`: threads have clips for themselves.
+inline bool pays(const Shape &x, const Shape &y, const Filter &filter, int64_t count, bool apart) {
+  return filter.height == 3 && filter.width == 3 && std::min(x.channels, y.channels) >= CHANNELS &&
+         count * y.plane() >= (apart ? POSITIONS_APART : POSITIONS);
+}
+
+}  // namespace winograd
 
 // Convolves one clip; output frame i sees input frames i + shift, i + shift + 1, ...
 template <typename Output>
@@ -202,7 +213,7 @@ void convolve_by_tiles(const Frames &input_frames, const Output &output_frame, i
   using namespace winograd;
   const Product product = find_product();
   const Shape y = filter.output(weights.outputs, x);
-  const int64_t tile_rows = (y.height + SIDE - 1) / SIDE, tile_columns = (y.width + SIDE - 1) / SIDE;
+  const int64_t tile_rows = tiles_along(y.height), tile_columns = tiles_along(y.width);
   const int64_t rows_fit = TILE_FLOATS / (POINTS * x.channels * tile_columns);  // in all frames together
   const int64_t frames = share(count, rows_fit - filter.frames + 1), seen_frames = frames + filter.frames - 1;
   const int64_t rows = share(tile_rows, rows_fit / seen_frames);
