@@ -136,6 +136,13 @@ CASES = {
                                      (48, 512, 3, 3), (48,)),
     "conv3d_tiles_outputs_in_parts": (lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1)), (1, 5, 400, 13, 14),
                                       (130, 400, 3, 3, 3), (130,)),
+    "conv2d_stride": (lambda x, w, b: conv2d(x, w, b, 2, (0, 1, 0, 1)), (2, 3, 10, 9, 14), (40, 10, 3, 3), (40,)),
+    "conv2d_stride_odd": (lambda x, w, b: conv2d(x, w, b, 2, (1, 1, 1, 1)), (1, 2, 35, 9, 70), (6, 35, 3, 3), (6,)),
+    "conv2d_stride_unpadded": (lambda x, w, b: conv2d(x, w, b, 2), (1, 1, 3, 75, 66), (4, 3, 3, 3), (4,)),
+    "conv3d_stride_copies": (lambda x, w, b: conv3d(x, w, b, 2, (0, 1, 0, 1), copies=2), (2, 5, 40, 8, 6),
+                             (33, 40, 3, 3, 3), (33,)),
+    "conv3d_stride_of_one_frame": (lambda x, w, b: conv3d(x, w, b, 2, (0, 1, 0, 1), copies=2), (1, 1, 4, 6, 8),
+                                   (5, 4, 3, 3, 3), (5,)),
     "conv3d_stride": (strided_conv3d, (2, 6, 4, 6, 8), (7, 4, 3, 3, 3), (7,), (2, 1, 4, 6, 8)),
 }
 

@@ -1,9 +1,8 @@
 """Convolutions of videos laid out frame after frame, (B, T, C, H, W).
 
-A CPU has a kernel of this project's own for steps of one. Elsewhere frames go through 2-D convolutions as a batch, for
-a frame's channels lie together; a 3-D convolution is a 2-D one over the frames that its filter sees side by side or,
-with stock operators, the sum of one 2-D convolution for each frame of its filter. On a CPU both are faster than the
-operator Conv3D and need a fraction of its memory.
+A CPU has a kernel of this project's own. Elsewhere frames go through 2-D convolutions as a batch, for a frame's channels
+lie together; a 3-D convolution is the sum of one 2-D convolution for each frame of its filter. On a CPU that is faster
+than the operator Conv3D and needs a fraction of its memory.
 """
 from __future__ import annotations
 
@@ -18,7 +17,9 @@ from opensora.ops.cpu import kernels
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Sequence[int] = (0, 0, 0, 0)) -> Tensor:
     """Every frame by itself: x (B, T, C, H, W), weight (O, C, k, k); zeros as (top, bottom, left, right)."""
     if kernels.multiplies(x.dtype) and kernels.convolves(weight, stride):
-        return kernels.convolve(x, weight.reshape(weight.shape[:2] + (1,) + weight.shape[2:]), bias, tuple(padding))
+        frames = x if stride == 1 else x.reshape((-1, 1) + x.shape[2:])  # its steps are in time, too
+        y = kernels.convolve(frames, weight.reshape(weight.shape[:2] + (1,) + weight.shape[2:]), bias, stride, tuple(padding))
+        return y.reshape(x.shape[:2] + y.shape[2:])
     y = _convolve(x.reshape((-1,) + x.shape[2:]), weight, stride, padding)
     return _unfold(ops.bias_add(y, bias), x.shape[1])
 
@@ -30,18 +31,13 @@ def conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Se
     Before x stand the P frames of `past` (B, P, C, H, W), or P `copies` of its first frame. T becomes
     (P + T - k) // stride + 1.
     """
-    out_channels, channels, kernel_frames, height, width = weight.shape
     if kernels.multiplies(x.dtype) and kernels.convolves(weight, stride):
-        return kernels.convolve(x, weight, bias, tuple(padding), past, copies)
+        return kernels.convolve(x, weight, bias, stride, tuple(padding), past, copies)
     if copies:
         past = ops.tile(x[:, :1], (1, copies, 1, 1, 1))
-    if kernels.available(x.dtype) and kernel_frames == 3 and past is not None and stride == 2:
-        y = _convolve(kernels.time_windows(past, x), weight.reshape(out_channels, 3 * channels, height, width), stride,
-                      padding)
-        return _unfold(ops.bias_add(y, bias), y.shape[0] // x.shape[0])
     if past is not None:
         x = ops.cat((past, x), 1)
-    frames = (x.shape[1] - kernel_frames) // stride + 1
+    frames = (x.shape[1] - weight.shape[2]) // stride + 1
     y = None
     for k, tap in enumerate(_taps(weight)):
         part = _convolve(_every(x, k, frames, stride).reshape((-1,) + x.shape[2:]), tap, stride, padding)

@@ -230,7 +230,7 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
 # Convolutions
 
 @lru_cache(maxsize=None)
-def _convolution(padding: tuple, copies: int, has_past: bool):
+def _convolution(stride: int, padding: tuple, copies: int, has_past: bool):
     """The operator on ([past], x, weight, bias, settings) -> y, frames laid out (B, T, C, H, W)."""
     top, bottom, left, right = padding
     name, i = ("convolve_after", 1) if has_past else ("convolve", 0)  # x is input i
@@ -239,8 +239,8 @@ def _convolution(padding: tuple, copies: int, has_past: bool):
 
     def shape(*shapes):
         (b, t, _, h, w), (o, _, frames, height, width) = shapes[i], shapes[i + 1]
-        t = t + (shapes[0][1] if has_past else copies) - frames + 1
-        return [b, t, o, h + top + bottom - height + 1, w + left + right - width + 1]
+        t = t + (shapes[0][1] if has_past else copies) - frames
+        return [b, t // stride + 1, o, (h + top + bottom - height) // stride + 1, (w + left + right - width) // stride + 1]
 
     if has_past:
         def bprop(past, x, weight, bias, settings, out, dout):
@@ -257,17 +257,17 @@ def _convolution(padding: tuple, copies: int, has_past: bool):
 
 def convolves(weight: Tensor, stride: int) -> bool:
     """Whether `convolve` knows filters of this shape."""
-    return stride == 1 and weight.shape[-2:] in ((1, 1), (3, 3))
+    return stride in (1, 2) and weight.shape[-2:] in ((1, 1), (3, 3))
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, padding: tuple, past: Optional[Tensor] = None,
+def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple, past: Optional[Tensor] = None,
              copies: int = 0) -> Tensor:
     """x (B, T, C, H, W), weight (O, C, k, k', k'), padding (top, bottom, left, right); before x stand the frames of
     `past`, or as many copies of its first."""
-    settings = numbers(*padding, copies)
+    settings = numbers(*padding, copies, stride)
     if past is None:
-        return _convolution(padding, copies, False)(x, weight, bias, settings)
-    return _convolution(padding, 0, True)(past, x, weight, bias, settings)
+        return _convolution(stride, padding, copies, False)(x, weight, bias, settings)
+    return _convolution(stride, padding, 0, True)(past, x, weight, bias, settings)
 
 
 # Steps of an optimizer, in PyNative mode; all but `flatten` change tensors in place
@@ -400,19 +400,3 @@ nearest_2x = _doubling("nearest_2x", 1)
 linear_2x = _doubling("linear_2x", 1)
 nearest_pictures_2x = _doubling("nearest_pictures_2x", 1, 2)
 linear_pictures_2x = _doubling("linear_pictures_2x", 1, 2)
-
-
-def _windows(past, x):
-    b, t, c, h, w = x
-    return [b * ((past[1] + t - 3) // 2 + 1), 3 * c, h, w]
-
-
-_time_windows_grad = _operator("time_windows_grad", 0, 1)
-
-
-def _time_windows_bprop(past, x, out, dout):
-    return _time_windows_grad(past, x, dout)
-
-
-# What every second step of a filter over 3 frames sees: past (B, P, C, H, W), x (B, T, C, H, W) -> (B T', 3 C, H, W).
-time_windows = _operator("time_windows", _windows, bprop=_time_windows_bprop)

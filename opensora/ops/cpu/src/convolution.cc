@@ -13,7 +13,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 1024;  // positions of a task, at most
-constexpr int64_t FEW = 80;      // positions that are not worth dividing
+constexpr int64_t FEW = 120;      // positions that are not worth dividing
 constexpr int64_t TASKS = 8;     // for two threads to be done at about the same time
 constexpr int64_t TAPS = 288;    // rows of a matrix: it stays in the L2 cache
 
@@ -50,10 +50,38 @@ Buffer packed(const Weights &weights, int64_t chunk_size) {
   return result;
 }
 
+// Calls visit(first result, pointer to what the tap sees there, count) for runs of the results at the positions [first,
+// first + size), for a tap of a filter that takes steps of two: what a run sees lies two apart.
+template <typename Number, typename Visit>
+void visit_tap(Number *plane, const Shape &x, const Filter &filter, int64_t tap, int64_t first, int64_t size,
+               const Visit &visit) {
+  const int64_t width = filter.pitch(x), row = tap / filter.width - filter.top, shift = tap % filter.width - filter.left;
+  const int64_t begin = shift < 0 ? 1 : 0, end = std::min(width, (x.width - 1 - shift) / 2 + 1);  // no padding
+  for (int64_t line = first / width; line * width < first + size; ++line) {
+    const int64_t start = std::max(begin, first - line * width), stop = std::min(end, first + size - line * width);
+    const int64_t seen_line = 2 * line + row;
+    if (seen_line < 0 || seen_line >= x.height || start >= stop) continue;
+    visit(line * width + start - first, plane + seen_line * x.width + 2 * start + shift, stop - start);
+  }
+}
+
+void see_every_second(const float *planes, int64_t channels, const Shape &x, const Filter &filter, int64_t first,
+                      int64_t size, float *seen, int64_t step) {
+  for (int64_t c = 0; c < channels; ++c) {
+    for (int64_t tap = 0; tap < filter.taps(); ++tap, seen += step) {
+      std::memset(seen, 0, size * sizeof(float));
+      visit_tap(planes + c * x.plane(), x, filter, tap, first, size, [&](int64_t result, const float *from, int64_t count) {
+        for (int64_t i = 0; i < count; ++i) seen[result + i] = from[2 * i];
+      });
+    }
+  }
+}
+
 // What the filter's taps see of some planes at the positions [first, first + size): (channel and tap, position), rows
 // `step` apart. `line` has room for the positions and the reach of the filter.
 void see(const float *planes, int64_t channels, const Shape &x, const Filter &filter, int64_t first, int64_t size,
          float *line, float *seen, int64_t step) {
+  if (filter.stride == 2) return see_every_second(planes, channels, x, filter, first, size, seen, step);
   const int64_t pitch = filter.pitch(x);
   for (int64_t c = 0; c < channels; ++c) {
     copy_padded(planes + c * x.plane(), x, filter, first, size + filter.reach(x), line);
@@ -65,7 +93,7 @@ void see(const float *planes, int64_t channels, const Shape &x, const Filter &fi
   }
 }
 
-// A convolution of `count` output frames of each clip; output frame i sees input frames i + shift, i + shift + 1, ...
+// A convolution of `count` output frames of each clip; output frame i sees input frames stride i + shift and those after.
 template <typename Input, typename Output>
 void convolve(const Input &input_frames, const Output &output_frame, int64_t clips, int64_t count, int64_t shift,
               const Shape &x, const Filter &filter, const Weights &filter_weights, const float *bias) {
@@ -101,7 +129,7 @@ void convolve(const Input &input_frames, const Output &output_frame, int64_t cli
           }
           const Frames source = input_frames(clip);
           for (int64_t k = 0; k < filter.frames; ++k) {
-            const float *from = source.at(frame + shift + k);
+            const float *from = source.at(filter.stride * frame + shift + k);
             if (!from) continue;
             for (int64_t chunk = 0; chunk < x.channels; chunk += chunk_of(filter)) {
               const int64_t channels = std::min(chunk_of(filter), x.channels - chunk), taps = channels * filter.taps();
@@ -154,7 +182,7 @@ void filter_gradient(const Input &input_frames, const float *dy, int64_t clips, 
                           gradients.get() + output * block);
             }
             for (int64_t k = 0; k < filter.frames; ++k) {
-              const float *from = source.at(frame + k);
+              const float *from = source.at(filter.stride * frame + k);
               if (!from) continue;
               see(from + chunk * x.plane(), channels, x, filter, first, size, line.data(), seen.get(), block);
               product('N', 'T', outputs, rows, size, 1, gradients.get(), block, seen.get(), block, 1,
@@ -175,8 +203,46 @@ void filter_gradient(const Input &input_frames, const float *dy, int64_t clips, 
   }
 }
 
+// The gradient of the input of a filter that takes steps of two, added to what is there: threads share the channels.
+template <typename Input>
+void add_input_gradient(const Input &input_frame, const float *dy, int64_t clips, int64_t count, const Shape &x,
+                        int64_t outputs, const Filter &filter, const float *weight) {
+  const Product product = find_product();
+  const Shape y = filter.output(outputs, x);
+  const int64_t taps = filter.taps(), block = std::min(BLOCK, y.plane());
+  const int64_t share = std::min(chunk_of(filter), (x.channels + omp_get_max_threads() - 1) / omp_get_max_threads());
+  const Buffer weights = packed({weight, outputs, x.channels, filter.frames, taps, false}, share);
+#pragma omp parallel
+  {
+    Buffer seen = make_buffer(share * taps * block);
+#pragma omp for collapse(2) schedule(dynamic)
+    for (int64_t clip = 0; clip < clips; ++clip) {
+      for (int64_t chunk = 0; chunk < x.channels; chunk += share) {
+        const int64_t rows = std::min(share, x.channels - chunk) * taps;
+        for (int64_t frame = 0; frame < count; ++frame) {
+          for (int64_t k = 0; k < filter.frames; ++k) {
+            float *planes = input_frame(clip, filter.stride * frame + k) + chunk * x.plane();
+            for (int64_t first = 0; first < y.plane(); first += block) {
+              const int64_t size = std::min(block, y.plane() - first);
+              product('T', 'N', rows, size, outputs, 1, weights.get() + (k * x.channels + chunk) * taps * outputs, rows,
+                      dy + (clip * count + frame) * y.size() + first, y.plane(), 0, seen.get(), block);
+              for (int64_t row = 0; row < rows; ++row) {
+                const float *from = seen.get() + row * block;
+                visit_tap(planes + row / taps * x.plane(), x, filter, row % taps, first, size,
+                          [&](int64_t result, float *to, int64_t run) {
+                            for (int64_t i = 0; i < run; ++i) to[2 * i] += from[result + i];
+                          });
+              }
+            }
+          }
+        }
+      }
+    }
+  }
+}
+
 // What the kernels below are given: frames x (B, T, C, H, W), with past (B, P, C, H, W) or copies of the first before
-// them, a filter (O, C, k, k', k''), and settings: its padding (top, bottom, left, right) and the number of copies.
+// them, a filter (O, C, k, k', k''), and settings: its padding (top, bottom, left, right), the number of copies, the stride.
 struct Call {
   const float *past, *x, *weight;
   int64_t clips, copies, past_frames, frames, outputs, count;
@@ -197,10 +263,11 @@ struct Call {
     shape = {of_x[2], of_x[3], of_x[4]};
     outputs = of_weight[0];
     filter = {of_weight[2], of_weight[3], of_weight[4], std::lround(settings[0]), std::lround(settings[1]),
-              std::lround(settings[2]), std::lround(settings[3])};
+              std::lround(settings[2]), std::lround(settings[3]), std::lround(settings[5])};
     copies = std::lround(settings[4]);
-    count = copies + past_frames + frames - filter.frames + 1;
-    fits = of_weight[1] == shape.channels && count > 0 && filter.pads_less_than_it_covers() && find_product();
+    count = (copies + past_frames + frames - filter.frames) / filter.stride + 1;
+    fits = of_weight[1] == shape.channels && copies + past_frames + frames >= filter.frames &&
+           filter.pads_less_than_it_covers() && find_product();
     if (has_past) fits = fits && shapes[0][0] == clips && std::equal(of_x + 2, of_x + 5, shapes[0] + 2);
   }
 
@@ -224,8 +291,14 @@ struct Call {
       frame -= copies;
       return frame < past_frames ? dpast + (i * past_frames + frame) * size : dx + (i * frames + frame - past_frames) * size;
     };
-    convolve(clip_of_dy, frame_of_dx, clips, copies + past_frames + frames, 1 - filter.frames, y, filter.reversed(),
-             {weight, shape.channels, outputs, filter.frames, filter.taps(), true}, nullptr);
+    if (filter.stride == 2) {
+      std::fill_n(dx, clips * frames * size, 0.0f);
+      std::fill_n(dpast, clips * past_frames * size, 0.0f);
+      add_input_gradient(frame_of_dx, dy, clips, count, shape, outputs, filter, weight);
+    } else {
+      convolve(clip_of_dy, frame_of_dx, clips, copies + past_frames + frames, 1 - filter.frames, y, filter.reversed(),
+               {weight, shape.channels, outputs, filter.frames, filter.taps(), true}, nullptr);
+    }
     for (int64_t i = 0; i < clips * copies; ++i) {
       const float *from = of_copies.data() + i * size;
       float *to = dx + i / copies * frames * size;

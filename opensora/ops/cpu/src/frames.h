@@ -31,17 +31,19 @@ struct Frames {
 struct Filter {
   int64_t frames, height, width;
   int64_t top, bottom, left, right;
+  int64_t stride;  // in time, height and width
   int64_t taps() const { return height * width; }
-  int64_t pitch(const Shape &x) const { return x.width + std::max(left, right); }  // what is right of a line is left of the next
+  // Of a line of results. What is right of a line of the input is left of the next, unless the filter takes longer steps.
+  int64_t pitch(const Shape &x) const { return stride == 1 ? x.width + std::max(left, right) : output(1, x).width; }
   Shape output(int64_t channels, const Shape &x) const {
-    return {channels, x.height + top + bottom - height + 1, x.width + left + right - width + 1};
+    return {channels, (x.height + top + bottom - height) / stride + 1, (x.width + left + right - width) / stride + 1};
   }
   int64_t reach(const Shape &x) const { return (height - 1) * pitch(x) + width - 1; }  // of the last tap
   bool pads_less_than_it_covers() const { return std::max(top, bottom) < height && std::max(left, right) < width; }
   // Nothing but `columns` zeros between lines.
-  static Filter spaced(int64_t columns) { return {1, 1, 1, 0, 0, 0, columns}; }
+  static Filter spaced(int64_t columns) { return {1, 1, 1, 0, 0, 0, columns, 1}; }
   Filter reversed() const {
-    return {frames, height, width, height - 1 - top, height - 1 - bottom, width - 1 - left, width - 1 - right};
+    return {frames, height, width, height - 1 - top, height - 1 - bottom, width - 1 - left, width - 1 - right, 1};
   }
 };
 

@@ -110,58 +110,6 @@ int pictures_doubled_grad(void **params, int64_t **shapes) {
   return 0;
 }
 
-// Windows of three frames out of `past` and x, at steps of two.
-struct Windows {
-  static constexpr int64_t STRIDE = 2;
-  int64_t batch, past, frames, channels, positions, count;
-
-  Windows(const int64_t *past_shape, const int64_t *shape)
-      : batch(shape[0]), past(past_shape[1]), frames(shape[1]), channels(shape[2]), positions(shape[3] * shape[4]),
-        count((past + frames - 3) / STRIDE + 1) {}
-
-  // Where a frame of a channel begins: in the first of two tensors while it is past, then in the second.
-  template <class Pointer>
-  Pointer find(Pointer before, Pointer now, int64_t b, int64_t frame, int64_t c) const {
-    return frame < past ? before + ((b * past + frame) * channels + c) * positions
-                        : now + ((b * frames + frame - past) * channels + c) * positions;
-  }
-
-  // past (B, P, C, H, W), x (B, T, C, H, W) -> (B T', 3 C, H, W): each window's three frames, channel by channel, as
-  // the weights of a 3-D filter lie.
-  int gather(void **params) const {
-    float *y = output(params, 2);
-#pragma omp parallel for
-    for (int64_t item = 0; item < batch * count * channels; ++item) {
-      const int64_t c = item % channels, window = item / channels;
-      for (int64_t k = 0; k < 3; ++k) {
-        const float *from = find(input(params, 0), input(params, 1), window / count, window % count * STRIDE + k, c);
-        std::memcpy(y + (item * 3 + k) * positions, from, positions * sizeof(float));
-      }
-    }
-    return 0;
-  }
-
-  // past, x, gradient of the windows -> gradients of past, x
-  int scatter(void **params) const {
-    const float *dy = input(params, 2);
-    const int64_t all = past + frames;
-#pragma omp parallel for
-    for (int64_t item = 0; item < batch * all * channels; ++item) {
-      const int64_t c = item % channels, frame = item / channels % all, b = item / channels / all;
-      float *to = find(output(params, 3), output(params, 4), b, frame, c);
-      std::fill(to, to + positions, 0.0f);
-      for (int64_t k = 0; k < 3 && k <= frame; ++k) {
-        const int64_t t = (frame - k) / STRIDE;
-        if ((frame - k) % STRIDE || t >= count) continue;
-        const float *from = dy + (((b * count + t) * channels + c) * 3 + k) * positions;
-#pragma omp simd
-        for (int64_t i = 0; i < positions; ++i) to[i] += from[i];
-      }
-    }
-    return 0;
-  }
-};
-
 }  // namespace
 
 KERNEL(nearest_2x) { return doubled<Nearest>(params, shapes); }
@@ -172,6 +120,3 @@ KERNEL(nearest_pictures_2x) { return pictures_doubled<Nearest>(params, shapes); 
 KERNEL(nearest_pictures_2x_grad) { return pictures_doubled_grad<Nearest>(params, shapes); }
 KERNEL(linear_pictures_2x) { return pictures_doubled<Linear>(params, shapes); }
 KERNEL(linear_pictures_2x_grad) { return pictures_doubled_grad<Linear>(params, shapes); }
-
-KERNEL(time_windows) { return Windows(shapes[0], shapes[1]).gather(params); }
-KERNEL(time_windows_grad) { return Windows(shapes[0], shapes[1]).scatter(params); }

@@ -200,7 +200,7 @@ inline bool fits_one_thread(const Shape &x, const Shape &y, const Filter &filter
 
 // Whether tiles are the quicker way to convolve a clip; `apart`: threads have clips for themselves.
 inline bool pays(const Shape &x, const Shape &y, const Filter &filter, int64_t count, bool apart) {
-  return filter.height == 3 && filter.width == 3 && std::min(x.channels, y.channels) >= CHANNELS &&
+  return filter.height == 3 && filter.width == 3 && filter.stride == 1 && std::min(x.channels, y.channels) >= CHANNELS &&
          count * y.plane() >= (apart ? POSITIONS_APART : POSITIONS);
 }
 
