@@ -54,6 +54,14 @@ def test_the_reader_reads_true_clips(rng, tmp_path):
             assert read_scene(np.asarray(video.read(range(FRAMES)))) == scene
 
 
+def test_what_moves_starts_near_the_middle(rng):
+    """Else directions would differ in the order of frames alone."""
+    clip = draw_clip(Scene("white", "circle", "black", "moves left"), rng)
+    first, last = (np.average(np.arange(SIDE), weights=frame[..., 0].sum(0).astype(float) - 20 * SIDE) / SIDE
+                   for frame in (clip[0], clip[-1]))
+    assert abs(first - 0.5) < 0.16 and last < 0.3
+
+
 def test_the_reader_tells_what_is_wrong(rng):
     scene = Scene("red", "circle", "blue", "moves right")
     clip = draw_clip(scene, rng)

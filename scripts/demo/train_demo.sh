@@ -9,11 +9,11 @@ folder=${1:-./demo_training}
 data=$folder/data
 model=$folder/model
 device=(--device "${DEVICE:-CPU}")
-vae_short_steps=${VAE_SHORT_STEPS:-2000}
+vae_short_steps=${VAE_SHORT_STEPS:-1500}
 vae_steps=${VAE_STEPS:-2500}
 image_steps=${IMAGE_STEPS:-1500}
-video_steps=${VIDEO_STEPS:-12000}
-inpaint_steps=${INPAINT_STEPS:-2000}
+video_steps=${VIDEO_STEPS:-6000}
+inpaint_steps=${INPAINT_STEPS:-1500}
 # In graph mode, with the cores to itself, a training step is a seventh quicker when threads wait without sleeping.
 spinning="env OMP_WAIT_POLICY=ACTIVE"
 
