@@ -15,12 +15,14 @@ from opensora.datasets.media import VideoReader, read_image, write_video
 from opensora.datasets.vae_dataset import VAEDataOptions, VAEDataset
 from opensora.demo.drawing import draw_clip, draw_picture
 from opensora.demo.reading import read_scene
-from opensora.demo.scenes import COLORS, FRAMES, MOTIONS, SHAPES, SIDE, Scene, draw_scenes, scenes
-from opensora.eval.demo_score import accuracy, judge, prompts
+from opensora.demo.scenes import COLORS, DIRECTIONS, FRAMES, MOTIONS, SHAPES, SIDE, Scene, draw_scenes, scenes
+from opensora.eval.demo_score import MODEL as DEMO_MODEL
+from opensora.eval.demo_score import accuracy, judge, make_videos, prompts
 from opensora.models import MT5EncoderModel, WFVAEModel
 from opensora.models.safetensors_file import read_safetensors, write_safetensors
 from opensora.models.tensor_file import ArrayTensor
 from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
 from opensora.pipelines.text import embed_text
 
 
@@ -130,6 +132,32 @@ def test_text_encoder(tmp_path, run):
     states /= np.linalg.norm(states, axis=-1, keepdims=True)
     assert np.abs(states).max() < 1 and (states[0, 2] @ states[1, 2]) < 0.95  # the word circle
     assert (states[0, 1] @ states[1, 7]) < 0.9  # the word red
+
+
+def test_the_demo_model_makes_what_the_prompt_says():
+    """Its colours and directions, which its card says are nearly always right; and it is small."""
+    assert sum(path.stat().st_size for path in DEMO_MODEL.rglob("*")) < 40e6
+    pipeline = OpenSoraPipeline.from_pretrained(DEMO_MODEL / "transformer", DEMO_MODEL / "vae", DEMO_MODEL / "text_encoder",
+                                                prompt_template="{}", negative_prompt="")
+    told = [Scene(*words, motion) for words, motion in zip(
+        (("red", "circle", "blue"), ("yellow", "star", "purple"), ("green", "square", "white"), ("white", "circle", "black")),
+        DIRECTIONS)]
+    made = make_videos(pipeline, told, guidance_scale=4.0, steps=20, seed=1234)
+    right = accuracy([judge(scene, video) for scene, video in zip(told, made)])
+    assert min(right["color"], right["background"], right["direction"]) >= 0.75, right
+
+
+def test_the_inpaint_demo_model_keeps_the_picture():
+    """The given frame is the first, and colours stay."""
+    pipeline = OpenSoraInpaintPipeline.from_pretrained(DEMO_MODEL / "inpaint", DEMO_MODEL / "vae",
+                                                       DEMO_MODEL / "text_encoder", prompt_template="{}", negative_prompt="")
+    (video,) = pipeline((DEMO_MODEL / "picture_prompt.txt").read_text().strip(), num_frames=FRAMES, height=SIDE, width=SIDE,
+                        num_inference_steps=20, guidance_scale=4.0, max_sequence_length=24,
+                        conditional_pixel_values_path=[str(DEMO_MODEL / "picture.png")], crop_for_hw=True)
+    difference = np.abs(video[0].astype(float) - read_image(DEMO_MODEL / "picture.png"))
+    assert difference.mean() < 15
+    found = read_scene(video)
+    assert (found.color, found.background) == ("purple", "yellow")
 
 
 @pytest.mark.parametrize("path", ["scripts/demo/wfvae.json", "scripts/demo/transformer/config.json"])
