@@ -18,7 +18,8 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Se
     """Every frame by itself: x (B, T, C, H, W), weight (O, C, k, k); zeros as (top, bottom, left, right)."""
     if kernels.multiplies(x.dtype) and kernels.convolves(weight, stride):
         frames = x if stride == 1 else x.reshape((-1, 1) + x.shape[2:])  # its steps are in time, too
-        y = kernels.convolve(frames, weight.reshape(weight.shape[:2] + (1,) + weight.shape[2:]), bias, stride, tuple(padding))
+        weight = weight.reshape(weight.shape[:2] + (1,) + weight.shape[2:])
+        y = kernels.convolve(frames, weight, bias, stride, tuple(padding))
         return y.reshape(x.shape[:2] + y.shape[2:])
     y = _convolve(x.reshape((-1,) + x.shape[2:]), weight, stride, padding)
     return _unfold(ops.bias_add(y, bias), x.shape[1])

@@ -14,12 +14,12 @@ namespace winograd {
 
 constexpr int64_t SIDE = 4, SEEN = 6, POINTS = SEEN * SEEN;  // of a tile: results, what they see of the input
 constexpr int64_t TILE_FLOATS = 6 << 20, WEIGHT_FLOATS = 4 << 20;  // at most so many are in the other basis at a time
-constexpr int64_t SMALL = 1 << 20;  // of these and those: what a thread can do by itself
+constexpr int64_t SMALL = 1 << 20;  // so many of each a thread can have for itself
 // Least of an input and its result: with fewer, the changes of basis cost more than they spare.
 constexpr int64_t CHANNELS = 16, POSITIONS = 512, POSITIONS_APART = 256;
 
-// The other basis is that of values at the points 0, A, -A, B, -B and infinity. These lose two digits less than 1 and 2,
-// which are usual, and are as cheap.
+// The other basis is that of values at the points 0, A, -A, B, -B and infinity. Rounding costs a quarter of what it does
+// with 1 and 2, which are usual, for as much work.
 constexpr float A = 0.70710678f, B = 1.41421356f;
 
 // B^T of six rows of numbers.
