@@ -28,7 +28,7 @@ else
     folders=("$output/from_text" "$output/from_picture")
     sample transformer "${folders[0]}" --text_prompt $model/prompts.txt
     sample inpaint "${folders[1]}" --model_type i2v --crop_for_hw --text_prompt $model/picture_prompt.txt \
-        --conditional_pixel_values_path $model/picture_path.txt
+        --conditional_pixel_values_path $model/picture.png
 fi
 
 videos=()

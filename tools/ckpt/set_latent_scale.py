@@ -20,7 +20,7 @@ from opensora.datasets.vae_dataset import VAEDataOptions, VAEDataset  # noqa: E4
 from opensora.models import WFVAEModel  # noqa: E402
 from opensora.models.checkpoint_files import read_config  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
-from mindspore import Tensor  # noqa: E402, after opensora.device, which sets how its threads wait
+from mindspore import Tensor  # noqa: E402, after opensora, which sets how its threads wait
 
 
 def latent_moments(vae: WFVAEModel, videos: VAEDataset, count: int) -> tuple[np.ndarray, np.ndarray]:

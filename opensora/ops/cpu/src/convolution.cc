@@ -13,7 +13,7 @@
 namespace {
 
 constexpr int64_t BLOCK = 1024;  // positions of a task, at most
-constexpr int64_t FEW = 120;      // positions that are not worth dividing
+constexpr int64_t FEW = 120;     // positions that are not worth dividing
 constexpr int64_t TASKS = 8;     // for two threads to be done at about the same time
 constexpr int64_t TAPS = 288;    // rows of a matrix: it stays in the L2 cache
 

@@ -239,7 +239,8 @@ void convolve_by_tiles(const Frames &input_frames, const Output &output_frame, i
       }
       for (int64_t first = 0; first < y.channels; first += outputs) {
         const int64_t some = std::min(outputs, y.channels - first);
-        transform_weights(weights, first, some, of_weights.get());
+        const bool is_first = first_frame == 0 && first_row == 0;
+        if (is_first || outputs < y.channels) transform_weights(weights, first, some, of_weights.get());
 #pragma omp for schedule(dynamic)
         for (int64_t point = 0; point < POINTS; ++point) {
           for (int64_t k = 0; k < filter.frames; ++k) {
