@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
 # Trains the demo model from nothing with the project's own commands: bash scripts/demo/train_demo.sh [FOLDER]
 # Everything goes to FOLDER (default: ./demo_training), the finished weights to FOLDER/model. Started again, it goes on
-# where it stopped. DEVICE is CPU or Ascend; VAE_SHORT_STEPS, VAE_STEPS, IMAGE_STEPS, VIDEO_STEPS and INPAINT_STEPS
-# say for how long.
+# where it stopped. DEVICE is CPU or Ascend; VAE_SHORT_STEPS, VAE_STEPS, DECODER_STEPS, IMAGE_STEPS, VIDEO_STEPS and
+# INPAINT_STEPS say for how long, PROMPTS how many the score takes.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
 folder=${1:-./demo_training}
@@ -10,10 +10,11 @@ data=$folder/data
 model=$folder/model
 device=(--device "${DEVICE:-CPU}")
 vae_short_steps=${VAE_SHORT_STEPS:-1500}
-vae_steps=${VAE_STEPS:-2500}
+vae_steps=${VAE_STEPS:-3500}
+decoder_steps=${DECODER_STEPS:-1300}
 image_steps=${IMAGE_STEPS:-1500}
 video_steps=${VIDEO_STEPS:-6000}
-inpaint_steps=${INPAINT_STEPS:-1500}
+inpaint_steps=${INPAINT_STEPS:-2000}
 
 part() {
     echo "== $* ($(date +%H:%M))"
@@ -44,7 +45,7 @@ train_vae() { # name, frames, steps, further flags
     python opensora/train/train_causalvae.py \
         --video_path "$data/train/clips" --output_dir "$folder/$name" --video_num_frames "$frames" --resolution 64 \
         --sample_rate 1 --dataloader_num_workers 1 --loss_type l2 --perceptual_weight 0 --kl_weight 1e-6 \
-        --start_learning_rate 1e-3 --lr_warmup_steps 30 --betas 0.9 0.99 --clip_grad --max_grad_norm 2500 \
+        --lr_warmup_steps 30 --betas 0.9 0.99 --clip_grad --max_grad_norm 2500 \
         --use_ema --ema_decay 0.99 --max_steps "$steps" --save_steps 500 --checkpoints_total_limit 2 --print_losses \
         --validate --eval_video_path "$data/held_out/clips" --eval_num_frames 17 --eval_resolution 64 --eval_steps 500 \
         --eval_subset_size 20 --log_interval 50 --cache_dir "$folder/cache" --resume_from_checkpoint True "${device[@]}" "$@"
@@ -52,13 +53,16 @@ train_vae() { # name, frames, steps, further flags
 
 part "autoencoder: short clips"
 train_vae vae_short 5 "$vae_short_steps" --model_config scripts/demo/wfvae.json --train_batch_size 8 \
-    --lr_scheduler constant_with_warmup
+    --start_learning_rate 1e-3 --lr_scheduler constant_with_warmup
 part "autoencoder: whole clips"
 train_vae vae 17 "$vae_steps" --pretrained_model_name_or_path "$(newest vae_short "$vae_short_steps")" \
-    --train_batch_size 4 --lr_scheduler linear
+    --train_batch_size 4 --start_learning_rate 5e-4 --lr_scheduler linear
+part "autoencoder: the decoder alone"
+train_vae decoder 17 "$decoder_steps" --pretrained_model_name_or_path "$(newest vae "$vae_steps")" --freeze_encoder \
+    --train_batch_size 4 --start_learning_rate 4e-4 --lr_scheduler linear
 if [ ! -f "$model/vae/config.json" ]; then
     rm -rf "$model/vae.part"
-    cp -r "$(newest vae "$vae_steps")" "$model/vae.part"
+    cp -r "$(newest decoder "$decoder_steps")" "$model/vae.part"
     python tools/ckpt/set_latent_scale.py --ae_path "$model/vae.part" --video_path "$data/train/clips" \
         --num_frames 17 --resolution 64 "${device[@]}"
     mv "$model/vae.part" "$model/vae"
