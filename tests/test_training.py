@@ -171,6 +171,13 @@ def test_weights_that_are_not_numbers_stop_the_run(folder, run, tmp_path):
     assert all(np.isfinite(value).all() for name, value in kept.items() if "proj_out.bias" not in name)
 
 
+def test_weights_of_another_size_name_the_file_and_the_flag(folder, run):
+    source = folder / "release/transformer"
+    finished = run(*flags(folder, "other", "--pretrained", source, "--model", ROOT / "scripts/demo/transformer"))
+    assert finished.returncode == 1 and not (folder / "other").exists()
+    assert f"error: {source}: weights do not fit" in finished.stderr and finished.stderr.rstrip().endswith("with --model")
+
+
 def test_a_checkpoint_that_is_named_must_be_sound(tmp_path):
     assert find_checkpoint(tmp_path, "latest") is None
     with pytest.raises(FileNotFoundError, match="checkpoint-3: no such folder"):

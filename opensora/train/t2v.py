@@ -175,7 +175,11 @@ class T2VTraining:
     def start_from(self, source: str, config: Mapping) -> OpenSoraT2V_v1_3:
         """A model with those pretrained weights that it has; others start at random."""
         model = self.model_class(**config).cast(self.device.dtype)
-        missing, unexpected = model.load_torch_state(open_state(find_weights(source)), strict=False)
+        state = open_state(find_weights(source))
+        try:
+            missing, unexpected = model.load_torch_state(state, strict=False)
+        except ValueError as error:
+            raise ValueError(f"{source}: {error}; name the folder of its config.json, or its preset, with --model") from error
         if self.device.is_main and (missing or unexpected):
             print(f"{source}: {len(missing)} parameters are not in it and start at random, {len(unexpected)} of its "
                   f"tensors are not used", file=sys.stderr)
