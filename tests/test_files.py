@@ -25,8 +25,8 @@ def test_a_failure_leaves_what_was_there(tmp_path):
 
 
 def test_left_overs_of_a_killed_process_go(tmp_path):
-    (tmp_path / ".a.123.part.txt").write_text("half")
-    (tmp_path / ".b.123.part.txt").write_text("of another file")
+    (tmp_path / ".a.0123abcd.part.txt").write_text("half")
+    (tmp_path / ".b.0123abcd.part.txt").write_text("of another file")
     with atomic_write(tmp_path / "a.txt") as temporary:
         temporary.write_text("whole")
-    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.123.part.txt", "a.txt"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".b.0123abcd.part.txt", "a.txt"]

@@ -4,12 +4,16 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Callable, NoReturn, Optional, Sequence
 
 import yaml
+
+from opensora.utils import supervision
+from opensora.utils.stopping import Stopped, handle_signals
 
 
 def str2bool(text: str) -> bool:
@@ -76,21 +80,29 @@ def _config_value(action: argparse.Action, value, place: str):
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs `main` and ends the process; what the user did wrong is one line on stderr, not a traceback."""
+    """Runs `main` and ends the process; what the user did wrong is one line on stderr, not a traceback.
+
+    The exit status is 0, 1 for an error, and 128 and the signal's number for a command that a signal ended.
+    """
+    handle_signals()
     try:
         main()
+        supervision.report_success()
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
-        print(f"{_error_prefix()}: {message}", file=sys.stderr)
-        sys.exit(1)
+        _end(1, f"{_error_prefix()}: {message}")
+    except Stopped as stopped:
+        _end(stopped.exit_status, str(stopped))
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        _end(128 + signal.SIGINT, "stopped")
+
+
+def _end(status: int, message: str) -> NoReturn:
+    print(message, file=sys.stderr, flush=True)
+    supervision.report_status(status)
+    sys.exit(status)
 
 
 def _error_prefix() -> str:
     """Of the logs of failed processes msrun shows the lines with ERROR in capitals."""
-    role = os.environ.get("MS_ROLE")
-    if role is None:
-        return "error"
-    return "ERROR in msrun's scheduler" if role == "MS_SCHED" else f"ERROR in rank {os.environ.get('RANK_ID')}"
+    return f"ERROR in {supervision.rank_name()}" if "MS_ROLE" in os.environ else "error"

@@ -15,6 +15,11 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 from opensora import device  # noqa: E402
 from opensora.datasets.vae_dataset import VAEDataOptions, VAEDataset  # noqa: E402
 from opensora.models import WFVAEModel  # noqa: E402

@@ -1,0 +1,76 @@
+"""What SIGINT, SIGTERM and SIGHUP do to a command.
+
+By default they raise `Stopped` in the main thread, so that files are closed and half-written ones removed. Work that
+can be saved catches them with `graceful_stop` instead, which only notes the request.
+"""
+from __future__ import annotations
+
+import signal
+import time
+from contextlib import contextmanager
+from typing import Iterator, Optional
+
+from opensora.utils import supervision
+
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+# A launcher and the shell often send the same signal twice within moments. That is one request.
+REPEATED_WITHIN = 0.5  # seconds
+
+
+class Stopped(KeyboardInterrupt):
+    """The user or the system ended the command by a signal."""
+
+    def __init__(self, number: int, message: str = ""):
+        super().__init__(message or f"stopped by {signal.Signals(number).name}")
+        self.exit_status = 128 + number
+
+
+def handle_signals() -> None:
+    """Makes the signals raise `Stopped`. Called again after libraries that install handlers of their own."""
+    for number in SIGNALS:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # nohup
+        signal.signal(number, _raise)
+
+
+def _raise(number: int, frame) -> None:
+    raise Stopped(number)
+
+
+class StopRequest:
+    """`signal` is the number of the signal that asked for an end, or None."""
+
+    signal: Optional[int] = None
+
+
+@contextmanager
+def graceful_stop(announcement: str) -> Iterator[StopRequest]:
+    """Within the block the first signal is only noted, and `announcement` is printed. A second one ends the process
+    at once.
+
+    Under a supervising process repeated signals are its business: it ends this process by force on the second.
+    """
+    request = StopRequest()
+    requested_at = 0.0
+
+    def note(number: int, frame) -> None:
+        nonlocal requested_at
+        if request.signal is None:
+            request.signal, requested_at = number, time.monotonic()
+            print(f"{signal.Signals(number).name}: {announcement}", flush=True)
+        elif not supervision.is_supervised() and time.monotonic() - requested_at > REPEATED_WITHIN:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
+
+    previous = {number: signal.getsignal(number) for number in SIGNALS}
+    for number in SIGNALS:
+        if previous[number] != signal.SIG_IGN:
+            signal.signal(number, note)
+    supervision.allow_long_stop(True)
+    try:
+        yield request
+    finally:
+        supervision.allow_long_stop(False)
+        for number, handler in previous.items():
+            if handler is not None:  # None: installed by a library outside Python
+                signal.signal(number, handler)
