@@ -5,16 +5,14 @@ can be saved catches them with `graceful_stop` instead, which only notes the req
 """
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from typing import Iterator, Optional
 
 from opensora.utils import supervision
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# A launcher and the shell often send the same signal twice within moments. That is one request.
-REPEATED_WITHIN = 0.5  # seconds
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,7 +25,7 @@ class Stopped(KeyboardInterrupt):
 
 def handle_signals() -> None:
     """Makes the signals raise `Stopped`. Called again after libraries that install handlers of their own."""
-    for number in SIGNALS:
+    for number in supervision.USER_SIGNALS:
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
             continue  # nohup
         signal.signal(number, _raise)
@@ -57,13 +55,14 @@ def graceful_stop(announcement: str) -> Iterator[StopRequest]:
         nonlocal requested_at
         if request.signal is None:
             request.signal, requested_at = number, time.monotonic()
-            print(f"{signal.Signals(number).name}: {announcement}", flush=True)
-        elif not supervision.is_supervised() and time.monotonic() - requested_at > REPEATED_WITHIN:
+            # Not print: the signal may have interrupted one, and buffers of Python do not allow a second.
+            os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: {announcement}\n".encode())
+        elif not supervision.is_supervised() and time.monotonic() - requested_at > supervision.REPEATED_WITHIN:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)
 
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
+    previous = {number: signal.getsignal(number) for number in supervision.USER_SIGNALS}
+    for number in supervision.USER_SIGNALS:
         if previous[number] != signal.SIG_IGN:
             signal.signal(number, note)
     supervision.allow_long_stop(True)

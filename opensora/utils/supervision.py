@@ -10,14 +10,15 @@ each process that msrun starts becomes three before MindSpore is imported:
                   exit status is what the worker reported after its work, whatever happens while MindSpore shuts down.
     worker        imports MindSpore and does the work. The kernel kills it if the supervisor dies.
 
-If a worker fails, its supervisor tells the fronts of the other local ranks, which end theirs at once: a collective
-operation would wait for the lost rank.
+Supervisors of one run on one machine find each other by the address of msrun's scheduler in their environment. If a
+worker fails or stops, its supervisor tells the others, because a collective operation would wait for the lost rank.
 
 This module must not import MindSpore.
 """
 from __future__ import annotations
 
 import ctypes
+import math
 import os
 import select
 import signal
@@ -34,8 +35,14 @@ SAVE_SECONDS = 900.0  # the same for one that saves a checkpoint first
 SHUTDOWN_SECONDS = 10.0  # a worker has to end after it reported its status
 REPEATED_WITHIN = 0.5  # seconds in which a repeated signal is the same request: launchers and shells send it twice
 
-OTHER_RANK_FAILED, LAUNCHER_DIED = signal.SIGUSR1, signal.SIGUSR2
+STOPPED_SECONDS = 3.0  # a worker has to end after another rank stopped
+FAILED_SECONDS = 2.0  # a failed rank waits for the others to end, so that msrun sees the failure first
+SCHEDULER_PERIOD = 5.0  # seconds between two looks of the scheduler's supervisor at whether the ranks are still there
+
+LAUNCHER_DIED = signal.SIGUSR2  # to a front
+RANK_FAILED, RANK_STOPPED = signal.SIGUSR1, signal.SIGUSR2  # to a supervisor, from another
 USER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+FRONT_NAME, SUPERVISOR_NAME = "opensora-front", "opensora-super"  # as ps shows them
 STOP, KILL = b"s", b"k"  # what the front tells the supervisor
 KILLED = 128 + signal.SIGKILL  # exit status
 LONG_STOP, SHORT_STOP, STATUS = "long stop", "short stop", "status "  # what the worker tells it; STATUS and a number
@@ -98,16 +105,23 @@ def die_with_parent(parent: int, with_signal: int = signal.SIGKILL) -> bool:
         False if the parent has ended already, in which case no signal will come.
     """
     if ON_LINUX:
-        set_parent_death_signal = 1  # PR_SET_PDEATHSIG of linux/prctl.h
-        ctypes.CDLL(None, use_errno=True).prctl(set_parent_death_signal, int(with_signal), 0, 0, 0)
+        _prctl(1, int(with_signal))  # PR_SET_PDEATHSIG of linux/prctl.h
     return os.getppid() == parent
+
+
+def _prctl(option: int, value) -> None:
+    ctypes.CDLL(None, use_errno=True).prctl(option, value, 0, 0, 0)
+
+
+def _set_name(name: str) -> None:
+    _prctl(15, name.encode())  # PR_SET_NAME
 
 
 # The front ------------------------------------------------------------------------------------------------------------
 
 def _be_front() -> None:
     launcher = _Launcher(os.getppid())
-    received = {*USER_SIGNALS, OTHER_RANK_FAILED, LAUNCHER_DIED, signal.SIGCHLD}
+    received = {*USER_SIGNALS, LAUNCHER_DIED, signal.SIGCHLD}
     received = {number for number in received if signal.getsignal(number) != signal.SIG_IGN}  # nohup
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, received)
     requests, front_end = os.pipe()
@@ -117,12 +131,13 @@ def _be_front() -> None:
         _be_supervisor(launcher, requests, mask)
         return  # in the worker
     os.close(requests)
+    _set_name(FRONT_NAME)
     if launcher.waits and not die_with_parent(launcher.pid, LAUNCHER_DIED):
         os.write(front_end, STOP)
-    _pass_signals_on(supervisor, received, front_end, launcher)
+    _pass_signals_on(supervisor, received, front_end)
 
 
-def _pass_signals_on(supervisor: int, received: set, front_end: int, launcher: _Launcher) -> NoReturn:
+def _pass_signals_on(supervisor: int, received: set, front_end: int) -> NoReturn:
     asked_at = None
     while True:
         number = signal.sigwait(received)
@@ -130,15 +145,14 @@ def _pass_signals_on(supervisor: int, received: set, front_end: int, launcher: _
             pid, status = os.waitpid(supervisor, os.WNOHANG)
             if pid:
                 if os.WIFSIGNALED(status):
-                    _print_error(f"its supervising process was ended by {signal.Signals(os.WTERMSIG(status)).name}")
-                    launcher.end_other_ranks(front=os.getpid())
+                    _print_error(f"its supervising process was {_ended_by(status)}")
+                    _end_other_ranks()
                 os._exit(_exit_code(status))
             continue
         repeated = asked_at is not None and time.monotonic() - asked_at > REPEATED_WITHIN
         asked_at = asked_at or time.monotonic()
-        by_force = number == OTHER_RANK_FAILED or (number in USER_SIGNALS and repeated)
         with suppress(BrokenPipeError):
-            os.write(front_end, KILL if by_force else STOP)
+            os.write(front_end, KILL if repeated and number in USER_SIGNALS else STOP)
 
 
 # The supervisor -------------------------------------------------------------------------------------------------------
@@ -147,7 +161,7 @@ def _be_supervisor(launcher: _Launcher, requests: int, mask: set) -> None:
     """Returns in the worker."""
     global _report_pipe
     os.setsid()
-    front, supervisor = os.getppid(), os.getpid()
+    supervisor = os.getpid()
     reports, worker_end = os.pipe()
     worker = os.fork()
     if worker == 0:
@@ -163,24 +177,26 @@ def _be_supervisor(launcher: _Launcher, requests: int, mask: set) -> None:
     os.close(worker_end)
     with suppress(OSError):
         os.setpgid(worker, worker)  # both do it, so that neither has to wait for the other
-    _Supervisor(launcher, front, worker).run(requests, reports, mask)
+    _set_name(SUPERVISOR_NAME)
+    _Supervisor(launcher, worker).run(requests, reports, mask)
 
 
 class _Supervisor:
     """Waits for the worker, for what the worker reports and for what the front requests."""
 
-    def __init__(self, launcher: _Launcher, front: int, worker: int):
-        self.launcher, self.front, self.worker = launcher, front, worker
+    def __init__(self, launcher: _Launcher, worker: int):
+        self.launcher, self.worker, self.front = launcher, worker, os.getppid()
         self.is_scheduler = os.environ["MS_ROLE"] == "MS_SCHED"
         self.reported: Optional[int] = None  # the status
-        self.saves_first = self.is_scheduler  # the scheduler has to stay until the ranks have saved
+        self.saves_first = False
         self.asked = self.told_to_kill = False
-        self.deadline = float("inf")
+        self.deadline = math.inf
+        self.saw_ranks = False  # the scheduler's
 
     def run(self, requests: int, reports: int, mask: set) -> NoReturn:
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
-        for number in (*USER_SIGNALS, signal.SIGCHLD):
+        for number in (*USER_SIGNALS, RANK_FAILED, RANK_STOPPED, signal.SIGCHLD):
             signal.signal(number, lambda *_: None)
         signal.set_wakeup_fd(wake)
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
@@ -189,14 +205,15 @@ class _Supervisor:
             pid, status = os.waitpid(self.worker, os.WNOHANG)
             if pid:
                 break
-            timeout = None if self.deadline == float("inf") else max(0.0, self.deadline - time.monotonic())
-            for source in select.select(list(handlers), [], [], timeout)[0]:
+            for source in select.select(list(handlers), [], [], self.wait_seconds())[0]:
                 data = os.read(source, 4096)
                 handlers[source](data)
                 if not data:
                     del handlers[source]
+            if self.is_scheduler:
+                self.watch_ranks()
             if time.monotonic() >= self.deadline:
-                self.kill()
+                self.end_by_force()
         if reports in handlers:
             os.set_blocking(reports, False)
             with suppress(BlockingIOError):
@@ -204,46 +221,78 @@ class _Supervisor:
         self.end_by_force()  # what the worker started
         os._exit(self.conclude(status))
 
+    def wait_seconds(self) -> Optional[float]:
+        """How long may be waited for the next event."""
+        seconds = max(0.0, self.deadline - time.monotonic())
+        if self.is_scheduler:
+            seconds = min(seconds, 0.2 if self.asked else SCHEDULER_PERIOD)
+        return None if seconds == math.inf else seconds
+
     def handle_request(self, data: bytes) -> None:
         if KILL in data:
             self.told_to_kill = True
             self.end_by_force()
             return
-        self.ask_to_stop()
+        self.ask_to_stop(SAVE_SECONDS if self.saves_first else STOP_SECONDS)
         if not data and not self.is_scheduler:
-            # The front was killed. msrun does that on Ctrl-C, and then exits with status 0, which a job script would
-            # take for success.
+            self.front_was_killed()
+
+    def front_was_killed(self) -> None:
+        """msrun does that after another front has failed, and on Ctrl-C. In the latter case it also kills that of the
+        scheduler and exits with status 0, which a job script would take for success."""
+        time.sleep(0.05)
+        if _processes(FRONT_NAME, "MS_SCHED"):
+            _print_error(f"process {self.front} was killed; msrun does that when another rank has ended")
+        else:
             self.launcher.terminate()
 
     def handle_report(self, data: bytes) -> None:
         for message in data.decode().splitlines():
             if message.startswith(STATUS):
                 self.reported = int(message[len(STATUS):])
-                self.deadline = min(self.deadline, time.monotonic() + SHUTDOWN_SECONDS)
+                self.end_within(SHUTDOWN_SECONDS)
             else:
                 self.saves_first = message == LONG_STOP
 
-    def handle_signals(self, data: bytes) -> None:
-        if any(number in USER_SIGNALS for number in data):
-            self.ask_to_stop()
+    def handle_signals(self, numbers: bytes) -> None:
+        if RANK_FAILED in numbers:
+            self.told_to_kill = True
+            self.end_by_force()
+        elif RANK_STOPPED in numbers:
+            self.ask_to_stop(STOPPED_SECONDS)
+        elif any(number in USER_SIGNALS for number in numbers):
+            self.ask_to_stop(SAVE_SECONDS if self.saves_first else STOP_SECONDS)
 
-    def ask_to_stop(self) -> None:
-        if self.asked:
+    def ask_to_stop(self, seconds: float) -> None:
+        """Asks the worker to end within so many seconds. The scheduler ends after the ranks."""
+        if self.is_scheduler:
+            self.asked = True
             return
-        self.asked = True
-        self.deadline = min(self.deadline, time.monotonic() + (SAVE_SECONDS if self.saves_first else STOP_SECONDS))
-        if not self.is_scheduler:
+        self.end_within(seconds)
+        if not self.asked:
+            self.asked = True
             with suppress(ProcessLookupError):
                 os.kill(self.worker, signal.SIGTERM)
 
+    def watch_ranks(self) -> None:
+        """The scheduler is not needed once the ranks of this machine, which ended together with all others, are gone."""
+        if _processes(SUPERVISOR_NAME):
+            self.saw_ranks = True
+        elif self.saw_ranks:
+            self.reported = 0
+            self.end_within(0.5 if self.asked else SHUTDOWN_SECONDS)
+
+    def end_within(self, seconds: float) -> None:
+        self.deadline = min(self.deadline, time.monotonic() + seconds)
+
     def end_by_force(self) -> None:
         """Kills the worker and what it started."""
-        self.deadline = float("inf")
+        self.deadline = math.inf
         with suppress(ProcessLookupError):
             os.killpg(self.worker, signal.SIGKILL)
 
     def conclude(self, status: int) -> int:
-        """The exit status, from the worker's wait status. The other ranks are ended if this one failed."""
+        """The exit status, from the worker's wait status. The other ranks are told if this one did not succeed."""
         if self.reported is not None:
             code = self.reported
         elif self.told_to_kill:
@@ -253,10 +302,26 @@ class _Supervisor:
         else:
             code = _exit_code(status)
             if os.WIFSIGNALED(status):
-                _print_error(_signal_reason(os.WTERMSIG(status)))
-        if code not in (0, *(128 + number for number in USER_SIGNALS)):
-            self.launcher.end_other_ranks(self.front)
+                _print_error(_ended_by(status))
+        if code in (128 + number for number in USER_SIGNALS):
+            _tell_supervisors(RANK_STOPPED)
+        elif code != 0:
+            _end_other_ranks()
         return code
+
+
+def _end_other_ranks() -> None:
+    """Has the other ranks on this machine ended, and waits a moment for it."""
+    _tell_supervisors(RANK_FAILED)
+    deadline = time.monotonic() + FAILED_SECONDS
+    while _processes(SUPERVISOR_NAME) and time.monotonic() < deadline:
+        time.sleep(0.02)
+
+
+def _tell_supervisors(number: int) -> None:
+    for pid in _processes(SUPERVISOR_NAME):
+        with suppress(OSError):
+            os.kill(pid, number)
 
 
 # Processes and messages -----------------------------------------------------------------------------------------------
@@ -280,15 +345,6 @@ class _Launcher:
             with suppress(OSError):
                 os.kill(self.pid, signal.SIGTERM)
 
-    def end_other_ranks(self, front: int) -> None:
-        """Tells the fronts on this machine, other than the one named, that the run has failed."""
-        own = _command_line(front) or _command_line(os.getpid())
-        for entry in os.listdir("/proc"):
-            if entry.isdigit() and int(entry) != front and _parent(int(entry)) == self.pid:
-                if _command_line(int(entry)) == own:  # not the processes that show logs
-                    with suppress(OSError):
-                        os.kill(int(entry), OTHER_RANK_FAILED)
-
 
 def _command_line(pid: int) -> list[str]:
     with suppress(OSError):
@@ -306,21 +362,46 @@ def _flag(arguments: list[str], name: str) -> str:
     return ""
 
 
-def _status_fields(pid: int) -> list[str]:
-    """The fields of /proc/PID/stat behind the name of the program."""
+def fronts_of(msrun: int) -> list[int]:
+    """Process ids of the ranks' fronts that a running msrun has started."""
+    children = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+                if _name(pid) == FRONT_NAME and _stat_field(pid, 1) == str(msrun)]
+    return [pid for pid in children if _run_variables(pid, b"MS_ROLE") == [b"MS_WORKER"]]
+
+
+def _stat_field(pid: int, index: int) -> Optional[str]:
+    """A field of /proc/PID/stat, counted behind the name of the program; None for a process that is gone."""
     with suppress(OSError):
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    return []
-
-
-def _parent(pid: int) -> Optional[int]:
-    fields = _status_fields(pid)
-    return int(fields[1]) if fields else None
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[index]
+    return None
 
 
 def _start_time(pid: int) -> Optional[str]:
-    fields = _status_fields(pid)
-    return fields[19] if fields else None
+    """In clock ticks since the system started."""
+    return _stat_field(pid, 19)
+
+
+def _name(pid: int) -> Optional[str]:
+    with suppress(OSError):
+        return Path(f"/proc/{pid}/comm").read_text().strip()
+    return None
+
+
+def _processes(name: str, role: str = "") -> list[int]:
+    """Process ids of this run on this machine with that name and role (MS_ROLE), except this process."""
+    address = _run_variables(os.getpid(), b"MS_SCHED_HOST", b"MS_SCHED_PORT")
+    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
+            if pid != os.getpid() and _name(pid) == name
+            and _run_variables(pid, b"MS_SCHED_HOST", b"MS_SCHED_PORT") == address
+            and (not role or _run_variables(pid, b"MS_ROLE") == [role.encode()])]
+
+
+def _run_variables(pid: int, *names: bytes) -> list[bytes]:
+    """Values from the environment that a process was started with. That of other users' processes is empty."""
+    with suppress(OSError):
+        variables = dict(entry.partition(b"=")[::2] for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
+        return [variables.get(name, b"") for name in names]
+    return []
 
 
 def _exit_code(status: int) -> int:
@@ -329,11 +410,10 @@ def _exit_code(status: int) -> int:
     return code if code >= 0 else 128 - code
 
 
-def _signal_reason(number: int) -> str:
-    name = signal.Signals(number).name
-    if number == signal.SIGKILL:
-        return f"killed by {name}; the system does that when memory runs out"
-    return f"ended by {name}"
+def _ended_by(status: int) -> str:
+    number = os.WTERMSIG(status)
+    hint = "; the system does that when memory runs out" if number == signal.SIGKILL else ""
+    return f"ended by {signal.Signals(number).name}{hint}"
 
 
 def rank_name() -> str:
