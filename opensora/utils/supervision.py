@@ -145,6 +145,9 @@ def _pass_signals_on(supervisor: int, received: set, front_end: int) -> NoReturn
             pid, status = os.waitpid(supervisor, os.WNOHANG)
             if pid:
                 if os.WIFSIGNALED(status):
+                    for left in map(int, filter(str.isdigit, os.listdir("/proc"))):
+                        if _stat_field(left, 3) == str(supervisor):  # in the supervisor's session
+                            os.kill(left, signal.SIGKILL)
                     _print_error(f"its supervising process was {_ended_by(status)}")
                     _end_other_ranks()
                 os._exit(_exit_code(status))
@@ -219,13 +222,16 @@ class _Supervisor:
             with suppress(BlockingIOError):
                 self.handle_report(os.read(reports, 4096))
         self.end_by_force()  # what the worker started
-        os._exit(self.conclude(status))
+        code = self.conclude(status)
+        if not self.launcher.is_alive():
+            _end_log_viewer()
+        os._exit(code)
 
     def wait_seconds(self) -> Optional[float]:
         """How long may be waited for the next event."""
         seconds = max(0.0, self.deadline - time.monotonic())
         if self.is_scheduler:
-            seconds = min(seconds, 0.2 if self.asked else SCHEDULER_PERIOD)
+            seconds = min(seconds, SCHEDULER_PERIOD if self.saw_ranks and not self.asked else 0.2)
         return None if seconds == math.inf else seconds
 
     def handle_request(self, data: bytes) -> None:
@@ -278,7 +284,7 @@ class _Supervisor:
         """The scheduler is not needed once the ranks of this machine, which ended together with all others, are gone."""
         if _processes(SUPERVISOR_NAME):
             self.saw_ranks = True
-        elif self.saw_ranks:
+        elif self.saw_ranks or self.asked:
             self.reported = 0
             self.end_within(0.5 if self.asked else SHUTDOWN_SECONDS)
 
@@ -296,6 +302,7 @@ class _Supervisor:
         if self.reported is not None:
             code = self.reported
         elif self.told_to_kill:
+            _tell_supervisors(RANK_FAILED)  # the scheduler's may not know
             return KILLED
         elif self.asked and os.WIFSIGNALED(status):
             code = 128 + signal.SIGTERM
@@ -316,6 +323,16 @@ def _end_other_ranks() -> None:
     deadline = time.monotonic() + FAILED_SECONDS
     while _processes(SUPERVISOR_NAME) and time.monotonic() < deadline:
         time.sleep(0.02)
+
+
+def _end_log_viewer() -> None:
+    """Ends the `tail -f` with which msrun showed the log of this rank, once msrun is gone."""
+    time.sleep(0.1)  # it shows the last lines
+    with suppress(OSError):
+        log = os.path.basename(os.readlink("/proc/self/fd/1"))
+        for pid in _processes("tail"):
+            if os.path.basename(_command_line(pid)[-1]) == log:
+                os.kill(pid, signal.SIGTERM)
 
 
 def _tell_supervisors(number: int) -> None:
@@ -340,8 +357,12 @@ class _Launcher:
                          for argument in arguments[:4]) and _flag(arguments, "--join").lower() in ("true", "1")
         self.started = _start_time(pid)
 
+    def is_alive(self) -> bool:
+        # The number may belong to another process by now, and Z is a process that has ended.
+        return _start_time(self.pid) == self.started and _stat_field(self.pid, 0) != "Z"
+
     def terminate(self) -> None:
-        if self.waits and _start_time(self.pid) == self.started:  # the number may belong to another process by now
+        if self.waits and self.is_alive():
             with suppress(OSError):
                 os.kill(self.pid, signal.SIGTERM)
 
