@@ -1,5 +1,5 @@
-"""Signals, kills and crashes of the processes of a real msrun: nothing outlives it, nothing is lost, and the exit status
-is that of the work. MindSpore itself is not started, so this is quick; tests/test_training.py has whole trainings."""
+"""Signals, kills and crashes of the processes of a real msrun: nothing outlives it, nothing is lost, and the exit
+status is that of the work. MindSpore itself is not started, so this is quick."""
 from __future__ import annotations
 
 import os
@@ -34,7 +34,8 @@ class Run:
             time.sleep(0.02)
 
     def wait_until_ready(self) -> None:
-        self.wait_until(lambda: len(list(self.folder.glob("*.ready"))) == 2 and (self.folder / "scheduler.pid").exists())
+        self.wait_until(lambda: len(list(self.folder.glob("*.ready"))) == 2
+                        and (self.folder / "scheduler.pid").exists())
 
     def pid(self, name: str) -> int:
         return int((self.folder / name).read_text())

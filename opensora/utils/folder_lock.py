@@ -38,7 +38,7 @@ def exclusive_folder(folder: Union[str, Path], is_main: bool = True) -> Iterator
     except (FileExistsError, NotADirectoryError) as error:
         raise OSError(f"{folder}: a file stands where the output folder should be; choose another folder") from error
     except OSError as error:
-        raise OSError(f"{folder}: the output folder cannot be made ({error.strerror}); choose another folder") from error
+        raise OSError(f"{folder}: the output folder cannot be made ({error.strerror}); choose another") from error
     descriptor = _lock(folder)
     try:
         yield folder

@@ -10,7 +10,7 @@ each process that msrun starts becomes three before MindSpore is imported:
                   exit status is what the worker reported after its work, whatever happens while MindSpore shuts down.
     worker        imports MindSpore and does the work. The kernel kills it if the supervisor dies.
 
-Supervisors of one run on one machine find each other by the address of msrun's scheduler in their environment. If a
+Supervisors of one run on one machine find each other by their names, which end with the process id of msrun. If a
 worker fails or stops, its supervisor tells the others, because a collective operation would wait for the lost rank.
 
 This module must not import MindSpore.
@@ -42,7 +42,8 @@ SCHEDULER_PERIOD = 5.0  # seconds between two looks of the scheduler's superviso
 LAUNCHER_DIED = signal.SIGUSR2  # to a front
 RANK_FAILED, RANK_STOPPED = signal.SIGUSR1, signal.SIGUSR2  # to a supervisor, from another
 USER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-FRONT_NAME, SUPERVISOR_NAME = "opensora-front", "opensora-super"  # as ps shows them
+FRONT_NAME, SUPERVISOR_NAME = "sora-f-{}", "sora-s-{}"  # names have up to 15 characters
+STATE, SESSION, START_TIME = 0, 3, 19  # fields of /proc/PID/stat, counted behind the name of the program
 STOP, KILL = b"s", b"k"  # what the front tells the supervisor
 KILLED = 128 + signal.SIGKILL  # exit status
 LONG_STOP, SHORT_STOP, STATUS = "long stop", "short stop", "status "  # what the worker tells it; STATUS and a number
@@ -120,7 +121,7 @@ def _set_name(name: str) -> None:
 # The front ------------------------------------------------------------------------------------------------------------
 
 def _be_front() -> None:
-    launcher = _Launcher(os.getppid())
+    run = _Run(os.getppid())
     received = {*USER_SIGNALS, LAUNCHER_DIED, signal.SIGCHLD}
     received = {number for number in received if signal.getsignal(number) != signal.SIG_IGN}  # nohup
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, received)
@@ -128,16 +129,16 @@ def _be_front() -> None:
     supervisor = os.fork()
     if supervisor == 0:
         os.close(front_end)
-        _be_supervisor(launcher, requests, mask)
+        _be_supervisor(run, requests, mask)
         return  # in the worker
     os.close(requests)
-    _set_name(FRONT_NAME)
-    if launcher.waits and not die_with_parent(launcher.pid, LAUNCHER_DIED):
+    _set_name(FRONT_NAME.format(run.launcher))
+    if run.launcher_waits and not die_with_parent(run.launcher, LAUNCHER_DIED):
         os.write(front_end, STOP)
-    _pass_signals_on(supervisor, received, front_end)
+    _pass_signals_on(run, supervisor, received, front_end)
 
 
-def _pass_signals_on(supervisor: int, received: set, front_end: int) -> NoReturn:
+def _pass_signals_on(run: _Run, supervisor: int, received: set, front_end: int) -> NoReturn:
     asked_at = None
     while True:
         number = signal.sigwait(received)
@@ -145,11 +146,11 @@ def _pass_signals_on(supervisor: int, received: set, front_end: int) -> NoReturn
             pid, status = os.waitpid(supervisor, os.WNOHANG)
             if pid:
                 if os.WIFSIGNALED(status):
-                    for left in map(int, filter(str.isdigit, os.listdir("/proc"))):
-                        if _stat_field(left, 3) == str(supervisor):  # in the supervisor's session
+                    for left in _all_processes():
+                        if _stat_field(left, SESSION) == str(supervisor):  # in the supervisor's session
                             os.kill(left, signal.SIGKILL)
                     _print_error(f"its supervising process was {_ended_by(status)}")
-                    _end_other_ranks()
+                    run.end_other_ranks()
                 os._exit(_exit_code(status))
             continue
         repeated = asked_at is not None and time.monotonic() - asked_at > REPEATED_WITHIN
@@ -160,7 +161,7 @@ def _pass_signals_on(supervisor: int, received: set, front_end: int) -> NoReturn
 
 # The supervisor -------------------------------------------------------------------------------------------------------
 
-def _be_supervisor(launcher: _Launcher, requests: int, mask: set) -> None:
+def _be_supervisor(run: _Run, requests: int, mask: set) -> None:
     """Returns in the worker."""
     global _report_pipe
     os.setsid()
@@ -180,15 +181,15 @@ def _be_supervisor(launcher: _Launcher, requests: int, mask: set) -> None:
     os.close(worker_end)
     with suppress(OSError):
         os.setpgid(worker, worker)  # both do it, so that neither has to wait for the other
-    _set_name(SUPERVISOR_NAME)
-    _Supervisor(launcher, worker).run(requests, reports, mask)
+    _set_name(SUPERVISOR_NAME.format(run.launcher))
+    _Supervisor(run, worker).supervise(requests, reports, mask)
 
 
 class _Supervisor:
     """Waits for the worker, for what the worker reports and for what the front requests."""
 
-    def __init__(self, launcher: _Launcher, worker: int):
-        self.launcher, self.worker, self.front = launcher, worker, os.getppid()
+    def __init__(self, run: _Run, worker: int):
+        self.run, self.worker, self.front = run, worker, os.getppid()
         self.is_scheduler = os.environ["MS_ROLE"] == "MS_SCHED"
         self.reported: Optional[int] = None  # the status
         self.saves_first = False
@@ -196,7 +197,7 @@ class _Supervisor:
         self.deadline = math.inf
         self.saw_ranks = False  # the scheduler's
 
-    def run(self, requests: int, reports: int, mask: set) -> NoReturn:
+    def supervise(self, requests: int, reports: int, mask: set) -> NoReturn:
         woken, wake = os.pipe()
         os.set_blocking(wake, False)
         for number in (*USER_SIGNALS, RANK_FAILED, RANK_STOPPED, signal.SIGCHLD):
@@ -223,8 +224,8 @@ class _Supervisor:
                 self.handle_report(os.read(reports, 4096))
         self.end_by_force()  # what the worker started
         code = self.conclude(status)
-        if not self.launcher.is_alive():
-            _end_log_viewer()
+        if not self.run.launcher_is_alive():
+            self.run.end_log_viewer()
         os._exit(code)
 
     def wait_seconds(self) -> Optional[float]:
@@ -247,10 +248,10 @@ class _Supervisor:
         """msrun does that after another front has failed, and on Ctrl-C. In the latter case it also kills that of the
         scheduler and exits with status 0, which a job script would take for success."""
         time.sleep(0.05)
-        if _processes(FRONT_NAME, "MS_SCHED"):
+        if self.run.scheduler_has_front():
             _print_error(f"process {self.front} was killed; msrun does that when another rank has ended")
         else:
-            self.launcher.terminate()
+            self.run.end_launcher()
 
     def handle_report(self, data: bytes) -> None:
         for message in data.decode().splitlines():
@@ -281,8 +282,8 @@ class _Supervisor:
                 os.kill(self.worker, signal.SIGTERM)
 
     def watch_ranks(self) -> None:
-        """The scheduler is not needed once the ranks of this machine, which ended together with all others, are gone."""
-        if _processes(SUPERVISOR_NAME):
+        """The scheduler is not needed once the ranks of this machine, which end together with all others, are gone."""
+        if self.run.other_supervisors():
             self.saw_ranks = True
         elif self.saw_ranks or self.asked:
             self.reported = 0
@@ -302,7 +303,7 @@ class _Supervisor:
         if self.reported is not None:
             code = self.reported
         elif self.told_to_kill:
-            _tell_supervisors(RANK_FAILED)  # the scheduler's may not know
+            self.run.tell_supervisors(RANK_FAILED)  # the scheduler's may not know
             return KILLED
         elif self.asked and os.WIFSIGNALED(status):
             code = 128 + signal.SIGTERM
@@ -311,60 +312,98 @@ class _Supervisor:
             if os.WIFSIGNALED(status):
                 _print_error(_ended_by(status))
         if code in (128 + number for number in USER_SIGNALS):
-            _tell_supervisors(RANK_STOPPED)
+            self.run.tell_supervisors(RANK_STOPPED)
         elif code != 0:
-            _end_other_ranks()
+            self.run.end_other_ranks()
         return code
 
 
-def _end_other_ranks() -> None:
-    """Has the other ranks on this machine ended, and waits a moment for it."""
-    _tell_supervisors(RANK_FAILED)
-    deadline = time.monotonic() + FAILED_SECONDS
-    while _processes(SUPERVISOR_NAME) and time.monotonic() < deadline:
-        time.sleep(0.02)
+# The run and its processes --------------------------------------------------------------------------------------------
 
-
-def _end_log_viewer() -> None:
-    """Ends the `tail -f` with which msrun showed the log of this rank, once msrun is gone."""
-    time.sleep(0.1)  # it shows the last lines
-    with suppress(OSError):
-        log = os.path.basename(os.readlink("/proc/self/fd/1"))
-        for pid in _processes("tail"):
-            if os.path.basename(_command_line(pid)[-1]) == log:
-                os.kill(pid, signal.SIGTERM)
-
-
-def _tell_supervisors(number: int) -> None:
-    for pid in _processes(SUPERVISOR_NAME):
-        with suppress(OSError):
-            os.kill(pid, number)
-
-
-# Processes and messages -----------------------------------------------------------------------------------------------
-
-class _Launcher:
-    """The parent of the fronts: msrun, or whatever else set MindSpore's variables.
+class _Run:
+    """The processes that have one parent: msrun, or whatever else set MindSpore's variables.
 
     Attributes:
-        waits: whether it is an msrun that waits for its processes, so that they must not outlive it.
+        launcher: the process id of the parent.
+        launcher_waits: whether it is an msrun that waits for its processes, so that they must not outlive it.
     """
 
-    def __init__(self, pid: int):
-        self.pid = pid
-        arguments = _command_line(pid)
-        self.waits = any(Path(argument).name == "msrun" or argument.startswith("mindspore.parallel")
-                         for argument in arguments[:4]) and _flag(arguments, "--join").lower() in ("true", "1")
-        self.started = _start_time(pid)
+    def __init__(self, launcher: int):
+        self.launcher, self._started = launcher, _stat_field(launcher, START_TIME)
+        arguments = _command_line(launcher)
+        is_msrun = any(Path(argument).name == "msrun" or argument.startswith("mindspore.parallel")
+                       for argument in arguments[:4])
+        self.launcher_waits = is_msrun and _flag(arguments, "--join").lower() in ("true", "1")
 
-    def is_alive(self) -> bool:
+    def launcher_is_alive(self) -> bool:
         # The number may belong to another process by now, and Z is a process that has ended.
-        return _start_time(self.pid) == self.started and _stat_field(self.pid, 0) != "Z"
+        return _stat_field(self.launcher, START_TIME) == self._started and _stat_field(self.launcher, STATE) != "Z"
 
-    def terminate(self) -> None:
-        if self.waits and self.is_alive():
+    def end_launcher(self) -> None:
+        if self.launcher_waits and self.launcher_is_alive():
             with suppress(OSError):
-                os.kill(self.pid, signal.SIGTERM)
+                os.kill(self.launcher, signal.SIGTERM)
+
+    def other_supervisors(self) -> list[int]:
+        """Process ids of the supervisors on this machine, except this process."""
+        return [pid for pid in _named(SUPERVISOR_NAME.format(self.launcher)) if pid != os.getpid()]
+
+    def tell_supervisors(self, number: int) -> None:
+        for pid in self.other_supervisors():
+            with suppress(OSError):
+                os.kill(pid, number)
+
+    def end_other_ranks(self) -> None:
+        """Has the other ranks on this machine ended, and waits a moment for it."""
+        self.tell_supervisors(RANK_FAILED)
+        deadline = time.monotonic() + FAILED_SECONDS
+        while self.other_supervisors() and time.monotonic() < deadline:
+            time.sleep(0.02)
+
+    def scheduler_has_front(self) -> bool:
+        return any(_role(pid) == "MS_SCHED" for pid in _named(FRONT_NAME.format(self.launcher)))
+
+    def end_log_viewer(self) -> None:
+        """Ends the `tail -f` with which msrun showed the log of this rank, once msrun is gone."""
+        time.sleep(0.1)  # it shows the last lines
+        log = _open_file(os.getpid(), 1)
+        for pid in _named("tail"):
+            if _role(pid) and any(_open_file(pid, descriptor) == log for descriptor in range(3, 6)):
+                with suppress(OSError):
+                    os.kill(pid, signal.SIGTERM)
+
+
+def fronts_of(msrun: int) -> list[int]:
+    """Process ids of the ranks' fronts that a running msrun has started."""
+    return [pid for pid in _named(FRONT_NAME.format(msrun)) if _role(pid) == "MS_WORKER"]
+
+
+def _all_processes() -> list[int]:
+    return [int(entry) for entry in os.listdir("/proc") if entry.isdigit()]
+
+
+def _named(name: str) -> list[int]:
+    found = []
+    for pid in _all_processes():
+        with suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text() == f"{name}\n":
+                found.append(pid)
+    return found
+
+
+def _role(pid: int) -> str:
+    """MS_ROLE in the environment that a process was started with; "" also for processes of other users."""
+    with suppress(OSError):
+        for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
+            if variable.startswith(b"MS_ROLE="):
+                return variable[len(b"MS_ROLE="):].decode()
+    return ""
+
+
+def _open_file(pid: int, descriptor: int) -> Optional[str]:
+    with suppress(OSError):
+        return os.readlink(f"/proc/{pid}/fd/{descriptor}")
+    return None
 
 
 def _command_line(pid: int) -> list[str]:
@@ -383,46 +422,11 @@ def _flag(arguments: list[str], name: str) -> str:
     return ""
 
 
-def fronts_of(msrun: int) -> list[int]:
-    """Process ids of the ranks' fronts that a running msrun has started."""
-    children = [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-                if _name(pid) == FRONT_NAME and _stat_field(pid, 1) == str(msrun)]
-    return [pid for pid in children if _run_variables(pid, b"MS_ROLE") == [b"MS_WORKER"]]
-
-
 def _stat_field(pid: int, index: int) -> Optional[str]:
-    """A field of /proc/PID/stat, counted behind the name of the program; None for a process that is gone."""
+    """A field of /proc/PID/stat; None for a process that is gone."""
     with suppress(OSError):
         return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[index]
     return None
-
-
-def _start_time(pid: int) -> Optional[str]:
-    """In clock ticks since the system started."""
-    return _stat_field(pid, 19)
-
-
-def _name(pid: int) -> Optional[str]:
-    with suppress(OSError):
-        return Path(f"/proc/{pid}/comm").read_text().strip()
-    return None
-
-
-def _processes(name: str, role: str = "") -> list[int]:
-    """Process ids of this run on this machine with that name and role (MS_ROLE), except this process."""
-    address = _run_variables(os.getpid(), b"MS_SCHED_HOST", b"MS_SCHED_PORT")
-    return [pid for pid in map(int, filter(str.isdigit, os.listdir("/proc")))
-            if pid != os.getpid() and _name(pid) == name
-            and _run_variables(pid, b"MS_SCHED_HOST", b"MS_SCHED_PORT") == address
-            and (not role or _run_variables(pid, b"MS_ROLE") == [role.encode()])]
-
-
-def _run_variables(pid: int, *names: bytes) -> list[bytes]:
-    """Values from the environment that a process was started with. That of other users' processes is empty."""
-    with suppress(OSError):
-        variables = dict(entry.partition(b"=")[::2] for entry in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"))
-        return [variables.get(name, b"") for name in names]
-    return []
 
 
 def _exit_code(status: int) -> int:
