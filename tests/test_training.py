@@ -67,7 +67,7 @@ def assert_same(a: Path, b: Path) -> None:
 
 def test_what_a_run_leaves(folder, run):
     finished = run(*flags(folder, "run", "--max_train_steps", 24, "--checkpointing_steps", 8, "--validate", "--val_data",
-                          folder / "data/merge_data.txt", "--val_interval", 12, "--checkpoints_total_limit", 2,
+                          folder / "data/merge_data.txt", "--val_interval_steps", 12, "--checkpoints_total_limit", 2,
                           "--train_batch_size", 4, "--lr_scheduler", "cosine", "--noise_offset", "0.02"))
     assert finished.returncode == 0, finished.stderr
     output = folder / "run"
