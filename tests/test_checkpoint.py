@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import builtins
+import csv
 import json
 import os
 import shutil
@@ -12,6 +13,7 @@ import pytest
 
 from opensora.models.tensor_file import ArrayTensor
 from opensora.train.checkpoint import Trained, checkpoints, damage, find_checkpoint, named_checkpoint, save_checkpoint
+from opensora.train.log import Table, TrainingLog
 
 
 class TinyModel:
@@ -275,3 +277,56 @@ def test_nothing_is_lost_where_a_save_fails(tmp_path, monkeypatch):
         if not failed:
             break
     assert point > 50
+
+
+def table(path: Path) -> list[dict]:
+    with open(path, newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_damaged_lines_of_the_table_are_left_out_and_named(tmp_path, capsys):
+    path = tmp_path / "train_log.csv"
+    rows = [f"{step},{step / 2},,1e-3\r\n".encode() for step in range(1, 9)]
+    damage = [b"3,0.5\r\n", b"\x00\x00\xff\xfe,1,2,3\n", b"\n", b"4x,0.5,,1\n", b"4,a,b,c\n", b'5,"0.5,,1\n', b"6,1,2,3,4\n",
+              b"\x00" * 200_000 + b"\n"]
+    path.write_bytes(b"step,loss,discriminator_loss,lr\r\n" + b"".join(rows[:4] + damage + rows[4:]) + b"9,4.5,,1")
+    Table(path, last_step=6)
+    assert [row["step"] for row in table(path)] == list("123456")
+    assert table(path)[0] == {"step": "1", "loss": "0.5", "discriminator_loss": "", "lr": "1e-3"}
+    assert "left out 9 damaged lines (6, 7, 8, 9, 10, 11, 12, 13, 18)" in capsys.readouterr().err
+    Table(path, last_step=6)
+    assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize("content, words", [
+    (b"ste", "damaged line"), (b"\x00" * 200_000, "damaged line"), (b"1,0.5\n2,0.4\n", "damaged line"), (b"", None),
+    (b"step,loss\n1,2.0\n", "another run")])
+def test_what_is_no_table_of_this_run_is_put_aside(tmp_path, content, words, capsys):
+    path = tmp_path / "train_log.csv"
+    path.write_bytes(content)
+    log = Table(path, last_step=0)
+    log.add(1, {"loss": 0.5, "discriminator_loss": None})
+    assert table(path) == [{"step": "1", "loss": "0.5", "discriminator_loss": ""}]
+    message = capsys.readouterr().err
+    assert words in message if words else message == ""
+    assert not words or (tmp_path / "train_log.csv.aside1").read_bytes() == content
+
+
+def test_columns_may_come_and_go(tmp_path):
+    log = Table(tmp_path / "train_log.csv", last_step=0)
+    log.add(1, {"loss": 0.5, "lr": 0.1})
+    log.add(2, {"loss": 0.25, "kl_loss": float("nan"), "lr": 0.1})
+    log = Table(tmp_path / "train_log.csv", last_step=2)
+    log.add(3, {"loss": 0.125, "lr": 0.1})
+    assert [list(row.values()) for row in table(tmp_path / "train_log.csv")] == [
+        ["1", "0.5", "0.1", ""], ["2", "0.25", "0.1", "nan"], ["3", "0.125", "0.1", ""]]
+
+
+def test_a_value_that_does_not_exist_yet_is_blank(tmp_path, capsys):
+    log = TrainingLog(tmp_path, first_step=0, total_steps=4)
+    for step, value in enumerate((None, None, 1.0, None), 1):
+        log.step(step, {"loss": 0.5, "discriminator_loss": value, "lr": 0.1}, show=step % 2 == 0)
+    log.close()
+    first, second = capsys.readouterr().err.splitlines()
+    assert "loss 0.5 | discriminator_loss | lr 0.1" in first and "discriminator_loss 1 |" in second
+    assert [row["discriminator_loss"] for row in table(tmp_path / "train_log.csv")] == ["", "", "1.0", ""]

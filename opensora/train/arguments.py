@@ -83,8 +83,9 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list
     """
     found = {effect: [] for effect in ARGUMENTS}
     for name in sorted({*before, *now}):
-        kind = f"{name.split('.')[0]}.type"
-        if all(name in arguments or kind in arguments for arguments in (before, now)):
+        parent, _, key = name.partition(".")
+        marker = f"{parent}.type" if key else name
+        if marker in before and marker in now:
             change = Change(name, before.get(name), now.get(name))
             if change.before != change.now:
                 found[_effect(name, now)].append(change)

@@ -247,7 +247,7 @@ def _finish(folder: Path, final: Path) -> None:
         _to_disk(path)
     replaced = None
     if final.is_symlink() or (final.exists() and not final.is_dir()):
-        aside = _free_name(final)
+        aside = free_name(final)
         print(f"note: {final} is a link or a file, not a folder; it was renamed to {aside.name}", file=sys.stderr)
         os.rename(final, aside)
     elif final.exists():
@@ -296,7 +296,8 @@ def _remove(path: Path) -> None:
         path.unlink()
 
 
-def _free_name(path: Path) -> Path:
+def free_name(path: Path) -> Path:
+    """A name beside `path` for what has to make room for it."""
     number = 1
     while os.path.lexists(aside := path.with_name(f"{path.name}.aside{number}")):
         number += 1

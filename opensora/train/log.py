@@ -16,6 +16,7 @@ import mindspore as ms
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from opensora.train.checkpoint import free_name
 from opensora.utils.files import atomic_write
 
 TABLE, VALIDATION = "train_log.csv", "result_val.log"
@@ -77,8 +78,8 @@ def peak_memory() -> int:
 class Table:
     """A csv file with a row for each step; a value that does not exist yet is an empty cell.
 
-    Rows of steps after `last_step`, and what a crash or a full disk damaged, are left out; the latter is said on stderr.
-    A file whose first line is not that of a table is renamed, not overwritten.
+    The run that resumes after `last_step` drops the rows of later steps, and damaged rows, which it names on stderr. A
+    table of another run (`last_step` is 0) and a file whose first line is damaged are renamed.
     """
 
     def __init__(self, path: Path, last_step: int):
@@ -86,11 +87,12 @@ class Table:
         if not path.exists() or not path.stat().st_size:
             return
         header, *lines = io.StringIO(path.read_bytes().decode("utf-8", "replace"), newline="\n")
-        columns = next(csv.reader([header]), [])
-        if columns[:1] != ["step"] or not header.endswith("\n"):
-            aside = path.with_name(f"{path.name}.damaged")
-            print(f"note: {path}: its first line is damaged; it was renamed to {aside.name}", file=sys.stderr)
+        columns = header.strip().split(",")
+        if columns[0] != "step" or not header.endswith("\n") or (last_step == 0 and lines):
+            reason = "is of another run" if columns[0] == "step" and lines else "begins with a damaged line"
+            aside = free_name(path)
             os.replace(path, aside)
+            print(f"note: {path} {reason}; it was renamed to {aside.name}", file=sys.stderr)
             return
         rows = [_parse_row(line, columns) for line in lines]
         damaged = [number for number, row in enumerate(rows, 2) if row is None]
