@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import builtins
 import csv
+import hashlib
 import json
 import os
 import shutil
@@ -78,10 +79,10 @@ def as_by_an_earlier_version(checkpoint: Path) -> None:
 
 def rewrite_sums(checkpoint: Path, keep) -> None:
     """With right checksums of the files whose names are to be kept."""
-    from opensora.train.checkpoint import _checksum
-    files = sorted(path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*")
-                   if path.is_file() and path.name != "SHA256SUMS")
-    (checkpoint / "SHA256SUMS").write_text("".join(f"{_checksum(checkpoint / name)}  {name}\n" for name in files if keep(name)))
+    names = sorted(path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
+    sums = {name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+            for name in names if name != "SHA256SUMS" and keep(name)}
+    (checkpoint / "SHA256SUMS").write_text("".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
 
 
 @pytest.mark.parametrize("earlier_version", [False, True])
@@ -171,7 +172,8 @@ def test_checkpoints_of_earlier_versions(tmp_path):
 @pytest.mark.parametrize("make", [
     lambda path: path.write_text("mine"), lambda path: path.symlink_to(path.parent / "nowhere"), Path.mkdir],
     ids=["file", "dangling link", "empty folder"])
-@pytest.mark.parametrize("name", ["checkpoint-16", "checkpoint-16.part", "checkpoint-20", "checkpoint-x", "checkpoint-²"])
+@pytest.mark.parametrize("name", ["checkpoint-16", "checkpoint-16.part", "checkpoint-20", "checkpoint-x",
+                                  "checkpoint-²"])
 def test_other_things_of_that_name_do_not_stop_a_run(tmp_path, name, make):
     make(tmp_path / name)
     with_content = name == "checkpoint-16" and (tmp_path / name).is_file()
@@ -217,7 +219,7 @@ def crash_at(monkeypatch, number: int) -> list[str]:
 
 
 def test_nothing_is_lost_wherever_a_save_crashes(tmp_path, monkeypatch):
-    """A checkpoint of the same step is replaced and an older one removed; both kinds of sound ones remain to the end."""
+    """One of the same step is replaced, and an older one removed."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # it takes time here, and only a power cut shows it
     point, done = 0, False
     while not done:
@@ -287,8 +289,8 @@ def table(path: Path) -> list[dict]:
 def test_damaged_lines_of_the_table_are_left_out_and_named(tmp_path, capsys):
     path = tmp_path / "train_log.csv"
     rows = [f"{step},{step / 2},,1e-3\r\n".encode() for step in range(1, 9)]
-    damage = [b"3,0.5\r\n", b"\x00\x00\xff\xfe,1,2,3\n", b"\n", b"4x,0.5,,1\n", b"4,a,b,c\n", b'5,"0.5,,1\n', b"6,1,2,3,4\n",
-              b"\x00" * 200_000 + b"\n"]
+    damage = [b"3,0.5\r\n", b"\x00\x00\xff\xfe,1,2,3\n", b"\n", b"4x,0.5,,1\n", b"4,a,b,c\n", b'5,"0.5,,1\n',
+              b"6,1,2,3,4\n", b"\x00" * 200_000 + b"\n"]
     path.write_bytes(b"step,loss,discriminator_loss,lr\r\n" + b"".join(rows[:4] + damage + rows[4:]) + b"9,4.5,,1")
     Table(path, last_step=6)
     assert [row["step"] for row in table(path)] == list("123456")

@@ -1,4 +1,4 @@
-"""Resuming with other arguments: harmless changes are silent, some are listed, those that make the state meaningless refused."""
+"""Resuming with other arguments: some are silent, some are listed, those that make the state meaningless are refused."""
 from __future__ import annotations
 
 import argparse
@@ -21,7 +21,8 @@ from opensora.train.vae import VAETraining
 from opensora.utils.config_utils import PLACES, field_names
 
 COMMANDS = {"t2v": (flags, t2v_options, T2VTraining),
-            "inpaint": (lambda *more: inpaint_flags(*more, "--mask_config", MASK_CONFIG), inpaint_options, InpaintTraining),
+            "inpaint": (lambda *more: inpaint_flags(*more, "--mask_config", MASK_CONFIG), inpaint_options,
+                        InpaintTraining),
             "vae": (vae_flags, vae_options, VAETraining)}
 
 
@@ -41,8 +42,8 @@ def folder(tmp_path_factory):
 def train(folder, name: str, *more, steps: int = 1) -> None:
     """As the command does, in this process."""
     make_flags, options, training = COMMANDS[name]
-    argv = make_flags(folder, name, "--max_train_steps", steps, "--dataloader_num_workers", 0, "--resume_from_checkpoint",
-                      "True", *more)[1:]
+    argv = make_flags(folder, name, "--max_train_steps", steps, "--dataloader_num_workers", 0,
+                      "--resume_from_checkpoint", "True", *more)[1:]
     run(training, lambda: options.parse_options(argv))
 
 
@@ -74,10 +75,11 @@ def test_changes_that_are_refused(folder, name, more, words):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_changes_that_are_listed_and_changes_that_are_silent(folder, name, capsys):
     elsewhere = ["--output_dir", folder / "elsewhere", "--resume_from_checkpoint", folder / name / "checkpoint-1"]
-    train(folder, name, *elsewhere, "--log_interval", 1, "--checkpointing_steps", 3, "--cache_dir", folder / "other_cache",
+    train(folder, name, *elsewhere, "--log_interval", 1, "--checkpointing_steps", 3, "--cache_dir", folder / "cache2",
           steps=2)
     assert "note: these arguments" not in capsys.readouterr().err
-    train(folder, name, *elsewhere, "--start_learning_rate", "0.5", "--use_ema", "False", "--precision", "fp32", steps=2)
+    train(folder, name, *elsewhere, "--start_learning_rate", "0.5", "--use_ema", "False", "--precision", "fp32",
+          steps=2)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "note: these arguments" in line]
     assert "start_learning_rate" in line and "-> 0.5" in line and "use_ema true -> false" in line
     assert "precision null -> fp32" in line and line.count("->") == 3
@@ -102,7 +104,8 @@ def test_what_is_compared(tmp_path, monkeypatch):
     (tmp_path / "data.txt").touch()
     config = {"model": {"type": "STDiT2-XL/2", "depth": 2}, "bucket_config": {"144p": {4: (1.0, 2)}}, "lr": 1e-3}
     before = recorded({"data": "data.txt", "model": "OpenSoraT2V_v1_3-2B/122", "betas": (0.9, 0.99), "old": 1})
-    assert before == {"data": str(tmp_path / "data.txt"), "model": "OpenSoraT2V_v1_3-2B/122", "betas": [0.9, 0.99], "old": 1}
+    assert before == {"data": str(tmp_path / "data.txt"), "model": "OpenSoraT2V_v1_3-2B/122", "betas": [0.9, 0.99],
+                      "old": 1}
     assert not any(changes(before, recorded({"data": tmp_path / "data.txt", "betas": [0.9, 0.99], "new": 1})).values())
     assert not any(changes(before, recorded(config)).values())  # of another command
     other = recorded({**config, "model": {"type": "STDiT2-XL/2", "qk_norm": True}, "lr": 2e-3})

@@ -5,7 +5,7 @@ import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple
+from typing import Any, Mapping, NamedTuple, Sequence
 
 from opensora.train.checkpoint import read_state
 
@@ -63,8 +63,8 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments as state.json holds them: json types, absolute paths of files that exist, and flat.
 
     Args:
-        arguments: of the command line, or the fields of a config. What is built from a `dict(type=..., ...)` gets a dotted
-            name for each key.
+        arguments: of the command line, or the fields of a config. What is built from a `dict(type=..., ...)` gets a
+            dotted name for each key.
     """
     flat = {}
     for name, value in arguments.items():
@@ -102,11 +102,11 @@ def check_arguments(checkpoint: Path, now: Mapping[str, Any], allow: bool, quiet
     """
     found = changes(read_state(checkpoint).get("arguments", {}), now)
     if found["refused"] and not allow:
-        raise ValueError(f"{checkpoint} is of a run with other arguments: {', '.join(map(str, found['refused']))}; resume "
-                         f"with the same, or add --allow_changed_arguments to go on with the new ones")
+        raise ValueError(f"{checkpoint} is of a run with other arguments: {_joined(found['refused'])}; resume with the "
+                         f"same, or add --allow_changed_arguments to go on with the new ones")
     differences = [*found["refused"], *found["listed"]]
     if differences and not quiet:
-        print(f"note: these arguments are not those of {checkpoint}: {', '.join(map(str, differences))}", file=sys.stderr)
+        print(f"note: these arguments are not those of {checkpoint}: {_joined(differences)}", file=sys.stderr)
 
 
 def _effect(name: str, now: Mapping[str, Any]) -> str:
@@ -118,6 +118,10 @@ def _effect(name: str, now: Mapping[str, Any]) -> str:
 def _absolute(name: str, value: Any) -> Any:
     is_path = name.split(".")[-1] in PATHS and isinstance(value, (str, Path))
     return os.path.abspath(value) if is_path and os.path.exists(value) else value
+
+
+def _joined(differences: Sequence[Change]) -> str:
+    return ", ".join(map(str, differences))
 
 
 def _shown(value: Any) -> str:

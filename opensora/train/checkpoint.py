@@ -158,9 +158,9 @@ def save_checkpoint(output_dir: Union[str, Path], step: int, trained: Mapping[st
         numbers = {prefix: optimizer.state_numbers() for prefix, (_, optimizer) in trained.items()}
         if is_main:
             serial = 1 + max((_serial(path, unreadable=0) for path in checkpoints(output_dir)), default=0)
-            files = sorted([STATE, *(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())])
-            text = json.dumps({"step": step, "serial": serial, **state, "optimizers": numbers, "files": files}, indent=1)
-            (folder / STATE).write_text(text, encoding="utf-8")
+            files = [*_present(folder), STATE]
+            state = {"step": step, "serial": serial, **state, "optimizers": numbers, "files": files}
+            (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     if is_main:
         final = checkpoint_path(output_dir, step)
         _sound.add(_identity(final))
@@ -240,9 +240,8 @@ def _clean(output_dir: Path) -> None:
 
 def _finish(folder: Path, final: Path) -> None:
     """Adds the checksums, brings all to the disk, and renames; a checkpoint of the same step goes after that."""
-    files = sorted(path for path in folder.rglob("*") if path.is_file())
-    (folder / SUMS).write_text("".join(f"{_checksum(path)}  {path.relative_to(folder).as_posix()}\n" for path in files),
-                               encoding="utf-8")
+    lines = [f"{_checksum(folder / name)}  {name}\n" for name in _present(folder)]
+    (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
         _to_disk(path)
     replaced = None
@@ -347,8 +346,13 @@ def _is_sound(folder: Path) -> bool:
 
 def _identity(folder: Path) -> tuple:
     """Changes if a file is added, removed or written to."""
-    return (str(folder), *((str(path), (status := path.stat()).st_ino, status.st_size, status.st_mtime_ns)
-                           for path in sorted(folder.rglob("*")) if path.is_file()))
+    status = {name: (folder / name).stat() for name in _present(folder)}
+    return (str(folder), *((name, one.st_ino, one.st_size, one.st_mtime_ns) for name, one in status.items()))
+
+
+def _present(folder: Path) -> list[str]:
+    """The files in a folder, at any depth, sorted."""
+    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
 
 
 def _to_disk(path: Path) -> None:

@@ -37,7 +37,8 @@ class TrainingLog:
         self.events = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=first_step + 1)
 
     def step(self, step: int, values: Mapping[str, Optional[float]], show: bool) -> None:
-        """The values of an optimizer step, None for those that do not exist yet; `show`: on the screen, too, as means."""
+        """The values of an optimizer step, None for those that do not exist yet; `show`: their means since the last
+        line go to the screen."""
         self.table.add(step, values)
         for name, value in values.items():
             if value is not None and math.isfinite(value):

@@ -15,8 +15,8 @@ from opensora.device import Device
 from opensora.device import setup as set_up_device
 from opensora.parallel.flat import World
 from opensora.train.arguments import check_arguments, recorded
-from opensora.train.checkpoint import (Trained, checkpoint_path, checkpoints, find_checkpoint, load_state, named_checkpoint,
-                                       parse_name, save_checkpoint)
+from opensora.train.checkpoint import (Trained, checkpoint_path, checkpoints, find_checkpoint, load_state,
+                                       named_checkpoint, parse_name, save_checkpoint)
 from opensora.train.learning_rate import DECAYS, learning_rate
 from opensora.train.log import TrainingLog
 from opensora.utils.cli import str2bool
@@ -26,8 +26,8 @@ MOST_SKIPPED = 50  # steps in a row without a finite gradient, after which a run
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """Names and meanings are those of the flags. Without `val_interval` and `val_interval_steps` validation comes at the
-    end of every epoch.
+    """Names and meanings are those of the flags. Without `val_interval` (epochs) and `val_interval_steps` validation
+    follows every epoch.
 
     Raises:
         ValueError: numbers that cannot be.
@@ -44,7 +44,7 @@ class TrainerOptions:
     allow_changed_arguments: bool = False
     log_interval: int = 10
     validate: bool = False
-    val_interval: Optional[int] = None        # epochs
+    val_interval: Optional[int] = None
     val_interval_steps: Optional[int] = None
 
     def __post_init__(self):
@@ -68,7 +68,7 @@ class TrainerOptions:
         group.add_argument("--checkpoints_total_limit", type=int,
                            help="how many to keep in --output_dir, of those written last; default: all")
         group.add_argument("--resume_from_checkpoint", type=_resume, metavar="True|latest|FOLDER",
-                           help="resume from the sound checkpoint in --output_dir that was written last, or from this one")
+                           help="resume from the newest sound checkpoint in --output_dir, or from this one")
         group.add_argument("--allow_changed_arguments", type=str2bool, nargs="?", const=True, default=False,
                            help="resume even if the model, the objective, the data or the seed are others than before")
         group.add_argument("--log_interval", type=int, default=10, help="steps between two lines on the screen")
@@ -95,20 +95,18 @@ class TrainerOptions:
         shared = world.sum(Tensor(found if world.rank == 0 else [0.0, 0.0, 0.0])).asnumpy()
         failed, step, replaced = map(int, shared)
         if failed:
-            raise failure or ValueError("--resume_from_checkpoint: the first process found no sound checkpoint; its log "
-                                        "says why")
+            raise failure or ValueError("--resume_from_checkpoint: rank 0 found no sound checkpoint; its log says why")
         if wanted == "latest":
             return checkpoint_path(self.output_dir, step, bool(replaced)) if step >= 0 else None
         return named_checkpoint(self.output_dir, wanted)
 
     def validates(self, step: int, epochs_before: int, epochs: int) -> bool:
-        """Whether validation follows a step; `epochs` are those that are complete after it."""
-        if not self.validate:
-            return False
+        """Whether validation follows step `step`; `epochs` are complete after it, `epochs_before` before it."""
         every_steps = self.val_interval_steps
         every_epochs = self.val_interval or (1 if every_steps is None else None)
-        return (step == self.max_train_steps or (every_steps is not None and step % every_steps == 0)
-                or (every_epochs is not None and epochs // every_epochs > epochs_before // every_epochs))
+        return self.validate and (
+            step == self.max_train_steps or (every_steps is not None and step % every_steps == 0)
+            or (every_epochs is not None and epochs // every_epochs > epochs_before // every_epochs))
 
 
 class Report(NamedTuple):
@@ -176,8 +174,10 @@ class Trainer:
         if checkpoint is not None:
             self._resume(checkpoint)
         elif device.is_main and checkpoints(options.output_dir):
-            print(f"note: {options.output_dir} holds checkpoints of another run; this one begins at step 0 (to resume, "
-                  f"add --resume_from_checkpoint True)", file=sys.stderr)
+            limit = f"; --checkpoints_total_limit {options.checkpoints_total_limit} counts them, too"
+            print(f"note: {options.output_dir} holds checkpoints of another run, and this one begins at step 0 (to "
+                  f"resume, add --resume_from_checkpoint True){limit if options.checkpoints_total_limit else ''}",
+                  file=sys.stderr)
         self.log = TrainingLog(options.output_dir, self.steps, options.max_train_steps) if device.is_main else None
 
     def run(self) -> None:
@@ -188,8 +188,8 @@ class Trainer:
             self.step()
             if self.skipped_in_a_row == MOST_SKIPPED:
                 self.save()
-                raise ValueError(f"no finite gradient in {MOST_SKIPPED} steps on end; the weights of the last good step "
-                                 f"are in {self.saved}: lower --start_learning_rate, or check the data")
+                raise ValueError(f"no finite gradient in {MOST_SKIPPED} steps on end; the weights of the last good "
+                                 f"step are in {self.saved}: lower --start_learning_rate, or check the data")
             if options.validates(self.steps, epochs, self.epochs):
                 self.validate()
             if self.steps % options.checkpointing_steps == 0 or self.steps == options.max_train_steps:
@@ -247,7 +247,8 @@ class Trainer:
                 raise
             self.training.restore({**position, "sampler": first["sampler"]})
             if self.device.is_main:
-                print(f"note: the data are not those of {checkpoint}; they begin with their first epoch", file=sys.stderr)
+                print(f"note: the data are not those of {checkpoint}; they begin with their first epoch",
+                      file=sys.stderr)
         if checkpoint.parent.resolve() == Path(self.options.output_dir).resolve():
             self.saved = checkpoint
         if self.device.is_main:
