@@ -18,13 +18,14 @@ from opensora.parallel.flat import World
 from opensora.registry import DATASET, SCHEDULER, TEXT_ENCODER, VAE, check_family
 from opensora.schedulers import SCHEDULERS
 from opensora.train.adamw import AdamW
+from opensora.train.arguments import check_arguments, recorded
 from opensora.train.checkpoint import checkpoints, damage, find_checkpoint, load_state
 from opensora.train.ema import EMA
 from opensora.train.objective import ObjectiveOptions
 from opensora.train.stdit import STDiTTraining, STDiTTrainOptions
 from opensora.train.t2v import T2VTraining, T2VTrainOptions
-from opensora.train.trainer import TrainerOptions, Training, train
-from opensora.utils.config_utils import check_fields
+from opensora.train.trainer import Trainer, TrainerOptions, Training
+from opensora.utils.config_utils import PLACES, check_fields, field_names
 from opensora.utils.files import atomic_write
 
 STDIT, PLAN = "STDiT2-XL/2", "OpenSoraT2V_v1_3-2B/122"
@@ -57,6 +58,10 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     options = make_options(config, PLUGINS[plugin])
     checkpoint = find_load(config.get("load"))
     world = World(device.rank, device.world_size)
+    arguments = recorded({**{name: config.get(name) for name in field_names(training=True) if name not in PLACES},
+                          "processes": world.size})
+    if checkpoint is not None and not config.get("start_from_scratch"):
+        check_arguments(checkpoint, arguments, config.get("allow_changed_arguments", False), quiet=not device.is_main)
     if isinstance(options, STDiTTrainOptions):
         training = STDiTTraining(options, config, device, world, checkpoint)
     else:
@@ -67,7 +72,7 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     if checkpoint is not None and config.get("start_from_scratch"):
         load_state(checkpoint, training.trained)
         checkpoint = None
-    train(training, trainer_options(config, output_dir, training), device, checkpoint)
+    Trainer(training, trainer_options(config, output_dir, training), device, checkpoint, arguments).run()
 
 
 def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptions:
@@ -126,7 +131,8 @@ def trainer_options(config: Mapping[str, Any], output_dir: Path, training: Train
     every = config.get("ckpt_every") or 0
     return TrainerOptions(str(output_dir), max_train_steps=steps, start_learning_rate=config["lr"],
                           checkpointing_steps=every if every > 0 else sys.maxsize,
-                          log_interval=config.get("log_every") or 10)
+                          log_interval=config.get("log_every") or 10,
+                          allow_changed_arguments=config.get("allow_changed_arguments", False))
 
 
 def find_load(load: Optional[str]) -> Optional[Path]:
