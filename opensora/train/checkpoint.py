@@ -27,6 +27,7 @@ from opensora.models.loading import WEIGHTS_NAME, PretrainedModel
 from opensora.models.safetensors_file import read_safetensors, write_safetensors
 from opensora.models.tensor_file import AnyTensor, ArrayTensor
 from opensora.train.optimizer import Optimizer
+from opensora.utils.files import sync
 
 UNFINISHED, REPLACED, STATE, SUMS = ".part", ".old", "state.json", "SHA256SUMS"
 NAME = re.compile(rf"checkpoint-(0|[1-9][0-9]*)({re.escape(REPLACED)})?")
@@ -168,6 +169,12 @@ def save_checkpoint(output_dir: Union[str, Path], step: int, trained: Mapping[st
             _rotate(output_dir, final, keep)
 
 
+def checkpoint_bytes(trained: Mapping[str, Trained]) -> int:
+    """The size of a checkpoint: float32 weights, their moving averages and the two moments of AdamW."""
+    return sum(4 * parameter.size * (4 if optimizer.ema else 3)
+               for model, optimizer in trained.values() for parameter in model.get_parameters())
+
+
 def load_state(folder: Path, trained: Mapping[str, Trained]) -> dict:
     """Gives the optimizers what was saved; returns the state. The models' weights were loaded from the folder before.
 
@@ -243,7 +250,7 @@ def _finish(folder: Path, final: Path) -> None:
     lines = [f"{_checksum(folder / name)}  {name}\n" for name in _present(folder)]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
-        _to_disk(path)
+        sync(path)
     replaced = None
     if final.is_symlink() or (final.exists() and not final.is_dir()):
         aside = free_name(final)
@@ -253,7 +260,7 @@ def _finish(folder: Path, final: Path) -> None:
         replaced = Path(f"{final}{REPLACED}")
         os.rename(final, replaced)
     os.rename(folder, final)
-    _to_disk(final.parent)
+    sync(final.parent)
     if replaced is not None:
         _discard(replaced)
 
@@ -353,14 +360,6 @@ def _identity(folder: Path) -> tuple:
 def _present(folder: Path) -> list[str]:
     """The files in a folder, at any depth, sorted."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _to_disk(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
 
 
 def _checksum(path: Path) -> str:

@@ -27,6 +27,7 @@ from opensora.train.t2v import T2VTraining, T2VTrainOptions
 from opensora.train.trainer import Trainer, TrainerOptions, Training
 from opensora.utils.config_utils import PLACES, check_fields, field_names
 from opensora.utils.files import atomic_write
+from opensora.utils.folder_lock import exclusive_folder
 
 STDIT, PLAN = "STDiT2-XL/2", "OpenSoraT2V_v1_3-2B/122"
 FAMILIES = {
@@ -50,7 +51,7 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     check_fields(config, NEEDED)
     check_family(config, FAMILIES)
     if config.get("wandb") and find_spec("wandb") is None:
-        raise ValueError("wandb = True needs the package wandb: pip install wandb; without it curves are in tensorboard/")
+        raise ValueError("wandb = True needs the package wandb: pip install wandb; curves are in tensorboard/ anyway")
     plugin = config.get("plugin") or "ddp"
     if plugin not in PLUGINS:
         raise ValueError(f"plugin {plugin!r} is not one of {', '.join(PLUGINS)}")
@@ -67,12 +68,13 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     else:
         training = T2VTraining(options, device, world, checkpoint)
     output_dir = new_folder(config["outputs"], config["model"]["type"], world)
-    if device.is_main:
-        start_records(output_dir, config)
-    if checkpoint is not None and config.get("start_from_scratch"):
-        load_state(checkpoint, training.trained)
-        checkpoint = None
-    Trainer(training, trainer_options(config, output_dir, training), device, checkpoint, arguments).run()
+    with exclusive_folder(output_dir, device.is_main):
+        if device.is_main:
+            start_records(output_dir, config)
+        if checkpoint is not None and config.get("start_from_scratch"):
+            load_state(checkpoint, training.trained)
+            checkpoint = None
+        Trainer(training, trainer_options(config, output_dir, training), device, checkpoint, arguments).run()
 
 
 def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptions:
@@ -155,19 +157,27 @@ def find_load(load: Optional[str]) -> Optional[Path]:
 
 
 def new_folder(outputs: str, model: str, world: World) -> Path:
-    """outputs/NNN-MODEL, numbered on; the first process counts for all, for they may see different folders."""
-    number = 0
-    if world.rank == 0 and Path(outputs).is_dir():
+    """Makes outputs/NNN-MODEL, numbered consecutively. The first process decides for all: they may see different
+    folders."""
+    number, model = 0, model.replace("/", "-")
+    if world.rank == 0:
+        Path(outputs).mkdir(parents=True, exist_ok=True)
         present = [path.name for path in Path(outputs).iterdir()]
         number = len(present)
         while any(name.startswith(f"{number:03d}-") for name in present):  # where others were removed
             number += 1
+        while True:
+            try:
+                (Path(outputs) / f"{number:03d}-{model}").mkdir()
+                break
+            except FileExistsError:  # of a run that starts at the same time
+                number += 1
     number = int(world.sum(Tensor([float(number)])).asnumpy()[0])
-    return Path(outputs) / f"{number:03d}-{model.replace('/', '-')}"
+    return Path(outputs) / f"{number:03d}-{model}"
 
 
 def start_records(output_dir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder and writes the config into it; with `wandb` the curves are copied there, too."""
+    """Writes the config into the folder; with `wandb` the curves are copied there, too."""
     with atomic_write(output_dir / "config.txt") as temporary:
         temporary.write_text(json.dumps(config, indent=4, default=str), encoding="utf-8")
     if config.get("wandb"):

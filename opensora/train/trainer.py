@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import sys
 import time
 from dataclasses import dataclass
@@ -13,13 +14,16 @@ from mindspore import Tensor
 
 from opensora.device import Device
 from opensora.device import setup as set_up_device
+from opensora.parallel.collectives import barrier
 from opensora.parallel.flat import World
 from opensora.train.arguments import check_arguments, recorded
-from opensora.train.checkpoint import (Trained, checkpoint_path, checkpoints, find_checkpoint, load_state,
-                                       named_checkpoint, parse_name, save_checkpoint)
+from opensora.train.checkpoint import (Trained, checkpoint_bytes, checkpoint_path, checkpoints, find_checkpoint,
+                                       load_state, named_checkpoint, parse_name, save_checkpoint)
 from opensora.train.learning_rate import DECAYS, learning_rate
 from opensora.train.log import TrainingLog
 from opensora.utils.cli import str2bool
+from opensora.utils.folder_lock import check_free_space, exclusive_folder
+from opensora.utils.stopping import Stopped, StopRequest, graceful_stop
 
 MOST_SKIPPED = 50  # steps in a row without a finite gradient, after which a run stops
 
@@ -147,12 +151,13 @@ def run(training_class: type, parse_options: Callable[[], tuple]) -> None:
     options, training_options, args = parse_options()
     device = set_up_device(args)
     world = World(device.rank, device.world_size)
-    checkpoint = options.checkpoint(world)
-    arguments = recorded({**vars(args), "processes": world.size})
-    if checkpoint is not None:
-        check_arguments(checkpoint, arguments, options.allow_changed_arguments, quiet=not device.is_main)
-    training = training_class(training_options, device, world, checkpoint)
-    Trainer(training, options, device, checkpoint, arguments).run()
+    with exclusive_folder(options.output_dir, device.is_main):
+        checkpoint = options.checkpoint(world)
+        arguments = recorded({**vars(args), "processes": world.size})
+        if checkpoint is not None:
+            check_arguments(checkpoint, arguments, options.allow_changed_arguments, quiet=not device.is_main)
+        training = training_class(training_options, device, world, checkpoint)
+        Trainer(training, options, device, checkpoint, arguments).run()
 
 
 class Trainer:
@@ -178,26 +183,47 @@ class Trainer:
             print(f"note: {options.output_dir} holds checkpoints of another run, and this one begins at step 0 (to "
                   f"resume, add --resume_from_checkpoint True){limit if options.checkpoints_total_limit else ''}",
                   file=sys.stderr)
+        if device.is_main:
+            check_free_space(options.output_dir, checkpoint_bytes(training.trained))
         self.log = TrainingLog(options.output_dir, self.steps, options.max_train_steps) if device.is_main else None
 
     def run(self) -> None:
-        """Raises ValueError if gradients were not finite in `MOST_SKIPPED` consecutive steps; the state is saved."""
+        """Trains to the end, or until a signal asks for a stop.
+
+        Raises:
+            ValueError: gradients were not finite in `MOST_SKIPPED` consecutive steps; the state is saved.
+            Stopped: a process of the run got SIGTERM, SIGINT or SIGHUP; the state after the step is saved.
+        """
         options = self.options
-        while self.steps < options.max_train_steps:
-            epochs = self.epochs
-            self.step()
-            if self.skipped_in_a_row == MOST_SKIPPED:
-                self.save()
-                raise ValueError(f"no finite gradient in {MOST_SKIPPED} steps on end; the weights of the last good "
-                                 f"step are in {self.saved}: lower --start_learning_rate, or check the data")
-            if options.validates(self.steps, epochs, self.epochs):
-                self.validate()
-            if self.steps % options.checkpointing_steps == 0 or self.steps == options.max_train_steps:
-                self.save()
+        with graceful_stop("finishing the step and saving a checkpoint; a second signal stops at once") as request:
+            while self.steps < options.max_train_steps:
+                epochs = self.epochs
+                self.step()
+                if self.skipped_in_a_row == MOST_SKIPPED:
+                    self.save()
+                    raise ValueError(f"no finite gradient in {MOST_SKIPPED} consecutive steps; the last good weights are in "
+                                     f"{self.saved}: lower --start_learning_rate, or check the data")
+                stops = self.steps < options.max_train_steps and self.any_process_stops(request)
+                if not stops and options.validates(self.steps, epochs, self.epochs):
+                    self.validate()
+                if stops or self.steps % options.checkpointing_steps == 0 or self.steps == options.max_train_steps:
+                    self.save()
+                if stops:
+                    break
         if self.log:
             self.log.close()
+        if self.steps < options.max_train_steps:
+            barrier(self.device.world_size)  # no process leaves before the checkpoint is complete
+            raise Stopped(request.signal or signal.SIGTERM, f"stopped after step {self.steps}; to resume from "
+                                                            f"{self.saved}, add --resume_from_checkpoint True")
+        if self.log:
             print(f"trained {self.steps} steps, {self.skipped} of them skipped; the newest checkpoint is {self.saved}",
                   flush=True)
+
+    def any_process_stops(self, request: StopRequest) -> bool:
+        """The same on all processes: they have to stop after the same step."""
+        world = World(self.device.rank, self.device.world_size)
+        return bool(world.mean(Tensor([float(request.signal is not None)]))[0])
 
     @property
     def epochs(self) -> int:

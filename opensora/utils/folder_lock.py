@@ -33,6 +33,7 @@ def exclusive_folder(folder: Union[str, Path], is_main: bool = True) -> Iterator
     if not is_main:
         yield folder
         return
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
@@ -47,6 +48,9 @@ def exclusive_folder(folder: Union[str, Path], is_main: bool = True) -> Iterator
             with suppress(OSError):
                 (folder / LOCK_NAME).unlink()
             os.close(descriptor)
+        if is_new:
+            with suppress(OSError):  # results are in it
+                folder.rmdir()
 
 
 def check_free_space(folder: Union[str, Path], needed_bytes: float) -> None:
