@@ -271,16 +271,6 @@ def test_workers_do_without_mindspore():
     assert batch["process"][0] != os.getpid() and not batch["mindspore"][0]
 
 
-def test_a_lost_worker_is_named():
-    running = iter(Loader(WhereItRuns(), BatchSampler([np.arange(4)], 1), num_workers=2))
-    workers = [int(next(running)["process"][0]) for _ in range(2)]
-    os.kill(workers[0], signal.SIGKILL)
-    with pytest.raises(ValueError, match=r"data worker 0 of this process ended \(killed: out of memory\?\)"):
-        for _ in range(10):
-            next(running)
-    assert not alive(workers[1])
-
-
 def test_an_error_of_a_worker_is_passed_on(made, tmp_path):
     entries = json.loads((made.parent / "annotation.json").read_text())
     dataset = dataset_of(write_data_file(tmp_path, entries), tmp_path)  # its files are not there

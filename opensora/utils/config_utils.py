@@ -20,7 +20,7 @@ from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence, Union
 
 from mmengine.config import Config, ConfigDict
 
-from opensora.utils.cli import str2bool
+from opensora.utils.cli import finite_float, str2bool
 
 PLACES = {"ckpt_path": ("model", "from_pretrained"), "cfg_scale": ("scheduler", "cfg_scale"),
           "num_sampling_steps": ("scheduler", "num_sampling_steps"), "data_path": ("dataset", "data_path")}
@@ -67,7 +67,7 @@ INFERENCE_FLAGS = (
     Flag("fps", int, "frame rate that the model is told"),
     Flag("image-size", int, "height and width", 2),
     Flag("num-sampling-steps", int, "steps of the sampler"),
-    Flag("cfg-scale", float, "guidance"),
+    Flag("cfg-scale", finite_float, "guidance"),
     Flag("loop", int, "clips of a long video"),
     Flag("condition-frame-length", int, "frames that a clip takes over from the one before"),
     Flag("reference-path", str, "for each prompt its images and videos, joined by `;`", "+"),
