@@ -11,7 +11,8 @@ from pathlib import Path
 
 import numpy as np
 
-from opensora.datasets.broken import Quarantine, read_or_replace
+from opensora.datasets.broken import Quarantine, attempt, read_or_replace
+from opensora.datasets.probing import Media
 
 
 class LettersTokenizer:
@@ -116,3 +117,14 @@ class Stuck(WhereItRuns):
         print(os.getpid(), flush=True)
         hold_the_lock()
         return {}
+
+
+class CrashingFiles:
+    """Files as `opensora.datasets.probing` reads them, the second of which crashes the decoder."""
+
+    def __init__(self, paths: list):
+        self.paths = paths
+
+    def item(self, index: int, rng: np.random.Generator):
+        found, reason = attempt(self.paths[index], lambda: ctypes.string_at(0) if index == 1 else Media(64, 96, 24.0, 33))
+        return reason if found is None else found

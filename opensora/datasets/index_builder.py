@@ -40,7 +40,7 @@ class _Report:
 
     def add_unread(self, place: str, path: str, reason: str) -> None:
         if len(self.unread) < MOST_REMEMBERED:
-            self.unread.append([printable(path), signature(path)])
+            self.unread.append([path, signature(path)])
         self._name("cannot be read", f"{place}: {reason}")
 
     def lines(self) -> list[str]:
@@ -71,7 +71,7 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
             shape_of.append(shapes.setdefault(shape, len(shapes)))
     left_out["faulty entry"] = report.faulty
     if report.faulty and report.faulty == len(shape_of) + sum(left_out.values()):
-        raise ValueError(f"{options.data}: all {report.faulty} entries are faulty; {'; '.join(report.lines())}")
+        raise ValueError(f"{options.data}: none of {report.faulty} entries can be used; {'; '.join(report.lines())}")
     np.save(folder / "shapes.npy", np.asarray(shape_of))
     np.save(folder / "offsets.npy", np.asarray(offsets))
     summary = {"shapes": list(shapes), "left_out": left_out, "faults": report.lines(), "unread": report.unread,

@@ -50,7 +50,7 @@ def _parse(value: Any) -> Optional[Number]:
             return Fraction(value.replace(" ", "")) if "/" in value else float(value)
         except (ValueError, ZeroDivisionError):
             return None
-    value = value.item() if hasattr(value, "item") else value  # numpy's scalars
+    value = value.item() if getattr(value, "ndim", None) == 0 else value  # numpy's scalars
     return value if isinstance(value, (int, float)) and not isinstance(value, bool) else None
 
 

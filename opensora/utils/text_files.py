@@ -1,6 +1,7 @@
-"""Text files of users: UTF-8 with or without a byte order mark; other encodings are an error that says what to do."""
+"""Text and csv files of users: UTF-8 with or without a byte order mark; other encodings are an error that says what to do."""
 from __future__ import annotations
 
+import csv
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional, TextIO, Union
@@ -28,6 +29,17 @@ def read_text(path: Union[str, Path]) -> str:
     """The whole file; raises as `open_text`."""
     with open_text(path) as file:
         return file.read()
+
+
+@contextmanager
+def open_csv(path: Union[str, Path]) -> Iterator[csv.DictReader]:
+    """Opens a csv file with a header; raises as `open_text`, and ValueError for lines that are not csv."""
+    with open_text(path, newline="") as file:
+        rows = csv.DictReader(file)
+        try:
+            yield rows
+        except csv.Error as error:  # a NUL character, or a field without end
+            raise ValueError(f"{path}: line {rows.line_num + 1}: {error}") from error
 
 
 def _not_utf8(path: Union[str, Path], encoding: str) -> str:
