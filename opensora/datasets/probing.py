@@ -46,7 +46,6 @@ class Prober:
     """Looks files up, reading those that are not in the database `path`."""
 
     def __init__(self, path: Path):
-        self._progress = tqdm(desc="files without annotated size or length", unit=" files", delay=1)
         try:
             self._database = _open_database(path)
         except sqlite3.Error:  # damaged, or on a disk that has no locks
@@ -58,7 +57,6 @@ class Prober:
 
     def close(self) -> None:
         self._database.close()
-        self._progress.close()
 
     def probe(self, paths: Sequence[str]) -> dict[str, Union[Media, str]]:
         """What the files say of themselves; of one that cannot be read the reason."""
@@ -71,9 +69,10 @@ class Prober:
                 (os.fsencode(path), *about)).fetchone()
             if row:
                 found[path] = Media(*row)
-        for path, result in _read_all([path for path in signatures if path not in found]):
+        missing = [path for path in signatures if path not in found]
+        for path, result in tqdm(_read_all(missing), "files without annotated size or length", len(missing), delay=1,
+                                 leave=False):
             found[path] = result
-            self._progress.update()
             if isinstance(result, Media):
                 self._database.execute("INSERT OR REPLACE INTO media VALUES (?, ?, ?, ?, ?, ?, ?)",
                                        (os.fsencode(path), *signatures[path], *result))

@@ -83,7 +83,7 @@ def _parquet_rows(path: Path, columns: tuple) -> Iterator[list]:
         _check_columns(path, columns, file.schema_arrow.names)
         for batch in file.iter_batches(columns=list(columns)):
             yield from map(list, zip(*(batch.column(column).to_pylist() for column in columns)))
-    except ArrowException as error:
+    except (ArrowException, OSError) as error:
         raise ValueError(f"{path}: not a parquet file that can be read: {error}") from error
 
 

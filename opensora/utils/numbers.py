@@ -34,7 +34,7 @@ def whole_number(value: Any, name: str, least: int = -int(LARGEST), most: int = 
 
 
 def _number(value: Any, name: str, kind: str, least: float, most: float) -> Number:
-    number = _parse(value)
+    number = value if type(value) is int else _parse(value)  # most are; annotation files hold millions
     # The comparison is false for NaN, and exact for whole numbers too large for a float.
     if number is None or not least <= number <= most or (kind == "a whole number" and number != int(number)):
         raise ValueError(f"{name} {_shown(value)}: should be {kind} from {least:g} to {most:g}")
