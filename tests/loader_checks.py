@@ -49,7 +49,7 @@ class Slow(WhereItRuns):
 
 
 class Faulty:
-    """Samples 0 to 5 in a list of broken ones in `folder`, each by its number; what reading sample 3 does is `fault`."""
+    """Six samples; `fault` is what reading sample 3 does, and `folder` has the list of broken ones."""
 
     def __init__(self, folder: Path, fault: str):
         self.quarantine, self.fault, self.folder = Quarantine(folder / "broken.tsv"), fault, folder
@@ -126,5 +126,8 @@ class CrashingFiles:
         self.paths = paths
 
     def item(self, index: int, rng: np.random.Generator):
-        found, reason = attempt(self.paths[index], lambda: ctypes.string_at(0) if index == 1 else Media(64, 96, 24.0, 33))
+        def measure() -> Media:
+            return ctypes.string_at(0) if index == 1 else Media(64, 96, 24.0, 33)
+
+        found, reason = attempt(self.paths[index], measure)
         return reason if found is None else found

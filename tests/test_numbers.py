@@ -19,8 +19,8 @@ def test_finite_numbers(value, expected):
     assert finite_number(value, "fps") == expected
 
 
-NOT_NUMBERS = [math.nan, math.inf, -math.inf, 1e30, 10 ** 400, -10 ** 400, 10 ** 5000, "nan", "inf", "1e999", "", " ", "x",
-               "1_000", "1/0", "1/x", "1" * 5000, "0x10", True, False, np.bool_(True), None, [], [1], {}, b"1", 1j,
+NOT_NUMBERS = [math.nan, math.inf, -math.inf, 1e30, 10 ** 400, -10 ** 400, 10 ** 5000, "nan", "inf", "1e999", "", " ",
+               "x", "1_000", "1/0", "1/x", "1" * 5000, "0x10", True, False, np.bool_(True), None, [], [1], {}, b"1", 1j,
                np.array([1, 2]), "\ud800"]
 
 

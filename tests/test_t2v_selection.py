@@ -177,7 +177,8 @@ def test_the_table_counts_every_sample(tmp_path):
         ("samples annotated", "7"), ("left out: no caption", "1"), ("left out: no resolution", "1"),
         ("samples used", "5"), ("1x64x96", "5")]
     assert "cannot be read: " in rows[-1][0] and "annotation.json: entry 6: " in rows[-1][0]
-    assert index.why_none(6) == f"1 no caption, 1 no resolution, 5 of a size with fewer than 6 samples; {index.faults[0]}"
+    assert index.why_none(6) == ("1 no caption, 1 no resolution, 5 of a size with fewer than 6 samples; "
+                                 + index.faults[0])
 
 
 def a_video(**changes) -> dict:
@@ -201,8 +202,9 @@ FAULTS = [
     (a_video(num_frames=float("nan")), "num_frames nan: should be"), (a_video(num_frames=1e30), "num_frames 1e.30"),
     (a_video(num_frames=10 ** 400), "num_frames inf: should be"), (a_video(num_frames=-3), "num_frames -3"),
     (a_video(num_frames="many"), "num_frames 'many'"), (a_video(num_frames=10 ** 30), "num_frames 1000"),
-    (a_video(fps=float("inf")), "fps inf: should be a number from 0 to 1000"), (a_video(fps="24/0"), "fps '24/0'"),
-    (a_video(fps=float("nan")), "fps nan"), (a_video(fps=-24), "fps -24"), (a_video(fps=False), "fps False"),
+    (a_video(fps=float("inf")), "fps inf: should be a number from 0.01 to 1000"), (a_video(fps="24/0"), "fps '24/0'"),
+    (a_video(fps=float("nan")), "fps nan"), (a_video(fps=-24), "fps -24"), (a_video(fps=True), "fps True"),
+    (a_video(fps=5e-324, frame_idx="0:9"), "fps 5e-324"),
     (a_video(aesthetic=float("inf")), "aesthetic inf"), (a_video(aes=1e30), "aes 1e.30"),
     (a_video(aesthetic="good"), "aesthetic 'good'"), (a_video(cut="0:9"), "cut '0:9': should be"),
     (a_video(cut=[float("nan"), 9]), "cut nan"), (a_video(frame_idx="9:3"), "frame_idx '9:3': there are no frames"),
@@ -248,7 +250,7 @@ def test_numbers_as_people_write_them(tmp_path, changes, expected):
 def test_a_damaged_index_is_made_again(tmp_path):
     items = [an_image(number) for number in range(5)]
     index, options = index_of(tmp_path, items)
-    for name, content in (("summary.json", b"{"), ("records.jsonl", b"{}\n"), ("offsets.npy", b""), ("shapes.npy", b"x")):
+    for name, content in {"summary.json": b"{", "records.jsonl": b"{}\n", "offsets.npy": b"", "shapes.npy": b"x"}.items():
         (index.folder / name).write_bytes(content)
         assert open_index(options).record(4)["path"] == "4.jpg"
 

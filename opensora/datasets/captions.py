@@ -38,7 +38,8 @@ HIGH_QUALITY = (
 def say_quality(text: str, score: Optional[float], is_video: bool, rng: np.random.Generator) -> str:
     """`text` with a sentence about its sample's aesthetic score before or after it, if the score is low or high.
 
-    A score of None, NaN or infinity says nothing. The models learn to tell good from bad by these sentences, which prompts then ask for.
+    A score of None, NaN or infinity says nothing. The models learn to tell good from bad by these sentences, which
+    prompts then ask for.
     """
     if score is None or not math.isfinite(score) or LOW_SCORE < score < HIGH_SCORE:
         return text

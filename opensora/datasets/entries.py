@@ -11,7 +11,7 @@ from opensora.utils.numbers import finite_number, is_missing, whole_number
 
 MOST_PIXELS = 1 << 16  # of a side
 MOST_FRAMES = 10 ** 8
-MOST_FPS = 1000.0
+LEAST_FPS, MOST_FPS = 0.01, 1000.0
 HIGHEST_SCORE = 100.0  # aesthetic predictors give about 0 to 10
 
 
@@ -95,7 +95,7 @@ def _resolution(value: Any, crop: Optional[list]) -> Optional[dict]:
 
 
 def _frames(item: dict) -> dict:
-    fps = None if item.get("fps") is None else finite_number(item["fps"], "fps", 0, MOST_FPS)
+    fps = None if item.get("fps") in (None, 0) else finite_number(item["fps"], "fps", LEAST_FPS, MOST_FPS)
     count = None if item.get("num_frames") is None else _frame_number(item["num_frames"], "num_frames")
     start, end = _cut(item.get("cut")) if item.get("cut") else (0, None)
     is_range = item.get("frame_idx") is not None
@@ -104,7 +104,7 @@ def _frames(item: dict) -> dict:
         count = min(count or MOST_FRAMES, end - start)
     elif not count and end is not None and end > start:
         count = end - start
-    return {"start": start, "num_frames": count or None, "fps": fps or None, "is_range": is_range}
+    return {"start": start, "num_frames": count or None, "fps": fps, "is_range": is_range}
 
 
 def _cut(value: Any) -> tuple[int, Optional[int]]:

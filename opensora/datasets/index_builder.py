@@ -15,7 +15,7 @@ from tqdm import tqdm
 
 from opensora.datasets.annotations import Source, read_items
 from opensora.datasets.broken import printable
-from opensora.datasets.entries import MOST_FPS, check_entry
+from opensora.datasets.entries import LEAST_FPS, MOST_FPS, check_entry
 from opensora.datasets.options import T2VDataOptions
 from opensora.datasets.probing import Media, Prober, signature
 from opensora.datasets.selection import DEFAULT_FPS, REASONS, Shape, longest, select_entry
@@ -126,7 +126,7 @@ def _completed(entry: dict, media: Media) -> dict:
     if "num_frames" in entry:
         left = max(0, media.frames - entry["start"])
         entry["num_frames"] = min(entry["num_frames"] or left, left)
-        entry["fps"] = entry["fps"] or (media.fps if 0 < media.fps <= MOST_FPS else None)
+        entry["fps"] = entry["fps"] or (media.fps if LEAST_FPS <= media.fps <= MOST_FPS else None)
     return entry
 
 

@@ -15,8 +15,8 @@ TOO_LONG = 5.0        # a video this many times longer than a sample is rarely o
 DEFAULT_FPS = 24      # of annotations without `fps`
 
 # The reasons to leave a sample out, in the order they are checked.
-REASONS = ("faulty entry", "no caption", "no resolution", "smaller than hw_stride", "fewer pixels than min_hxw", "too elongated",
-           "no num_frames", "too long", "too short")
+REASONS = ("faulty entry", "no caption", "no resolution", "smaller than hw_stride", "fewer pixels than min_hxw",
+           "too elongated", "no num_frames", "too long", "too short")
 
 
 class Shape(NamedTuple):

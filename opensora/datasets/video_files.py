@@ -35,7 +35,8 @@ def listed_videos(folder: Union[str, Path], data_file: Union[str, Path], column:
     """
     with open_csv(data_file) as rows:
         if column not in (rows.fieldnames or ()):
-            raise ValueError(f"{data_file}: needs a column {column!r}, has {', '.join(rows.fieldnames or ()) or 'none'}")
+            found = ", ".join(rows.fieldnames or ()) or "none"
+            raise ValueError(f"{data_file}: needs a column {column!r}, has {found}")
         paths = [Path(folder) / row[column] for row in rows if row[column]]
     if not paths:
         raise ValueError(f"{data_file}: lists no videos")

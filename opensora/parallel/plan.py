@@ -308,7 +308,8 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--precision", choices=tuple(BYTES), default="bf16")
     parser.add_argument("--batch_size", type=int, default=1, help="videos that a group shares in a step")
     parser.add_argument("--max_sequence_length", type=int, default=512, help="tokens of text")
-    parser.add_argument("--guidance_scale", type=finite_float, default=1.0, help="above 1 sampling runs every video twice")
+    parser.add_argument("--guidance_scale", type=finite_float, default=1.0,
+                        help="above 1 sampling runs every video twice")
     parser.add_argument("--training", action="store_true", help="a training step instead of a denoising step")
     parser.add_argument("--zero_stage", type=int, choices=ZERO_STAGES, default=0,
                         help="training spreads over processes 1: optimizer states, 2: gradients too, 3: weights too")

@@ -1,4 +1,4 @@
-"""Text and csv files of users: UTF-8 with or without a byte order mark; other encodings are an error that says what to do."""
+"""Text and csv files of users: UTF-8, with or without a byte order mark; the error for others says how to convert."""
 from __future__ import annotations
 
 import csv
