@@ -6,6 +6,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Iterator, Optional, TextIO, Union
 
+LONGEST_FIELD = 1 << 24  # characters of a csv file's field
+
 
 @contextmanager
 def open_text(path: Union[str, Path], newline: Optional[str] = None) -> Iterator[TextIO]:
@@ -35,6 +37,7 @@ def read_text(path: Union[str, Path]) -> str:
 def open_csv(path: Union[str, Path]) -> Iterator[csv.DictReader]:
     """Opens a csv file with a header; raises as `open_text`, and ValueError for lines that are not csv."""
     with open_text(path, newline="") as file:
+        csv.field_size_limit(LONGEST_FIELD)  # of the whole process, and other packages set it, too
         rows = csv.DictReader(file)
         try:
             yield rows
