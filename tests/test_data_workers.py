@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +14,10 @@ import pytest
 from loader_checks import Crashing, Faulty, WhereItRuns
 
 from opensora.datasets import broken
+from opensora.datasets.collate import stack
 from opensora.datasets.loader import Loader
 from opensora.datasets.sampler import BatchSampler
+from opensora.datasets.worker import Worker
 
 TESTS = Path(__file__).parent
 STEPS = 6  # two epochs of six samples, two in a batch
@@ -113,12 +116,15 @@ def test_a_crash_that_nothing_can_replace_names_the_sample():
 
 
 def test_workers_ignore_the_signals_of_a_job_scheduler():
-    running = iter(Loader(WhereItRuns(), BatchSampler([np.arange(4)], 1), num_workers=1, prefetch=1))
-    process = int(next(running)["process"][0])
-    for number in (signal.SIGTERM, signal.SIGINT):
-        os.kill(process, number)
-    assert {int(next(running)["process"][0]) for _ in range(3)} == {process}
-    running.close()
+    """From its first moment on, before it could say so."""
+    worker = Worker(0, WhereItRuns(), stack, {})
+    process, sampler = worker.process.pid, BatchSampler([np.arange(4)], 1)
+    for wanted in islice(sampler.upcoming(), 3):
+        worker.ask(wanted)
+        for number in (signal.SIGTERM, signal.SIGINT):
+            os.kill(process, number)
+        assert worker.answer()["process"] == [process]
+    worker.stop()
 
 
 def test_a_stuck_worker_does_not_outlive_its_parent():
