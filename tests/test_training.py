@@ -8,19 +8,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from golden_cases import relative_difference
 from made_clips import make_clips
+from mindspore import Tensor
 from test_parallel import msrun
 from tiny_models import make_release
 
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.models.safetensors_file import read_safetensors, write_safetensors
 from opensora.models.tensor_file import ArrayTensor
+from opensora.parallel.flat import World
 from opensora.train.checkpoint import checkpoints, damage, find_checkpoint
+from opensora.train.t2v import check_same_samples
 from opensora.train.t2v_options import parse_options
 from opensora.train.trainer import MOST_SKIPPED
 
@@ -198,3 +202,12 @@ def test_a_checkpoint_that_is_named_must_be_sound(tmp_path):
 def test_flags_that_contradict(folder, more, words):
     with pytest.raises(ValueError, match=words):
         parse_options(flags(folder, "none", *more)[1:])
+
+
+def test_processes_that_selected_different_samples():
+    """As when files change between the start of one process and that of the next."""
+    dataset = SimpleNamespace(index=SimpleNamespace(fingerprint=0xFFFFFF), options=SimpleNamespace(data="data.txt"))
+    check_same_samples(World(), dataset)
+    others = SimpleNamespace(rank=1, sum=lambda x: Tensor([5.0]))
+    with pytest.raises(ValueError, match="data.txt: this process and the first one have selected different samples"):
+        check_same_samples(others, dataset)
