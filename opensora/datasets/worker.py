@@ -9,11 +9,11 @@ Before a worker reads a sample it tells its parent the name. If it then dies, or
 which makes the same batch again from the same seeds with that sample known to be broken.
 
 A worker ends when its parent does: the kernel kills it then (Linux), and elsewhere it ends when the pipe closes.
-It ignores SIGINT and SIGTERM, which job schedulers send to all processes of a job: the parent decides when it ends.
+It ignores SIGINT, SIGTERM and SIGHUP, which terminals and job
+schedulers send to all processes of a job: the parent decides when it ends.
 """
 from __future__ import annotations
 
-import ctypes
 import mmap
 import os
 import pickle
@@ -34,6 +34,7 @@ import numpy as np
 
 from opensora.datasets import broken
 from opensora.datasets.sampler import Batch
+from opensora.utils.supervision import USER_SIGNALS, die_with_parent
 
 MOST_DEATHS = 2 * broken.TRIES  # of workers, over one batch
 SILENT_SECONDS = 600.0  # that a worker may take to start, or to make a batch of samples it has read
@@ -41,8 +42,6 @@ GRACE_SECONDS = 1.0  # that a late worker still gets: after a pause of the whole
 ALIGNMENT = 64  # bytes, of the arrays in shared memory
 # Workers take one core each: the parallelism is that of the workers.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-FROM_PARENT = (signal.SIGINT, signal.SIGTERM)  # ignored by workers
-PR_SET_PDEATHSIG = 1  # <sys/prctl.h>
 OOM_SCORE = "500"  # out of memory, the kernel kills a worker rather than the training
 
 
@@ -113,7 +112,7 @@ class Worker:
         # The kernel takes the end of the thread that starts a process for the end of its parent.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         command = "import sys; from opensora.datasets.worker import work; work(*map(int, sys.argv[1:]))"
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, FROM_PARENT)  # inherited, until the worker ignores them
+        before = signal.pthread_sigmask(signal.SIG_BLOCK, USER_SIGNALS)  # inherited, until the worker ignores them
         try:
             self.process = subprocess.Popen(
                 [sys.executable, "-c", command, str(far_end.fileno()), str(parent)], pass_fds=[far_end.fileno()],
@@ -207,11 +206,11 @@ def work(descriptor: int, parent: int) -> None:
 
     `parent` is the id of the process that it dies with, 0 if that can be told by the pipe alone.
     """
-    for number in FROM_PARENT:
+    for number in USER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, FROM_PARENT)
-    if parent:
-        _die_with(parent)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, USER_SIGNALS)
+    if parent and not die_with_parent(parent):  # even if it is stuck in a decoder then
+        return
     _be_the_first_to_go()
     pipe = Connection(descriptor)
     broken.watch = watch = _WorkerWatch(pipe)
@@ -230,14 +229,6 @@ def work(descriptor: int, parent: int) -> None:
             send(pipe, answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
         pass  # the parent is gone or needs no more
-
-
-def _die_with(parent: int) -> None:
-    """Has the kernel kill this process when its parent ends, even if it is stuck in a decoder then."""
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it ended before that
-        os._exit(1)
 
 
 def _be_the_first_to_go() -> None:
