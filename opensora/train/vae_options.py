@@ -62,7 +62,8 @@ def _add_data(group) -> None:
 def _add_losses(group) -> None:
     group.add_argument("--loss_type", choices=tuple(LOSS_TYPES), default="l1")
     group.add_argument("--kl_weight", type=float, default=1e-6)
-    group.add_argument("--perceptual_weight", type=float, default=1.0, help="of LPIPS; 0: none")
+    group.add_argument("--perceptual_weight", type=float, default=0.0,
+                       help="weight of the LPIPS loss, which needs --lpips_path; 0: no such loss; published for stage 3: 0.1")
     group.add_argument("--lpips_path", default="pretrained/lpips_vgg-426bf45c.ckpt", help="its weights, with VGG")
     group.add_argument("--logvar_init", type=float, default=0.0)
     _switch(group, "--wavelet_loss", False)

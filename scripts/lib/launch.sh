@@ -26,8 +26,8 @@ read_launch_flags() {
                 case $1 in
                     --device=*) device=${1#*=} ;;
                     --device) device=${2:-} ;;
-                    --output_dir=* | --save_img_path=* | --generated_video_dir=*) results=${1#*=} ;;
-                    --output_dir | --save_img_path | --generated_video_dir) results=${2:-.} ;;
+                    --output_dir=* | --save_img_path=* | --generated_video_dir=* | --output_path=*) results=${1#*=} ;;
+                    --output_dir | --save_img_path | --generated_video_dir | --output_path) results=${2:-.} ;;
                 esac
                 flags+=("$1")
                 ;;
