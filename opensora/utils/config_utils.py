@@ -72,6 +72,7 @@ INFERENCE_FLAGS = (
     Flag("condition-frame-length", int, "frames that a clip takes over from the one before"),
     Flag("reference-path", str, "for each prompt its images and videos, joined by `;`", "+"),
     Flag("mask-strategy", str, "for each prompt where its references stand", "+"),
+    Flag("allow-local", str2bool, "URLs of references may lead to addresses that are not public; default: no", "?"),
 )
 TRAINING_FLAGS = (
     Flag("wandb", str2bool, "copy the curves to Weights & Biases", "?"),
