@@ -29,6 +29,7 @@ COMMANDS = {
     "tools/ckpt/cast_safetensors.py": "main",
     "tools/ckpt/merge_safetensors.py": "main",
     "tools/ckpt/set_latent_scale.py": "main",
+    "tools/demo/draw_assets.py": "main",
     "tools/demo/make_data.py": "main",
     "tools/demo/make_text_encoder.py": "main",
     "tools/model_conversion/convert_ms_to_safetensors.py": "main",

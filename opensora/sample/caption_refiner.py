@@ -24,7 +24,7 @@ from opensora import device as devices  # noqa: E402
 from opensora.models.checkpoint_files import find_weights, open_state, read_config  # noqa: E402
 from opensora.sample import refiner_process  # noqa: E402
 from opensora.sample.options import read_prompts  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 from opensora.utils.files import atomic_write  # noqa: E402
 
 MAX_NEW_TOKENS = 512
@@ -115,7 +115,7 @@ def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Prompts -> prompts with more detail.")
+    parser = CommandParser(description="Prompts -> prompts with more detail.")
     parser.add_argument("--caption_refiner", default=PUBLISHED_REFINER,
                         help="folder of a causal language model with its tokenizer")
     prompts = parser.add_mutually_exclusive_group()

@@ -20,7 +20,7 @@ from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence, Union
 
 from mmengine.config import Config, ConfigDict
 
-from opensora.utils.cli import str2bool
+from opensora.utils.cli import CommandParser, str2bool
 
 PLACES = {"ckpt_path": ("model", "from_pretrained"), "cfg_scale": ("scheduler", "cfg_scale"),
           "num_sampling_steps": ("scheduler", "num_sampling_steps"), "data_path": ("dataset", "data_path")}
@@ -162,13 +162,18 @@ def precision(dtype: Optional[str]) -> Optional[str]:
 
 def _parser(flags: Sequence[Flag]) -> argparse.ArgumentParser:
     """Flags that are not given are not in its result."""
-    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser = CommandParser(description="Runs what a config file describes. A flag replaces a field of the config.",
+                           argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("config", help="a config file, such as those in configs/")
     for flag in flags:
         spellings = dict.fromkeys((f"--{flag.name}", f"--{flag.name.replace('-', '_')}"))
         always = {"const": True} if flag.type is str2bool else {}
-        parser.add_argument(*spellings, type=flag.type, nargs=flag.nargs, help=flag.help, **always)
+        parser.add_argument(*spellings, type=flag.type, nargs=flag.nargs, help=_help(flag), **always)
     return parser
+
+
+def _help(flag: Flag) -> str:
+    return flag.help if "default:" in flag.help else f"{flag.help} (default: as in the config)"
 
 
 def _put(config: ConfigDict, place: Sequence[str], value: Any) -> None:

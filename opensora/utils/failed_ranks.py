@@ -7,10 +7,11 @@ reason, with the ranks that give it and the path of a log. MindSpore is not impo
 """
 from __future__ import annotations
 
-import argparse
 import re
 from pathlib import Path
 from typing import NamedTuple, Optional
+
+from opensora.utils.cli import CommandParser
 
 LONGEST_LINE = 1 << 16   # bytes; the rest of a longer line is read as another line
 LONGEST_REASON = 500     # characters
@@ -98,8 +99,7 @@ def _last_words(log: Path) -> str:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Says why a run under msrun failed.",
-                                     formatter_class=argparse.ArgumentDefaultsHelpFormatter)
+    parser = CommandParser(description="Says why a run under msrun failed.")
     parser.add_argument("log_dir", type=Path, help="folder of worker_*.log and scheduler.log, --log_dir of msrun")
     parser.add_argument("--since", type=float, default=0.0, help="ignore logs that were last written before this time, "
                                                                  "in seconds of the epoch")

@@ -6,7 +6,6 @@
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 from typing import Sequence
@@ -18,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 from opensora.datasets.media import save_image  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 HEIGHT, WIDTH = 240, 426
 Color = Sequence[int]  # RGB, 0 to 255
@@ -100,8 +99,9 @@ PICTURES = {
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Draws the pictures that the guides use as given frames.")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "assets/images/condition", help="folder of the pictures")
+    parser = CommandParser(description="Draws the pictures that the guides use as given frames.")
+    parser.add_argument("--output_dir", type=Path, default=ROOT / "assets/images/condition",
+                        help="folder of the pictures")
     args = parser.parse_args()
     for name, draw in PICTURES.items():
         save_image(args.output_dir / name, np.rint(np.clip(draw(), 0, 255)).astype(np.uint8))
