@@ -225,6 +225,22 @@ def test_training_goes_on_exactly_where_it_was(folder, trained, run, tmp_path):
     assert_same(resumed / "checkpoint-6", whole / "checkpoint-6")
 
 
+def test_resuming_with_other_fields(folder, trained, tmp_path, capsys):
+    """Refused where the place in the data or the objective loses its meaning, else listed."""
+    whole = trained.parent / "outputs/000-STDiT2-XL-2"
+    other = {4: (1.0, 4), 1: (1.0, 4)}
+    for changes, words in (({"seed": 5}, "seed 42 -> 5"), ({"bucket_config": {"144p": other}}, "bucket_config"),
+                           ({"scheduler": dict(type="iddpm-speed")}, "scheduler.type iddpm -> iddpm-speed")):
+        with pytest.raises(ValueError, match=f"checkpoint-3 is of a run with other arguments: .*{words}"):
+            train(training_config(folder, tmp_path / "train.py", **changes), "--load", whole / "checkpoint-3")
+    assert not (tmp_path / "outputs").exists()
+    config = training_config(folder, tmp_path / "train.py", seed=5, lr=2e-3, max_train_steps=4, log_every=1)
+    train(config, "--load", whole / "checkpoint-3", "--allow-changed-arguments")
+    errors = capsys.readouterr().err
+    assert "seed 42 -> 5, lr 0.001 -> 0.002" in errors and "they begin with their first epoch" in errors
+    assert [step for step, *_ in rows(tmp_path / "outputs/000-STDiT2-XL-2")] == ["4"]
+
+
 def test_from_scratch_with_trained_weights(folder, trained, tmp_path):
     """Weights, averages and optimizer are those of the checkpoint, the steps those of a new run."""
     whole = trained.parent / "outputs/000-STDiT2-XL-2"

@@ -15,10 +15,12 @@ from opensora.train.vae import VAETrainOptions
 from opensora.train.vae_loss import DISC_LOSSES, LOSS_TYPES, VAELossOptions
 from opensora.utils.cli import CommandParser, parse_with_config, pick, str2bool
 
+EVAL_STEPS = 1000  # the published interval between validations
+
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     TrainerOptions.add_arguments(parser)
-    parser.set_defaults(start_learning_rate=1e-5, checkpointing_steps=1000, val_interval=1000)
+    parser.set_defaults(start_learning_rate=1e-5, checkpointing_steps=1000)
     _add_model(parser.add_argument_group("model"))
     _add_data(parser.add_argument_group("data"))
     _add_losses(parser.add_argument_group("losses"))
@@ -102,6 +104,8 @@ def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[TrainerOptions,
     args = parse_with_config(parser, argv)
     if args.validate and args.eval_video_path is None:
         raise ValueError("--validate needs --eval_video_path")
+    if args.val_interval is None and args.val_interval_steps is None:
+        args.val_interval_steps = EVAL_STEPS
     data = pick(VAEDataOptions, args, num_frames=args.video_num_frames)
     val_data = replace(data, video_path=args.eval_video_path, data_file_path=args.eval_data_file_path,
                        num_frames=args.eval_num_frames, resolution=args.eval_resolution,

@@ -13,7 +13,7 @@ from typing import Callable, NoReturn, Optional, Sequence
 import yaml
 
 from opensora.utils import supervision
-from opensora.utils.stopping import Stopped, handle_signals
+from opensora.utils.stopping import Stopped, handle_signals, ignore_signals
 
 
 def str2bool(text: str) -> bool:
@@ -127,6 +127,7 @@ def run_main(main: Callable[[], None]) -> None:
 
 
 def _end(status: int, message: str) -> NoReturn:
+    ignore_signals()
     print(message, file=sys.stderr, flush=True)
     supervision.report_status(status)
     sys.exit(status)

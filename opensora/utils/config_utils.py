@@ -79,6 +79,7 @@ TRAINING_FLAGS = (
     Flag("load", str, "a checkpoint to go on from"),
     Flag("data-path", str, "table of the training data"),
     Flag("start-from-scratch", str2bool, "of --load take weights and optimizer alone, and begin with epoch 0", "?"),
+    Flag("allow-changed-arguments", str2bool, "resume from --load even if model, data, scheduler or seed differ", "?"),
 )
 
 
@@ -93,8 +94,7 @@ def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> Confi
         FileNotFoundError: no such config or prompt file.
         ValueError: the config cannot be run, a flag has no place in it, or no prompts are left.
     """
-    flags = (*COMMON_FLAGS, *(TRAINING_FLAGS if training else INFERENCE_FLAGS))
-    given = vars(_parser(flags).parse_args(argv))
+    given = vars(_parser((*COMMON_FLAGS, *(TRAINING_FLAGS if training else INFERENCE_FLAGS))).parse_args(argv))
     config = read_config_file(given["config"])
     if "prompt_path" in given and "prompt" not in given:
         config.prompt = None  # the flag wins over a list in the file
@@ -102,13 +102,18 @@ def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> Confi
         _put(config, PLACES.get(name, (name,)), value)
     for name, value in (TRAINING_DEFAULTS if training else INFERENCE_DEFAULTS).items():
         config.setdefault(name, value)
-    _name_unused(config, [*(flag.name.replace("-", "_") for flag in flags),
-                          *(TRAINING_FIELDS if training else INFERENCE_FIELDS)])
+    _name_unused(config, field_names(training))
     if training and config.get("dataset") is not None:
         config.dataset.setdefault("transform_name", "center")
     if not training:
         _choose_prompts(config, given.get("start_index"), given.get("end_index"))
     return config
+
+
+def field_names(training: bool) -> list[str]:
+    """The fields that are read of a config, and flags that set part of one."""
+    flags, names = (TRAINING_FLAGS, TRAINING_FIELDS) if training else (INFERENCE_FLAGS, INFERENCE_FIELDS)
+    return [*(flag.name.replace("-", "_") for flag in (*COMMON_FLAGS, *flags)), *names]
 
 
 def read_config_file(path: Union[str, Path]) -> ConfigDict:

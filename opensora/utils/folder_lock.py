@@ -7,7 +7,7 @@ import socket
 import sys
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterator, Optional, Union
 
 from opensora.utils.files import lock_file
 
@@ -15,7 +15,7 @@ LOCK_NAME = ".lock"
 
 
 @contextmanager
-def exclusive_folder(folder: Union[str, Path], needed_bytes: int = 0) -> Iterator[Path]:
+def exclusive_folder(folder: Union[str, Path], is_main: bool = True) -> Iterator[Path]:
     """Makes the folder if need be and keeps other runs out of it until the block ends or the process dies.
 
     The lock is a lock of the operating system on the file `.lock` in the folder, so one that a killed process leaves
@@ -23,34 +23,45 @@ def exclusive_folder(folder: Union[str, Path], needed_bytes: int = 0) -> Iterato
 
     Args:
         folder: where a run writes.
-        needed_bytes: estimated size of what will be written.
+        is_main: False in the processes of a run other than its first, which holds the lock for all.
 
     Raises:
         ValueError: another process writes to the folder.
-        OSError: the folder cannot be written to, or has too little free space.
+        OSError: the folder cannot be made or written to.
     """
     folder = Path(folder)
+    if not is_main:
+        yield folder
+        return
+    is_new = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
         raise OSError(f"{folder}: a file stands where the output folder should be; choose another folder") from error
     except OSError as error:
-        raise OSError(f"{folder}: the output folder cannot be made ({error.strerror}); choose another folder") from error
+        raise OSError(f"{folder}: the output folder cannot be made ({error.strerror}); choose another") from error
     descriptor = _lock(folder)
     try:
-        free = shutil.disk_usage(folder).free
-        if free < needed_bytes:
-            raise OSError(f"{folder}: about {needed_bytes / 1e9:.1f} GB will be written, but {free / 1e9:.1f} GB are free; "
-                          f"free some space or choose another folder")
         yield folder
     finally:
         if descriptor is not None:
             with suppress(OSError):
                 (folder / LOCK_NAME).unlink()
             os.close(descriptor)
+        if is_new:
+            with suppress(OSError):  # results are in it
+                folder.rmdir()
 
 
-def _lock(folder: Path):
+def check_free_space(folder: Union[str, Path], needed_bytes: float) -> None:
+    """Raises OSError if the disk of an existing folder has not as many bytes left as a run is expected to write."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise OSError(f"{folder}: about {needed_bytes / 1e9:.2g} GB will be written, but {free / 1e9:.2g} GB are free; "
+                      f"free some space or choose another folder")
+
+
+def _lock(folder: Path) -> Optional[int]:
     path = folder / LOCK_NAME
     try:
         descriptor = lock_file(path)

@@ -5,16 +5,14 @@ can be saved catches them with `graceful_stop` instead, which only notes the req
 """
 from __future__ import annotations
 
+import os
 import signal
+import sys
 import time
 from contextlib import contextmanager
 from typing import Iterator, Optional
 
 from opensora.utils import supervision
-
-SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-# A launcher and the shell often send the same signal twice within moments. That is one request.
-REPEATED_WITHIN = 0.5  # seconds
 
 
 class Stopped(KeyboardInterrupt):
@@ -27,14 +25,12 @@ class Stopped(KeyboardInterrupt):
 
 def handle_signals() -> None:
     """Makes the signals raise `Stopped`. Called again after libraries that install handlers of their own."""
-    for number in SIGNALS:
-        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
-            continue  # nohup
-        signal.signal(number, _raise)
+    _install(_raise)
 
 
-def _raise(number: int, frame) -> None:
-    raise Stopped(number)
+def ignore_signals() -> None:
+    """For a process that is ending: Python would take the default handlers back before its last lines have run."""
+    _install(signal.SIG_IGN)
 
 
 class StopRequest:
@@ -51,26 +47,43 @@ def graceful_stop(announcement: str) -> Iterator[StopRequest]:
     Under a supervising process repeated signals are its business: it ends this process by force on the second.
     """
     request = StopRequest()
-    requested_at = 0.0
 
     def note(number: int, frame) -> None:
-        nonlocal requested_at
-        if request.signal is None:
-            request.signal, requested_at = number, time.monotonic()
-            print(f"{signal.Signals(number).name}: {announcement}", flush=True)
-        elif not supervision.is_supervised() and time.monotonic() - requested_at > REPEATED_WITHIN:
-            signal.signal(number, signal.SIG_DFL)
-            signal.raise_signal(number)
+        request.signal = number
+        _install(_Repeated())
+        # Not print: the signal may have interrupted one, and Python's buffers do not allow a second.
+        os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: {announcement}\n".encode())
 
-    previous = {number: signal.getsignal(number) for number in SIGNALS}
-    for number in SIGNALS:
-        if previous[number] != signal.SIG_IGN:
-            signal.signal(number, note)
+    _install(note)
     supervision.allow_long_stop(True)
     try:
         yield request
     finally:
         supervision.allow_long_stop(False)
-        for number, handler in previous.items():
-            if handler is not None:  # None: installed by a library outside Python
-                signal.signal(number, handler)
+        if request.signal is None:
+            handle_signals()
+
+
+def _install(handler) -> None:
+    for number in supervision.USER_SIGNALS:
+        if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
+            continue  # nohup
+        signal.signal(number, handler)
+
+
+def _raise(number: int, frame) -> None:
+    _install(_Repeated())
+    raise Stopped(number)
+
+
+class _Repeated:
+    """Handles signals after the first. Launchers and shells send the same one twice within moments, which is one
+    request. A later one ends the process at once."""
+
+    def __init__(self):
+        self.first = time.monotonic()
+
+    def __call__(self, number: int, frame) -> None:
+        if not supervision.is_supervised() and time.monotonic() - self.first > supervision.REPEATED_WITHIN:
+            signal.signal(number, signal.SIG_DFL)
+            signal.raise_signal(number)
