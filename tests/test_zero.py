@@ -3,11 +3,9 @@ from __future__ import annotations
 
 from pathlib import Path
 
-import mindspore as ms
 import numpy as np
 import pytest
 from golden_cases import relative_difference
-from safetensors.numpy import load_file
 from test_parallel import msrun
 from zero_checks import HALF, STEPS, make_model, make_optimizer, save, train
 
