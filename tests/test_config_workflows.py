@@ -283,7 +283,7 @@ def test_processes_share_batches_as_one_process_takes_them(folder, trained, tmp_
     """sp_size 2: two processes take half of each batch, and learn what one process learns."""
     config = training_config(folder, tmp_path / "train.py", max_train_steps=2, ckpt_every=0, plugin="zero2-seq",
                              sp_size=2)
-    finished, logs = msrun(2, 8840, tmp_path / "logs", "scripts/train.py", config)
+    finished, logs = msrun(2, tmp_path / "logs", "scripts/train.py", config)
     assert finished.returncode == 0, logs[0][-3000:]
     one, two = (np.array([[float(x) for x in row] for row in rows(parent / "outputs/000-STDiT2-XL-2")[:2]])
                 for parent in (trained.parent, tmp_path))
@@ -295,7 +295,7 @@ def test_fifty_steps_with_buckets_on_two_processes(folder, tmp_path):
     """Each takes batches of its own, of videos or of images; the loss falls."""
     config = training_config(folder, tmp_path / "train.py", max_train_steps=50, ckpt_every=25, mask_ratios=...,
                              bucket_config={"144p": {3: (1.0, 2), 1: (1.0, 4)}}, grad_checkpoint=False)
-    finished, logs = msrun(2, 8842, tmp_path / "logs", "scripts/train.py", config)
+    finished, logs = msrun(2, tmp_path / "logs", "scripts/train.py", config)
     assert finished.returncode == 0, logs[0][-3000:]
     output = tmp_path / "outputs/000-STDiT2-XL-2"
     losses = [float(loss) for _, loss in rows(output, ("step", "loss"))]

@@ -8,19 +8,23 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from golden_cases import relative_difference
 from made_clips import make_clips
+from mindspore import Tensor
 from test_parallel import msrun
 from tiny_models import make_release
 
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.models.safetensors_file import read_safetensors, write_safetensors
 from opensora.models.tensor_file import ArrayTensor
+from opensora.parallel.flat import World
 from opensora.train.checkpoint import checkpoints, damage, find_checkpoint
+from opensora.train.t2v import check_same_samples
 from opensora.train.t2v_options import parse_options
 from opensora.train.trainer import MOST_SKIPPED
 
@@ -126,14 +130,13 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(folder,
     assert not list(output.glob("*.part"))
 
 
-@pytest.mark.parametrize("more, port", [
-    (["--zero_stage", 2, "--train_batch_size", 2], 8820),
-    (["--zero_stage", 3, "--train_batch_size", 2, "--sp_size", 2, "--train_sp_batch_size", 4], 8821),
+@pytest.mark.parametrize("name, more", [
+    ("zero2", ["--zero_stage", 2, "--train_batch_size", 2]),
+    ("zero3-sp2", ["--zero_stage", 3, "--train_batch_size", 2, "--sp_size", 2, "--train_sp_batch_size", 4]),
 ], ids=["zero2", "zero3-sp2"])
-def test_two_processes_train_as_one_and_one_goes_on(more, port, folder, unbroken, run, tmp_path):
-    name = f"two_{port}"
+def test_two_processes_train_as_one_and_one_goes_on(name, more, folder, unbroken, run, tmp_path):
     command = flags(folder, name, "--checkpointing_steps", 7, "--resume_from_checkpoint", "True")
-    finished, logs = msrun(2, port, tmp_path, *command, "--max_train_steps", 7, "--use_parallel", "True", *more)
+    finished, logs = msrun(2, tmp_path, *command, "--max_train_steps", 7, "--use_parallel", "True", *more)
     assert finished.returncode == 0, logs[0][-3000:]
     assert sum("step 4/7" in log for log in logs) == 1
     finished = run(*command, "--max_train_steps", 12, "--train_batch_size", 4)
@@ -152,7 +155,7 @@ def test_part_of_a_shared_batch_is_gone_on_with(folder, run, tmp_path):
     more = ["--sp_size", 2, "--train_batch_size", 1, "--use_parallel", "True", "--checkpointing_steps", 3]
     for name, steps in (("whole", [5]), ("halves", [3, 5])):
         for part in steps:
-            finished, logs = msrun(2, 8824, tmp_path / f"{name}{part}", *flags(folder, name, *more), "--max_train_steps",
+            finished, logs = msrun(2, tmp_path / f"{name}{part}", *flags(folder, name, *more), "--max_train_steps",
                                    part, "--resume_from_checkpoint", "True")
             assert finished.returncode == 0, logs[0][-3000:]
     assert rows(folder / "whole") == rows(folder / "halves")
@@ -198,3 +201,12 @@ def test_a_checkpoint_that_is_named_must_be_sound(tmp_path):
 def test_flags_that_contradict(folder, more, words):
     with pytest.raises(ValueError, match=words):
         parse_options(flags(folder, "none", *more)[1:])
+
+
+def test_processes_that_selected_different_samples():
+    """As when files change between the start of one process and that of the next."""
+    dataset = SimpleNamespace(index=SimpleNamespace(fingerprint=0xFFFFFF), options=SimpleNamespace(data="data.txt"))
+    check_same_samples(World(), dataset)
+    others = SimpleNamespace(rank=1, sum=lambda x: Tensor([5.0]))
+    with pytest.raises(ValueError, match="data.txt: this process and the first one have selected different samples"):
+        check_same_samples(others, dataset)

@@ -20,7 +20,7 @@ from opensora.demo.reading import read_scene
 from opensora.demo.scenes import DIRECTIONS, FRAMES, SIDE, Scene, draw_scenes
 from opensora.pipelines import OpenSoraPipeline
 from opensora.pipelines.denoise import denoise
-from opensora.utils.cli import CommandParser, run_main
+from opensora.utils.cli import CommandParser, finite_float, run_main
 from opensora.utils.files import atomic_write
 
 MODEL = Path(__file__).resolve().parents[2] / "examples/demo_model"
@@ -89,7 +89,8 @@ def main() -> None:
     parser.add_argument("--ae_path", default=str(MODEL / "vae"), help="folder of the autoencoder")
     parser.add_argument("--text_encoder_name_1", default=str(MODEL / "text_encoder"), help="folder of the text encoder")
     parser.add_argument("--count", type=int, default=100, help="prompts, half of them held-out combinations")
-    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0, 4.0], help="guidance scales to score")
+    parser.add_argument("--guidance_scale", type=finite_float, nargs="+", default=[1.0, 4.0],
+                        help="guidance scales to score")
     parser.add_argument("--num_sampling_steps", type=int, default=50, help="steps of the sampler")
     parser.add_argument("--output_dir", help="also write contact sheets and the scores as json here")
     device.add_arguments(parser)

@@ -175,8 +175,10 @@ def checkpoint_bytes(trained: Mapping[str, Trained]) -> int:
                for model, optimizer in trained.values() for parameter in model.get_parameters())
 
 
-def load_state(folder: Path, trained: Mapping[str, Trained]) -> dict:
+def load_state(folder: Path, trained: Mapping[str, Trained], quiet: bool = False) -> dict:
     """Gives the optimizers what was saved; returns the state. The models' weights were loaded from the folder before.
+
+    Moving averages that the checkpoint does not have start from its weights; that is said, unless `quiet`.
 
     Raises:
         ValueError: the checkpoint is of another model.
@@ -188,6 +190,8 @@ def load_state(folder: Path, trained: Mapping[str, Trained]) -> dict:
             path = folder / f"{prefix}{name}" / WEIGHTS_NAME
             if path.exists():
                 tensors.update({f"{kind}.{key}": tensor for key, tensor in read_safetensors(path).items()})
+            elif optimizer.ema and not quiet:
+                print(f"note: {folder} has no {prefix}{name}; averages start from its weights", file=sys.stderr)
         try:
             optimizer.load_state(state["optimizers"][prefix], tensors)
         except ValueError as error:

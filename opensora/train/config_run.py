@@ -72,7 +72,7 @@ def run(config: Mapping[str, Any], device: Device) -> None:
         if device.is_main:
             start_records(output_dir, config)
         if checkpoint is not None and config.get("start_from_scratch"):
-            load_state(checkpoint, training.trained)
+            load_state(checkpoint, training.trained, quiet=not device.is_main)
             checkpoint = None
         Trainer(training, trainer_options(config, output_dir, training), device, checkpoint, arguments).run()
 

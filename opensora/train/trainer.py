@@ -266,7 +266,7 @@ class Trainer:
             self.saved = checkpoint_path(self.options.output_dir, self.steps)
 
     def _resume(self, checkpoint: Path) -> None:
-        state = load_state(checkpoint, self.training.trained)
+        state = load_state(checkpoint, self.training.trained, quiet=not self.device.is_main)
         self.steps, self.skipped = state["step"], state["skipped_steps"]
         position, first = state["position"], self.training.position()
         try:

@@ -13,6 +13,7 @@ from typing import Callable, NoReturn, Optional, Sequence
 import yaml
 
 from opensora.utils import supervision
+from opensora.utils.numbers import finite_number
 from opensora.utils.stopping import Stopped, handle_signals, ignore_signals
 
 
@@ -24,6 +25,14 @@ def str2bool(text: str) -> bool:
     if lowered in ("false", "0", "no", "n", "off"):
         return False
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def finite_float(text: str) -> float:
+    """A number of a flag; `nan`, `inf` and 1e999, which float() takes, are refused."""
+    try:
+        return finite_number(text, "value", -sys.float_info.max, sys.float_info.max)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a finite number") from error
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -56,6 +65,7 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
     Raises:
         ValueError: the file is no mapping, or has a key or value that is none of the command's flags.
     """
+    parser.register("type", float, finite_float)  # flags declared with type=float
     parser.add_argument("--config", help="yaml file with values for these flags; the command line wins over it")
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
@@ -86,23 +96,30 @@ def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
             close = difflib.get_close_matches(str(key), actions, n=3)
             raise ValueError(f"{path}: unknown key {key!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
         actions[key].required = False
-        parser.set_defaults(**{key: _config_value(actions[key], value, f"{path}: {key}: {value!r}")})
+        convert = parser._registry_get("type", actions[key].type, actions[key].type) or str
+        parser.set_defaults(**{key: _config_value(actions[key], convert, value, f"{path}: {key}: {value!r}")})
 
 
-def _config_value(action: argparse.Action, value, place: str):
-    """A value from yaml as the flag itself would have parsed it."""
+def _config_value(action: argparse.Action, convert: Callable, value, place: str):
+    """A value from yaml as the flag itself would have parsed it; `convert` is the type of the flag."""
     if value is None:
         return None
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
             raise ValueError(f"{place} should be true or false")
         return value
-    if action.nargs in ("+", "*"):
-        return [str(item) for item in (value if isinstance(value, list) else [value])]
+    several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
     try:
-        value = (action.type or str)(str(value))
+        if several:
+            value = [convert(str(item)) for item in (value if isinstance(value, list) else [value])]
+        else:
+            value = convert(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise ValueError(f"{place}: {error}") from error
+    if several:
+        if isinstance(action.nargs, int) and len(value) != action.nargs:
+            raise ValueError(f"{place}: should be a list of {action.nargs}")
+        return value
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"{place} is not one of {', '.join(map(str, action.choices))}")
     return value

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import sys
 from pathlib import Path
@@ -20,10 +21,13 @@ from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence, Union
 
 from mmengine.config import Config, ConfigDict
 
-from opensora.utils.cli import CommandParser, str2bool
+from opensora.utils.cli import CommandParser, finite_float, str2bool
+from opensora.utils.numbers import finite_number
 
 PLACES = {"ckpt_path": ("model", "from_pretrained"), "cfg_scale": ("scheduler", "cfg_scale"),
           "num_sampling_steps": ("scheduler", "num_sampling_steps"), "data_path": ("dataset", "data_path")}
+# Fields that are floats; the text "1e-4" counts as one.
+NUMBERS = ("lr", "grad_clip", "ema_decay", "scheduler.cfg_scale")
 # Fields that no flag sets and every config may hold.
 SHARED_FIELDS = ("model", "vae", "text_encoder", "scheduler", "dtype", "multi_resolution", "config", "jit_level",
                  "max_device_memory")
@@ -67,7 +71,7 @@ INFERENCE_FLAGS = (
     Flag("fps", int, "frame rate that the model is told"),
     Flag("image-size", int, "height and width", 2),
     Flag("num-sampling-steps", int, "steps of the sampler"),
-    Flag("cfg-scale", float, "guidance"),
+    Flag("cfg-scale", finite_float, "guidance"),
     Flag("loop", int, "clips of a long video"),
     Flag("condition-frame-length", int, "frames that a clip takes over from the one before"),
     Flag("reference-path", str, "for each prompt its images and videos, joined by `;`", "+"),
@@ -102,6 +106,13 @@ def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> Confi
         _put(config, PLACES.get(name, (name,)), value)
     for name, value in (TRAINING_DEFAULTS if training else INFERENCE_DEFAULTS).items():
         config.setdefault(name, value)
+    for name, value in config.items():
+        check_finite(value, f"{given['config']}: {name}")
+    for name in NUMBERS:
+        *parents, last = name.split(".")
+        place = config.get(parents[0]) if parents else config
+        if isinstance(place, Mapping) and place.get(last) is not None:
+            place[last] = finite_number(place[last], f"{given['config']}: {name}")
     _name_unused(config, field_names(training))
     if training and config.get("dataset") is not None:
         config.dataset.setdefault("transform_name", "center")
@@ -141,6 +152,18 @@ def check_fields(config: Mapping, needed: Iterable[str]) -> None:
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is None:
             raise ValueError(f"{config.get('config', 'the config')}: the field {name} is missing")
+
+
+def check_finite(value: Any, name: str) -> None:
+    """Raises ValueError where a field, or a value inside of it, is NaN or infinite."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            check_finite(part, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for place, part in enumerate(value):
+            check_finite(part, f"{name}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} = {value}: should be a finite number")
 
 
 def device_arguments(config: Mapping) -> argparse.Namespace:
