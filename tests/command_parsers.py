@@ -59,7 +59,8 @@ def parser_of(command: str) -> argparse.ArgumentParser:
     def stop(parser, *_, **__):
         raise Parsed(parser)
 
-    with mock.patch.object(sys, "argv", [command]), mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]), \
+    with mock.patch.object(sys, "argv", [command]), \
+            mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]), \
             mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
         module = _module(command)
         try:

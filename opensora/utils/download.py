@@ -64,7 +64,8 @@ def fetch(url: str, folder: Union[str, Path], seconds: float = SECONDS, most_byt
             try:
                 _download(url, path, time.monotonic() + seconds, most_bytes, allow_local)
             except (HTTPException, OSError, ValueError) as error:
-                raise OSError(f"{url}: cannot be fetched ({error}); fetch it yourself and give the file's path") from error
+                raise OSError(f"{url}: cannot be fetched ({error}); fetch it yourself and give the file's path"
+                              ) from error
     return path
 
 

@@ -3,5 +3,6 @@
 # averaged.
 # --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
 set -euo pipefail
+single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
 
-exec bash "$(dirname "${BASH_SOURCE[0]}")/../single-device/train.sh" --nproc_per_node "${WORKERS:-8}" "$@"
+exec bash "$single_device/train.sh" --nproc_per_node "${WORKERS:-8}" "$@"

@@ -3,5 +3,6 @@
 # It is ../single-device/train_inpaint_v1_3.sh on several devices.
 # --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
 set -euo pipefail
+single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
 
-DEVICE=${DEVICE:-GPU} exec bash "$(dirname "${BASH_SOURCE[0]}")/../single-device/train_inpaint_v1_3.sh" --nproc_per_node "${WORKERS:-8}" "$@"
+DEVICE=${DEVICE:-GPU} exec bash "$single_device/train_inpaint_v1_3.sh" --nproc_per_node "${WORKERS:-8}" "$@"

@@ -5,6 +5,7 @@
 # For several machines run it on each, with NODES, NODE_RANK and MASTER_ADDR as scripts/lib/launch.sh describes them, and
 # with OUTPUT on a disk that all of them see.
 set -euo pipefail
+single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
 
-exec bash "$(dirname "${BASH_SOURCE[0]}")/../single-device/${1:?name of the training script}" \
+exec bash "$single_device/${1:?name of the training script}" \
     --nproc_per_node "${WORKERS:-8}" "${@:2}"

@@ -2,5 +2,6 @@
 # ../single-device/sample_inpaint_v1_3.sh on several devices, which share each video.
 # --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
 set -euo pipefail
+single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
 
-exec bash "$(dirname "${BASH_SOURCE[0]}")/../single-device/sample_inpaint_v1_3.sh" --nproc_per_node "${WORKERS:-8}" --sp "$@"
+exec bash "$single_device/sample_inpaint_v1_3.sh" --nproc_per_node "${WORKERS:-8}" --sp "$@"
