@@ -13,7 +13,8 @@ from opensora.datasets.rgb_frames import MAX_PIXELS
 # Containers that hold video themselves. Playlists, concat scripts, image sequences, which name other files, are refused.
 CONTAINERS = ("mov", "matroska", "webm", "avi", "gif", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "ivf",
               "h264", "hevc", "m4v", "obu")
-OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file", "max_pixels": str(MAX_PIXELS)}
+SIZE_LIMIT = {"max_pixels": str(MAX_PIXELS)}  # of a decoded frame
+OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file", **SIZE_LIMIT}
 
 
 class UnexpectedFrame(Exception):
@@ -44,13 +45,17 @@ class FrameStream:
         current: the frame decoded last.
         position: the number of the frame that comes next.
         damage: what is wrong with the file, as far as it was decoded; None if nothing is. Decoding stops at errors.
+
+    Raises:
+        ValueError: not a video.
     """
 
     def __init__(self, path: Path):
         self.container = open_container(path)
         self.stream = self.container.streams.video[0]
-        self.stream.codec_context.thread_type = "NONE"
-        self.stream.codec_context.thread_count = 1  # data workers have a core each
+        decoder = self.stream.codec_context
+        decoder.options = SIZE_LIMIT
+        decoder.thread_type, decoder.thread_count = "NONE", 1  # data workers have a core each
         self.current: Optional[av.VideoFrame] = None
         self.position = 0
         self.damage: Optional[str] = None

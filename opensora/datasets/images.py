@@ -1,6 +1,7 @@
 """Image files in and out: uint8 RGB (H, W, 3), upright."""
 from __future__ import annotations
 
+import warnings
 from pathlib import Path
 from typing import Iterable, Sequence, Union
 
@@ -29,9 +30,11 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
-        with Image.open(path, formats=FORMATS) as image:
-            image.load()
-            return np.array(_to_rgb(_upright(image)))
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # bad files are reported once, by the error below
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                return np.array(_to_rgb(_upright(image)))
     except Exception as error:  # Pillow's plugins raise nearly anything for damaged files
         raise ValueError(f"{path}: cannot read this image: {str(error) or type(error).__name__}") from error
 

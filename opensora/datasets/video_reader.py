@@ -10,11 +10,11 @@ import numpy as np
 from opensora.datasets.decord_reader import DecordReader, import_decord
 from opensora.datasets.frame_stream import FrameStream, UnexpectedFrame, open_container
 from opensora.datasets.packet_index import PacketIndex, index_packets
-from opensora.datasets.rgb_frames import HDR_TRANSFERS, RgbConverter, note_hdr
+from opensora.datasets.rgb_frames import HDR_TRANSFERS, MAX_PIXELS, RgbConverter, note_hdr
 from opensora.datasets.truncation import is_truncated
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts")
-BACKENDS = ("pyav", "decord", "opencv")
+BACKENDS = ("decord", "opencv", "pyav")
 BATCH = 16  # frames converted at a time by `chunks`: bounds memory
 SHORT_GAP = 16  # up to this many frames are decoded without looking for a keyframe to seek to
 
@@ -80,10 +80,15 @@ class VideoReader:
         return self._count
 
     def expected_frames(self) -> int:
-        """Frames that the packets announce, without decoding where possible; exact unless the file is damaged."""
-        if self._count is None and self._packet_index() is not None:
+        """How many frames there should be, by the packets or else the header, without decoding where possible.
+
+        Never more than can be decoded once the frames have been counted; before, a hint.
+        """
+        if self._count is not None:
+            return self._count
+        if self._packet_index() is not None:
             return len(self._packets)
-        return len(self)
+        return self._stream.stream.frames or len(self)
 
     def check(self) -> None:
         """Decodes the file once, from end to end.
@@ -93,7 +98,9 @@ class VideoReader:
         """
         self._scan()
         if self._damage:
-            raise ValueError(f"{self.path}: damaged: {self._count} frames can be read, then {self._damage}; "
+            announced = self._stream.stream.frames
+            promise = f", its header promises {announced}" if announced else ""
+            raise ValueError(f"{self.path}: damaged: {self._count} frames can be read{promise} ({self._damage}); "
                              "replace the file or leave it out")
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
@@ -203,7 +210,8 @@ class VideoReader:
             note_hdr(stream.codec_context.color_trc)
         try:
             if not self._stream.advance():
-                raise ValueError(self._stream.damage or "no frame can be decoded")
+                raise ValueError(f"no frame of at most {MAX_PIXELS} pixels can be decoded "
+                                 f"({self._stream.damage or 'no frame found'})")
             self._first_time = self._stream.current.pts
             return RgbConverter(self._stream.current, stream.sample_aspect_ratio)
         except ValueError as error:
