@@ -29,19 +29,33 @@ def open_container(path: Path) -> av.container.InputContainer:
     """
     try:
         container = av.open(f"file:{path}", options=OPEN_OPTIONS, metadata_errors="replace")
-    except Exception as error:  # FFmpeg's errors have many types; a bad file must not end the program
+    except Exception as error:  # PyAV's errors have many types; a bad file must not end the program
         raise ValueError(f"{path}: not a video that can be read (damaged, empty, or another kind of file; playlists "
-                         f"are refused): {getattr(error, 'strerror', None) or error}") from error
-    if not container.streams.video:
+                         f"are refused): {reason(error)}") from error
+    if not container.streams.video or container.streams.video[0].codec_context is None:
         container.close()
-        raise ValueError(f"{path}: not a video: it has no video stream")
+        raise ValueError(f"{path}: not a video that can be read: it has no video stream of a known codec")
     return container
+
+
+def demux(container: av.container.InputContainer) -> Iterator[av.Packet]:
+    """The packets of the first video stream; the last one is empty and makes the decoder give its last frames."""
+    try:
+        yield from container.demux(container.streams.video[0])
+    except IndexError:
+        pass  # PyAV, after the last packet, if streams have appeared since the file was opened
+
+
+def reason(error: Exception) -> str:
+    """What an exception of PyAV says, without the file name."""
+    return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class FrameStream:
     """The frames of a file's first video stream, one after the other, from the start or from a keyframe.
 
     Attributes:
+        codec: the decoder's description.
         current: the frame decoded last.
         position: the number of the frame that comes next.
         damage: what is wrong with the file, as far as it was decoded; None if nothing is. Decoding stops at errors.
@@ -54,13 +68,14 @@ class FrameStream:
         self.container = open_container(path)
         self.stream = self.container.streams.video[0]
         decoder = self.stream.codec_context
+        self.codec = decoder.codec
         decoder.options = SIZE_LIMIT
         decoder.thread_type, decoder.thread_count = "NONE", 1  # data workers have a core each
         self.current: Optional[av.VideoFrame] = None
         self.position = 0
         self.damage: Optional[str] = None
         self._index: Optional[PacketIndex] = None  # set by a seek
-        self._frames = self._decode(self.container.demux(self.stream))
+        self._frames = self._decode(demux(self.container))
 
     def __enter__(self) -> "FrameStream":
         return self
@@ -97,9 +112,9 @@ class FrameStream:
         for time in (keyframe.pts, keyframe.dts):  # containers are indexed by the one or the other
             try:
                 self.container.seek(time, stream=self.stream, backward=True)
-                packets = self.container.demux(self.stream)
+                packets = demux(self.container)
                 first = next(packets)
-            except (av.FFmpegError, StopIteration):
+            except Exception:  # StopIteration among them
                 return False
             start = index.frame_of_keyframe(first.pts)
             if start is not None and start <= number:
@@ -116,7 +131,7 @@ class FrameStream:
                 started = started or packet.is_keyframe
                 try:
                     frames = packet.decode()
-                except av.FFmpegError:
+                except Exception:
                     if started:
                         raise
                     continue  # a stream cut between keyframes begins with packets that nothing can be made of
@@ -125,14 +140,14 @@ class FrameStream:
                 for frame in frames:
                     if since is None or frame.pts is None or frame.pts >= since:
                         yield frame
-        except av.FFmpegError as error:
-            self.damage = f"decoding fails: {error.strerror}"
+        except Exception as error:
+            self.damage = f"decoding fails: {reason(error)}"
 
 
 def count_packets(path: Path) -> int:
-    """Packets of the first video stream; 0 where the file is not a video."""
+    """Packets of the first video stream; 0 where the file is not a video or is damaged."""
     try:
         with open_container(path) as container:
-            return sum(packet.size > 0 for packet in container.demux(container.streams.video[0]))
-    except (ValueError, av.FFmpegError):
+            return sum(packet.size > 0 for packet in demux(container))
+    except Exception:
         return 0

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from array import array
-from typing import NamedTuple, Optional
+from typing import Iterable, NamedTuple, Optional
 
 import av
 import numpy as np
@@ -51,19 +51,17 @@ class PacketIndex:
         return int(np.searchsorted(self.times, pts))
 
 
-def index_packets(container: av.container.InputContainer) -> Optional[PacketIndex]:
-    """Demuxes the first video stream; None where packets do not determine the frames.
+def index_packets(codec: av.Codec, container_format: str, packets: Iterable[av.Packet]) -> Optional[PacketIndex]:
+    """Goes through all packets of a stream; None where packets do not determine the frames.
 
     That is: containers or codecs other than those above, missing or repeated time stamps, and streams whose first
     packet is not the first frame to be displayed (leading pictures of a cut stream may or may not be decodable).
     """
-    stream = container.streams.video[0]
-    codec = stream.codec_context.codec
-    if not (INDEXED_CONTAINERS.intersection(container.format.name.split(","))
+    if not (INDEXED_CONTAINERS.intersection(container_format.split(","))
             and (codec.canonical_name in INDEXED_CODECS or codec.intra_only)):
         return None
     times, keyframes = array("q"), array("q")
-    for packet in container.demux(stream):
+    for packet in packets:
         if packet.size == 0:  # the end
             continue
         if packet.pts is None or packet.is_corrupt or not (keyframes or packet.is_keyframe):

@@ -8,7 +8,7 @@ import av
 import numpy as np
 
 from opensora.datasets.decord_reader import DecordReader, import_decord
-from opensora.datasets.frame_stream import FrameStream, UnexpectedFrame, open_container
+from opensora.datasets.frame_stream import FrameStream, UnexpectedFrame, demux, open_container
 from opensora.datasets.packet_index import PacketIndex, index_packets
 from opensora.datasets.rgb_frames import HDR_TRANSFERS, MAX_PIXELS, RgbConverter, note_hdr
 from opensora.datasets.truncation import is_truncated
@@ -184,8 +184,11 @@ class VideoReader:
         """The index, made when it is first needed; None where there is none that can be relied on."""
         if not self._indexed:
             self._indexed = True
-            with open_container(self.path) as container:
-                packets = index_packets(container)
+            try:
+                with open_container(self.path) as container:
+                    packets = index_packets(self._stream.codec, container.format.name, demux(container))
+            except Exception:  # of PyAV, for a damaged file: what can be decoded is found by decoding
+                packets = None
             if packets is not None and packets.times[0] == self._first_time:
                 self._packets = packets
         return self._packets
