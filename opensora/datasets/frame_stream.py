@@ -10,7 +10,7 @@ import av
 from opensora.datasets.packet_index import Keyframe, PacketIndex
 from opensora.datasets.rgb_frames import MAX_PIXELS
 
-# Containers that hold video themselves. Playlists, concat scripts, image sequences, which name other files, are refused.
+# Containers that hold the video themselves. Playlists, concat scripts and image sequences refer to other files.
 CONTAINERS = ("mov", "matroska", "webm", "avi", "gif", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "ivf",
               "h264", "hevc", "m4v", "obu")
 SIZE_LIMIT = {"max_pixels": str(MAX_PIXELS)}  # of a decoded frame
@@ -124,7 +124,7 @@ class FrameStream:
         return False
 
     def _decode(self, packets: Iterable[av.Packet], since: Optional[int] = None) -> Iterator[av.VideoFrame]:
-        """`since`: leave out frames that are displayed earlier than this time: they depend on frames before the seek."""
+        """`since`: leave out frames displayed earlier than this time, which depend on frames before the seek."""
         started = False
         try:
             for packet in packets:
@@ -138,6 +138,8 @@ class FrameStream:
                 if packet.is_corrupt and started:
                     self.damage = self.damage or "a packet is incomplete"
                 for frame in frames:
+                    if frame.is_corrupt:  # the decoder has filled in what is missing
+                        self.damage = self.damage or "a frame is incomplete"
                     if since is None or frame.pts is None or frame.pts >= since:
                         yield frame
         except Exception as error:

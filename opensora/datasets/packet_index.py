@@ -2,14 +2,14 @@
 from __future__ import annotations
 
 from array import array
-from typing import Iterable, NamedTuple, Optional
+from typing import Iterable, NamedTuple, Optional, Union
 
 import av
 import numpy as np
 
 # Packets of these containers carry reliable time stamps and keyframe flags. The others are decoded from the start.
 INDEXED_CONTAINERS = {"mov", "matroska"}
-# Of these codecs, as of all intra-only ones, every packet of a sound file gives one frame (VP9: see `_is_shown`).
+# Of these codecs, as of all intra-only ones, every packet of a sound file gives one frame (VP9: see `is_shown`).
 # MPEG-4 has packets without a frame, and so has VP8.
 INDEXED_CODECS = {"h264", "hevc", "av1", "vp9"}
 
@@ -68,7 +68,7 @@ def index_packets(codec: av.Codec, container_format: str, packets: Iterable[av.P
             return None
         if packet.is_keyframe:
             keyframes.extend((packet.pts, packet.pts if packet.dts is None else packet.dts))
-        if not packet.is_discard and (codec.canonical_name != "vp9" or _is_shown(packet)):
+        if not packet.is_discard and (codec.canonical_name != "vp9" or is_shown(packet)):
             if packet.pts < keyframes[0]:
                 return None
             times.append(packet.pts)
@@ -78,10 +78,10 @@ def index_packets(codec: av.Codec, container_format: str, packets: Iterable[av.P
     return PacketIndex(times, np.array(keyframes, np.int64).reshape(-1, 2))
 
 
-def _is_shown(packet: av.Packet) -> bool:
+def is_shown(packet: Union[av.Packet, bytes]) -> bool:
     """Whether a VP9 packet gives a frame: a superframe, show_existing_frame or show_frame in its first byte.
 
-    Bit positions: VP9 bitstream specification, 6.2 (profiles 0 to 2 have no reserved bit after the profile) and annex B.
+    Bit positions: VP9 bitstream specification, 6.2 (only profile 3 has a reserved bit after the profile) and annex B.
     """
     data = memoryview(packet)
     first, last = data[0], data[-1]

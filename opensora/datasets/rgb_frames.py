@@ -1,7 +1,7 @@
 """Decoded video frames -> RGB as players show it: upright, square pixels.
 
-The conversion is an FFmpeg filter graph with the filters and flags that the ffmpeg program inserts, so the result equals
-`ffmpeg -i FILE -f rawvideo -pix_fmt rgb24` bit for bit (with `-vf scale=WIDTH:HEIGHT` for non-square pixels).
+The conversion is an FFmpeg filter graph with the filters and flags that the ffmpeg program inserts, so the result
+equals `ffmpeg -i FILE -f rawvideo -pix_fmt rgb24` bit for bit (with `-vf scale=WIDTH:HEIGHT` for non-square pixels).
 """
 from __future__ import annotations
 
@@ -25,8 +25,9 @@ class RgbConverter:
         frame: the stream's first frame.
         sample_aspect: width of a pixel divided by its height; None means unknown, taken as square.
 
-    `height` and `width` are those of the converted frames; `keeps_geometry` says that they are the stored ones. Non-square pixels are made square by scaling the width, as
-    ffplay does. Later frames of another size are scaled to the first one's, as ffmpeg does.
+    `height` and `width` are those of the converted frames; `keeps_geometry`: whether they are stored that way already.
+    Non-square pixels are made square by scaling the width, as ffplay does. Later frames of another size are scaled to
+    the first one's, as ffmpeg does.
 
     Raises:
         ValueError: more than MAX_PIXELS pixels.

@@ -1,4 +1,4 @@
-"""Whether a file ends before its container says. FFmpeg reads such files without an error when the end is between frames."""
+"""Whether a file ends before its container says. FFmpeg reports no error if it ends between two frames."""
 from __future__ import annotations
 
 import os
