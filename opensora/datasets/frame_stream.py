@@ -13,8 +13,7 @@ from opensora.datasets.rgb_frames import MAX_PIXELS
 # Containers that hold the video themselves. Playlists, concat scripts and image sequences refer to other files.
 CONTAINERS = ("mov", "matroska", "webm", "avi", "gif", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "ivf",
               "h264", "hevc", "m4v", "obu")
-SIZE_LIMIT = {"max_pixels": str(MAX_PIXELS)}  # of a decoded frame
-OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file", **SIZE_LIMIT}
+OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 
 
 class UnexpectedFrame(Exception):
@@ -28,7 +27,8 @@ def open_container(path: Path) -> av.container.InputContainer:
         ValueError: not a video, or a container that is not read.
     """
     try:
-        container = av.open(f"file:{path}", options=OPEN_OPTIONS, metadata_errors="replace")
+        # not `options`: PyAV 14 and 15 crash on them where streams are found while reading (.mpg)
+        container = av.open(f"file:{path}", container_options=OPEN_OPTIONS, metadata_errors="replace")
     except Exception as error:  # PyAV's errors have many types; a bad file must not end the program
         raise ValueError(f"{path}: not a video that can be read (damaged, empty, or another kind of file; playlists "
                          f"are refused): {reason(error)}") from error
@@ -61,7 +61,7 @@ class FrameStream:
         damage: what is wrong with the file, as far as it was decoded; None if nothing is. Decoding stops at errors.
 
     Raises:
-        ValueError: not a video.
+        ValueError: not a video, or frames of more than MAX_PIXELS pixels.
     """
 
     def __init__(self, path: Path):
@@ -69,7 +69,11 @@ class FrameStream:
         self.stream = self.container.streams.video[0]
         decoder = self.stream.codec_context
         self.codec = decoder.codec
-        decoder.options = SIZE_LIMIT
+        if decoder.width * decoder.height > MAX_PIXELS:
+            self.container.close()
+            raise ValueError(f"{path}: frames of {decoder.width}x{decoder.height} pixels are too large; the limit is "
+                             f"{MAX_PIXELS} pixels")
+        decoder.options = {"max_pixels": str(MAX_PIXELS)}
         decoder.thread_type, decoder.thread_count = "NONE", 1  # data workers have a core each
         self.current: Optional[av.VideoFrame] = None
         self.position = 0
