@@ -20,6 +20,7 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 
+from opensora.ops.cpu import kernels
 from opensora.utils.cli import str2bool
 
 TARGETS = ("Ascend", "GPU", "CPU")
@@ -120,6 +121,8 @@ def join_processes() -> tuple[int, int]:
         raise ValueError(_why_not_joined(str(error))) from error
     rank = ms.communication.get_rank()
     atexit.register(_leave, rank)
+    if ms.get_context("device_target") == "CPU":
+        kernels.check_ranks_agree()
     return rank, ms.communication.get_group_size()
 
 

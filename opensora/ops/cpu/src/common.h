@@ -44,7 +44,7 @@ inline float exp_approx(float value) {
   y = y * r * r + r + 1.0f;
   int32_t bits;
   std::memcpy(&bits, &y, 4);
-  bits += static_cast<int32_t>(n) << 23;
+  bits += static_cast<int32_t>(n) * (1 << 23);
   std::memcpy(&y, &bits, 4);
   return value < -87.0f ? 0.0f : y;
 }
