@@ -19,7 +19,8 @@ def random(*shape, seed=0) -> Tensor:
     return Tensor(np.random.RandomState(seed).standard_normal(shape), ms.float32)
 
 
-@pytest.mark.parametrize("name", case_names("dit_"))
+@pytest.mark.parametrize("mode", [1, 0], ids=["pynative", "graph"], indirect=True)
+@pytest.mark.parametrize("name", case_names("dit_"))  # a case's modes one after the other share its model
 def test_golden(name, mode):
     rows = dit_rows(name)
     assert max(rows.values()) < 1e-4, rows

@@ -27,6 +27,16 @@ def test_kernels_compute_what_naive_references_do(cases, march, monkeypatch):
     assert not wrong, "\n".join(wrong)
 
 
+def test_kernels_and_models_on_a_smaller_cpu(run):
+    """A CPU with AVX2 and without AVX-512."""
+    if "__AVX512F__" not in build._features("g++", "native"):
+        pytest.skip("this CPU is the smaller one, or no x86")
+    finished = run("-m", "pytest", "-q", "tests/test_cpu_kernels.py", "tests/test_wfvae.py", "tests/test_dit.py",
+                   "tests/test_text_encoder.py", "-k", "kernels_compute or (golden or gradients_of_a_batch) and not graph "
+                   "and not official and not 2b_width", env={**os.environ, build.MARCH: "x86-64-v3"})
+    assert finished.returncode == 0 and " passed" in finished.stdout, finished.stdout[-5000:]
+
+
 @pytest.mark.slow
 def test_kernels_stay_within_their_arrays(tmp_path):
     """AddressSanitizer sees every access; the process ends at the first that is out of bounds."""

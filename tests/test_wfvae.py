@@ -22,7 +22,8 @@ def random(*shape) -> Tensor:
     return Tensor(np.random.RandomState(0).uniform(-1, 1, shape), ms.float32)
 
 
-@pytest.mark.parametrize("name", case_names("wfvae_"))
+@pytest.mark.parametrize("mode", [1, 0], ids=["pynative", "graph"], indirect=True)
+@pytest.mark.parametrize("name", case_names("wfvae_"))  # a case's modes one after the other share its model
 def test_golden(name, mode):
     rows = wfvae_rows(name)
     assert max(rows.values()) < 1e-4, rows
