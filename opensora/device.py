@@ -19,6 +19,7 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 
+from opensora.ops.cpu import kernels
 from opensora.utils import supervision
 from opensora.utils.cli import str2bool
 from opensora.utils.stopping import handle_signals
@@ -123,6 +124,8 @@ def join_processes() -> tuple[int, int]:
     size = ms.communication.get_group_size()
     supervision.meet_at_end(lambda: barrier(size))
     atexit.register(_leave)
+    if ms.get_context("device_target") == "CPU":
+        kernels.check_ranks_agree()
     return ms.communication.get_rank(), size
 
 

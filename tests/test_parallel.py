@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from conftest import ROOT, free_port
 from golden_cases import relative_difference
+from raw_frames import largest_step
 from tiny_models import make_release
 
 from opensora.datasets.media import VideoReader
@@ -55,7 +56,7 @@ def test_collectives_and_transformer(workers, sp_size, graph_mode, tmp_path):
     slow(4, 1, 17, ".npy"), slow(4, 2, 29, ".npy"), slow(4, 4, 93, ".mp4")])
 def test_sampling_gives_what_one_process_gives(workers, sp_size, num_frames, kind, tmp_path):
     release = make_release(tmp_path / "release")
-    flags = ["opensora/sample/sample.py", "--model_path", release / "transformer", "--ae_path", release / "vae",
+    flags = ["tests/raw_frames.py", "opensora/sample/sample.py", "--model_path", release / "transformer", "--ae_path", release / "vae",
              "--text_encoder_name_1", release / "text", "--num_frames", num_frames, "--height", 32, "--width", 64,
              "--num_sampling_steps", 2, "--max_sequence_length", 64, "--rescale_betas_zero_snr", "--device", "CPU",
              "--text_prompt", "a", "b", "c", *(["--save_latents"] if kind == ".npy" else [])]
@@ -67,15 +68,17 @@ def test_sampling_gives_what_one_process_gives(workers, sp_size, num_frames, kin
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == names and len(names) >= 6
     for name in names:
         one, many = tmp_path / "one" / name, tmp_path / "many" / name
-        if name.endswith(".npy"):
+        if name.endswith(".mp4.npy"):
+            if "Discrete_gs" in name:
+                continue  # the grid of all videos, made from what was compressed
+            assert len(np.load(one)) == num_frames and largest_step(many.with_suffix(""), one.with_suffix("")) <= 1
+        elif name.endswith(".npy"):
             difference = relative_difference(np.load(many), np.load(one))
             print(f"{workers} processes, sp_size {sp_size}, {num_frames} frames: {difference:.1e}")
             assert difference < 1e-4
         elif name.endswith(".mp4"):
-            with VideoReader(one) as expected, VideoReader(many) as actual:
-                assert len(actual) == len(expected) == num_frames
-                frames = [reader.read(range(num_frames)).astype(float) for reader in (actual, expected)]
-            assert np.abs(frames[0] - frames[1]).mean() < 0.5  # a pixel on the edge of two levels, then compressed
+            with VideoReader(many) as reader:
+                assert len(reader) == num_frames
     assert sum("results in" in log for log in logs) == 1
 
 
