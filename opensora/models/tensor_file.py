@@ -81,6 +81,8 @@ class ScatteredFile:
 
     def read(self, offset: int, size: int) -> bytearray:
         """`size` bytes from `offset` on, counted over the places."""
+        if len(self.places) == 1:
+            return self.file.read(self.places[0][0] + offset, size)
         data = bytearray()
         for start, length in self.places:
             count = min(size - len(data), length - offset)
@@ -172,6 +174,6 @@ def _float8_values(dtype: str) -> np.ndarray:
 def contiguous_strides(shape: Sequence[int]) -> tuple:
     strides, step = [], 1
     for size in reversed(shape):
-        strides.insert(0, step)
+        strides.append(step)
         step *= size
-    return tuple(strides)
+    return tuple(reversed(strides))

@@ -12,15 +12,15 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
-from opensora.models.tensor_file import (NUMPY_TYPES, OpenFile, StoredTensor, contiguous_strides, cut_off,
-                                         element_count)
+from opensora.models.tensor_file import (NUMPY_TYPES, OpenFile, ScatteredFile, StoredTensor, contiguous_strides,
+                                         cut_off, element_count)
 from opensora.models.torch_pickle import Foreign, Harmful, call, read_pickle
 
 LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 ZIP_START = b"PK\x03\x04"
 LOCAL_HEADER = 30  # bytes before an entry's name
 LONGEST_PICKLE = 128 << 20  # bytes; 100,000 tensors take 15 MB
-FIRST_READ = 1 << 20  # bytes of a legacy file that are read for its pickles; more where that is not enough
+FIRST_READ = 8 << 10  # bytes of a legacy file that are read for its pickles; more where that is not enough
 SMALL_VIEW = 1 << 20  # bytes a tensor may have beyond its storage's, by repeating elements
 
 STORAGE_TYPES = {
@@ -41,7 +41,7 @@ UNREAD_TENSOR = "tensor of "  # begins the name of a `Foreign` that stands for a
 class _Storage(NamedTuple):
     """A run of `count` elements of type `tag` in the file, from byte `offset` on."""
 
-    file: OpenFile
+    file: Union[OpenFile, ScatteredFile]
     offset: int
     count: int
     tag: str
@@ -59,17 +59,18 @@ def _rebuild_tensor_v3(storage, start, shape, strides, requires_grad, hooks, dty
 
 def _tensor(storage: _Storage, start: int, shape: tuple, strides: tuple, tag: str) -> StoredTensor:
     size = NUMPY_TYPES[tag].itemsize
-    count = element_count(shape)
-    if len(strides) != len(shape) or any(type(n) is not int or n < 0 for n in (start, *strides)):
-        raise ValueError(f"a tensor of shape {shape} with strides or a start it cannot have")
+    count = span = element_count(shape)
+    is_contiguous = strides == contiguous_strides(shape)
+    if not is_contiguous:
+        if len(strides) != len(shape) or any(type(stride) is not int or stride < 0 for stride in strides):
+            raise ValueError(f"a tensor of shape {shape} with impossible strides")
+        span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides))
     nbytes = storage.count * NUMPY_TYPES[storage.tag].itemsize
-    last = start + sum((n - 1) * stride for n, stride in zip(shape, strides))
-    if count and last >= nbytes // size:
+    if type(start) is not int or start < 0 or count and start + span > nbytes // size:
         raise ValueError("a tensor reaches out of its storage")
     if count * size > max(nbytes, SMALL_VIEW):
         raise ValueError(f"a tensor of shape {shape} repeats the {nbytes} bytes of its storage")
-    return StoredTensor(storage.file, storage.offset + start * size, shape, tag,
-                        None if strides == contiguous_strides(shape) else strides)
+    return StoredTensor(storage.file, storage.offset + start * size, shape, tag, None if is_contiguous else strides)
 
 
 def _rebuild_from_type(rebuild, kind, arguments, *_):
@@ -216,37 +217,36 @@ def _read_legacy(file: OpenFile) -> Any:
         data = bytes(file.read(0, min(size, file.size)))
         try:
             return _read_legacy_start(file, data)
-        except (ValueError, LookupError, struct.error) as error:
-            if size >= min(file.size, LONGEST_PICKLE) or isinstance(error, Harmful):
+        except (LookupError, struct.error):
+            if size >= min(file.size, LONGEST_PICKLE):
                 raise
-        size *= 8
+        size *= 16
 
 
 def _read_legacy_start(file: OpenFile, data: bytes) -> Any:
+    """Reads the pickles; `data` is the file's beginning. The storages follow, in the order of the last pickle's keys."""
     storages: dict[str, _Storage] = {}
 
     def note_storage(key: str, count: int, tag: str) -> _Storage:
-        return storages.setdefault(key, _Storage(file, 0, count, tag))
+        return storages.setdefault(key, _Storage(ScatteredFile(file, []), 0, count, tag))
 
-    position = len(LEGACY_START)
-    _, position = read_pickle(data, position, {}, _first)  # the protocol's version
-    system, content_start = read_pickle(data, position, {}, _first)
+    _, position = read_pickle(data, len(LEGACY_START), {}, _first)  # the protocol's version
+    system, position = read_pickle(data, position, {}, _first)
     _check_byte_order(file.path, system["little_endian"])
-    # Only to learn which storages there are: their bytes follow at the end, in the order of `keys`.
-    _, position = read_pickle(data, content_start, FUNCTIONS, _storage_finder(note_storage))
+    content, position = read_pickle(data, position, FUNCTIONS, _storage_finder(note_storage))
     keys, position = read_pickle(data, position, {}, _first)
     for key in keys:
-        storage = storages[key]
+        storage = storages.pop(key)
         (count,) = struct.unpack("<q", file.read(position, 8))
         position += 8
         nbytes = count * NUMPY_TYPES[storage.tag].itemsize
         if count < storage.count or position + nbytes > file.size:
             raise cut_off(file.path, f"storage {key:.80}")
-        storages[key] = storage._replace(offset=position)
+        storage.file.places.append((position, nbytes))
         position += nbytes
-    if len(keys) < len(storages):
+    if storages:
         raise ValueError("storages without a place")
-    return read_pickle(data, content_start, FUNCTIONS, _storage_finder(lambda key, *_: storages[key]))[0]
+    return content
 
 
 def _check_byte_order(path: Path, is_little: bool) -> None:

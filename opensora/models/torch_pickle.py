@@ -10,12 +10,7 @@ keys), copied or printed as a whole, so tuples that contain each other many time
 """
 from __future__ import annotations
 
-from pickle import (APPEND, APPENDS, BINBYTES, BINBYTES8, BINFLOAT, BINGET, BININT, BININT1, BININT2, BINPERSID, BINPUT,
-                    BINSTRING, BINUNICODE, BINUNICODE8, BUILD, BYTEARRAY8, DUP, EMPTY_DICT, EMPTY_LIST, EMPTY_SET,
-                    EMPTY_TUPLE, FRAME, FROZENSET, GLOBAL, LONG1, LONG_BINGET, LONG_BINPUT, MARK, MEMOIZE, NEWFALSE,
-                    NEWOBJ, NEWOBJ_EX, NEWTRUE, NONE, POP, POP_MARK, PROTO, REDUCE, SETITEM, SETITEMS, SHORT_BINBYTES,
-                    SHORT_BINSTRING, SHORT_BINUNICODE, STACK_GLOBAL, STOP, TUPLE, TUPLE1, TUPLE2, TUPLE3, ADDITEMS)
-from struct import unpack_from
+from struct import Struct
 from typing import Any, Callable, Mapping
 
 LONGEST_NAME = 1000  # characters of a module's or class's name
@@ -36,11 +31,21 @@ HARMFUL_NAMES = frozenset(("torch.load", "torch.storage._load_from_bytes", "nump
 HARMFUL_PACKAGES = ("torch.hub.", "torch.jit.", "torch.utils.cpp_extension.", "numpy.testing.", "numpy.f2py.",
                     "numpy.distutils.")
 
-INTEGERS = {BININT1: (1, "<B"), BININT2: (2, "<H"), BININT: (4, "<i")}
-TEXTS = {BINUNICODE: (4, "<I"), SHORT_BINUNICODE: (1, "<B"), BINUNICODE8: (8, "<Q"),
-         SHORT_BINSTRING: (1, "<B"), BINSTRING: (4, "<I")}  # the last two: texts of Python 2
-BYTES = {SHORT_BINBYTES: (1, "<B"), BINBYTES: (4, "<I"), BINBYTES8: (8, "<Q"), BYTEARRAY8: (8, "<Q")}
-CONSTANTS = {NONE: None, NEWTRUE: True, NEWFALSE: False, EMPTY_TUPLE: ()}
+# Opcodes; pickletools of the standard library describes them.
+MARK, STOP, POP, POP_MARK, DUP, PROTO, FRAME = b"(.012\x80\x95"
+NONE, NEWTRUE, NEWFALSE, BININT, BININT1, BININT2, LONG1, BINFLOAT = b"N\x88\x89JKM\x8aG"
+BINUNICODE, SHORT_BINUNICODE, BINUNICODE8, BINSTRING, SHORT_BINSTRING = b"X\x8c\x8dTU"
+BINBYTES, SHORT_BINBYTES, BINBYTES8, BYTEARRAY8 = b"BC\x8e\x96"
+EMPTY_TUPLE, TUPLE, TUPLE1, TUPLE2, TUPLE3, EMPTY_LIST, APPEND, APPENDS = b")t\x85\x86\x87]ae"
+EMPTY_DICT, SETITEM, SETITEMS, EMPTY_SET, ADDITEMS, FROZENSET = b"}su\x8f\x90\x91"
+BINPUT, LONG_BINPUT, MEMOIZE, BINGET, LONG_BINGET = b"qr\x94hj"
+GLOBAL, STACK_GLOBAL, REDUCE, BUILD, NEWOBJ, NEWOBJ_EX, BINPERSID = b"c\x93Rb\x81\x92Q"
+
+UINT8, UINT16, UINT32, UINT64 = Struct("<B"), Struct("<H"), Struct("<I"), Struct("<Q")
+INT32, FLOAT64 = Struct("<i"), Struct(">d")
+# The type of the byte count before texts, of which SHORT_BINSTRING and BINSTRING are those of Python 2, and bytes.
+TEXTS = {BINUNICODE: UINT32, SHORT_BINUNICODE: UINT8, BINUNICODE8: UINT64, SHORT_BINSTRING: UINT8, BINSTRING: UINT32}
+BYTES = {SHORT_BINBYTES: UINT8, BINBYTES: UINT32, BINBYTES8: UINT64, BYTEARRAY8: UINT64}
 TUPLES = {TUPLE1: 1, TUPLE2: 2, TUPLE3: 3}
 
 
@@ -57,10 +62,6 @@ class Harmful(ValueError):
     """A pickle names something that could do harm if a careless reader called it; the argument is the name."""
 
 
-class EndOfData(ValueError):
-    """The data ends before the pickle does."""
-
-
 def read_pickle(data: bytes, position: int, functions: Mapping[str, Callable],
                 persistent: Callable[[Any], Any]) -> tuple[Any, int]:
     """The content of the pickle that begins at `position`, and the position after it.
@@ -70,22 +71,24 @@ def read_pickle(data: bytes, position: int, functions: Mapping[str, Callable],
         persistent: called with each persistent id.
 
     Raises:
-        EndOfData, Harmful: as they say.
-        ValueError, TypeError, LookupError, struct.error: a damaged pickle, or one that torch.save did not write.
+        Harmful: as it says.
+        LookupError, struct.error: a damaged pickle, or one whose end is not in `data`.
+        ValueError, TypeError: a damaged pickle, or one that torch.save did not write.
     """
     stack: list = []
     marks: list = []
-    memo: dict = {}
+    memo: list = []
     push, pop = stack.append, stack.pop
+    read_uint16, read_uint32, read_int32 = UINT16.unpack_from, UINT32.unpack_from, INT32.unpack_from
+    end = len(data)
 
-    def sized(layout: tuple) -> bytes:
-        """The bytes at `position`, behind their own count."""
+    def sized(count: Struct) -> bytes:
+        """The bytes at `position`, after their own count."""
         nonlocal position
-        width, code = layout
-        start = position + width
-        position = start + unpack_from(code, data, position)[0]
-        if position > len(data):
-            raise EndOfData("the pickle is truncated")
+        start = position + count.size
+        position = start + count.unpack_from(data, position)[0]
+        if position > end:
+            raise IndexError("the pickle is truncated")
         return data[start:position]
 
     def since_mark() -> list:
@@ -94,61 +97,79 @@ def read_pickle(data: bytes, position: int, functions: Mapping[str, Callable],
         del stack[at:]
         return items
 
+    def memoize(index: int) -> None:
+        if index > len(memo):  # picklers count from 0
+            raise ValueError(f"memo index {index} after {len(memo)}")
+        memo[index:index + 1] = [stack[-1]]
+
     def line() -> str:
         nonlocal position
-        start, stop = position, data.find(b"\n", position, position + LONGEST_NAME)
-        if stop < 0:
-            raise (EndOfData if len(data) - position < LONGEST_NAME else ValueError)("a name without an end")
-        position = stop + 1
-        return data[start:stop].decode()
+        start, position = position, data.find(b"\n", position, position + LONGEST_NAME) + 1
+        if not position:
+            raise (IndexError if end - start < LONGEST_NAME else ValueError)("a name without an end")
+        return data[start:position - 1].decode()
 
     while True:
-        op = data[position:position + 1]
+        op = data[position]
         position += 1
         # The opcodes a state dict has most of come first.
-        if op == BINPUT:
-            memo[data[position]] = stack[-1]
-            position += 1
-        elif op == LONG_BINPUT:
-            memo[unpack_from("<I", data, position)[0]] = stack[-1]
+        if op == LONG_BINPUT:
+            index = read_uint32(data, position)[0]
             position += 4
+            if index == len(memo):
+                memo.append(stack[-1])
+            else:
+                memoize(index)
         elif op == BINGET:
             push(memo[data[position]])
             position += 1
+        elif op == BININT1:
+            push(data[position])
+            position += 1
         elif op in TEXTS:
             push(sized(TEXTS[op]).decode())
-        elif op in INTEGERS:
-            width, code = INTEGERS[op]
-            push(unpack_from(code, data, position)[0])
-            position += width
-        elif op in CONSTANTS:
-            push(CONSTANTS[op])
         elif op == MARK:
             marks.append(len(stack))
         elif op == TUPLE:
             push(tuple(since_mark()))
+        elif op == TUPLE2:
+            last = pop()
+            stack[-1] = stack[-1], last
+        elif op == REDUCE:
+            arguments = pop()
+            push(call(functions, pop(), arguments))
+        elif op == BININT2:
+            push(read_uint16(data, position)[0])
+            position += 2
+        elif op == NEWFALSE:
+            push(False)
+        elif op == EMPTY_TUPLE:
+            push(())
+        elif op == BINPERSID:
+            push(persistent(pop()))
+        elif op == BININT:
+            push(read_int32(data, position)[0])
+            position += 4
         elif op in TUPLES:
             count = TUPLES[op]
             if len(stack) < count:
                 raise IndexError("the stack is empty")
             stack[-count:] = [tuple(stack[-count:])]
-        elif op == REDUCE:
-            arguments = pop()
-            push(call(functions, pop(), arguments))
-        elif op == BINPERSID:
-            push(persistent(pop()))
+        elif op == BINPUT:
+            memoize(data[position])
+            position += 1
         elif op == LONG_BINGET:
-            push(memo[unpack_from("<I", data, position)[0]])
+            push(memo[read_uint32(data, position)[0]])
             position += 4
         elif op == MEMOIZE:
-            memo[len(memo)] = stack[-1]
+            memo.append(stack[-1])
         elif op == GLOBAL:
             push(_foreign(line(), line()))
         elif op == STACK_GLOBAL:
-            attribute, module = pop(), pop()
-            if type(module) is not str or type(attribute) is not str or len(module) + len(attribute) > LONGEST_NAME:
+            name, module = pop(), pop()
+            if type(module) is not str or type(name) is not str or len(module) + len(name) > LONGEST_NAME:
                 raise TypeError("a name that is no text")
-            push(_foreign(module, attribute))
+            push(_foreign(module, name))
         elif op == EMPTY_DICT:
             push({})
         elif op == EMPTY_LIST:
@@ -165,15 +186,19 @@ def read_pickle(data: bytes, position: int, functions: Mapping[str, Callable],
         elif op == APPEND:
             item = pop()
             _extend(stack[-1], (item,))
-        elif op == BUILD:  # the state of an object: not read
-            pop()
+        elif op == NONE:
+            push(None)
+        elif op == NEWTRUE:
+            push(True)
         elif op == BINFLOAT:
-            push(unpack_from(">d", data, position)[0])
+            push(FLOAT64.unpack_from(data, position)[0])
             position += 8
         elif op == LONG1:  # at most 255 bytes; LONG4 would allow numbers of gigabytes
-            push(int.from_bytes(sized((1, "<B")), "little", signed=True))
+            push(int.from_bytes(sized(UINT8), "little", signed=True))
         elif op in BYTES:
             push(sized(BYTES[op]))
+        elif op == BUILD:  # the state of an object: not read
+            pop()
         elif op == EMPTY_SET:
             push(Foreign("builtins.set"))
         elif op == ADDITEMS:
@@ -201,10 +226,8 @@ def read_pickle(data: bytes, position: int, functions: Mapping[str, Callable],
             position += 8
         elif op == STOP:
             return pop(), position
-        elif not op:
-            raise EndOfData("the pickle is truncated")
         else:
-            raise ValueError(f"opcode {op!r}, which torch.save does not write")
+            raise ValueError(f"opcode {bytes((op,))!r}, which torch.save does not write")
 
 
 def _foreign(module: str, attribute: str) -> Foreign:
@@ -229,7 +252,11 @@ def call(functions: Mapping[str, Callable], function: Any, arguments: Any) -> An
 
 
 def _set_items(target: Any, items: Any) -> None:
-    """Keys and values in turn. Only texts and integers are kept as keys: hashing others can take for ever."""
+    """Keys and values in turn. Texts and integers are kept; hashing a key of another type may take for ever.
+
+    Raises:
+        TypeError: items of what is no dict, or a key no honest file has.
+    """
     if type(target) is Foreign:
         return
     if type(target) is not dict or len(items) % 2:
@@ -237,6 +264,8 @@ def _set_items(target: Any, items: Any) -> None:
     for key, value in zip(items[::2], items[1::2]):
         if type(key) is str or type(key) is int and -LARGEST_KEY <= key < LARGEST_KEY:
             target[key] = value
+        elif type(key) is tuple and (len(key) > MOST_ARGUMENTS or tuple in map(type, key)):
+            raise TypeError("a dict's key of nested tuples")
 
 
 def _extend(target: Any, items: Any) -> None:
