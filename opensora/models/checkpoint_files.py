@@ -61,11 +61,12 @@ def _in_snapshot(path: Path) -> Path:
 def _snapshot(root: Path) -> Path:
     """The folder of a cached model's newest revision."""
     main = root / "refs" / "main"
-    if main.is_file() and (root / "snapshots" / main.read_text(encoding="utf-8").strip()).is_dir():
-        return root / "snapshots" / main.read_text(encoding="utf-8").strip()
     found = sorted(folder for folder in (root / "snapshots").iterdir() if folder.is_dir())
+    if main.is_file():
+        name = main.read_text(encoding="utf-8", errors="replace").strip()
+        found = [folder for folder in found if folder.name == name] or found
     if len(found) != 1:
-        raise FileNotFoundError(f"{root}: a Hugging Face cache with {len(found)} snapshots and no refs/main; "
+        raise FileNotFoundError(f"{root}: a Hugging Face cache with {len(found)} snapshots, and refs/main names none of them; "
                                 f"name a folder in {root / 'snapshots'}")
     return found[0]
 
@@ -90,8 +91,21 @@ def config_path(path: Union[str, Path]) -> Path:
     if path.suffix != ".json" or path.name.endswith(".index.json"):
         path = (path if path.is_dir() else path.parent) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; the published config.json belongs beside the weights")
+        raise FileNotFoundError(f"{path}: not found; " + (_parts_of_pipeline(path.parent) or
+                                "the published config.json belongs beside the weights"))
     return path
+
+
+def _parts_of_pipeline(folder: Path) -> str:
+    """A remark on a folder whose subfolders hold models."""
+    parts = sorted(config.parent.name for config in folder.glob("*/config.json"))
+    if not parts:
+        return ""
+    kind = "a whole pipeline"
+    if (folder / "model_index.json").is_file():
+        index = read_json(folder / "model_index.json")
+        kind = f"a whole {index.get('_class_name'):.60}" if isinstance(index, dict) else kind
+    return f"the folder holds {kind}; name one of its folders: {', '.join(parts[:6])}"
 
 
 def find_weights(path: Union[str, Path]) -> Path:

@@ -9,12 +9,14 @@ import errno
 import json
 import os
 import struct
+import sys
 from pathlib import Path
 from typing import Any, BinaryIO, Mapping, Union
 
 from tqdm import tqdm
 
-from opensora.models.tensor_file import NUMPY_TYPES, AnyTensor, OpenFile, StoredTensor, cut_off, element_count
+from opensora.models.tensor_file import (NUMPY_TYPES, AnyTensor, OpenFile, StoredTensor, cut_off, element_count, few,
+                                         is_finite_piece)
 from opensora.utils.files import atomic_write
 from opensora.utils.json_text import parse_json
 
@@ -90,8 +92,13 @@ def _check_places(file: OpenFile, position: int, tensors: Mapping[str, StoredTen
                          f"belong to none; download or copy it again")
 
 
-def write_safetensors(path: Union[str, Path], tensors: Mapping[str, AnyTensor], progress: bool = False) -> None:
+def write_safetensors(path: Union[str, Path], tensors: Mapping[str, AnyTensor], progress: bool = False,
+                      check_finite: bool = False) -> None:
     """Writes a file tensor by tensor; it appears when whole.
+
+    Args:
+        progress: show a bar.
+        check_finite: say which tensors hold NaN or infinity.
 
     Raises:
         ValueError: a name that does not end in .safetensors.
@@ -111,6 +118,7 @@ def write_safetensors(path: Union[str, Path], tensors: Mapping[str, AnyTensor], 
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     total = 8 + len(text) + position
+    not_finite = []
     try:
         with atomic_write(path) as temporary, open(temporary, "wb") as file:
             _reserve(file, total)
@@ -118,11 +126,17 @@ def write_safetensors(path: Union[str, Path], tensors: Mapping[str, AnyTensor], 
                 file.write(struct.pack("<Q", len(text)) + text)
                 bar.update(8 + len(text))
                 for name in names:
+                    finite = True
                     for piece in tensors[name].raw():
                         file.write(piece)
                         bar.update(len(piece))
+                        finite = finite and (not check_finite or is_finite_piece(piece, tensors[name].dtype))
+                    if not finite:
+                        not_finite.append(name)
             file.flush()
             os.fsync(file.fileno())
+        if not_finite:
+            print(f"{path}: {few('tensors hold NaN or infinity', not_finite)}", file=sys.stderr)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise OSError(f"{path}: cannot hold {total / 1e9:.3g} GB ({error.strerror}); free room or choose another "

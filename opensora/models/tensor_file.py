@@ -171,9 +171,33 @@ def _float8_values(dtype: str) -> np.ndarray:
     return np.where(bits < 128, magnitude, -magnitude).astype(np.float32)
 
 
+def is_finite(values: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite. The sum shows it at the speed of memory, unless it overflows."""
+    if values.dtype.kind != "f":
+        return True
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(np.sum(values, dtype=max(values.dtype, np.dtype(np.float32))))
+                    or np.isfinite(values).all())
+
+
+def is_finite_piece(piece: Union[bytearray, np.ndarray], dtype: str) -> bool:
+    """`is_finite` of what `raw()` yields of a tensor of type `dtype`."""
+    values = np.frombuffer(piece, NUMPY_TYPES[dtype])
+    if dtype == "BF16":  # all bits of the exponent set
+        return not bool(((values & 0x7F80) == 0x7F80).any())
+    if dtype in BITS:
+        return bool(np.isfinite(_float8_values(dtype))[values].all())
+    return is_finite(values)
+
+
 def contiguous_strides(shape: Sequence[int]) -> tuple:
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
         step *= size
     return tuple(reversed(strides))
+
+
+def few(what: str, names: Sequence[str]) -> str:
+    """How many names, what they are, and the first of them: `5 missing (a, b, c ...)`."""
+    return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})" if names else "")
