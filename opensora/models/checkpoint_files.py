@@ -21,6 +21,7 @@ CHECKPOINT_FOLDER = "ckpt"  # where the guides put downloads
 # Where trainers put weights in a file, the EMA's first. Each may hold another of them.
 EMA_KEYS = ("ema_state_dict", "ema", "model_ema", "ema_model", "state_dict_ema", "ema_weights")
 PLAIN_KEYS = ("state_dict", "gen_model", "model", "module", "model_state_dict", "weights")
+LONGEST_NAME = 200  # of a shard's file
 DEEPEST_STATE = 4  # keys one inside the other
 # What wrappers put into names: torch.compile anywhere, DDP and DeepSpeed before all of them, FSDP anywhere.
 WRAPPER_PARTS = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
@@ -187,7 +188,7 @@ def _open_shards(index: Path, use_ema: bool) -> dict[str, StoredTensor]:
         raise ValueError(f"{index}: not an index of shards (no weight_map)")
     shards = {}
     for name in weight_map.values():
-        if not isinstance(name, str) or Path(name).name != name or name.endswith(".json"):
+        if not isinstance(name, str) or Path(name).name != name or name.endswith(".json") or len(name) > LONGEST_NAME:
             raise ValueError(f"{index}: the shard {name!r:.100} is not in the index's own folder, or is no file of "
                              f"weights")
     files = sorted(set(weight_map.values()))

@@ -46,7 +46,7 @@ class ModelConfig:
         for key in kept:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=3)
-                raise ValueError(f"{cls.__name__} has no key {key!r}"
+                raise ValueError(f"{cls.__name__} has no key {key!r:.100}"
                                  + (f"; did you mean {', '.join(close)}?" if close else ""))
             try:
                 kept[key] = _as_type(kept[key], types[key])
@@ -150,7 +150,7 @@ class PretrainedModel(nn.Cell):
         try:
             values = cls.config_class.from_dict(config)
         except ValueError as error:
-            raise ValueError(f"{config_path(path)}: {error}") from error
+            raise ValueError(f"{config_path(path)}: {error!s:.500}") from error
         return {key: getattr(values, key, value) for key, value in config.items()}
 
     @classmethod

@@ -128,6 +128,8 @@ def read_torch_file(path: Union[str, Path]) -> Any:
     except Harmful as error:
         raise ValueError(f"{path}: names {error}, which is not part of a tensor; refused, since running it could do "
                          f"anything. Save a plain state dict, or use safetensors") from error
+    except MemoryError:
+        raise
     except Exception as error:  # damaged pickles and archives raise whatever they happen to hit
         if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
             raise

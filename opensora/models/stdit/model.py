@@ -11,12 +11,12 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
 from opensora.models.checkpoint_files import find_weights, open_state, resolve_path
-from opensora.models.loading import PretrainedModel, few
+from opensora.models.loading import PretrainedModel
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.stdit.embeddings import (SMALL, CaptionEmbedder, FramePositions, NumberEmbedder, PatchEmbed3D,
                                               make_linear)
-from opensora.models.tensor_file import AnyTensor, ArrayTensor
+from opensora.models.tensor_file import AnyTensor, ArrayTensor, few
 from opensora.ops.attention import key_bias
 from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
