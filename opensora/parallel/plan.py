@@ -18,7 +18,7 @@ from opensora.device import Device
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
 from opensora.models.dit.embeddings import TIMESTEP_CHANNELS
 from opensora.models.dit.skiparse import Skiparse
-from opensora.models.loading import read_config
+from opensora.models.checkpoint_files import read_config
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.parallel.groups import sequence_group
 from opensora.pipelines.sizes import check_size

@@ -21,7 +21,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 from opensora import device as devices  # noqa: E402
-from opensora.models.checkpoint_files import find_weights, open_state, read_config  # noqa: E402
+from opensora.models.checkpoint_files import find_weights, open_state, read_config, resolve_path  # noqa: E402
 from opensora.sample import refiner_process  # noqa: E402
 from opensora.sample.options import read_prompts  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
@@ -55,7 +55,7 @@ def refine_each(folder: Union[str, Path], prompts: Sequence[str], seed: int = 12
     """
     check_refiner(folder)
     prompts = list(dict.fromkeys(prompts))
-    command = [sys.executable, "-m", refiner_process.__name__, "--caption_refiner", str(Path(folder).resolve()),
+    command = [sys.executable, "-m", refiner_process.__name__, "--caption_refiner", str(resolve_path(folder).resolve()),
                "--seed", str(seed), "--max_new_tokens", str(max_new_tokens)] + (["--device", device] if device else [])
     answers = tqdm(_converse(command, prompts), desc="refining prompts", total=len(prompts), unit="prompt")
     for answer, prompt in zip(answers, prompts):
@@ -66,7 +66,7 @@ def refine_each(folder: Union[str, Path], prompts: Sequence[str], seed: int = 12
 
 def check_refiner(folder: Union[str, Path]) -> None:
     """Raises ValueError or OSError for what would stop the refiner, as far as that shows without loading it."""
-    folder = Path(folder)
+    folder = resolve_path(folder)
     architectures = read_config(folder).get("architectures") or []
     if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
         raise ValueError(f"{folder}/config.json describes {', '.join(architectures) or 'no architecture'}, "

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Iterable, Optional, Sequence, TextIO
 
 from opensora import device
-from opensora.models.loading import read_config
+from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.registry import VAES
 from opensora.pipelines.conditions import MAX_HXW
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
@@ -72,6 +72,10 @@ class SampleOptions:
     @property
     def is_inpaint(self) -> bool:
         return self.model_type in INPAINT_TYPES
+
+    @property
+    def transformer_class(self) -> type:
+        return OpenSoraInpaint_v1_3 if self.is_inpaint else OpenSoraT2V_v1_3
 
     @property
     def is_image(self) -> bool:
@@ -194,15 +198,12 @@ def check_options(options: SampleOptions) -> SampleOptions:
         raise ValueError("--sp is --sp_size with the number of all processes: use one of them")
     _check_condition_flags(options)
 
-    transformer = read_config(options.model_path)
-    kind = "OpenSoraInpaint_v1_3" if options.is_inpaint else "OpenSoraT2V_v1_3"
-    if transformer.get("_class_name", kind) != kind:
-        raise ValueError(f"{options.model_path} holds {with_article(transformer['_class_name'])}; --model_type "
-                         f"{options.model_type} needs {with_article(kind)}")
+    transformer = options.transformer_class.published_config(options.model_path,
+                                                             f"--model_path with --model_type {options.model_type}")
     if transformer.get("in_channels", channels) != channels:
         raise ValueError(f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
                          f"--ae {options.ae} makes {channels}")
-    vae = read_config(options.ae_path)
+    vae = WFVAEModel.published_config(options.ae_path, "--ae_path")
     if vae.get("latent_dim", 8) != channels:
         raise ValueError(f"{options.ae_path} holds an autoencoder of {vae.get('latent_dim', 8)} latent channels, "
                          f"--ae {options.ae} has {channels}")
@@ -210,7 +211,7 @@ def check_options(options: SampleOptions) -> SampleOptions:
     _agree(options, "prediction_type", options.prediction_type, recorded)
     _agree(options, "sparse1d", options.sparse1d or None, transformer.get("sparse1d", False))
     _agree(options, "sparse_n", options.sparse_n, transformer.get("sparse_n"))
-    text = read_config(options.text_encoder_name_1)
+    text = MT5EncoderModel.published_config(options.text_encoder_name_1, "--text_encoder_name_1")
     if transformer.get("caption_channels", text.get("d_model")) != text.get("d_model"):
         raise ValueError(f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
                          f"{options.text_encoder_name_1} gives {text.get('d_model')}")

@@ -35,6 +35,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
+    MT5EncoderModel.published_config(args.text_encoder_name, "--text_encoder_name")
     tokenizer = Tokenizer(args.text_encoder_name)
     captions = read_captions(args.data_file_path, args.output_path, tokenizer.knows_chinese)
     dev = device.setup(args)

@@ -16,11 +16,11 @@ from opensora.models.tensor_file import AnyTensor, ArrayTensor  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
-def as_float16(name: str, tensor: AnyTensor) -> ArrayTensor:
+def as_float16(name: str, tensor: AnyTensor) -> AnyTensor:
     """Raises ValueError for numbers that float16 does not reach."""
-    values = tensor.numpy()
     if tensor.dtype != "F32":
-        return ArrayTensor(values)
+        return tensor
+    values = tensor.numpy()
     with np.errstate(over="ignore"):
         halved = values.astype(np.float16)
     if not np.isfinite(halved[np.isfinite(values)]).all():

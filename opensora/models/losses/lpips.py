@@ -10,6 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from opensora.models.checkpoint_files import resolve_path
 from opensora.models.loading import ModelConfig, PretrainedModel
 from opensora.models.tensor_file import AnyTensor, ArrayTensor
 
@@ -88,10 +89,12 @@ class LPIPS(PretrainedModel):
             FileNotFoundError: no such file.
             ValueError: it holds something else.
         """
-        if not Path(path).is_file():
+        try:
+            path = resolve_path(path)
+        except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path}: no such file. LPIPS needs its weights: {_where_to_get(net)}with the PyTorch package lpips "
-                f"write torch.save(lpips.LPIPS(net={net!r}).state_dict(), {str(path)!r})")
+                f"write torch.save(lpips.LPIPS(net={net!r}).state_dict(), {str(path)!r})") from error
         return cls.from_pretrained(path, config={"net": net})
 
     def construct(self, x: Tensor, y: Tensor) -> Tensor:
