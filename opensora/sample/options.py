@@ -14,7 +14,7 @@ from opensora.pipelines.conditions import MAX_HXW
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import check_size
 from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS
-from opensora.utils.cli import CommandParser, parse_with_config, with_article
+from opensora.utils.cli import CommandParser, parse_with_config
 from opensora.utils.mask_utils import MaskType, check_noise_strength
 
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
