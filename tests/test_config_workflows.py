@@ -269,13 +269,15 @@ def test_one_shape_and_the_faster_objective(folder, tmp_path):
 def test_training_of_the_other_family(folder, tmp_path):
     data, release = make_clips(tmp_path / "clips", videos=8, images=8, frames=9, size=(32, 32)), folder / "release"
     config = training_config(
-        folder, tmp_path / "plan.py", bucket_config=..., mask_ratios=..., max_train_steps=2, batch_size=2,
-        model=dict(type="OpenSoraT2V_v1_3-2B/122", from_pretrained=str(release / "transformer")),
+        folder, tmp_path / "plan.py", bucket_config=..., mask_ratios=..., max_train_steps=2, batch_size=1,
+        gradient_accumulation_steps=2, model=dict(type="OpenSoraT2V_v1_3-2B/122", from_pretrained=str(release / "transformer")),
         vae=dict(type="WFVAEModel_D8_4x8x8", from_pretrained=str(release / "vae")),
         text_encoder=dict(type="mt5", from_pretrained=str(release / "text"), model_max_length=64),
         scheduler=dict(type="EulerAncestralDiscrete", prediction_type="v_prediction", snr_gamma=5.0),
         dataset=dict(type="T2VDataset", data=str(data), num_frames=5, max_hxw=1024, group_data=True,
                      cache_dir=str(tmp_path / "cache")))
+    options = config_run.plan_options(parse_configs(True, [str(config)]), 2)
+    assert options.gradient_accumulation_steps == 2
     train(config)
     output = tmp_path / "outputs/000-OpenSoraT2V_v1_3-2B-122"
     assert len(rows(output)) == 2 and (output / "checkpoint-2/model_ema").is_dir()
@@ -469,7 +471,9 @@ def test_one_run_per_folder(folder, tmp_path):
     ({"load": "/no/such"}, "load /no/such: no such folder"), ({"lr": ...}, "the field lr is missing"),
     ({"scheduler": dict(type="dpm-solver")}, "'dpm-solver' does not go with the model"),
     ({"wandb": True}, "needs the package wandb"), ({"mask_ratios": {"identity": 0.2, "image_hed": 0.8}}, "image_hed"),
-    ({"sp_size": 2}, "sp_size 2 does not divide 1 processes")])
+    ({"sp_size": 2}, "sp_size 2 does not divide 1 processes"), ({"seed": 2**32}, "seed '4294967296': should be"),
+    ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4 has no effect on the training of STDiT2"),
+    ({"validate": True}, "validate True has no effect"), ({"vae": dict(type="VideoAutoencoderKL", typo=1)}, "field 'typo'")])
 def test_mistakes_in_training_configs(changes, words, folder, tmp_path):
     with pytest.raises((ValueError, OSError), match=words):
         train(training_config(folder, tmp_path / "train.py", **changes))

@@ -20,7 +20,7 @@ from opensora.pipelines.t2v import OpenSoraPipeline
 from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family, check_part
 from opensora.sample.config_job import Job, Request, check_single_clips, plan_requests
 from opensora.schedulers import SCHEDULERS
-from opensora.utils.folder_lock import exclusive_folder
+from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
 # What goes together: the vae, text encoders and schedulers of a model.
 FAMILIES = {
@@ -57,6 +57,9 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     maker_class = STDiTMaker if config["model"]["type"] == "STDiT2-XL/2" else PlanMaker
     maker_class.check(config, job, requests, long)
     with exclusive_folder(job.save_dir, device.is_main):
+        if device.is_main:
+            check_free_space(job.save_dir, job.bytes_per_sample * sum(
+                not _is_done(job, request, number) for request in requests for number in range(job.num_sample)))
         barrier(device.world_size)  # no process works before the first has the folder
         _make_all(maker_class(config, job, device, long), job, requests, device)
         barrier(device.world_size)  # which it keeps until all are done
@@ -66,9 +69,14 @@ def _make_all(maker: Maker, job: Job, requests: Sequence[Request], device: Devic
     batches = [requests[start:start + maker.batch_size] for start in range(0, len(requests), maker.batch_size)]
     for batch in batches[device.rank::device.world_size]:
         for number in range(job.num_sample):
-            todo = [request for request in batch if not (job.prompt_as_path and job.path(request, number).exists())]
+            todo = [request for request in batch if not _is_done(job, request, number)]
             if todo:
                 write(job, todo, number, maker.make(todo, number))
+
+
+def _is_done(job: Job, request: Request, number: int) -> bool:
+    """Only results that are named by their prompts are left as they are."""
+    return job.prompt_as_path and job.path(request, number).exists()
 
 
 def write(job: Job, requests: Sequence[Request], number: int, pieces: Iterable[np.ndarray]) -> None:

@@ -12,6 +12,7 @@ from opensora.pipelines.mask_strategy import check_strategy, parse_strategy
 from opensora.pipelines.prompt_syntax import clip_texts, loop_texts, split_overrides
 from opensora.pipelines.references import find_reference, split_paths
 from opensora.utils.config_utils import check_fields
+from opensora.utils.folder_lock import compressed_bytes
 
 NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "num_frames", "image_size", "fps",
           "save_dir")
@@ -92,6 +93,12 @@ class Job:
     @property
     def model_fps(self) -> float:
         return self.fps / self.frame_interval if self.divide_fps else self.fps
+
+    @property
+    def bytes_per_sample(self) -> float:
+        """About what a result takes on the disk."""
+        kept = self.condition_frame_length if self.loop > 1 else 0
+        return compressed_bytes(self.loop * (self.num_frames - kept) + kept, self.image_size[0] * self.image_size[1])
 
     def path(self, request: Request, number: int) -> Path:
         """Of a prompt's `number`-th sample."""
