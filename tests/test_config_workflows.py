@@ -25,7 +25,7 @@ from opensora.pipelines.long_video import Scene, make_long_video
 from opensora.pipelines.stdit import ClipSize
 from opensora.registry import REGISTRY, build, check_family
 from opensora.sample import config_inference as inference
-from opensora.sample.config_job import Job, file_name, plan_requests
+from opensora.sample.config_job import Job, file_name, plan_requests, without_effect
 from opensora.train import config_run
 from opensora.train.checkpoint import checkpoints
 from opensora.utils.config_utils import parse_configs
@@ -100,6 +100,7 @@ def test_inference(folder, run, tmp_path):
     config = inference_config(folder, tmp_path / "video.py")
     finished = run("scripts/inference.py", config)
     assert finished.returncode == 0, finished.stderr
+    assert "note: image_size (36, 50) is cut to (32, 48)" in finished.stderr
     videos = sorted((tmp_path / "samples").iterdir())
     assert [path.name for path in videos] == ["sample_0.mp4", "sample_1.mp4", "sample_2.mp4"]
     with VideoReader(videos[0]) as reader:
@@ -421,6 +422,7 @@ def test_names_of_results():
     ({"prompt": ["|0|a dog|2|a cat"]}, "texts for several clips: .*scripts/inference-long.py"),
     ({"prompt": ["\ud800"]}, "half of a surrogate pair"), ({"prompt": 5}, "prompt 5: should be a list of texts"),
     ({"scheduler": dict(type="dpm-solver", cfg_channel=3)}, "dpm-solver has no field 'cfg_channel'"),
+    ({"scheduler": dict(type="iddpm", cfg_channel=0)}, "cfg_channel 0: should be a number of channels"),
     ({"vae": dict(type="VideoAutoencoderKL", micro_batchsize=3)}, "did you mean micro_batch_size"),
     ({"seed": -1}, "seed '-1': should be a whole number from 0 to 4294967295"), ({"seed": 2**32}, "seed '4294967296'"),
     ({"seed": True}, "seed 'True'"), ({"start_index": "1"}, "start_index '1': should be a whole number")])
@@ -447,6 +449,18 @@ def test_parts_of_a_list_keep_their_references(folder, tmp_path):
     inference_config(folder, config, reference_path=["a.png", "b.png"], mask_strategy=None, start_index=-2)
     with pytest.raises(ValueError, match="2 prompts, 1 entries of reference_path"):
         make(config, long=True)
+
+
+def test_what_has_no_effect_is_said():
+    job = Job(**JOB, loop=2, condition_frame_length=1)
+    requests = plan_requests({"prompt": ["|0|a|1|b|2|c"], "mask_strategy": ["1;3"]}, job, long=True)
+    assert list(without_effect(job, requests)) == [
+        "prompt 0 has a text from clip 2 on, but loop is 2, counted from 0",
+        "prompt 0 has a mask strategy for clip 3, but loop is 2, counted from 0"]
+    assert list(without_effect(Job(**JOB, condition_frame_length=1), [])) == [
+        "condition_frame_length 1 has no effect: loop is 1"]
+    with pytest.raises(ValueError, match="has neither reference_path nor mask_strategy"):
+        plan_requests({"prompt": ['a {"refrence_path": "a.png"}']}, job, long=True)
 
 
 def test_a_mask_strategy_without_references(folder, tmp_path):

@@ -18,7 +18,7 @@ from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize, STDiTPipeline
 from opensora.pipelines.t2v import OpenSoraPipeline
 from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family, check_part
-from opensora.sample.config_job import Job, Request, check_single_clips, plan_requests
+from opensora.sample.config_job import Job, Request, check_single_clips, plan_requests, without_effect
 from opensora.schedulers import SCHEDULERS
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
@@ -54,6 +54,8 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     for kind in (MODEL, VAE, TEXT_ENCODER, SCHEDULER):
         check_part(config[kind], kind)
     requests = plan_requests(config, job, long)
+    for note in without_effect(job, requests) if device.is_main else ():
+        print(f"note: {note}", file=sys.stderr)
     maker_class = STDiTMaker if config["model"]["type"] == "STDiT2-XL/2" else PlanMaker
     maker_class.check(config, job, requests, long)
     with exclusive_folder(job.save_dir, device.is_main):
@@ -154,6 +156,9 @@ class PlanMaker:
 
     def __init__(self, config: Mapping[str, Any], job: Job, device: Device, long: bool):
         self.job, self.is_main = job, device.is_main
+        if job.batch_size > 1 and device.is_main:
+            print(f"note: batch_size {job.batch_size} has no effect: {config['model']['type']} makes one prompt at a "
+                  f"time", file=sys.stderr)
         self.sampler = build(config["scheduler"], SCHEDULER)
         text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=device.dtype)
         self.max_length = text_encoder.max_length

@@ -6,7 +6,7 @@ import re
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 from opensora.pipelines.mask_strategy import check_strategy, parse_strategy
 from opensora.pipelines.prompt_syntax import clip_texts, loop_texts, split_overrides
@@ -159,8 +159,8 @@ def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Reque
         OSError: a reference is not there or cannot be fetched.
     """
     prompts, first, earlier = config["prompt"], config.get("first_index", 0), config.get("earlier_prompts", [])
-    for prompt in prompts:
-        if not prompt.isprintable() and any("\ud800" <= letter <= "\udfff" for letter in prompt):
+    for prompt in (*earlier, *prompts):
+        if re.search("[\ud800-\udfff]", prompt):
             raise ValueError(f"prompt {ascii(prompt)}: holds half of a surrogate pair, which is no text")
     names = file_names([*earlier, *prompts])[len(earlier):]
     if not long:
@@ -175,9 +175,23 @@ def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Reque
             for place, (name, prompt, *row) in enumerate(zip(names, prompts, *rows))]
 
 
-def _plan_one(index: int, name: str, prompt: str, reference_path: Optional[str], mask_strategy: Optional[str], cache_dir: str,
-              loop: int) -> Request:
+def without_effect(job: Job, requests: Sequence[Request]) -> Iterator[str]:
+    """What is asked of a long video and has no effect with this many clips, a sentence each."""
+    if job.loop == 1 and job.condition_frame_length:
+        yield f"condition_frame_length {job.condition_frame_length} has no effect: loop is 1"
+    for request in requests:
+        for start in [start for start, _ in clip_texts(request.prompt) if start >= job.loop]:
+            yield f"prompt {request.index} has a text from clip {start} on, but loop is {job.loop}, counted from 0"
+        for group in [group for group in request.groups if group.clip >= job.loop]:
+            yield f"prompt {request.index} has a mask strategy for clip {group.clip}, but loop is {job.loop}, " \
+                  f"counted from 0"
+
+
+def _plan_one(index: int, name: str, prompt: str, reference_path: Optional[str], mask_strategy: Optional[str],
+              cache_dir: str, loop: int) -> Request:
     text, overrides = split_overrides(prompt)
+    if text != prompt and not overrides:
+        raise ValueError(f"prompt {prompt!r}: the json behind its text has neither reference_path nor mask_strategy")
     references = split_paths(overrides.get("reference_path", reference_path))
     groups = parse_strategy(overrides.get("mask_strategy", mask_strategy))
     try:
