@@ -271,7 +271,8 @@ def test_training_of_the_other_family(folder, tmp_path):
     data, release = make_clips(tmp_path / "clips", videos=8, images=8, frames=9, size=(32, 32)), folder / "release"
     config = training_config(
         folder, tmp_path / "plan.py", bucket_config=..., mask_ratios=..., max_train_steps=2, batch_size=1,
-        gradient_accumulation_steps=2, model=dict(type="OpenSoraT2V_v1_3-2B/122", from_pretrained=str(release / "transformer")),
+        gradient_accumulation_steps=2,
+        model=dict(type="OpenSoraT2V_v1_3-2B/122", from_pretrained=str(release / "transformer")),
         vae=dict(type="WFVAEModel_D8_4x8x8", from_pretrained=str(release / "vae")),
         text_encoder=dict(type="mt5", from_pretrained=str(release / "text"), model_max_length=64),
         scheduler=dict(type="EulerAncestralDiscrete", prediction_type="v_prediction", snr_gamma=5.0),
@@ -377,9 +378,9 @@ def test_jobs_that_cannot_be(changes, words):
         Job(**{**JOB, **changes})
 
 
-PROMPTS = ["a/b", "a_b", "a\\b", "a\nb", "a_b-" + "0" * 16, "a", "a", "a ", " a", "A", "", "", " ", ".", "..", ".a", "_a",
-           "_10", "a-0", "ж" * 200, "ж" * 201, "ж" * 75, "x" * 5000, 'a{"mask_strategy": ""}', 'a{"mask_strategy": "None"}',
-           file_name("a/b")]
+PROMPTS = ["a/b", "a_b", "a\\b", "a\nb", "a_b-" + "0" * 16, "a", "a", "a ", " a", "A", "", "", " ", ".", "..", ".a",
+           "_a", "_10", "a-0", "ж" * 200, "ж" * 201, "ж" * 75, "x" * 5000, 'a{"mask_strategy": ""}',
+           'a{"mask_strategy": "None"}', file_name("a/b")]
 
 
 def test_prompts_never_share_a_name():
@@ -487,7 +488,8 @@ def test_one_run_per_folder(folder, tmp_path):
     ({"wandb": True}, "needs the package wandb"), ({"mask_ratios": {"identity": 0.2, "image_hed": 0.8}}, "image_hed"),
     ({"sp_size": 2}, "sp_size 2 does not divide 1 processes"), ({"seed": 2**32}, "seed '4294967296': should be"),
     ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4 has no effect on the training of STDiT2"),
-    ({"validate": True}, "validate True has no effect"), ({"vae": dict(type="VideoAutoencoderKL", typo=1)}, "field 'typo'")])
+    ({"validate": True}, "validate True has no effect"),
+    ({"vae": dict(type="VideoAutoencoderKL", typo=1)}, "field 'typo'")])
 def test_mistakes_in_training_configs(changes, words, folder, tmp_path):
     with pytest.raises((ValueError, OSError), match=words):
         train(training_config(folder, tmp_path / "train.py", **changes))

@@ -194,7 +194,8 @@ def test_a_record_that_cannot_be_read_is_named_and_made_again(text, tmp_path, ca
 
 def test_scores_that_cannot_be_read_are_made_again(tmp_path, capsys):
     good = {"psnr": 30.0, "ssim": 0.5}
-    videos = {"a.mp4": good, "b.mp4": {}, "c.mp4": {"psnr": 1.0}, "d.mp4": {**good, "ssim": float("nan")}, "e.mp4": None}
+    videos = {"a.mp4": good, "b.mp4": {}, "c.mp4": {"psnr": 1.0}, "d.mp4": {**good, "ssim": float("nan")},
+              "e.mp4": None}
     (tmp_path / "reconstruction.rank1.json").write_text(json.dumps({"settings": {"ae": AE}, "videos": videos}))
     assert Results(tmp_path, {"ae": AE}).earlier == {"a.mp4": good}
     assert "reconstruction.rank1.json holds no scores of b.mp4, c.mp4, d.mp4, e.mp4" in capsys.readouterr().err

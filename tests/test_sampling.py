@@ -106,7 +106,7 @@ def test_a_result_whose_json_does_not_say_how_it_was_made(text, reason, flags, t
     sample.metadata_path.write_text(text)
     check_same_run(sample, options)  # there is no result yet
     sample.path.write_bytes(b"")
-    with pytest.raises(ValueError, match=f"{sample.metadata_path.name} does not say how .* was made .*{reason}.*--overwrite"):
+    with pytest.raises(ValueError, match=f"{sample.metadata_path.name} does not say how .*{reason}.*--overwrite"):
         check_same_run(sample, options)
     record = {"arguments": options.as_metadata(), "prompt": "a"}
     sample.metadata_path.write_text(json.dumps(record))

@@ -91,8 +91,8 @@ def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> Confi
     """The config that the command line names, changed by its flags; defaults filled in, prompts read.
 
     Fields can be reached as attributes and as items. In inference `prompt` is the list of prompts to take,
-    `earlier_prompts` those before them in the whole list, and `first_index` how many those are. An unknown flag, or one of the other mode, ends the program
-    with argparse's message.
+    `earlier_prompts` those before them in the whole list, and `first_index` how many those are. An unknown flag, or one
+    of the other mode, ends the program with argparse's message.
 
     Raises:
         FileNotFoundError: no such config or prompt file.
