@@ -6,6 +6,7 @@ Half of the prompts are combinations of colour, shape and background that traini
 """
 from __future__ import annotations
 
+import argparse
 import json
 from contextlib import nullcontext
 from pathlib import Path
