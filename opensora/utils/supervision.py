@@ -133,6 +133,10 @@ def _be_front() -> None:
         return  # in the worker
     os.close(requests)
     _set_name(FRONT_NAME.format(run.launcher))
+    if run.launcher_waits:
+        with suppress(OSError):
+            # msrun asks without a pause whether its processes have ended, which takes a core from them.
+            os.setpriority(os.PRIO_PROCESS, run.launcher, 19)
     if run.launcher_waits and not die_with_parent(run.launcher, LAUNCHER_DIED):
         os.write(front_end, STOP)
     _pass_signals_on(run, supervisor, received, front_end)
