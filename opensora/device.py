@@ -19,6 +19,7 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 
+from opensora.ops.cpu import kernels
 from opensora.utils import supervision
 from opensora.utils.cli import str2bool
 from opensora.utils.stopping import handle_signals
@@ -56,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on Ascend, fp32 on a CPU")
     group.add_argument("--jit_level", choices=("O0", "O1", "O2"), help="compiler level of graph mode")
     group.add_argument("--max_device_memory", help="most device memory to use, such as 59GB")
-    group.add_argument("--seed", type=int, default=1234)
+    group.add_argument("--seed", type=int, default=1234,
+                       help="of everything random: noise, data order, initial weights")
     group.add_argument("--use_parallel", type=str2bool, nargs="?", const=True, default=False,
                        help="True under msrun: join the process group it made")
 
@@ -122,6 +124,8 @@ def join_processes() -> tuple[int, int]:
     size = ms.communication.get_group_size()
     supervision.meet_at_end(lambda: barrier(size))
     atexit.register(_leave)
+    if ms.get_context("device_target") == "CPU":
+        kernels.check_ranks_agree()
     return ms.communication.get_rank(), size
 
 

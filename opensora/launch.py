@@ -13,12 +13,14 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
-from opensora.utils.supervision import REPEATED_WITHIN, USER_SIGNALS, die_with_parent, fronts_of
+from opensora.utils.failed_ranks import failure_report
+from opensora.utils.supervision import REPEATED_WITHIN, USER_SIGNALS, die_with_parent, flag_value, fronts_of
 
 
 def main() -> None:
-    launcher = os.getpid()
+    launcher, started = os.getpid(), time.time()
 
     def before_msrun() -> None:
         os.setsid()  # Ctrl-C at a terminal comes to this process only
@@ -46,8 +48,12 @@ def main() -> None:
     for number in USER_SIGNALS:
         signal.signal(number, forward)
     status = msrun.wait()
+    if status != 0 and asked_by is None:
+        for line in failure_report(Path(flag_value(sys.argv, "--log_dir") or "."), since=started):
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(1)
     if status != 0:
-        sys.exit(1 if asked_by is None else 128 + asked_by)
+        sys.exit(128 + asked_by)
 
 
 if __name__ == "__main__":

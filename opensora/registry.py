@@ -17,7 +17,7 @@ import mindspore as ms
 from opensora.datasets.variable_video import VariableVideoTextDataset, VideoTextDataset
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, WFVAEModel, get_vae
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
-from opensora.models.checkpoint_files import read_config
+from opensora.models.checkpoint_files import read_config, resolve_path
 from opensora.models.dit.config import PRESETS as DIT_PRESETS
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.loading import ModelConfig
@@ -96,9 +96,10 @@ def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
     Raises:
         FileNotFoundError: neither is on this machine.
     """
-    path = Path(name)
-    if path.exists():
-        return path
+    try:
+        return resolve_path(name)
+    except FileNotFoundError:
+        pass
     try:
         from huggingface_hub import snapshot_download
         return Path(snapshot_download(name, cache_dir=cache_dir, local_files_only=True))

@@ -151,7 +151,7 @@ def test_clear_errors(vae, tmp_path):
     with pytest.raises(ValueError, match="wrong.*do not fit the configuration"):
         WFVAEModel.from_pretrained(tmp_path / "wrong")
     write_config(tmp_path / "wrong", base_chanels=16)
-    with pytest.raises(ValueError, match="wrong/diffusion_pytorch_model.safetensors: .*base_chanels.*base_channels"):
+    with pytest.raises(ValueError, match="wrong/config.json: .*base_chanels.*base_channels"):
         WFVAEModel.from_pretrained(tmp_path / "wrong")
     (tmp_path / "wrong/config.json").write_text("{")
     with pytest.raises(ValueError, match="config.json: not a json file"):

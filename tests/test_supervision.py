@@ -12,18 +12,18 @@ from pathlib import Path
 
 import psutil
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 MSRUN = Path(sys.executable).with_name("msrun")
 LAUNCHER = [sys.executable, "-m", "opensora.launch"]
 
 
 class Run:
-    def __init__(self, folder: Path, mode: str, port: int, command=(MSRUN,), prefix=()):
+    def __init__(self, folder: Path, mode: str, command=(MSRUN,), prefix=()):
         self.folder = folder
         self.screen = open(folder / "screen", "w")
         self.process = subprocess.Popen(
-            [*prefix, *command, "--worker_num=2", "--local_worker_num=2", f"--master_port={port}",
+            [*prefix, *command, "--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}",
              f"--log_dir={folder}/logs", "--join=True", "tests/supervised.py", folder, mode], cwd=ROOT,
             env={**os.environ, "PATH": f"{MSRUN.parent}:{os.environ['PATH']}"}, stdout=self.screen, stderr=self.screen)
 
@@ -73,7 +73,7 @@ class Run:
 
 
 def test_a_crash_after_the_work_is_no_failure(tmp_path):
-    run = Run(tmp_path, "crash at exit", 8701)
+    run = Run(tmp_path, "crash at exit")
     run.wait_until(lambda: (tmp_path / "scheduler.pid").exists())
     (tmp_path / "finished").touch()
     assert run.end() == 0
@@ -81,7 +81,7 @@ def test_a_crash_after_the_work_is_no_failure(tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
 def test_ranks_save_and_end_when_msrun_is_ended(number, tmp_path):
-    run = Run(tmp_path, "graceful", 8702)
+    run = Run(tmp_path, "graceful")
     run.wait_until_ready()
     run.process.send_signal(number)
     assert run.end() != 0
@@ -90,7 +90,7 @@ def test_ranks_save_and_end_when_msrun_is_ended(number, tmp_path):
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_the_launcher_waits_for_the_ranks(number, tmp_path):
-    run = Run(tmp_path, "graceful", 8703, LAUNCHER)
+    run = Run(tmp_path, "graceful", LAUNCHER)
     run.wait_until_ready()
     run.process.send_signal(number)
     run.process.wait(30)
@@ -98,7 +98,7 @@ def test_the_launcher_waits_for_the_ranks(number, tmp_path):
 
 
 def test_a_second_signal_to_the_launcher_ends_at_once(tmp_path):
-    run = Run(tmp_path, "stuck", 8704, LAUNCHER)
+    run = Run(tmp_path, "stuck", LAUNCHER)
     run.wait_until_ready()
     run.process.send_signal(signal.SIGTERM)
     time.sleep(1)
@@ -108,7 +108,7 @@ def test_a_second_signal_to_the_launcher_ends_at_once(tmp_path):
 
 
 def test_killing_the_launcher(tmp_path):
-    run = Run(tmp_path, "graceful", 8705, LAUNCHER)
+    run = Run(tmp_path, "graceful", LAUNCHER)
     run.wait_until_ready()
     run.process.kill()
     run.end()
@@ -120,7 +120,7 @@ def test_killing_the_launcher(tmp_path):
                                                (2, "ERROR in rank 1: process [0-9]+ was killed")],
                          ids=["worker", "supervisor", "front"])
 def test_a_killed_rank_is_named_at_once(generation, shown, tmp_path):
-    run = Run(tmp_path, "graceful", 8706)
+    run = Run(tmp_path, "graceful")
     run.wait_until_ready()
     start = time.monotonic()
     run.ancestor("rank1", generation).kill()
@@ -130,7 +130,7 @@ def test_a_killed_rank_is_named_at_once(generation, shown, tmp_path):
 
 
 def test_an_error_ends_the_other_ranks(tmp_path):
-    run = Run(tmp_path, "error", 8707)
+    run = Run(tmp_path, "error")
     assert run.end() == 1
     assert "ERROR in rank 1: clip.mp4: cannot be read" in run.text()
 
@@ -139,7 +139,7 @@ def test_an_error_ends_the_other_ranks(tmp_path):
 def test_under_nice_19_and_load(tmp_path):
     load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
     try:
-        run = Run(tmp_path, "crash at exit", 8708, prefix=["nice", "-n", "19"])
+        run = Run(tmp_path, "crash at exit", prefix=["nice", "-n", "19"])
         run.wait_until(lambda: (tmp_path / "scheduler.pid").exists())
         (tmp_path / "finished").touch()
         assert run.end(60) == 0

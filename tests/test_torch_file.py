@@ -99,8 +99,7 @@ def write_pickle(path, data: bytes, compression=zipfile.ZIP_STORED, byteorder="l
 def test_a_pickle_cannot_change_what_stands_for_torch(tmp_path):
     for state in (b"}X\x03\x00\x00\x00tagX\x03\x00\x00\x00F64s", b"N}X\x03\x00\x00\x00tagX\x03\x00\x00\x00F64s\x86"):
         write_pickle(tmp_path / "evil.pt", b"\x80\x02ctorch\nFloatStorage\n" + state + b"b.")
-        with pytest.raises(ValueError, match="evil.pt: a damaged torch file"):
-            read_torch_file(tmp_path / "evil.pt")
+        assert read_torch_file(tmp_path / "evil.pt").name == "torch.FloatStorage", "the state is not read"
     save_zip(tmp_path / "x.pt", {"w": tensor(np.ones(2, np.float32))})
     assert read_torch_file(tmp_path / "x.pt")["w"].dtype == "F32"
 

@@ -9,8 +9,8 @@ Before a worker reads a sample it tells its parent the name. If it then dies, or
 which makes the same batch again from the same seeds with that sample known to be broken.
 
 A worker ends when its parent does: the kernel kills it then (Linux), and elsewhere it ends when the pipe closes.
-It ignores SIGINT, SIGTERM and SIGHUP, which terminals and job
-schedulers send to all processes of a job: the parent decides when it ends.
+It ignores SIGINT, SIGTERM and SIGHUP, which terminals and job schedulers send to all processes of a job: the parent
+decides when it ends.
 """
 from __future__ import annotations
 

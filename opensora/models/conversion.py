@@ -25,7 +25,7 @@ def convert(src: PathLike, target: PathLike, config_path: PathLike, use_ema: boo
     config = read_config(config_path)
     state = open_state(src, use_ema)
     check_shapes(state, src, config, config_path)
-    write_safetensors(target, state, progress=True)
+    write_safetensors(target, state, progress=True, check_finite=True)
 
 
 def convert_mindspore(src: PathLike, target: PathLike, config_path: PathLike) -> None:
@@ -47,4 +47,4 @@ def convert_mindspore(src: PathLike, target: PathLike, config_path: PathLike) ->
         tensors = model.own_tensors(state)
     except ValueError as error:
         raise ValueError(f"{src}: {error}") from error
-    write_safetensors(target, tensors, progress=True)
+    write_safetensors(target, tensors, progress=True, check_finite=True)

@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Union
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence, Union
 
 from opensora.models.tensor_file import StoredTensor
 
@@ -46,6 +46,51 @@ T5 = Kind(sizes=(
     Size("encoder.block.0.layer.1.DenseReluDense.wo.weight", 1, "d_ff", lambda c: c["d_ff"]),
 ), layers="encoder.block.")
 
+# What folders of other projects and generations are called in an error.
+OTHER_KINDS = {
+    "CausalVAEModel": "the autoencoder of Open-Sora-Plan v1.0 to v1.2",
+    "LatteT2V": "the transformer of Open-Sora-Plan v1.0 and v1.1",
+    "OpenSoraT2V": "the transformer of Open-Sora-Plan v1.2",
+    "AutoencoderKL": "the image autoencoder of Stable Diffusion",
+    "STDiT": "the transformer of Open-Sora v1.0",
+    "STDiT2": "the transformer of Open-Sora v1.1",
+}
+# Keys by which a config.json is known that does not name its class; the first that has them all counts.
+TELLING_KEYS = {
+    "WFVAEModel": ("base_channels", "latent_dim"),
+    "CausalVAEModel": ("hidden_size_mult", "z_channels"),
+    "LatteT2V": ("video_length", "caption_channels"),
+    "OpenSoraInpaint_v1_3": ("sparse1d", "vae_scale_factor_t"),
+    "OpenSoraT2V_v1_3": ("sparse1d", "caption_channels"),
+    "OpenSoraT2V": ("attention_mode", "caption_channels"),
+    "STDiT2": ("input_sq_size", "depth"),
+    "AutoencoderKL": ("block_out_channels", "latent_channels"),
+    "t5": ("d_model", "d_kv", "d_ff"),
+}
+
+
+def kind_of(config: Mapping[str, Any]) -> Optional[str]:
+    """The class a config.json is for, as diffusers or transformers name it; None if that does not show."""
+    named = config.get("_class_name") or config.get("model_type") or (config.get("architectures") or [None])[0]
+    if isinstance(named, str):
+        return named
+    return next((kind for kind, keys in TELLING_KEYS.items() if all(key in config for key in keys)), None)
+
+
+def check_kind(config: Mapping[str, Any], folder: Union[str, Path], expected: Sequence[str], flag: str = "") -> None:
+    """Raises ValueError if a config.json, of `folder`, is for a class that is not one of `expected`.
+
+    Args:
+        expected: names a config.json may give the class; the first is shown.
+        flag: the command's flag that names the folder, if any.
+    """
+    kind = kind_of(config)
+    if kind is None or kind in expected:
+        return
+    meaning = f" ({OTHER_KINDS[kind]})" if kind in OTHER_KINDS else ""
+    raise ValueError(f"{folder}: holds an {kind:.80}{meaning}; {flag or 'what is loaded here'} needs an {expected[0]}")
+
+
 # By the class of this project.
 KINDS = {"WFVAEModel": WFVAE, "OpenSoraT2V_v1_3": OPENSORA, "OpenSoraInpaint_v1_3": OPENSORA, "MT5EncoderModel": T5}
 MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # what transformers writes
@@ -53,10 +98,10 @@ MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # what transf
 
 def class_name(config: Mapping[str, Any], config_path: Union[str, Path]) -> str:
     """The class that a config.json is for. Raises ValueError if it is none of `KINDS`."""
-    published = config.get("_class_name") or config.get("model_type")
+    published = kind_of(config)
     name = MODEL_TYPES.get(published, published)
     if name not in KINDS:
-        raise ValueError(f"{config_path}: the config of a {published!r}; known are {', '.join([*KINDS, *MODEL_TYPES])}")
+        raise ValueError(f"{config_path}: the config of {published!r}; known are {', '.join([*KINDS, *MODEL_TYPES])}")
     return name
 
 

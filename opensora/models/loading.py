@@ -3,18 +3,22 @@ from __future__ import annotations
 
 import difflib
 import json
+import math
+import sys
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Mapping, Optional, Union
+from typing import Any, ClassVar, Mapping, Optional, Union, get_args, get_origin, get_type_hints
 
 import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
-from opensora.models.checkpoint_files import find_weights, open_state, read_config
+from opensora.models.checkpoint_files import config_path, find_weights, open_state, read_config
+from opensora.models.known_shapes import check_kind
 from opensora.models.safetensors_file import write_safetensors
-from opensora.models.tensor_file import AnyTensor, ArrayTensor, StoredTensor
+from opensora.models.tensor_file import FLOATS, AnyTensor, ArrayTensor, StoredTensor, few, is_finite
 from opensora.utils.files import atomic_write
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -31,28 +35,73 @@ class ModelConfig:
 
     @classmethod
     def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
-        """Raises ValueError for unknown keys."""
+        """The configuration; numbers that are written as text are read.
+
+        Raises:
+            ValueError: unknown keys, or values of another type.
+        """
         known = [field.name for field in fields(cls)]
+        types = get_type_hints(cls)
         kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in cls.ignored}
         for key in kept:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=3)
-                raise ValueError(f"{cls.__name__} has no key {key!r}"
+                raise ValueError(f"{cls.__name__} has no key {key!r:.100}"
                                  + (f"; did you mean {', '.join(close)}?" if close else ""))
+            try:
+                kept[key] = _as_type(kept[key], types[key])
+            except (TypeError, ValueError) as error:
+                raise ValueError(f"{cls.__name__}: {key} {kept[key]!r:.60} is not {_type_name(types[key])}") from error
         return cls(**kept)
 
     def to_dict(self) -> dict[str, Any]:
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
+def _as_type(value: Any, kind: Any) -> Any:
+    """A value of a config.json as the type of its field. Raises TypeError or ValueError if it is none."""
+    origin, arguments = get_origin(kind), get_args(kind)
+    if origin is Union:
+        for choice in arguments:
+            try:
+                return _as_type(value, choice)
+            except (TypeError, ValueError):
+                pass
+    elif origin is Sequence:
+        if isinstance(value, (list, tuple)):
+            return type(value)(_as_type(item, arguments[0]) for item in value)
+    elif kind is bool or isinstance(value, bool):
+        if kind is bool and isinstance(value, (bool, str)):
+            return {"true": True, "false": False}[str(value).lower()] if isinstance(value, str) else value
+    elif kind is int:
+        if int(value) == float(value):
+            return int(value)
+    elif kind is float:
+        if math.isfinite(float(value)):
+            return float(value) if isinstance(value, str) else value
+    elif isinstance(value, kind):
+        return value
+    raise TypeError(f"not {kind}")
+
+
+def _type_name(kind: Any) -> str:
+    if get_origin(kind) is Union:
+        return " or ".join(_type_name(choice) for choice in get_args(kind))
+    if get_origin(kind) is Sequence:
+        return f"a list of which each is {_type_name(get_args(kind)[0])}"
+    return {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}.get(kind, "null")
+
+
 class PretrainedModel(nn.Cell):
     """Base of the models. Parameters carry PyTorch's names, so a state dict travels both ways without renaming.
 
-    A subclass sets `config_class` and in __init__ `self.config`. `aliases` maps further torch names to parameters
+    A subclass sets `config_class` and in __init__ `self.config`, and `published_as` to other names of its class in a
+    config.json. `aliases` maps further torch names to parameters
     (tied weights); tensors whose names begin with one of `skipped` belong to parts that are not built here.
     """
 
     config_class: type = ModelConfig
+    published_as: tuple = ()
     aliases: dict[str, str] = {}
     skipped: tuple = ()
     dtype = ms.float32
@@ -70,14 +119,39 @@ class PretrainedModel(nn.Cell):
         Raises:
             FileNotFoundError, ValueError: no or damaged files; weights that do not fit the configuration.
         """
+        if config is None:
+            try:
+                config = cls.published_config(path)
+            except FileNotFoundError:
+                find_weights(path)  # a folder without weights is said to be one
+                raise
         source = find_weights(path)
         state = open_state(source, use_ema)
         try:
-            model = cls.without_weights(**(read_config(path) if config is None else config))
-            model._fill(state, dtype, strict=True)
+            model = cls.without_weights(**config)
+            model._fill(state, dtype, strict=True, source=source)
         except ValueError as error:
             raise error if str(error).startswith(str(source.parent)) else ValueError(f"{source}: {error}") from error
         return model
+
+    @classmethod
+    def published_config(cls, path: Union[str, Path], flag: str = "") -> dict[str, Any]:
+        """The config.json at `path`, checked without reading any weights.
+
+        Args:
+            flag: the command's flag that names the path, for errors.
+
+        Raises:
+            FileNotFoundError: there is none.
+            ValueError: it is for another model, or has keys or values that this one has no use for.
+        """
+        config = read_config(path)
+        check_kind(config, path, (cls.__name__, *cls.published_as), flag)
+        try:
+            values = cls.config_class.from_dict(config)
+        except ValueError as error:
+            raise ValueError(f"{config_path(path)}: {error!s:.500}") from error
+        return {key: getattr(values, key, value) for key, value in config.items()}
 
     @classmethod
     def without_weights(cls, **config) -> "PretrainedModel":
@@ -141,14 +215,27 @@ class PretrainedModel(nn.Cell):
         self.dtype = dtype
         return self
 
-    def _fill(self, state: Mapping[str, AnyTensor], dtype, strict: bool) -> tuple[list[str], list[str]]:
-        """Checks names and shapes, then reads tensor after tensor."""
+    def _fill(self, state: Mapping[str, AnyTensor], dtype, strict: bool,
+              source: Union[str, Path] = "weights") -> tuple[list[str], list[str]]:
+        """Checks names and shapes, then reads tensor after tensor; notes what cannot be right in those of `source`."""
         state = self._with_aliases(state)
         missing, unexpected = self._check(state, strict)
         single = self._float32_parameters()
+        not_finite, integers = [], []
         for name, parameter in self.parameters_and_names():
             if name in state:
-                _set(parameter, state[name].numpy(), ms.float32 if name in single else dtype)
+                value = state[name].numpy()
+                if not is_finite(value):
+                    not_finite.append(name)
+                if isinstance(state[name], StoredTensor) and state[name].dtype not in FLOATS:
+                    integers.append(f"{name}: {state[name].dtype}")
+                _set(parameter, value, ms.float32 if name in single else dtype)
+        if not_finite:
+            print(f"{source}: {few('tensors hold NaN or infinity', not_finite)}: what the model computes will be NaN",
+                  file=sys.stderr)
+        if integers:
+            print(f"{source}: {few('tensors are integers where the model has floats', integers)}: they are taken as "
+                  f"they are, without the scale that quantised weights need", file=sys.stderr)
         self.dtype = dtype
         return missing, unexpected
 
@@ -196,8 +283,3 @@ def _set(parameter: Parameter, value: np.ndarray, dtype) -> None:
 
 def _numpy(parameter: Parameter) -> np.ndarray:
     return (parameter.astype(ms.float32) if parameter.dtype == ms.bfloat16 else parameter).asnumpy()
-
-
-def few(what: str, names: list[str]) -> str:
-    """How many names, what they are, and the first of them: `5 missing (a, b, c ...)`."""
-    return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})" if names else "")

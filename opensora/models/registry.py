@@ -6,7 +6,6 @@ from typing import Optional, Union
 
 import mindspore as ms
 
-from opensora.models.loading import read_config
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.model import WFVAEModel
 
@@ -27,7 +26,7 @@ def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Opt
     """
     if name not in VAES:
         raise ValueError(f"--ae {name!r} is not one of {', '.join(VAES)}")
-    values = read_config(path)
+    values = WFVAEModel.published_config(path)
     config = WFVAEConfig.from_dict(values)
     found = (config.latent_dim, config.temporal_stride, config.spatial_stride)
     if found != VAES[name]:

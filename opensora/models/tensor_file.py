@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import math
 import os
+from functools import lru_cache
 from pathlib import Path
 from typing import BinaryIO, Iterator, NamedTuple, Optional, Sequence, Union
 
@@ -10,17 +11,38 @@ import numpy as np
 
 PIECE = 16 << 20  # bytes that are in memory at a time while a tensor is copied
 
-# The names of types are those of safetensors. numpy has no bfloat16, so its bits are read as integers.
+MOST_AXES = 32  # numpy's limit
+LARGEST_TENSOR = 1 << 48  # elements
+
+# The names of types are those of safetensors. numpy has no bfloat16 and no float8: their bits are read as integers.
 NUMPY_TYPES = {
     "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1"),
     "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
-    "U8": np.dtype("u1"), "BOOL": np.dtype("?"),
+    "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
+    "BOOL": np.dtype("?"),
 }
+BITS = ("BF16", "F8_E4M3", "F8_E5M2")  # types that are widened to float32, which is exact
+FLOATS = ("F64", "F32", "F16", *BITS)
 
 
 def cut_off(path: Path, what: str = "the file") -> ValueError:
     """The error of a file that ends too early."""
     return ValueError(f"{path}: {what} is cut off; download or copy the file again")
+
+
+def element_count(shape: Sequence[int]) -> int:
+    """The product of a shape that a file claims. Raises ValueError if no tensor can have it."""
+    if len(shape) > MOST_AXES:
+        raise ValueError(f"a tensor of {len(shape)} axes; at most {MOST_AXES} can be read")
+    count = 1
+    for size in shape:
+        if type(size) is not int or not 0 <= size <= LARGEST_TENSOR:
+            raise ValueError("a shape that is not made of sizes")
+        count *= size or 1
+        if count > LARGEST_TENSOR:
+            raise ValueError(f"a tensor of more than 2**48 elements, {tuple(shape)}")
+    return 0 if 0 in shape else count
 
 
 class OpenFile:
@@ -59,6 +81,8 @@ class ScatteredFile:
 
     def read(self, offset: int, size: int) -> bytearray:
         """`size` bytes from `offset` on, counted over the places."""
+        if len(self.places) == 1:
+            return self.file.read(self.places[0][0] + offset, size)
         data = bytearray()
         for start, length in self.places:
             count = min(size - len(data), length - offset)
@@ -93,12 +117,14 @@ class StoredTensor(NamedTuple):
             yield self.file.read(self.offset + start, min(PIECE, self.nbytes - start))
 
     def numpy(self) -> np.ndarray:
-        """The tensor; bfloat16 becomes float32."""
+        """The tensor; bfloat16 and float8 become float32."""
         elements = np.ascontiguousarray(self._elements()).reshape(self.shape)
         if self.dtype == "BF16":
             bits = elements.astype(np.uint32)
             bits <<= 16
             return bits.view(np.float32)
+        if self.dtype in BITS:
+            return _float8_values(self.dtype)[elements]
         return elements
 
     def _elements(self) -> np.ndarray:
@@ -116,7 +142,7 @@ class ArrayTensor:
     """An array in memory with the face of a `StoredTensor`."""
 
     def __init__(self, array: np.ndarray):
-        tags = {kind: tag for tag, kind in NUMPY_TYPES.items() if tag != "BF16"}
+        tags = {kind: tag for tag, kind in NUMPY_TYPES.items() if tag not in BITS}
         if array.dtype not in tags:
             raise ValueError(f"an array of {array.dtype} cannot be stored")
         self.array = array
@@ -133,9 +159,45 @@ class ArrayTensor:
 AnyTensor = Union[StoredTensor, ArrayTensor]
 
 
+@lru_cache(maxsize=None)
+def _float8_values(dtype: str) -> np.ndarray:
+    """The float32 value of each of the 256 bytes (Micikevicius et al. 2022, table 1)."""
+    bits = np.arange(256, dtype=np.uint16)
+    if dtype == "F8_E5M2":  # the upper half of a float16
+        return (bits << 8).view(np.float16).astype(np.float32)
+    exponent, mantissa = bits >> 3 & 15, (bits & 7).astype(np.float32) / 8
+    magnitude = np.where(exponent == 0, mantissa * 2.0 ** -6, (1 + mantissa) * np.exp2(exponent.astype(np.float32) - 7))
+    magnitude[(bits & 127) == 127] = np.nan  # there is no infinity
+    return np.where(bits < 128, magnitude, -magnitude).astype(np.float32)
+
+
+def is_finite(values: np.ndarray) -> bool:
+    """Whether no number is NaN or infinite. The sum shows it at the speed of memory, unless it overflows."""
+    if values.dtype.kind != "f":
+        return True
+    with np.errstate(all="ignore"):
+        return bool(np.isfinite(np.sum(values, dtype=max(values.dtype, np.dtype(np.float32))))
+                    or np.isfinite(values).all())
+
+
+def is_finite_piece(piece: Union[bytearray, np.ndarray], dtype: str) -> bool:
+    """`is_finite` of what `raw()` yields of a tensor of type `dtype`."""
+    values = np.frombuffer(piece, NUMPY_TYPES[dtype])
+    if dtype == "BF16":  # all bits of the exponent set
+        return not bool(((values & 0x7F80) == 0x7F80).any())
+    if dtype in BITS:
+        return bool(np.isfinite(_float8_values(dtype))[values].all())
+    return is_finite(values)
+
+
 def contiguous_strides(shape: Sequence[int]) -> tuple:
     strides, step = [], 1
     for size in reversed(shape):
-        strides.insert(0, step)
+        strides.append(step)
         step *= size
-    return tuple(strides)
+    return tuple(reversed(strides))
+
+
+def few(what: str, names: Sequence[str]) -> str:
+    """How many names, what they are, and the first of them: `5 missing (a, b, c ...)`."""
+    return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})" if names else "")

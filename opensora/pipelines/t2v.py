@@ -10,6 +10,7 @@ from mindspore import Tensor
 
 from opensora.datasets.transforms import to_uint8
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
+from opensora.models.checkpoint_files import find_weights
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines.denoise import StepNoise, denoise
 from opensora.pipelines.parts import Part
@@ -52,7 +53,15 @@ class OpenSoraPipeline:
                         sample_method: str = "EulerAncestralDiscrete", prediction_type: str = "v_prediction",
                         rescale_betas_zero_snr: bool = True, dtype=ms.float32, prompt_template: str = POSITIVE,
                         negative_prompt: str = NEGATIVE) -> "OpenSoraPipeline":
-        """A pipeline from folders in the published layout; models load when they are first used."""
+        """A pipeline from folders in the published layout; models load when they are first used.
+
+        Raises:
+            FileNotFoundError, ValueError: a folder that holds another model, or none.
+        """
+        for model, folder in ((cls.transformer_class, model_path), (WFVAEModel, ae_path),
+                              (MT5EncoderModel, text_encoder)):
+            model.published_config(folder)
+            find_weights(folder)
         return cls(
             text_encoder=Part(lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype=dtype)),
             tokenizer=Tokenizer(text_encoder),

@@ -11,7 +11,7 @@ from tqdm import tqdm
 
 from opensora.device import Device
 from opensora.models import get_vae
-from opensora.models.loading import read_config
+from opensora.models.checkpoint_files import read_config
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import barrier
@@ -79,7 +79,8 @@ def run(options: SampleOptions, device: Device) -> None:
 
 def _run(options: SampleOptions, device: Device) -> None:
     sp_size = device.world_size if options.sp else options.sp_size
-    group = sequence_group(device, sp_size, read_config(options.model_path)["num_attention_heads"])
+    config = options.transformer_class.config_class.from_dict(read_config(options.model_path))
+    group = sequence_group(device, sp_size, config.num_attention_heads)
     samples = plan_samples(options, read_inputs(options))
     if not options.overwrite:
         for sample in samples:

@@ -16,9 +16,10 @@ from opensora.datasets.options import T2VDataOptions
 from opensora.datasets.sampler import BatchSampler
 from opensora.datasets.t2v import T2VDataset
 from opensora.device import Device
-from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, get_vae
+from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel, get_vae
 from opensora.models.checkpoint_files import find_weights, open_state, read_config
 from opensora.models.dit.config import PRESETS
+from opensora.models.known_shapes import check_kind
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import AllGather
 from opensora.parallel.flat import World
@@ -99,6 +100,9 @@ class T2VTraining:
 
     def __init__(self, options: T2VTrainOptions, device: Device, world: World, checkpoint: Optional[Path]):
         self.options, self.device, self.world = options, device, world
+        WFVAEModel.published_config(options.ae_path, "--ae_path")
+        if not options.data.text_embed_cache:
+            MT5EncoderModel.published_config(options.text_encoder_name_1, "--text_encoder_name_1")
         model = self.build_model(checkpoint)
         self.group = sequence_group(device, options.sp_size, model.config.num_attention_heads)
         if self.group.size > 1:
@@ -156,7 +160,12 @@ class T2VTraining:
         if options.model in PRESETS and not options.model.startswith(self.model_class.__name__):
             raise ValueError(f"--model {options.model}: this command trains {self.model_class.__name__}")
         source = options.pretrained
-        config = PRESETS[options.model] if options.model in PRESETS else read_config(options.model or source)
+        if options.model in PRESETS:
+            config = PRESETS[options.model]
+        else:
+            config = read_config(options.model or source)
+            check_kind(config, options.model or source, (self.model_class.__name__, OpenSoraT2V_v1_3.__name__),
+                       "--model" if options.model else "--pretrained")
         config = {**config, **options.model_changes}
         if source is not None:
             return self.start_from(source, config)

@@ -65,8 +65,10 @@ class TrainerOptions:
         group = parser.add_argument_group("run")
         group.add_argument("--output_dir", required=True, help="for checkpoints and logs")
         group.add_argument("--max_train_steps", "--max_steps", type=int, default=1_000_000, help="optimizer steps")
-        group.add_argument("--start_learning_rate", "--learning_rate", type=float, default=1e-4)
-        group.add_argument("--lr_scheduler", choices=tuple(DECAYS), default="constant")
+        group.add_argument("--start_learning_rate", "--learning_rate", type=float, default=1e-4,
+                           help="learning rate after the warm-up")
+        group.add_argument("--lr_scheduler", choices=tuple(DECAYS), default="constant",
+                           help="how the learning rate changes over the run")
         group.add_argument("--lr_warmup_steps", type=int, default=0, help="optimizer steps; not for constant")
         group.add_argument("--checkpointing_steps", "--save_steps", type=int, default=500, help="steps between two")
         group.add_argument("--checkpoints_total_limit", type=int,
@@ -76,7 +78,8 @@ class TrainerOptions:
         group.add_argument("--allow_changed_arguments", type=str2bool, nargs="?", const=True, default=False,
                            help="resume even if the model, the objective, the data or the seed are others than before")
         group.add_argument("--log_interval", type=int, default=10, help="steps between two lines on the screen")
-        group.add_argument("--validate", type=str2bool, nargs="?", const=True, default=False)
+        group.add_argument("--validate", type=str2bool, nargs="?", const=True, default=False,
+                           help="compute the loss on held-out data during training")
         group.add_argument("--val_interval", type=int, help="epochs between validations; default: 1")
         group.add_argument("--val_interval_steps", "--eval_steps", type=int,
                            help="steps between validations, instead of or besides --val_interval")

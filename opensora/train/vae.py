@@ -18,7 +18,6 @@ from opensora.eval.lpips import SpatialLPIPS
 from opensora.eval.psnr import psnr
 from opensora.eval.ssim import ssim
 from opensora.models import WFVAEModel
-from opensora.models.checkpoint_files import read_config
 from opensora.models.losses.discriminator import NLayerDiscriminator3D
 from opensora.models.losses.lpips import LPIPS
 from opensora.parallel.flat import World
@@ -120,7 +119,7 @@ class VAETraining:
     def build_vae(self, checkpoint: Optional[Path]) -> WFVAEModel:
         options = self.options
         source = checkpoint / "model" if checkpoint else options.pretrained_model_name_or_path
-        config = read_config(source if checkpoint else options.model_config or source)
+        config = WFVAEModel.published_config(source if checkpoint else options.model_config or source)
         if source is None:
             return WFVAEModel(**config).cast(self.device.dtype)
         return WFVAEModel.from_pretrained(source, dtype=self.device.dtype, config=config)

@@ -35,6 +35,30 @@ def finite_float(text: str) -> float:
         raise argparse.ArgumentTypeError(f"{text!r} should be a finite number") from error
 
 
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command: `--help` shows the default of every flag."""
+
+    def __init__(self, **settings):
+        super().__init__(**{"formatter_class": DefaultsFormatter, **settings})
+
+
+class DefaultsFormatter(argparse.RawDescriptionHelpFormatter):
+    """Adds the default to a flag's text, unless the flag is required or its text says the default itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if not action.option_strings or action.required or action.default is argparse.SUPPRESS or "default:" in text:
+            return text
+        if action.default is None:
+            return f"{text} (default: none)"
+        if isinstance(action.default, bool):
+            return f"{text} (default: {'on' if action.default else 'off'})"
+        if isinstance(action.default, (list, tuple)):
+            values = " ".join(map(str, action.default)).replace("%", "%%")
+            return f"{text} (default: {values})"
+        return f"{text} (default: %(default)s)"
+
+
 def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Parses the command line; `--config FILE.yaml` changes the defaults, and flags win over the file.
 
@@ -49,6 +73,11 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
     if path:
         _apply_config(parser, Path(path))
     return parser.parse_args(argv)
+
+
+def with_article(name: str) -> str:
+    """The name of a class as messages say it: an OpenSoraT2V_v1_3, a WFVAEModel, an STDiT2."""
+    return f"{'an' if name.startswith(('A', 'E', 'I', 'O', 'U', 'ST')) else 'a'} {name}"
 
 
 def pick(options: type, args: argparse.Namespace, **given):

@@ -21,7 +21,7 @@ from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence, Union
 
 from mmengine.config import Config, ConfigDict
 
-from opensora.utils.cli import finite_float, str2bool
+from opensora.utils.cli import CommandParser, finite_float, str2bool
 from opensora.utils.numbers import finite_number
 
 PLACES = {"ckpt_path": ("model", "from_pretrained"), "cfg_scale": ("scheduler", "cfg_scale"),
@@ -76,6 +76,7 @@ INFERENCE_FLAGS = (
     Flag("condition-frame-length", int, "frames that a clip takes over from the one before"),
     Flag("reference-path", str, "for each prompt its images and videos, joined by `;`", "+"),
     Flag("mask-strategy", str, "for each prompt where its references stand", "+"),
+    Flag("allow-local", str2bool, "URLs of references may lead to addresses that are not public; default: no", "?"),
 )
 TRAINING_FLAGS = (
     Flag("wandb", str2bool, "copy the curves to Weights & Biases", "?"),
@@ -189,13 +190,18 @@ def precision(dtype: Optional[str]) -> Optional[str]:
 
 def _parser(flags: Sequence[Flag]) -> argparse.ArgumentParser:
     """Flags that are not given are not in its result."""
-    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser = CommandParser(description="Runs what a config file describes. A flag replaces a field of the config.",
+                           argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("config", help="a config file, such as those in configs/")
     for flag in flags:
         spellings = dict.fromkeys((f"--{flag.name}", f"--{flag.name.replace('-', '_')}"))
         always = {"const": True} if flag.type is str2bool else {}
-        parser.add_argument(*spellings, type=flag.type, nargs=flag.nargs, help=flag.help, **always)
+        parser.add_argument(*spellings, type=flag.type, nargs=flag.nargs, help=_help(flag), **always)
     return parser
+
+
+def _help(flag: Flag) -> str:
+    return flag.help if "default:" in flag.help else f"{flag.help} (default: as in the config)"
 
 
 def _put(config: ConfigDict, place: Sequence[str], value: Any) -> None:

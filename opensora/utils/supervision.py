@@ -333,7 +333,7 @@ class _Run:
         arguments = _command_line(launcher)
         is_msrun = any(Path(argument).name == "msrun" or argument.startswith("mindspore.parallel")
                        for argument in arguments[:4])
-        self.launcher_waits = is_msrun and _flag(arguments, "--join").lower() in ("true", "1")
+        self.launcher_waits = is_msrun and flag_value(arguments, "--join").lower() in ("true", "1")
 
     def launcher_is_alive(self) -> bool:
         # The number may belong to another process by now, and Z is a process that has ended.
@@ -412,7 +412,7 @@ def _command_line(pid: int) -> list[str]:
     return []
 
 
-def _flag(arguments: list[str], name: str) -> str:
+def flag_value(arguments: list[str], name: str) -> str:
     """The value of a flag, given as `--name=value` or `--name value`; "" without it."""
     for argument, following in zip(arguments, [*arguments[1:], ""]):
         if argument == name:

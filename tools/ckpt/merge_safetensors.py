@@ -1,27 +1,40 @@
 """Merges the shards of a model into one safetensors file:
 
     python tools/ckpt/merge_safetensors.py -i DIR -o FILE -f diffusion_pytorch_model.safetensors.index.json
+
+-f may be the index's name in DIR or its full path.
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
-from opensora.models.checkpoint_files import open_state  # noqa: E402
+from opensora.models.checkpoint_files import open_state, resolve_path  # noqa: E402
 from opensora.models.safetensors_file import write_safetensors  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+
+
+def find_index(folder: str, name: str) -> Path:
+    """The index a command line means. Raises FileNotFoundError or ValueError if it is not there, or not in `folder`."""
+    folder = resolve_path(folder)
+    for place in (folder / name, Path(name)):
+        if place.is_file():
+            if place.resolve().parent != folder.resolve():
+                raise ValueError(f"{place}: is not in {folder}, the folder of the shards (-i)")
+            return place
+    raise FileNotFoundError(f"{name}: no such index, neither here nor in {folder}")
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Shards -> one safetensors file, tensor by tensor.")
+    parser = CommandParser(description="Shards -> one safetensors file, tensor by tensor.")
     parser.add_argument("-i", "--input_folder", required=True, help="folder of the shards")
     parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write")
-    parser.add_argument("-f", "--index_file", required=True, help="name of the index.json in that folder")
+    parser.add_argument("-f", "--index_file", required=True, help="the index.json: its name in that folder, or its path")
     args = parser.parse_args()
-    write_safetensors(args.output_path, open_state(Path(args.input_folder) / args.index_file), progress=True)
+    index = find_index(args.input_folder, args.index_file)
+    write_safetensors(args.output_path, open_state(index), progress=True, check_finite=True)
 
 
 if __name__ == "__main__":

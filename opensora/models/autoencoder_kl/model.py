@@ -9,7 +9,6 @@ from mindspore import Tensor, nn, ops
 
 from opensora.models.autoencoder_kl.blocks import NO_PADDING, Decoder, Encoder
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
-from opensora.models.checkpoint_files import read_config
 from opensora.models.layers import Conv2d
 from opensora.models.loading import PretrainedModel
 from opensora.models.tensor_file import AnyTensor
@@ -46,6 +45,7 @@ class VideoAutoencoderKL(PretrainedModel):
     """Videos (B, 3, T, H, W) in [-1, 1] to scaled latents (B, C, T, H // 8, W // 8) and back, frame by frame."""
 
     config_class = AutoencoderKLConfig
+    published_as = ("AutoencoderKL",)
 
     def __init__(self, **config):
         super().__init__()
@@ -56,7 +56,7 @@ class VideoAutoencoderKL(PretrainedModel):
     def from_pretrained(cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None,
                         use_ema: bool = True, **changes) -> "VideoAutoencoderKL":
         """As `PretrainedModel.from_pretrained`; `changes` (micro_batch_size) stand over what config.json says."""
-        config = read_config(path) if config is None else config
+        config = cls.published_config(path) if config is None else config
         return super().from_pretrained(path, dtype, {**config, **changes}, use_ema)
 
     def encode(self, x: Tensor, noise: Optional[Noise] = None) -> Tensor:

@@ -10,13 +10,13 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
-from opensora.models.checkpoint_files import find_weights, open_state, read_config
-from opensora.models.loading import PretrainedModel, few
+from opensora.models.checkpoint_files import find_weights, open_state, resolve_path
+from opensora.models.loading import PretrainedModel
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.stdit.embeddings import (SMALL, CaptionEmbedder, FramePositions, NumberEmbedder, PatchEmbed3D,
                                               make_linear)
-from opensora.models.tensor_file import AnyTensor, ArrayTensor
+from opensora.models.tensor_file import AnyTensor, ArrayTensor, few
 from opensora.ops.attention import key_bias
 from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
@@ -134,10 +134,10 @@ class STDiT2(PretrainedModel):
         Raises:
             FileNotFoundError, ValueError: no or damaged files; weights of another model or another size.
         """
-        path = Path(path)
+        path = resolve_path(path)
         source = find_weights(path / "model" if (path / "model").is_dir() else path)
         if config is None:
-            config = read_config(source) if (source.parent / "config.json").is_file() else {}
+            config = cls.published_config(source) if (source.parent / "config.json").is_file() else {}
         config = {**config, **changes}
         state = open_state(source, use_ema)
         try:
@@ -147,7 +147,7 @@ class STDiT2(PretrainedModel):
                 raise ValueError(f"holds none of the weights of {cls.__name__}")
             if missing:
                 model = cls(**config)
-            model._fill(state, dtype, strict=False)
+            model._fill(state, dtype, strict=False, source=source)
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
         if missing or unexpected:

@@ -173,6 +173,7 @@ class MT5EncoderModel(PretrainedModel):
     """
 
     config_class = MT5Config
+    published_as = ("mt5", "t5", "MT5ForConditionalGeneration", "T5ForConditionalGeneration", "T5EncoderModel")
     aliases = {"shared.weight": "encoder.embed_tokens.weight"}
     skipped = ("decoder.", "lm_head.")
 

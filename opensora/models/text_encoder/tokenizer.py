@@ -7,6 +7,8 @@ from typing import Sequence, Union
 
 import numpy as np
 
+from opensora.models.checkpoint_files import resolve_path
+
 
 class Tokenizer:
     """Text to token ids, padded and cut to one length.
@@ -19,7 +21,7 @@ class Tokenizer:
         # transformers looks for its back ends when it is imported; only tokenizers are wanted.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         from transformers import AutoTokenizer, T5TokenizerFast
-        folder = Path(folder)
+        folder = resolve_path(folder)
         if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
             self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
         elif (folder / "spiece.model").is_file():

@@ -1,0 +1,225 @@
+"""Reads damaged files by the thousand: what a reader may do with one is to read it, or to refuse it in one line.
+
+    python tests/damaged_files.py --files 20000 [--readers safetensors,config.json] [--seed 0]
+
+Small valid files are damaged at random (bits flipped, pieces cut out, moved and repeated, numbers set to extremes) and
+read in processes of their own with a ceiling on memory and time. A new reader is one more entry of `READERS`.
+"""
+from __future__ import annotations
+
+import argparse
+import json
+import multiprocessing
+import os
+import resource
+import shutil
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Callable, Iterator, NamedTuple, Optional
+
+import numpy as np
+
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from torch_files import save_legacy, save_zip, tensor  # noqa: E402
+
+SECONDS = 5.0  # that a file may take
+MEGABYTES = 200  # that a file may take beyond what the process has
+EXTREMES = [value.to_bytes(width, order) for width in (1, 2, 4, 8) for order in ("little", "big")
+            for value in (0, 1, (1 << 8 * width) - 1, 1 << 8 * width - 1, (1 << 8 * width - 1) - 1)]
+TEXTS = [b"NaN", b"-1", b"1e999", b"null", b"9" * 40, b"[" * 3000, b'{"a":' * 3000, b"\xff", b"\xef\xbb\xbf", b'"', b",",
+         b"true", b"\x00", b"\\ud800"]
+
+
+class Reader(NamedTuple):
+    """`make(folder)` writes a valid file and returns its path; `read(path)` reads all of it.
+
+    Other files in the folder stay as they are.
+    """
+
+    make: Callable[[Path], Path]
+    read: Callable[[Path], object]
+
+
+def _arrays() -> dict:
+    return {f"block.{i}.weight": np.arange(6, dtype=np.float32).reshape(2, 3) + i for i in range(4)}
+
+
+def _make_torch(save: Callable) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        content = {name: tensor(array) for name, array in _arrays().items()}
+        save(folder / "x.pt", {"state_dict": content, "epoch": 3, "lr": 0.1, "names": ["a", ("b", None, True)]})
+        return folder / "x.pt"
+    return make
+
+
+def _make_safetensors(folder: Path) -> Path:
+    from opensora.models.safetensors_file import write_safetensors
+    from opensora.models.tensor_file import ArrayTensor
+    write_safetensors(folder / "x.safetensors", {name: ArrayTensor(array) for name, array in _arrays().items()})
+    return folder / "x.safetensors"
+
+
+def _make_index(folder: Path) -> Path:
+    shard = _make_safetensors(folder)
+    index = folder / "model.safetensors.index.json"
+    index.write_text(json.dumps({"metadata": {"total_size": 96}, "weight_map": {name: shard.name for name in _arrays()}}))
+    return index
+
+
+def _make_mindspore(folder: Path) -> Path:
+    """As mindspore.save_checkpoint writes it."""
+    def field(number: int, content: bytes) -> bytes:
+        return bytes([number << 3 | 2, len(content)]) + content
+
+    data = b""
+    for name, array in _arrays().items():
+        shape = b"".join(bytes([1 << 3, size]) for size in array.shape)
+        data += field(1, field(1, name.encode()) + field(2, shape + field(2, b"Float32") + field(3, array.tobytes())))
+    (folder / "x.ckpt").write_bytes(data)
+    return folder / "x.ckpt"
+
+
+def _make_config(folder: Path) -> Path:
+    config = {"_class_name": "WFVAEModel", "latent_dim": 8, "base_channels": 128, "dropout": 0.0, "use_attention": True,
+              "norm_type": "layernorm", "t_interpolation": "trilinear", "scale": [0.18215] * 8, "shift": [0.0] * 8}
+    (folder / "config.json").write_text(json.dumps(config, indent=2))
+    return folder / "config.json"
+
+
+def _read_state(path: Path) -> None:
+    from opensora.models.checkpoint_files import open_state
+    for value in open_state(path).values():
+        value.numpy()
+        for _ in value.raw():
+            pass
+
+
+def _read_config(path: Path) -> None:
+    from opensora.models import WFVAEModel
+    WFVAEModel.published_config(path)
+
+
+READERS = {
+    "torch zip": Reader(_make_torch(save_zip), _read_state),
+    "torch legacy": Reader(_make_torch(save_legacy), _read_state),
+    "safetensors": Reader(_make_safetensors, _read_state),
+    "index.json": Reader(_make_index, _read_state),
+    "mindspore": Reader(_make_mindspore, _read_state),
+    "config.json": Reader(_make_config, _read_config),
+}
+
+
+def damage(data: bytes, rng: np.random.Generator) -> bytes:
+    """The data after one to three random changes; half of the time a single small one."""
+    content = bytearray(data)
+    is_small = rng.random() < 0.5
+    for _ in range(1 if is_small else rng.integers(1, 4)):
+        at = int(rng.integers(0, len(content) + 1)) if content else 0
+        length = int(rng.integers(1, 1 + max(1, len(content) // int(rng.choice([2, 10, 100])))))
+        piece = content[at:at + length]
+        kind = rng.choice([0, 5, 6]) if is_small else rng.integers(8)
+        if kind == 0 and content:
+            content[min(at, len(content) - 1)] ^= 1 << int(rng.integers(8))
+        elif kind == 1:
+            del content[at:]
+        elif kind == 2:
+            del content[at:at + length]
+        elif kind == 3:
+            content[at:at] = piece * int(rng.integers(1, 4))
+        elif kind == 4:
+            to = int(rng.integers(0, len(content) + 1))
+            content[to:to + length] = piece
+        elif kind == 5:
+            value = EXTREMES[rng.integers(len(EXTREMES))]
+            content[at:at + len(value)] = value
+        elif kind == 6:
+            value = TEXTS[rng.integers(len(TEXTS))]
+            content[at:at + int(rng.integers(2)) * len(value)] = value
+        else:
+            content[at:at + length] = rng.bytes(length)
+    return bytes(content)
+
+
+def outcome(read: Callable[[Path], object], path: Path) -> tuple[str, Optional[str]]:
+    """("read" or "refused", None), or the kind of fault and what was raised."""
+    try:
+        read(path)
+    except (ValueError, OSError) as error:
+        message = str(error)
+        if "\n" in message or len(message) > 2000:
+            return "long message", message[:300]
+        return ("refused", None) if path.name in message or path.parent.name in message else ("no name", message)
+    except BaseException as error:
+        return "other exception", f"{type(error).__name__}: {error!s:.300}"
+    return "read", None
+
+
+def _work(reader: Reader, folder: Path, seeds: Iterator[int], results) -> None:
+    """Reads the damaged files of some seeds; sends (seed, outcome, detail) after each. Runs in a process of its own."""
+    path = reader.make(folder)
+    data = path.read_bytes()
+    reader.read(path)
+    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    resource.setrlimit(resource.RLIMIT_AS, (used + (MEGABYTES << 20),) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+    sys.stderr = sys.stdout = open(os.devnull, "w")
+    for seed in seeds:
+        path.write_bytes(damage(data, np.random.default_rng(seed)))
+        results.send((seed, *outcome(reader.read, path)))
+
+
+def run_reader(name: str, seeds: range) -> Iterator[tuple[int, str, Optional[str], float]]:
+    """(seed, outcome, detail, seconds) of each damaged file, also of those that end the process or take too long."""
+    context = multiprocessing.get_context("fork")
+    while seeds:
+        folder = Path(tempfile.mkdtemp(prefix="damaged-"))
+        receiver, sender = context.Pipe(duplex=False)
+        process = context.Process(target=_work, args=(READERS[name], folder, seeds, sender), daemon=True)
+        process.start()
+        sender.close()
+        wait = 60.0  # the first includes imports
+        try:
+            while seeds:
+                start = time.perf_counter()
+                if not receiver.poll(wait):
+                    yield seeds[0], "too slow", None, wait
+                    break
+                seed, result, detail = receiver.recv()
+                yield seed, result, detail, time.perf_counter() - start
+                seeds = seeds[1:]
+                wait = SECONDS
+        except EOFError:
+            process.join()
+            yield seeds[0], "crash", f"exit status {process.exitcode}", 0.0
+        process.kill()
+        process.join()
+        shutil.rmtree(folder)
+        seeds = seeds[1:]
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description="Reads damaged files; says what was read, refused and at fault.")
+    parser.add_argument("--files", type=int, default=20_000, help="of all readers together")
+    parser.add_argument("--readers", default=",".join(READERS), help="names, separated by commas")
+    parser.add_argument("--seed", type=int, default=0)
+    args = parser.parse_args()
+    names = args.readers.split(",")
+    count, faults = args.files // len(names), 0
+    for name in names:
+        tally, slowest, start = {}, 0.0, time.perf_counter()
+        for seed, result, detail, seconds in run_reader(name, range(args.seed, args.seed + count)):
+            tally[result] = tally.get(result, 0) + 1
+            slowest = max(slowest, seconds if sum(tally.values()) > 1 else 0.0)
+            if result not in ("read", "refused"):
+                faults += 1
+                print(f"FAULT {name}, seed {seed}: {result}: {detail}", flush=True)
+        print(f"{name}: {', '.join(f'{number} {result}' for result, number in tally.items())}; slowest {slowest:.2f} s, "
+              f"all {time.perf_counter() - start:.0f} s", flush=True)
+    sys.exit(faults > 0)
+
+
+if __name__ == "__main__":
+    main()
