@@ -51,12 +51,19 @@ def prompt_entries(text_prompt: Sequence[str]) -> Entries:
         raise ValueError(f"--text_prompt takes prompts or one file; {files[0]!r} names a file, and there are "
                          f"{len(text_prompt)} of them: join the files")
     if files:
-        entries = _file_entries(files[0], "prompts", _prompts_of(Path(files[0])))
-    else:
-        entries = Entries("--text_prompt", list(text_prompt), False)
-    for place, text in enumerate(entries.texts, start=1):
-        check_characters(text, f"{entries.source}: prompt {place}")
-    return entries
+        return _checked(_file_entries(files[0], "prompts", _prompts_of(Path(files[0]))))
+    return _checked(Entries("--text_prompt", list(text_prompt), False))
+
+
+def read_prompt_file(path: str) -> list[str]:
+    """The prompts of a file, blank ones too, except at its end; raises as `read_prompts`."""
+    return _checked(_file_entries(path, "prompts", _prompts_of(Path(path)))).texts
+
+
+def check_is_no_file(prompt: str) -> None:
+    """Raises ValueError for the name of a file where a prompt should be."""
+    if _has_suffix_of_text(prompt) and not any(letter.isspace() for letter in prompt):
+        raise ValueError(f"prompt {prompt!r} is the name of a file: use --prompt-path (prompt_path in a config)")
 
 
 def pair(prompts: Entries, source: str) -> list[tuple[str, tuple]]:
@@ -78,12 +85,23 @@ def pair(prompts: Entries, source: str) -> list[tuple[str, tuple]]:
             for place in places if prompts.has(place)]
 
 
+def _checked(entries: Entries) -> Entries:
+    for place, text in enumerate(entries.texts, start=1):
+        check_characters(text, f"{entries.source}: prompt {place}")
+    return entries
+
+
+def _has_suffix_of_text(text: str) -> bool:
+    return Path(text).suffix.lower() in (*LINES, *TABLES, *JSON)
+
+
 def _names_file(text: str) -> bool:
     """Whether a prompt is meant as the name of a file: by its suffix, or because it looks like a path."""
-    suffix = Path(text).suffix.lower()
+    if _has_suffix_of_text(text):
+        return True
     is_word = not any(letter.isspace() for letter in text)
-    return (suffix in (*LINES, *TABLES, *JSON) or (suffix in OTHERS and (is_word or os.path.isfile(text)))
-            or (is_word and os.sep in text and text.isascii()))
+    is_other = Path(text).suffix.lower() in OTHERS
+    return (is_other and (is_word or os.path.isfile(text))) or (is_word and os.sep in text and text.isascii())
 
 
 def _condition_entries(source: str) -> Entries:
