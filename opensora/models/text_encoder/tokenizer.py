@@ -42,3 +42,7 @@ class Tokenizer:
         encoded = self.tokenizer(list(texts), padding="max_length", max_length=max_length, truncation=True,
                                  return_attention_mask=True, return_tensors="np")
         return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(np.int32)
+
+    def count(self, text: str) -> int:
+        """Tokens of the whole text, the end token included."""
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
