@@ -21,6 +21,7 @@ import mindspore as ms
 import numpy as np
 
 from opensora.ops.cpu import kernels
+from opensora.ops.cpu.build import check_settings
 from opensora.utils.cli import str2bool
 
 TARGETS = ("Ascend", "GPU", "CPU")
@@ -65,13 +66,16 @@ def setup(args: argparse.Namespace) -> Device:
     """Applies the flags of `add_arguments` to MindSpore. Called once, before any tensor is made.
 
     Raises:
-        ValueError: the target is not on this machine, or --use_parallel without msrun.
+        ValueError: the target is not on this machine, --use_parallel without msrun, `OPENSORA_MARCH` not of this CPU, or
+            processes that would compute differently (`kernels.check_ranks_agree`).
     """
     # MindSpore ends the process on Ctrl-C at once; Python's handler lets files be closed and half-written ones removed.
     signal.signal(signal.SIGINT, signal.default_int_handler)
     target = args.device or default_target()
     if not ms.hal.is_available(target):
         raise ValueError(f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}")
+    if target == "CPU":
+        check_settings()
     ms.set_device(target)
     _launch_in_place(target)
     ms.set_context(mode=args.mode)
