@@ -4,15 +4,13 @@ from __future__ import annotations
 import argparse
 import os
 import pickle
-import time
-import tracemalloc
 import zipfile
 from collections import OrderedDict, defaultdict
 from pathlib import PurePosixPath
 
 import numpy as np
 import pytest
-from torch_files import SAVERS, Storage, View, save_zip, tensor
+from torch_files import SAVERS, Storage, View, refused_cheaply, save_zip, tensor
 
 from opensora.models.checkpoint_files import open_state
 from opensora.models.tensor_file import OpenFile
@@ -241,22 +239,6 @@ def test_hostile_pickles(tmp_path, data, format):
 
 
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
-
-
-def refused_cheaply(path, megabytes: float = 20) -> str:
-    """The error of a file, which must come within seconds, in one short line and with little memory."""
-    tracemalloc.start()
-    start = time.perf_counter()
-    try:
-        with pytest.raises(ValueError) as caught:
-            [(value.numpy(), list(value.raw())) for value in open_state(path).values()]
-        assert time.perf_counter() - start < 5
-        assert tracemalloc.get_traced_memory()[1] < megabytes * 1e6
-    finally:
-        tracemalloc.stop()
-    message = str(caught.value)
-    assert path.name in message and "\n" not in message and len(message) < 1000
-    return message
 
 
 def test_pickles_that_grow_with_their_references(tmp_path):

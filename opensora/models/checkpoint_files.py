@@ -224,7 +224,7 @@ def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, StoredTensor]:
             "; a DeepSpeed ZeRO-3 checkpoint has its weights in other files: run its zero_to_fp32.py first"
             if "ds_version" in content else ""))
     for name, value in state.items():
-        if isinstance(value, Foreign) and value.name.startswith((UNREAD_TENSOR, "torch._utils._rebuild_")):
+        if _is_unread_tensor(value):
             raise ValueError(f"{path}: {name!r:.100} is a {value.name:.100}, which is not read here; save it as float32")
     return {name: value for name, value in state.items() if isinstance(value, StoredTensor)}
 
@@ -237,4 +237,10 @@ def _find_state(content: dict, keys: tuple, depth: int = 0) -> dict:
             if state:
                 return state
     named = {name: value for name, value in content.items() if isinstance(name, str)}
-    return named if any(isinstance(value, StoredTensor) and value.nbytes for value in named.values()) else {}
+    has_tensors = any(isinstance(value, StoredTensor) and value.nbytes or _is_unread_tensor(value)
+                      for value in named.values())
+    return named if has_tensors else {}
+
+
+def _is_unread_tensor(value: Any) -> bool:
+    return isinstance(value, Foreign) and value.name.startswith((UNREAD_TENSOR, "torch._utils._rebuild_"))
