@@ -4,7 +4,6 @@ Prints one line a stage. Memory is what the process owns (RssAnon): pages of map
 """
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 import tempfile
@@ -18,6 +17,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 from opensora.datasets.index import open_index  # noqa: E402
 from opensora.datasets.options import T2VDataOptions  # noqa: E402
 from opensora.datasets.sampler import BatchSampler, group  # noqa: E402
+from opensora.utils.cli import CommandParser  # noqa: E402
 
 
 def write_annotation(path: Path, samples: int) -> None:
@@ -39,8 +39,8 @@ def owned_megabytes() -> float:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--samples", type=int, default=2_000_000)
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("--samples", type=int, default=2_000_000, help="entries of the annotation file")
     samples = parser.parse_args().samples
     with tempfile.TemporaryDirectory() as folder:
         annotation = Path(folder) / "annotation.json"

@@ -18,6 +18,7 @@ from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.pipelines.denoise import denoise
 from opensora.pipelines.text import TextEmbedding
 from opensora.schedulers import get_scheduler
+from opensora.utils.cli import CommandParser
 
 
 def filled(model_class: type, case: Case) -> nn.Cell:
@@ -100,8 +101,8 @@ def build(args: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("case", choices=tuple(CASES))
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("case", choices=tuple(CASES), help="the model to run")
     add_arguments(parser)
     args = parser.parse_args()
     serve(lambda: build(args))

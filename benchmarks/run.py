@@ -25,7 +25,7 @@ sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 from benchmarks.cases import CASES  # noqa: E402
 from benchmarks.worker import Worker  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 TOLERANCE = 1e-3  # of two float32 results, as a share of the largest element
 
@@ -140,7 +140,7 @@ def check_folder(flag: str, path: Path) -> None:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--case", nargs="+", choices=tuple(CASES), default=list(CASES), help="default: all")
     parser.add_argument("--device", default="CPU", help="of MindSpore; memory and the machine's rates are the host's")
     parser.add_argument("--mode", type=int, choices=(0, 1), default=1, help="0: graph mode, 1: PyNative mode")

@@ -19,7 +19,7 @@ from benchmarks.cases import DIT_2B  # noqa: E402
 from benchmarks.plot import Panel, log_log  # noqa: E402
 from benchmarks.run import check_folder, check_repeat, markdown, use_cores  # noqa: E402
 from benchmarks.worker import Worker  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 BLOCKS = {"dense": 0, f"skiparse, n = {DIT_2B['sparse_n']}": 2}  # the block of the transformer that has such attention
 MULTIPLE = DIT_2B["sparse_n"] ** 2  # of the tokens, so that skiparse has nothing to pad
@@ -50,7 +50,7 @@ def picture(tokens: list[int], points: dict[str, list[tuple[float, float]]]):
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = CommandParser(description=__doc__)
     parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384],
                         help=f"multiples of {MULTIPLE}")
     parser.add_argument("--repeat", type=int, default=3, help="timed runs of each point, after one that is not counted")

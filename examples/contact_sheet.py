@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -13,7 +12,7 @@ import numpy as np
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
 from opensora.datasets.media import VideoReader, check_image_suffix, save_grid  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
 def frames_of(path: str, count: int) -> np.ndarray:
@@ -23,8 +22,8 @@ def frames_of(path: str, count: int) -> np.ndarray:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Videos -> one picture of their frames.")
-    parser.add_argument("videos", nargs="+")
+    parser = CommandParser(description="Videos -> one picture of their frames.")
+    parser.add_argument("videos", nargs="+", help="the videos, one row each")
     parser.add_argument("--output", required=True, help="png or jpg")
     parser.add_argument("--columns", type=int, default=8, help="frames of each video")
     args = parser.parse_args()

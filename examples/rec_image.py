@@ -10,19 +10,24 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 from opensora import device  # noqa: E402
 from opensora.datasets.media import check_image_suffix  # noqa: E402
 from opensora.models import get_vae  # noqa: E402
 from opensora.pipelines.reconstruct import Reconstructor, read_picture, reconstruct_image  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Image -> VAE -> image.")
+    parser = CommandParser(description="Image -> VAE -> image.")
     parser.add_argument("--ae", default="WFVAEModel_D8_4x8x8", help="name of the VAE")
     parser.add_argument("--ae_path", required=True, help="folder with config.json and weights")
     parser.add_argument("--ms_checkpoint", help="weights of this file instead of those in --ae_path")
-    parser.add_argument("--image_path", required=True)
+    parser.add_argument("--image_path", required=True, help="the image to reconstruct")
     parser.add_argument("--rec_path", required=True, help="where the reconstruction goes (.png, .jpg ...)")
     parser.add_argument("--short_size", type=int, default=336, help="pixels of the shorter side")
     device.add_arguments(parser)

@@ -13,20 +13,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 from opensora import device  # noqa: E402
 from opensora.eval.report import print_skipped, print_table  # noqa: E402
 from opensora.models import get_vae  # noqa: E402
 from opensora.pipelines.reconstruct import Clip, Reconstructor  # noqa: E402
 from opensora.pipelines.reconstruct_folder import Results, plan_jobs, reconstruct_folder, settings_of  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Videos -> VAE -> videos, with PSNR and SSIM.")
+    parser = CommandParser(description="Videos -> VAE -> videos, with PSNR and SSIM.")
     parser.add_argument("--ae", default="WFVAEModel_D8_4x8x8", help="name of the VAE")
     parser.add_argument("--ae_path", required=True, help="folder with config.json and weights")
     parser.add_argument("--ms_checkpoint", help="weights of this file instead of those in --ae_path")
-    parser.add_argument("--real_video_dir", required=True)
+    parser.add_argument("--real_video_dir", required=True, help="folder of the videos to reconstruct")
     parser.add_argument("--data_file_path", help="csv with a column 'video': paths below --real_video_dir")
     parser.add_argument("--generated_video_dir", required=True, help="where the reconstructions go")
     parser.add_argument("--output_origin", action="store_true", help="also write the cut and resized input, to origin/")
@@ -35,7 +40,7 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--sample_fps", type=float, default=30, help="frames per second of the real videos; "
                                                                      "files are written at sample_fps / sample_rate")
     parser.add_argument("--height", type=int, help="with --width: crop to this aspect and resize")
-    parser.add_argument("--width", type=int)
+    parser.add_argument("--width", type=int, help="see --height")
     parser.add_argument("--resolution", type=int, default=336, help="otherwise: pixels of the shorter side")
     parser.add_argument("--crop_size", type=int, help="then a square of this size; default: multiples of 8")
     parser.add_argument("--subset_size", type=int, default=0, help="only the first n videos; 0: all")

@@ -10,7 +10,6 @@ import atexit
 import ctypes
 import os
 import random
-import signal
 import sys
 from contextlib import suppress
 from dataclasses import dataclass
@@ -20,7 +19,10 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 
+from opensora.ops.cpu import kernels
+from opensora.utils import supervision
 from opensora.utils.cli import str2bool
+from opensora.utils.stopping import handle_signals
 
 TARGETS = ("Ascend", "GPU", "CPU")
 PRECISIONS = {"bf16": ms.bfloat16, "fp16": ms.float16, "fp32": ms.float32}
@@ -55,7 +57,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on Ascend, fp32 on a CPU")
     group.add_argument("--jit_level", choices=("O0", "O1", "O2"), help="compiler level of graph mode")
     group.add_argument("--max_device_memory", help="most device memory to use, such as 59GB")
-    group.add_argument("--seed", type=int, default=1234)
+    group.add_argument("--seed", type=int, default=1234,
+                       help="of everything random: noise, data order, initial weights")
     group.add_argument("--use_parallel", type=str2bool, nargs="?", const=True, default=False,
                        help="True under msrun: join the process group it made")
 
@@ -66,8 +69,6 @@ def setup(args: argparse.Namespace) -> Device:
     Raises:
         ValueError: the target is not on this machine, or --use_parallel without msrun.
     """
-    # MindSpore ends the process on Ctrl-C at once; Python's handler lets files be closed and half-written ones removed.
-    signal.signal(signal.SIGINT, signal.default_int_handler)
     target = args.device or default_target()
     if not ms.hal.is_available(target):
         raise ValueError(f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}")
@@ -79,6 +80,7 @@ def setup(args: argparse.Namespace) -> Device:
     if args.max_device_memory:
         ms.runtime.set_memory(max_size=args.max_device_memory)
     rank, world_size = join_processes() if args.use_parallel else (0, 1)
+    handle_signals()  # MindSpore installs handlers that end the process at once
     precision = choose_precision(target, args.precision, quiet=rank > 0)
     set_seed(args.seed)
     return Device(target, args.mode, precision, rank, world_size)
@@ -118,34 +120,23 @@ def join_processes() -> tuple[int, int]:
         ms.communication.init()
     except RuntimeError as error:
         raise ValueError(_why_not_joined(str(error))) from error
-    rank = ms.communication.get_rank()
-    atexit.register(_leave, rank)
-    return rank, ms.communication.get_group_size()
+    from opensora.parallel.collectives import barrier  # which needs this module
+    size = ms.communication.get_group_size()
+    supervision.meet_at_end(lambda: barrier(size))
+    atexit.register(_leave)
+    if ms.get_context("device_target") == "CPU":
+        kernels.check_ranks_agree()
+    return ms.communication.get_rank(), size
 
 
-def _leave(rank: int) -> None:
-    """Leaving in good order: a process that just ends may be taken for a lost one, which fails the run after its work.
+def _leave() -> None:
+    """Leaves the group of processes: the scheduler takes one that just ends for a lost one.
 
-    What was printed goes out first: where MindSpore ends the process while it leaves, Python no longer does that.
+    What was printed goes out first: MindSpore may end the process while it leaves.
     """
     sys.stdout.flush()
     sys.stderr.flush()
-    if ms.get_context("device_target") == "CPU" and hasattr(os, "sched_setaffinity"):
-        _let_receivers_go_first(rank)
     ms.communication.release()
-
-
-def _let_receivers_go_first(rank: int) -> None:
-    """Threads that receive come before this one, which takes the connections down.
-
-    If MindSpore 2.7 takes a connection down while its thread handles an event of it, the process crashes at its end.
-    On one core, and with this thread the least urgent, the other has done its part before this one goes on.
-    """
-    os.nice(19)
-    cores = sorted(os.sched_getaffinity(0))
-    for thread in os.listdir("/proc/self/task"):
-        with suppress(OSError):  # a thread that has ended
-            os.sched_setaffinity(int(thread), {cores[rank % len(cores)]})
 
 
 def _why_not_joined(error: str) -> str:

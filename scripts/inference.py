@@ -9,6 +9,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 from opensora import device  # noqa: E402
 from opensora.sample.config_inference import run  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402

@@ -7,6 +7,11 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]  # msrun starts it as a script
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from golden_cases import relative_difference  # noqa: E402
@@ -19,6 +24,7 @@ from opensora.parallel.collectives import AllGather, AllReduce, AllToAll, Broadc
 from opensora.parallel.groups import Group, sequence_group  # noqa: E402
 from opensora.parallel.sequence import SplitSequence  # noqa: E402
 from opensora.parallel.stream import SharedStream  # noqa: E402
+from opensora.utils.cli import run_main  # noqa: E402
 
 
 def member_input(rank: int) -> np.ndarray:
@@ -130,4 +136,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

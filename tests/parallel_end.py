@@ -10,6 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # msrun starts it as a script
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 from opensora import device  # noqa: E402
 from opensora.parallel.collectives import barrier  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402

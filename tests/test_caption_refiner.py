@@ -226,6 +226,22 @@ def test_command_with_files(refiner, stand_in, tmp_path, monkeypatch, capfd):
     assert output.read_text() == "a cat runs\na dog runs\na cat runs\n"
 
 
+def test_command_without_flags(refiner, stand_in, tmp_path, monkeypatch, capfd):
+    """The published refiner rewrites the example's prompts; where it is missing, one line says how to get it."""
+    stand_in("for prompt in prompts: say(answer='better')")
+    monkeypatch.chdir(tmp_path)
+    assert call_main(monkeypatch) == 1
+    out, error = capfd.readouterr()
+    assert out == "" and error.count("\n") == 1
+    assert error.startswith("error: LanguageBind/Open-Sora-Plan-v1.3.0/prompt_refiner: no such folder; fetch the "
+                            "published refiner with huggingface-cli download LanguageBind/Open-Sora-Plan-v1.3.0 ")
+    (tmp_path / "LanguageBind/Open-Sora-Plan-v1.3.0").mkdir(parents=True)
+    refiner.rename(tmp_path / caption_refiner.PUBLISHED_REFINER)
+    assert call_main(monkeypatch) == 0
+    prompts = (caption_refiner.ROOT / "examples/sora.txt").read_text().splitlines()
+    assert capfd.readouterr().out.splitlines() == [f"{prompt} -> better" for prompt in prompts]
+
+
 # ---- what runs inside the process
 
 

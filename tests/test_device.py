@@ -7,12 +7,14 @@ import sys
 from pathlib import Path
 
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 
 from opensora.device import choose_precision
 
 SCRIPT = """
 import argparse
+from opensora.utils.supervision import supervise
+supervise()
 from opensora import device
 from opensora.utils.cli import run_main
 
@@ -64,7 +66,7 @@ def test_what_cannot_be_is_told(run, script):
 
 def test_processes_of_msrun(script, tmp_path):
     msrun = Path(sys.executable).with_name("msrun")
-    command = [msrun, "--worker_num=2", "--local_worker_num=2", "--master_port=8763", f"--log_dir={tmp_path}/logs",
+    command = [msrun, "--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}", f"--log_dir={tmp_path}/logs",
                "--join=True", script, "--device", "CPU", "--use_parallel", "True"]
     environment = {**os.environ, "PATH": f"{msrun.parent}:{os.environ['PATH']}"}
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)

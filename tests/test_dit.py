@@ -19,7 +19,8 @@ def random(*shape, seed=0) -> Tensor:
     return Tensor(np.random.RandomState(seed).standard_normal(shape), ms.float32)
 
 
-@pytest.mark.parametrize("name", case_names("dit_"))
+@pytest.mark.parametrize("mode", [1, 0], ids=["pynative", "graph"], indirect=True)
+@pytest.mark.parametrize("name", case_names("dit_"))  # a case's modes one after the other share its model
 def test_golden(name, mode):
     rows = dit_rows(name)
     assert max(rows.values()) < 1e-4, rows
@@ -39,7 +40,7 @@ def test_skiparse_deals_and_gathers(group_skip, length):
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
-    monkeypatch.setattr(kernels, "LIBRARY", None)
+    monkeypatch.setattr(kernels, "library", lambda: None)
     q, k, v = random(2, 50, 3, 8), random(2, 20, 3, 8, seed=1), random(2, 20, 3, 8, seed=2)
     bias = key_bias(Tensor((np.arange(20) < [[20], [7]]).astype(np.float32)))
     whole = attention(q, k, v, bias).asnumpy()

@@ -253,21 +253,21 @@ def server(tmp_path):
 
 def test_references_from_the_web(server, tmp_path):
     url, cache = f"{server}/a%20picture.png?size=3", tmp_path / "cache"
-    path = find_reference(url, cache)
+    path = find_reference(url, cache, allow_local=True)
     assert path.parent == cache and path.name.endswith("_a_picture.png") and path.read_bytes() == Server.picture
-    assert find_reference(url, cache) == path and len(Server.asked) == 1
-    assert find_reference(f"{server}/other/a%20picture.png", cache) != path
+    assert find_reference(url, cache, allow_local=True) == path and len(Server.asked) == 1
+    assert find_reference(f"{server}/other/a%20picture.png", cache, allow_local=True) != path
     (pixels,) = read_reference(path, 32, 32)
     assert pixels.shape == (3, 1, 32, 32) and pixels.dtype == np.float32 and np.abs(pixels).max() <= 1
     for address, words in ((f"{server}/missing/a.png", "cannot be fetched .HTTP 404"),
                            (f"{server}/short/a.png", "cannot be fetched"),
                            ("http://127.0.0.1:9/a.png", "cannot be fetched")):
         with pytest.raises(OSError, match=words):
-            find_reference(address, cache)
+            find_reference(address, cache, allow_local=True)
     with pytest.raises(OSError, match="40 are the limit"):
-        fetch(f"{server}/large.png", cache, most_bytes=40)
+        fetch(f"{server}/large.png", cache, most_bytes=40, allow_local=True)
     with pytest.raises(OSError, match="takes too long"):
-        fetch(f"{server}/slow.png", cache, seconds=-1)
+        fetch(f"{server}/slow.png", cache, seconds=-1, allow_local=True)
     with pytest.raises(ValueError, match="ends with the name of a file"):
         find_reference(f"{server}/", cache)
     assert len([file for file in cache.iterdir() if file.name != ".lock"]) == 2, "only whole files stay"

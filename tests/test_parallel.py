@@ -6,11 +6,13 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 import pytest
-from conftest import ROOT
+from conftest import ROOT, free_port
 from golden_cases import relative_difference
+from raw_frames import largest_step
 from tiny_models import make_release
 
 from opensora.datasets.media import VideoReader
@@ -20,16 +22,17 @@ from opensora.parallel.groups import deal, sequence_group
 MSRUN = Path(sys.executable).with_name("msrun")
 
 
-def msrun_command(workers: int, port: int, log_dir: Path, *command) -> dict:
+def msrun_command(workers: int, log_dir: Path, *command, port: Optional[int] = None) -> dict:
     """Arguments of subprocess.run and subprocess.Popen."""
-    return dict(args=[MSRUN, f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={port}",
+    return dict(args=[MSRUN, f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={port or free_port()}",
                       f"--log_dir={log_dir}", "--join=True", *map(str, command)],
                 cwd=ROOT, env={**os.environ, "PATH": f"{MSRUN.parent}:{os.environ['PATH']}"}, text=True)
 
 
-def msrun(workers: int, port: int, log_dir: Path, *command) -> tuple[subprocess.CompletedProcess, list[str]]:
+def msrun(workers: int, log_dir: Path, *command, port: Optional[int] = None) -> tuple[subprocess.CompletedProcess, list[str]]:
     """Runs a command under msrun; returns the launcher's process and each worker's log."""
-    finished = subprocess.run(**msrun_command(workers, port, log_dir, *command), capture_output=True, timeout=600)
+    finished = subprocess.run(**msrun_command(workers, log_dir, *command, port=port), capture_output=True,
+                              timeout=600)
     return finished, [path.read_text() for path in sorted(log_dir.glob("worker_*.log"))]
 
 
@@ -40,7 +43,7 @@ def slow(*values):
 @pytest.mark.parametrize("workers, sp_size, graph_mode", [
     (2, 2, False), (4, 2, False), (2, 2, True), slow(4, 4, False), slow(4, 4, True)])
 def test_collectives_and_transformer(workers, sp_size, graph_mode, tmp_path):
-    finished, logs = msrun(workers, 8770 + workers + sp_size, tmp_path, "tests/parallel_checks.py", "--device", "CPU",
+    finished, logs = msrun(workers, tmp_path, "tests/parallel_checks.py", "--device", "CPU",
                            "--use_parallel", "True", "--sp_size", sp_size, "--mode", int(not graph_mode))
     assert finished.returncode == 0, logs[0][-3000:]
     unchecked = [log[-1000:] for rank, log in enumerate(logs) if f"CHECKED {rank}" not in log]
@@ -53,43 +56,45 @@ def test_collectives_and_transformer(workers, sp_size, graph_mode, tmp_path):
     slow(4, 1, 17, ".npy"), slow(4, 2, 29, ".npy"), slow(4, 4, 93, ".mp4")])
 def test_sampling_gives_what_one_process_gives(workers, sp_size, num_frames, kind, tmp_path):
     release = make_release(tmp_path / "release")
-    flags = ["opensora/sample/sample.py", "--model_path", release / "transformer", "--ae_path", release / "vae",
+    flags = ["tests/raw_frames.py", "opensora/sample/sample.py", "--model_path", release / "transformer", "--ae_path", release / "vae",
              "--text_encoder_name_1", release / "text", "--num_frames", num_frames, "--height", 32, "--width", 64,
              "--num_sampling_steps", 2, "--max_sequence_length", 64, "--rescale_betas_zero_snr", "--device", "CPU",
              "--text_prompt", "a", "b", "c", *(["--save_latents"] if kind == ".npy" else [])]
     subprocess.run([sys.executable, *map(str, flags), "--save_img_path", tmp_path / "one"], cwd=ROOT, check=True)
-    finished, logs = msrun(workers, 8790 + workers + sp_size, tmp_path / "logs", *flags, "--save_img_path",
+    finished, logs = msrun(workers, tmp_path / "logs", *flags, "--save_img_path",
                            tmp_path / "many", "--use_parallel", "True", "--sp_size", sp_size)
     assert finished.returncode == 0, logs[0][-3000:]
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == names and len(names) >= 6
     for name in names:
         one, many = tmp_path / "one" / name, tmp_path / "many" / name
-        if name.endswith(".npy"):
+        if name.endswith(".mp4.npy"):
+            if "Discrete_gs" in name:
+                continue  # the grid of all videos, made from what was compressed
+            assert len(np.load(one)) == num_frames and largest_step(many.with_suffix(""), one.with_suffix("")) <= 1
+        elif name.endswith(".npy"):
             difference = relative_difference(np.load(many), np.load(one))
             print(f"{workers} processes, sp_size {sp_size}, {num_frames} frames: {difference:.1e}")
             assert difference < 1e-4
         elif name.endswith(".mp4"):
-            with VideoReader(one) as expected, VideoReader(many) as actual:
-                assert len(actual) == len(expected) == num_frames
-                frames = [reader.read(range(num_frames)).astype(float) for reader in (actual, expected)]
-            assert np.abs(frames[0] - frames[1]).mean() < 0.5  # a pixel on the edge of two levels, then compressed
+            with VideoReader(many) as reader:
+                assert len(reader) == num_frames
     assert sum("results in" in log for log in logs) == 1
 
 
-@pytest.mark.parametrize("end, shown", [("error", "ERROR in rank 1: clip.mp4: cannot be read"), ("kill", "code: -9")])
+@pytest.mark.parametrize("end, shown", [("error", "ERROR in rank 1: clip.mp4: cannot be read"), ("kill", "ERROR in rank 1: ended by SIGKILL")])
 def test_a_process_that_ends_takes_the_run_down(end, shown, tmp_path):
-    port = 8810 if end == "error" else 8811
+    port = free_port()
     flags = ["tests/parallel_end.py", "--end", end, "--wait_for", tmp_path / "now", "--device", "CPU",
              "--use_parallel", "True"]
     with open(tmp_path / "screen", "w") as screen:
-        first = subprocess.Popen(**msrun_command(2, port, tmp_path / "logs", *flags), stdout=screen, stderr=screen)
+        first = subprocess.Popen(**msrun_command(2, tmp_path / "logs", *flags, port=port), stdout=screen, stderr=screen)
     deadline = time.monotonic() + 120
     while sum("JOINED" in log.read_text() for log in (tmp_path / "logs").glob("worker_*.log")) < 2:
         assert time.monotonic() < deadline and first.poll() is None
         time.sleep(0.5)
     if end == "error":  # the port is taken by the first run
-        second, _ = msrun(2, port, tmp_path / "others", *flags)
+        second, _ = msrun(2, tmp_path / "others", *flags, port=port)
         assert second.returncode != 0 and f"cannot meet at 127.0.0.1:{port}" in second.stdout + second.stderr
         assert first.poll() is None
     (tmp_path / "now").touch()

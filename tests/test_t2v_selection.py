@@ -135,8 +135,9 @@ def an_image(number: int) -> dict:
             "resolution": {"height": 64, "width": 96}}
 
 
-def index_of(tmp_path, items: list):
-    options = options_of({}, data=write_data(tmp_path, items), max_hxw=10_000, cache_dir=str(tmp_path / "cache"))
+def index_of(tmp_path, items: list, **changes):
+    options = options_of({}, data=write_data(tmp_path, items), max_hxw=10_000, cache_dir=str(tmp_path / "cache"),
+                         **changes)
     return open_index(options), options
 
 
@@ -172,21 +173,86 @@ def test_the_table_counts_every_sample(tmp_path):
     items = [an_image(number) for number in range(5)] + [{"path": "x.jpg"}, {**an_image(9), "resolution": None}]
     index, _ = index_of(tmp_path, items)
     rows = [row.rsplit(None, 1) for row in index.table(4).splitlines()]
-    assert [(name.strip(), count) for name, count in rows] == [
-        ("samples annotated", "7"), ("no caption", "-1"), ("no resolution", "-1"), ("samples used", "5"),
-        ("1x64x96", "5")]
+    assert [(name.strip(), count) for name, count in rows[:-1]] == [
+        ("samples annotated", "7"), ("left out: no caption", "1"), ("left out: no resolution", "1"),
+        ("samples used", "5"), ("1x64x96", "5")]
+    assert "cannot be read: " in rows[-1][0] and "annotation.json: entry 6: " in rows[-1][0]
+    assert index.why_none(6) == ("1 no caption, 1 no resolution, 5 of a size with fewer than 6 samples; "
+                                 + index.faults[0])
 
 
-@pytest.mark.parametrize("item, message", [
-    ({"cap": "no path"}, "entry 1: .*has no `path`"),
-    ({"path": "a.txt", "cap": "x"}, "entry 1: a.txt: neither a video .* nor an image"),
-    ({**an_image(0), "cap": 7}, "entry 1: "), ({**an_image(0), "cap": []}, "`cap` should be a text or a list"),
-    ({**an_image(0), "resolution": {"height": "64", "width": 96}}, "entry 1: "),
-    ("text", "object 1 is 'text'; a sample should be an object")])
-def test_faulty_annotations(tmp_path, item, message):
-    with pytest.raises(ValueError, match=message):
-        index_of(tmp_path, [an_image(0), item])
+def a_video(**changes) -> dict:
+    return {"path": "a.mp4", "cap": "x", "resolution": {"height": 64, "width": 96}, "num_frames": 93, "fps": 24,
+            **changes}
+
+
+FAULTS = [
+    ({"cap": "no path"}, "has no `path`"), ({"path": "a.txt", "cap": "x"}, "a.txt: neither a video .* nor an image"),
+    ({"path": "a\0.mp4", "cap": "x"}, "path 'a.x00.mp4': a path cannot have a NUL"),
+    ("text", "'text' should be an object"), ([1], r"\[1\] should be an object"), (None, "None should be an object"),
+    (a_video(cap=7), "cap 7: should be a text or a list"), (a_video(cap=[]), "cap .*: should be a text or a list"),
+    (a_video(cap={"short": "a"}), "cap .*: should be a text"), (a_video(cap=["a", None]), "cap .*: should be a text"),
+    (a_video(cap="half \ud83d"), r"cap 'half .ud83d': has half of a surrogate pair"),
+    (a_video(resolution=[64, 96]), r"resolution \[64, 96\]: should be {.height"),
+    (a_video(resolution="64x96"), "resolution '64x96': should be"),
+    (a_video(resolution={"height": "x", "width": 96}), "resolution: height 'x': should be a whole number"),
+    (a_video(resolution={"height": 64.5, "width": 96}), "resolution: height 64.5: should be a whole number"),
+    (a_video(resolution={"height": True, "width": 96}), "resolution: height True: should be"),
+    (a_video(resolution={"height": -64, "width": 96}), "resolution: height -64: should be"),
+    (a_video(num_frames=float("nan")), "num_frames nan: should be"), (a_video(num_frames=1e30), "num_frames 1e.30"),
+    (a_video(num_frames=10 ** 400), "num_frames inf: should be"), (a_video(num_frames=-3), "num_frames -3"),
+    (a_video(num_frames="many"), "num_frames 'many'"), (a_video(num_frames=10 ** 30), "num_frames 1000"),
+    (a_video(fps=float("inf")), "fps inf: should be a number from 0.01 to 1000"), (a_video(fps="24/0"), "fps '24/0'"),
+    (a_video(fps=float("nan")), "fps nan"), (a_video(fps=-24), "fps -24"), (a_video(fps=True), "fps True"),
+    (a_video(fps=5e-324, frame_idx="0:9"), "fps 5e-324"),
+    (a_video(aesthetic=float("inf")), "aesthetic inf"), (a_video(aes=1e30), "aes 1e.30"),
+    (a_video(aesthetic="good"), "aesthetic 'good'"), (a_video(cut="0:9"), "cut '0:9': should be"),
+    (a_video(cut=[float("nan"), 9]), "cut nan"), (a_video(frame_idx="9:3"), "frame_idx '9:3': there are no frames"),
+    (a_video(frame_idx="0"), "frame_idx '0': should be"), (a_video(frame_idx="a:b"), "frame_idx 'a'"),
+    (a_video(crop=[0, 8]), "crop .*: should be .left"), (a_video(crop=[0, 1e30, 0, 8]), "crop 1e.30")]
+
+
+@pytest.mark.parametrize("item, message", FAULTS, ids=[str(number) for number in range(len(FAULTS))])
+def test_faulty_entries(tmp_path, item, message):
+    with pytest.raises(ValueError, match=f"none of 1 entries can be used; .*annotation.json: entry 0: .*{message}"):
+        index_of(tmp_path, [item])
     assert not list((tmp_path / "cache/dataset_index").glob("*.part")), "nothing half-written"
+
+
+def test_faulty_entries_are_counted_and_left_out(tmp_path):
+    items = [an_image(number) for number in range(20)]
+    for place in range(0, 30, 2):
+        items.insert(place, FAULTS[place][0])
+    index, _ = index_of(tmp_path, items)
+    assert len(index) == 20 and index.left_out["faulty entry"] == 15 and len(index.faults) == 10
+    assert [index.record(number)["path"] for number in range(20)] == [f"{number}.jpg" for number in range(20)]
+    assert "entry 2: path 'a\\x00.mp4'" in index.faults[1] and all(map(str.isprintable, index.faults))
+    assert "left out: faulty entry" in index.table(1) and index.faults[9] in index.table(1)
+
+
+@pytest.mark.parametrize("changes, expected", [
+    ({"num_frames": "93"}, {"num_frames": 93}), ({"num_frames": 93.0}, {"num_frames": 93}),
+    ({"fps": "24000/1001"}, {"fps": 24000 / 1001}), ({"fps": " 25 "}, {"fps": 25}),
+    ({"resolution": {"height": "64", "width": 96.0}}, {}), ({"aesthetic": float("nan"), "aes": 5}, {"aes": 5.0}),
+    ({"aesthetic": "6.5"}, {"aes": 6.5}), ({"aesthetic": 0}, {"aes": 0.0}), ({"aesthetic": float("nan")}, {}),
+    ({"num_frames": None, "cut": [10, 103]}, {"num_frames": 93, "start": 10}), ({"cut": [3]}, {"start": 3}),
+    ({"num_frames": None, "frame_idx": "7:100"}, {"num_frames": 93, "start": 7}),
+    ({"num_frames": 50, "frame_idx": [0, 93]}, {"num_frames": 50}), ({"cap": "\x00 \x1b[0m \ufeff"}, {}),
+    ({"num_frames": None, "frame_idx": "0:100000"}, {"num_frames": 145})])
+def test_numbers_as_people_write_them(tmp_path, changes, expected):
+    index, _ = index_of(tmp_path, [a_video(**changes)], num_frames=29)
+    record = index.record(0)
+    assert index.shapes == [(29, 64, 96)]
+    plain = {"source": 0, "path": "a.mp4", "cap": "x", "start": 0, "num_frames": 93, "fps": 24.0}
+    assert record == {**plain, **{key: value for key, value in changes.items() if key == "cap"}, **expected}
+
+
+def test_a_damaged_index_is_made_again(tmp_path):
+    items = [an_image(number) for number in range(5)]
+    index, options = index_of(tmp_path, items)
+    for name, content in {"summary.json": b"{", "records.jsonl": b"{}\n", "offsets.npy": b"", "shapes.npy": b"x"}.items():
+        (index.folder / name).write_bytes(content)
+        assert open_index(options).record(4)["path"] == "4.jpg"
 
 
 # Files of annotations
@@ -206,23 +272,50 @@ def test_annotations_are_read_in_pieces(tmp_path, monkeypatch, chunk, form):
 
 @pytest.mark.parametrize("text, message", [
     ('[{"path": "a"}, {"pa', "after 1 objects"), ('[{"path": "a"}', "after 1 objects"), ("no json", "after 0 objects"),
-    ('[{"path": "a"} x]', "after 1 objects"), ("[7]", "object 0 is 7")])
+    ('[{"path": "a"} x]', "after 1 objects"), ('[{"path": "a"}] }, {', "after 1 objects"),
+    ('[{"path": "a"}]\n{"pa', "after 1 objects"), ("[" * 200_000, "after 0 objects: nested too deeply"),
+    ('{"a":' * 200_000, "after 0 objects: nested too deeply"), ('[{"a": ' + "1" * 5000, "after 0 objects")])
 def test_damaged_annotations(tmp_path, text, message):
     (tmp_path / "a.json").write_text(text)
     with pytest.raises(ValueError, match=f"a.json: {message}"):
         list(annotations.read_items(tmp_path / "a.json"))
 
 
-def test_binary_annotations(tmp_path):
-    (tmp_path / "a.json").write_bytes(b"\x80\x04\x95")
-    with pytest.raises(ValueError, match="a.json: not a text file"):
+@pytest.mark.parametrize("text, expected", [
+    ("[1]\n[2, 3]\n", [1, 2, 3]), ("[1], [2]", [1, 2]), ('[{"a": 1}]\n{"b": 2}\n', [{"a": 1}, {"b": 2}]),
+    ('\ufeff{"a": 1}\r\n\r\n{"b": 2}\r\n', [{"a": 1}, {"b": 2}]), ("\ufeff[7]", [7]), ("[]", []), ("", []),
+    ("[[1], 7]", [[1], 7])])
+def test_all_of_an_annotation_file_is_read(tmp_path, text, expected):
+    (tmp_path / "a.json").write_bytes(text.encode())
+    assert list(annotations.read_items(tmp_path / "a.json")) == expected
+
+
+def test_a_damaged_line_costs_one_entry(tmp_path):
+    lines = [json.dumps(an_image(number)) for number in range(4)]
+    lines[1], lines[2] = lines[1][:20], "[" * 200_000
+    (tmp_path / "a.json").write_text("\n".join(lines))
+    first, damaged, last = list(annotations.read_items(tmp_path / "a.json"))
+    assert (first["path"], last["path"]) == ("0.jpg", "3.jpg") and "not json" in damaged.reason
+
+
+@pytest.mark.parametrize("content, message", [
+    (b"\x80\x04\x95", "iconv -f GBK"), ('[{"cap": "\u4e2d\u6587"}]'.encode("gbk"), "iconv -f GBK"),
+    ("[]".encode("utf-16"), "iconv -f UTF-16"), ("[]".encode("utf-16-le"), "iconv -f UTF-16"),
+    ("[]".encode("utf-32"), "iconv -f UTF-16")])
+def test_annotations_in_another_encoding(tmp_path, content, message):
+    (tmp_path / "a.json").write_bytes(content)
+    with pytest.raises(ValueError, match=f"a.json: not UTF-8 text; convert it.*{message}"):
         list(annotations.read_items(tmp_path / "a.json"))
+    (tmp_path / "merge_data.txt").write_bytes(content)
+    with pytest.raises(ValueError, match="merge_data.txt: not UTF-8 text"):
+        annotations.read_data_file(tmp_path / "merge_data.txt")
 
 
 def test_the_data_file(tmp_path):
     (tmp_path / "a.json").write_text("[]")
     data = tmp_path / "merge_data.txt"
-    data.write_text(f"# two sources\n\nvideos,{tmp_path}/a.json\nvideos, embeddings ,{tmp_path}/a.json\n")
+    text = f"videos,{tmp_path}/a.json\r\n\r\n# two sources\r\nvideos, embeddings ,{tmp_path}/a.json\r\n"
+    data.write_bytes(b"\xef\xbb\xbf" + text.encode())
     assert [(source.root, source.embedding_root) for source in annotations.read_data_file(data)] == [
         ("videos", None), ("videos", "embeddings")]
 
@@ -241,7 +334,8 @@ def test_faulty_data_files(tmp_path, line, error, message):
 @pytest.mark.parametrize("changes, message", [
     ({"num_frames": 30}, "num_frames 30"), ({"sp_size": 2}, "17 latent frames"), ({"max_hxw": None}, "give max_hxw"),
     ({"min_hxw": 20_000}, "min_hxw 20000, max_hxw 10000"), ({"cfg": 1.5}, "cfg 1.5"),
-    ({"speed_factor": 0.5}, "speed_factor 0.5"), ({"hw_stride": 12}, "hw_stride 12"),
+    ({"speed_factor": 0.5}, "speed_factor 0.5"), ({"speed_factor": float("nan")}, "speed_factor nan"),
+    ({"cfg": float("nan")}, "cfg nan"), ({"hw_stride": 12}, "hw_stride 12"),
     ({"force_resolution": True, "max_height": 100}, "100, 240: should be multiples of 8")])
 def test_faulty_options(changes, message):
     with pytest.raises(ValueError, match=message):

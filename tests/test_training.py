@@ -8,21 +8,26 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from conftest import ROOT
 from golden_cases import relative_difference
 from made_clips import make_clips
-from test_parallel import msrun
+from mindspore import Tensor
+from test_parallel import msrun, msrun_command
 from tiny_models import make_release
 
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.models.safetensors_file import read_safetensors, write_safetensors
 from opensora.models.tensor_file import ArrayTensor
+from opensora.parallel.flat import World
 from opensora.train.checkpoint import checkpoints, damage, find_checkpoint
+from opensora.train.t2v import check_same_samples
 from opensora.train.t2v_options import parse_options
 from opensora.train.trainer import MOST_SKIPPED
+from opensora.utils.folder_lock import exclusive_folder
 
 SCRIPT = "opensora/train/train_t2v_diffusers.py"
 WEIGHTS = "diffusion_pytorch_model.safetensors"
@@ -67,7 +72,7 @@ def assert_same(a: Path, b: Path) -> None:
 
 def test_what_a_run_leaves(folder, run):
     finished = run(*flags(folder, "run", "--max_train_steps", 24, "--checkpointing_steps", 8, "--validate", "--val_data",
-                          folder / "data/merge_data.txt", "--val_interval", 12, "--checkpoints_total_limit", 2,
+                          folder / "data/merge_data.txt", "--val_interval", 1, "--checkpoints_total_limit", 2,
                           "--train_batch_size", 4, "--lr_scheduler", "cosine", "--noise_offset", "0.02"))
     assert finished.returncode == 0, finished.stderr
     output = folder / "run"
@@ -78,7 +83,7 @@ def test_what_a_run_leaves(folder, run):
     losses = [float(loss) for _, loss in rows(output, ("step", "loss"))]
     assert len(losses) == 24 and np.mean(losses[-6:]) < np.mean(losses[:6])
     validation = [float(line.rsplit(" ", 1)[1]) for line in (output / "result_val.log").read_text().splitlines()]
-    assert len(validation) == 2 and validation[1] < validation[0]
+    assert len(validation) == 3 and validation[2] < validation[0]  # two epochs of 10 steps, and the end
     assert list((output / "tensorboard").glob("events*"))
     model = OpenSoraT2V_v1_3.from_pretrained(output / "checkpoint-24/model_ema")
     assert model.config.prediction_type == "v_prediction"
@@ -126,14 +131,42 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(folder,
     assert not list(output.glob("*.part"))
 
 
-@pytest.mark.parametrize("more, port", [
-    (["--zero_stage", 2, "--train_batch_size", 2], 8820),
-    (["--zero_stage", 3, "--train_batch_size", 2, "--sp_size", 2, "--train_sp_batch_size", 4], 8821),
+@pytest.mark.parametrize("processes", [1, 2])
+def test_a_signal_saves_the_step_and_the_run_resumes(processes, folder, unbroken, run, tmp_path):
+    name = f"terminated{processes}"
+    output, more = folder / name, ["--max_train_steps", 12, "--resume_from_checkpoint", "True"]
+    if processes == 2:
+        command = msrun_command(2, tmp_path, *flags(folder, name, *more), "--train_batch_size", "2", "--use_parallel",
+                                "True")
+    else:
+        command = dict(args=[sys.executable, *flags(folder, name, *more, "--train_batch_size", 4)], cwd=ROOT)
+    process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    while not (output / "train_log.csv").exists() or len(rows(output)) < 3:
+        assert process.poll() is None
+        time.sleep(0.02)
+    with pytest.raises(ValueError, match="another run writes to this folder"):
+        with exclusive_folder(output):
+            pass
+    process.send_signal(signal.SIGTERM)
+    assert process.wait(60) == (128 + signal.SIGTERM if processes == 1 else -signal.SIGTERM)
+    deadline = time.monotonic() + 60
+    while (output / ".lock").exists():  # msrun ends before its ranks
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    (saved,) = checkpoints(output)
+    assert saved.name == f"checkpoint-{len(rows(output))}" and len(rows(output)) < 12 and damage(saved) is None
+    if processes == 1:
+        assert run(*flags(folder, name, *more, "--train_batch_size", 4)).returncode == 0
+        assert_same(output / "checkpoint-12", unbroken / "checkpoint-12")
+
+
+@pytest.mark.parametrize("name, more", [
+    ("zero2", ["--zero_stage", 2, "--train_batch_size", 2]),
+    ("zero3-sp2", ["--zero_stage", 3, "--train_batch_size", 2, "--sp_size", 2, "--train_sp_batch_size", 4]),
 ], ids=["zero2", "zero3-sp2"])
-def test_two_processes_train_as_one_and_one_goes_on(more, port, folder, unbroken, run, tmp_path):
-    name = f"two_{port}"
+def test_two_processes_train_as_one_and_one_goes_on(name, more, folder, unbroken, run, tmp_path):
     command = flags(folder, name, "--checkpointing_steps", 7, "--resume_from_checkpoint", "True")
-    finished, logs = msrun(2, port, tmp_path, *command, "--max_train_steps", 7, "--use_parallel", "True", *more)
+    finished, logs = msrun(2, tmp_path, *command, "--max_train_steps", 7, "--use_parallel", "True", *more)
     assert finished.returncode == 0, logs[0][-3000:]
     assert sum("step 4/7" in log for log in logs) == 1
     finished = run(*command, "--max_train_steps", 12, "--train_batch_size", 4)
@@ -152,7 +185,7 @@ def test_part_of_a_shared_batch_is_gone_on_with(folder, run, tmp_path):
     more = ["--sp_size", 2, "--train_batch_size", 1, "--use_parallel", "True", "--checkpointing_steps", 3]
     for name, steps in (("whole", [5]), ("halves", [3, 5])):
         for part in steps:
-            finished, logs = msrun(2, 8824, tmp_path / f"{name}{part}", *flags(folder, name, *more), "--max_train_steps",
+            finished, logs = msrun(2, tmp_path / f"{name}{part}", *flags(folder, name, *more), "--max_train_steps",
                                    part, "--resume_from_checkpoint", "True")
             assert finished.returncode == 0, logs[0][-3000:]
     assert rows(folder / "whole") == rows(folder / "halves")
@@ -166,7 +199,7 @@ def test_weights_that_are_not_numbers_stop_the_run(folder, run, tmp_path):
     finished = run(*flags(folder, "nan", "--pretrained", tmp_path / "nan.safetensors", "--max_train_steps", 1000,
                           "--dataloader_num_workers", 0, "--num_frames", 1))
     assert finished.returncode == 1
-    assert f"error: no finite gradient in {MOST_SKIPPED} steps on end" in finished.stderr
+    assert f"error: no finite gradient in {MOST_SKIPPED} consecutive steps" in finished.stderr
     kept = state(folder / "nan" / f"checkpoint-{MOST_SKIPPED}")
     assert all(np.isfinite(value).all() for name, value in kept.items() if "proj_out.bias" not in name)
 
@@ -198,3 +231,12 @@ def test_a_checkpoint_that_is_named_must_be_sound(tmp_path):
 def test_flags_that_contradict(folder, more, words):
     with pytest.raises(ValueError, match=words):
         parse_options(flags(folder, "none", *more)[1:])
+
+
+def test_processes_that_selected_different_samples():
+    """As when files change between the start of one process and that of the next."""
+    dataset = SimpleNamespace(index=SimpleNamespace(fingerprint=0xFFFFFF), options=SimpleNamespace(data="data.txt"))
+    check_same_samples(World(), dataset)
+    others = SimpleNamespace(rank=1, sum=lambda x: Tensor([5.0]))
+    with pytest.raises(ValueError, match="data.txt: this process and the first one have selected different samples"):
+        check_same_samples(others, dataset)

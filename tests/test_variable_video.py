@@ -21,6 +21,7 @@ from opensora.datasets.media import read_image, save_image, write_video
 from opensora.datasets.variable_video import (VariableVideoTextDataset, VideoTextDataset, collate, last_begin,
                                               temporal_crop)
 from opensora.datasets.video_table import read_table
+from opensora.utils import text_files
 
 # Small on purpose: two sizes of the 144p table, and of images.
 BUCKETS = {"144p": {8: (1.0, 2), 1: (1.0, 2)}}
@@ -171,7 +172,14 @@ def test_crops_differ_between_ranks_and_epochs(folder):
     ([["a.mp4", "t"]], ("path", "text"), "has no column num_frames, height, width; its columns are path, text"),
     ([["a.mp4", "t", "x", 1, 2]], None, "row 0, a.mp4: num_frames, height, width are x, 1, 2"),
     ([["a.mp4", "t", 8, 1, 2], ["b.mp4", "t", 8, 0, 2]], None, "row 1, b.mp4: .* should be 1 or more"),
-    ([["", "t", 8, 1, 2]], None, "row 0: path is empty"), ([], None, "has no rows")])
+    ([["", "t", 8, 1, 2]], None, "row 0: path is empty"), ([], None, "has no rows"),
+    ([["a.mp4", "t", 8, "inf", 2]], None, "row 0, a.mp4: .*height 'inf': should be a whole number"),
+    ([["a.mp4", "t", "", 1, 2]], None, "num_frames '': should be"),
+    ([["a.mp4", "t", 8, 1, "NaN"]], None, "width 'NaN'"),
+    ([["a.mp4", "t", 1e30, 1, 2]], None, r"num_frames '1e\+30'"),
+    ([["a.mp4", "t", 10 ** 400, 1, 2]], None, "num_frames '1"),
+    ([["a.mp4", "t", 8, 1.5, 2]], None, "height '1.5'"), ([["a.mp4", "t", 8, 1]], None, "width None: should be"),
+    ([["a.mp4", "[" * 200_000, 8, 1, "x"]], None, "row 0, a.mp4: .*width 'x'")])
 def test_faulty_tables(rows, columns, words, tmp_path):
     path = write_table(tmp_path / "data.csv", rows, *([columns] if columns else []))
     with pytest.raises(ValueError, match=words):
@@ -187,6 +195,23 @@ def test_tables_of_other_programs(tmp_path):
         read_table(tmp_path / "none.csv")
     with pytest.raises(ValueError, match="data_path is missing"):
         read_table(None)
+
+
+def test_a_field_without_end(tmp_path, monkeypatch):
+    monkeypatch.setattr(text_files, "LONGEST_FIELD", 100)
+    write_table(tmp_path / "data.csv", [["a.mp4", "t", 8, 1, 2], ["a.mp4", "x" * 200, 8, 1, 2]])
+    with pytest.raises(ValueError, match="data.csv: line 3: field larger than field limit"):
+        read_table(tmp_path / "data.csv")
+
+
+def test_tables_in_another_encoding(tmp_path):
+    text = "path,text,num_frames,height,width\na.mp4,\u4e2d,8,1,2\n"
+    (tmp_path / "data.csv").write_text(text, encoding="utf-8-sig")
+    assert read_table(tmp_path / "data.csv", sizes=True).texts == ["\u4e2d"]
+    for encoding in ("utf-16", "gbk"):
+        (tmp_path / "data.csv").write_text(text, encoding=encoding)
+        with pytest.raises(ValueError, match=f"data.csv: not UTF-8 text.*iconv -f {encoding.upper()}"):
+            read_table(tmp_path / "data.csv", sizes=True)
 
 
 @pytest.mark.parametrize("settings, words", [

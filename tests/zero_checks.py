@@ -8,6 +8,11 @@ from typing import Mapping
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]  # msrun starts it as a script
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 import mindspore as ms  # noqa: E402
 import numpy as np  # noqa: E402
 from golden_cases import relative_difference  # noqa: E402
@@ -25,6 +30,7 @@ from opensora.parallel.sequence import SplitSequence, WholeSequence  # noqa: E40
 from opensora.train.adamw import AdamW  # noqa: E402
 from opensora.train.ema import EMA  # noqa: E402
 from opensora.train.optimizer import Optimizer  # noqa: E402
+from opensora.utils.cli import run_main  # noqa: E402
 
 CONFIG = {**DIT, "num_layers": 3, "attention_head_dim": 12, "cross_attention_dim": 48}  # two dense blocks, one sparse
 STEPS, HALF, BATCH = 20, 10, 4
@@ -181,4 +187,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run_main(main)

@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
 from typing import Optional, Sequence
 
@@ -14,7 +13,7 @@ from PIL import Image, ImageDraw, ImageFont
 from opensora.datasets.bucket import UNUSED, Buckets
 from opensora.datasets.media import check_image_suffix, save_image
 from opensora.datasets.video_table import read_table
-from opensora.utils.cli import run_main
+from opensora.utils.cli import CommandParser, run_main
 from opensora.utils.config_utils import check_fields, read_config_file
 
 MARGIN, LABEL, BARS, RATIOS, ROW, BAR = 24, 130, 420, 420, 34, 20  # pixels
@@ -24,7 +23,7 @@ WIDEST, TALLEST = 0.25, 4.0  # ratios at the ends of the scale
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = argparse.ArgumentParser(description="Prints what falls into which bucket, before any training.")
+    parser = CommandParser(description="Prints what falls into which bucket, before any training.")
     parser.add_argument("config", help="a training config with bucket_config")
     parser.add_argument("csv", help="table of the training data, with num_frames, height and width")
     parser.add_argument("--epoch", type=int, default=0, help="whose draws are shown")

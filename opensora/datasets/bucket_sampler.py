@@ -136,7 +136,8 @@ class BucketSampler(Sampler):
         for name, value in (("samples", len(self.shapes)), ("seed", self.seed)):
             if state[name] != value:
                 raise ValueError(f"the run that is resumed had {name} {state[name]}, now it is {value}: resume it with "
-                                 f"its data and seed, or begin a new run from its weights")
+                                 f"its data and seed, begin a new run from its weights, or add "
+                                 f"--allow_changed_arguments")
         self._start_epoch(state["epoch"])
         self._step = state["accessed"] // self.world_size
         if self._step >= len(self):

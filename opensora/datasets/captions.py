@@ -1,6 +1,7 @@
 """The text of a training sample: which caption, what is said about its quality, and when it is left out."""
 from __future__ import annotations
 
+import math
 from typing import Optional
 
 import numpy as np
@@ -37,9 +38,10 @@ HIGH_QUALITY = (
 def say_quality(text: str, score: Optional[float], is_video: bool, rng: np.random.Generator) -> str:
     """`text` with a sentence about its sample's aesthetic score before or after it, if the score is low or high.
 
-    The models learn to tell good from bad by these sentences, which prompts then ask for.
+    A score of None, NaN or infinity says nothing. The models learn to tell good from bad by these sentences, which
+    prompts then ask for.
     """
-    if score is None or LOW_SCORE < score < HIGH_SCORE:
+    if score is None or not math.isfinite(score) or LOW_SCORE < score < HIGH_SCORE:
         return text
     sentences = LOW_QUALITY if score <= LOW_SCORE else HIGH_QUALITY
     sentence = sentences[rng.integers(len(sentences))].format(kind="video" if is_video else "image")

@@ -8,6 +8,11 @@ import numpy as np
 SHORTEST = 29  # frames; published models were not trained on shorter videos, unless all are shorter
 
 
+def sample_indices(num_frames: int, sample_rate: int = 1) -> np.ndarray:
+    """`num_frames` frame numbers spread evenly over the first num_frames * sample_rate frames."""
+    return np.linspace(0, num_frames * sample_rate - 1, num_frames, dtype=int)
+
+
 def usable_length(frames: int, num_frames: int, ae_stride_t: int = 4, sp_size: int = 1) -> Optional[int]:
     """The longest beginning of `frames` frames that the models take, or None where there is none.
 

@@ -5,7 +5,7 @@ A folder in the cache, named after the options and annotation files it was made 
     records.jsonl     one sample a line, what reading it takes
     offsets.npy       (N + 1,) int64, where each line begins
     shapes.npy        (N,) int32, the sample's place in `shapes` of summary.json
-    summary.json      shapes, sources, and how many samples each rule left out
+    summary.json      shapes, sources, how many samples each rule left out, and the first of the faulty entries
 
 The arrays are mapped into memory, so that all processes of a machine share one copy of them.
 """
@@ -16,20 +16,19 @@ import hashlib
 import json
 import os
 import shutil
-from array import array
-from collections import Counter
+import zlib
 from pathlib import Path
-from typing import Sequence
+from typing import Optional, Sequence
 
 import numpy as np
-from tqdm import tqdm
 
-from opensora.datasets.annotations import Source, read_data_file, read_items
+from opensora.datasets.annotations import Source, read_data_file
+from opensora.datasets.index_builder import write_index
 from opensora.datasets.options import T2VDataOptions
-from opensora.datasets.selection import DEFAULT_FPS, REASONS, Shape, check_is_video, first_frame, select
+from opensora.datasets.probing import signature
+from opensora.datasets.selection import Shape
 
-FORMAT = 1  # raised when the files' meaning changes, so that older ones are made anew
-DRAW_SEED = 42  # of the short videos to leave out: the same in every run, as the published training has it
+FORMAT = 2  # raised when the files' meaning changes, so that older ones are made anew
 
 # The options that decide what is selected. The others may change without a new index.
 SELECTING = ("num_frames", "max_height", "max_width", "force_resolution", "max_hxw", "min_hxw", "hw_stride",
@@ -45,6 +44,7 @@ class SampleIndex:
         shape_counts: (len(shapes),) how many samples have each shape.
         sources: the lines of the data file.
         left_out: reason -> number of samples.
+        faults: what is wrong with the first faulty entries and unreadable files, a line each.
     """
 
     def __init__(self, folder: Path):
@@ -53,10 +53,14 @@ class SampleIndex:
         self.shapes = [Shape(*shape) for shape in summary["shapes"]]
         self.sources = [Source(root, embeddings, Path(file)) for root, embeddings, file in summary["sources"]]
         self.left_out: dict[str, int] = summary["left_out"]
+        self.faults: list[str] = summary["faults"]
+        self._unread: list = summary["unread"]
         self.shape_of = np.load(folder / "shapes.npy", mmap_mode="r")
         self.shape_counts = np.bincount(self.shape_of, minlength=len(self.shapes))
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self._records = open(folder / "records.jsonl", "rb")
+        if not len(self._offsets) == len(self) + 1 or self._offsets[-1] != os.stat(self._records.fileno()).st_size:
+            raise ValueError(f"{folder}: damaged")
 
     def __reduce__(self):
         return SampleIndex, (self.folder,)
@@ -69,20 +73,38 @@ class SampleIndex:
         begin, end = int(self._offsets[number]), int(self._offsets[number + 1])
         return json.loads(os.pread(self._records.fileno(), end - begin, begin))
 
+    @property
+    def fingerprint(self) -> int:
+        """Below 2^24, so exact in float32; indices of different samples very likely have different ones."""
+        return zlib.crc32(self.shape_of.tobytes(), zlib.crc32(self._offsets.tobytes())) & 0xFFFFFF
+
+    def is_current(self) -> bool:
+        """Whether the files that could not be read when the index was made are as they were then."""
+        return all(signature(path) == (about and tuple(about)) for path, about in self._unread)
+
     def table(self, fewest: int) -> str:
-        """To be printed: how many samples each rule left out, and how many of each shape there are.
+        """To be printed: how many samples each rule left out, how many of each shape there are, and `faults`.
 
         Of shapes with fewer than `fewest` samples none is used.
         """
         counts = self.shape_counts
-        rare = int(counts[counts < fewest].sum())
-        left_out = [*self.left_out.items(), (f"of a shape that fewer than {fewest} have", rare)]
+        left_out = self._left_out(fewest)
         rows = [("samples annotated", len(self) + sum(self.left_out.values()))]
-        rows += [(f"  {reason}", -count) for reason, count in left_out if count]
-        rows += [("samples used", len(self) - rare)]
+        rows += [(f"left out: {reason}", count) for reason, count in left_out]
+        rows += [("samples used", rows[0][1] - sum(count for _, count in left_out))]
         rows += [(f"  {shape}", int(counts[place])) for place, shape in sorted(enumerate(self.shapes),
                  key=lambda entry: -counts[entry[0]]) if counts[place] >= fewest]
-        return "\n".join(f"{name:<40}{count:>12,}" for name, count in rows)
+        return "\n".join([*(f"{name:<48}{count:>12,}" for name, count in rows), *self.faults])
+
+    def why_none(self, fewest: int) -> str:
+        """Why no sample is left, as part of a sentence."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self._left_out(fewest))
+        return f"{reasons or 'the annotation files are empty'}{''.join(f'; {fault}' for fault in self.faults)}"
+
+    def _left_out(self, fewest: int) -> list[tuple[str, int]]:
+        rare = int(self.shape_counts[self.shape_counts < fewest].sum())
+        rows = [*self.left_out.items(), (f"of a size with fewer than {fewest} samples", rare)]
+        return [row for row in rows if row[1]]
 
 
 def open_index(options: T2VDataOptions) -> SampleIndex:
@@ -90,8 +112,10 @@ def open_index(options: T2VDataOptions) -> SampleIndex:
 
     One process of a machine makes it and the others wait.
 
+    Faulty entries of the annotation files are left out and counted.
+
     Raises:
-        ValueError: faulty annotations.
+        ValueError: an annotation file that cannot be read, or all entries are faulty.
         OSError: an annotation file is not there, or the cache cannot be written.
     """
     sources = read_data_file(options.data)
@@ -100,9 +124,21 @@ def open_index(options: T2VDataOptions) -> SampleIndex:
     folder = cache / _key(options, sources)
     with open(cache / "lock", "w", encoding="utf-8") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not folder.exists():
+        index = _open_current(folder)
+        if index is None:
+            shutil.rmtree(folder, ignore_errors=True)
             _build(folder, sources, options)
-    return SampleIndex(folder)
+            index = SampleIndex(folder)
+    return index
+
+
+def _open_current(folder: Path) -> Optional[SampleIndex]:
+    """The index in this folder; None if there is none, or it is damaged or out of date."""
+    try:
+        index = SampleIndex(folder)
+    except (OSError, ValueError, KeyError, TypeError, EOFError):
+        return None
+    return index if index.is_current() else None
 
 
 def _key(options: T2VDataOptions, sources: Sequence[Source]) -> str:
@@ -119,53 +155,10 @@ def _build(folder: Path, sources: Sequence[Source], options: T2VDataOptions) -> 
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
-        _write(unfinished, sources, options)
+        write_index(unfinished, sources, options, folder.parent / "media.sqlite")
         unfinished.rename(folder)
     except OSError:
         if not folder.exists():  # else another machine was faster
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)
-
-
-def _write(folder: Path, sources: Sequence[Source], options: T2VDataOptions) -> None:
-    shapes: dict[Shape, int] = {}
-    shape_of, offsets, left_out = array("i"), array("q", [0]), Counter(dict.fromkeys(REASONS, 0))
-    rng = np.random.default_rng(DRAW_SEED)
-    size = sum(source.annotation.stat().st_size for source in sources)
-    with open(folder / "records.jsonl", "wb") as records, \
-            tqdm(total=size, desc="annotations", unit="B", unit_scale=True, delay=1) as progress:
-        for number, source in enumerate(sources):
-            for place, item in enumerate(read_items(source.annotation, progress.update)):
-                try:
-                    shape = select(item, options, rng)
-                    if isinstance(shape, str):
-                        left_out[shape] += 1
-                        continue
-                    line = json.dumps(_record(item, number), ensure_ascii=False).encode() + b"\n"
-                except (TypeError, KeyError, IndexError, AttributeError, ValueError) as error:
-                    raise ValueError(f"{source.annotation}: entry {place}: {error}") from error
-                records.write(line)
-                offsets.append(offsets[-1] + len(line))
-                shape_of.append(shapes.setdefault(shape, len(shapes)))
-    np.save(folder / "shapes.npy", np.asarray(shape_of))
-    np.save(folder / "offsets.npy", np.asarray(offsets))
-    summary = {"shapes": list(shapes), "left_out": left_out,
-               "sources": [(source.root, source.embedding_root, str(source.annotation)) for source in sources]}
-    (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
-
-
-def _record(item: dict, source: int) -> dict:
-    """What `clips` and the caption need of an annotation."""
-    record = {"source": source, "path": item["path"], "cap": item["cap"]}
-    if not isinstance(item["cap"], str) and not (item["cap"] and all(isinstance(text, str) for text in item["cap"])):
-        raise ValueError(f"{item['path']}: `cap` should be a text or a list of texts")
-    score = item.get("aesthetic") or item.get("aes")
-    if score is not None:
-        record["aes"] = float(score)
-    if item.get("crop"):
-        record["crop"] = [int(side) for side in item["crop"]]
-    if check_is_video(item):
-        record.update(start=int(first_frame(item)), num_frames=int(item["num_frames"]),
-                      fps=float(item.get("fps") or DEFAULT_FPS))
-    return record

@@ -2,6 +2,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from math import inf
 from typing import Optional
 
 
@@ -55,7 +56,7 @@ class T2VDataOptions:
             raise ValueError(f"{name} {', '.join(map(str, sides))}: should be multiples of {self.ae_stride}")
         if self.max_hxw is not None and not 0 < self.smallest_area <= self.max_hxw:
             raise ValueError(f"min_hxw {self.min_hxw}, max_hxw {self.max_hxw}: should be positive, in this order")
-        if self.speed_factor < 1 or self.train_fps <= 0:
+        if not 1 <= self.speed_factor < inf or not self.train_fps > 0:
             raise ValueError(f"speed_factor {self.speed_factor}, train_fps {self.train_fps}: the first should be at "
                              f"least 1, the second positive")
         for name in ("cfg", "drop_short_ratio"):

@@ -108,7 +108,7 @@ class BatchSampler(Sampler):
         samples = sum(map(len, self.buckets))
         if state["samples"] != samples:
             raise ValueError(f"the run that is resumed had {state['samples']} samples, now there are {samples}: resume "
-                             f"it with its data, or begin a new run from its weights")
+                             f"it with its data, begin a new run from its weights, or add --allow_changed_arguments")
         *before, (samples_per_step, steps) = state["taken"]
         if samples_per_step != self._samples_per_step:
             before, steps = [*before, [samples_per_step, steps]] if steps else before, 0

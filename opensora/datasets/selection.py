@@ -1,23 +1,22 @@
 """Which annotated samples are trained on, and in which shape."""
 from __future__ import annotations
 
-from pathlib import PurePosixPath
 from typing import NamedTuple, Union
 
 import numpy as np
 
 from opensora.datasets import transforms
+from opensora.datasets.entries import check_entry
 from opensora.datasets.frames import resampled, usable_length
-from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.options import T2VDataOptions
 
 MOST_ELONGATED = 2.0  # height over width, or width over height; with force_resolution, of the aspect asked for
 TOO_LONG = 5.0        # a video this many times longer than a sample is rarely one scene
 DEFAULT_FPS = 24      # of annotations without `fps`
 
-# The reasons to leave a sample out, in the order they are looked at.
-REASONS = ("no caption", "no resolution", "smaller than hw_stride", "fewer pixels than min_hxw", "too elongated",
-           "no num_frames", "too long", "too short")
+# The reasons to leave a sample out, in the order they are checked.
+REASONS = ("faulty entry", "no caption", "no resolution", "smaller than hw_stride", "fewer pixels than min_hxw",
+           "too elongated", "no num_frames", "too long", "too short")
 
 
 class Shape(NamedTuple):
@@ -37,32 +36,27 @@ def select(item: dict, options: T2VDataOptions, rng: np.random.Generator) -> Uni
     `rng` decides which of the short videos go, with probability `drop_short_ratio`.
 
     Raises:
-        ValueError: no path, or a file that is neither image nor video.
+        ValueError: a faulty entry, see `check_entry`.
     """
-    is_video = check_is_video(item)
-    if item.get("cap") is None:
+    return select_entry(check_entry(item), options, rng)
+
+
+def select_entry(entry: dict, options: T2VDataOptions, rng: np.random.Generator) -> Union[Shape, str]:
+    """As `select`, of an entry that `check_entry` gave."""
+    if entry["cap"] is None:
         return "no caption"
-    resolution = item.get("resolution") or {}
-    height, width = resolution.get("height"), resolution.get("width")
-    if not height or not width or height < 0 or width < 0:
+    if entry["resolution"] is None:
         return "no resolution"
-    size = _frame_size(height, width, options)
+    size = _frame_size(entry["resolution"]["height"], entry["resolution"]["width"], options)
     if isinstance(size, str):
         return size
-    frames = _frame_count(item, options, rng) if is_video else 1
+    frames = _frame_count(entry, options, rng) if "num_frames" in entry else 1
     return frames if isinstance(frames, str) else Shape(frames, *size)
 
 
-def check_is_video(item: dict) -> bool:
-    """Whether the sample is a video, by its suffix; it is an image otherwise."""
-    path = item.get("path")
-    if not isinstance(path, str) or not path:
-        raise ValueError(f"{item!r:.80}: has no `path`")
-    suffix = PurePosixPath(path).suffix.lower()
-    if suffix not in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
-        raise ValueError(f"{path}: neither a video ({', '.join(VIDEO_SUFFIXES)}) nor an image "
-                         f"({', '.join(IMAGE_SUFFIXES)}) by its name")
-    return suffix in VIDEO_SUFFIXES
+def longest(fps: float, options: T2VDataOptions) -> int:
+    """The most frames that a video may have."""
+    return int(TOO_LONG * (options.num_frames * fps / options.train_fps * options.speed_factor))
 
 
 def _frame_size(height: int, width: int, options: T2VDataOptions) -> Union[tuple[int, int], str]:
@@ -80,19 +74,16 @@ def _frame_size(height: int, width: int, options: T2VDataOptions) -> Union[tuple
     return box.height, box.width
 
 
-def _frame_count(item: dict, options: T2VDataOptions, rng: np.random.Generator) -> Union[int, str]:
-    total, fps = item.get("num_frames"), item.get("fps") or DEFAULT_FPS
+def _frame_count(entry: dict, options: T2VDataOptions, rng: np.random.Generator) -> Union[int, str]:
+    total, fps = entry["num_frames"], entry["fps"] or DEFAULT_FPS
     if not total:
         return "no num_frames"
-    if total > TOO_LONG * (options.num_frames * fps / options.train_fps * options.speed_factor):
-        return "too long"
-    available = len(resampled(first_frame(item), total, fps, options.train_fps))
+    if total > longest(fps, options):
+        if not entry["is_range"]:
+            return "too long"
+        total = longest(fps, options)
+    available = len(resampled(entry["start"], total, fps, options.train_fps))
     if available < options.num_frames and rng.random() < options.drop_short_ratio:
         return "too short"
     length = usable_length(min(available, options.num_frames), options.num_frames, options.ae_stride_t, options.sp_size)
     return "too short" if length is None else length
-
-
-def first_frame(item: dict) -> int:
-    """Where in its file the sample begins."""
-    return item["cut"][0] if item.get("cut") else 0

@@ -41,13 +41,11 @@ class T2VDataset:
         self.fewest = FEWEST_STEPS * options.total_batch_size
         if options.text_embed_cache:
             self._check_embeddings()
-        table = self.index.table(self.fewest)
         if not len(self):
-            rows = "; ".join(" ".join(row.split()) for row in table.splitlines())
-            raise ValueError(f"{options.data}: no sample is left to train on: {rows}")
+            raise ValueError(f"{options.data}: no sample is left to train on: {self.index.why_none(self.fewest)}")
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_samples.tsv")
         if not quiet:
-            print(table)
+            print(self.index.table(self.fewest))
             if self.quarantine.names:
                 print(f"others will stand for the samples listed in {self.quarantine.path}")
 

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
 
-import cv2
 import numpy as np
 from PIL import Image
 
@@ -79,8 +78,8 @@ class VAEDataset:
         path = self.paths[index]
         with VideoReader(path) as reader:
             try:
-                clip = self._clip(reader, declared_frames(path) or len(reader), rate, start)
-            except ValueError:  # headers of some files promise more than there is; counting takes long
+                clip = self._clip(reader, reader.expected_frames(), rate, start)
+            except ValueError:  # some files announce more frames than they have; counting takes long
                 clip = self._clip(reader, len(reader), rate, start)
         return {"video": transforms.to_float(clip.transpose(3, 0, 1, 2))}  # (T, H, W, 3) -> (3, T, H, W)
 
@@ -98,15 +97,6 @@ def window(available: int, num_frames: int, rate: int, start: float) -> np.ndarr
     size = num_frames * rate
     begin = int(start * (max(0, available - size) + 1))
     return np.linspace(begin, max(begin, min(begin + size, available) - 1), num_frames, dtype=int)
-
-
-def declared_frames(path: Path) -> int:
-    """How many frames the header of a video promises; 0 where it does not say."""
-    capture = cv2.VideoCapture(str(path), cv2.CAP_FFMPEG)
-    try:
-        return max(0, int(capture.get(cv2.CAP_PROP_FRAME_COUNT)))
-    finally:
-        capture.release()
 
 
 def square(frame: np.ndarray, size: int) -> np.ndarray:

@@ -14,7 +14,6 @@ from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.bucket_sampler import BucketSample
 from opensora.datasets.fit import TRANSFORMS
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReader, read_image
-from opensora.datasets.vae_dataset import declared_frames
 from opensora.datasets.video_table import read_table
 
 DEFAULT_FPS = 24.0  # of videos that do not say
@@ -101,8 +100,8 @@ class VideoTextDataset:
         """The clip, float32 (T, 3, H, W) in 0 .. 255, and its frame rate."""
         with VideoReader(path) as reader:
             try:
-                clip = self._clip(reader, declared_frames(path) or len(reader), shape, rng)
-            except ValueError:  # headers of some files promise more than there is; counting takes long
+                clip = self._clip(reader, reader.expected_frames(), shape, rng)
+            except ValueError:  # some files announce more frames than they have; counting takes long
                 clip = self._clip(reader, len(reader), shape, rng)
             fps = reader.fps or DEFAULT_FPS
         return clip, fps / self.frame_interval if self.divide_fps else fps

@@ -1,11 +1,11 @@
 """Which videos there are: in a folder, or in a list."""
 from __future__ import annotations
 
-import csv
 from pathlib import Path
 from typing import Union
 
 from opensora.datasets.media import VIDEO_SUFFIXES
+from opensora.utils.text_files import open_csv
 
 
 def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]:
@@ -33,10 +33,10 @@ def listed_videos(folder: Union[str, Path], data_file: Union[str, Path], column:
         FileNotFoundError: no such csv file.
         ValueError: no such column, or nothing in it.
     """
-    with open(data_file, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
+    with open_csv(data_file) as rows:
         if column not in (rows.fieldnames or ()):
-            raise ValueError(f"{data_file}: needs a column {column!r}, has {', '.join(rows.fieldnames or ()) or 'none'}")
+            found = ", ".join(rows.fieldnames or ()) or "none"
+            raise ValueError(f"{data_file}: needs a column {column!r}, has {found}")
         paths = [Path(folder) / row[column] for row in rows if row[column]]
     if not paths:
         raise ValueError(f"{data_file}: lists no videos")

@@ -7,12 +7,15 @@ Other columns mean nothing here.
 """
 from __future__ import annotations
 
-import csv
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Iterator, Optional, Union
 
 import numpy as np
+
+from opensora.datasets.broken import printable
+from opensora.utils.numbers import is_missing, whole_number
+from opensora.utils.text_files import open_csv
 
 TEXT_COLUMNS, SIZE_COLUMNS = ("path", "text"), ("num_frames", "height", "width")
 
@@ -34,7 +37,7 @@ def read_table(path: Union[str, Path, None], sizes: bool = False) -> VideoTable:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a column is missing, a number is none, or there are no rows.
+        ValueError: not a table, a column is missing, a row has a value that cannot be, or there are no rows.
     """
     if path is None:
         raise ValueError("data_path is missing: the csv file of the training data, in the config or by --data-path")
@@ -44,22 +47,18 @@ def read_table(path: Union[str, Path, None], sizes: bool = False) -> VideoTable:
     wanted = TEXT_COLUMNS + (SIZE_COLUMNS if sizes else ())
     paths, texts, shapes = [], [], []
     for number, (file, text, *shape) in enumerate(_rows(path, wanted)):
-        if not file:
+        if is_missing(file):
             raise ValueError(f"{path}: row {number}: path is empty")
         paths.append(str(file))
-        texts.append("" if text is None else str(text))
+        texts.append("" if is_missing(text) else str(text))
         try:
-            shapes += (int(float(value)) for value in shape)  # tables made with pandas have 240.0
-        except (TypeError, ValueError) as error:
-            raise ValueError(f"{path}: row {number}, {file}: {', '.join(SIZE_COLUMNS)} are "
-                             f"{', '.join(map(str, shape))}; they should be numbers") from error
+            shapes += map(whole_number, shape, SIZE_COLUMNS, (1, 1, 1))  # tables made with pandas have 240.0
+        except ValueError as error:
+            raise ValueError(f"{path}: row {number}, {printable(paths[-1])}: {', '.join(SIZE_COLUMNS)} are "
+                             f"{', '.join(map(str, shape))}; they should be 1 or more: {error}") from error
     if not paths:
         raise ValueError(f"{path}: has no rows")
     shapes = np.array(shapes, np.int64).reshape(-1, len(SIZE_COLUMNS)) if sizes else None
-    if sizes and shapes.min() < 1:
-        row = int(np.argmax((shapes < 1).any(1)))
-        raise ValueError(f"{path}: row {row}, {paths[row]}: {', '.join(SIZE_COLUMNS)} are "
-                         f"{', '.join(map(str, shapes[row]))}; they should be 1 or more")
     return VideoTable(paths, texts, shapes)
 
 
@@ -67,8 +66,7 @@ def _rows(path: Path, columns: tuple) -> Iterator[list]:
     if path.suffix == ".parquet":
         yield from _parquet_rows(path, columns)
         return
-    with open(path, newline="", encoding="utf-8-sig") as file:
-        rows = csv.DictReader(file)
+    with open_csv(path) as rows:
         _check_columns(path, columns, rows.fieldnames or ())
         for row in rows:
             yield [row[column] for column in columns]
@@ -76,14 +74,17 @@ def _rows(path: Path, columns: tuple) -> Iterator[list]:
 
 def _parquet_rows(path: Path, columns: tuple) -> Iterator[list]:
     try:
-        from pyarrow import parquet
+        from pyarrow import ArrowException, parquet
     except ImportError as error:
         raise ValueError(f"{path}: reading parquet needs the package pyarrow; install it, or write the table as csv") \
             from error
-    file = parquet.ParquetFile(path)
-    _check_columns(path, columns, file.schema_arrow.names)
-    for batch in file.iter_batches(columns=list(columns)):
-        yield from map(list, zip(*(batch.column(column).to_pylist() for column in columns)))
+    try:
+        file = parquet.ParquetFile(path)
+        _check_columns(path, columns, file.schema_arrow.names)
+        for batch in file.iter_batches(columns=list(columns)):
+            yield from map(list, zip(*(batch.column(column).to_pylist() for column in columns)))
+    except (ArrowException, OSError) as error:
+        raise ValueError(f"{path}: not a parquet file that can be read: {error}") from error
 
 
 def _check_columns(path: Path, wanted: tuple, found: tuple) -> None:

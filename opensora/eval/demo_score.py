@@ -6,7 +6,6 @@ Half of the prompts are combinations of colour, shape and background that traini
 """
 from __future__ import annotations
 
-import argparse
 import json
 from pathlib import Path
 from typing import Iterator, Optional, Sequence
@@ -21,7 +20,7 @@ from opensora.demo.reading import read_scene
 from opensora.demo.scenes import DIRECTIONS, FRAMES, SIDE, Scene, draw_scenes
 from opensora.pipelines import OpenSoraPipeline
 from opensora.pipelines.denoise import denoise
-from opensora.utils.cli import run_main
+from opensora.utils.cli import CommandParser, finite_float, run_main
 from opensora.utils.files import atomic_write
 
 MODEL = Path(__file__).resolve().parents[2] / "examples/demo_model"
@@ -85,13 +84,14 @@ def score(pipeline: OpenSoraPipeline, scenes: Sequence[Scene], guidance_scale: f
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Accuracy of the demo model.")
-    parser.add_argument("--model_path", default=str(MODEL / "transformer"))
-    parser.add_argument("--ae_path", default=str(MODEL / "vae"))
-    parser.add_argument("--text_encoder_name_1", default=str(MODEL / "text_encoder"))
+    parser = CommandParser(description="Accuracy of the demo model.")
+    parser.add_argument("--model_path", default=str(MODEL / "transformer"), help="folder of the diffusion transformer")
+    parser.add_argument("--ae_path", default=str(MODEL / "vae"), help="folder of the autoencoder")
+    parser.add_argument("--text_encoder_name_1", default=str(MODEL / "text_encoder"), help="folder of the text encoder")
     parser.add_argument("--count", type=int, default=100, help="prompts, half of them held-out combinations")
-    parser.add_argument("--guidance_scale", type=float, nargs="+", default=[1.0, 4.0])
-    parser.add_argument("--num_sampling_steps", type=int, default=50)
+    parser.add_argument("--guidance_scale", type=finite_float, nargs="+", default=[1.0, 4.0],
+                        help="guidance scales to score")
+    parser.add_argument("--num_sampling_steps", type=int, default=50, help="steps of the sampler")
     parser.add_argument("--output_dir", help="also write contact sheets and the scores as json here")
     device.add_arguments(parser)
     args = parser.parse_args()

@@ -14,16 +14,17 @@ from opensora.eval.pairs import Metric, Sampling, measure_all, pair_videos  # no
 from opensora.eval.psnr import psnr  # noqa: E402
 from opensora.eval.report import print_skipped, print_table  # noqa: E402
 from opensora.eval.ssim import ssim  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 METRICS = ("psnr", "ssim", "lpips")
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="PSNR (dB), SSIM or LPIPS of generated videos, frame by frame.")
-    parser.add_argument("--metric", choices=METRICS, required=True)
-    parser.add_argument("--real_video_dir", required=True)
-    parser.add_argument("--generated_video_dir", required=True)
+    parser = CommandParser(description="PSNR (dB), SSIM or LPIPS of generated videos, frame by frame.")
+    parser.add_argument("--metric", choices=METRICS, required=True, help="what is measured")
+    parser.add_argument("--real_video_dir", required=True, help="folder of the real videos")
+    parser.add_argument("--generated_video_dir", required=True,
+                        help="folder of the generated videos, with the names of the real ones")
     parser.add_argument("--num_frames", type=int, help="frames compared per video; default: all of the generated one")
     parser.add_argument("--sample_rate", type=int, default=1, help="take every n-th frame of the real videos")
     parser.add_argument("--resolution", type=int, help="resize the shorter side to this; default: leave sizes alone")

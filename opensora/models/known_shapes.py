@@ -101,7 +101,7 @@ def class_name(config: Mapping[str, Any], config_path: Union[str, Path]) -> str:
     published = kind_of(config)
     name = MODEL_TYPES.get(published, published)
     if name not in KINDS:
-        raise ValueError(f"{config_path}: the config of a {published!r}; known are {', '.join([*KINDS, *MODEL_TYPES])}")
+        raise ValueError(f"{config_path}: the config of {published!r}; known are {', '.join([*KINDS, *MODEL_TYPES])}")
     return name
 
 

@@ -5,7 +5,7 @@ import math
 from typing import Optional, Sequence
 
 import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
+from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Uniform, initializer
 
 from opensora.ops.activations import bias_gelu_tanh

@@ -22,7 +22,7 @@ from opensora.models.checkpoint_files import read_config
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.parallel.groups import sequence_group
 from opensora.pipelines.sizes import check_size
-from opensora.utils.cli import run_main
+from opensora.utils.cli import CommandParser, finite_float, run_main
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 ZERO_STAGES = (0, 1, 2, 3)
@@ -297,18 +297,19 @@ def load_config(model: str) -> OpenSoraConfig:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Work, traffic and memory of one step on one process, by formula.")
+    parser = CommandParser(description="Work, traffic and memory of one step on one process, by formula.")
     parser.add_argument("--model", required=True, help=f"folder with a config.json, or {', '.join(PRESETS)}")
     parser.add_argument("--num_frames", type=int, default=93, help="4n+1")
-    parser.add_argument("--height", type=int, default=352)
-    parser.add_argument("--width", type=int, default=640)
+    parser.add_argument("--height", type=int, default=352, help="of the frames in pixels")
+    parser.add_argument("--width", type=int, default=640, help="of the frames in pixels")
     parser.add_argument("--sp_size", type=int, nargs="+", default=[1],
                         help="processes that share a sequence; several numbers give several columns")
     parser.add_argument("--world_size", type=int, help="all processes; default: --sp_size")
-    parser.add_argument("--precision", choices=tuple(BYTES), default="bf16")
+    parser.add_argument("--precision", choices=tuple(BYTES), default="bf16", help="of weights and activations")
     parser.add_argument("--batch_size", type=int, default=1, help="videos that a group shares in a step")
     parser.add_argument("--max_sequence_length", type=int, default=512, help="tokens of text")
-    parser.add_argument("--guidance_scale", type=float, default=1.0, help="above 1 sampling runs every video twice")
+    parser.add_argument("--guidance_scale", type=finite_float, default=1.0,
+                        help="above 1 sampling runs every video twice")
     parser.add_argument("--training", action="store_true", help="a training step instead of a denoising step")
     parser.add_argument("--zero_stage", type=int, choices=ZERO_STAGES, default=0,
                         help="training spreads over processes 1: optimizer states, 2: gradients too, 3: weights too")

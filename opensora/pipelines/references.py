@@ -19,15 +19,17 @@ def split_paths(text: Optional[str]) -> list[str]:
     return [path.strip() for path in text.split(";")]
 
 
-def find_reference(path: str, cache_dir: Union[str, Path]) -> Path:
+def find_reference(path: str, cache_dir: Union[str, Path], allow_local: bool = False) -> Path:
     """The file of a path or URL; what comes from the web is kept in `cache_dir`.
+
+    `allow_local`: URLs may lead to addresses that are not public, see `opensora.utils.download`.
 
     Raises:
         FileNotFoundError: no such file.
         ValueError: neither an image nor a video by its name.
         OSError: a URL that cannot be fetched.
     """
-    found = fetch(path, cache_dir) if is_url(path) else Path(path)
+    found = fetch(path, cache_dir, allow_local=allow_local) if is_url(path) else Path(path)
     if found.suffix.lower() not in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
         raise ValueError(f"reference {path}: neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video "
                          f"({' '.join(VIDEO_SUFFIXES)}) by its name")

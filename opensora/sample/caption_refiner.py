@@ -1,6 +1,8 @@
 """Rewrites short prompts into detailed ones with a causal language model:
 
-    python opensora/sample/caption_refiner.py --caption_refiner DIR --prompt "a cat" "a dog" [--output FILE.txt]
+    python opensora/sample/caption_refiner.py [--caption_refiner DIR] [--prompt "a cat" "a dog"] [--output FILE.txt]
+
+Without flags the published refiner rewrites the prompts of examples/sora.txt.
 """
 from __future__ import annotations
 
@@ -22,10 +24,12 @@ from opensora import device as devices  # noqa: E402
 from opensora.models.checkpoint_files import find_weights, open_state, read_config, resolve_path  # noqa: E402
 from opensora.sample import refiner_process  # noqa: E402
 from opensora.sample.options import read_prompts  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 from opensora.utils.files import atomic_write  # noqa: E402
 
 MAX_NEW_TOKENS = 512
+PUBLISHED_WEIGHTS = "LanguageBind/Open-Sora-Plan-v1.3.0"  # name on Hugging Face, and of the folder
+PUBLISHED_REFINER = f"{PUBLISHED_WEIGHTS}/prompt_refiner"
 
 
 def refine_prompts(folder: Union[str, Path], prompts: Sequence[str], seed: int = 1234, device: Optional[str] = None,
@@ -111,13 +115,15 @@ def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Prompts -> prompts with more detail.")
-    parser.add_argument("--caption_refiner", required=True, help="folder of a causal language model with its tokenizer")
-    prompts = parser.add_mutually_exclusive_group(required=True)
-    prompts.add_argument("--prompt", nargs="+", help="prompts")
-    prompts.add_argument("--text_prompt", help="a .txt file with a prompt a line, or a .csv file")
-    parser.add_argument("--output", help="text file for the refined prompts, one a line")
-    parser.add_argument("--max_new_tokens", type=int, default=MAX_NEW_TOKENS, help="longest answer")
+    parser = CommandParser(description="Prompts -> prompts with more detail.")
+    parser.add_argument("--caption_refiner", default=PUBLISHED_REFINER,
+                        help="folder of a causal language model with its tokenizer")
+    prompts = parser.add_mutually_exclusive_group()
+    prompts.add_argument("--prompt", nargs="+", help="prompts; default: those of --text_prompt")
+    prompts.add_argument("--text_prompt", default=str(ROOT / "examples/sora.txt"),
+                         help="a .txt file with one prompt per line, or a .csv file")
+    parser.add_argument("--output", help="text file for the refined prompts, one per line; default: only print them")
+    parser.add_argument("--max_new_tokens", type=int, default=MAX_NEW_TOKENS, help="longest answer in tokens")
     parser.add_argument("--device", choices=devices.TARGETS, help="default: Ascend where one is present, else CPU")
     parser.add_argument("--seed", type=int, default=1234, help="for models that sample their answers")
     return parser.parse_args()
@@ -129,6 +135,11 @@ def main() -> None:
         raise ValueError(f"--max_new_tokens must be 1 or more, not {args.max_new_tokens}")
     if args.output and Path(args.output).is_dir():
         raise ValueError(f"--output {args.output}: is a folder; name a file")
+    if args.caption_refiner == PUBLISHED_REFINER and not Path(PUBLISHED_REFINER).is_dir():
+        raise FileNotFoundError(
+            f"{PUBLISHED_REFINER}: no such folder; fetch the published refiner with huggingface-cli download "
+            f"{PUBLISHED_WEIGHTS} --include 'prompt_refiner/*' --local-dir {PUBLISHED_WEIGHTS}, or give the folder of "
+            f"another language model with --caption_refiner")
     prompts = args.prompt or read_prompts([args.text_prompt])
     refined = {}
     for prompt, wording in refine_each(args.caption_refiner, prompts, args.seed, args.device, args.max_new_tokens):

@@ -5,7 +5,7 @@ import hashlib
 import re
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
 
 from opensora.pipelines.mask_strategy import check_strategy, parse_strategy
 from opensora.pipelines.prompt_syntax import loop_texts, split_overrides
@@ -117,12 +117,15 @@ def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Reque
     if {len(row) for row in rows} != {len(prompts)}:
         raise ValueError(f"{len(prompts)} prompts, {len(rows[0])} entries of reference_path and {len(rows[1])} of "
                          f"mask_strategy: there should be one for each prompt; None where there is none")
-    return [_plan_one(first + place, prompt, *row, config.get("cache_dir") or "./cache", job.loop)
+    def find(path: str) -> Path:
+        return find_reference(path, config.get("cache_dir") or "./cache", config.get("allow_local", False))
+
+    return [_plan_one(first + place, prompt, *row, find, job.loop)
             for place, (prompt, *row) in enumerate(zip(prompts, *rows))]
 
 
-def _plan_one(index: int, prompt: str, reference_path: Optional[str], mask_strategy: Optional[str], cache_dir: str,
-              loop: int) -> Request:
+def _plan_one(index: int, prompt: str, reference_path: Optional[str], mask_strategy: Optional[str],
+              find: Callable[[str], Path], loop: int) -> Request:
     text, overrides = split_overrides(prompt)
     references = split_paths(overrides.get("reference_path", reference_path))
     groups = parse_strategy(overrides.get("mask_strategy", mask_strategy))
@@ -131,4 +134,4 @@ def _plan_one(index: int, prompt: str, reference_path: Optional[str], mask_strat
     except ValueError as error:
         raise ValueError(f"prompt {prompt!r}: {error}") from error
     return Request(index, text, tuple(loop_texts(text, loop)),
-                   tuple(find_reference(path, cache_dir) for path in references), tuple(groups))
+                   tuple(find(path) for path in references), tuple(groups))

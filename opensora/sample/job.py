@@ -24,9 +24,10 @@ from opensora.pipelines.parts import Part
 from opensora.pipelines.text import TextEmbedding
 from opensora.sample.caption_refiner import refine_prompts
 from opensora.sample.options import SampleOptions, read_inputs
-from opensora.sample.outputs import (Sample, check_same_run, plan_samples, write_frames, write_grids, write_latents,
-                                     write_metadata)
+from opensora.sample.outputs import (Sample, bytes_per_sample, check_same_run, plan_samples, write_frames, write_grids,
+                                     write_latents, write_metadata)
 from opensora.schedulers import get_scheduler
+from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
 
 def build_pipeline(options: SampleOptions, device: Device, group: Group) -> OpenSoraPipeline:
@@ -72,6 +73,11 @@ def run(options: SampleOptions, device: Device) -> None:
     if options.caption_refiner and device.world_size > 1:
         raise ValueError("--caption_refiner runs in one process: refine the prompts first with "
                          "opensora/sample/caption_refiner.py --output FILE.txt, then use --text_prompt FILE.txt")
+    with exclusive_folder(options.save_img_path, device.is_main):
+        _run(options, device)
+
+
+def _run(options: SampleOptions, device: Device) -> None:
     sp_size = device.world_size if options.sp else options.sp_size
     config = options.transformer_class.config_class.from_dict(read_config(options.model_path))
     group = sequence_group(device, sp_size, config.num_attention_heads)
@@ -83,6 +89,8 @@ def run(options: SampleOptions, device: Device) -> None:
     if device.is_main and len(todo) < len(samples):
         print(f"{len(samples) - len(todo)} of {len(samples)} results are in {options.save_img_path} already; "
               f"--overwrite makes them again", file=sys.stderr)
+    if device.is_main:
+        check_free_space(options.save_img_path, len(todo) * bytes_per_sample(options))
     # What a --save_memory run that was stopped between its stages has left need not be denoised again.
     left = [sample for sample in todo if options.save_memory and not options.overwrite and sample.latents_path.exists()]
     barrier(device.world_size)  # all have seen the same files before the first is written

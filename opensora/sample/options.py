@@ -14,7 +14,7 @@ from opensora.pipelines.conditions import MAX_HXW
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import check_size
 from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS
-from opensora.utils.cli import parse_with_config
+from opensora.utils.cli import CommandParser, parse_with_config
 from opensora.utils.mask_utils import MaskType, check_noise_strength
 
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
@@ -99,9 +99,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument("--model_type", choices=("t2v", *INPAINT_TYPES), default="t2v",
                          help="t2v: text alone; inpaint or i2v: text and given frames")
     weights.add_argument("--model_path", required=True, help="folder of the diffusion transformer")
-    weights.add_argument("--version", choices=("v1_3",), default="v1_3")
+    weights.add_argument("--version", choices=("v1_3",), default="v1_3", help="generation of the weights")
     weights.add_argument("--ms_checkpoint", help="transformer weights of this file instead of those in --model_path")
-    weights.add_argument("--ae", choices=tuple(VAES), default="WFVAEModel_D8_4x8x8")
+    weights.add_argument("--ae", choices=tuple(VAES), default="WFVAEModel_D8_4x8x8", help="name of the autoencoder")
     weights.add_argument("--ae_path", required=True, help="folder of the autoencoder")
     weights.add_argument("--text_encoder_name_1", required=True, help="folder of mT5 or T5 v1.1, with its tokenizer")
     weights.add_argument("--caption_refiner", help="folder of a language model that rewrites the prompts first")
@@ -117,10 +117,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                         help="what guidance leads away from; default: as with the published weights")
     output.add_argument("--save_img_path", default="./sample_videos", help="folder for the results")
     output.add_argument("--num_frames", type=int, default=93, help="4n+1; 1 makes images")
-    output.add_argument("--height", type=int, default=352)
-    output.add_argument("--width", type=int, default=640)
-    output.add_argument("--fps", type=int, default=18)
-    output.add_argument("--num_samples_per_prompt", type=int, default=1)
+    output.add_argument("--height", type=int, default=352, help="of the frames in pixels, a multiple of 32")
+    output.add_argument("--width", type=int, default=640, help="of the frames in pixels, a multiple of 32")
+    output.add_argument("--fps", type=int, default=18, help="frame rate of the videos written")
+    output.add_argument("--num_samples_per_prompt", type=int, default=1,
+                        help="results for each prompt, which differ in their noise")
     output.add_argument("--video_extension", choices=("mp4", "gif", "jpg", "png"), default="mp4",
                         help="jpg and png are for images")
     output.add_argument("--overwrite", action="store_true", help="make again what is there already")
@@ -140,13 +141,15 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
                            help="put the given frames themselves into the result, which else only resembles them")
 
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--sample_method", choices=tuple(SCHEDULERS), default="EulerAncestralDiscrete")
-    sampling.add_argument("--num_sampling_steps", type=int, default=100)
+    sampling.add_argument("--sample_method", choices=tuple(SCHEDULERS), default="EulerAncestralDiscrete",
+                          help="the sampler")
+    sampling.add_argument("--num_sampling_steps", type=int, default=100, help="steps of the sampler")
     sampling.add_argument("--guidance_scale", type=float, default=7.5, help="1: no guidance")
     sampling.add_argument("--max_sequence_length", type=int, default=512, help="tokens of text")
     sampling.add_argument("--prediction_type", choices=PREDICTION_TYPES,
                           help="what the weights predict; default: what their config.json says, else v_prediction")
-    sampling.add_argument("--rescale_betas_zero_snr", action="store_true")
+    sampling.add_argument("--rescale_betas_zero_snr", action="store_true",
+                          help="noise schedule with zero signal at the last step, as the published weights need it")
     sampling.add_argument("--v1_5_scheduler", action="store_true", help="the noise schedule of Open-Sora-Plan v1.5")
     sampling.add_argument("--sparse1d", action="store_true", help="expect weights with skiparse attention")
     sampling.add_argument("--sparse_n", type=int, help="expect weights with this skiparse factor")
@@ -170,7 +173,7 @@ def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, 
     Raises:
         ValueError, OSError: anything wrong that shows before weights are loaded.
     """
-    parser = argparse.ArgumentParser(description="Makes videos or images from text, and from given frames.")
+    parser = CommandParser(description="Makes videos or images from text, and from given frames.")
     add_arguments(parser)
     args = parse_with_config(parser, argv)
     names = {field.name for field in fields(SampleOptions)}
@@ -195,7 +198,8 @@ def check_options(options: SampleOptions) -> SampleOptions:
         raise ValueError("--sp is --sp_size with the number of all processes: use one of them")
     _check_condition_flags(options)
 
-    transformer = options.transformer_class.published_config(options.model_path, f"--model_path with --model_type {options.model_type}")
+    transformer = options.transformer_class.published_config(options.model_path,
+                                                             f"--model_path with --model_type {options.model_type}")
     if transformer.get("in_channels", channels) != channels:
         raise ValueError(f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
                          f"--ae {options.ae} makes {channels}")

@@ -57,6 +57,13 @@ def _path(options: SampleOptions, index: Optional[int], number: Optional[int] = 
     return Path(options.save_img_path) / ("_".join(parts) + options.suffix)
 
 
+def bytes_per_sample(options: SampleOptions) -> float:
+    """About what a result takes on the disk. Compression gives a twentieth of a byte per pixel of a video, more for
+    images."""
+    size = options.height * options.width if options.crop_for_hw or not options.is_inpaint else options.max_hxw
+    return options.num_frames * size * (0.05 if options.num_frames > 1 else 0.5)
+
+
 def write_frames(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
     """Writes uint8 chunks (1, t, H, W, 3) as a video, or the only frame as an image."""
     if path.suffix in (".jpg", ".png"):

@@ -16,6 +16,7 @@ from typing import Iterator, Sequence, TextIO
 import numpy as np
 
 from opensora import device
+from opensora.utils.cli import CommandParser
 
 MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt"
 
@@ -30,9 +31,9 @@ TORCH_DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # what mindnlp's
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Answers the prompts on stdin; see caption_refiner.py.")
-    parser.add_argument("--caption_refiner", required=True)
-    parser.add_argument("--max_new_tokens", type=int, required=True)
+    parser = CommandParser(description="Answers the prompts on stdin; see caption_refiner.py.")
+    parser.add_argument("--caption_refiner", required=True, help="folder of a causal language model")
+    parser.add_argument("--max_new_tokens", type=int, required=True, help="longest answer in tokens")
     device.add_arguments(parser)
     return parser.parse_args()
 

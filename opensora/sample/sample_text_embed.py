@@ -10,20 +10,25 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 from opensora import device  # noqa: E402
 from opensora.models import MT5EncoderModel  # noqa: E402
 from opensora.models.text_encoder.tokenizer import Tokenizer  # noqa: E402
 from opensora.sample.embedding_files import embed_captions, read_captions  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description="Captions -> one .npz each; captions that have one already are skipped.")
+    parser = CommandParser(description="Captions -> one .npz each; captions that have one already are skipped.")
     parser.add_argument("--data_file_path", required=True, help="json list of objects with `path` and `cap`")
     parser.add_argument("--output_path", required=True, help="folder for the .npz files")
     parser.add_argument("--text_encoder_name", default="google/mt5-xxl", help="folder of mT5 or T5 v1.1")
     parser.add_argument("--model_max_length", type=int, default=512, help="longest text in tokens")
-    parser.add_argument("--batch_size", type=int, default=8)
+    parser.add_argument("--batch_size", type=int, default=8, help="captions that the text encoder takes at a time")
     device.add_arguments(parser)
     return parser.parse_args()
 

@@ -18,14 +18,16 @@ from opensora.parallel.flat import World
 from opensora.registry import DATASET, SCHEDULER, TEXT_ENCODER, VAE, check_family
 from opensora.schedulers import SCHEDULERS
 from opensora.train.adamw import AdamW
+from opensora.train.arguments import check_arguments, recorded
 from opensora.train.checkpoint import checkpoints, damage, find_checkpoint, load_state
 from opensora.train.ema import EMA
 from opensora.train.objective import ObjectiveOptions
 from opensora.train.stdit import STDiTTraining, STDiTTrainOptions
 from opensora.train.t2v import T2VTraining, T2VTrainOptions
-from opensora.train.trainer import TrainerOptions, Training, train
-from opensora.utils.config_utils import check_fields
+from opensora.train.trainer import Trainer, TrainerOptions, Training
+from opensora.utils.config_utils import PLACES, check_fields, field_names
 from opensora.utils.files import atomic_write
+from opensora.utils.folder_lock import exclusive_folder
 
 STDIT, PLAN = "STDiT2-XL/2", "OpenSoraT2V_v1_3-2B/122"
 FAMILIES = {
@@ -49,7 +51,7 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     check_fields(config, NEEDED)
     check_family(config, FAMILIES)
     if config.get("wandb") and find_spec("wandb") is None:
-        raise ValueError("wandb = True needs the package wandb: pip install wandb; without it curves are in tensorboard/")
+        raise ValueError("wandb = True needs the package wandb: pip install wandb; curves are in tensorboard/ anyway")
     plugin = config.get("plugin") or "ddp"
     if plugin not in PLUGINS:
         raise ValueError(f"plugin {plugin!r} is not one of {', '.join(PLUGINS)}")
@@ -57,17 +59,22 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     options = make_options(config, PLUGINS[plugin])
     checkpoint = find_load(config.get("load"))
     world = World(device.rank, device.world_size)
+    arguments = recorded({**{name: config.get(name) for name in field_names(training=True) if name not in PLACES},
+                          "processes": world.size})
+    if checkpoint is not None and not config.get("start_from_scratch"):
+        check_arguments(checkpoint, arguments, config.get("allow_changed_arguments", False), quiet=not device.is_main)
     if isinstance(options, STDiTTrainOptions):
         training = STDiTTraining(options, config, device, world, checkpoint)
     else:
         training = T2VTraining(options, device, world, checkpoint)
     output_dir = new_folder(config["outputs"], config["model"]["type"], world)
-    if device.is_main:
-        start_records(output_dir, config)
-    if checkpoint is not None and config.get("start_from_scratch"):
-        load_state(checkpoint, training.trained)
-        checkpoint = None
-    train(training, trainer_options(config, output_dir, training), device, checkpoint)
+    with exclusive_folder(output_dir, device.is_main):
+        if device.is_main:
+            start_records(output_dir, config)
+        if checkpoint is not None and config.get("start_from_scratch"):
+            load_state(checkpoint, training.trained, quiet=not device.is_main)
+            checkpoint = None
+        Trainer(training, trainer_options(config, output_dir, training), device, checkpoint, arguments).run()
 
 
 def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptions:
@@ -126,7 +133,8 @@ def trainer_options(config: Mapping[str, Any], output_dir: Path, training: Train
     every = config.get("ckpt_every") or 0
     return TrainerOptions(str(output_dir), max_train_steps=steps, start_learning_rate=config["lr"],
                           checkpointing_steps=every if every > 0 else sys.maxsize,
-                          log_interval=config.get("log_every") or 10)
+                          log_interval=config.get("log_every") or 10,
+                          allow_changed_arguments=config.get("allow_changed_arguments", False))
 
 
 def find_load(load: Optional[str]) -> Optional[Path]:
@@ -149,19 +157,27 @@ def find_load(load: Optional[str]) -> Optional[Path]:
 
 
 def new_folder(outputs: str, model: str, world: World) -> Path:
-    """outputs/NNN-MODEL, numbered on; the first process counts for all, for they may see different folders."""
-    number = 0
-    if world.rank == 0 and Path(outputs).is_dir():
+    """Makes outputs/NNN-MODEL, numbered consecutively. The first process decides for all: they may see different
+    folders."""
+    number, model = 0, model.replace("/", "-")
+    if world.rank == 0:
+        Path(outputs).mkdir(parents=True, exist_ok=True)
         present = [path.name for path in Path(outputs).iterdir()]
         number = len(present)
         while any(name.startswith(f"{number:03d}-") for name in present):  # where others were removed
             number += 1
+        while True:
+            try:
+                (Path(outputs) / f"{number:03d}-{model}").mkdir()
+                break
+            except FileExistsError:  # of a run that starts at the same time
+                number += 1
     number = int(world.sum(Tensor([float(number)])).asnumpy()[0])
-    return Path(outputs) / f"{number:03d}-{model.replace('/', '-')}"
+    return Path(outputs) / f"{number:03d}-{model}"
 
 
 def start_records(output_dir: Path, config: Mapping[str, Any]) -> None:
-    """Makes the folder and writes the config into it; with `wandb` the curves are copied there, too."""
+    """Writes the config into the folder; with `wandb` the curves are copied there, too."""
     with atomic_write(output_dir / "config.txt") as temporary:
         temporary.write_text(json.dumps(config, indent=4, default=str), encoding="utf-8")
     if config.get("wandb"):

@@ -2,18 +2,21 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
+import os
 import resource
 import sys
 import time
 from datetime import timedelta
 from pathlib import Path
-from typing import Mapping, Union
+from typing import Mapping, Optional, Sequence, Union
 
 import mindspore as ms
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from opensora.train.checkpoint import free_name
 from opensora.utils.files import atomic_write
 
 TABLE, VALIDATION = "train_log.csv", "result_val.log"
@@ -22,36 +25,31 @@ TABLE, VALIDATION = "train_log.csv", "result_val.log"
 class TrainingLog:
     """Written by one process: the screen, `train_log.csv`, `result_val.log` and TensorBoard's events.
 
-    A resumed run goes on with the table after dropping the rows that lie behind its checkpoint.
+    A resumed run continues the table, without the rows of later steps than its checkpoint's and without damaged rows.
     """
 
     def __init__(self, output_dir: Union[str, Path], first_step: int, total_steps: int):
         self.output_dir = Path(output_dir)
         self.total_steps = total_steps
         self.first_step, self.start = first_step, time.perf_counter()
-        _keep_until(self.output_dir / TABLE, first_step)
-        self.since_shown: list[Mapping[str, float]] = []
+        self.table = Table(self.output_dir / TABLE, first_step)
+        self.since_shown: list[Mapping[str, Optional[float]]] = []
         self.events = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=first_step + 1)
 
-    def step(self, step: int, values: Mapping[str, float], show: bool) -> None:
-        """The values of an optimizer step, NaN where there is none yet; `show`: on the screen, too, as means."""
-        path = self.output_dir / TABLE
-        is_new = not path.exists()
-        with open(path, "a", newline="") as file:
-            writer = csv.writer(file)
-            if is_new:
-                writer.writerow(["step", *values])
-            writer.writerow([step, *(repr(value) for value in values.values())])
+    def step(self, step: int, values: Mapping[str, Optional[float]], show: bool) -> None:
+        """The values of an optimizer step, None for those that do not exist yet; `show`: their means since the last
+        line go to the screen."""
+        self.table.add(step, values)
         for name, value in values.items():
-            if math.isfinite(value):
+            if value is not None and math.isfinite(value):
                 self.events.add_scalar(f"train/{name}", value, step)
         self.since_shown.append(values)
         if show:
             self.events.flush()
-            values = {name: float(np.mean([row[name] for row in self.since_shown])) for name in values}
+            means = {name: _mean([row[name] for row in self.since_shown]) for name in values}
             self.since_shown = []
             seconds = (time.perf_counter() - self.start) / (step - self.first_step) * (self.total_steps - step)
-            shown = " | ".join(f"{name} {value:.4g}" for name, value in values.items())
+            shown = " | ".join(name if mean is None else f"{name} {mean:.4g}" for name, mean in means.items())
             print(f"step {step}/{self.total_steps} | {shown} | {peak_memory() / 1e9:.2f} GB | "
                   f"{timedelta(seconds=round(seconds))} left", file=sys.stderr, flush=True)
 
@@ -78,11 +76,73 @@ def peak_memory() -> int:
     return ms.runtime.max_memory_allocated()
 
 
-def _keep_until(path: Path, step: int) -> None:
-    """Drops the rows behind `step`, and a last one that a killed run left unfinished."""
-    if not path.exists():
-        return
-    lines = [line for line in path.read_text().splitlines(keepends=True) if line.endswith("\n")]
-    kept = [line for line in lines[1:] if int(line.split(",")[0]) <= step]
-    with atomic_write(path) as temporary:
-        temporary.write_text("".join([*lines[:1], *kept]))
+class Table:
+    """A csv file with a row for each step; a value that does not exist yet is an empty cell.
+
+    The run that resumes after `last_step` drops the rows of later steps, and damaged rows, which it names on stderr. A
+    table of another run (`last_step` is 0) and a file whose first line is damaged are renamed.
+    """
+
+    def __init__(self, path: Path, last_step: int):
+        self.path, self.columns = path, None
+        if not path.exists() or not path.stat().st_size:
+            return
+        header, *lines = io.StringIO(path.read_bytes().decode("utf-8", "replace"), newline="\n")
+        columns = header.strip().split(",")
+        if columns[0] != "step" or not header.endswith("\n") or (last_step == 0 and lines):
+            reason = "is of another run" if columns[0] == "step" and lines else "begins with a damaged line"
+            aside = free_name(path)
+            os.replace(path, aside)
+            print(f"note: {path} {reason}; it was renamed to {aside.name}", file=sys.stderr)
+            return
+        rows = [_parse_row(line, columns) for line in lines]
+        damaged = [number for number, row in enumerate(rows, 2) if row is None]
+        if damaged:
+            shown = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
+            print(f"note: {path}: left out {len(damaged)} damaged lines ({shown})", file=sys.stderr)
+        self.columns = columns
+        self._rewrite([row for row in rows if row is not None and int(row["step"]) <= last_step])
+
+    def add(self, step: int, values: Mapping[str, Optional[float]]) -> None:
+        row = {"step": step, **{name: "" if value is None else repr(value) for name, value in values.items()}}
+        if self.columns is None:
+            self.columns = list(row)
+            self._rewrite([row])
+            return
+        new = [name for name in row if name not in self.columns]
+        if new:  # such as after --print_losses was added
+            with open(self.path, newline="", encoding="utf-8") as file:
+                rows = list(csv.DictReader(file))
+            self.columns += new
+            self._rewrite([*rows, row])
+            return
+        with open(self.path, "a", newline="", encoding="utf-8") as file:
+            file.write(self._text([row]))
+
+    def _rewrite(self, rows: Sequence[Mapping]) -> None:
+        header = dict(zip(self.columns, self.columns))
+        with atomic_write(self.path) as temporary:
+            temporary.write_bytes(self._text([header, *rows]).encode())
+
+    def _text(self, rows: Sequence[Mapping]) -> str:
+        text = io.StringIO(newline="")
+        csv.DictWriter(text, self.columns, restval="").writerows(rows)
+        return text.getvalue()
+
+
+def _parse_row(line: str, columns: Sequence[str]) -> Optional[dict[str, str]]:
+    """A line of the table, None if it is damaged: an incomplete one, or one with something else than numbers."""
+    try:
+        (cells,) = csv.reader([line])
+        int(cells[0])
+        for cell in cells[1:]:
+            float(cell or "nan")
+    except (ValueError, IndexError, csv.Error):
+        return None
+    return dict(zip(columns, cells)) if len(cells) == len(columns) and line.endswith("\n") else None
+
+
+def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
+    """Of those that exist."""
+    existing = [value for value in values if value is not None]
+    return float(np.mean(existing)) if existing else None

@@ -197,6 +197,7 @@ class T2VTraining:
     def make_loader(self, data: T2VDataOptions, tokenizer: Optional[Tokenizer], batch_size: int) -> Loader:
         options, world = self.options, self.world
         dataset = self.dataset_class(data, tokenizer, quiet=not self.device.is_main)
+        check_same_samples(world, dataset)
         sampler = BatchSampler(dataset.buckets, batch_size, world.rank, world.size, options.seed)
         return Loader(dataset, sampler, dataset.collate(batch_size), options.dataloader_num_workers)
 
@@ -302,3 +303,12 @@ class T2VTraining:
 def draw(generators: Sequence[np.random.Generator], shape: tuple) -> np.ndarray:
     """Standard normal noise (B, *shape) float32, of each sample from its own generator."""
     return np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])
+
+
+def check_same_samples(world: World, dataset: T2VDataset) -> None:
+    """Raises ValueError where this process has selected other samples than the first one, say of files that change."""
+    own = dataset.index.fingerprint
+    first = int(world.sum(Tensor([float(own if world.rank == 0 else 0)])).asnumpy()[0])
+    if own != first:
+        raise ValueError(f"{dataset.options.data}: this process and the first one have selected different samples: did "
+                         f"annotations or files change meanwhile, or do the machines see different files?")

@@ -10,6 +10,11 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 from opensora.train.t2v import T2VTraining  # noqa: E402
 from opensora.train.t2v_options import parse_options  # noqa: E402
 from opensora.train.trainer import run  # noqa: E402

@@ -1,7 +1,6 @@
 """Training of WFVAE on videos, with a discriminator against it."""
 from __future__ import annotations
 
-import math
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -104,7 +103,8 @@ class VAETraining:
         for _, optimizer in self.trained.values():
             optimizer.loss_scale.start(options.init_loss_scale)
         self.loss = GeneratorLoss(self.vae, options.loss, lpips, discriminator)
-        self.logged = {name: math.nan for name in self.names_logged()}  # the newest of each: their turns differ
+        # The newest of each, for their turns differ; None before the first.
+        self.logged: dict[str, Optional[float]] = dict.fromkeys(self.names_logged())
         self.steps = self.batch = 0
         self.batches = iter(self.loader)
 
@@ -174,13 +174,12 @@ class VAETraining:
 
     def position(self) -> dict:
         return {"sampler": self.loader.sampler.state_dict(), "steps": self.steps, "batch": self.batch,
-                "logged": {name: None if math.isnan(value) else value for name, value in self.logged.items()}}
+                "logged": self.logged}
 
     def restore(self, position: dict) -> None:
         self.loader.sampler.load_state_dict(position["sampler"])
         self.steps, self.batch = position["steps"], position["batch"]
-        self.logged.update({name: value for name, value in position["logged"].items()
-                            if name in self.logged and value is not None})
+        self.logged.update({name: value for name, value in position["logged"].items() if name in self.logged})
 
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
         """PSNR, SSIM and, with `eval_lpips`, LPIPS of reconstructions from the posterior's mean: of the weights, and

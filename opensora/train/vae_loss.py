@@ -59,7 +59,7 @@ class VAELossOptions:
     """
 
     loss_type: str = "l1"
-    perceptual_weight: float = 1.0
+    perceptual_weight: float = 1.0  # the default of train_causalvae.py is 0, because LPIPS needs weights of its own
     kl_weight: float = 1e-6
     wavelet_loss: bool = False
     wavelet_weight: float = 0.1

@@ -4,12 +4,17 @@ from __future__ import annotations
 import argparse
 import difflib
 import os
+import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Callable, Optional, Sequence
+from typing import Callable, NoReturn, Optional, Sequence
 
 import yaml
+
+from opensora.utils import supervision
+from opensora.utils.numbers import finite_number
+from opensora.utils.stopping import Stopped, handle_signals, ignore_signals
 
 
 def str2bool(text: str) -> bool:
@@ -22,12 +27,45 @@ def str2bool(text: str) -> bool:
     raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
 
 
+def finite_float(text: str) -> float:
+    """A number of a flag; `nan`, `inf` and 1e999, which float() takes, are refused."""
+    try:
+        return finite_number(text, "value", -sys.float_info.max, sys.float_info.max)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a finite number") from error
+
+
+class CommandParser(argparse.ArgumentParser):
+    """The parser of a command: `--help` shows the default of every flag."""
+
+    def __init__(self, **settings):
+        super().__init__(**{"formatter_class": DefaultsFormatter, **settings})
+
+
+class DefaultsFormatter(argparse.RawDescriptionHelpFormatter):
+    """Adds the default to a flag's text, unless the flag is required or its text says the default itself."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:
+        text = action.help or ""
+        if not action.option_strings or action.required or action.default is argparse.SUPPRESS or "default:" in text:
+            return text
+        if action.default is None:
+            return f"{text} (default: none)"
+        if isinstance(action.default, bool):
+            return f"{text} (default: {'on' if action.default else 'off'})"
+        if isinstance(action.default, (list, tuple)):
+            values = " ".join(map(str, action.default)).replace("%", "%%")
+            return f"{text} (default: {values})"
+        return f"{text} (default: %(default)s)"
+
+
 def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
     """Parses the command line; `--config FILE.yaml` changes the defaults, and flags win over the file.
 
     Raises:
         ValueError: the file is no mapping, or has a key or value that is none of the command's flags.
     """
+    parser.register("type", float, finite_float)  # flags declared with type=float
     parser.add_argument("--config", help="yaml file with values for these flags; the command line wins over it")
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
@@ -35,6 +73,11 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
     if path:
         _apply_config(parser, Path(path))
     return parser.parse_args(argv)
+
+
+def with_article(name: str) -> str:
+    """The name of a class as messages say it: an OpenSoraT2V_v1_3, a WFVAEModel, an STDiT2."""
+    return f"{'an' if name.startswith(('A', 'E', 'I', 'O', 'U', 'ST')) else 'a'} {name}"
 
 
 def pick(options: type, args: argparse.Namespace, **given):
@@ -53,44 +96,60 @@ def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
             close = difflib.get_close_matches(str(key), actions, n=3)
             raise ValueError(f"{path}: unknown key {key!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
         actions[key].required = False
-        parser.set_defaults(**{key: _config_value(actions[key], value, f"{path}: {key}: {value!r}")})
+        convert = parser._registry_get("type", actions[key].type, actions[key].type) or str
+        parser.set_defaults(**{key: _config_value(actions[key], convert, value, f"{path}: {key}: {value!r}")})
 
 
-def _config_value(action: argparse.Action, value, place: str):
-    """A value from yaml as the flag itself would have parsed it."""
+def _config_value(action: argparse.Action, convert: Callable, value, place: str):
+    """A value from yaml as the flag itself would have parsed it; `convert` is the type of the flag."""
     if value is None:
         return None
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
             raise ValueError(f"{place} should be true or false")
         return value
-    if action.nargs in ("+", "*"):
-        return [str(item) for item in (value if isinstance(value, list) else [value])]
+    several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
     try:
-        value = (action.type or str)(str(value))
+        if several:
+            value = [convert(str(item)) for item in (value if isinstance(value, list) else [value])]
+        else:
+            value = convert(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
         raise ValueError(f"{place}: {error}") from error
+    if several:
+        if isinstance(action.nargs, int) and len(value) != action.nargs:
+            raise ValueError(f"{place}: should be a list of {action.nargs}")
+        return value
     if action.choices is not None and value not in action.choices:
         raise ValueError(f"{place} is not one of {', '.join(map(str, action.choices))}")
     return value
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs `main` and ends the process; what the user did wrong is one line on stderr, not a traceback."""
+    """Runs `main` and ends the process; what the user did wrong is one line on stderr, not a traceback.
+
+    The exit status is 0, 1 for an error, and 128 and the signal's number for a command that a signal ended.
+    """
+    handle_signals()
     try:
         main()
+        supervision.report_success()
     except (ValueError, OSError) as error:
         message = " ".join(str(error).split())
-        print(f"{_error_prefix()}: {message}", file=sys.stderr)
-        sys.exit(1)
+        _end(1, f"{_error_prefix()}: {message}")
+    except Stopped as stopped:
+        _end(stopped.exit_status, str(stopped))
     except KeyboardInterrupt:
-        print("stopped", file=sys.stderr)
-        sys.exit(130)
+        _end(128 + signal.SIGINT, "stopped")
+
+
+def _end(status: int, message: str) -> NoReturn:
+    ignore_signals()
+    print(message, file=sys.stderr, flush=True)
+    supervision.report_status(status)
+    sys.exit(status)
 
 
 def _error_prefix() -> str:
     """Of the logs of failed processes msrun shows the lines with ERROR in capitals."""
-    role = os.environ.get("MS_ROLE")
-    if role is None:
-        return "error"
-    return "ERROR in msrun's scheduler" if role == "MS_SCHED" else f"ERROR in rank {os.environ.get('RANK_ID')}"
+    return f"ERROR in {supervision.rank_name()}" if "MS_ROLE" in os.environ else "error"

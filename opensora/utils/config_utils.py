@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import math
 import os
 import sys
 from pathlib import Path
@@ -20,10 +21,13 @@ from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence, Union
 
 from mmengine.config import Config, ConfigDict
 
-from opensora.utils.cli import str2bool
+from opensora.utils.cli import CommandParser, finite_float, str2bool
+from opensora.utils.numbers import finite_number
 
 PLACES = {"ckpt_path": ("model", "from_pretrained"), "cfg_scale": ("scheduler", "cfg_scale"),
           "num_sampling_steps": ("scheduler", "num_sampling_steps"), "data_path": ("dataset", "data_path")}
+# Fields that are floats; the text "1e-4" counts as one.
+NUMBERS = ("lr", "grad_clip", "ema_decay", "scheduler.cfg_scale")
 # Fields that no flag sets and every config may hold.
 SHARED_FIELDS = ("model", "vae", "text_encoder", "scheduler", "dtype", "multi_resolution", "config", "jit_level",
                  "max_device_memory")
@@ -67,17 +71,19 @@ INFERENCE_FLAGS = (
     Flag("fps", int, "frame rate that the model is told"),
     Flag("image-size", int, "height and width", 2),
     Flag("num-sampling-steps", int, "steps of the sampler"),
-    Flag("cfg-scale", float, "guidance"),
+    Flag("cfg-scale", finite_float, "guidance"),
     Flag("loop", int, "clips of a long video"),
     Flag("condition-frame-length", int, "frames that a clip takes over from the one before"),
     Flag("reference-path", str, "for each prompt its images and videos, joined by `;`", "+"),
     Flag("mask-strategy", str, "for each prompt where its references stand", "+"),
+    Flag("allow-local", str2bool, "URLs of references may lead to addresses that are not public; default: no", "?"),
 )
 TRAINING_FLAGS = (
     Flag("wandb", str2bool, "copy the curves to Weights & Biases", "?"),
     Flag("load", str, "a checkpoint to go on from"),
     Flag("data-path", str, "table of the training data"),
     Flag("start-from-scratch", str2bool, "of --load take weights and optimizer alone, and begin with epoch 0", "?"),
+    Flag("allow-changed-arguments", str2bool, "resume from --load even if model, data, scheduler or seed differ", "?"),
 )
 
 
@@ -92,8 +98,7 @@ def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> Confi
         FileNotFoundError: no such config or prompt file.
         ValueError: the config cannot be run, a flag has no place in it, or no prompts are left.
     """
-    flags = (*COMMON_FLAGS, *(TRAINING_FLAGS if training else INFERENCE_FLAGS))
-    given = vars(_parser(flags).parse_args(argv))
+    given = vars(_parser((*COMMON_FLAGS, *(TRAINING_FLAGS if training else INFERENCE_FLAGS))).parse_args(argv))
     config = read_config_file(given["config"])
     if "prompt_path" in given and "prompt" not in given:
         config.prompt = None  # the flag wins over a list in the file
@@ -101,13 +106,25 @@ def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> Confi
         _put(config, PLACES.get(name, (name,)), value)
     for name, value in (TRAINING_DEFAULTS if training else INFERENCE_DEFAULTS).items():
         config.setdefault(name, value)
-    _name_unused(config, [*(flag.name.replace("-", "_") for flag in flags),
-                          *(TRAINING_FIELDS if training else INFERENCE_FIELDS)])
+    for name, value in config.items():
+        check_finite(value, f"{given['config']}: {name}")
+    for name in NUMBERS:
+        *parents, last = name.split(".")
+        place = config.get(parents[0]) if parents else config
+        if isinstance(place, Mapping) and place.get(last) is not None:
+            place[last] = finite_number(place[last], f"{given['config']}: {name}")
+    _name_unused(config, field_names(training))
     if training and config.get("dataset") is not None:
         config.dataset.setdefault("transform_name", "center")
     if not training:
         _choose_prompts(config, given.get("start_index"), given.get("end_index"))
     return config
+
+
+def field_names(training: bool) -> list[str]:
+    """The fields that are read of a config, and flags that set part of one."""
+    flags, names = (TRAINING_FLAGS, TRAINING_FIELDS) if training else (INFERENCE_FLAGS, INFERENCE_FIELDS)
+    return [*(flag.name.replace("-", "_") for flag in (*COMMON_FLAGS, *flags)), *names]
 
 
 def read_config_file(path: Union[str, Path]) -> ConfigDict:
@@ -137,6 +154,18 @@ def check_fields(config: Mapping, needed: Iterable[str]) -> None:
             raise ValueError(f"{config.get('config', 'the config')}: the field {name} is missing")
 
 
+def check_finite(value: Any, name: str) -> None:
+    """Raises ValueError where a field, or a value inside of it, is NaN or infinite."""
+    if isinstance(value, Mapping):
+        for key, part in value.items():
+            check_finite(part, f"{name}.{key}")
+    elif isinstance(value, (list, tuple)):
+        for place, part in enumerate(value):
+            check_finite(part, f"{name}[{place}]")
+    elif isinstance(value, float) and not math.isfinite(value):
+        raise ValueError(f"{name} = {value}: should be a finite number")
+
+
 def device_arguments(config: Mapping) -> argparse.Namespace:
     """What `opensora.device.setup` takes, from the fields of a config.
 
@@ -161,13 +190,18 @@ def precision(dtype: Optional[str]) -> Optional[str]:
 
 def _parser(flags: Sequence[Flag]) -> argparse.ArgumentParser:
     """Flags that are not given are not in its result."""
-    parser = argparse.ArgumentParser(argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser = CommandParser(description="Runs what a config file describes. A flag replaces a field of the config.",
+                           argument_default=argparse.SUPPRESS, allow_abbrev=False)
     parser.add_argument("config", help="a config file, such as those in configs/")
     for flag in flags:
         spellings = dict.fromkeys((f"--{flag.name}", f"--{flag.name.replace('-', '_')}"))
         always = {"const": True} if flag.type is str2bool else {}
-        parser.add_argument(*spellings, type=flag.type, nargs=flag.nargs, help=flag.help, **always)
+        parser.add_argument(*spellings, type=flag.type, nargs=flag.nargs, help=_help(flag), **always)
     return parser
+
+
+def _help(flag: Flag) -> str:
+    return flag.help if "default:" in flag.help else f"{flag.help} (default: as in the config)"
 
 
 def _put(config: ConfigDict, place: Sequence[str], value: Any) -> None:

@@ -1,40 +1,60 @@
-"""Files from the web: in a folder of their own, whole or not at all, and within limits."""
+"""Files from the web: in a folder of their own, complete or absent, and within limits.
+
+A URL may come from a stranger. So only http and https are followed, redirects included, and only to public addresses:
+a name is resolved once, its addresses are checked, and the connection goes to a checked address. A server cannot hold
+the connection open beyond the time limit, not even by sending its headers slowly. Proxies of the environment are not
+used, because they resolve names themselves.
+"""
 from __future__ import annotations
 
 import fcntl
 import hashlib
+import io
+import ipaddress
 import re
+import socket
+import ssl
 import time
-from http.client import HTTPException
+from contextlib import ExitStack
+from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Union
-from urllib.error import HTTPError
-from urllib.parse import unquote, urlsplit
-from urllib.request import Request, urlopen
+from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from opensora.utils.files import atomic_write
 
-SECONDS = 120.0   # for a whole file
+SECONDS = 120.0   # for a file, from the connection to its last byte, redirects included
 SILENCE = 20.0    # seconds without a byte
 MOST_BYTES = 1 << 30
+MOST_REDIRECTS = 5
 PIECE = 1 << 18  # bytes read at a time
+REDIRECTS = (301, 302, 303, 307, 308)
+UNQUOTED = "!#$%&'()*+,/:;=?@[]~"  # characters of a path and query that stay as they are
+NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
+
+Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
 
 
 def is_url(path: Union[str, Path]) -> bool:
     return str(path).lower().startswith(("http://", "https://"))
 
 
-def fetch(url: str, folder: Union[str, Path], seconds: float = SECONDS, most_bytes: int = MOST_BYTES) -> Path:
+def fetch(url: str, folder: Union[str, Path], seconds: float = SECONDS, most_bytes: int = MOST_BYTES,
+          allow_local: bool = False) -> Path:
     """The file of a URL in `folder`, from there if it was fetched before. Processes that want the same file wait.
 
-    Its name is the URL's last part, behind some digits that tell URLs with the same last part from each other.
+    Its name is the URL's last part, after some digits that distinguish URLs with the same last part.
+
+    Args:
+        allow_local: also connect to addresses that are not public, such as those of this machine and its network.
 
     Raises:
         ValueError: no http or https URL of a file.
-        OSError: it cannot be fetched, is larger than `most_bytes`, takes longer than `seconds`, or ends too early.
+        OSError: it cannot be fetched, is larger than `most_bytes`, takes longer than `seconds`, ends too early, or its
+            address, or that of a redirect, is not allowed.
     """
-    name = re.sub(r"[^\w.\-]", "_", Path(unquote(urlsplit(url).path)).name)
-    if not is_url(url) or not name.strip("."):
+    name = re.sub(r"[^\w.\-]", "_", Path(unquote(_split(url).path)).name)
+    if not name.strip("."):
         raise ValueError(f"{url}: should be a http or https URL that ends with the name of a file")
     path = Path(folder) / f"{hashlib.sha256(url.encode()).hexdigest()[:10]}_{name[-100:]}"
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -42,28 +62,143 @@ def fetch(url: str, folder: Union[str, Path], seconds: float = SECONDS, most_byt
         fcntl.flock(lock, fcntl.LOCK_EX)
         if not path.exists():
             try:
-                _download(url, path, time.monotonic() + seconds, most_bytes)
-            except (HTTPException, OSError) as error:
-                reason = f"HTTP {error.code} {error.reason}" if isinstance(error, HTTPError) else str(error)
-                raise OSError(f"{url}: cannot be fetched ({reason}); fetch it yourself and give the file's "
-                              f"path") from error
+                _download(url, path, time.monotonic() + seconds, most_bytes, allow_local)
+            except (HTTPException, OSError, ValueError) as error:
+                raise OSError(f"{url}: cannot be fetched ({error}); fetch it yourself and give the file's path"
+                              ) from error
     return path
 
 
-def _download(url: str, path: Path, deadline: float, most_bytes: int) -> None:
-    with urlopen(Request(url, headers={"User-Agent": "opensora"}), timeout=SILENCE) as answer, \
-            atomic_write(path) as temporary:
-        promised = answer.headers.get("Content-Length")
-        if promised is not None and int(promised) > most_bytes:
-            raise OSError(f"it has {int(promised):,} bytes, {most_bytes:,} are the limit")
-        size = 0
+def is_public(address: Address) -> bool:
+    """Whether an address belongs to the public internet.
+
+    False for loopback, link-local, private, shared, multicast, unspecified and reserved addresses, also where an IPv6
+    address stands for such an IPv4 address (IPv4-mapped, 6to4, Teredo, NAT64).
+    """
+    if address.version == 6:
+        if address in NAT64:
+            return is_public(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF))
+        embedded = address.ipv4_mapped or address.sixtofour or (address.teredo and address.teredo[1])
+        if embedded:
+            return is_public(embedded)
+        if address.is_site_local:
+            return False
+    return address.is_global and not (address.is_multicast or address.is_reserved)
+
+
+def _split(url: str):
+    """The parts of a URL; ValueError unless it is one of http or https that names a host."""
+    try:
+        parts = urlsplit(url)
+        if is_url(url) and parts.hostname and parts.port != 0:
+            return parts
+    except ValueError:  # no number as port, or brackets that do not match
+        pass
+    raise ValueError(f"{url}: should be a http or https URL that ends with the name of a file")
+
+
+def _download(url: str, path: Path, deadline: float, most_bytes: int, allow_local: bool) -> None:
+    for _ in range(MOST_REDIRECTS + 1):
+        with ExitStack() as stack:
+            answer = _request(url, deadline, allow_local, stack)
+            if answer.status == 200:
+                _save(answer, path, deadline, most_bytes)
+                return
+            target = answer.headers.get("Location")
+            if answer.status not in REDIRECTS or not target:
+                raise OSError(f"HTTP {answer.status} {answer.reason}")
+        url = urljoin(url, target)
+        if not is_url(url):
+            raise OSError(f"it redirects to {url}, which is neither http nor https")
+    raise OSError(f"it redirects more than {MOST_REDIRECTS} times")
+
+
+def _request(url: str, deadline: float, allow_local: bool, stack: ExitStack) -> HTTPResponse:
+    """The answer to a request for a URL, its headers read. The connection is closed by `stack`."""
+    parts = _split(url)
+    secure = parts.scheme.lower() == "https"
+    host = parts.hostname.encode("idna").decode("ascii") if not parts.hostname.isascii() else parts.hostname
+    port = parts.port or (443 if secure else 80)
+    connected = stack.enter_context(_connect(host, port, deadline, allow_local))
+    if secure:
+        connected.settimeout(_left(deadline))
+        connected = stack.enter_context(ssl.create_default_context().wrap_socket(connected, server_hostname=host))
+    connection = (HTTPSConnection if secure else HTTPConnection)(host, port)
+    connection.sock = _TimedSocket(connected, deadline)
+    target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=UNQUOTED)
+    connection.request("GET", target, headers={"User-Agent": "opensora", "Connection": "close"})
+    return connection.getresponse()
+
+
+def _connect(host: str, port: int, deadline: float, allow_local: bool) -> socket.socket:
+    """A connection to one of the addresses that a name has now, after all of them were checked."""
+    found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+    for _, _, _, _, where in found:
+        address = ipaddress.ip_address(where[0].partition("%")[0])  # without the zone
+        if not (allow_local or is_public(address)):
+            raise OSError(f"{host} is {address}, which is not a public address; --allow_local permits it")
+    failure: OSError = OSError(f"{host} has no address")
+    for family, kind, protocol, _, where in found:
+        candidate = socket.socket(family, kind, protocol)
+        try:
+            candidate.settimeout(_left(deadline))
+            candidate.connect(where)
+            return candidate
+        except OSError as error:
+            candidate.close()
+            failure = error
+    raise failure
+
+
+def _save(answer: HTTPResponse, path: Path, deadline: float, most_bytes: int) -> None:
+    promised = answer.length  # None if the answer does not say
+    if promised is not None and promised > most_bytes:
+        raise OSError(f"it has {promised:,} bytes, {most_bytes:,} are the limit")
+    size = 0
+    with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
             while piece := answer.read1(PIECE):
                 file.write(piece)
                 size += len(piece)
                 if size > most_bytes:
                     raise OSError(f"it has more than {most_bytes:,} bytes")
-                if time.monotonic() > deadline:
-                    raise OSError(f"it takes too long, {size:,} bytes have come so far")
-        if promised is not None and size != int(promised):
-            raise OSError(f"it ended after {size:,} of {int(promised):,} bytes")
+                _left(deadline)
+        if promised is not None and size != promised:
+            raise OSError(f"it ended after {size:,} of {promised:,} bytes")
+
+
+def _left(deadline: float) -> float:
+    """Seconds that the next wait may take."""
+    left = deadline - time.monotonic()
+    if left <= 0:
+        raise OSError("it takes too long")
+    return min(left, SILENCE)
+
+
+class _TimedSocket:
+    """What http.client uses of a socket. The deadline holds for every wait, however often a server sends a byte."""
+
+    def __init__(self, connected: socket.socket, deadline: float):
+        self.connected, self.deadline = connected, deadline
+
+    def sendall(self, data: bytes) -> None:
+        self.connected.settimeout(_left(self.deadline))
+        self.connected.sendall(data)
+
+    def makefile(self, mode: str) -> io.BufferedReader:
+        return io.BufferedReader(_TimedReader(self))
+
+    def close(self) -> None:
+        """Nothing: http.client closes its socket before the answer is read, counting on the file to keep it open."""
+
+
+class _TimedReader(io.RawIOBase):
+    def __init__(self, source: _TimedSocket):
+        self.source = source
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer) -> int:
+        self.source.connected.settimeout(_left(self.source.deadline))
+        return self.source.connected.recv_into(buffer)

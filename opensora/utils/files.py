@@ -1,28 +1,98 @@
-"""Files that appear whole or not at all."""
+"""Files that appear whole or not at all, and locks that end with the process that holds them."""
 from __future__ import annotations
 
+import fcntl
 import os
-from contextlib import contextmanager
-from glob import escape
+import re
+import secrets
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Iterator, Optional, Union
+
+RANDOM_PART = "[0-9a-f]{8}"
 
 
 @contextmanager
 def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`; renamed to it at the end, removed if the body fails.
+    """Yields a temporary path beside `path`. It is renamed to `path` at the end and removed if the body fails.
 
-    The suffix stays the same (video writers choose the format by it); the folder is made if need be. What a killed
-    process left of the same file is removed.
+    The suffix stays the same, because video writers choose the format by it. The folder is made if need be. The file is
+    on the disk before it gets its name. Temporary files that killed processes left of the same target are removed;
+    those of living processes are not: a writer keeps a lock on its file, which ends with the process.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    for left_over in path.parent.glob(f".{escape(path.stem)}.*.part{path.suffix}"):
-        left_over.unlink()
-    temporary = path.with_name(f".{path.stem}.{os.getpid()}.part{path.suffix}")
+    _remove_abandoned(path)
+    temporary, descriptor = _new_temporary(path)
     try:
         yield temporary
+        sync(temporary)
         os.replace(temporary, path)
+        sync(path.parent)
     finally:
-        if temporary.exists():
+        with suppress(FileNotFoundError):
             temporary.unlink()
+        os.close(descriptor)
+
+
+def sync(path: Union[str, Path]) -> None:
+    """Brings a file's content, or a folder's list of names, to the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def lock_file(path: Path, create: bool = True) -> Optional[int]:
+    """An open descriptor that holds an exclusive lock on the file, or None if another process holds it.
+
+    The lock ends when the descriptor is closed or the process ends, however it ends.
+
+    Raises:
+        FileNotFoundError: there is no such file, and `create` is False.
+        OSError: the file system has no locks, or the file cannot be opened for writing.
+    """
+    while True:
+        descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            os.close(descriptor)
+            if isinstance(error, BlockingIOError):
+                return None
+            raise
+        # The previous owner may have removed the file after it was opened here: then the lock protects nothing.
+        if _is_file_of(descriptor, path):
+            return descriptor
+        os.close(descriptor)
+
+
+def _is_file_of(descriptor: int, path: Path) -> bool:
+    with suppress(FileNotFoundError):
+        return os.path.samestat(os.fstat(descriptor), os.stat(path))
+    return False
+
+
+def _new_temporary(path: Path) -> tuple[Path, int]:
+    """A new file beside `path` and the descriptor that holds its lock."""
+    while True:
+        temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+        descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
+        with suppress(OSError):  # without locks nothing is ever taken for abandoned
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        if _is_file_of(descriptor, temporary):  # else another process removed it before it was locked
+            return temporary, descriptor
+        os.close(descriptor)
+
+
+def _remove_abandoned(path: Path) -> None:
+    name = re.compile(rf"\.{re.escape(path.stem)}\.{RANDOM_PART}\.part{re.escape(path.suffix)}")
+    for found in os.listdir(path.parent):
+        if not name.fullmatch(found):
+            continue
+        with suppress(OSError):  # another process removed it first
+            descriptor = lock_file(path.with_name(found), create=False)
+            if descriptor is not None:
+                path.with_name(found).unlink()
+                os.close(descriptor)

@@ -4,7 +4,6 @@
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fres
 
 from opensora.models.safetensors_file import read_safetensors, write_safetensors  # noqa: E402
 from opensora.models.tensor_file import AnyTensor, ArrayTensor  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
 def as_float16(name: str, tensor: AnyTensor) -> AnyTensor:
@@ -30,9 +29,9 @@ def as_float16(name: str, tensor: AnyTensor) -> AnyTensor:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="float32 -> float16.")
-    parser.add_argument("-i", "--input_path", required=True)
-    parser.add_argument("-o", "--output_path", required=True)
+    parser = CommandParser(description="float32 -> float16.")
+    parser.add_argument("-i", "--input_path", required=True, help="safetensors file with float32 tensors")
+    parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write, with float16 tensors")
     args = parser.parse_args()
     tensors = {name: as_float16(f"{args.input_path}: {name}", tensor)
                for name, tensor in read_safetensors(args.input_path).items()}

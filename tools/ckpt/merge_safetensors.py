@@ -6,7 +6,6 @@
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -14,7 +13,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fres
 
 from opensora.models.checkpoint_files import open_state, resolve_path  # noqa: E402
 from opensora.models.safetensors_file import write_safetensors  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
 def find_index(folder: str, name: str) -> Path:
@@ -29,7 +28,7 @@ def find_index(folder: str, name: str) -> Path:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Shards -> one safetensors file, tensor by tensor.")
+    parser = CommandParser(description="Shards -> one safetensors file, tensor by tensor.")
     parser.add_argument("-i", "--input_folder", required=True, help="folder of the shards")
     parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write")
     parser.add_argument("-f", "--index_file", required=True, help="the index.json: its name in that folder, or its path")

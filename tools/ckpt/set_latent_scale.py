@@ -6,7 +6,6 @@ They are measured on videos and written to DIR/config.json.
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -15,11 +14,16 @@ from tqdm import tqdm
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
 from opensora import device  # noqa: E402
 from opensora.datasets.vae_dataset import VAEDataOptions, VAEDataset  # noqa: E402
 from opensora.models import WFVAEModel  # noqa: E402
 from opensora.models.checkpoint_files import read_config  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 from mindspore import Tensor  # noqa: E402, after opensora, which sets how its threads wait
 
 
@@ -36,7 +40,7 @@ def latent_moments(vae: WFVAEModel, videos: VAEDataset, count: int) -> tuple[np.
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Measures a VAE's latents; writes scale and shift to its config.json.")
+    parser = CommandParser(description="Measures a VAE's latents; writes scale and shift to its config.json.")
     parser.add_argument("--ae_path", required=True, help="folder of the VAE")
     parser.add_argument("--video_path", required=True, help="folder of videos")
     parser.add_argument("--num_frames", type=int, default=17, help="4n+1")

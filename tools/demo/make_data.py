@@ -9,7 +9,6 @@
 """
 from __future__ import annotations
 
-import argparse
 import json
 import sys
 from concurrent.futures import ThreadPoolExecutor
@@ -24,7 +23,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fres
 from opensora.datasets.media import save_image, write_video  # noqa: E402
 from opensora.demo.drawing import draw_clip, draw_picture  # noqa: E402
 from opensora.demo.scenes import FPS, FRAMES, SIDE, Scene, draw_scenes  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 from opensora.utils.files import atomic_write  # noqa: E402
 
 RESOLUTION = {"height": SIDE, "width": SIDE}
@@ -66,8 +65,8 @@ def write_part(folder: Path, name: str, scenes: list[Scene], part: int, annotati
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="Clips and pictures of coloured shapes, with captions.")
-    parser.add_argument("--output_dir", required=True)
+    parser = CommandParser(description="Clips and pictures of coloured shapes, with captions.")
+    parser.add_argument("--output_dir", required=True, help="folder of the data")
     parser.add_argument("--clips", type=int, default=4000, help="for training")
     parser.add_argument("--pictures", type=int, default=6000, help="for training")
     parser.add_argument("--held_out", type=int, default=100, help="clips of combinations that training never sees")

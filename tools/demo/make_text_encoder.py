@@ -8,7 +8,6 @@ something else than `red` before `background`. The transformer learns to read wh
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -19,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fres
 
 from opensora.demo.scenes import scenes  # noqa: E402
 from opensora.models import MT5EncoderModel  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 SIZES = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, relative_attention_num_buckets=32,
              relative_attention_max_distance=64)
@@ -58,8 +57,8 @@ def make_encoder(vocabulary: int) -> MT5EncoderModel:
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="The demo's vocabulary and text encoder.")
-    parser.add_argument("--output_dir", required=True)
+    parser = CommandParser(description="The demo's vocabulary and text encoder.")
+    parser.add_argument("--output_dir", required=True, help="folder of the text encoder")
     folder = Path(parser.parse_args().output_dir)
     folder.mkdir(parents=True, exist_ok=True)
     make_encoder(make_vocabulary(folder)).save_pretrained(folder)

@@ -5,18 +5,17 @@
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
 from opensora.models.conversion import convert_mindspore  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="MindSpore checkpoint -> safetensors with torch names.")
+    parser = CommandParser(description="MindSpore checkpoint -> safetensors with torch names.")
     parser.add_argument("--src", required=True, help="MindSpore checkpoint; entries of an optimizer are left out")
     parser.add_argument("--target", required=True, help="safetensors file to write")
     parser.add_argument("--config", required=True, help="config.json of the model")

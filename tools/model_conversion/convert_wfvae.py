@@ -5,18 +5,17 @@
 """
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
 from opensora.models.conversion import convert  # noqa: E402
-from opensora.utils.cli import run_main, str2bool  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main, str2bool  # noqa: E402
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description="WFVAE checkpoint -> safetensors, tensor by tensor.")
+    parser = CommandParser(description="WFVAE checkpoint -> safetensors, tensor by tensor.")
     parser.add_argument("--src", required=True, help="checkpoint of torch.save")
     parser.add_argument("--target", required=True, help="safetensors file to write")
     parser.add_argument("--config", required=True, help="config.json of the model")

@@ -14,6 +14,9 @@ from opensora.models.checkpoint_files import resolve_path
 from opensora.models.loading import ModelConfig, PretrainedModel
 from opensora.models.tensor_file import AnyTensor, ArrayTensor
 
+# The published file of the weights with VGG.
+VGG_URL = "https://download-mindspore.osinfra.cn/toolkits/mindone/autoencoders/lpips_vgg-426bf45c.ckpt"
+
 
 class Convolution(NamedTuple):
     channels: int
@@ -90,8 +93,8 @@ class LPIPS(PretrainedModel):
             path = resolve_path(path)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{path}: no such file. LPIPS needs its weights: put lpips_vgg-426bf45c.ckpt there, or with the "
-                f"PyTorch package lpips write torch.save(lpips.LPIPS(net={net!r}).state_dict(), {str(path)!r})") from error
+                f"{path}: no such file. LPIPS needs its weights: {_where_to_get(net)}with the PyTorch package lpips "
+                f"write torch.save(lpips.LPIPS(net={net!r}).state_dict(), {str(path)!r})") from error
         return cls.from_pretrained(path, config={"net": net})
 
     def construct(self, x: Tensor, y: Tensor) -> Tensor:
@@ -165,6 +168,10 @@ class ChannelSum(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return self.model(x)
+
+
+def _where_to_get(net: str) -> str:
+    return f"download {VGG_URL} to that path, or " if net == "vgg" else ""
 
 
 def _unit_length(x: Tensor) -> Tensor:

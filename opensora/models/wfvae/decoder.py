@@ -1,7 +1,7 @@
 """The decoder: a convolutional backbone that emits wavelet coefficients at both levels on its way to the video."""
 from __future__ import annotations
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from opensora.models.layers import Conv2d, Upsample
 from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, ResnetBlock3D,

@@ -1,62 +1,129 @@
-"""Builds the C++ kernels with g++, once for each source, compiler and CPU."""
+"""Builds the C++ kernels with g++ at their first use and caches the shared library.
+
+The cache is `$XDG_CACHE_HOME/opensora` (by default `~/.cache/opensora`). The file's name holds a hash of what the library
+depends on: sources, flags, compiler and CPU. Loading a library runs its code, so a cached one is loaded only if nobody
+but this user can have written it, and if it is intact: it ends with the SHA-256 of what precedes it.
+"""
 from __future__ import annotations
 
+import ctypes
+import fcntl
 import hashlib
 import os
 import platform
+import re
 import shutil
+import stat
 import subprocess
 import sys
+import tempfile
+from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Optional
+from typing import Iterator, NamedTuple, Optional
 
 from opensora.utils.files import atomic_write
 
 SOURCE = Path(__file__).parent / "src"
 COMPILER = "g++"
-# Arithmetic stays IEEE's but for what lets loops be vectorised: no errno, no traps; sums that may be rearranged are
-# marked in the sources.
-FLAGS = ("-O3", "-march=native", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++14", "-shared", "-fPIC", "-ldl",
+# No -ffast-math: only errno and traps are given up, so that loops are vectorised. Sums that may be reassociated are
+# marked in the sources (`omp simd reduction`).
+FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++14", "-shared", "-fPIC",
          *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []))
-SWITCH = "OPENSORA_CPU_KERNELS"  # in the environment; 0: stock operators only
+SWITCH = "OPENSORA_CPU_KERNELS"  # environment variable; 0: stock operators only
+MARCH = "OPENSORA_MARCH"  # environment variable; the instruction set, a value of g++'s -march
+CHECKSUM = b"SHA-256 of the bytes before: "  # a loader ignores what follows the last section of a library
+COMPILE_SECONDS = 900
+
+
+class Library(NamedTuple):
+    """The loaded kernels. Libraries of the same key compute the same."""
+
+    path: Path
+    key: str
+    functions: ctypes.CDLL
 
 
 @lru_cache(maxsize=1)
-def shared_library() -> Optional[Path]:
-    """The shared library, built if it is not there yet; None, with a note, where that cannot be done."""
+def library() -> Optional[Library]:
+    """The kernels, compiled if need be; None, with a note on stderr, where that fails or `OPENSORA_CPU_KERNELS=0`.
+
+    Raises:
+        ValueError: `OPENSORA_MARCH` is no instruction set of this CPU.
+    """
     if os.environ.get(SWITCH) == "0":
         return None
+    try:
+        return build()
+    except (OSError, subprocess.SubprocessError) as error:
+        _note(f"no fused CPU kernels ({error}); stock operators are used, which are slower")
+        return None
+
+
+def build() -> Library:
+    """Loads the kernels from the cache, where they are put first if they are missing or damaged.
+
+    Processes that need the same library at the same time compile it once. Where the user's cache cannot be used,
+    `$TMPDIR/opensora-UID` takes its place, with a note on stderr.
+
+    Raises:
+        ValueError: `OPENSORA_MARCH` is no instruction set of this CPU.
+        OSError: there is no compiler, or neither folder can be used.
+        subprocess.SubprocessError: the compiler failed.
+    """
     compiler = shutil.which(COMPILER)
     if compiler is None:
-        return _without(f"{COMPILER} was not found")
-    path = cache_folder() / f"kernels-{key(compiler)}.so"
-    if path.exists():
-        return path
-    print("building the CPU kernels, once (some 20 s)", file=sys.stderr, flush=True)
-    try:
-        with atomic_write(path) as temporary:
-            sources = sorted(map(str, SOURCE.glob("*.cc")))
-            built = subprocess.run([compiler, *FLAGS, *sources, "-o", str(temporary)], capture_output=True, text=True)
-            if built.returncode:
-                return _without((built.stderr.strip().splitlines() or [f"{COMPILER} failed"])[0])
-    except OSError as error:
-        return _without(f"{path.parent}: {error.strerror}")
-    return path
+        raise FileNotFoundError(f"{COMPILER} was not found")
+    march = instruction_set(compiler)
+    name = key(compiler, march)
+    unusable = []
+    for folder in _cache_folders():
+        try:
+            _make_private(folder)
+            found = _load_or_compile(folder / f"kernels-{name}.so", compiler, march, name)
+        except OSError as error:
+            unusable.append(_reason(folder, error))
+        else:
+            for reason in unusable:
+                _note(f"{reason}; the CPU kernels are kept in {folder} instead")
+            return found
+    raise OSError("; ".join(unusable))
 
 
-def cache_folder() -> Path:
-    """$XDG_CACHE_HOME/opensora, by default ~/.cache/opensora."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "opensora"
+def instruction_set(compiler: str) -> str:
+    """The value for g++'s -march: `OPENSORA_MARCH`, by default "native", which is all that this CPU has.
+
+    Raises:
+        ValueError: g++ does not know the value, or this CPU lacks some of it: the process would die of SIGILL.
+    """
+    march = os.environ.get(MARCH) or "native"
+    if march == "native":
+        return march
+    wanted = _features(compiler, march) if re.fullmatch("[a-z0-9][a-z0-9.+_-]*", march) else None
+    remedy = "unset it for all that this CPU has, or name a value of -march of g++, such as x86-64-v3"
+    if wanted is None:
+        raise ValueError(f"{MARCH}={march}: {COMPILER} knows no such instruction set; {remedy}")
+    missing = sorted(wanted - (_features(compiler, "native") or set()))
+    if missing:
+        raise ValueError(f"{MARCH}={march}: this CPU lacks {', '.join(name.strip('_') for name in missing[:5])}; {remedy}")
+    return march
 
 
-def key(compiler: str) -> str:
-    """Changes with the sources, the flags, the compiler's version and the CPU's abilities."""
-    digest = hashlib.sha256(" ".join(FLAGS).encode())
+def _features(compiler: str, march: str) -> Optional[set[str]]:
+    """The macros that g++ defines for an instruction set, such as __AVX2__; None if it does not know it."""
+    shown = subprocess.run([compiler, f"-march={march}", "-dM", "-E", "-x", "c++", os.devnull],
+                           capture_output=True, text=True)
+    return None if shown.returncode else set(re.findall("^#define (__[A-Z0-9_]+) 1$", shown.stdout, re.MULTILINE))
+
+
+def key(compiler: str, march: str) -> str:
+    """Changes with the sources, the flags, the compiler's version, the instruction set and, if "native", the CPU."""
+    digest = hashlib.sha256(" ".join([*FLAGS, march]).encode())
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
     digest.update(subprocess.run([compiler, "--version"], capture_output=True).stdout)
-    digest.update(_cpu().encode())
+    if march == "native":
+        digest.update(_cpu().encode())
     return digest.hexdigest()[:16]
 
 
@@ -69,5 +136,81 @@ def _cpu() -> str:
     return platform.machine() + "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model"))}))
 
 
-def _without(reason: str) -> None:
-    print(f"note: no fused CPU kernels ({reason}); stock operators are used, which are slower", file=sys.stderr)
+def _cache_folders() -> Iterator[Path]:
+    """Where the library may be kept, the preferred folder first."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+    if os.path.isabs(cache):  # "~" stays as it is without HOME and without an entry in passwd
+        yield Path(cache) / "opensora"
+    yield Path(tempfile.gettempdir()) / f"opensora-{os.geteuid()}"
+
+
+def _make_private(folder: Path) -> None:
+    """Makes the folder; raises OSError unless it is this user's, nobody else can write it, and programs run from it."""
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+    status = folder.stat()
+    if os.geteuid() != status.st_uid or os.geteuid() != folder.lstat().st_uid:
+        raise PermissionError("belongs to another user")
+    if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError("can be written by other users (chmod go-w makes it usable)")
+    if os.statvfs(folder).f_flag & os.ST_NOEXEC:
+        raise PermissionError("is on a file system mounted noexec")
+
+
+def _load_or_compile(path: Path, compiler: str, march: str, name: str) -> Library:
+    try:
+        return _load(path, name)
+    except OSError:
+        pass  # missing, damaged or not ours: it is replaced
+    with _locked(path.with_suffix(".lock")):
+        try:
+            return _load(path, name)  # another process may have made it by now
+        except OSError:
+            _compile(path, compiler, march)
+        return _load(path, name)
+
+
+def _load(path: Path, name: str) -> Library:
+    """Raises OSError: the file is missing, damaged, not private to this user, or the dynamic loader refuses it."""
+    status = path.lstat()
+    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+        raise PermissionError(f"{path.name} can be written by other users")
+    content = path.read_bytes()
+    end = len(content) - hashlib.sha256().digest_size
+    if content[end:] != hashlib.sha256(content[:end]).digest():
+        raise OSError(f"{path.name} is damaged")  # mapping a truncated library would kill the process with SIGBUS
+    return Library(path, name, ctypes.CDLL(str(path)))
+
+
+@contextmanager
+def _locked(path: Path) -> Iterator[None]:
+    """Holds a lock between processes, which ends with its holder."""
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _note("waiting for another process that builds the CPU kernels")
+            fcntl.flock(lock, fcntl.LOCK_EX)
+        except OSError:
+            pass  # a file system without locks: processes may compile at the same time, and the last rename stays
+        yield
+
+
+def _compile(path: Path, compiler: str, march: str) -> None:
+    print("building the CPU kernels, once (some 20 s)", file=sys.stderr, flush=True)
+    with atomic_write(path) as temporary:
+        sources = sorted(map(str, SOURCE.glob("*.cc")))
+        built = subprocess.run([compiler, f"-march={march}", *FLAGS, *sources, "-o", str(temporary), "-ldl"],
+                               capture_output=True, text=True, timeout=COMPILE_SECONDS)
+        if built.returncode:
+            raise subprocess.SubprocessError((built.stderr.strip().splitlines() or [f"{COMPILER} failed"])[0])
+        content = temporary.read_bytes() + CHECKSUM
+        temporary.write_bytes(content + hashlib.sha256(content).digest())
+        temporary.chmod(0o700)
+
+
+def _reason(folder: Path, error: OSError) -> str:
+    return f"{folder}: {error.strerror or error}"
+
+
+def _note(message: str) -> None:
+    print(f"note: {message}", file=sys.stderr, flush=True)

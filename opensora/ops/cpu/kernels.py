@@ -1,6 +1,7 @@
 """The C++ kernels as operators with gradients, for float32 tensors on a CPU, in PyNative and in graph mode.
 
-Each computes what the function of its name in `opensora.ops` does, which calls it where `available` says so.
+Each computes what the function of its name in `opensora.ops` does, which calls it where `available` says so. The
+library is built and loaded, and operators are made, at their first use.
 """
 from __future__ import annotations
 
@@ -14,21 +15,21 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from opensora import device
-from opensora.ops.cpu.build import shared_library
-
-LIBRARY = shared_library() if device.default_target() == "CPU" else None
+from opensora.ops.cpu.build import MARCH, SWITCH, library
 
 
 @ops.constexpr
 def available(dtype) -> bool:
     """Whether the kernels serve tensors of this type here; a constant to the compiler of graph mode."""
-    return LIBRARY is not None and dtype == ms.float32 and ms.get_context("device_target") == "CPU"
+    return dtype == ms.float32 and ms.get_context("device_target") == "CPU" and library() is not None
 
 
 @lru_cache(maxsize=None)
 def _tensor(values: tuple) -> Tensor:
-    return Tensor(np.array(values, np.float32))
+    array = np.array(values, np.float32)
+    if any(isinstance(value, int) and int(number) != value for value, number in zip(values, array)):
+        raise ValueError(f"{values}: the CPU kernels take sizes up to 2^24, or multiples of large powers of two")
+    return Tensor(array)
 
 
 @ops.constexpr
@@ -42,9 +43,6 @@ _made = count(1)
 
 def _operator(name: str, *outputs, bprop=None):
     """The kernel `name`. Each output is told by the input whose shape it has, or by a function of the inputs' shapes."""
-    if LIBRARY is None:
-        return None
-
     def shape(*shapes):
         results = [shapes[output] if isinstance(output, int) else output(*shapes) for output in outputs]
         return results[0] if len(results) == 1 else tuple(results)
@@ -52,7 +50,7 @@ def _operator(name: str, *outputs, bprop=None):
     def dtype(*dtypes):
         return dtypes[0] if len(outputs) == 1 else (dtypes[0],) * len(outputs)
 
-    operator = ops.Custom(f"{LIBRARY}:{name}", shape, dtype, "aot", bprop=bprop)
+    operator = ops.Custom(f"{library().path}:{name}", shape, dtype, "aot", bprop=bprop)
     # MindSpore keeps the shapes it once found for operators that look the same, whatever their functions say.
     operator.add_prim_attr("made", next(_made))
     return operator
@@ -60,36 +58,37 @@ def _operator(name: str, *outputs, bprop=None):
 
 # Norms
 
-_modulated_grad = _operator("modulated_layer_norm_grad", 0, 1, 1)
+@lru_cache(maxsize=None)
+def _modulated():
+    grad = _operator("modulated_layer_norm_grad", 0, 1, 1)
 
+    def bprop(x, shift, scale, eps, out, dout):
+        dx, dshift, dscale = grad(x, scale, eps, dout)
+        return dx, dshift, dscale, ops.zeros_like(eps)
 
-def _modulated_bprop(x, shift, scale, eps, out, dout):
-    dx, dshift, dscale = _modulated_grad(x, scale, eps, dout)
-    return dx, dshift, dscale, ops.zeros_like(eps)
-
-
-_modulated = _operator("modulated_layer_norm", 0, bprop=_modulated_bprop)
+    return _operator("modulated_layer_norm", 0, bprop=bprop)
 
 
 def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    return _modulated(x, shift, scale, numbers(eps))
+    return _modulated()(x, shift, scale, numbers(eps))
 
 
-_rms_grad = _operator("rms_norm_grad", 0, 1)
+@lru_cache(maxsize=None)
+def _rms():
+    grad = _operator("rms_norm_grad", 0, 1)
 
+    def bprop(x, weight, eps, out, dout):
+        dx, dweight = grad(x, weight, eps, dout)
+        return dx, dweight, ops.zeros_like(eps)
 
-def _rms_bprop(x, weight, eps, out, dout):
-    dx, dweight = _rms_grad(x, weight, eps, dout)
-    return dx, dweight, ops.zeros_like(eps)
-
-
-_rms = _operator("rms_norm", 0, bprop=_rms_bprop)
+    return _operator("rms_norm", 0, bprop=bprop)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return _rms(x, weight, numbers(eps))
+    return _rms()(x, weight, numbers(eps))
 
 
+@lru_cache(maxsize=None)
 def _video_norm(name: str):
     """A norm of x by weight, bias and settings."""
     grad = _operator(f"{name}_grad", 0, 1, 2)
@@ -101,130 +100,128 @@ def _video_norm(name: str):
     return _operator(name, 0, bprop=bprop)
 
 
-_channel_layer_norm = _video_norm("channel_layer_norm")
-_channel_layer_norm_silu = _video_norm("channel_layer_norm_silu")
-_group_norm = _video_norm("group_norm")
-_group_norm_silu = _video_norm("group_norm_silu")
-
-
 def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, silu: bool) -> Tensor:
-    if silu:
-        return _channel_layer_norm_silu(x, weight, bias, numbers(eps))
-    return _channel_layer_norm(x, weight, bias, numbers(eps))
+    return _video_norm("channel_layer_norm_silu" if silu else "channel_layer_norm")(x, weight, bias, numbers(eps))
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, per_frame: bool, silu: bool) -> Tensor:
     settings = numbers(groups, eps, 1 if per_frame else 0)
-    if silu:
-        return _group_norm_silu(x, weight, bias, settings)
-    return _group_norm(x, weight, bias, settings)
+    return _video_norm("group_norm_silu" if silu else "group_norm")(x, weight, bias, settings)
 
 
 # Element by element
 
-_bias_gelu_grad = _operator("bias_gelu_grad", 0, 1)
+@lru_cache(maxsize=None)
+def _bias_gelu():
+    grad = _operator("bias_gelu_grad", 0, 1)
+
+    def bprop(x, bias, out, dout):
+        return grad(x, bias, dout)
+
+    return _operator("bias_gelu", 0, bprop=bprop)
 
 
-def _bias_gelu_bprop(x, bias, out, dout):
-    return _bias_gelu_grad(x, bias, dout)
+def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
+    return _bias_gelu()(x, bias)
 
 
-bias_gelu = _operator("bias_gelu", 0, bprop=_bias_gelu_bprop)
+@lru_cache(maxsize=None)
+def _gated_residual():
+    grad = _operator("gated_residual_grad", 0, 1)
 
-_gated_residual_grad = _operator("gated_residual_grad", 0, 1)
+    def bprop(x, gate, y, out, dout):
+        dgate, dy = grad(gate, y, dout)
+        return dout, dgate, dy
 
-
-def _gated_residual_bprop(x, gate, y, out, dout):
-    dgate, dy = _gated_residual_grad(gate, y, dout)
-    return dout, dgate, dy
-
-
-gated_residual = _operator("gated_residual", 0, bprop=_gated_residual_bprop)
-
-_rotated_back = _operator("rope", 0)
+    return _operator("gated_residual", 0, bprop=bprop)
 
 
-def _rope_bprop(x, cos, sin, direction, out, dout):
-    return (_rotated_back(dout, cos, sin, -direction), ops.zeros_like(cos), ops.zeros_like(sin),
-            ops.zeros_like(direction))
+def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
+    return _gated_residual()(x, gate, y)
 
 
-_rope = _operator("rope", 0, bprop=_rope_bprop)
+@lru_cache(maxsize=None)
+def _rope():
+    rotate_back = _operator("rope", 0)
+
+    def bprop(x, cos, sin, direction, out, dout):
+        return rotate_back(dout, cos, sin, -direction), ops.zeros_like(cos), ops.zeros_like(sin), ops.zeros_like(direction)
+
+    return _operator("rope", 0, bprop=bprop)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    return _rope(x, cos, sin, numbers(1))
+    return _rope()(x, cos, sin, numbers(1))
 
 
 # Products of matrices
 
-def _load_products() -> bool:
-    """Whether oneDNN is at hand, which attention, linear maps and convolutions take products of matrices from."""
-    if LIBRARY is None:
-        return False
+PRODUCTS = Path(ms.__file__).parent / "lib" / "libdnnl.so.2"  # oneDNN, which MindSpore brings along
+
+
+@lru_cache(maxsize=1)
+def has_products() -> bool:
+    """Whether oneDNN can be loaded, which attention, linear maps and convolutions take products of matrices from."""
     try:
-        ctypes.CDLL(str(Path(ms.__file__).parent / "lib" / "libdnnl.so.2"))
+        ctypes.CDLL(str(PRODUCTS))
     except OSError:
         return False
-    return bool(ctypes.CDLL(str(LIBRARY)).has_products())
-
-
-HAS_PRODUCTS = _load_products()
+    return bool(library().functions.has_products())
 
 
 @ops.constexpr
 def multiplies(dtype) -> bool:
     """Whether `attention`, `linear` and `convolve` serve tensors of this type here."""
-    return HAS_PRODUCTS and available(dtype)
+    return available(dtype) and has_products()
 
 
 # Attention
-
-_attention_grad = _operator("attention_grad", 0, 1, 2)
-
-
-def _attention_bprop(q, k, v, bias, scale, out, dout):
-    dq, dk, dv = _attention_grad(q, k, v, bias, scale, out[0], out[1], dout[0])
-    return dq, dk, dv, ops.zeros_like(bias), ops.zeros_like(scale)
-
 
 def _per_head_and_query(q, *others):
     return [q[0], q[2], q[1]]
 
 
-_attention = _operator("attention", 0, _per_head_and_query, bprop=_attention_bprop)
+@lru_cache(maxsize=None)
+def _attention():
+    grad = _operator("attention_grad", 0, 1, 2)
+
+    def bprop(q, k, v, bias, scale, out, dout):
+        dq, dk, dv = grad(q, k, v, bias, scale, out[0], out[1], dout[0])
+        return dq, dk, dv, ops.zeros_like(bias), ops.zeros_like(scale)
+
+    return _operator("attention", 0, _per_head_and_query, bprop=bprop)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Tensor:
-    return _attention(q, k, v, bias, numbers(scale))[0]
+    return _attention()(q, k, v, bias, numbers(scale))[0]
 
 
 # Linear maps
-
-_linear_input_grad = _operator("linear_input_grad", lambda weight, dy: [dy[0], weight[1]])
-_linear_weight_grad = _operator("linear_weight_grad", lambda x, dy: [dy[1], x[1]])
-_linear_bias_grad = _operator("linear_bias_grad", lambda dy: [dy[1]])
-
-
-def _linear_bprop(x, weight, out, dout):
-    return _linear_input_grad(weight, dout), _linear_weight_grad(x, dout)
-
-
-def _linear_bias_bprop(x, weight, bias, out, dout):
-    return _linear_input_grad(weight, dout), _linear_weight_grad(x, dout), _linear_bias_grad(dout)
-
 
 def _rows_by_outputs(x, weight, *bias):
     return [x[0], weight[0]]
 
 
-_linear = _operator("linear", _rows_by_outputs, bprop=_linear_bprop)
-_linear_bias = _operator("linear_bias", _rows_by_outputs, bprop=_linear_bias_bprop)
+@lru_cache(maxsize=None)
+def _linear(has_bias: bool):
+    input_grad = _operator("linear_input_grad", lambda weight, dy: [dy[0], weight[1]])
+    weight_grad = _operator("linear_weight_grad", lambda x, dy: [dy[1], x[1]])
+    bias_grad = _operator("linear_bias_grad", lambda dy: [dy[1]])
+
+    def bprop(x, weight, out, dout):
+        return input_grad(weight, dout), weight_grad(x, dout)
+
+    def bias_bprop(x, weight, bias, out, dout):
+        return input_grad(weight, dout), weight_grad(x, dout), bias_grad(dout)
+
+    if has_bias:
+        return _operator("linear_bias", _rows_by_outputs, bprop=bias_bprop)
+    return _operator("linear", _rows_by_outputs, bprop=bprop)
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     """x (rows, in), weight (out, in), bias (out,) -> (rows, out)."""
-    return _linear(x, weight) if bias is None else _linear_bias(x, weight, bias)
+    return _linear(False)(x, weight) if bias is None else _linear(True)(x, weight, bias)
 
 
 # Convolutions
@@ -272,7 +269,10 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tupl
 
 # Steps of an optimizer, in PyNative mode; all but `flatten` change tensors in place
 
-_unflatten, _adamw, _move_towards = [_operator(name, lambda *shapes: [1]) for name in ("unflatten", "adamw", "move_towards")]
+@lru_cache(maxsize=None)
+def _in_place(name: str):
+    """The output is a dummy: MindSpore has no operators without one."""
+    return _operator(name, lambda *shapes: [1])
 
 
 @lru_cache(maxsize=None)
@@ -287,31 +287,31 @@ def flatten(tensors: Sequence[Tensor], size: int) -> Tensor:
 
 def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     """Gives the tensors the elements of `flat`."""
-    _unflatten(flat, *tensors)
+    _in_place("unflatten")(flat, *tensors)
 
 
 def adamw(weights: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, factor: float, learning_rate: float,
           weight_decay: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
     settings = (factor, learning_rate, learning_rate * weight_decay, beta1, beta2, 1 / (1 - beta1 ** step),
                 1 / (1 - beta2 ** step), epsilon)
-    _adamw(weights, exp_avg, exp_avg_sq, gradient, Tensor(np.array(settings, np.float32)))
+    _in_place("adamw")(weights, exp_avg, exp_avg_sq, gradient, Tensor(np.array(settings, np.float32)))
 
 
 def move_towards(shadow: Tensor, weights: Tensor, part: float) -> None:
     """shadow += (weights - shadow) * part"""
-    _move_towards(shadow, weights, Tensor(np.array([part], np.float32)))
+    _in_place("move_towards")(shadow, weights, Tensor(np.array([part], np.float32)))
 
 
 # Layout
 
-_permuted_back = _operator("permute", 0)
+@lru_cache(maxsize=None)
+def _permute():
+    permute_back = _operator("permute", 0)
 
+    def bprop(x, there, back, out, dout):
+        return permute_back(dout, back, there), ops.zeros_like(there), ops.zeros_like(back)
 
-def _permute_bprop(x, there, back, out, dout):
-    return _permuted_back(dout, back, there), ops.zeros_like(there), ops.zeros_like(back)
-
-
-_permute = _operator("permute", 0, bprop=_permute_bprop)
+    return _operator("permute", 0, bprop=bprop)
 
 
 @ops.constexpr
@@ -326,7 +326,7 @@ def _back(shape: tuple, axes: tuple) -> Tensor:
 
 def permute(x: Tensor, axes: tuple) -> Tensor:
     shape = tuple([x.shape[axis] for axis in axes])
-    return _permute(x, _there(x.shape, axes), _back(x.shape, axes)).reshape(shape)
+    return _permute()(x, _there(x.shape, axes), _back(x.shape, axes)).reshape(shape)
 
 
 def _joined_shape(front, back):
@@ -383,6 +383,7 @@ def join(front: Tensor, back: Tensor) -> Tensor:
     return _join_operator(front.shape[1], back.shape[1])(front, back)
 
 
+@lru_cache(maxsize=None)
 def _doubling(name: str, *doubled_axes: int):
     """An operator on three axes, some of which it doubles."""
     def scaled(shape, up, down):
@@ -396,7 +397,47 @@ def _doubling(name: str, *doubled_axes: int):
     return _operator(name, lambda shape: scaled(shape, 2, 1), bprop=bprop)
 
 
-nearest_2x = _doubling("nearest_2x", 1)
-linear_2x = _doubling("linear_2x", 1)
-nearest_pictures_2x = _doubling("nearest_pictures_2x", 1, 2)
-linear_pictures_2x = _doubling("linear_pictures_2x", 1, 2)
+def nearest_2x(x: Tensor) -> Tensor:
+    """x (outer, n, inner) -> (outer, 2 n, inner)."""
+    return _doubling("nearest_2x", 1)(x)
+
+
+def linear_2x(x: Tensor) -> Tensor:
+    """x (outer, n, inner) -> (outer, 2 n, inner)."""
+    return _doubling("linear_2x", 1)(x)
+
+
+def nearest_pictures_2x(x: Tensor) -> Tensor:
+    """x (frames, H, W) -> (frames, 2 H, 2 W)."""
+    return _doubling("nearest_pictures_2x", 1, 2)(x)
+
+
+def linear_pictures_2x(x: Tensor) -> Tensor:
+    """x (frames, H, W) -> (frames, 2 H, 2 W)."""
+    return _doubling("linear_pictures_2x", 1, 2)(x)
+
+
+# Processes of one run
+
+def check_ranks_agree() -> None:
+    """Compares what the processes of a run compute with; collective, after `ms.communication.init`, on a CPU.
+
+    Each process builds and loads the kernels itself. If that fails on some, these would use stock operators, whose
+    results differ in the last digits, and the copies of the model would drift apart.
+
+    Raises:
+        ValueError: on every rank, if not all have the same kernels or all have none.
+    """
+    found = library()
+    digits = [0] * 17 if found is None else [1 + has_products(), *(int(digit, 16) for digit in found.key)]
+    rows = ops.AllGather()(Tensor([digits], ms.float32)).asnumpy()
+    others = [rank for rank, row in enumerate(rows) if (row != rows[0]).any()]
+    if not others:
+        return
+    without = [rank for rank, row in enumerate(rows) if not row[0]]
+    if without:
+        raise ValueError(f"rank {', '.join(map(str, without))} of {len(rows)} has no fused CPU kernels and would compute "
+                         f"differently; its log, worker_{without[0]}.log, says why; mend that, or set {SWITCH}=0 for all")
+    raise ValueError(f"rank {', '.join(map(str, others))} has other CPU kernels than rank 0 (another CPU, compiler or "
+                     f"version of the program) and would compute differently; set {MARCH}=x86-64-v3 for all if only CPUs "
+                     f"differ, or {SWITCH}=0 for all")

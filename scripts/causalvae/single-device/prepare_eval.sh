@@ -2,6 +2,7 @@
 # Reconstructs a folder of videos, for eval.sh to measure:
 #   REAL=test_video bash scripts/causalvae/single-device/prepare_eval.sh [more flags]
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../lib/launch.sh"
 EXP_NAME=${EXP_NAME:-wfvae}
 SAMPLE_RATE=${SAMPLE_RATE:-1}
 NUM_FRAMES=${NUM_FRAMES:-33}
@@ -9,7 +10,7 @@ RESOLUTION=${RESOLUTION:-256}
 SUBSET_SIZE=${SUBSET_SIZE:-0}
 RECON_DIR=video_gen/${EXP_NAME}_sr${SAMPLE_RATE}_nf${NUM_FRAMES}_res${RESOLUTION}_subset${SUBSET_SIZE}
 
-python examples/rec_video_folder.py \
+launch examples/rec_video_folder.py \
     --ae "${AE:-WFVAEModel_D8_4x8x8}" \
     --ae_path "${AE_PATH:-LanguageBind/Open-Sora-Plan-v1.3.0/vae}" \
     --real_video_dir "${REAL:-test_video}" \

@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
-# Given frames, each process making videos of its own:
-# bash scripts/text_condition/multi-devices/sample_inpaint_v1_3_ddp.sh [more flags]
-# The variables are those of sample_t2v_93x640_ddp.sh and of ../single-device/sample_inpaint_v1_3.sh.
+# ../single-device/sample_inpaint_v1_3.sh on several devices, each of which makes videos of its own.
+# --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
 set -euo pipefail
-here=$(dirname "${BASH_SOURCE[0]}")
+single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
 
-RUN=$here/sample_t2v_93x640_ddp.sh exec bash "$here/../single-device/sample_inpaint_v1_3.sh" "$@"
+exec bash "$single_device/sample_inpaint_v1_3.sh" --nproc_per_node "${WORKERS:-8}" "$@"

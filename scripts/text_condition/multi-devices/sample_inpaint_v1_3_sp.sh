@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Given frames, all processes sharing each video:
-# bash scripts/text_condition/multi-devices/sample_inpaint_v1_3_sp.sh [more flags]
-# The variables are those of sample_inpaint_v1_3_ddp.sh.
+# ../single-device/sample_inpaint_v1_3.sh on several devices, which share each video.
+# --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
 set -euo pipefail
+single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
 
-exec bash "$(dirname "${BASH_SOURCE[0]}")/sample_inpaint_v1_3_ddp.sh" --sp "$@"
+exec bash "$single_device/sample_inpaint_v1_3.sh" --nproc_per_node "${WORKERS:-8}" --sp "$@"

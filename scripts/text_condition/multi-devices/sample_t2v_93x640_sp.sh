@@ -1,6 +1,10 @@
 #!/usr/bin/env bash
-# All processes share each video: bash scripts/text_condition/multi-devices/sample_t2v_93x640_sp.sh [more flags]
-# The variables are those of sample_t2v_93x640_ddp.sh.
+# ../single-device/sample_t2v_93x640.sh on several devices, which share each video.
+# --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
 set -euo pipefail
+single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
+source "$(dirname "${BASH_SOURCE[0]}")/../../lib/launch.sh"
+read_launch_flags --nproc_per_node "${WORKERS:-8}" "$@"
 
-exec bash "$(dirname "${BASH_SOURCE[0]}")/sample_t2v_93x640_ddp.sh" --sp_size "${WORKERS:-8}" "$@"
+exec bash "$single_device/sample_t2v_93x640.sh" --nproc_per_node "$nproc" \
+    --sp_size "$nproc" "${flags[@]}"

@@ -1,7 +1,8 @@
 #!/usr/bin/env bash
-# The published run on Ascend: bash scripts/text_condition/npu/sample_inpaint_v1_3.sh [more flags]
-# What is --nproc_per_node elsewhere is WORKERS (8) here; with --sp they share each video. The other variables are those
-# of ../multi-devices/sample_inpaint_v1_3_ddp.sh.
+# The published run on Ascend: bash scripts/text_condition/npu/sample_inpaint_v1_3.sh [--nproc_per_node N] [more flags]
+# It is ../single-device/sample_inpaint_v1_3.sh on several devices. With --sp the processes share each video.
+# --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
 set -euo pipefail
+single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
 
-exec bash "$(dirname "${BASH_SOURCE[0]}")/../multi-devices/sample_inpaint_v1_3_ddp.sh" "$@"
+exec bash "$single_device/sample_inpaint_v1_3.sh" --nproc_per_node "${WORKERS:-8}" "$@"

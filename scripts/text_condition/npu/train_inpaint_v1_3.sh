@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
-# The published run on Ascend: bash scripts/text_condition/npu/train_inpaint_v1_3.sh [more flags]
-# The variables are those of ../multi-devices/launch_training.sh and ../single-device/train_inpaint_v1_3.sh.
+# The published run on Ascend: bash scripts/text_condition/npu/train_inpaint_v1_3.sh [--nproc_per_node N] [more flags]
+# It is ../single-device/train_inpaint_v1_3.sh on several devices.
+# --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
 set -euo pipefail
+single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
 
-exec bash "$(dirname "${BASH_SOURCE[0]}")/../multi-devices/launch_training.sh" train_inpaint_v1_3.sh "$@"
+exec bash "$single_device/train_inpaint_v1_3.sh" --nproc_per_node "${WORKERS:-8}" "$@"

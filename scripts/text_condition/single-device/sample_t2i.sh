@@ -1,8 +1,7 @@
 #!/usr/bin/env bash
 # Images from prompts: bash scripts/text_condition/single-device/sample_t2i.sh [more flags]
-# The variables are those of sample_t2v_93x640.sh.
+# The variables are those of `sample` in scripts/lib/published.sh.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../lib/published.sh"
 
-OUTPUT=${OUTPUT:-./sample_images} exec bash "$(dirname "${BASH_SOURCE[0]}")/sample_t2v_93x640.sh" \
-    --num_frames 1 \
-    "$@"
+sample any93x640x640 ./sample_images --num_frames 1 "$@"

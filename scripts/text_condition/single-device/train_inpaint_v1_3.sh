@@ -2,16 +2,15 @@
 # The inpaint model, every aspect up to 93 frames and 236544 pixels (480x480, 352x640):
 #     PRETRAINED=LanguageBind/Open-Sora-Plan-v1.3.0/any93x640x640 \
 #         bash scripts/text_condition/single-device/train_inpaint_v1_3.sh [more flags]
-# The variables are those of train_t2i_stage1.sh; MODEL is the name or folder of the model's configuration.
+# MODEL is the name or folder of the model's configuration, MASK_CONFIG the file that says which frames are given.
+# The published batch is 256 samples. The flag --gradient_accumulation_steps brings fewer devices there.
+# The variables are those of `train` in scripts/lib/published.sh.
 set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../lib/published.sh"
 
-${LAUNCH:-python} opensora/train/train_inpaint.py \
-    --config scripts/train_configs/t2v.yaml \
+train opensora/train/train_inpaint.py inpaint.yaml ./checkpoints/inpaint_v1_3 \
     --model "${MODEL:-OpenSoraInpaint_v1_3-2B/122}" \
-    --data "${DATA:-scripts/train_data/merge_data.txt}" \
-    --ae_path "${WEIGHTS:-LanguageBind/Open-Sora-Plan-v1.3.0}/vae" --vae_fp32 \
-    --text_encoder_name_1 "${TEXT_ENCODER:-google/mt5-xxl}" \
-    ${PRETRAINED:+--pretrained "$PRETRAINED"} \
+    --vae_fp32 \
     --mask_config "${MASK_CONFIG:-scripts/train_configs/mask_config.yaml}" \
     --add_noise_to_condition True \
     --default_text_ratio 0.5 \
@@ -22,7 +21,4 @@ ${LAUNCH:-python} opensora/train/train_inpaint.py \
     --train_batch_size 1 \
     --start_learning_rate 1e-5 \
     --max_train_steps 1000000 \
-    --output_dir "${OUTPUT:-./checkpoints/inpaint_v1_3}" \
-    --resume_from_checkpoint True \
-    --device "${DEVICE:-Ascend}" \
     "$@"

@@ -1,6 +1,8 @@
 // Attention in blocks of queries and keys: the matrix of scores is never whole (Dao 2023, FlashAttention-2).
 //
 // q (B, S, N, D), k and v (B, L, N, D), bias (B or 1, N or 1, S or 1, L or 1), scale (1).
+#include <limits>
+
 #include "product.h"
 #include "vector.h"
 
@@ -34,6 +36,10 @@ struct Bias {
       step *= shape[axis];
     }
   }
+  static bool fits(const int64_t *bias, const Shape &shape) {
+    const int64_t sizes[] = {shape.batch, shape.heads, shape.queries, shape.keys};
+    return std::equal(sizes, sizes + 4, bias, [](int64_t size, int64_t other) { return other == 1 || other == size; });
+  }
   // Adds the bias of `size` keys, from `first` on.
   void add(int64_t b, int64_t n, int64_t s, int64_t first, int64_t size, float *scores) const {
     const float *row = data + b * steps[0] + n * steps[1] + s * steps[2] + first * steps[3];
@@ -52,7 +58,7 @@ KERNEL(attention) {
   const float *q = input(params, 0), *k = input(params, 1), *v = input(params, 2);
   const Shape shape(shapes[0], shapes[1]);
   const Product product = find_product();
-  if (!product || !shape.fits(shapes[1], shapes[2])) return 1;
+  if (!product || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return 1;
   const Bias bias(input(params, 3), shapes[3]);
   const float scale = input(params, 4)[0];
   float *y = output(params, 5), *logarithms = output(params, 6);
@@ -67,7 +73,8 @@ KERNEL(attention) {
       const int64_t start = item % chunks * QUERIES, rows = std::min(QUERIES, shape.queries - start);
       float *sums = y + shape.query(b, n, start);
       std::fill(total.begin(), total.end(), 0.0f);
-      std::fill(largest.begin(), largest.end(), -INFINITY);
+      // Not -infinity: a block whose keys are all hidden by a bias of -infinity must weigh 0, not exp(-inf + inf).
+      std::fill(largest.begin(), largest.end(), std::numeric_limits<float>::lowest());
       for (int64_t key = 0; key < shape.keys; key += KEYS) {
         const int64_t size = std::min(KEYS, shape.keys - key);
         product('N', 'T', rows, size, width, scale, q + shape.query(b, n, start), token, k + shape.key(b, n, key), token,
@@ -108,7 +115,7 @@ KERNEL(attention_grad) {
   const float *q = input(params, 0), *k = input(params, 1), *v = input(params, 2);
   const Shape shape(shapes[0], shapes[1]);
   const Product product = find_product();
-  if (!product || !shape.fits(shapes[1], shapes[2])) return 1;
+  if (!product || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return 1;
   const Bias bias(input(params, 3), shapes[3]);
   const float scale = input(params, 4)[0];
   const float *y = input(params, 5), *logarithms = input(params, 6), *dy = input(params, 7);

@@ -47,6 +47,7 @@ int layer_norm(void **params, int *ndims, int64_t **shapes) {
   const int rank = ndims[0];
   const int64_t channels = shapes[0][rank - 3], positions = product(shapes[0], rank - 2, rank);
   const int64_t frames = product(shapes[0], 0, rank - 3), blocks = (positions + BLOCK - 1) / BLOCK;
+  if (shapes[1][0] != channels || shapes[2][0] != channels) return 1;
 #pragma omp parallel for
   for (int64_t item = 0; item < frames * blocks; ++item) {
     const int64_t first = item % blocks * BLOCK, size = std::min(BLOCK, positions - first);
@@ -73,6 +74,7 @@ int layer_norm_grad(void **params, int *ndims, int64_t **shapes) {
   const int rank = ndims[0];
   const int64_t channels = shapes[0][rank - 3], positions = product(shapes[0], rank - 2, rank);
   const int64_t frames = product(shapes[0], 0, rank - 3), blocks = (positions + BLOCK - 1) / BLOCK;
+  if (shapes[1][0] != channels || shapes[2][0] != channels) return 1;
   ThreadSums weight_sums(channels), bias_sums(channels);
 #pragma omp parallel
   {
@@ -164,7 +166,10 @@ struct GroupNormShape {
     const bool per_frame = settings[2] != 0;
     clips = per_frame ? shape[0] * frames : shape[0];
     frames_together = per_frame ? 1 : frames;
-    group_channels = channels / groups;
+    group_channels = channels / std::max<int64_t>(groups, 1);
+  }
+  bool fits(const int64_t *weight, const int64_t *bias) const {
+    return groups > 0 && channels % groups == 0 && weight[0] == channels && bias[0] == channels;
   }
   Group group() const { return {frames_together, group_channels * positions, channels * positions, 0, 0}; }
   int64_t offset(int64_t clip, int64_t group) const {
@@ -176,6 +181,7 @@ template <class Activation>
 int group_norm_forward(void **params, int64_t **shapes) {
   const float *x = input(params, 0), *weight = input(params, 1), *bias = input(params, 2);
   const GroupNormShape shape(shapes[0], input(params, 3));
+  if (!shape.fits(shapes[1], shapes[2])) return 1;
   float *y = output(params, 4);
 #pragma omp parallel for
   for (int64_t item = 0; item < shape.clips * shape.groups; ++item) {
@@ -200,6 +206,7 @@ template <class Activation>
 int group_norm_backward(void **params, int64_t **shapes) {
   const float *x = input(params, 0), *weight = input(params, 1), *bias = input(params, 2), *dy = input(params, 4);
   const GroupNormShape shape(shapes[0], input(params, 3));
+  if (!shape.fits(shapes[1], shapes[2])) return 1;
   float *dx = output(params, 5), *dweight = output(params, 6), *dbias = output(params, 7);
   std::fill(dweight, dweight + shape.channels, 0.0f);
   std::fill(dbias, dbias + shape.channels, 0.0f);

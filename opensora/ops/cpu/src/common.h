@@ -10,6 +10,7 @@
 #include <omp.h>
 
 // A kernel as MindSpore's Custom operator wants it: inputs come first, then outputs, all float32 and contiguous.
+// It returns 0, or 1 if the shapes of its inputs do not fit together: nothing is read or written out of bounds then.
 #define KERNEL(name) \
   extern "C" int name(int count, void **params, int *ndims, int64_t **shapes, const char **, void *, void *)
 
@@ -20,6 +21,11 @@ inline int64_t product(const int64_t *shape, int first, int last) {
   int64_t result = 1;
   for (int i = first; i < last; ++i) result *= shape[i];
   return result;
+}
+
+// Whether a shape is (batch, 1, width): one row for all of a batch item's rows.
+inline bool is_modulation(const int64_t *shape, int64_t batch, int64_t width) {
+  return shape[0] == batch && shape[1] == 1 && shape[2] == width;
 }
 
 // exp(x) to about 1e-7, relative, and 0 below exp(-87): what is hidden has no weight at all, for products with numbers
@@ -38,7 +44,7 @@ inline float exp_approx(float value) {
   y = y * r * r + r + 1.0f;
   int32_t bits;
   std::memcpy(&bits, &y, 4);
-  bits += static_cast<int32_t>(n) << 23;
+  bits += static_cast<int32_t>(n) * (1 << 23);
   std::memcpy(&y, &bits, 4);
   return value < -87.0f ? 0.0f : y;
 }

@@ -56,7 +56,9 @@ template <typename Number, typename Visit>
 void visit_tap(Number *plane, const Shape &x, const Filter &filter, int64_t tap, int64_t first, int64_t size,
                const Visit &visit) {
   const int64_t width = filter.pitch(x), row = tap / filter.width - filter.top, shift = tap % filter.width - filter.left;
-  const int64_t begin = shift < 0 ? 1 : 0, end = std::min(width, (x.width - 1 - shift) / 2 + 1);  // no padding
+  // Columns of results for which the tap is inside the frame: 0 <= 2 column + shift < x.width. Division rounds towards
+  // zero, so the numerator must not be negative where the quotient counts: (x.width - 1 - shift) / 2 + 1 is wrong for -1.
+  const int64_t begin = shift < 0 ? 1 : 0, end = std::min(width, (x.width + 1 - shift) / 2);
   for (int64_t line = first / width; line * width < first + size; ++line) {
     const int64_t start = std::max(begin, first - line * width), stop = std::min(end, first + size - line * width);
     const int64_t seen_line = 2 * line + row;
@@ -265,9 +267,10 @@ struct Call {
     filter = {of_weight[2], of_weight[3], of_weight[4], std::lround(settings[0]), std::lround(settings[1]),
               std::lround(settings[2]), std::lround(settings[3]), std::lround(settings[5])};
     copies = std::lround(settings[4]);
-    count = (copies + past_frames + frames - filter.frames) / filter.stride + 1;
-    fits = of_weight[1] == shape.channels && copies + past_frames + frames >= filter.frames &&
-           filter.pads_less_than_it_covers() && find_product();
+    count = (copies + past_frames + frames - filter.frames) / std::max<int64_t>(filter.stride, 1) + 1;
+    fits = (filter.stride == 1 || filter.stride == 2) && of_weight[1] == shape.channels && shapes[i + 2][0] == outputs &&
+           filter.is_covered_by(shape) && filter.pads_less_than_it_covers() &&
+           copies + past_frames + frames >= filter.frames && find_product();
     if (has_past) fits = fits && shapes[0][0] == clips && std::equal(of_x + 2, of_x + 5, shapes[0] + 2);
   }
 
@@ -275,13 +278,18 @@ struct Call {
     return {copies, past_frames, frames, shape.size(), past + i * past_frames * shape.size(), x + i * frames * shape.size()};
   }
 
-  void run(const float *bias, float *y) const {
+  // Return 0, or 1 if the inputs do not fit together, as all kernels do.
+
+  int run(const float *bias, float *y) const {
+    if (!fits) return 1;
     const int64_t size = filter.output(outputs, shape).size();
     convolve([&](int64_t i) { return clip(i); }, [&](int64_t i, int64_t frame) { return y + (i * count + frame) * size; },
              clips, count, 0, shape, filter, {weight, outputs, shape.channels, filter.frames, filter.taps(), false}, bias);
+    return 0;
   }
 
-  void input_gradient(const float *dy, float *dpast, float *dx) const {
+  int input_gradient(const float *dy, float *dpast, float *dx) const {
+    if (!fits) return 1;
     const Shape y = filter.output(outputs, shape);
     const int64_t size = shape.size();
     std::vector<float> of_copies(clips * copies * size);
@@ -305,9 +313,11 @@ struct Call {
 #pragma omp parallel for simd
       for (int64_t j = 0; j < size; ++j) to[j] += from[j];
     }
+    return 0;
   }
 
-  void parameter_gradients(const float *dy, float *dweight, float *dbias) const {
+  int parameter_gradients(const float *dy, float *dweight, float *dbias) const {
+    if (!fits) return 1;
     filter_gradient([&](int64_t i) { return clip(i); }, dy, clips, count, shape, outputs, filter, dweight);
     const int64_t plane = filter.output(outputs, shape).plane();
 #pragma omp parallel for
@@ -322,47 +332,34 @@ struct Call {
       }
       dbias[output] = static_cast<float>(total);
     }
+    return 0;
   }
 };
 
 }  // namespace
 
 // x, weight, bias, settings -> y
-KERNEL(convolve) {
-  const Call call(params, shapes, false);
-  if (!call.fits) return 1;
-  call.run(input(params, 2), output(params, 4));
-  return 0;
-}
+KERNEL(convolve) { return Call(params, shapes, false).run(input(params, 2), output(params, 4)); }
 
 // past, x, weight, bias, settings -> y
-KERNEL(convolve_after) {
-  const Call call(params, shapes, true);
-  if (!call.fits) return 1;
-  call.run(input(params, 3), output(params, 5));
-  return 0;
-}
+KERNEL(convolve_after) { return Call(params, shapes, true).run(input(params, 3), output(params, 5)); }
 
 // x, weight, bias, settings, dy -> dx
 KERNEL(convolve_grad) {
-  Call(params, shapes, false).input_gradient(input(params, 4), nullptr, output(params, 5));
-  return 0;
+  return Call(params, shapes, false).input_gradient(input(params, 4), nullptr, output(params, 5));
 }
 
 // past, x, weight, bias, settings, dy -> dpast, dx
 KERNEL(convolve_after_grad) {
-  Call(params, shapes, true).input_gradient(input(params, 5), output(params, 6), output(params, 7));
-  return 0;
+  return Call(params, shapes, true).input_gradient(input(params, 5), output(params, 6), output(params, 7));
 }
 
 // x, weight, bias, settings, dy -> dweight, dbias
 KERNEL(convolve_parameters_grad) {
-  Call(params, shapes, false).parameter_gradients(input(params, 4), output(params, 5), output(params, 6));
-  return 0;
+  return Call(params, shapes, false).parameter_gradients(input(params, 4), output(params, 5), output(params, 6));
 }
 
 // past, x, weight, bias, settings, dy -> dweight, dbias
 KERNEL(convolve_after_parameters_grad) {
-  Call(params, shapes, true).parameter_gradients(input(params, 5), output(params, 6), output(params, 7));
-  return 0;
+  return Call(params, shapes, true).parameter_gradients(input(params, 5), output(params, 6), output(params, 7));
 }

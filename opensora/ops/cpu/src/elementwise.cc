@@ -19,7 +19,8 @@ float gelu_slope(float x) {
 KERNEL(bias_gelu) {
   const float *x = input(params, 0), *bias = input(params, 1);
   float *y = output(params, 2);
-  const int64_t width = shapes[1][0], rows = product(shapes[0], 0, ndims[0]) / width;
+  const int64_t width = shapes[1][0], rows = product(shapes[0], 0, ndims[0] - 1);
+  if (shapes[0][ndims[0] - 1] != width) return 1;
 #pragma omp parallel for
   for (int64_t row = 0; row < rows; ++row) {
 #pragma omp simd
@@ -32,7 +33,8 @@ KERNEL(bias_gelu) {
 KERNEL(bias_gelu_grad) {
   const float *x = input(params, 0), *bias = input(params, 1), *dy = input(params, 2);
   float *dx = output(params, 3);
-  const int64_t width = shapes[1][0], rows = product(shapes[0], 0, ndims[0]) / width;
+  const int64_t width = shapes[1][0], rows = product(shapes[0], 0, ndims[0] - 1);
+  if (shapes[0][ndims[0] - 1] != width) return 1;
   ThreadSums bias_sums(width);
 #pragma omp parallel
   {
@@ -56,6 +58,7 @@ KERNEL(gated_residual) {
   const float *x = input(params, 0), *gate = input(params, 1), *y = input(params, 2);
   float *z = output(params, 3);
   const int64_t batch = shapes[0][0], rows = shapes[0][1], width = shapes[0][2];
+  if (!is_modulation(shapes[1], batch, width) || !std::equal(shapes[0], shapes[0] + 3, shapes[2])) return 1;
 #pragma omp parallel for
   for (int64_t row = 0; row < batch * rows; ++row) {
     const float *times = gate + row / rows * width;
@@ -70,6 +73,7 @@ KERNEL(gated_residual_grad) {
   const float *gate = input(params, 0), *y = input(params, 1), *dz = input(params, 2);
   float *dgate = output(params, 3), *dy = output(params, 4);
   const int64_t batch = shapes[1][0], rows = shapes[1][1], width = shapes[1][2];
+  if (!is_modulation(shapes[0], batch, width)) return 1;
   for (int64_t b = 0; b < batch; ++b) {
     ThreadSums gate_sums(width);
     const float *times = gate + b * width;
@@ -97,7 +101,8 @@ KERNEL(rope) {
   const float direction = input(params, 3)[0];
   float *y = output(params, 4);
   const int64_t batch = shapes[0][0], tokens = shapes[0][1], heads = shapes[0][2], width = shapes[0][3];
-  const int64_t half = width / 6;
+  const int64_t half = width / 6, angles = tokens * 3 * half;
+  if (width % 6 || product(shapes[1], 0, ndims[1]) != angles || product(shapes[2], 0, ndims[2]) != angles) return 1;
 #pragma omp parallel for
   for (int64_t row = 0; row < batch * tokens; ++row) {
     const float *c = cos + row % tokens * 3 * half, *s = sin + row % tokens * 3 * half;

@@ -40,6 +40,10 @@ struct Filter {
   }
   int64_t reach(const Shape &x) const { return (height - 1) * pitch(x) + width - 1; }  // of the last tap
   bool pads_less_than_it_covers() const { return std::max(top, bottom) < height && std::max(left, right) < width; }
+  // Whether a padded frame is at least as large as the filter.
+  bool is_covered_by(const Shape &x) const {
+    return x.height + top + bottom >= height && x.width + left + right >= width;
+  }
   // Nothing but `columns` zeros between lines.
   static Filter spaced(int64_t columns) { return {1, 1, 1, 0, 0, 0, columns, 1}; }
   Filter reversed() const {

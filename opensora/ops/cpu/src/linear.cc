@@ -56,6 +56,7 @@ void sum_rows(const float *dy, float *sums, int64_t rows, int64_t n) {
 // x (rows, k), weight (n, k) -> y (rows, n)
 KERNEL(linear) {
   const int64_t rows = shapes[0][0], k = shapes[0][1], n = shapes[1][0];
+  if (shapes[1][1] != k) return 1;
   return multiply({input(params, 0), k, false}, {input(params, 1), k, true}, output(params, 2), rows, n, k, 0.0f);
 }
 
@@ -64,6 +65,7 @@ KERNEL(linear_bias) {
   const int64_t rows = shapes[0][0], k = shapes[0][1], n = shapes[1][0];
   const float *bias = input(params, 2);
   float *y = output(params, 3);
+  if (shapes[1][1] != k || shapes[2][0] != n) return 1;
 #pragma omp parallel for
   for (int64_t row = 0; row < rows; ++row) std::copy(bias, bias + n, y + row * n);
   return multiply({input(params, 0), k, false}, {input(params, 1), k, true}, y, rows, n, k, 1.0f);
@@ -72,12 +74,14 @@ KERNEL(linear_bias) {
 // weight (n, k), dy (rows, n) -> dx (rows, k)
 KERNEL(linear_input_grad) {
   const int64_t n = shapes[0][0], k = shapes[0][1], rows = shapes[1][0];
+  if (shapes[1][1] != n) return 1;
   return multiply({input(params, 1), n, false}, {input(params, 0), k, false}, output(params, 2), rows, k, n, 0.0f);
 }
 
 // x (rows, k), dy (rows, n) -> dweight (n, k)
 KERNEL(linear_weight_grad) {
   const int64_t rows = shapes[0][0], k = shapes[0][1], n = shapes[1][1];
+  if (shapes[1][0] != rows) return 1;
   return multiply({input(params, 1), n, true}, {input(params, 0), k, false}, output(params, 2), n, k, rows, 0.0f);
 }
 

@@ -25,6 +25,7 @@ KERNEL(modulated_layer_norm) {
   const float eps = input(params, 3)[0];
   float *y = output(params, 4);
   const int64_t batch = shapes[0][0], rows = shapes[0][1], width = shapes[0][2];
+  if (!is_modulation(shapes[1], batch, width) || !is_modulation(shapes[2], batch, width)) return 1;
 #pragma omp parallel for
   for (int64_t row = 0; row < batch * rows; ++row) {
     const float *from = x + row * width, *up = shift + row / rows * width, *times = scale + row / rows * width;
@@ -43,6 +44,7 @@ KERNEL(modulated_layer_norm_grad) {
   const float eps = input(params, 2)[0];
   float *dx = output(params, 4), *dshift = output(params, 5), *dscale = output(params, 6);
   const int64_t batch = shapes[0][0], rows = shapes[0][1], width = shapes[0][2];
+  if (!is_modulation(shapes[1], batch, width)) return 1;
   for (int64_t b = 0; b < batch; ++b) {
     ThreadSums shift_sums(width), scale_sums(width);
     const float *times = scale + b * width;
@@ -84,7 +86,8 @@ KERNEL(rms_norm) {
   const float *x = input(params, 0), *weight = input(params, 1);
   const float eps = input(params, 2)[0];
   float *y = output(params, 3);
-  const int64_t width = shapes[1][0], rows = product(shapes[0], 0, ndims[0]) / width;
+  const int64_t width = shapes[1][0], rows = product(shapes[0], 0, ndims[0] - 1);
+  if (shapes[0][ndims[0] - 1] != width) return 1;
 #pragma omp parallel for
   for (int64_t row = 0; row < rows; ++row) {
     const float *from = x + row * width;
@@ -101,7 +104,8 @@ KERNEL(rms_norm_grad) {
   const float *x = input(params, 0), *weight = input(params, 1), *dy = input(params, 3);
   const float eps = input(params, 2)[0];
   float *dx = output(params, 4), *dweight = output(params, 5);
-  const int64_t width = shapes[1][0], rows = product(shapes[0], 0, ndims[0]) / width;
+  const int64_t width = shapes[1][0], rows = product(shapes[0], 0, ndims[0] - 1);
+  if (shapes[0][ndims[0] - 1] != width) return 1;
   ThreadSums weight_sums(width);
 #pragma omp parallel
   {

@@ -1,0 +1,87 @@
+"""Image files in and out: uint8 RGB (H, W, 3), upright."""
+from __future__ import annotations
+
+import warnings
+from pathlib import Path
+from typing import Iterable, Sequence, Union
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from opensora.utils.files import atomic_write
+
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+
+# Pillow detects the format by content, and some of its readers start other programs (EPS runs Ghostscript).
+Image.init()
+FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF") if name in Image.OPEN]
+
+
+def read_image(path: Union[str, Path]) -> np.ndarray:
+    """Reads an image as uint8 RGB (H, W, 3), rotated as its EXIF orientation says, transparency blended with white.
+
+    EXIF data that cannot be parsed are ignored.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: the file is not an image, is damaged, or has more pixels than Pillow's limit (179 million).
+    """
+    path = Path(path)
+    if not path.is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # bad files are reported once, by the error below
+            with Image.open(path, formats=FORMATS) as image:
+                image.load()
+                return np.array(_to_rgb(_upright(image)))
+    except Exception as error:  # Pillow's plugins raise nearly anything for damaged files
+        raise ValueError(f"{path}: cannot read this image: {str(error) or type(error).__name__}") from error
+
+
+def _upright(image: Image.Image) -> Image.Image:
+    try:
+        return ImageOps.exif_transpose(image)
+    except Exception:  # broken EXIF: struct.error, TypeError, AttributeError, ...; the pixels are fine
+        return image
+
+
+def _to_rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I;16"):
+        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert("RGB")
+
+
+def save_image(path: Union[str, Path], image: np.ndarray) -> None:
+    """Writes uint8 RGB (H, W, 3); the suffix selects the format."""
+    check_image_suffix(path)
+    with atomic_write(path) as temporary:
+        Image.fromarray(image).save(temporary, quality=95)
+
+
+def save_grid(path: Union[str, Path], rows: Sequence[np.ndarray], columns: int = 8, gap: int = 4) -> None:
+    """Writes a contact sheet: one row per video (T, H, W, 3), `columns` frames of each, evenly spaced in time."""
+    strips = [[video[index] for index in np.linspace(0, len(video) - 1, min(columns, len(video)), dtype=int)]
+              for video in rows]
+    height, width = (max(frame.shape[axis] for strip in strips for frame in strip) for axis in (0, 1))
+    sheet = np.full((len(strips) * (height + gap) - gap, max(map(len, strips)) * (width + gap) - gap, 3), 255, np.uint8)
+    for row, strip in enumerate(strips):
+        for column, frame in enumerate(strip):
+            top, left = row * (height + gap), column * (width + gap)
+            sheet[top:top + frame.shape[0], left:left + frame.shape[1]] = frame
+    save_image(path, sheet)
+
+
+def check_image_suffix(path: Union[str, Path]) -> None:
+    """ValueError unless `save_image` can write a file of this name."""
+    check_suffix(Path(path), IMAGE_SUFFIXES)
+
+
+def check_suffix(path: Path, allowed: Iterable[str]) -> None:
+    """ValueError unless the file name's suffix is one of `allowed` (lower case, with the dot)."""
+    if path.suffix.lower() not in allowed:
+        raise ValueError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; "
+                         f"choose from {', '.join(allowed)}")

@@ -1,0 +1,129 @@
+"""The arguments of a run: recorded in its checkpoints, and compared with those of the run that resumes."""
+from __future__ import annotations
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Mapping, NamedTuple, Sequence
+
+from opensora.train.checkpoint import read_state
+
+# What it means if an argument of the resumed run differs. An argument is a flag of a training command, or a field of a
+# config file; a dotted name is looked up whole, then by its first part.
+ARGUMENTS = {
+    # Where and how it runs, and what it writes.
+    "silent": """
+        allow_changed_arguments cache_dir checkpointing_steps checkpoints_total_limit ckpt_every config
+        dataloader_num_workers dataset.cache_dir device epochs eval_data_file_path eval_lpips eval_num_frames
+        eval_num_video_log eval_resolution eval_sample_rate eval_subset_size eval_video_path exp_name grad_checkpoint
+        gradient_checkpointing jit_level load log_every log_interval max_device_memory max_train_steps mode
+        num_bucket_build_workers num_workers output_dir outputs parallel_mode plugin print_losses
+        resume_from_checkpoint sp_size start_from_scratch use_parallel val_batch_size val_data val_interval
+        val_interval_steps validate wandb zero_stage
+    """,
+    # What the steps to come are made of. The state of the checkpoint goes on to mean what it did.
+    "listed": """
+        adam_beta1 adam_beta2 adam_epsilon adam_weight_decay add_noise_to_condition batch_size betas cfg clip_grad
+        default_text_ratio disc_start disc_weight dtype ema_decay ema_start_step enable_tiling grad_clip
+        gradient_accumulation_steps init_loss_scale kl_weight logvar_init lpips_path lr lr_scheduler lr_warmup_steps
+        mask_config mask_ratios max_grad_norm model.enable_flashattn model.from_pretrained multi_resolution noise_offset
+        optim perceptual_weight precision pretrained pretrained_model_name_or_path processes start_learning_rate
+        train_batch_size train_sp_batch_size use_ema vae.enable_tiling vae.micro_batch_size vae_fp32 wavelet_weight
+        weight_decay
+    """,
+    # The weights and the moments were made for another model, task or data; the place in the data is one in other data.
+    "refused": """
+        ae ae_path bucket_config cogvideox_scheduler data data_file_path dataset disc_loss drop_short_ratio
+        dynamic_sample force_resolution freeze_encoder group_data hw_stride interpolation_scale_h interpolation_scale_t
+        interpolation_scale_w logit_mean logit_std loss_type max_height max_hxw max_width min_hxw mode_scale model
+        model_config model_max_length model_name num_frames prediction_type rescale_betas_zero_snr resolution
+        rf_scheduler sample_rate scheduler seed snr_gamma sparse1d sparse_n speed_factor text_embed_cache text_encoder
+        text_encoder_name_1 train_fps use_discriminator v1_5_scheduler vae video_column video_num_frames video_path
+        wavelet_loss weighting_scheme
+    """,
+}
+EFFECTS = {name: effect for effect, names in ARGUMENTS.items() for name in names.split()}
+# Values that name a file or folder (or, for some, a preset): the same name elsewhere is another file.
+PATHS = frozenset("""ae_path data data_file_path data_path from_pretrained lpips_path mask_config model model_config
+                     pretrained pretrained_model_name_or_path text_encoder_name_1 video_path""".split())
+FIXED_RATES = ("constant", "constant_with_warmup")  # schedules that do not depend on the number of steps
+
+
+class Change(NamedTuple):
+    name: str
+    before: Any
+    now: Any
+
+    def __str__(self) -> str:
+        return f"{self.name} {_shown(self.before)} -> {_shown(self.now)}"
+
+
+def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
+    """The arguments as state.json holds them: json types, absolute paths of files that exist, and flat.
+
+    Args:
+        arguments: of the command line, or the fields of a config. What is built from a `dict(type=..., ...)` gets a
+            dotted name for each key.
+    """
+    flat = {}
+    for name, value in arguments.items():
+        if isinstance(value, Mapping) and "type" in value:
+            flat.update({f"{name}.{key}": item for key, item in value.items()})
+        else:
+            flat[name] = value
+    return {name: json.loads(json.dumps(_absolute(name, value), default=str)) for name, value in flat.items()}
+
+
+def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Change]]:
+    """What differs between two results of `recorded`, by its effect.
+
+    A name that only one of them has is an argument of another command or version and says nothing, except for a key of
+    what both have: keys that are not given are not recorded.
+    """
+    found = {effect: [] for effect in ARGUMENTS}
+    for name in sorted({*before, *now}):
+        parent, _, key = name.partition(".")
+        marker = f"{parent}.type" if key else name
+        if marker in before and marker in now:
+            change = Change(name, before.get(name), now.get(name))
+            if change.before != change.now:
+                found[_effect(name, now)].append(change)
+    return found
+
+
+def check_arguments(checkpoint: Path, now: Mapping[str, Any], allow: bool, quiet: bool = False) -> None:
+    """Lists on stderr what differs from the arguments that a checkpoint's run had; `quiet`: does not.
+
+    Checkpoints of versions that recorded none pass.
+
+    Raises:
+        ValueError: something differs that makes the checkpoint's state meaningless, and `allow` is not given.
+    """
+    found = changes(read_state(checkpoint).get("arguments", {}), now)
+    if found["refused"] and not allow:
+        raise ValueError(f"{checkpoint} is of a run with other arguments: {_joined(found['refused'])}; resume with the "
+                         f"same, or add --allow_changed_arguments to go on with the new ones")
+    differences = [*found["refused"], *found["listed"]]
+    if differences and not quiet:
+        print(f"note: these arguments are not those of {checkpoint}: {_joined(differences)}", file=sys.stderr)
+
+
+def _effect(name: str, now: Mapping[str, Any]) -> str:
+    if name == "max_train_steps" and now.get("lr_scheduler", FIXED_RATES[0]) not in FIXED_RATES:
+        return "listed"
+    return EFFECTS.get(name) or EFFECTS.get(name.split(".")[0], "listed")
+
+
+def _absolute(name: str, value: Any) -> Any:
+    is_path = name.split(".")[-1] in PATHS and isinstance(value, (str, Path))
+    return os.path.abspath(value) if is_path and os.path.exists(value) else value
+
+
+def _joined(differences: Sequence[Change]) -> str:
+    return ", ".join(map(str, differences))
+
+
+def _shown(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 100 else f"{text[:97]}..."

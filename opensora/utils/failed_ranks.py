@@ -1,0 +1,112 @@
+"""Prints why a run under msrun failed, from the logs of its processes:
+
+    python -m opensora.utils.failed_ranks LOG_DIR [--since SECONDS]
+
+msrun itself prints the surroundings of every line that looks like an error, from every log. This prints one line per
+reason, with the ranks that give it and the path of a log. MindSpore is not imported.
+"""
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import NamedTuple, Optional
+
+from opensora.utils.cli import CommandParser
+
+LONGEST_LINE = 1 << 16   # bytes; the rest of a longer line is read as another line
+LONGEST_REASON = 500     # characters
+# How sure it is that a line names the cause: what a command or the supervision prints, an exception that nothing
+# caught, an error of MindSpore, which may follow from another rank's failure.
+NAMED, UNCAUGHT, LOGGED = range(3)
+NAMED_LINE = re.compile(r"ERROR in (?:rank \S+|msrun's scheduler): (.+)")
+EXCEPTION_LINE = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b(?:: .*)?$")
+LOGGED_LINE = re.compile(r"\[(?:ERROR|CRITICAL)\]\s*(.+)")
+
+
+class Reason(NamedTuple):
+    """Why a process failed, as far as its log tells."""
+
+    kind: int
+    text: str
+    log: Path
+
+
+def failure_report(log_dir: Path, since: float = 0.0) -> list[str]:
+    """Lines that say why a run failed. Logs last written before `since` (seconds of the epoch) are an earlier run's.
+
+    Where a worker names a cause, the scheduler's errors are left out, because they follow from it.
+    """
+    workers = _logs(log_dir, "worker_*.log", since)
+    reasons = [reason for log in workers for reason in [find_reason(log)] if reason]
+    if not any(reason.kind < LOGGED for reason in reasons):
+        reasons += [reason for log in _logs(log_dir, "scheduler.log", since) for reason in [find_reason(log)] if reason]
+    if not reasons:
+        return [f"no log in {log_dir} says why the run failed", *(_last_words(log) for log in workers[:1])]
+    surest = min(reason.kind for reason in reasons)
+    found: dict[str, list[Path]] = {}
+    for reason in reasons:
+        if reason.kind == surest:
+            found.setdefault(reason.text, []).append(reason.log)
+    return [f"{_names(logs)}: {text} (log: {logs[0]})" for text, logs in found.items()]
+
+
+def find_reason(log: Path) -> Optional[Reason]:
+    """The first and surest reason in the log of one process, or None."""
+    first: dict[int, str] = {}
+    in_traceback = False
+    with open(log, "rb") as file:
+        while line := file.readline(LONGEST_LINE):
+            text = line.decode("utf-8", errors="replace").rstrip()
+            named, logged = NAMED_LINE.search(text), LOGGED_LINE.search(text)
+            if named:
+                first.setdefault(NAMED, named.group(1))
+            elif text.startswith("Traceback (most recent call last)"):
+                in_traceback = True
+            elif in_traceback and EXCEPTION_LINE.match(text):
+                # The last exception of a chain is the one that ended the process.
+                first[UNCAUGHT] = text
+                in_traceback = False
+            elif logged:
+                first.setdefault(LOGGED, logged.group(1))
+    if not first:
+        return None
+    kind = min(first)
+    return Reason(kind, first[kind][:LONGEST_REASON], log)
+
+
+def _logs(log_dir: Path, pattern: str, since: float) -> list[Path]:
+    return sorted((log for log in log_dir.glob(pattern) if log.is_file() and log.stat().st_mtime >= since),
+                  key=_rank_of)
+
+
+def _rank_of(log: Path) -> int:
+    digits = re.findall(r"\d+", log.stem)
+    return int(digits[-1]) if digits else -1
+
+
+def _names(logs: list[Path]) -> str:
+    ranks = [_rank_of(log) for log in logs]
+    if ranks == [-1]:
+        return "msrun's scheduler"
+    return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
+
+
+def _last_words(log: Path) -> str:
+    with open(log, "rb") as file:
+        file.seek(max(0, log.stat().st_size - LONGEST_LINE))
+        lines = [line.strip() for line in file.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
+    return f"the last line of {log}: {lines[-1][:LONGEST_REASON] if lines else '(the log is empty)'}"
+
+
+def main() -> None:
+    parser = CommandParser(description="Says why a run under msrun failed.")
+    parser.add_argument("log_dir", type=Path, help="folder of worker_*.log and scheduler.log, --log_dir of msrun")
+    parser.add_argument("--since", type=float, default=0.0, help="ignore logs that were last written before this time, "
+                                                                 "in seconds of the epoch")
+    args = parser.parse_args()
+    for line in failure_report(args.log_dir, args.since):
+        print(f"error: {line}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,88 @@
+"""One run per output folder, and an early end for a run whose results would not fit or could not be written."""
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+import sys
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Iterator, Optional, Union
+
+from opensora.utils.files import lock_file
+
+LOCK_NAME = ".lock"
+
+
+@contextmanager
+def exclusive_folder(folder: Union[str, Path], is_main: bool = True) -> Iterator[Path]:
+    """Makes the folder if need be and keeps other runs out of it until the block ends or the process dies.
+
+    The lock is a lock of the operating system on the file `.lock` in the folder, so one that a killed process leaves
+    behind does not stand in the way of the next run.
+
+    Args:
+        folder: where a run writes.
+        is_main: False in the processes of a run other than its first, which holds the lock for all.
+
+    Raises:
+        ValueError: another process writes to the folder.
+        OSError: the folder cannot be made or written to.
+    """
+    folder = Path(folder)
+    if not is_main:
+        yield folder
+        return
+    is_new = not folder.exists()
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except (FileExistsError, NotADirectoryError) as error:
+        raise OSError(f"{folder}: a file stands where the output folder should be; choose another folder") from error
+    except OSError as error:
+        raise OSError(f"{folder}: the output folder cannot be made ({error.strerror}); choose another") from error
+    descriptor = _lock(folder)
+    try:
+        yield folder
+    finally:
+        if descriptor is not None:
+            with suppress(OSError):
+                (folder / LOCK_NAME).unlink()
+            os.close(descriptor)
+        if is_new:
+            with suppress(OSError):  # results are in it
+                folder.rmdir()
+
+
+def check_free_space(folder: Union[str, Path], needed_bytes: float) -> None:
+    """Raises OSError if the disk of an existing folder has not as many bytes left as a run is expected to write."""
+    free = shutil.disk_usage(folder).free
+    if free < needed_bytes:
+        raise OSError(f"{folder}: about {needed_bytes / 1e9:.2g} GB will be written, but {free / 1e9:.2g} GB are free; "
+                      f"free some space or choose another folder")
+
+
+def _lock(folder: Path) -> Optional[int]:
+    path = folder / LOCK_NAME
+    try:
+        descriptor = lock_file(path)
+    except PermissionError as error:
+        raise OSError(f"{folder}: this user may not write to the output folder; choose another folder") from error
+    except OSError as error:
+        if not os.access(folder, os.W_OK):
+            raise OSError(f"{folder}: the output folder cannot be written to ({error.strerror}); "
+                          f"choose another folder") from error
+        print(f"note: {folder} cannot be locked ({error.strerror}); make sure that no other run writes to it",
+              file=sys.stderr)
+        return None
+    if descriptor is None:
+        raise ValueError(f"{folder}: another run writes to this folder ({_owner(path)}); wait for it to end, stop it, "
+                         f"or choose another folder")
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
+    return descriptor
+
+
+def _owner(path: Path) -> str:
+    with suppress(OSError, UnicodeDecodeError):
+        return path.read_text(encoding="utf-8")[:200] or "its process is just starting"
+    return "its process could not be read"
