@@ -282,9 +282,11 @@ def wrapped(state: dict, *prefixes: str) -> dict:
 
 @pytest.mark.parametrize("content, ema, plain", [
     ({"model": PLAIN, "ema": EMA}, 2, 1), ({"ema": EMA}, 2, None), ({"module": PLAIN, "ds_version": "0.12"}, 1, 1),
-    ({"model": PLAIN, "ema": {"state_dict": EMA}, "step": 5}, 2, 1), ({"state_dict": PLAIN, "ema_state_dict": {}}, 1, 1),
+    ({"model": PLAIN, "ema": {"state_dict": EMA}, "step": 5}, 2, 1),
+    ({"state_dict": PLAIN, "ema_state_dict": {}}, 1, 1),
     ({"state_dict": {"gen_model": PLAIN, "dics_model": EMA}, "ema_state_dict": wrapped(EMA, "module.")}, 2, 1),
-    ({"state_dict": {"model": PLAIN, "model_ema": EMA}}, 2, 1), ({"model_state_dict": PLAIN, "optimizer": {0: EMA}}, 1, 1),
+    ({"state_dict": {"model": PLAIN, "model_ema": EMA}}, 2, 1),
+    ({"model_state_dict": PLAIN, "optimizer": {0: EMA}}, 1, 1),
     (wrapped(PLAIN, "_orig_mod."), 1, 1), (wrapped(PLAIN, "_orig_mod.", "module."), 1, 1),
     (wrapped(PLAIN, "module.", "_orig_mod.", "module."), 1, 1), ({"module": wrapped(PLAIN, "module.")}, 1, 1),
     ({"a._orig_mod.weight": PLAIN["a.weight"], "b": PLAIN["b"]}, 1, 1),
@@ -385,7 +387,8 @@ def test_hostile_safetensors_headers(tmp_path):
 
 def test_hostile_json(tmp_path):
     for name in ("config.json", "x.index.json"):
-        for text in ("[" * 200_000, '{"a":' * 200_000, '{"weight_map": ' + "[" * 200_000, '{"a": ' + "9" * 10 ** 6 + "}"):
+        for text in ("[" * 200_000, '{"a":' * 200_000, '{"weight_map": ' + "[" * 200_000,
+                     '{"a": ' + "9" * 10 ** 6 + "}"):
             (tmp_path / name).write_text(text)
             refused_cheaply(tmp_path / name, read=read_config if name == "config.json" else open_state)
 
@@ -405,7 +408,8 @@ def test_hostile_mindspore_files(tmp_path):
     path = tmp_path / "x.ckpt"
     huge = b"\x08" + b"\xff" * 9 + b"\x01"
     for data, message in ((tensor_field(b"\x08\x01" * 150_000), "not a MindSpore checkpoint"),
-                          (tensor_field(huge), "not made of sizes"), (tensor_field(b"\x08\xff\xff\xff\x7f" * 30), "2**48"),
+                          (tensor_field(huge), "not made of sizes"),
+                          (tensor_field(b"\x08\xff\xff\xff\x7f" * 30), "2**48"),
                           (field(1, b"\x0a\x00" * 100_000), "not a MindSpore checkpoint"),
                           (b"\x0a\xff\xff\xff\xff\xff\xff\x7f", "truncated|cut off"), (b"\x0a" + b"\xff" * 20, ""),
                           (tensor_field(b"\x08\x01") + tensor_field(b"\x08\x02", 8), "not a MindSpore checkpoint")):
@@ -448,8 +452,9 @@ def test_a_config_as_people_edit_it(vae, tmp_path):
     text = config.read_text()
     config.write_text("\ufeff" + text, encoding="utf-8")
     assert WFVAEModel.from_pretrained(tmp_path).config == vae.config
-    config.write_text(text.replace('"base_channels": 8', '"base_channels": "8"').replace('"dropout": 0.0', '"dropout": "0"')
-                      .replace('"use_attention": true', '"use_attention": "True"'))
+    for old, new in (('"base_channels": 8', '"base_channels": "8"'), ('"dropout": 0.0', '"dropout": "0"'),
+                     ('"use_attention": true', '"use_attention": "True"')):
+        config.write_text(config.read_text(encoding="utf-8-sig").replace(old, new))
     assert WFVAEModel.from_pretrained(tmp_path).config == vae.config
     for old, new, message in (
             ('"base_channels": 8', '"base_channels": "eight"', "base_channels 'eight' is not an integer"),
@@ -486,8 +491,7 @@ def test_places_where_weights_are_found(vae, tmp_path, monkeypatch):
     assert find_weights(cache / "vae").parent == cache / "snapshots/2c3d/vae"
     assert WFVAEModel.from_pretrained(cache / "vae").config == vae.config
     assert find_weights(cache / "snapshots/0a1b/vae").parent == cache / "snapshots/0a1b/vae"
-    with pytest.raises(FileNotFoundError, match="config.json: not found; the folder holds a whole pipeline; name one of "
-                                                "its folders: vae"):
+    with pytest.raises(FileNotFoundError, match="the folder holds a whole pipeline; name one of its folders: vae"):
         read_config(cache)
     (cache / "snapshots/2c3d/model_index.json").write_text('{"_class_name": "CogVideoXPipeline"}')
     with pytest.raises(FileNotFoundError, match="a whole CogVideoXPipeline"):
@@ -501,7 +505,8 @@ OTHER_MODELS = {
     "CogVideoXTransformer3DModel": {"_class_name": "CogVideoXTransformer3DModel"}, "llama": {"model_type": "llama"},
     "umt5": {"model_type": "umt5", "d_model": 8}, "CLIPTextModel": {"architectures": ["CLIPTextModel"]},
     "mt5": {"model_type": "mt5", **TINY_T5}, "t5": TINY_T5, "WFVAEModel": {"latent_dim": 8, "base_channels": 8},
-    "OpenSoraT2V_v1_3": {"_class_name": "OpenSoraT2V_v1_3"}, "OpenSoraInpaint_v1_3": {"_class_name": "OpenSoraInpaint_v1_3"},
+    "OpenSoraT2V_v1_3": {"_class_name": "OpenSoraT2V_v1_3"},
+    "OpenSoraInpaint_v1_3": {"_class_name": "OpenSoraInpaint_v1_3"},
 }
 
 

@@ -67,8 +67,8 @@ def _snapshot(root: Path) -> Path:
         name = main.read_text(encoding="utf-8", errors="replace").strip()
         found = [folder for folder in found if folder.name == name] or found
     if len(found) != 1:
-        raise FileNotFoundError(f"{root}: a Hugging Face cache with {len(found)} snapshots, and refs/main names none of them; "
-                                f"name a folder in {root / 'snapshots'}")
+        raise FileNotFoundError(f"{root}: a Hugging Face cache with {len(found)} snapshots, and refs/main names none of "
+                                f"them; name a folder in {root / 'snapshots'}")
     return found[0]
 
 
@@ -225,7 +225,8 @@ def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, StoredTensor]:
             if "ds_version" in content else ""))
     for name, value in state.items():
         if _is_unread_tensor(value):
-            raise ValueError(f"{path}: {name!r:.100} is a {value.name:.100}, which is not read here; save it as float32")
+            raise ValueError(f"{path}: {name!r:.100} is a {value.name:.100}, which is not read here; save it as "
+                             f"float32")
     return {name: value for name, value in state.items() if isinstance(value, StoredTensor)}
 
 

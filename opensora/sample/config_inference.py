@@ -15,7 +15,7 @@ from opensora.pipelines.references import read_reference
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize, STDiTPipeline
 from opensora.pipelines.t2v import OpenSoraPipeline
-from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family
+from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family, check_folders
 from opensora.sample.config_job import Job, Request, plan_requests
 from opensora.schedulers import SCHEDULERS
 
@@ -46,6 +46,7 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     """
     job = Job.of(config)
     check_family(config, FAMILIES)
+    check_folders(config)
     requests = plan_requests(config, job, long)
     maker_class = STDiTMaker if config["model"]["type"] == "STDiT2-XL/2" else PlanMaker
     maker_class.check(config, job, requests, long)
