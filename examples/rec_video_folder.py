@@ -21,9 +21,12 @@ if __name__ == "__main__":
 from opensora import device  # noqa: E402
 from opensora.eval.report import print_skipped, print_table  # noqa: E402
 from opensora.models import get_vae  # noqa: E402
+from opensora.parallel.collectives import barrier  # noqa: E402
 from opensora.pipelines.reconstruct import Clip, Reconstructor  # noqa: E402
-from opensora.pipelines.reconstruct_folder import Results, plan_jobs, reconstruct_folder, settings_of  # noqa: E402
+from opensora.pipelines.reconstruct_folder import (Job, Results, plan_jobs, reconstruct_folder,  # noqa: E402
+                                                   settings_of)
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.utils.folder_lock import exclusive_folder  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -58,6 +61,14 @@ def main() -> None:
     jobs = plan_jobs(args.real_video_dir, args.generated_video_dir, args.data_file_path, args.output_origin,
                      args.subset_size)
     dev = device.setup(args)
+    with exclusive_folder(args.generated_video_dir, dev.is_main):
+        barrier(dev.world_size)  # no process works before the first has the folder
+        reconstruct(args, clip, jobs, dev)
+        barrier(dev.world_size)  # which it keeps until all are done
+
+
+def reconstruct(args: argparse.Namespace, clip: Clip, jobs: list[Job], dev: device.Device) -> None:
+    """This process's part of the jobs, and their table."""
     jobs = jobs[dev.rank::dev.world_size]
     results = Results(Path(args.generated_video_dir), settings_of(clip, args.ae, args.ms_checkpoint or args.ae_path),
                       dev.rank, dev.world_size)

@@ -21,7 +21,7 @@ import numpy as np
 
 from opensora.ops.cpu import kernels
 from opensora.utils import supervision
-from opensora.utils.cli import str2bool
+from opensora.utils.cli import seed, str2bool
 from opensora.utils.stopping import handle_signals
 
 TARGETS = ("Ascend", "GPU", "CPU")
@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on Ascend, fp32 on a CPU")
     group.add_argument("--jit_level", choices=("O0", "O1", "O2"), help="compiler level of graph mode")
     group.add_argument("--max_device_memory", help="most device memory to use, such as 59GB")
-    group.add_argument("--seed", type=int, default=1234,
+    group.add_argument("--seed", type=seed, default=1234,
                        help="of everything random: noise, data order, initial weights")
     group.add_argument("--use_parallel", type=str2bool, nargs="?", const=True, default=False,
                        help="True under msrun: join the process group it made")

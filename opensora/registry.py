@@ -66,6 +66,16 @@ def build(config: Optional[Mapping[str, Any]], kind: Optional[str] = None, **con
     """
     if config is None:
         return None
+    entry, given = check_part(config, kind)
+    return entry.make(**{**given, **{field: value for field, value in context.items() if field in entry.fields}})
+
+
+def check_part(config: Mapping[str, Any], kind: Optional[str] = None) -> tuple[Entry, dict[str, Any]]:
+    """The entry that a part's `type` names, and the part's other fields, whose names are checked. Loads nothing.
+
+    Raises:
+        ValueError: an unknown type or field, or a type of another kind.
+    """
     given = dict(config)
     name = given.pop("type", None)
     known = [key for key, entry in REGISTRY.items() if kind in (None, entry.kind)]
@@ -77,7 +87,7 @@ def build(config: Optional[Mapping[str, Any]], kind: Optional[str] = None, **con
         if field not in entry.fields:
             raise ValueError(f"{name} has no field {field!r}{_hint(field, entry.fields)}; its fields are "
                              f"{', '.join(entry.fields)}")
-    return entry.make(**{**given, **{field: value for field, value in context.items() if field in entry.fields}})
+    return entry, given
 
 
 def check_family(config: Mapping[str, Any], families: Mapping[str, Mapping[str, Sequence[str]]]) -> None:

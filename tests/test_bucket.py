@@ -212,3 +212,10 @@ def test_changed_data_or_seed_is_refused():
     with pytest.raises(ValueError, match="had samples 60, now it is 50"):
         other = BucketSampler(np.array(SHUFFLED["rows"])[:50], buckets_of(SHUFFLED))
         other.load_state_dict(make_sampler().state_dict())
+
+
+def test_the_largest_seed_orders_every_epoch():
+    sampler = BucketSampler(np.array([[1, 144, 256]] * 8), Buckets({"144p": {1: (1.0, 2)}}), seed=2**32 - 1)
+    for _ in range(2 * len(sampler)):
+        sampler.advance()
+    assert sampler.epoch == 2

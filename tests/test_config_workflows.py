@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import csv
 import json
+import re
 import weakref
 from pathlib import Path
 
@@ -23,12 +24,13 @@ from opensora.device import Device
 from opensora.models import STDiT2, VideoAutoencoderKL
 from opensora.pipelines.long_video import Scene, make_long_video
 from opensora.pipelines.stdit import ClipSize
-from opensora.registry import REGISTRY, build, check_family
+from opensora.registry import REGISTRY, build, check_family, check_folders
 from opensora.sample import config_inference as inference
-from opensora.sample.config_job import Job, file_name, plan_requests
+from opensora.sample.config_job import Job, file_name, plan_requests, without_effect
 from opensora.train import config_run
 from opensora.train.checkpoint import checkpoints
 from opensora.utils.config_utils import parse_configs
+from opensora.utils.folder_lock import exclusive_folder
 
 CPU = Device("CPU", 1, "fp32")
 STDIT = dict(depth=2, hidden_size=48, num_heads=4, input_sq_size=64, qk_norm=True)
@@ -105,6 +107,7 @@ def test_inference(folder, run, tmp_path, kept_frames):
     config = inference_config(folder, tmp_path / "video.py")
     finished = run("tests/raw_frames.py", "scripts/inference.py", config)
     assert finished.returncode == 0, finished.stderr
+    assert "note: image_size (36, 50) is cut to (32, 48)" in finished.stderr
     videos = sorted((tmp_path / "samples").glob("*.mp4"))
     assert [path.name for path in videos] == ["sample_0.mp4", "sample_1.mp4", "sample_2.mp4"]
     with VideoReader(videos[0]) as reader:
@@ -122,7 +125,7 @@ def test_images_named_by_their_prompts(folder, capsys, tmp_path):
     config = inference_config(folder, tmp_path / "image.py", num_frames=1, prompt=["a/b", "c"], prompt_as_path=True,
                               scheduler=dict(type="dpm-solver", num_sampling_steps=2, cfg_scale=4.0))
     make(config)
-    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["a_b.png", "c.png"]
+    assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"{file_name('a/b')}.png", "c.png"]
     assert read_image(tmp_path / "samples/c.png").shape == (32, 48, 3)
     (tmp_path / "samples/c.png").unlink()
     capsys.readouterr()
@@ -274,13 +277,16 @@ def test_one_shape_and_the_faster_objective(folder, tmp_path):
 def test_training_of_the_other_family(folder, tmp_path):
     data, release = make_clips(tmp_path / "clips", videos=8, images=8, frames=9, size=(32, 32)), folder / "release"
     config = training_config(
-        folder, tmp_path / "plan.py", bucket_config=..., mask_ratios=..., max_train_steps=2, batch_size=2,
+        folder, tmp_path / "plan.py", bucket_config=..., mask_ratios=..., max_train_steps=2, batch_size=1,
+        gradient_accumulation_steps=2,
         model=dict(type="OpenSoraT2V_v1_3-2B/122", from_pretrained=str(release / "transformer")),
         vae=dict(type="WFVAEModel_D8_4x8x8", from_pretrained=str(release / "vae")),
         text_encoder=dict(type="mt5", from_pretrained=str(release / "text"), model_max_length=64),
         scheduler=dict(type="EulerAncestralDiscrete", prediction_type="v_prediction", snr_gamma=5.0),
         dataset=dict(type="T2VDataset", data=str(data), num_frames=5, max_hxw=1024, group_data=True,
                      cache_dir=str(tmp_path / "cache")))
+    options = config_run.plan_options(parse_configs(True, [str(config)]), 2)
+    assert options.gradient_accumulation_steps == 2
     train(config)
     output = tmp_path / "outputs/000-OpenSoraT2V_v1_3-2B-122"
     assert len(rows(output)) == 2 and (output / "checkpoint-2/model_ema").is_dir()
@@ -370,15 +376,42 @@ JOB = dict(num_frames=4, image_size=(32, 32), fps=24, save_dir="samples")
     ({"loop": 2}, "condition_frame_length None: with loop 2 it should be from 1 to 3"),
     ({"loop": 2, "condition_frame_length": 4}, "from 1 to 3"), ({"num_sample": 0}, "num_sample 0"),
     ({"frame_interval": 30}, "less than 1 frame a second"), ({"image_size": (32,)}, "height and width"),
+    ({"image_size": 512}, "image_size 512: should be height and width"), ({"image_size": (32.5, 64)}, "whole numbers"),
+    ({"loop": 2, "condition_frame_length": "2"}, "condition_frame_length '2'"),
+    ({"sample_name": "s" * 51}, "at most 50 bytes"),
     ({"batch_size": 1.5}, "batch_size 1.5: should be a whole number")])
 def test_jobs_that_cannot_be(changes, words):
     with pytest.raises(ValueError, match=words):
         Job(**{**JOB, **changes})
 
 
+PROMPTS = ["a/b", "a_b", "a\\b", "a\nb", "a_b-" + "0" * 16, "a", "a", "a ", " a", "A", "", "", " ", ".", "..", ".a",
+           "_a", "_10", "a-0", "ж" * 200, "ж" * 201, "ж" * 75, "x" * 5000, 'a{"mask_strategy": ""}',
+           'a{"mask_strategy": "None"}', file_name("a/b")]
+
+
+def test_prompts_never_share_a_name():
+    """Nor does a name depend on the part of the list that is run; it fits a file's name, also that of a temporary."""
+    for num_sample in (1, 2):
+        job = Job(**JOB, prompt_as_path=True, num_sample=num_sample, sample_name="s" * 50)
+
+        def names(first: int, last: int) -> list:
+            config = {"prompt": PROMPTS[first:last], "earlier_prompts": PROMPTS[:first], "first_index": first}
+            return [job.path(request, number).name for request in plan_requests(config, job, long=True)
+                    for number in range(num_sample)]
+
+        whole = names(0, len(PROMPTS))
+        assert len(set(whole)) == num_sample * len(PROMPTS)
+        assert max(len(name.encode()) for name in whole) < 255 - len(".01234567.part")
+        assert sum((names(place, place + 1) for place in range(len(PROMPTS))), []) == whole
+    single, double = (Job(**JOB, prompt_as_path=True, num_sample=count) for count in (1, 2))
+    (x_0, x) = plan_requests({"prompt": ["x-0", "x"]}, single, long=False)
+    assert single.path(x_0, 0) != double.path(x, 0)
+    assert not any(file_name(prompt).startswith(".") for prompt in PROMPTS)
+
+
 def test_names_of_results():
-    assert file_name("a/b\nc") == "a_b_c" and len(file_name("ж" * 200).encode()) < 170
-    assert file_name("ж" * 200) != file_name("ж" * 201)
+    assert re.fullmatch("a_b_c-[0-9a-f]{16}", file_name("a/b\nc")) and len(file_name("ж" * 200).encode()) < 170
     requests = plan_requests({"prompt": ["Sunrise.", "x"], "first_index": 3}, Job(**JOB), long=False)
     paths = [str(Job(**JOB).path(request, 0)) for request in requests]
     assert paths == ["samples/sample_3.mp4", "samples/sample_4.mp4"]
@@ -389,11 +422,95 @@ def test_names_of_results():
 
 
 @pytest.mark.parametrize("changes, words", [
+    ({"reference_path": ["a.png", "None", "None"]}, "reference_path .*--reference-path.*scripts/inference-long.py"),
+    ({"mask_strategy": ["0"] * 3}, "mask_strategy .*scripts/inference-long.py"),
+    ({"loop": 2}, "loop 2 .--loop.: .*scripts/inference-long.py"),
+    ({"condition_frame_length": 1}, "--condition-frame-length.*scripts/inference-long.py"),
+    ({"prompt": ['A dog.{"reference_path": "a.png"}']}, "names references: .*scripts/inference-long.py"),
+    ({"prompt": ["|0|a dog|2|a cat"]}, "texts for several clips: .*scripts/inference-long.py"),
+    ({"prompt": ["\ud800"]}, "half of a surrogate pair"), ({"prompt": 5}, "prompt 5: should be a list of texts"),
+    ({"scheduler": dict(type="dpm-solver", cfg_channel=3)}, "dpm-solver has no field 'cfg_channel'"),
+    ({"scheduler": dict(type="iddpm", cfg_channel=0)}, "cfg_channel 0: should be a number of channels"),
+    ({"vae": dict(type="VideoAutoencoderKL", micro_batchsize=3)}, "did you mean micro_batch_size"),
+    ({"seed": -1}, "seed '-1': should be a whole number from 0 to 4294967295"), ({"seed": 2**32}, "seed '4294967296'"),
+    ({"seed": True}, "seed 'True'"), ({"start_index": "1"}, "start_index '1': should be a whole number")])
+def test_what_inference_refuses(changes, words, folder, tmp_path):
+    """Before it loads a model or makes a folder."""
+    fields = {"text_encoder": dict(type="t5", from_pretrained="/nowhere"), **changes}
+    with pytest.raises(ValueError, match=words):
+        make(inference_config(folder, tmp_path / "video.py", **fields))
+    assert not (tmp_path / "samples").exists()
+
+
+def test_parts_of_a_list_keep_their_references(folder, tmp_path):
+    """--start-index and --end-index cut the lists of a config, and flags that have an entry for each prompt."""
+    config = inference_config(folder, tmp_path / "long.py", reference_path=["a.png", "b.png", "None"],
+                              mask_strategy=["0", "0,0,1", "None"])
+
+    def part(*flags) -> tuple:
+        parsed = parse_configs(False, [str(config), *flags])
+        return parsed.prompt, parsed.reference_path, parsed.mask_strategy
+
+    assert part("--start-index", "-2", "--end-index", "2") == (["A dog."], ["b.png"], ["0,0,1"])
+    assert part("--start-index", "1", "--reference-path", "x", "y", "z")[1] == ["y", "z"]
+    assert part("--start-index", "1", "--reference-path", "y", "z")[1] == ["y", "z"]  # of the chosen ones alone
+    inference_config(folder, config, reference_path=["a.png", "b.png"], mask_strategy=None, start_index=-2)
+    with pytest.raises(ValueError, match="2 prompts, 1 entries of reference_path"):
+        make(config, long=True)
+
+
+def test_what_has_no_effect_is_said():
+    job = Job(**JOB, loop=2, condition_frame_length=1)
+    requests = plan_requests({"prompt": ["|0|a|1|b|2|c"], "mask_strategy": ["1;3"]}, job, long=True)
+    assert list(without_effect(job, requests)) == [
+        "prompt 0 has a text from clip 2 on, but loop is 2, counted from 0",
+        "prompt 0 has a mask strategy for clip 3, but loop is 2, counted from 0"]
+    assert list(without_effect(Job(**JOB, condition_frame_length=1), [])) == [
+        "condition_frame_length 1 has no effect: loop is 1"]
+    with pytest.raises(ValueError, match="has neither reference_path nor mask_strategy"):
+        plan_requests({"prompt": ['a {"refrence_path": "a.png"}']}, job, long=True)
+
+
+def test_a_mask_strategy_without_references(folder, tmp_path):
+    with pytest.raises(ValueError, match="names reference 0 for clip 0, .* reference_path has 0"):
+        make(inference_config(folder, tmp_path / "long.py", mask_strategy=["0"] * 3), long=True)
+
+
+def test_fields_of_parts_at_the_top_of_a_config(folder, tmp_path, capsys):
+    parse_configs(False, [str(inference_config(folder, tmp_path / "a.py", cfg_scale=7.0, num_sampling_steps=9))])
+    notes = capsys.readouterr().err
+    assert "num_sampling_steps = 9 has no effect" in notes and "scheduler.num_sampling_steps" in notes
+    assert "cfg_scale" not in notes  # it has the value of the field that is read
+
+
+def test_one_run_per_folder(folder, tmp_path):
+    with exclusive_folder(tmp_path / "samples"), pytest.raises(ValueError, match="another run writes to this folder"):
+        make(inference_config(folder, tmp_path / "video.py", text_encoder=dict(type="t5", from_pretrained="/nowhere")))
+
+
+@pytest.mark.parametrize("changes, words", [
     ({"plugin": "zero9"}, "plugin 'zero9' is not one of"), ({"bucket_config": ...}, "needs bucket_config"),
     ({"load": "/no/such"}, "load /no/such: no such folder"), ({"lr": ...}, "the field lr is missing"),
     ({"scheduler": dict(type="dpm-solver")}, "'dpm-solver' does not go with the model"),
     ({"wandb": True}, "needs the package wandb"), ({"mask_ratios": {"identity": 0.2, "image_hed": 0.8}}, "image_hed"),
-    ({"sp_size": 2}, "sp_size 2 does not divide 1 processes")])
+    ({"sp_size": 2}, "sp_size 2 does not divide 1 processes"), ({"seed": 2**32}, "seed '4294967296': should be"),
+    ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4 has no effect on the training of STDiT2"),
+    ({"validate": True}, "validate True has no effect"),
+    ({"vae": dict(type="VideoAutoencoderKL", typo=1)}, "field 'typo'")])
 def test_mistakes_in_training_configs(changes, words, folder, tmp_path):
     with pytest.raises((ValueError, OSError), match=words):
         train(training_config(folder, tmp_path / "train.py", **changes))
+
+
+def test_folders_of_other_models_are_refused(tmp_path):
+    """Before anything that a config names is loaded."""
+    for name, class_name in (("vae", "CausalVAEModel"), ("model", "LatteT2V")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"_class_name": class_name}))
+    config = {"model": {"type": "OpenSoraT2V_v1_3-2B/122"}, "text_encoder": {"type": "mt5"},
+              "vae": {"type": "WFVAEModel_D8_4x8x8", "from_pretrained": str(tmp_path / "vae")}}
+    with pytest.raises(ValueError, match="vae: holds a CausalVAEModel .*; from_pretrained of WFVAEModel_D8_4x8x8 needs a "):
+        check_folders(config)
+    config["model"]["from_pretrained"] = str(tmp_path / "model")
+    with pytest.raises(ValueError, match="model: holds a LatteT2V .*; from_pretrained of OpenSoraT2V_v1_3-2B/122 needs an"):
+        check_folders(config)

@@ -24,6 +24,7 @@ from opensora.models.tensor_file import ArrayTensor
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
 from opensora.pipelines.text import embed_text
+from opensora.utils.folder_lock import exclusive_folder
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,10 @@ def test_score():
 def test_data(tmp_path, run):
     """What is written is what training reads; nothing of it is held out; a second run changes nothing."""
     flags = ("tools/demo/make_data.py", "--output_dir", tmp_path, "--clips", 5, "--pictures", 4, "--held_out", 3)
+    for command in (flags, ("opensora/eval/demo_score.py", "--output_dir", tmp_path, "--model_path", "/nowhere")):
+        with exclusive_folder(tmp_path):
+            refused = run(*command)
+        assert refused.returncode == 1 and "another run writes to this folder" in refused.stderr
     finished = run(*map(str, flags))
     assert finished.returncode == 0, finished.stderr
     entries = json.loads((tmp_path / "train/captions.json").read_text())

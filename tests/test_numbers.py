@@ -7,7 +7,8 @@ import math
 import numpy as np
 import pytest
 
-from opensora.utils.cli import finite_float, parse_with_config
+from opensora import device
+from opensora.utils.cli import LARGEST_SEED, finite_float, parse_with_config
 from opensora.utils.config_utils import parse_configs
 from opensora.utils.numbers import finite_number, is_missing, whole_number
 
@@ -68,6 +69,26 @@ def test_flags_are_finite(text, tmp_path, capsys):
     with pytest.raises(ValueError, match="betas: .*should be a list of 2"):
         parse_with_config(parser(), ["--config", str(config)])
     assert finite_float("1e300") == 1e300
+
+
+@pytest.mark.parametrize("text", ["-1", "4294967296", "1.5", "nan", "x", "9" * 5000])
+def test_seeds(text, tmp_path, capsys):
+    """In the range of numpy and MindSpore, in all commands."""
+    parser = argparse.ArgumentParser()
+    device.add_arguments(parser)
+    (tmp_path / "config.py").write_text("prompt = ['a']")
+    for training in (True, False):
+        with pytest.raises(SystemExit):
+            parse_configs(training, [str(tmp_path / "config.py"), "--seed", text])
+        assert "argument --seed: seed '" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        parser.parse_args(["--seed", text])
+    assert "should be a whole number from 0 to 4294967295" in capsys.readouterr().err
+    (tmp_path / "config.yaml").write_text(f"seed: '{text}'")
+    with pytest.raises(ValueError, match="config.yaml: seed: .*from 0 to 4294967295"):
+        parse_with_config(parser, ["--config", str(tmp_path / "config.yaml")])
+    assert parser.parse_args(["--seed", "4294967295"]).seed == parse_configs(
+        False, [str(tmp_path / "config.py"), "--seed", "4294967295"]).seed == LARGEST_SEED
 
 
 @pytest.mark.parametrize("line, message", [

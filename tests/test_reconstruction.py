@@ -1,6 +1,7 @@
 """Videos and images through a small VAE and back: the functions, and the commands as users run them."""
 from __future__ import annotations
 
+import json
 import runpy
 import sys
 from pathlib import Path
@@ -20,6 +21,7 @@ from opensora.models import WFVAEModel, get_vae
 from opensora.pipelines.reconstruct import (Clip, Reconstructor, as_frames, read_clip, read_picture, reconstruct_image,
                                             reconstruct_video)
 from opensora.pipelines.reconstruct_folder import Results, plan_jobs, reconstruct_folder, settings_of
+from opensora.utils.folder_lock import exclusive_folder
 
 AE = "WFVAEModel_D8_4x8x8"
 EXAMPLES = Path(__file__).parents[1] / "examples"
@@ -179,6 +181,26 @@ def test_second_run_does_what_is_missing(reconstruct, videos, tmp_path):
         run_folder(reconstruct, videos, target, clip=Clip(9, resolution=32, crop_size=32))
 
 
+@pytest.mark.parametrize("text", ["", "{}", "[]", '{"settings": {}', '{"settings": 1, "videos": {}}', "[" * 100000,
+                                  '{"settings": {}, "videos": [1]}', "\ufeff", "null"])
+def test_a_record_that_cannot_be_read_is_named_and_made_again(text, tmp_path, capsys):
+    (tmp_path / "reconstruction.json").write_text(text, encoding="utf-8")
+    (tmp_path / "reconstruction_of_others.json").write_text("[]")
+    results = Results(tmp_path, {"ae": AE})
+    assert not results.earlier and "reconstruction.json holds no settings and scores" in capsys.readouterr().err
+    results.add({"a.mp4": {"psnr": 30.0, "ssim": 0.5}})
+    assert Results(tmp_path, {"ae": AE}).earlier == results.own
+
+
+def test_scores_that_cannot_be_read_are_made_again(tmp_path, capsys):
+    good = {"psnr": 30.0, "ssim": 0.5}
+    videos = {"a.mp4": good, "b.mp4": {}, "c.mp4": {"psnr": 1.0}, "d.mp4": {**good, "ssim": float("nan")},
+              "e.mp4": None}
+    (tmp_path / "reconstruction.rank1.json").write_text(json.dumps({"settings": {"ae": AE}, "videos": videos}))
+    assert Results(tmp_path, {"ae": AE}).earlier == {"a.mp4": good}
+    assert "reconstruction.rank1.json holds no scores of b.mp4, c.mp4, d.mp4, e.mp4" in capsys.readouterr().err
+
+
 def test_sizes_are_not_mixed_in_a_batch(reconstruct, videos, tmp_path):
     """Without a crop the third video has another shape."""
     scores, _ = run_folder(reconstruct, videos, tmp_path / "rec", clip=Clip(5, resolution=32), batch_size=3)
@@ -251,6 +273,13 @@ def test_rec_video_folder_command(ae_path, media, run, videos, tmp_path):
     assert "corrupted.mp4: damaged: 28 frames can be read" in result.stdout
     assert "short.mp4: 5 frames needed, 3 can be read" in result.stdout
     assert sorted(path.name for path in (tmp_path / "rec" / "origin").iterdir()) == ["a.mp4", "b.mp4", "c.mkv"]
+
+
+def test_one_run_per_folder(run, videos):
+    with exclusive_folder(videos / "rec"):
+        finished = run("examples/rec_video_folder.py", "--ae_path", "no/weights/here", "--real_video_dir", videos,
+                       "--generated_video_dir", videos / "rec", "--num_frames", 5, "--device", "CPU")
+    assert finished.returncode == 1 and "another run writes to this folder" in finished.stderr
 
 
 def test_rec_image_command(ae_path, run, tmp_path):

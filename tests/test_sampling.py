@@ -18,6 +18,7 @@ from tiny_models import make_release
 from opensora.datasets.media import VideoReader, read_image
 from opensora.pipelines import OpenSoraPipeline
 from opensora.sample.options import parse_options, read_prompts
+from opensora.sample.outputs import check_same_run, plan_samples
 
 SAMPLE = "opensora/sample/sample.py"
 
@@ -93,6 +94,27 @@ def test_videos_from_a_file_and_resume(run, flags, tmp_path):
     finished = run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
     assert finished.returncode == 1 and "was made with prompt 'a blue square'" in finished.stderr
     assert (out / f"{names[1]}.mp4").read_bytes() == before
+
+
+@pytest.mark.parametrize("text, reason", [
+    ("", "no json"), ("[" * 100000, "no json"), ("{}", "no object with arguments"), ("[]", "no object with arguments"),
+    ('{"arguments": []}', "no object with arguments"), ('{"arguments": {}, "prompt": "a"}', "model_type is missing")])
+def test_a_result_whose_json_does_not_say_how_it_was_made(text, reason, flags, tmp_path):
+    options, _ = parse_options([*map(str, flags), "--text_prompt", "a"])
+    (sample,) = plan_samples(options, [("a", ())])
+    sample.path.parent.mkdir(exist_ok=True)
+    sample.metadata_path.write_text(text)
+    check_same_run(sample, options)  # there is no result yet
+    sample.path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{sample.metadata_path.name} does not say how .*{reason}.*--overwrite"):
+        check_same_run(sample, options)
+    record = {"arguments": options.as_metadata(), "prompt": "a"}
+    sample.metadata_path.write_text(json.dumps(record))
+    check_same_run(sample, options)
+    del record["prompt"]
+    sample.metadata_path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="prompt is missing"):
+        check_same_run(sample, options)
 
 
 def test_several_images_of_a_prompt(run, flags, tmp_path):

@@ -147,7 +147,7 @@ class BucketSampler(Sampler):
         """The next epoch from `first` on that has a batch for every process."""
         for epoch in range(first, first + EPOCHS_WITHOUT_BATCH):
             assigned = self.assigned(epoch)
-            rng = np.random.RandomState(self.seed + epoch)
+            rng = np.random.RandomState((self.seed + epoch) % 2**32)
             self._batches = epoch_batches(assigned, self.buckets, rng, self.world_size, self.shuffle, self.drop_last)
             self.epoch, self._step = epoch, 0
             if self._batches:

@@ -6,7 +6,9 @@ Half of the prompts are combinations of colour, shape and background that traini
 """
 from __future__ import annotations
 
+import argparse
 import json
+from contextlib import nullcontext
 from pathlib import Path
 from typing import Iterator, Optional, Sequence
 
@@ -22,6 +24,7 @@ from opensora.pipelines import OpenSoraPipeline
 from opensora.pipelines.denoise import denoise
 from opensora.utils.cli import CommandParser, finite_float, run_main
 from opensora.utils.files import atomic_write
+from opensora.utils.folder_lock import exclusive_folder
 
 MODEL = Path(__file__).resolve().parents[2] / "examples/demo_model"
 TOGETHER = 20  # videos
@@ -96,9 +99,15 @@ def main() -> None:
     device.add_arguments(parser)
     args = parser.parse_args()
     dev = device.setup(args)
+    folder = Path(args.output_dir) if args.output_dir else None
+    with exclusive_folder(folder, dev.is_main) if folder else nullcontext():
+        score_model(args, dev, folder)
+
+
+def score_model(args: argparse.Namespace, dev: device.Device, folder: Optional[Path]) -> None:
+    """Prints the table, and writes the scores and contact sheets into the folder."""
     pipeline = OpenSoraPipeline.from_pretrained(args.model_path, args.ae_path, args.text_encoder_name_1,
                                                 dtype=dev.dtype, prompt_template="{}", negative_prompt="")
-    folder = Path(args.output_dir) if args.output_dir else None
     scenes = prompts(args.count, args.seed)
     results = {}
     for scale in args.guidance_scale:

@@ -50,16 +50,22 @@ def _joined(value: Any, prompt: str) -> Optional[str]:
     return ";".join(parts)
 
 
+def clip_texts(prompt: str) -> list[tuple[int, str]]:
+    """The texts of `|start|text|start|text ...` with the clips they begin with; any other prompt is one text."""
+    if not prompt.startswith("|0|"):
+        return [(0, prompt)]
+    _, *parts = re.split(r"\|(\d+)\|", prompt)
+    return [(int(start), text) for start, text in zip(parts[::2], parts[1::2])]
+
+
 def loop_texts(prompt: str, loop: int) -> list[str]:
     """The cleaned text of each of `loop` clips: of `|start|text|start|text ...` a text serves from its start on.
 
     Raises:
         ValueError: starts that do not rise from 0.
     """
-    if not prompt.startswith("|0|"):
-        return [clean_prompt(prompt)] * loop
-    _, *parts = re.split(r"\|(\d+)\|", prompt)
-    starts, texts = [int(start) for start in parts[::2]], [clean_prompt(text) for text in parts[1::2]]
+    starts, texts = zip(*clip_texts(prompt))
+    starts, texts = list(starts), [clean_prompt(text) for text in texts]
     if starts != sorted(set(starts)):
         raise ValueError(f"prompt {prompt!r}: its texts should begin with clips 0 < ... in rising order, not with "
                          f"{', '.join(map(str, starts))}")

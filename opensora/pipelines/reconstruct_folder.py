@@ -2,12 +2,14 @@
 from __future__ import annotations
 
 import json
+import math
+import sys
 from collections import deque
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Union
+from typing import Any, Iterable, Iterator, Optional, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -59,6 +61,8 @@ def plan_jobs(real_dir: Union[str, Path], generated_dir: Union[str, Path], data_
 class Results:
     """Scores of finished videos, kept as json beside them, so that a run can go on where one stopped.
 
+    Videos whose scores cannot be read are made again.
+
     Raises:
         ValueError: the folder holds reconstructions made with other settings.
     """
@@ -68,15 +72,15 @@ class Results:
         self.path, self.settings = folder / name, settings
         self.own: dict[str, dict[str, float]] = {}
         self.earlier: dict[str, dict[str, float]] = {}
-        for path in sorted(folder.glob("reconstruction*.json")):
-            stored = json.loads(path.read_text())
+        for path in sorted([*folder.glob("reconstruction.json"), *folder.glob("reconstruction.rank*.json")]):
+            made_with, videos = _read_scores(path)
             for key, value in settings.items():
-                if stored["settings"].get(key) != value:
-                    raise ValueError(f"{folder} holds reconstructions with {key}={stored['settings'].get(key)}, "
+                if videos and made_with.get(key) != value:
+                    raise ValueError(f"{folder} holds reconstructions with {key}={made_with.get(key)}, "
                                      f"now it is {value}: choose another --generated_video_dir")
-            self.earlier.update(stored["videos"])
+            self.earlier.update(videos)
             if path == self.path:
-                self.own.update(stored["videos"])
+                self.own.update(videos)
 
     def finished(self, job: Job) -> bool:
         return (job.name in self.earlier and job.target.is_file()
@@ -91,6 +95,27 @@ class Results:
         """The scores of these jobs, as far as they are done."""
         scores = {**self.earlier, **self.own}
         return {job.name: scores[job.name] for job in jobs if job.name in scores}
+
+
+def _read_scores(path: Path) -> tuple[dict, dict[str, dict[str, float]]]:
+    """The settings and scores that `Results` wrote, as far as they can be read; the rest is named on stderr."""
+    try:
+        stored = json.loads(path.read_text(encoding="utf-8"))
+        settings, videos = stored["settings"], dict(stored["videos"])
+        settings.get("ae")
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
+        print(f"note: {path} holds no settings and scores of videos; its videos are made again", file=sys.stderr)
+        return {}, {}
+    bad = [name for name, scores in videos.items() if not _are_scores(scores)]
+    if bad:
+        print(f"note: {path} holds no scores of {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; made again",
+              file=sys.stderr)
+    return settings, {name: scores for name, scores in videos.items() if name not in bad}
+
+
+def _are_scores(scores: Any) -> bool:
+    return (isinstance(scores, dict) and set(scores) == set(Scores().values)
+            and all(type(value) is float and math.isfinite(value) for value in scores.values()))
 
 
 def reconstruct_folder(reconstruct: Reconstructor, jobs: list[Job], clip: Clip, ae: str, results: Results, fps: float,

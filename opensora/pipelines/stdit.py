@@ -53,12 +53,13 @@ class STDiTPipeline:
             config: `model`, `vae`, `text_encoder` and `scheduler`, see `opensora.registry`.
             video_size: frames, height and width; None where they vary.
         """
+        scheduler = build(config["scheduler"], SCHEDULER)  # first: its errors should not wait for the models
         vae = build(config["vae"], VAE, dtype=dtype).set_train(False)
         text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=dtype)
         model = build(config["model"], MODEL, dtype=dtype, input_size=vae.get_latent_size(video_size),
                       in_channels=vae.out_channels, caption_channels=text_encoder.width,
                       model_max_length=text_encoder.max_length).set_train(False)
-        return cls(text_encoder, model, vae, build(config["scheduler"], SCHEDULER))
+        return cls(text_encoder, model, vae, scheduler)
 
     def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """What the model takes of n texts: y (n, 1, L, D) and mask (n, L)."""

@@ -1,6 +1,7 @@
 """Inference by a config file: builds what it names and makes a video or an image for every prompt."""
 from __future__ import annotations
 
+import sys
 from contextlib import ExitStack
 from typing import Any, Iterable, Iterator, Mapping, Protocol, Sequence
 
@@ -9,15 +10,17 @@ import numpy as np
 from opensora.datasets.media import save_image, write_video
 from opensora.device import Device
 from opensora.models.registry import VAES
+from opensora.parallel.collectives import barrier
 from opensora.pipelines.long_video import Scene, make_long_video
 from opensora.pipelines.parts import Part
 from opensora.pipelines.references import read_reference
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize, STDiTPipeline
 from opensora.pipelines.t2v import OpenSoraPipeline
-from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family, check_folders
-from opensora.sample.config_job import Job, Request, plan_requests
+from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family, check_folders, check_part
+from opensora.sample.config_job import Job, Request, check_single_clips, plan_requests, without_effect
 from opensora.schedulers import SCHEDULERS
+from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
 # What goes together: the vae, text encoders and schedulers of a model.
 FAMILIES = {
@@ -44,19 +47,39 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     Raises:
         ValueError, OSError: what is wrong with the config or its files, before models are loaded where that is known.
     """
+    if not long:
+        check_single_clips(config)
     job = Job.of(config)
     check_family(config, FAMILIES)
+    for kind in (MODEL, VAE, TEXT_ENCODER, SCHEDULER):
+        check_part(config[kind], kind)
     check_folders(config)
     requests = plan_requests(config, job, long)
+    for note in without_effect(job, requests) if device.is_main else ():
+        print(f"note: {note}", file=sys.stderr)
     maker_class = STDiTMaker if config["model"]["type"] == "STDiT2-XL/2" else PlanMaker
     maker_class.check(config, job, requests, long)
-    maker = maker_class(config, job, device, long)
+    with exclusive_folder(job.save_dir, device.is_main):
+        if device.is_main:
+            check_free_space(job.save_dir, job.bytes_per_sample * sum(
+                not _is_done(job, request, number) for request in requests for number in range(job.num_sample)))
+        barrier(device.world_size)  # no process works before the first has the folder
+        _make_all(maker_class(config, job, device, long), job, requests, device)
+        barrier(device.world_size)  # which it keeps until all are done
+
+
+def _make_all(maker: Maker, job: Job, requests: Sequence[Request], device: Device) -> None:
     batches = [requests[start:start + maker.batch_size] for start in range(0, len(requests), maker.batch_size)]
     for batch in batches[device.rank::device.world_size]:
         for number in range(job.num_sample):
-            todo = [request for request in batch if not (job.prompt_as_path and job.path(request, number).exists())]
+            todo = [request for request in batch if not _is_done(job, request, number)]
             if todo:
                 write(job, todo, number, maker.make(todo, number))
+
+
+def _is_done(job: Job, request: Request, number: int) -> bool:
+    """Only results that are named by their prompts are left as they are."""
+    return job.prompt_as_path and job.path(request, number).exists()
 
 
 def write(job: Job, requests: Sequence[Request], number: int, pieces: Iterable[np.ndarray]) -> None:
@@ -84,6 +107,11 @@ class STDiTMaker:
         self.size = ClipSize(job.num_frames, *job.image_size, job.model_fps)
         self.pipeline = STDiTPipeline.from_config(config, device.dtype, (job.num_frames, *job.image_size))
         self.batch_size = job.batch_size
+        _, _, *latent_size = self.pipeline.latent_shape(self.size.video)
+        made = [count * stride for count, stride in zip(latent_size, self.pipeline.vae.patch_size[1:])]
+        if made != list(job.image_size) and device.is_main:
+            print(f"note: image_size {tuple(job.image_size)} is cut to {tuple(made)}: height and width of results are "
+                  f"multiples of {self.pipeline.vae.patch_size[1]}", file=sys.stderr)
 
     @staticmethod
     def check(config: Mapping[str, Any], job: Job, requests: Sequence[Request], long: bool) -> None:
@@ -129,9 +157,12 @@ class PlanMaker:
 
     def __init__(self, config: Mapping[str, Any], job: Job, device: Device, long: bool):
         self.job, self.is_main = job, device.is_main
+        if job.batch_size > 1 and device.is_main:
+            print(f"note: batch_size {job.batch_size} has no effect: {config['model']['type']} makes one prompt at a "
+                  f"time", file=sys.stderr)
+        self.sampler = build(config["scheduler"], SCHEDULER)
         text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=device.dtype)
         self.max_length = text_encoder.max_length
-        self.sampler = build(config["scheduler"], SCHEDULER)
         self.pipeline = OpenSoraPipeline(
             Part(lambda: text_encoder.encoder), text_encoder.tokenizer,
             Part(lambda: build(config["model"], MODEL, dtype=device.dtype)),
@@ -144,6 +175,8 @@ class PlanMaker:
         if long:
             raise ValueError(f"inference-long.py needs a model that can keep frames: STDiT2-XL/2, not "
                              f"{config['model']['type']}")
+        if job.divide_fps:
+            raise ValueError(f"divide_fps: the model {config['model']['type']} is told no frame rate; leave it out")
 
     def make(self, requests: Sequence[Request], number: int) -> Iterator[np.ndarray]:
         (request,) = requests

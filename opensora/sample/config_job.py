@@ -3,24 +3,35 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
 
 from opensora.pipelines.mask_strategy import check_strategy, parse_strategy
-from opensora.pipelines.prompt_syntax import loop_texts, split_overrides
+from opensora.pipelines.prompt_syntax import clip_texts, loop_texts, split_overrides
 from opensora.pipelines.references import find_reference, split_paths
 from opensora.utils.config_utils import check_fields
+from opensora.utils.folder_lock import compressed_bytes
 
 NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "num_frames", "image_size", "fps",
           "save_dir")
-LONGEST_NAME = 150  # bytes of a prompt in a file's name, of which there can be 255
+# Bytes of a prompt, and of `sample_name`, in a file's name. It can have 255 in all, with those of temporary files.
+LONGEST_NAME, LONGEST_SAMPLE_NAME = 150, 50
+DIGEST = 16  # hexadecimal digits that tell prompts apart whose names would be alike
+UNSAFE = re.compile(r"^\.|[/\\\x00-\x1f\x7f]")
+# Ends that the names of other prompts, of empty prompts and of a prompt's samples have.
+RESERVED_END = re.compile(rf"-[0-9a-f]{{{DIGEST}}}$|[-_][0-9]+$")
+# Fields that only inference-long.py reads, and the values that mean nothing.
+LONG_FIELDS = {"reference_path": None, "mask_strategy": None, "loop": 1, "condition_frame_length": None}
 
 
 class Request(NamedTuple):
-    """One prompt: `index` counts over all prompts, `texts` has one for each clip, `groups` the mask strategy's."""
+    """One prompt: `index` counts over all prompts, `name` is the prompt in file names, `texts` has one for each clip,
+    `groups` the mask strategy's."""
 
     index: int
+    name: str
     prompt: str
     texts: tuple
     references: tuple
@@ -61,13 +72,17 @@ class Job:
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise ValueError(f"{name} {value!r}: should be a whole number from 1 on")
-        if len(self.image_size) != 2 or min(self.image_size) < 8:
-            raise ValueError(f"image_size {tuple(self.image_size)}: should be height and width, 8 pixels or more")
+        size = self.image_size
+        if not isinstance(size, (list, tuple)) or len(size) != 2 or any(type(n) is not int or n < 8 for n in size):
+            raise ValueError(f"image_size {size!r}: should be height and width, whole numbers of 8 pixels or more")
+        if self.sample_name and len(Path(self.sample_name).name.encode()) > LONGEST_SAMPLE_NAME:
+            raise ValueError(f"sample_name {self.sample_name!r}: should be at most {LONGEST_SAMPLE_NAME} bytes long")
         if self.fps < self.frame_interval:
             raise ValueError(f"fps {self.fps} divided by frame_interval {self.frame_interval} is less than 1 frame a "
                              f"second")
-        if self.loop > 1 and not (self.condition_frame_length and 1 <= self.condition_frame_length < self.num_frames):
-            raise ValueError(f"condition_frame_length {self.condition_frame_length}: with loop {self.loop} it should be "
+        kept = self.condition_frame_length
+        if self.loop > 1 and not (type(kept) is int and 1 <= kept < self.num_frames):
+            raise ValueError(f"condition_frame_length {kept!r}: with loop {self.loop} it should be "
                              f"from 1 to {self.num_frames - 1}, frames that a clip takes over from the one before")
 
     @property
@@ -79,22 +94,59 @@ class Job:
     def model_fps(self) -> float:
         return self.fps / self.frame_interval if self.divide_fps else self.fps
 
+    @property
+    def bytes_per_sample(self) -> float:
+        """About what a result takes on the disk."""
+        kept = self.condition_frame_length if self.loop > 1 else 0
+        return compressed_bytes(self.loop * (self.num_frames - kept) + kept, self.image_size[0] * self.image_size[1])
+
     def path(self, request: Request, number: int) -> Path:
         """Of a prompt's `number`-th sample."""
         name = self.sample_name or ("" if self.prompt_as_path else "sample")
-        in_name = file_name(request.prompt) if self.prompt_as_path else ""
-        name += in_name or f"_{request.index}"  # an empty prompt names no file
+        name += request.name if self.prompt_as_path and request.name else f"_{request.index}"
         name += "" if self.num_sample == 1 else f"-{number}"
         return Path(self.save_dir) / f"{name}{'.png' if self.num_frames == 1 else '.mp4'}"
 
 
-def file_name(prompt: str) -> str:
-    """The prompt as part of a file's name; one that is too long is cut and gets digits that tell it from others."""
-    name = re.sub(r"[/\\\x00-\x1f]", "_", prompt)
+def file_name(prompt: str, repeat: int = 0) -> str:
+    """The prompt as part of a file's name: itself where it can be, else its readable part and a digest of all of it.
+
+    No two prompts have the same name, and a name depends on nothing but the prompt and `repeat`, which counts the equal
+    prompts before it in the list. The name of the empty prompt is empty.
+
+    Raises:
+        ValueError: json behind the text that cannot be read.
+    """
+    name = UNSAFE.sub("_", split_overrides(prompt)[0].strip())
     encoded = name.encode()
-    if len(encoded) <= LONGEST_NAME:
+    if name == prompt and len(encoded) <= LONGEST_NAME and not RESERVED_END.search(name) and not (repeat and name):
         return name
-    return encoded[:LONGEST_NAME].decode(errors="ignore") + hashlib.sha256(encoded).hexdigest()[:8]
+    digest = hashlib.sha256(f"{repeat}:{prompt}".encode()).hexdigest()[:DIGEST]
+    return f"{encoded[:LONGEST_NAME].decode(errors='ignore') or '_'}-{digest}"
+
+
+def file_names(prompts: Sequence[str]) -> list[str]:
+    """`file_name` of each prompt of a list."""
+    counts: Counter = Counter()
+    names = []
+    for prompt in prompts:
+        names.append(file_name(prompt, counts[prompt]))
+        counts[prompt] += 1
+    return names
+
+
+def check_single_clips(config: Mapping[str, Any]) -> None:
+    """Raises ValueError where a config asks inference.py for what only inference-long.py makes."""
+    remedy = "inference.py makes single clips without references; use scripts/inference-long.py"
+    for name, default in LONG_FIELDS.items():
+        value = config.get(name)
+        if value is not None and value != default:
+            raise ValueError(f"{name} {value!r} (--{name.replace('_', '-')}): {remedy}, or leave it out")
+    for prompt in config["prompt"]:
+        if split_overrides(prompt)[1]:
+            raise ValueError(f"prompt {prompt!r} names references: {remedy}, or take away the json behind the text")
+        if clip_texts(prompt)[1:]:
+            raise ValueError(f"prompt {prompt!r} has texts for several clips: {remedy}, or give one text")
 
 
 def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Request]:
@@ -106,32 +158,49 @@ def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Reque
         ValueError: prompts, references and mask strategies that do not go together.
         OSError: a reference is not there or cannot be fetched.
     """
-    prompts, first = config["prompt"], config.get("first_index", 0)
+    prompts, first, earlier = config["prompt"], config.get("first_index", 0), config.get("earlier_prompts", [])
+    for prompt in (*earlier, *prompts):
+        if re.search("[\ud800-\udfff]", prompt):
+            raise ValueError(f"prompt {ascii(prompt)}: holds half of a surrogate pair, which is no text")
+    names = file_names([*earlier, *prompts])[len(earlier):]
     if not long:
-        return [Request(first + place, prompt, tuple(loop_texts(prompt, 1)), (), ())
-                for place, prompt in enumerate(prompts)]
+        return [Request(first + place, name, prompt, tuple(loop_texts(prompt, 1)), (), ())
+                for place, (name, prompt) in enumerate(zip(names, prompts))]
     given = [config.get("reference_path"), config.get("mask_strategy")]
-    if given[0] is None:
-        given = [None, None]  # a mask strategy means nothing without references
     rows = [[None] * len(prompts) if values is None else list(values) for values in given]
     if {len(row) for row in rows} != {len(prompts)}:
         raise ValueError(f"{len(prompts)} prompts, {len(rows[0])} entries of reference_path and {len(rows[1])} of "
                          f"mask_strategy: there should be one for each prompt; None where there is none")
+
     def find(path: str) -> Path:
         return find_reference(path, config.get("cache_dir") or "./cache", config.get("allow_local", False))
 
-    return [_plan_one(first + place, prompt, *row, find, job.loop)
-            for place, (prompt, *row) in enumerate(zip(prompts, *rows))]
+    return [_plan_one(first + place, name, prompt, *row, find, job.loop)
+            for place, (name, prompt, *row) in enumerate(zip(names, prompts, *rows))]
 
 
-def _plan_one(index: int, prompt: str, reference_path: Optional[str], mask_strategy: Optional[str],
+def without_effect(job: Job, requests: Sequence[Request]) -> Iterator[str]:
+    """What is asked of a long video and has no effect with this many clips, a sentence each."""
+    if job.loop == 1 and job.condition_frame_length:
+        yield f"condition_frame_length {job.condition_frame_length} has no effect: loop is 1"
+    for request in requests:
+        for start in [start for start, _ in clip_texts(request.prompt) if start >= job.loop]:
+            yield f"prompt {request.index} has a text from clip {start} on, but loop is {job.loop}, counted from 0"
+        for group in [group for group in request.groups if group.clip >= job.loop]:
+            yield f"prompt {request.index} has a mask strategy for clip {group.clip}, but loop is {job.loop}, " \
+                  f"counted from 0"
+
+
+def _plan_one(index: int, name: str, prompt: str, reference_path: Optional[str], mask_strategy: Optional[str],
               find: Callable[[str], Path], loop: int) -> Request:
     text, overrides = split_overrides(prompt)
+    if text != prompt and not overrides:
+        raise ValueError(f"prompt {prompt!r}: the json behind its text has neither reference_path nor mask_strategy")
     references = split_paths(overrides.get("reference_path", reference_path))
     groups = parse_strategy(overrides.get("mask_strategy", mask_strategy))
     try:
         check_strategy(groups, len(references), loop)
     except ValueError as error:
         raise ValueError(f"prompt {prompt!r}: {error}") from error
-    return Request(index, text, tuple(loop_texts(text, loop)),
+    return Request(index, name, text, tuple(loop_texts(text, loop)),
                    tuple(find(path) for path in references), tuple(groups))

@@ -16,6 +16,7 @@ from opensora.datasets.media import VideoReader, read_image, save_image, write_v
 from opensora.device import Device
 from opensora.sample.options import SampleOptions
 from opensora.utils.files import atomic_write
+from opensora.utils.folder_lock import compressed_bytes
 
 GRID_GAP = 1
 # Arguments that may differ between a run and the one that goes on with it.
@@ -58,10 +59,9 @@ def _path(options: SampleOptions, index: Optional[int], number: Optional[int] = 
 
 
 def bytes_per_sample(options: SampleOptions) -> float:
-    """About what a result takes on the disk. Compression gives a twentieth of a byte per pixel of a video, more for
-    images."""
+    """About what a result takes on the disk."""
     size = options.height * options.width if options.crop_for_hw or not options.is_inpaint else options.max_hxw
-    return options.num_frames * size * (0.05 if options.num_frames > 1 else 0.5)
+    return compressed_bytes(options.num_frames, size)
 
 
 def write_frames(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
@@ -92,16 +92,35 @@ def write_metadata(sample: Sample, options: SampleOptions, device: Device, seed:
 
 
 def check_same_run(sample: Sample, options: SampleOptions) -> None:
-    """Raises ValueError if what is there under the sample's name was made from other inputs or with other arguments."""
-    if not sample.metadata_path.exists():
+    """Raises ValueError if what is there under the sample's name was made from other inputs or with other arguments,
+    or if the json beside it does not say so. Where there is only a json, a new one replaces it."""
+    if not sample.metadata_path.exists() or not (sample.path.exists() or sample.latents_path.exists()):
         return
-    record = json.loads(sample.metadata_path.read_text(encoding="utf-8"))
-    made_with = {**record["arguments"], "prompt": record["prompt"], "condition": record.get("condition", [])}
+    made_with = _made_with(sample)
     wanted = {**options.as_metadata(), "prompt": sample.prompt, "condition": list(sample.condition)}
     for name, value in wanted.items():
-        if name not in FREE_ARGUMENTS and made_with.get(name) != value:
-            raise ValueError(f"{sample.path} was made with {name} {made_with.get(name)!r}, now it is {value!r}: "
+        if name not in FREE_ARGUMENTS and name not in made_with:
+            raise _no_record(sample, f"{name} is missing")
+        if name not in FREE_ARGUMENTS and made_with[name] != value:
+            raise ValueError(f"{sample.path} was made with {name} {made_with[name]!r}, now it is {value!r}: "
                              f"choose another --save_img_path, or --overwrite")
+
+
+def _made_with(sample: Sample) -> dict:
+    """The arguments and inputs that the json beside a result names."""
+    try:
+        record = json.loads(sample.metadata_path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise _no_record(sample, "no json in UTF-8") from error
+    if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
+        raise _no_record(sample, "no object with arguments")
+    inputs = {name: record[name] for name in ("prompt", "condition") if name in record}
+    return {"condition": [], **record["arguments"], **inputs}
+
+
+def _no_record(sample: Sample, reason: str) -> ValueError:
+    return ValueError(f"{sample.metadata_path} does not say how {sample.path.name} was made ({reason}): remove both to "
+                      f"make it again, choose another --save_img_path, or --overwrite")
 
 
 def write_latents(path: Path, latents: np.ndarray) -> None:

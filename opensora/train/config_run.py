@@ -15,7 +15,7 @@ from opensora.datasets.options import T2VDataOptions
 from opensora.device import Device
 from opensora.models.registry import VAES
 from opensora.parallel.flat import World
-from opensora.registry import DATASET, SCHEDULER, TEXT_ENCODER, VAE, check_family, check_folders
+from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, check_family, check_folders, check_part
 from opensora.schedulers import SCHEDULERS
 from opensora.train.adamw import AdamW
 from opensora.train.arguments import check_arguments, recorded
@@ -38,6 +38,9 @@ FAMILIES = {
 NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "dataset.type", "outputs", "lr")
 # `plugin` -> what ZeRO divides over the processes.
 PLUGINS = {"ddp": 0, "zero1": 1, "zero2": 2, "zero2-seq": 2, "zero3": 3}
+# Fields that have no effect on the training of a model, and the values that ask for none.
+UNREAD = {STDIT: {"gradient_accumulation_steps": 1, "validate": False},
+          PLAN: {"bucket_config": None, "mask_ratios": None, "validate": False}}
 # Samplers of Open-Sora-Plan whose weights were trained in a way of their own.
 OBJECTIVES = {"CogVideoX": {"cogvideox_scheduler": True}, "FlowMatchEulerDiscrete": {"rf_scheduler": True}}
 
@@ -53,6 +56,7 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     check_folders(config)
     if config.get("wandb") and find_spec("wandb") is None:
         raise ValueError("wandb = True needs the package wandb: pip install wandb; curves are in tensorboard/ anyway")
+    _check_unread(config)
     plugin = config.get("plugin") or "ddp"
     if plugin not in PLUGINS:
         raise ValueError(f"plugin {plugin!r} is not one of {', '.join(PLUGINS)}")
@@ -76,6 +80,19 @@ def run(config: Mapping[str, Any], device: Device) -> None:
             load_state(checkpoint, training.trained, quiet=not device.is_main)
             checkpoint = None
         Trainer(training, trainer_options(config, output_dir, training), device, checkpoint, arguments).run()
+
+
+def _check_unread(config: Mapping[str, Any]) -> None:
+    """Raises ValueError for fields that the config's model cannot follow, and for unknown fields of its parts."""
+    is_stdit, model = config["model"]["type"] == STDIT, config["model"]["type"]
+    for name, nothing in UNREAD[model].items():
+        if config.get(name) and config[name] != nothing:
+            raise ValueError(f"{name} {config[name]!r} has no effect on the training of {model}; leave it out")
+    for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` has the rest
+        check_part(config[kind], kind)
+    if is_stdit and config.get("bucket_config") and config.get("batch_size"):
+        print(f"note: batch_size {config['batch_size']} has no effect: bucket_config has the sizes of batches",
+              file=sys.stderr)
 
 
 def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptions:
@@ -108,7 +125,9 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
         enable_tiling=vae.get("enable_tiling", False), text_encoder_name_1=text_encoder["from_pretrained"], model=name,
         pretrained=pretrained,
         model_changes={**model, "prediction_type": None if objective.rf_scheduler else objective.prediction_type},
-        train_batch_size=config.get("batch_size") or 1, dataloader_num_workers=config.get("num_workers", 4),
+        train_batch_size=config.get("batch_size") or 1,
+        gradient_accumulation_steps=config.get("gradient_accumulation_steps") or 1,
+        dataloader_num_workers=config.get("num_workers", 4),
         gradient_checkpointing=config.get("grad_checkpoint", False), zero_stage=zero_stage, sp_size=sp_size,
         max_grad_norm=config.get("grad_clip"), adamw=AdamW(), ema=EMA(config.get("ema_decay", 0.9999)),
         seed=config.get("seed", 42))

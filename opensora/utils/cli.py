@@ -8,13 +8,15 @@ import signal
 import sys
 from dataclasses import fields
 from pathlib import Path
-from typing import Callable, NoReturn, Optional, Sequence
+from typing import Any, Callable, NoReturn, Optional, Sequence
 
 import yaml
 
 from opensora.utils import supervision
-from opensora.utils.numbers import finite_number
+from opensora.utils.numbers import finite_number, whole_number
 from opensora.utils.stopping import Stopped, handle_signals, ignore_signals
+
+LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState and mindspore.set_seed
 
 
 def str2bool(text: str) -> bool:
@@ -57,6 +59,22 @@ class DefaultsFormatter(argparse.RawDescriptionHelpFormatter):
             values = " ".join(map(str, action.default)).replace("%", "%%")
             return f"{text} (default: {values})"
         return f"{text} (default: %(default)s)"
+
+
+def check_seed(value: Any, name: str) -> int:
+    """`value` as a seed, in the range that numpy and MindSpore take; ValueError, with `name`, for anything else."""
+    try:
+        return whole_number(value, name, 0, LARGEST_SEED)
+    except ValueError as error:
+        raise ValueError(f"{name} {str(value)[:60]!r}: should be a whole number from 0 to {LARGEST_SEED}") from error
+
+
+def seed(text: str) -> int:
+    """The type of flags that are seeds."""
+    try:
+        return check_seed(text, "seed")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
 
 
 def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:

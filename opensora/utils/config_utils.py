@@ -21,8 +21,9 @@ from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence, Union
 
 from mmengine.config import Config, ConfigDict
 
-from opensora.utils.cli import CommandParser, finite_float, str2bool
+from opensora.utils.cli import CommandParser, check_seed, finite_float, seed, str2bool
 from opensora.utils.numbers import finite_number
+from opensora.utils.text_files import read_text
 
 PLACES = {"ckpt_path": ("model", "from_pretrained"), "cfg_scale": ("scheduler", "cfg_scale"),
           "num_sampling_steps": ("scheduler", "num_sampling_steps"), "data_path": ("dataset", "data_path")}
@@ -51,7 +52,7 @@ class Flag(NamedTuple):
 
 
 COMMON_FLAGS = (
-    Flag("seed", int, "of everything that is random"),
+    Flag("seed", seed, "of everything that is random"),
     Flag("ckpt-path", str, "weights of the model"),
     Flag("batch-size", int, "samples at a time"),
     Flag("device", str, "Ascend or CPU; default: Ascend where one is present"),
@@ -90,9 +91,9 @@ TRAINING_FLAGS = (
 def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> ConfigDict:
     """The config that the command line names, changed by its flags; defaults filled in, prompts read.
 
-    Fields can be reached as attributes and as items. In inference `prompt` is the list of prompts to take, and
-    `first_index` the place of the first of them among all. An unknown flag, or one of the other mode, ends the program
-    with argparse's message.
+    Fields can be reached as attributes and as items. In inference `prompt` is the list of prompts to take,
+    `earlier_prompts` those before them in the whole list, and `first_index` how many those are. An unknown flag, or one
+    of the other mode, ends the program with argparse's message.
 
     Raises:
         FileNotFoundError: no such config or prompt file.
@@ -100,6 +101,7 @@ def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> Confi
     """
     given = vars(_parser((*COMMON_FLAGS, *(TRAINING_FLAGS if training else INFERENCE_FLAGS))).parse_args(argv))
     config = read_config_file(given["config"])
+    _name_misplaced(config, given["config"])
     if "prompt_path" in given and "prompt" not in given:
         config.prompt = None  # the flag wins over a list in the file
     for name, value in given.items():
@@ -113,11 +115,15 @@ def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> Confi
         place = config.get(parents[0]) if parents else config
         if isinstance(place, Mapping) and place.get(last) is not None:
             place[last] = finite_number(place[last], f"{given['config']}: {name}")
+    if config.get("seed") is None:
+        config.pop("seed", None)  # the default's turn
+    else:
+        config.seed = check_seed(config.seed, f"{given['config']}: seed")
     _name_unused(config, field_names(training))
     if training and config.get("dataset") is not None:
         config.dataset.setdefault("transform_name", "center")
     if not training:
-        _choose_prompts(config, given.get("start_index"), given.get("end_index"))
+        _choose_prompts(config, given)
     return config
 
 
@@ -221,7 +227,20 @@ def _name_unused(config: Mapping, known: Sequence[str]) -> None:
             print(f"note: nothing reads the field {name} of the config; did you mean {close[0]}?", file=sys.stderr)
 
 
-def _choose_prompts(config: ConfigDict, start: Optional[int], end: Optional[int]) -> None:
+def _name_misplaced(config: Mapping, path: str) -> None:
+    """A note about fields of parts that stand at the top of a config, where nothing reads them.
+
+    It may be a name that helps to write the part, as in `cfg_scale = 7; scheduler = dict(cfg_scale=cfg_scale)`.
+    """
+    for name, (parent, field) in PLACES.items():
+        part = config.get(parent)
+        if config.get(name) is not None and isinstance(part, Mapping) and part.get(field) != config[name]:
+            print(f"note: {path}: {name} = {config[name]!r} has no effect at the top of the config; the field that is "
+                  f"read is {parent}.{field}", file=sys.stderr)
+
+
+def _choose_prompts(config: ConfigDict, given: Mapping[str, Any]) -> None:
+    """Reads the prompts and takes those from `start_index` to `end_index`, with their references and strategies."""
     prompts = config.get("prompt")
     if isinstance(prompts, str):
         prompts = [prompts]
@@ -232,8 +251,21 @@ def _choose_prompts(config: ConfigDict, start: Optional[int], end: Optional[int]
                              "config")
         if not Path(path).is_file():
             raise FileNotFoundError(f"{path}: no such file of prompts")
-        prompts = [line.strip() for line in Path(path).read_text(encoding="utf-8").splitlines()]
-    config.prompt = list(prompts)[start:end]
-    config.first_index = slice(start, end).indices(len(prompts))[0]
+        prompts = [line.strip() for line in read_text(path).splitlines()]
+    if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
+        raise ValueError(f"{given['config']}: prompt {prompts!r}: should be a list of texts")
+    start, end = config.get("start_index"), config.get("end_index")
+    for name, value in (("start_index", start), ("end_index", end)):
+        if value is not None and type(value) is not int:
+            raise ValueError(f"{given['config']}: {name} {value!r}: should be a whole number")
+    first, stop, _ = slice(start, end).indices(len(prompts))
+    for name in ("reference_path", "mask_strategy"):
+        values = config.get(name)
+        if isinstance(values, str):
+            values = config[name] = [values]
+        # Flags may also have entries for the chosen prompts alone; `plan_requests` compares the lengths.
+        if values is not None and (name not in given or len(values) == len(prompts)):
+            config[name] = list(values)[first:stop]
+    config.prompt, config.earlier_prompts, config.first_index = list(prompts[first:stop]), list(prompts[:first]), first
     if not config.prompt:
         raise ValueError(f"no prompts are left of {len(prompts)} from --start-index {start} to --end-index {end}")

@@ -61,6 +61,11 @@ def check_free_space(folder: Union[str, Path], needed_bytes: float) -> None:
                       f"free some space or choose another folder")
 
 
+def compressed_bytes(num_frames: int, pixels: int) -> float:
+    """Compression gives about a twentieth of a byte per pixel of a video, more for images."""
+    return num_frames * pixels * (0.05 if num_frames > 1 else 0.5)
+
+
 def _lock(folder: Path) -> Optional[int]:
     path = folder / LOCK_NAME
     try:

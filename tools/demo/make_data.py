@@ -25,6 +25,7 @@ from opensora.demo.drawing import draw_clip, draw_picture  # noqa: E402
 from opensora.demo.scenes import FPS, FRAMES, SIDE, Scene, draw_scenes  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 from opensora.utils.files import atomic_write  # noqa: E402
+from opensora.utils.folder_lock import exclusive_folder  # noqa: E402
 
 RESOLUTION = {"height": SIDE, "width": SIDE}
 TRAIN, PICTURES, HELD_OUT = range(3)  # part of the seed of each
@@ -73,11 +74,13 @@ def main() -> None:
     args = parser.parse_args()
     root = Path(args.output_dir)
     rng = np.random.default_rng(0)
-    write_part(root / "train/pictures", "train_pictures", draw_scenes(args.pictures, False, rng), PICTURES,
-               root / "train/pictures.json")
-    write_part(root / "train/clips", "train", draw_scenes(args.clips, False, rng), TRAIN, root / "train/captions.json")
-    write_part(root / "held_out/clips", "held_out", draw_scenes(args.held_out, True, rng), HELD_OUT,
-               root / "held_out/captions.json")
+    with exclusive_folder(root):
+        write_part(root / "train/pictures", "train_pictures", draw_scenes(args.pictures, False, rng), PICTURES,
+                   root / "train/pictures.json")
+        write_part(root / "train/clips", "train", draw_scenes(args.clips, False, rng), TRAIN,
+                   root / "train/captions.json")
+        write_part(root / "held_out/clips", "held_out", draw_scenes(args.held_out, True, rng), HELD_OUT,
+                   root / "held_out/captions.json")
 
 
 if __name__ == "__main__":

@@ -38,6 +38,8 @@ class IDDPM:
         if self.num_sampling_steps is not None and self.timestep_respacing is not None:
             raise ValueError(f"num_sampling_steps {self.num_sampling_steps} and timestep_respacing "
                              f"{self.timestep_respacing!r} say the same: leave one out")
+        if self.cfg_channel is not None and (type(self.cfg_channel) is not int or self.cfg_channel < 1):
+            raise ValueError(f"cfg_channel {self.cfg_channel!r}: should be a number of channels, 1 or more")
         respacing = self.timestep_respacing or ""
         if self.num_sampling_steps is not None:
             respacing = str(self.num_sampling_steps)
