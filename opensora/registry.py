@@ -17,7 +17,7 @@ import mindspore as ms
 from opensora.datasets.variable_video import VariableVideoTextDataset, VideoTextDataset
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, WFVAEModel, get_vae
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
-from opensora.models.checkpoint_files import read_config, resolve_path
+from opensora.models.checkpoint_files import resolve_path
 from opensora.models.dit.config import PRESETS as DIT_PRESETS
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.loading import ModelConfig
@@ -35,11 +35,12 @@ PRETRAINED = ("from_pretrained", "cache_dir", "local_files_only")
 
 
 class Entry(NamedTuple):
-    """A registered type: `make` takes its fields by name."""
+    """A registered type: `make` takes its fields by name. `model` is the class whose folder `from_pretrained` names."""
 
     kind: str
     make: Callable[..., Any]
     fields: tuple
+    model: Optional[type] = None
 
 
 @dataclass
@@ -100,6 +101,27 @@ def check_family(config: Mapping[str, Any], families: Mapping[str, Mapping[str, 
                              f"{', '.join(allowed)}")
 
 
+def check_folders(config: Mapping[str, Any]) -> None:
+    """Checks the config.json of each folder that a config names, before anything is loaded.
+
+    Raises:
+        FileNotFoundError: a folder is not on this machine.
+        ValueError: one is of another model.
+    """
+    for part in (config[name] for name in (MODEL, VAE, TEXT_ENCODER) if config.get(name)):
+        entry = REGISTRY.get(part.get("type"))
+        if entry and entry.model and part.get("from_pretrained"):
+            folder = _weights_folder(local_weights(part["from_pretrained"], part.get("cache_dir")))
+            if (folder / "config.json").is_file():
+                entry.model.published_config(folder, "from_pretrained of " + part["type"])
+
+
+def _weights_folder(path: Path) -> Path:
+    """The folder of the weights at a path, which may be a checkpoint of a training."""
+    inner = path / "model" if (path / "model").is_dir() else path
+    return inner if inner.is_dir() else inner.parent
+
+
 def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
     """The path itself, or what the hub's own tools have downloaded under that name into their cache.
 
@@ -135,11 +157,10 @@ def _model_entry(kind: str, model: type, config: type[ModelConfig], preset: Mapp
         if from_pretrained is None:
             return model(**{**preset, **changes}).cast(dtype)
         path = local_weights(from_pretrained, cache_dir)
-        inner = path / "model" if (path / "model").is_dir() else path  # in a checkpoint of a training
-        folder = inner if inner.is_dir() else inner.parent
-        base = read_config(folder) if (folder / "config.json").is_file() else preset
-        return model.from_pretrained(inner, dtype, {**base, **changes})
-    return Entry(kind, make, (*PRETRAINED, "dtype", *_names(config), *more))
+        folder = _weights_folder(path)
+        base = model.published_config(folder) if (folder / "config.json").is_file() else preset
+        return model.from_pretrained(path if path.is_file() else folder, dtype, {**base, **changes})
+    return Entry(kind, make, (*PRETRAINED, "dtype", *_names(config), *more), model)
 
 
 def _wfvae_entry(name: str) -> Entry:
@@ -150,7 +171,7 @@ def _wfvae_entry(name: str) -> Entry:
         vae: WFVAEModel = get_vae(name, local_weights(from_pretrained, cache_dir), dtype)
         vae.enable_tiling(enable_tiling)
         return vae
-    return Entry(VAE, make, (*PRETRAINED, "dtype", "enable_tiling"))
+    return Entry(VAE, make, (*PRETRAINED, "dtype", "enable_tiling"), WFVAEModel)
 
 
 def _text_encoder_entry(name: str, default_length: int, always_float32: bool) -> Entry:
@@ -162,7 +183,7 @@ def _text_encoder_entry(name: str, default_length: int, always_float32: bool) ->
         # `shardformer` means 16 bits; T5 computes in float32 without it, whatever the model does.
         encoder = MT5EncoderModel.from_pretrained(path, ms.float32 if always_float32 and not shardformer else dtype)
         return TextEncoder(encoder, Tokenizer(path), model_max_length)
-    return Entry(TEXT_ENCODER, make, (*PRETRAINED, "dtype", "model_max_length", "shardformer"))
+    return Entry(TEXT_ENCODER, make, (*PRETRAINED, "dtype", "model_max_length", "shardformer"), MT5EncoderModel)
 
 
 def _sampler_entry(name: str) -> Entry:

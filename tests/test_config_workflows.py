@@ -24,7 +24,7 @@ from opensora.device import Device
 from opensora.models import STDiT2, VideoAutoencoderKL
 from opensora.pipelines.long_video import Scene, make_long_video
 from opensora.pipelines.stdit import ClipSize
-from opensora.registry import REGISTRY, build, check_family
+from opensora.registry import REGISTRY, build, check_family, check_folders
 from opensora.sample import config_inference as inference
 from opensora.sample.config_job import Job, file_name, plan_requests, without_effect
 from opensora.train import config_run
@@ -504,3 +504,17 @@ def test_one_run_per_folder(folder, tmp_path):
 def test_mistakes_in_training_configs(changes, words, folder, tmp_path):
     with pytest.raises((ValueError, OSError), match=words):
         train(training_config(folder, tmp_path / "train.py", **changes))
+
+
+def test_folders_of_other_models_are_refused(tmp_path):
+    """Before anything that a config names is loaded."""
+    for name, class_name in (("vae", "CausalVAEModel"), ("model", "LatteT2V")):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "config.json").write_text(json.dumps({"_class_name": class_name}))
+    config = {"model": {"type": "OpenSoraT2V_v1_3-2B/122"}, "text_encoder": {"type": "mt5"},
+              "vae": {"type": "WFVAEModel_D8_4x8x8", "from_pretrained": str(tmp_path / "vae")}}
+    with pytest.raises(ValueError, match="vae: holds a CausalVAEModel .*; from_pretrained of WFVAEModel_D8_4x8x8 needs a "):
+        check_folders(config)
+    config["model"]["from_pretrained"] = str(tmp_path / "model")
+    with pytest.raises(ValueError, match="model: holds a LatteT2V .*; from_pretrained of OpenSoraT2V_v1_3-2B/122 needs an"):
+        check_folders(config)

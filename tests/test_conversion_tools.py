@@ -17,6 +17,8 @@ from torch_files import Storage, View, save_zip, tensor
 
 from opensora.models import MT5EncoderModel, WFVAEModel
 from opensora.models.checkpoint_files import open_state
+from opensora.models.safetensors_file import write_safetensors
+from opensora.models.tensor_file import ArrayTensor
 
 WFVAE_TOOL = "tools/model_conversion/convert_wfvae.py"
 TORCH_TOOL = "tools/model_conversion/convert_pytorch_ckpt_to_safetensors.py"
@@ -195,3 +197,46 @@ def test_memory_stays_small_for_a_large_file(run, tmp_path):
     assert (converted["ballast.24"].numpy() == elements).all()
     assert (converted["transposed"].numpy() == elements.reshape(4096, 8192).T).all()
     assert peak < 2 * elements.nbytes + 300e6
+
+
+def test_merge_as_the_guide_calls_it(run, tmp_path):
+    """-f may be the index's full path; what is not right in the shards is said."""
+    folder = tmp_path / "shards"
+    weights = {"w": np.ones(3, np.float32), "v": np.full(2, np.nan, np.float32)}
+    for name, value in weights.items():
+        write_safetensors(folder / f"{name}.safetensors", {name: ArrayTensor(value)})
+    index = folder / "diffusion_pytorch_model.safetensors.index.json"
+    index.write_text(json.dumps({"weight_map": {name: f"{name}.safetensors" for name in weights}}))
+    for given in (index, index.name, os.path.relpath(index)):
+        target = tmp_path / "all.safetensors"
+        finished = run(MERGE_TOOL, "-i", folder, "-o", target, "-f", given)
+        assert finished.returncode == 0, finished.stderr
+        assert set(load_file(target)) == {"v", "w"}
+        assert "all.safetensors: 1 tensors hold NaN or infinity (v)" in finished.stderr
+        target.unlink()
+    elsewhere = tmp_path / index.name
+    elsewhere.write_text(index.read_text())
+    finished = run(MERGE_TOOL, "-i", folder, "-o", target, "-f", tmp_path / "no" / index.name)
+    assert refused(finished, "no such index", str(folder))
+    assert refused(run(MERGE_TOOL, "-i", folder, "-o", target, "-f", elsewhere), "is not in", str(folder))
+
+
+def test_checkpoints_of_other_trainers(run, vae_folder, tmp_path):
+    state = WFVAEModel.from_pretrained(vae_folder).torch_state()
+    save_zip(tmp_path / "mp_rank_00_model_states.pt",
+             {"module": {f"_orig_mod.{name}": value for name, value in as_tensors(state).items()}, "ds_version": "0.12"})
+    finished = convert(run, WFVAE_TOOL, tmp_path / "mp_rank_00_model_states.pt", tmp_path / "x.safetensors",
+                       vae_folder / "config.json")
+    assert finished.returncode == 0, finished.stderr
+    assert same(load_file(tmp_path / "x.safetensors"), state)
+
+
+def test_float8_survives_conversion(run, tmp_path):
+    """A safetensors file with it is merged and cast byte by byte."""
+    header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
+    (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes([56, 0, 184, 126]))
+    assert open_state(tmp_path / "x.safetensors")["w"].numpy().tolist() == [1, 0, -1, 448]
+    finished = run("tools/ckpt/cast_safetensors.py", "-i", tmp_path / "x.safetensors", "-o", tmp_path / "y.safetensors")
+    assert finished.returncode == 0, finished.stderr
+    assert open_state(tmp_path / "y.safetensors")["w"].dtype == "F8_E4M3"
+    assert open_state(tmp_path / "y.safetensors")["w"].numpy().tolist() == [1, 0, -1, 448]

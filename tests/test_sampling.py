@@ -276,3 +276,26 @@ def test_wording(release, run, flags, tmp_path, monkeypatch):
     (metadata,) = (tmp_path / "out").glob("*.json")
     recorded = json.dumps(json.loads(metadata.read_text()))
     assert '"prompt_template": "{}"' in recorded and '"negative_prompt": "y"' in recorded
+
+
+@pytest.mark.parametrize("flag, folder, message", [
+    ("--model_path", "vae", "holds a WFVAEModel; --model_path with --model_type t2v needs an OpenSoraT2V_v1_3"),
+    ("--model_path", "text", "holds an? .*5.*; --model_path with --model_type t2v needs an OpenSoraT2V_v1_3"),
+    ("--ae_path", "transformer", "holds an OpenSoraT2V_v1_3; --ae_path needs a WFVAEModel"),
+    ("--ae_path", "causal", "holds a CausalVAEModel .the autoencoder of Open-Sora-Plan v1.0 to v1.2.; --ae_path needs"),
+    ("--text_encoder_name_1", "vae", "holds a WFVAEModel; --text_encoder_name_1 needs an MT5EncoderModel"),
+    ("--ae_path", "empty", "empty: no weights in this folder"), ("--ms_checkpoint", "gone.ckpt", "gone.ckpt: no such file")])
+def test_folders_of_other_models(release, flags, tmp_path, flag, folder, message):
+    """Refused with the flags, before a model is loaded, and by the pipeline too."""
+    (tmp_path / "causal").mkdir()
+    (tmp_path / "causal/config.json").write_text(json.dumps({"hidden_size_mult": [1, 2, 4, 4], "z_channels": 4}))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/config.json").write_text((release / "vae/config.json").read_text())
+    path = release / folder if (release / folder).exists() else tmp_path / folder
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        parse_options([*map(str, flags), flag, str(path), "--text_prompt", "a"])
+    places = {"--model_path": release / "transformer", "--ae_path": release / "vae",
+              "--text_encoder_name_1": release / "text"}
+    if flag in places:
+        with pytest.raises((ValueError, FileNotFoundError), match=message.split("; ")[0]):
+            OpenSoraPipeline.from_pretrained(*{**places, flag: path}.values())

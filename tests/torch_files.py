@@ -1,15 +1,20 @@
-"""Writes files in the two formats of torch.save, without torch: what the readers are tested on."""
+"""Writes files in the two formats of torch.save, without torch: what the readers are tested on; and how they refuse."""
 from __future__ import annotations
 
 import io
 import pickle
 import struct
+import time
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Callable, Optional
 
 import numpy as np
+import pytest
+
+from opensora.models.checkpoint_files import open_state
 
 STORAGES = {np.dtype("f8"): "DoubleStorage", np.dtype("f4"): "FloatStorage", np.dtype("f2"): "HalfStorage",
             np.dtype("u2"): "BFloat16Storage", np.dtype("i8"): "LongStorage", np.dtype("i4"): "IntStorage",
@@ -105,3 +110,19 @@ def save_legacy(path: Path, content: Any) -> None:
 
 
 SAVERS = {"zip": save_zip, "legacy": save_legacy}
+
+
+def refused_cheaply(path: Path, megabytes: float = 20, read: Callable[[Path], Any] = open_state) -> str:
+    """The error of a file, which must come within seconds, in one short line and with little memory."""
+    tracemalloc.start()
+    start = time.perf_counter()
+    try:
+        with pytest.raises(ValueError) as caught:
+            [(value.numpy(), list(value.raw())) for value in read(path).values()]
+        assert time.perf_counter() - start < 5
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 1e6
+    finally:
+        tracemalloc.stop()
+    message = str(caught.value)
+    assert path.name in message and "\n" not in message and len(message) < 1000
+    return message

@@ -67,8 +67,8 @@ def _snapshot(root: Path) -> Path:
         name = main.read_text(encoding="utf-8", errors="replace").strip()
         found = [folder for folder in found if folder.name == name] or found
     if len(found) != 1:
-        raise FileNotFoundError(f"{root}: a Hugging Face cache with {len(found)} snapshots, and refs/main names none of them; "
-                                f"name a folder in {root / 'snapshots'}")
+        raise FileNotFoundError(f"{root}: a Hugging Face cache with {len(found)} snapshots, and refs/main names none of "
+                                f"them; name a folder in {root / 'snapshots'}")
     return found[0]
 
 
@@ -224,8 +224,9 @@ def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, StoredTensor]:
             "; a DeepSpeed ZeRO-3 checkpoint has its weights in other files: run its zero_to_fp32.py first"
             if "ds_version" in content else ""))
     for name, value in state.items():
-        if isinstance(value, Foreign) and value.name.startswith((UNREAD_TENSOR, "torch._utils._rebuild_")):
-            raise ValueError(f"{path}: {name!r:.100} is a {value.name:.100}, which is not read here; save it as float32")
+        if _is_unread_tensor(value):
+            raise ValueError(f"{path}: {name!r:.100} is a {value.name:.100}, which is not read here; save it as "
+                             f"float32")
     return {name: value for name, value in state.items() if isinstance(value, StoredTensor)}
 
 
@@ -237,4 +238,10 @@ def _find_state(content: dict, keys: tuple, depth: int = 0) -> dict:
             if state:
                 return state
     named = {name: value for name, value in content.items() if isinstance(name, str)}
-    return named if any(isinstance(value, StoredTensor) and value.nbytes for value in named.values()) else {}
+    has_tensors = any(isinstance(value, StoredTensor) and value.nbytes or _is_unread_tensor(value)
+                      for value in named.values())
+    return named if has_tensors else {}
+
+
+def _is_unread_tensor(value: Any) -> bool:
+    return isinstance(value, Foreign) and value.name.startswith((UNREAD_TENSOR, "torch._utils._rebuild_"))

@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence, Union
 
 from opensora.models.tensor_file import StoredTensor
+from opensora.utils.cli import with_article
 
 
 class Size(NamedTuple):
@@ -88,7 +89,8 @@ def check_kind(config: Mapping[str, Any], folder: Union[str, Path], expected: Se
     if kind is None or kind in expected:
         return
     meaning = f" ({OTHER_KINDS[kind]})" if kind in OTHER_KINDS else ""
-    raise ValueError(f"{folder}: holds an {kind:.80}{meaning}; {flag or 'what is loaded here'} needs an {expected[0]}")
+    raise ValueError(f"{folder}: holds {with_article(kind[:80])}{meaning}; {flag or 'what is loaded here'} needs "
+                     f"{with_article(expected[0])}")
 
 
 # By the class of this project.

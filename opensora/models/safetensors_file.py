@@ -51,6 +51,8 @@ def read_safetensors(path: Union[str, Path]) -> dict[str, StoredTensor]:
         _check_metadata(header.pop("__metadata__", None))
         tensors = {name: _stored_tensor(file, 8 + length, entry, name) for name, entry in header.items()}
     except ValueError as error:
+        if str(error).startswith(f"{path}: "):
+            raise
         raise ValueError(f"{path}: a damaged safetensors header ({error}); download or copy the file again") from error
     _check_places(file, 8 + length, tensors)
     return tensors
@@ -65,13 +67,16 @@ def _stored_tensor(file: OpenFile, start: int, entry: Any, name: str) -> StoredT
     """The tensor of an entry of the header; `start` is where the header ends."""
     try:
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if type(kind) is not str or type(shape) is not list or not type(begin) is type(end) is int or not 0 <= begin <= end:
+        if (type(kind) is not str or type(shape) is not list or not type(begin) is type(end) is int
+                or not 0 <= begin <= end):
             raise ValueError("a dtype, shape or data_offsets of a wrong type")
         count = element_count(shape)
+        name.encode()  # a text of json may not be one of Unicode
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{name!r:.100}: {error!s:.100}") from error
     if kind not in NUMPY_TYPES:
-        raise ValueError(f"{name!r:.100} is of type {kind!r:.20}, which is not read here")
+        raise ValueError(f"{file.path}: {name!r:.100} is of type {kind:.20}, which is not read here; save it as "
+                         f"float32")
     if count * NUMPY_TYPES[kind].itemsize != end - begin:
         raise ValueError(f"{name!r:.100} of shape {shape} and type {kind} has {end - begin} bytes")
     return StoredTensor(file, start + begin, tuple(shape), kind)

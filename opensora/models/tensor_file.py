@@ -175,16 +175,22 @@ def is_finite(values: np.ndarray) -> bool:
     """Whether no number is NaN or infinite. The sum shows it at the speed of memory, unless it overflows."""
     if values.dtype.kind != "f":
         return True
+    if values.dtype == np.float16:
+        return _no_full_exponent(values.view(np.uint16), 0x7C00)
     with np.errstate(all="ignore"):
-        return bool(np.isfinite(np.sum(values, dtype=max(values.dtype, np.dtype(np.float32))))
-                    or np.isfinite(values).all())
+        return bool(np.isfinite(np.sum(values)) or np.isfinite(values).all())
+
+
+def _no_full_exponent(bits: np.ndarray, exponent: int) -> bool:
+    """Numpy is slow with 16-bit floats. Those whose bits of the exponent are all set are NaN or infinite."""
+    return not bool(((bits & exponent) == exponent).any())
 
 
 def is_finite_piece(piece: Union[bytearray, np.ndarray], dtype: str) -> bool:
     """`is_finite` of what `raw()` yields of a tensor of type `dtype`."""
     values = np.frombuffer(piece, NUMPY_TYPES[dtype])
-    if dtype == "BF16":  # all bits of the exponent set
-        return not bool(((values & 0x7F80) == 0x7F80).any())
+    if dtype == "BF16":
+        return _no_full_exponent(values, 0x7F80)
     if dtype in BITS:
         return bool(np.isfinite(_float8_values(dtype))[values].all())
     return is_finite(values)

@@ -226,7 +226,7 @@ def _read_legacy(file: OpenFile) -> Any:
 
 
 def _read_legacy_start(file: OpenFile, data: bytes) -> Any:
-    """Reads the pickles; `data` is the file's beginning. The storages follow, in the order of the last pickle's keys."""
+    """Reads the pickles in `data`, the file's beginning; storages follow in the order of the last pickle's keys."""
     storages: dict[str, _Storage] = {}
 
     def note_storage(key: str, count: int, tag: str) -> _Storage:

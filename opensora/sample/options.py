@@ -7,6 +7,7 @@ from typing import Optional, Sequence
 
 from opensora import device
 from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
+from opensora.models.checkpoint_files import find_weights
 from opensora.models.registry import VAES
 from opensora.pipelines.conditions import MAX_HXW
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
@@ -208,6 +209,11 @@ def check_options(options: SampleOptions) -> SampleOptions:
     if vae.get("latent_dim", 8) != channels:
         raise ValueError(f"{options.ae_path} holds an autoencoder of {vae.get('latent_dim', 8)} latent channels, "
                          f"--ae {options.ae} has {channels}")
+    if not options.decode_latents:
+        find_weights(options.ms_checkpoint or options.model_path)
+        find_weights(options.text_encoder_name_1)
+    if options.is_inpaint or not options.save_latents:
+        find_weights(options.ae_path)
     recorded = transformer.get("prediction_type")
     _agree(options, "prediction_type", options.prediction_type, recorded)
     _agree(options, "sparse1d", options.sparse1d or None, transformer.get("sparse1d", False))

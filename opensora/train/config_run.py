@@ -15,7 +15,7 @@ from opensora.datasets.options import T2VDataOptions
 from opensora.device import Device
 from opensora.models.registry import VAES
 from opensora.parallel.flat import World
-from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, check_family, check_part
+from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, check_family, check_folders, check_part
 from opensora.schedulers import SCHEDULERS
 from opensora.train.adamw import AdamW
 from opensora.train.arguments import check_arguments, recorded
@@ -53,6 +53,7 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     """
     check_fields(config, NEEDED)
     check_family(config, FAMILIES)
+    check_folders(config)
     if config.get("wandb") and find_spec("wandb") is None:
         raise ValueError("wandb = True needs the package wandb: pip install wandb; curves are in tensorboard/ anyway")
     _check_unread(config)

@@ -95,7 +95,7 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
 
 def with_article(name: str) -> str:
     """The name of a class as messages say it: an OpenSoraT2V_v1_3, a WFVAEModel, an STDiT2."""
-    return f"{'an' if name.startswith(('A', 'E', 'I', 'O', 'U', 'ST')) else 'a'} {name}"
+    return f"{'an' if name.startswith(('A', 'E', 'I', 'O', 'U', 'ST', 'MT', 'mt')) else 'a'} {name}"
 
 
 def pick(options: type, args: argparse.Namespace, **given):

@@ -31,7 +31,7 @@ def main() -> None:
     parser = CommandParser(description="Shards -> one safetensors file, tensor by tensor.")
     parser.add_argument("-i", "--input_folder", required=True, help="folder of the shards")
     parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write")
-    parser.add_argument("-f", "--index_file", required=True, help="the index.json: its name in that folder, or its path")
+    parser.add_argument("-f", "--index_file", required=True, help="the index.json: its name in that folder or its path")
     args = parser.parse_args()
     index = find_index(args.input_folder, args.index_file)
     write_safetensors(args.output_path, open_state(index), progress=True, check_finite=True)
