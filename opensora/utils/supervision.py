@@ -228,7 +228,7 @@ class _Supervisor:
                 self.handle_report(os.read(reports, 4096))
         self.end_by_force()  # what the worker started
         code = self.conclude(status)
-        if not self.run.launcher_is_alive():
+        if self.asked:
             self.run.end_log_viewer()
         os._exit(code)
 
@@ -368,8 +368,10 @@ class _Run:
         return any(_role(pid) == "MS_SCHED" for pid in _named(FRONT_NAME.format(self.launcher)))
 
     def end_log_viewer(self) -> None:
-        """Ends the `tail -f` with which msrun showed the log of this rank, once msrun is gone."""
-        time.sleep(0.1)  # it shows the last lines
+        """Ends the `tail -f` with which msrun shows the log of this rank, if msrun does not outlive the rank."""
+        time.sleep(0.3)  # msrun may end a moment later, and the last lines have to be shown
+        if self.launcher_is_alive():
+            return
         log = _open_file(os.getpid(), 1)
         for pid in _named("tail"):
             if _role(pid) and any(_open_file(pid, descriptor) == log for descriptor in range(3, 6)):
