@@ -18,8 +18,10 @@ if __name__ == "__main__":
 from opensora import device  # noqa: E402
 from opensora.models import MT5EncoderModel  # noqa: E402
 from opensora.models.text_encoder.tokenizer import Tokenizer  # noqa: E402
+from opensora.parallel.collectives import barrier  # noqa: E402
 from opensora.sample.embedding_files import embed_captions, read_captions  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.utils.folder_lock import exclusive_folder  # noqa: E402
 
 
 def parse_args() -> argparse.Namespace:
@@ -39,8 +41,10 @@ def main() -> None:
     tokenizer = Tokenizer(args.text_encoder_name)
     captions = read_captions(args.data_file_path, args.output_path, tokenizer.knows_chinese)
     dev = device.setup(args)
-    encoder = MT5EncoderModel.from_pretrained(args.text_encoder_name, dtype=dev.dtype)
-    embed_captions(captions[dev.rank::dev.world_size], encoder, tokenizer, args.model_max_length, args.batch_size)
+    with exclusive_folder(args.output_path, dev.is_main):
+        encoder = MT5EncoderModel.from_pretrained(args.text_encoder_name, dtype=dev.dtype)
+        embed_captions(captions[dev.rank::dev.world_size], encoder, tokenizer, args.model_max_length, args.batch_size)
+        barrier(dev.world_size)  # the first process holds the folder for all
     print(f"embeddings in {args.output_path}")
 
 
