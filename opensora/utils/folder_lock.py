@@ -80,9 +80,9 @@ def _lock(folder: Path) -> Optional[int]:
               file=sys.stderr)
         return None
     if descriptor is None:
-        under_msrun = "; under msrun, --use_parallel True makes one run of all processes" if "MS_ROLE" in os.environ else ""
+        hint = " (under msrun, --use_parallel True makes one run of all processes)" if "MS_ROLE" in os.environ else ""
         raise ValueError(f"{folder}: another run writes to this folder ({_owner(path)}); wait for it to end, stop it, "
-                         f"or choose another folder{under_msrun}")
+                         f"or choose another folder{hint}")
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
     return descriptor
