@@ -125,7 +125,7 @@ def test_a_killed_rank_is_named_at_once(generation, shown, tmp_path):
     start = time.monotonic()
     run.ancestor("rank1", generation).kill()
     assert run.end() != 0
-    assert time.monotonic() - start < 15  # msrun alone takes 40 s
+    assert time.monotonic() - start < 30  # msrun alone takes 40 s
     assert re.search(shown, run.text())
 
 

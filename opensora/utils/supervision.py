@@ -136,7 +136,7 @@ def _be_front() -> None:
     if run.launcher_waits:
         with suppress(OSError):
             # msrun asks without a pause whether its processes have ended, which takes a core from them.
-            os.setpriority(os.PRIO_PROCESS, run.launcher, 19)
+            os.setpriority(os.PRIO_PROCESS, run.launcher, 10)
     if run.launcher_waits and not die_with_parent(run.launcher, LAUNCHER_DIED):
         os.write(front_end, STOP)
     _pass_signals_on(run, supervisor, received, front_end)
