@@ -1,6 +1,7 @@
 """Fixtures: sample weights and videos that are used where they exist, never committed."""
 from __future__ import annotations
 
+import signal
 import socket
 import subprocess
 import sys
@@ -9,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
+from opensora.utils.supervision import USER_SIGNALS
 
 ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
@@ -26,6 +28,15 @@ def _folder(name: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"the {name} folder is not on this machine")
     return path
+
+
+@pytest.fixture(autouse=True)
+def signal_handlers():
+    """A test that runs a command in this process leaves its signal handlers; programs started later inherit them."""
+    handlers = {number: signal.getsignal(number) for number in USER_SIGNALS}
+    yield
+    for number, handler in handlers.items():
+        signal.signal(number, handler)
 
 
 @pytest.fixture(scope="session")
