@@ -58,7 +58,6 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     check_family(config, FAMILIES)
     for kind in (MODEL, VAE, TEXT_ENCODER, SCHEDULER):
         check_part(config[kind], kind)
-    check_folders(config)
     requests = plan_requests(config, job, long)
     for note in without_effect(job, requests) if device.is_main else ():
         print(f"note: {note}", file=sys.stderr)
@@ -69,6 +68,7 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
             check_free_space(job.save_dir, job.bytes_per_sample * sum(
                 not _is_done(job, request, number) for request in requests for number in range(job.num_sample)))
         barrier(device.world_size)  # no process works before the first has the folder
+        check_folders(config)
         _make_all(maker_class(config, job, device, long), job, requests, device)
         barrier(device.world_size)  # which it keeps until all are done
 
@@ -123,6 +123,7 @@ class STDiTMaker:
     @staticmethod
     def check(config: Mapping[str, Any], job: Job, requests: Sequence[Request], long: bool) -> None:
         """Raises ValueError for what the sampler cannot do."""
+        build(config["scheduler"], SCHEDULER)
         keeps_frames = job.loop > 1 or any(request.groups for request in requests)
         if long and keeps_frames and config["scheduler"]["type"] != "iddpm":
             raise ValueError(f"scheduler type {config['scheduler']['type']!r} keeps no frames; references and loop > 1 "
