@@ -20,6 +20,7 @@ import mindspore as ms
 import numpy as np
 
 from opensora.ops.cpu import kernels
+from opensora.ops.cpu.build import check_settings
 from opensora.utils import supervision
 from opensora.utils.cli import seed, str2bool
 from opensora.utils.stopping import handle_signals
@@ -67,11 +68,14 @@ def setup(args: argparse.Namespace) -> Device:
     """Applies the flags of `add_arguments` to MindSpore. Called once, before any tensor is made.
 
     Raises:
-        ValueError: the target is not on this machine, or --use_parallel without msrun.
+        ValueError: the target is not on this machine, --use_parallel without msrun, `OPENSORA_MARCH` not of this CPU, or
+            processes that would compute differently (`kernels.check_ranks_agree`).
     """
     target = args.device or default_target()
     if not ms.hal.is_available(target):
         raise ValueError(f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}")
+    if target == "CPU":
+        check_settings()
     ms.set_device(target)
     _launch_in_place(target)
     ms.set_context(mode=args.mode)

@@ -181,7 +181,7 @@ def _make_data_file(folder: Path) -> Path:
 
 
 def _read_prompts(path: Path) -> None:
-    from opensora.sample.options import read_prompts
+    from opensora.sample.prompt_files import read_prompts
     read_prompts([str(path)])
 
 
@@ -209,7 +209,7 @@ def _make_state(folder: Path) -> Path:
 
 def _read_state_json(path: Path) -> None:
     from opensora.train.checkpoint import find_checkpoint
-    find_checkpoint(path.parents[1], "True")
+    find_checkpoint(path.parents[1], "latest")
 
 
 READERS = {
@@ -273,8 +273,8 @@ def outcome(read: Callable[[Path], object], path: Path) -> tuple[str, Optional[s
     try:
         read(path)
     except (ValueError, OSError) as error:
-        message = str(error)
-        if "\n" in message or len(message) > 2000:
+        message = " ".join(str(error).split())  # as run_main prints it
+        if len(message) > 2000:
             return "long message", message[:300]
         return ("refused", None) if path.name in message or path.parent.name in message else ("no name", message)
     except BaseException as error:

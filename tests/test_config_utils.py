@@ -70,12 +70,23 @@ def test_configs_inherit_and_are_programs(tmp_path):
     ("seed = 1", [], "no prompts: give --prompt"),
     ("prompt = ['a']", ["--start-index", "3"], "no prompts are left of 1"),
     ("prompt = ['a']", ["--cfg-scale", "3"], "no scheduler = dict"),
+    ("prompt = ['a']", ["--prompt", "prompts.txt"], "'prompts.txt' is the name of a file: use --prompt-path"),
     ("prompt_path = 'nowhere.txt'", [], "nowhere.txt: no such file of prompts")])
 def test_mistakes_are_one_line(text, argv, words, tmp_path):
     path = tmp_path / "config.py"
     path.write_text(text)
     with pytest.raises((ValueError, OSError), match=words):
         parse_configs(False, [str(path), *argv])
+
+
+def test_prompt_files_of_configs(tmp_path):
+    """Blank lines keep their places, because names and seeds follow from them; tables have a column of prompts."""
+    (tmp_path / "config.py").write_text("seed = 1")
+    for name, text, prompts in (("a.txt", "one\n\ntwo\n\n", ["one", "", "two"]), ("a.CSV", "id,prompt\n1,one\n", ["one"]),
+                                ("a.json", '["one", {"text": "two"}]', ["one", "two"]), ("plain", "one", ["one"])):
+        (tmp_path / name).write_text(text)
+        argv = [str(tmp_path / "config.py"), "--prompt-path", str(tmp_path / name)]
+        assert parse_configs(False, argv).prompt == prompts
 
 
 def test_names_that_look_misspelt_are_noted(files, capsys):

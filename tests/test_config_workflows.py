@@ -130,7 +130,11 @@ def test_images_named_by_their_prompts(folder, capsys, tmp_path):
     (tmp_path / "samples/c.png").unlink()
     capsys.readouterr()
     make(config)
-    assert capsys.readouterr().out.splitlines() == [f"saved {tmp_path}/samples/c.png"]
+    printed = capsys.readouterr()
+    assert printed.out.splitlines() == [f"saved {tmp_path}/samples/c.png"] and "has no effect" not in printed.err
+    (tmp_path / "samples/c.png").unlink()
+    make(config, "--prompt", " ".join("abcdefghijklmnopqrstuvwxyz"))  # of 24 tokens at most
+    assert "what follows the first 24 has no effect" in capsys.readouterr().err
 
 
 def test_a_long_video_from_a_picture(folder, run, tmp_path):

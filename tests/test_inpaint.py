@@ -3,6 +3,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from types import SimpleNamespace
 
 import mindspore as ms
 import numpy as np
@@ -233,6 +234,27 @@ def test_inputs_that_do_not_pair(flags, files, tmp_path):
         read_inputs(parse_options(inputs)[0])
     options, _ = parse_options([*map(str, flags), "--text_prompt", "a", "--conditional_pixel_values_path", "x.png"])
     assert read_inputs(options) == [("a", ("x.png",))]
+
+
+def test_line_i_belongs_to_line_i(tmp_path):
+    def inputs(prompts: str, conditions: str, name: str = "conditions") -> list:
+        (tmp_path / "prompts.txt").write_text(prompts)
+        (tmp_path / name).write_text(conditions)
+        return read_inputs(SimpleNamespace(is_inpaint=True, text_prompt=[str(tmp_path / "prompts.txt")],
+                                           conditional_pixel_values_path=str(tmp_path / name)))
+
+    pairs = [("a", ("1.png",)), ("c", ("2.png", "3.png"))]
+    assert inputs("a\n\nc\n\n\n", "1.png\n \n2.png, 3.png\n") == pairs  # the second file has no suffix
+    assert inputs("a\nc", "1.png\n2.png,3.png", "c.TXT") == pairs
+    for prompts, conditions, message in (
+            ("a\n\nc\n", "1.png\n2.png\n\n", "line 3 of .*prompts.txt has no condition"),
+            ("a\n\nc\n", "1.png\n2.png\n3.png", "line 2 of .*conditions has no prompt"),
+            ("a", "1.png\n2.png\n3.png", "line 2, 3 of .*conditions has no prompt")):
+        with pytest.raises(ValueError, match=message):
+            inputs(prompts, conditions)
+    for name in ("nowhere", "nowhere.txt", "no/where"):
+        with pytest.raises(FileNotFoundError, match="no such file of conditions"):
+            read_inputs(SimpleNamespace(is_inpaint=True, text_prompt=["a"], conditional_pixel_values_path=name))
 
 
 @pytest.mark.parametrize("more, message", [

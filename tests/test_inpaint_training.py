@@ -62,7 +62,7 @@ def test_samples_say_which_frames_are_given(folder):
         texts.add(words.texts[0])
     assert {mask for frames, mask in masks if frames == 5} == {(0, 1, 1, 1, 1), (0, 1, 1, 1, 0)}
     assert {mask for frames, mask in masks if frames == 1} == {(0,), (1,)}
-    sentence = "the {} showcases a scene with coherent and clear visuals."
+    sentence = "The {} showcases a scene with coherent and clear visuals."
     assert texts == {"", sentence.format("video"), sentence.format("image")}
 
 

@@ -199,7 +199,12 @@ def test_the_instruction_set_is_checked(cache, monkeypatch):
         monkeypatch.setenv(build.MARCH, value)
         with pytest.raises(ValueError, match=f"^{build.MARCH}={re.escape(value)}: g[+][+] knows no such instruction set; "):
             build.library.__wrapped__()
+    monkeypatch.setenv(build.SWITCH, "0")
+    build.check_settings()  # nothing will be built
+    monkeypatch.delenv(build.SWITCH)
     monkeypatch.setenv(build.MARCH, without_a_feature())
+    with pytest.raises(ValueError, match="this CPU lacks [A-Z]"):
+        build.check_settings()
     with pytest.raises(ValueError, match="this CPU lacks [A-Z]"):
         build.library.__wrapped__()
 

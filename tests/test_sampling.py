@@ -210,8 +210,53 @@ def test_prompts(tmp_path):
         (tmp_path / name).write_text(text)
         with pytest.raises(ValueError, match=message):
             read_prompts([str(tmp_path / name)])
-    with pytest.raises(FileNotFoundError, match="no.txt"):
-        read_prompts(["no.txt"])
+
+
+@pytest.mark.parametrize("name, text", [
+    ("a.TXT", "one\n\n two\n"), ("a.CSV", "x, Prompt\n1,one\n2,\n3,two\n"), ("a.md", "one\ntwo"), ("dir.with/prompts", "one\ntwo"),
+    ("a.json", '["one", "", "two"]'), ("a.JSON", '[{"path": "x", "cap": "one"}, {"prompt": "two"}]'),
+    ("a.jsonl", '"one"\n{"text": "two"}\n'), ("b.jsonl", "one\ntwo\n"), ("bom.txt", "\ufeffone\ntwo")])
+def test_kinds_of_prompt_files(tmp_path, name, text):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_prompts([str(tmp_path / name)]) == ["one", "two"]
+
+
+@pytest.mark.parametrize("name, content, message", [
+    ("gbk.txt", "\u7ea2\u8272\u7684\u5706".encode("gbk"), "gbk.txt: not UTF-8 text; convert it"),
+    ("latin1.csv", b"prompt\ncaf\xe9\n", "latin1.csv: not UTF-8"), ("utf16.txt", "a".encode("utf-16"), "UTF-16"),
+    ("a.json", b'["a", 1]', "entry 1: should be a text"), ("b.json", b'["a", ', "b.json: after 1 objects"),
+    ("c.json", b'["half \\ud83d"]', "c.json: prompt 1: has half of a surrogate pair"),
+    ("a.docx", b"PK", "read from files that end with .txt"), ("empty.json", b"[]", "holds no prompts")])
+def test_prompt_files_that_cannot_be_read(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("prompt", ["no.txt", "no.TXT", "my prompts.csv", "no.json", "no.yaml", "nowhere/prompts"])
+def test_names_of_files_are_not_prompts(prompt):
+    with pytest.raises(FileNotFoundError, match="no such file of prompts"):
+        read_prompts([prompt])
+    with pytest.raises(ValueError, match="takes prompts or one file"):
+        read_prompts(["a cat", prompt])
+
+
+def test_prompts_that_look_a_little_like_files():
+    prompts = ["black/white stripes", "a report.pdf on a desk", "v1.5", "cat", "\u767d/\u9ed1", "", "a" * 5000]
+    for prompt in prompts:
+        assert read_prompts([prompt]) == [prompt]
+    assert read_prompts(prompts) == prompts
+    with pytest.raises(ValueError, match="prompt 2: has half of a surrogate pair"):
+        read_prompts(["a", "b\udcff"])
+
+
+def test_a_prompt_that_is_cut_is_named(run, flags):
+    finished = run(SAMPLE, *flags, "--num_frames", 1, "--max_sequence_length", 8, "--text_prompt", "a b c d e f g h i j",
+                   "--prompt_template", "{}", "--negative_prompt", "")
+    assert finished.returncode == 0, finished.stderr
+    (line,) = [line for line in finished.stderr.splitlines() if "has no effect" in line]
+    assert "'a b c d e f g h i j'... has " in line and "the first 8 " in line and "--max_sequence_length" in line
 
 
 def test_wording(release, run, flags, tmp_path, monkeypatch):

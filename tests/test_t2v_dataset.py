@@ -26,7 +26,7 @@ from opensora.datasets.loader import Loader
 from opensora.datasets.options import T2VDataOptions
 from opensora.datasets.sampler import BatchSampler
 from opensora.datasets.t2v import T2VDataset
-from opensora.datasets.text_embeddings import EMPTY_TEXT, save_embedding
+from opensora.datasets.text_embeddings import EMPTY_TEXT, Origin, digest, save_embedding
 
 ROOT = Path(__file__).parents[1]
 
@@ -270,6 +270,44 @@ def test_embeddings_that_are_not_there(made, embedded, tmp_path):
     assert T2VDataset(replace(embedded, cfg=0.0), None, quiet=True).item(3, rng())["replaced"] == 1
     (tmp_path / "embeddings" / EMPTY_TEXT).unlink()
     with pytest.raises(FileNotFoundError, match="_empty.npz: no such embedding; sample_text_embed.py makes it"):
+        T2VDataset(embedded, None, quiet=True)
+
+
+def origin_of(caption: str, encoder: str = "e") -> Origin:
+    return Origin("", digest(caption.encode()), "", encoder)
+
+
+def test_embeddings_of_other_captions_are_refused(made, embedded, tmp_path):
+    folder, mask = tmp_path / "embeddings", np.ones(64, np.int32)
+
+    def save(name: str, value: int, origin: Origin) -> None:
+        save_embedding(folder / name, np.full((64, 8), value, np.float32), mask, origin)
+
+    def open_dataset() -> T2VDataset:
+        return T2VDataset(replace(embedded, cfg=0.0), None, quiet=True)
+
+    save(EMPTY_TEXT, -1, origin_of(""))
+    for number in range(10):
+        save(f"{number}.npz", number, origin_of(f"A square in color {number}."))
+    assert open_dataset().item(3, rng())["cond"][0, 0, 0] == 3
+    save("3.npz", 3, origin_of("A circle."))
+    with pytest.raises(ValueError, match="1 text embeddings .*3.npz: made from another caption than the one that"):
+        open_dataset()
+    save("3.mp4.npz", 33, origin_of("A square in color 3."))
+    assert open_dataset().item(3, rng())["cond"][0, 0, 0] == 33
+    save("4.npz", 4, origin_of("A square in color 4.", encoder="another"))
+    with pytest.raises(ValueError, match="4.npz: made by another text encoder"):
+        open_dataset()
+
+
+def test_embeddings_without_origin_that_two_captions_share(made, embedded, tmp_path):
+    """Two parts of one film in a cache of an earlier version."""
+    entries = json.loads((made.parent / "annotation.json").read_text())
+    entries.append({**entries[0], "cap": "Another part.", "cut": [1, 32]})
+    (tmp_path / "annotation.json").write_text(json.dumps(entries))
+    folders = made.parent / "clips", tmp_path / "embeddings", tmp_path / "annotation.json"
+    Path(embedded.data).write_text(",".join(map(str, folders)))
+    with pytest.raises(ValueError, match="0.npz: captions of 0.mp4 and 0.mp4 share this file"):
         T2VDataset(embedded, None, quiet=True)
 
 

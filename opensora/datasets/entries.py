@@ -8,6 +8,7 @@ from opensora.datasets.annotations import Damaged
 from opensora.datasets.broken import printable
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.utils.numbers import finite_number, is_missing, whole_number
+from opensora.utils.text_files import check_characters
 
 MOST_PIXELS = 1 << 16  # of a side
 MOST_FRAMES = 10 ** 8
@@ -58,11 +59,7 @@ def _caption(value: Any) -> Any:
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
         raise ValueError(f"cap {_short(value)}: should be a text or a list of texts")
     for text in texts:
-        try:
-            text.encode()
-        except UnicodeEncodeError as error:
-            raise ValueError(f"cap {_short(value)}: has half of a surrogate pair, {ascii(text[error.start])}, which is "
-                             f"no letter") from error
+        check_characters(text, f"cap {_short(value)}")
     return value
 
 

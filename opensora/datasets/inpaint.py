@@ -44,4 +44,4 @@ class InpaintDataset(T2VDataset):
     def _text_instead(self, record: dict, rng: np.random.Generator) -> str:
         if rng.random() >= self.options.default_text_ratio:
             return ""
-        return DEFAULT_TEXT.format("video" if "num_frames" in record else "image").lower()
+        return DEFAULT_TEXT.format("video" if "num_frames" in record else "image")

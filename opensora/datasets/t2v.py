@@ -10,12 +10,13 @@ from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.captions import say_quality
 from opensora.datasets.clips import read_pixels
 from opensora.datasets.collate import PadAndStack
+from opensora.datasets.embedding_check import check_embeddings
 from opensora.datasets.index import SampleIndex, open_index
 from opensora.datasets.options import T2VDataOptions
 from opensora.datasets.sampler import group
 from opensora.datasets.selection import Shape
 from opensora.datasets.text_cleaning import clean_caption
-from opensora.datasets.text_embeddings import EMPTY_TEXT, embedding_name, load_embedding
+from opensora.datasets.text_embeddings import EMPTY_TEXT, find_embedding, load_embedding
 
 FEWEST_STEPS = 4  # a shape with fewer samples than this many optimizer steps take is left out
 
@@ -39,13 +40,12 @@ class T2VDataset:
         self.options, self.tokenizer = options, tokenizer
         self.index: SampleIndex = open_index(options)
         self.fewest = FEWEST_STEPS * options.total_batch_size
-        if options.text_embed_cache:
-            self._check_embeddings()
+        notes = self._check_embeddings() if options.text_embed_cache else []
         if not len(self):
             raise ValueError(f"{options.data}: no sample is left to train on: {self.index.why_none(self.fewest)}")
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_samples.tsv")
         if not quiet:
-            print(self.index.table(self.fewest))
+            print("\n".join([self.index.table(self.fewest), *notes]))
             if self.quarantine.names:
                 print(f"others will stand for the samples listed in {self.quarantine.path}")
 
@@ -108,11 +108,12 @@ class T2VDataset:
 
     def _embedding(self, record: dict, rng: np.random.Generator) -> dict:
         several = not isinstance(record["cap"], str)
-        name = embedding_name(record["path"], int(rng.integers(len(record["cap"]))) if several else None)
+        number = int(rng.integers(len(record["cap"]))) if several else None
         root = self.index.sources[record["source"]].embedding_root
-        return self._load_embedding(os.path.join(root, name if self._keeps_text(rng) else EMPTY_TEXT))
-
-    def _load_embedding(self, file: str) -> dict:
+        if self._keeps_text(rng):
+            file, _ = find_embedding(root, record["path"], number, record["cap"][number] if several else record["cap"])
+        else:
+            file = os.path.join(root, EMPTY_TEXT)
         states, mask = load_embedding(file)
         if mask.shape[1] != self.options.model_max_length:
             raise ValueError(f"{file}: made with --model_max_length {mask.shape[1]}, but training has "
@@ -126,12 +127,13 @@ class T2VDataset:
         """Of a caption that is left out."""
         return ""
 
-    def _check_embeddings(self) -> None:
+    def _check_embeddings(self) -> list[str]:
+        """Notes to print; raises ValueError or FileNotFoundError for embeddings that cannot be used."""
         for source in self.index.sources:
             if source.embedding_root is None:
                 raise ValueError(f"{self.options.data}: text_embed_cache needs `root,embedding_root,annotation.json` "
                                  f"in every line; {source.annotation} has no embedding_root")
-            self._load_embedding(os.path.join(source.embedding_root, EMPTY_TEXT))
+        return check_embeddings(self.index, self.options.model_max_length)
 
     def _shape(self, index: int) -> Shape:
         return self.index.shapes[self.index.shape_of[index]]

@@ -1,6 +1,7 @@
 """Prompts to text embeddings."""
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass
 from typing import Optional, Sequence
 
@@ -11,6 +12,7 @@ from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 
 LENGTH_STEP = 64
+SHOWN = 60  # characters of a text in a note
 
 
 @dataclass(frozen=True)
@@ -47,6 +49,15 @@ def embed_text(encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[s
     ids, mask = tokenizer(texts, max_length)
     states = encoder(Tensor(ids), Tensor(mask))
     return TextEmbedding(states.float().asnumpy(), mask)
+
+
+def note_if_cut(tokenizer: Tokenizer, text: str, max_length: int, remedy: str) -> None:
+    """Says on stderr if `text` has more than `max_length` tokens, so that its end has no effect."""
+    count = tokenizer.count(text)
+    if count > max_length:
+        text = " ".join(text.split())
+        print(f"note: the text {text[:SHOWN]!r}... has {count} tokens; what follows the first {max_length} has no "
+              f"effect; {remedy}", file=sys.stderr)
 
 
 class TextEncoder:

@@ -140,7 +140,7 @@ def main() -> None:
             f"{PUBLISHED_REFINER}: no such folder; fetch the published refiner with huggingface-cli download "
             f"{PUBLISHED_WEIGHTS} --include 'prompt_refiner/*' --local-dir {PUBLISHED_WEIGHTS}, or give the folder of "
             f"another language model with --caption_refiner")
-    prompts = args.prompt or read_prompts([args.text_prompt])
+    prompts = read_prompts(args.prompt or [args.text_prompt])
     refined = {}
     for prompt, wording in refine_each(args.caption_refiner, prompts, args.seed, args.device, args.max_new_tokens):
         refined[prompt] = wording

@@ -17,6 +17,7 @@ from opensora.pipelines.references import read_reference
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize, STDiTPipeline
 from opensora.pipelines.t2v import OpenSoraPipeline
+from opensora.pipelines.text import note_if_cut
 from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family, check_folders, check_part
 from opensora.sample.config_job import Job, Request, check_single_clips, plan_requests, without_effect
 from opensora.schedulers import SCHEDULERS
@@ -27,6 +28,7 @@ FAMILIES = {
     "STDiT2-XL/2": {VAE: ("VideoAutoencoderKL",), TEXT_ENCODER: ("t5", "mt5"), SCHEDULER: ("iddpm", "dpm-solver")},
     "OpenSoraT2V_v1_3-2B/122": {VAE: tuple(VAES), TEXT_ENCODER: ("mt5", "t5"), SCHEDULER: tuple(SCHEDULERS)},
 }
+REMEDY = "raise model_max_length of text_encoder, if the model allows it, or shorten the text"
 NOISE, ENCODER, REFERENCE = 0, 1, 2  # what is drawn, part of its seed
 
 
@@ -34,6 +36,9 @@ class Maker(Protocol):
     """A pipeline that makes what is requested."""
 
     batch_size: int  # requests at a time
+
+    def note_cut_texts(self, request: Request) -> None:
+        """Says on stderr which texts of the request are too long for the text encoder."""
 
     def make(self, requests: Sequence[Request], number: int) -> Iterator[np.ndarray]:
         """The requests' `number`-th samples piece by piece in order of time, uint8 (n, t, H, W, 3)."""
@@ -71,6 +76,8 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
 def _make_all(maker: Maker, job: Job, requests: Sequence[Request], device: Device) -> None:
     batches = [requests[start:start + maker.batch_size] for start in range(0, len(requests), maker.batch_size)]
     for batch in batches[device.rank::device.world_size]:
+        for request in batch:
+            maker.note_cut_texts(request)
         for number in range(job.num_sample):
             todo = [request for request in batch if not _is_done(job, request, number)]
             if todo:
@@ -125,6 +132,11 @@ class STDiTMaker:
         draws = SeededDraws(self.job.seed, [request.index for request in requests], number)
         return map(to_levels, self._pieces(requests, draws))  # keeps no piece while the next is made
 
+    def note_cut_texts(self, request: Request) -> None:
+        encoder = self.pipeline.text_encoder
+        for text in dict.fromkeys(request.texts):
+            note_if_cut(encoder.tokenizer, text, encoder.max_length, REMEDY)
+
     def _pieces(self, requests: Sequence[Request], draws: "SeededDraws") -> Iterator[np.ndarray]:
         if self.long:
             scenes = [Scene(request.texts, self._references(request), request.groups) for request in requests]
@@ -177,6 +189,10 @@ class PlanMaker:
                              f"{config['model']['type']}")
         if job.divide_fps:
             raise ValueError(f"divide_fps: the model {config['model']['type']} is told no frame rate; leave it out")
+
+    def note_cut_texts(self, request: Request) -> None:
+        text = self.pipeline.prompt_template.replace("{}", request.prompt)
+        note_if_cut(self.pipeline.tokenizer, text, self.max_length, REMEDY)
 
     def make(self, requests: Sequence[Request], number: int) -> Iterator[np.ndarray]:
         (request,) = requests

@@ -13,6 +13,7 @@ from opensora.pipelines.prompt_syntax import clip_texts, loop_texts, split_overr
 from opensora.pipelines.references import find_reference, split_paths
 from opensora.utils.config_utils import check_fields
 from opensora.utils.folder_lock import compressed_bytes
+from opensora.utils.text_files import check_characters
 
 NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "num_frames", "image_size", "fps",
           "save_dir")
@@ -160,8 +161,7 @@ def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Reque
     """
     prompts, first, earlier = config["prompt"], config.get("first_index", 0), config.get("earlier_prompts", [])
     for prompt in (*earlier, *prompts):
-        if re.search("[\ud800-\udfff]", prompt):
-            raise ValueError(f"prompt {ascii(prompt)}: holds half of a surrogate pair, which is no text")
+        check_characters(prompt, f"prompt {ascii(prompt)}")
     names = file_names([*earlier, *prompts])[len(earlier):]
     if not long:
         return [Request(first + place, name, prompt, tuple(loop_texts(prompt, 1)), (), ())

@@ -1,58 +1,114 @@
 """The captions of an annotation file, embedded once: the files are those of `opensora.datasets.text_embeddings`."""
 from __future__ import annotations
 
-import json
+import sys
+import zlib
 from pathlib import Path, PurePosixPath
-from typing import NamedTuple, Sequence, Union
+from typing import Any, Iterator, NamedTuple, Optional, Sequence, Union
 
 from tqdm import tqdm
 
+from opensora.datasets.annotations import read_items
+from opensora.datasets.broken import printable
+from opensora.datasets.entries import check_entry
 from opensora.datasets.text_cleaning import clean_caption
-from opensora.datasets.text_embeddings import EMPTY_TEXT, embedding_name, save_embedding
+from opensora.datasets.text_embeddings import (EMPTY_TEXT, Origin, digest, embedding_name, embedding_names, read_origin,
+                                               save_embedding)
 from opensora.pipelines.text import embed_text
+
+MOST_NAMED = 10  # faulty entries
 
 
 class Caption(NamedTuple):
-    """A text and the file its embedding belongs in."""
+    """A text as the encoder gets it and the file its embedding belongs in.
+
+    `sample` and `source` go to the file's origin: the sample's long name, and a digest of the caption as annotated.
+    """
 
     text: str
     file: Path
+    sample: str
+    source: str
 
 
-def read_captions(data_file: Union[str, Path], output_path: Union[str, Path],
-                  support_chinese: bool = True) -> list[Caption]:
+def read_captions(data_file: Union[str, Path], output_path: Union[str, Path], support_chinese: bool = True) -> list[Caption]:
     """All captions of an annotation file, cleaned as training cleans them, and the empty text first.
+
+    Entries that training leaves out are left out here, too, and named on stderr. A `cap` that is an object counts as
+    the list of its values.
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no json list, an entry without `path` and `cap`, or a path that leads out of `output_path`.
+        ValueError: the file is not json, or none of its entries has a usable `path` and `cap`.
     """
-    try:
-        entries = json.loads(Path(data_file).read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise ValueError(f"{data_file}: not a json file: {error}") from error
-    if not isinstance(entries, list):
-        raise ValueError(f"{data_file}: should hold a list of objects with `path` and `cap`")
-    captions = [Caption("", Path(output_path) / EMPTY_TEXT)]
-    for i, entry in enumerate(entries):
-        if not isinstance(entry, dict) or not entry.get("path") or not entry.get("cap"):
-            raise ValueError(f"{data_file}: entry {i} has no `path` and `cap`: {entry!r:.80}")
-        path = PurePosixPath(entry["path"])
-        if path.is_absolute() or ".." in path.parts:
-            raise ValueError(f"{data_file}: entry {i}: the path {entry['path']!r} leads out of {output_path}")
-        texts = {None: entry["cap"]} if isinstance(entry["cap"], str) else dict(enumerate(entry["cap"]))
-        captions += [Caption(clean_caption(text, support_chinese), Path(output_path) / embedding_name(entry["path"], k))
-                     for k, text in texts.items()]
-    return captions
+    captions = {EMPTY_TEXT: Caption("", Path(output_path) / EMPTY_TEXT, EMPTY_TEXT, digest(b""))}
+    faults: list[str] = []
+    for place, item in enumerate(read_items(data_file)):
+        try:
+            texts = dict(_texts_of(item))
+        except (ValueError, RecursionError) as error:
+            faults.append(f"entry {place}: {printable(str(error))}")
+            continue
+        for number, text in texts.items():
+            sample, source = embedding_name(PurePosixPath(item["path"]).name, number), digest(text.encode())
+            for name in embedding_names(item["path"], number, text):
+                new = Caption(clean_caption(text, support_chinese), Path(output_path) / name, sample, source)
+                if captions.setdefault(name, new) == new:
+                    break
+    named = "; ".join(faults[:MOST_NAMED]) + ("; ..." if len(faults) > MOST_NAMED else "")
+    if len(captions) == 1:
+        raise ValueError(f"{data_file}: holds no entry with a caption{': ' if faults else ''}{named}")
+    if faults:
+        print(f"{data_file}: {len(faults)} entries are left out: {named}", file=sys.stderr)
+    return list(captions.values())
+
+
+def _texts_of(item: Any) -> Iterator[tuple]:
+    """Number in the list, or None, and text of an entry's captions; raises ValueError if it cannot be used."""
+    if isinstance(item, dict) and isinstance(item.get("cap"), dict):
+        item = {**item, "cap": list(item["cap"].values())}
+    entry = check_entry(item)
+    path = PurePosixPath(entry["path"])
+    if path.is_absolute() or ".." in path.parts:
+        raise ValueError(f"the path {entry['path']!r} leads out of the folder of embeddings")
+    if entry["cap"] is None:
+        raise ValueError(f"{entry['path']} has no `cap`")
+    return enumerate(entry["cap"]) if isinstance(entry["cap"], list) else iter([(None, entry["cap"])])
+
+
+def encoder_digest(encoder) -> str:
+    """Of a model's configuration and weights."""
+    parts = [repr(sorted(encoder.config.to_dict().items())).encode()]
+    for parameter in encoder.get_parameters():
+        checksum = zlib.crc32(parameter.float().asnumpy().tobytes())
+        parts.append(f"{parameter.name} {parameter.shape} {parameter.dtype} {checksum}".encode())
+    return digest(*parts)
 
 
 def embed_captions(captions: Sequence[Caption], encoder, tokenizer, max_length: int, batch_size: int) -> None:
-    """Writes the embeddings that are not there yet; a run that was stopped goes on where it was."""
-    todo = [caption for caption in captions if not caption.file.exists()]
+    """Writes the embeddings that are not there yet, or were made from something else.
+
+    A run that was stopped goes on where it was. Files that another caption, text encoder, tokenizer, precision or
+    `max_length` gave are replaced; so are damaged ones.
+    """
+    made_by = encoder_digest(encoder)
+    todo: list[tuple[Caption, Origin]] = []
+    for caption in captions:
+        ids, mask = tokenizer([caption.text], max_length)
+        origin = Origin(caption.sample, caption.source, digest(ids.tobytes(), mask.tobytes()), made_by)
+        if _origin_of(caption.file) != origin:
+            todo.append((caption, origin))
     with tqdm(total=len(captions), initial=len(captions) - len(todo), desc="captions", unit="caption") as progress:
         for start in range(0, len(todo), batch_size):
             batch = todo[start:start + batch_size]
-            embedding = embed_text(encoder, tokenizer, [caption.text for caption in batch], max_length)
-            for caption, states, mask in zip(batch, embedding.states, embedding.mask):
-                save_embedding(caption.file, states, mask)
+            embedding = embed_text(encoder, tokenizer, [caption.text for caption, _ in batch], max_length)
+            for (caption, origin), states, mask in zip(batch, embedding.states, embedding.mask):
+                save_embedding(caption.file, states, mask, origin)
             progress.update(len(batch))
+
+
+def _origin_of(file: Path) -> Optional[Origin]:
+    try:
+        return read_origin(file)
+    except (ValueError, FileNotFoundError):
+        return None

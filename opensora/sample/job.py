@@ -2,7 +2,7 @@
 from __future__ import annotations
 
 import sys
-from typing import Callable, Iterator, Optional, Sequence
+from typing import Callable, Iterable, Iterator, Optional, Sequence
 
 import mindspore as ms
 import numpy as np
@@ -21,7 +21,7 @@ from opensora.parallel.stream import SharedStream
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
 from opensora.pipelines.conditions import Condition, read_condition
 from opensora.pipelines.parts import Part
-from opensora.pipelines.text import TextEmbedding
+from opensora.pipelines.text import TextEmbedding, note_if_cut
 from opensora.sample.caption_refiner import refine_prompts
 from opensora.sample.options import SampleOptions, read_inputs
 from opensora.sample.outputs import (Sample, bytes_per_sample, check_same_run, plan_samples, write_frames, write_grids,
@@ -139,6 +139,8 @@ def _make_latents(options: SampleOptions, device: Device, group: Group, pipeline
     wording = dict(zip(prompts, prompts))
     if options.caption_refiner:
         wording = refine_prompts(options.caption_refiner, prompts, options.seed, device.target)
+    if group.is_first:
+        _note_cut_texts(options, pipeline, wording.values())
     texts = dict(_embed(options, pipeline, wording))
     if options.save_memory:
         pipeline.text_encoder.release()
@@ -164,6 +166,12 @@ def _embed(options: SampleOptions, pipeline: OpenSoraPipeline,
            wording: dict[str, str]) -> Iterator[tuple[str, TextEmbedding]]:
     for prompt, refined in wording.items():
         yield prompt, pipeline.embed_prompt(refined, options.guidance_scale, options.max_sequence_length)
+
+
+def _note_cut_texts(options: SampleOptions, pipeline: OpenSoraPipeline, prompts: Iterable[str]) -> None:
+    texts = [pipeline.prompt_template.replace("{}", prompt) for prompt in prompts]
+    for text in dict.fromkeys([*texts, pipeline.negative_prompt] if options.guidance_scale > 1 else texts):
+        note_if_cut(pipeline.tokenizer, text, options.max_sequence_length, "raise --max_sequence_length or shorten it")
 
 
 def _seed(options: SampleOptions, sample: Sample) -> tuple[int, int, int]:

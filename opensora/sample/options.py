@@ -2,10 +2,8 @@
 from __future__ import annotations
 
 import argparse
-import csv
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Iterable, Optional, Sequence, TextIO
+from typing import Optional, Sequence
 
 from opensora import device
 from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
@@ -14,11 +12,12 @@ from opensora.models.registry import VAES
 from opensora.pipelines.conditions import MAX_HXW
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import check_size
+from opensora.sample.prompt_files import PROMPT_COLUMNS, pair, prompt_entries, read_prompts
 from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS
 from opensora.utils.cli import CommandParser, parse_with_config
 from opensora.utils.mask_utils import MaskType, check_noise_strength
+from opensora.utils.text_files import check_characters
 
-PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
 INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same thing
 CONDITION_FLAGS = ("conditional_pixel_values_path", "mask_type", "crop_for_hw", "noise_strength", "keep_condition")
 V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
@@ -109,8 +108,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     output = parser.add_argument_group("what to make")
     output.add_argument("--text_prompt", nargs="+", required=True,
-                        help="prompts, or one .txt file with a prompt a line, or one .csv file with a column "
-                             + " or ".join(PROMPT_COLUMNS))
+                        help="prompts, or one file of them: .txt with one prompt per line, .csv with a column or "
+                             f".json or .jsonl with objects that have {' or '.join(PROMPT_COLUMNS)}")
     output.add_argument("--prompt_template", default=POSITIVE,
                         help="what is written around each prompt, {} being the prompt; default: as the published "
                              "weights were prompted")
@@ -129,8 +128,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
     condition = parser.add_argument_group("given frames, with --model_type inpaint or i2v")
     condition.add_argument("--conditional_pixel_values_path",
-                           help="a .txt file: line i has the images, separated by commas, or the video for prompt i; "
-                                "or for a single prompt such a line itself")
+                           help="a text file: line i has the images, separated by commas, or the video for the prompt "
+                                "in line i; or for a single prompt such a line itself")
     condition.add_argument("--mask_type", choices=tuple(MaskType.__members__),
                            help="which frames are given; default: of one image the first, of two the first and the "
                                 "last, of a video its first half")
@@ -195,6 +194,8 @@ def check_options(options: SampleOptions) -> SampleOptions:
         raise ValueError("--save_latents stops where --decode_latents goes on: use one of them")
 
     check_template(options.prompt_template)
+    for name in ("prompt_template", "negative_prompt"):
+        check_characters(getattr(options, name), f"--{name}")
     if options.sp and options.sp_size > 1:
         raise ValueError("--sp is --sp_size with the number of all processes: use one of them")
     _check_condition_flags(options)
@@ -247,53 +248,8 @@ def read_inputs(options: SampleOptions) -> list[tuple[str, tuple]]:
     """The prompts of a run, each with the files of its condition (none for text to video).
 
     Raises:
-        FileNotFoundError, ValueError: as `read_prompts`; files of unequal length.
+        FileNotFoundError, ValueError: as `read_prompts`; a prompt without condition, or the other way round.
     """
-    prompts = read_prompts(options.text_prompt)
     if not options.is_inpaint:
-        return [(prompt, ()) for prompt in prompts]
-    source = options.conditional_pixel_values_path
-    lines = _read_lines(Path(source), "conditions") if source.endswith(".txt") else [source]
-    if len(lines) != len(prompts):
-        raise ValueError(f"--text_prompt {' '.join(options.text_prompt)} has {len(prompts)} prompts, "
-                         f"--conditional_pixel_values_path {source} has {len(lines)} lines: prompt i goes with line i")
-    return [(prompt, tuple(path.strip() for path in line.split(","))) for prompt, line in zip(prompts, lines)]
-
-
-def read_prompts(text_prompt: Sequence[str]) -> list[str]:
-    """The prompts that --text_prompt means.
-
-    Raises:
-        FileNotFoundError: a .txt or .csv that is not there.
-        ValueError: a file without prompts, or a csv without a column of them.
-    """
-    if len(text_prompt) > 1 or not text_prompt[0].endswith((".txt", ".csv")):
-        return list(text_prompt)
-    path = Path(text_prompt[0])
-    if path.suffix == ".txt":
-        return _read_lines(path, "prompts")
-    with _open(path, "prompts") as file:
-        reader = csv.DictReader(file)
-        column = next((name for name in PROMPT_COLUMNS if name in (reader.fieldnames or ())), None)
-        if column is None:
-            raise ValueError(f"{path}: has columns {', '.join(reader.fieldnames or ())}, "
-                             f"none of {', '.join(PROMPT_COLUMNS)}")
-        return _not_blank((row[column] or "" for row in reader), path, "prompts")
-
-
-def _read_lines(path: Path, what: str) -> list[str]:
-    with _open(path, what) as file:
-        return _not_blank(file, path, what)
-
-
-def _open(path: Path, what: str) -> TextIO:
-    if not path.is_file():
-        raise FileNotFoundError(f"{path}: no such file of {what}")
-    return open(path, newline="", encoding="utf-8-sig")
-
-
-def _not_blank(lines: Iterable[str], path: Path, what: str) -> list[str]:
-    kept = [line.strip() for line in lines if line.strip()]
-    if not kept:
-        raise ValueError(f"{path}: holds no {what}")
-    return kept
+        return [(prompt, ()) for prompt in read_prompts(options.text_prompt)]
+    return pair(prompt_entries(options.text_prompt), options.conditional_pixel_values_path)

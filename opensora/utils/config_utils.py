@@ -21,9 +21,9 @@ from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence, Union
 
 from mmengine.config import Config, ConfigDict
 
+from opensora.sample.prompt_files import check_is_no_file, read_prompt_file
 from opensora.utils.cli import CommandParser, check_seed, finite_float, seed, str2bool
 from opensora.utils.numbers import finite_number
-from opensora.utils.text_files import read_text
 
 PLACES = {"ckpt_path": ("model", "from_pretrained"), "cfg_scale": ("scheduler", "cfg_scale"),
           "num_sampling_steps": ("scheduler", "num_sampling_steps"), "data_path": ("dataset", "data_path")}
@@ -66,7 +66,7 @@ INFERENCE_FLAGS = (
     Flag("end-index", int, "the first prompt not to take"),
     Flag("num-sample", int, "samples of each prompt"),
     Flag("prompt-as-path", str2bool, "results have their prompt's name; what is there is not made again", "?"),
-    Flag("prompt-path", str, "a text file with a prompt a line"),
+    Flag("prompt-path", str, "a text file with one prompt per line, or a csv or json file of prompts"),
     Flag("prompt", str, "prompts", "+"),
     Flag("num-frames", int, "frames of a clip; 1: images"),
     Flag("fps", int, "frame rate that the model is told"),
@@ -249,11 +249,11 @@ def _choose_prompts(config: ConfigDict, given: Mapping[str, Any]) -> None:
         if path is None:
             raise ValueError("there are no prompts: give --prompt or --prompt-path, or prompt or prompt_path in the "
                              "config")
-        if not Path(path).is_file():
-            raise FileNotFoundError(f"{path}: no such file of prompts")
-        prompts = [line.strip() for line in read_text(path).splitlines()]
+        prompts = read_prompt_file(str(path))
     if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"{given['config']}: prompt {prompts!r}: should be a list of texts")
+    for prompt in prompts:
+        check_is_no_file(prompt)
     start, end = config.get("start_index"), config.get("end_index")
     for name, value in (("start_index", start), ("end_index", end)):
         if value is not None and type(value) is not int:

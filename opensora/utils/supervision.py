@@ -133,6 +133,10 @@ def _be_front() -> None:
         return  # in the worker
     os.close(requests)
     _set_name(FRONT_NAME.format(run.launcher))
+    if run.launcher_waits:
+        with suppress(OSError):
+            # msrun asks without a pause whether its processes have ended, which takes a core from them.
+            os.setpriority(os.PRIO_PROCESS, run.launcher, 19)
     if run.launcher_waits and not die_with_parent(run.launcher, LAUNCHER_DIED):
         os.write(front_end, STOP)
     _pass_signals_on(run, supervisor, received, front_end)
@@ -224,7 +228,7 @@ class _Supervisor:
                 self.handle_report(os.read(reports, 4096))
         self.end_by_force()  # what the worker started
         code = self.conclude(status)
-        if not self.run.launcher_is_alive():
+        if self.asked:
             self.run.end_log_viewer()
         os._exit(code)
 
@@ -364,8 +368,10 @@ class _Run:
         return any(_role(pid) == "MS_SCHED" for pid in _named(FRONT_NAME.format(self.launcher)))
 
     def end_log_viewer(self) -> None:
-        """Ends the `tail -f` with which msrun showed the log of this rank, once msrun is gone."""
-        time.sleep(0.1)  # it shows the last lines
+        """Ends the `tail -f` with which msrun shows the log of this rank, if msrun does not outlive the rank."""
+        time.sleep(0.3)  # msrun may end a moment later, and the last lines have to be shown
+        if self.launcher_is_alive():
+            return
         log = _open_file(os.getpid(), 1)
         for pid in _named("tail"):
             if _role(pid) and any(_open_file(pid, descriptor) == log for descriptor in range(3, 6)):

@@ -45,6 +45,14 @@ def open_csv(path: Union[str, Path]) -> Iterator[csv.DictReader]:
             raise ValueError(f"{path}: line {rows.line_num + 1}: {error}") from error
 
 
+def check_characters(text: str, name: str) -> None:
+    """Raises ValueError, beginning with `name`, for half a surrogate pair, which no encoder or tokenizer takes."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        raise ValueError(f"{name}: has half of a surrogate pair, {ascii(text[error.start])}, which is no letter") from error
+
+
 def _not_utf8(path: Union[str, Path], encoding: str) -> str:
     return (f"{path}: not UTF-8 text; convert it, if it is {encoding} for example with: "
             f"iconv -f {encoding} -t UTF-8 OLD > NEW")

@@ -42,6 +42,10 @@ class Tokenizer:
                                  return_attention_mask=True, return_tensors="np")
         return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(np.int32)
 
+    def count(self, text: str) -> int:
+        """Tokens of the whole text, the end token included."""
+        return len(self.tokenizer(text, verbose=False)["input_ids"])
+
 
 def _read_tokenizer(folder: Path):
     from transformers import AutoTokenizer, T5TokenizerFast

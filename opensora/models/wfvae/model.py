@@ -21,9 +21,12 @@ DECODE_CHUNK = 2  # latent frames, as published
 class WFVAEModel(PretrainedModel):
     """Encodes videos (B, 3, 1 + s n, H, W) in [-1, 1] into latents (B, latent_dim, 1 + n, H/8, W/8) and back.
 
-    s, the stride in time, is 4 (or 8 where level 1 halves time too). One frame is an image. With `enable_tiling`
-    a clip passes in chunks along time: the same result (with layer norm exactly, with group norm as the published
-    model has it) in memory that does not grow with the clip.
+    s, the stride in time, is 4 (or 8 where level 1 halves time too). One frame is an image.
+
+    With `enable_tiling` a clip is processed in chunks along time. With layer norm, as the released weights have it, the
+    result is that of the whole clip, in memory that does not grow with the clip. Group norm averages over what it is
+    given, so there chunks change the result. They are those of the published model; an even number of latent frames,
+    which does not divide into its chunks of 1, 2, 2, ... frames, is decoded whole.
     """
 
     config_class = WFVAEConfig
@@ -39,7 +42,7 @@ class WFVAEModel(PretrainedModel):
         self.stream = OneStream()
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Encode and decode in chunks along time from now on."""
+        """Encode and decode in chunks along time from now on; see the class for what that changes."""
         self.use_tiling = use_tiling
 
     def share_decoding(self, stream: OneStream) -> None:
@@ -89,7 +92,10 @@ class WFVAEModel(PretrainedModel):
         return self.decoder.to_video(h, low), l1, l2, h
 
     def decode_chunks(self, z: Tensor) -> Iterator[Tensor]:
-        """Yields the video of `decode` in pieces (B, 3, t, 8h, 8w) along time; memory does not grow with n."""
+        """Yields the video of `decode` with tiling, (B, 3, t, 8h, 8w) at a time.
+
+        Memory does not grow with n, except where all is one chunk (see the class).
+        """
         self._check_latents(z)
         past, frames = None, z.shape[2]
         chunks, size = self._decode_chunks(frames), self.stream.size
@@ -113,14 +119,14 @@ class WFVAEModel(PretrainedModel):
     def _decode_chunks(self, frames: int) -> list[tuple[int, int]]:
         """(start, end) of the latent frames of each chunk, with those that come again (`WFVAEConfig.decoder_resent`).
 
-        The first chunk brings more than the clip's first frame, which upsampling cannot use as a previous one.
+        The first chunk brings more than the clip's first frame, which upsampling cannot use as a previous one. With
+        group norm an even number of frames is one chunk (see the class).
         """
+        if self.config.decoder_resent and frames % 2 == 0:
+            return [(0, frames)]
         first = 1 if self.config.decoder_resent else 1 + DECODE_CHUNK
         starts = [0, *range(first, frames, DECODE_CHUNK)]
         ends = [min(frames, start + self.config.decoder_resent) for start in [*starts[1:], frames]]
-        while len(ends) > 1 and ends[-2] == frames:  # all that the last chunk would bring has come already
-            starts.pop()
-            ends.pop()
         return list(zip(starts, ends))
 
     def _check_video(self, x: Tensor) -> None:

@@ -109,6 +109,13 @@ def instruction_set(compiler: str) -> str:
     return march
 
 
+def check_settings() -> None:
+    """Raises ValueError for a bad `OPENSORA_MARCH`: before models are loaded, and without building anything."""
+    compiler = shutil.which(COMPILER)
+    if compiler is not None and os.environ.get(SWITCH) != "0":
+        instruction_set(compiler)
+
+
 def _features(compiler: str, march: str) -> Optional[set[str]]:
     """The macros that g++ defines for an instruction set, such as __AVX2__; None if it does not know it."""
     shown = subprocess.run([compiler, f"-march={march}", "-dM", "-E", "-x", "c++", os.devnull],
