@@ -107,8 +107,8 @@ def _make_spiece(folder: Path) -> Path:
     import sentencepiece
     words = [a + b for a in "abcdefgh" for b in "aeiou"]
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), model_type="unigram", vocab_size=20, pad_id=0,
-        eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2)
+        sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), model_type="unigram", vocab_size=20,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2)
     (folder / "spiece.vocab").unlink()
     return folder / "spiece.model"
 
@@ -122,7 +122,8 @@ def _make_image(suffix: str) -> Callable[[Path], Path]:
     def make(folder: Path) -> Path:
         from opensora.datasets.media import save_image
         rows = np.arange(24, dtype=np.uint8)
-        save_image(folder / f"x{suffix}", np.stack(np.meshgrid(rows, rows * 9, indexing="ij") + [rows[:, None] * rows], -1))
+        image = np.stack([*np.meshgrid(rows, rows * 9, indexing="ij"), rows[:, None] * rows], -1)
+        save_image(folder / f"x{suffix}", image)
         return folder / f"x{suffix}"
     return make
 
@@ -177,7 +178,8 @@ def _read_data_file(path: Path) -> None:
 
 def _make_data_file(folder: Path) -> Path:
     _make_text("annotation.json", CAPTIONS)(folder)
-    return _make_text("data.txt", f"videos,{folder}/annotation.json\nvideos,embeddings,{folder}/annotation.json\n")(folder)
+    lines = f"videos,{folder}/annotation.json\nvideos,embeddings,{folder}/annotation.json\n"
+    return _make_text("data.txt", lines)(folder)
 
 
 def _read_prompts(path: Path) -> None:
@@ -276,7 +278,8 @@ def outcome(read: Callable[[Path], object], path: Path) -> tuple[str, Optional[s
         message = " ".join(str(error).split())  # as run_main prints it
         if len(message) > 2000:
             return "long message", message[:300]
-        return ("refused", None) if path.name in message or path.parent.name in message else ("no name", message)
+        names = [place.name for place in (path, *path.parents[:2])]
+        return ("refused", None) if any(name in message for name in names) else ("no name", message)
     except BaseException as error:
         return "other exception", f"{type(error).__name__}: {error!s:.300}"
     return "read", None

@@ -50,7 +50,7 @@ def read_data_file(path: Union[str, Path]) -> list[Source]:
             continue
         parts = [part.strip() for part in line.split(",")]
         if len(parts) not in (2, 3) or not all(parts):
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} should be `root,annotation.json` or "
+            raise ValueError(f"{path}, line {number}: {line.strip()!r:.300} should be `root,annotation.json` or "
                              f"`root,embedding_root,annotation.json`")
         source = Source(parts[0], parts[1] if len(parts) == 3 else None, Path(parts[-1]))
         if source.annotation.suffix == ".pkl":

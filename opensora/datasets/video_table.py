@@ -54,7 +54,7 @@ def read_table(path: Union[str, Path, None], sizes: bool = False) -> VideoTable:
         try:
             shapes += map(whole_number, shape, SIZE_COLUMNS, (1, 1, 1))  # tables made with pandas have 240.0
         except ValueError as error:
-            raise ValueError(f"{path}: row {number}, {printable(paths[-1])}: {', '.join(SIZE_COLUMNS)} are "
+            raise ValueError(f"{path}: row {number}, {printable(paths[-1])[:300]}: {', '.join(SIZE_COLUMNS)} are "
                              f"{', '.join(map(str, shape))[:100]}; they should be 1 or more: {error!s:.300}") from error
     if not paths:
         raise ValueError(f"{path}: has no rows")
