@@ -12,7 +12,6 @@ import json
 import multiprocessing
 import os
 import resource
-import shutil
 import sys
 import tempfile
 import time
@@ -103,6 +102,118 @@ def _read_config(path: Path) -> None:
     WFVAEModel.published_config(path)
 
 
+def _make_spiece(folder: Path) -> Path:
+    """A vocabulary of 60 pieces, as sentencepiece trains it."""
+    import sentencepiece
+    words = [a + b for a in "abcdefgh" for b in "aeiou"]
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), model_type="unigram", vocab_size=20,
+        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2)
+    (folder / "spiece.vocab").unlink()
+    return folder / "spiece.model"
+
+
+def _read_tokenizer(path: Path) -> None:
+    from opensora.models.text_encoder.tokenizer import Tokenizer
+    Tokenizer(path.parent)(["ab ba"], 8)
+
+
+def _make_image(suffix: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        from opensora.datasets.media import save_image
+        rows = np.arange(24, dtype=np.uint8)
+        image = np.stack([*np.meshgrid(rows, rows * 9, indexing="ij"), rows[:, None] * rows], -1)
+        save_image(folder / f"x{suffix}", image)
+        return folder / f"x{suffix}"
+    return make
+
+
+def _read_image(path: Path) -> None:
+    from opensora.datasets.media import read_image
+    read_image(path)
+
+
+def _make_video(suffix: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        from opensora.datasets.media import write_video
+        frames = np.random.default_rng(0).integers(0, 255, (6, 16, 16, 3), dtype=np.uint8)
+        with write_video(folder / f"x{suffix}", 8) as write:
+            write(frames)
+        return folder / f"x{suffix}"
+    return make
+
+
+def _read_video(path: Path) -> None:
+    from opensora.datasets.media import VideoReader
+    with VideoReader(path) as reader:
+        reader.check()
+        reader.read(list(range(len(reader))))
+
+
+def _make_text(name: str, text: str) -> Callable[[Path], Path]:
+    def make(folder: Path) -> Path:
+        (folder / name).write_text(text, encoding="utf-8")
+        return folder / name
+    return make
+
+
+CAPTIONS = json.dumps([{"path": f"{i}.mp4", "cap": ["a cat", "a dog"], "num_frames": 30, "fps": 24.0,
+                        "resolution": {"height": 64, "width": 96}, "aesthetic": 5.5} for i in range(4)], indent=1)
+
+
+def _read_annotations(path: Path) -> None:
+    from opensora.datasets.annotations import read_items
+    list(read_items(path))
+
+
+def _read_captions(path: Path) -> None:
+    from opensora.sample.embedding_files import read_captions
+    read_captions(path, path.parent)
+
+
+def _read_data_file(path: Path) -> None:
+    from opensora.datasets.annotations import read_data_file
+    read_data_file(path)
+
+
+def _make_data_file(folder: Path) -> Path:
+    _make_text("annotation.json", CAPTIONS)(folder)
+    lines = f"videos,{folder}/annotation.json\nvideos,embeddings,{folder}/annotation.json\n"
+    return _make_text("data.txt", lines)(folder)
+
+
+def _read_prompts(path: Path) -> None:
+    from opensora.sample.prompt_files import read_prompts
+    read_prompts([str(path)])
+
+
+def _read_table(path: Path) -> None:
+    from opensora.datasets.video_table import read_table
+    read_table(path, sizes=True)
+
+
+def _read_training_log(path: Path) -> None:
+    from opensora.train.log import Table
+    Table(path, 4)
+
+
+def _read_results(path: Path) -> None:
+    from opensora.pipelines.reconstruct_folder import Results
+    Results(path.parent, {"fps": 8})
+
+
+def _make_state(folder: Path) -> Path:
+    """The state.json of a checkpoint; its other files are as they were."""
+    from opensora.train.checkpoint import save_checkpoint
+    save_checkpoint(folder, 4, {}, {"sampler": {"epoch": 0}}, None, True)
+    return folder / "checkpoint-4/state.json"
+
+
+def _read_state_json(path: Path) -> None:
+    from opensora.train.checkpoint import find_checkpoint
+    find_checkpoint(path.parents[1], "latest")
+
+
 READERS = {
     "torch zip": Reader(_make_torch(save_zip), _read_state),
     "torch legacy": Reader(_make_torch(save_legacy), _read_state),
@@ -110,6 +221,21 @@ READERS = {
     "index.json": Reader(_make_index, _read_state),
     "mindspore": Reader(_make_mindspore, _read_state),
     "config.json": Reader(_make_config, _read_config),
+    "spiece.model": Reader(_make_spiece, _read_tokenizer),
+    **{suffix: Reader(_make_image(suffix), _read_image) for suffix in (".png", ".jpg")},
+    **{suffix: Reader(_make_video(suffix), _read_video) for suffix in (".mp4", ".gif")},
+    "annotations": Reader(_make_text("x.json", CAPTIONS), _read_annotations),
+    "data file": Reader(_make_data_file, _read_data_file),
+    "captions": Reader(_make_text("x.json", CAPTIONS), _read_captions),
+    "prompts.txt": Reader(_make_text("x.txt", "a cat\na dög, \"red\"\n\nfog over the sea\n"), _read_prompts),
+    "prompts.csv": Reader(_make_text("x.csv", 'id,prompt\n1,a cat\n2,"a dog, red"\n'), _read_prompts),
+    "video table": Reader(_make_text("x.csv", "path,text,num_frames,height,width,fps\na.mp4,a cat,30,64,96,24.0\n"
+                                              "b.mp4,\"a dog, red\",40,64,64,25\n"), _read_table),
+    "train_log.csv": Reader(_make_text("train_log.csv", "step,loss,grad_norm\n1,0.5,1.25\n2,0.25,\n3,0.125,2.0\n"),
+                            _read_training_log),
+    "state.json": Reader(_make_state, _read_state_json),
+    "results": Reader(_make_text("reconstruction.json", json.dumps(
+        {"settings": {"fps": 8}, "videos": {"a.mp4": {"psnr": 30.5, "ssim": 0.9}}}, indent=1)), _read_results),
 }
 
 
@@ -149,56 +275,62 @@ def outcome(read: Callable[[Path], object], path: Path) -> tuple[str, Optional[s
     try:
         read(path)
     except (ValueError, OSError) as error:
-        message = str(error)
-        if "\n" in message or len(message) > 2000:
+        message = " ".join(str(error).split())  # as run_main prints it
+        if len(message) > 2000:
             return "long message", message[:300]
-        return ("refused", None) if path.name in message or path.parent.name in message else ("no name", message)
+        names = [place.name for place in (path, *path.parents[:2])]
+        return ("refused", None) if any(name in message for name in names) else ("no name", message)
     except BaseException as error:
         return "other exception", f"{type(error).__name__}: {error!s:.300}"
     return "read", None
 
 
-def _work(reader: Reader, folder: Path, seeds: Iterator[int], results) -> None:
+def _work(read: Callable[[Path], object], path: Path, data: bytes, seeds: range, results) -> None:
     """Reads the damaged files of some seeds; sends (seed, outcome, detail) after each. Runs in a process of its own."""
-    path = reader.make(folder)
-    data = path.read_bytes()
-    reader.read(path)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + (MEGABYTES << 20),) * 2)
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
     sys.stderr = sys.stdout = open(os.devnull, "w")
     for seed in seeds:
         path.write_bytes(damage(data, np.random.default_rng(seed)))
-        results.send((seed, *outcome(reader.read, path)))
+        results.send((seed, *outcome(read, path)))
 
 
 def run_reader(name: str, seeds: range) -> Iterator[tuple[int, str, Optional[str], float]]:
     """(seed, outcome, detail, seconds) of each damaged file, also of those that end the process or take too long."""
-    context = multiprocessing.get_context("fork")
-    while seeds:
-        folder = Path(tempfile.mkdtemp(prefix="damaged-"))
-        receiver, sender = context.Pipe(duplex=False)
-        process = context.Process(target=_work, args=(READERS[name], folder, seeds, sender), daemon=True)
-        process.start()
-        sender.close()
-        wait = 60.0  # the first includes imports
-        try:
-            while seeds:
-                start = time.perf_counter()
-                if not receiver.poll(wait):
-                    yield seeds[0], "too slow", None, wait
-                    break
-                seed, result, detail = receiver.recv()
-                yield seed, result, detail, time.perf_counter() - start
+    make, read = READERS[name]
+    with tempfile.TemporaryDirectory(prefix="damaged-") as folder:
+        path = make(Path(folder))
+        data = path.read_bytes()
+        read(path)  # what is whole is read, and what reading imports is there before the processes are forked
+        while seeds:
+            for result in _run_until_fault(read, path, data, seeds):
+                yield result
                 seeds = seeds[1:]
-                wait = SECONDS
-        except EOFError:
-            process.join()
-            yield seeds[0], "crash", f"exit status {process.exitcode}", 0.0
+
+
+def _run_until_fault(read: Callable[[Path], object], path: Path, data: bytes, seeds: range) -> Iterator[tuple]:
+    """The results of a process, which ends with its seeds, with a crash or with a file that takes too long."""
+    context = multiprocessing.get_context("fork")
+    receiver, sender = context.Pipe(duplex=False)
+    process = context.Process(target=_work, args=(read, path, data, seeds, sender), daemon=True)
+    process.start()
+    sender.close()
+    try:
+        for seed in seeds:
+            start = time.perf_counter()
+            if not receiver.poll(SECONDS):
+                yield seed, "too slow", None, SECONDS
+                return
+            try:
+                yield (*receiver.recv(), time.perf_counter() - start)
+            except EOFError:
+                process.join()
+                yield seed, "crash", f"exit status {process.exitcode}", time.perf_counter() - start
+                return
+    finally:
         process.kill()
         process.join()
-        shutil.rmtree(folder)
-        seeds = seeds[1:]
 
 
 def main() -> None:

@@ -7,6 +7,7 @@ An annotation file holds json objects: in a list, in several lists one after the
 from __future__ import annotations
 
 import json
+import os
 import re
 from pathlib import Path
 from typing import Any, Callable, Iterator, NamedTuple, Optional, Union
@@ -49,14 +50,14 @@ def read_data_file(path: Union[str, Path]) -> list[Source]:
             continue
         parts = [part.strip() for part in line.split(",")]
         if len(parts) not in (2, 3) or not all(parts):
-            raise ValueError(f"{path}, line {number}: {line.strip()!r} should be `root,annotation.json` or "
+            raise ValueError(f"{path}, line {number}: {line.strip()!r:.300} should be `root,annotation.json` or "
                              f"`root,embedding_root,annotation.json`")
         source = Source(parts[0], parts[1] if len(parts) == 3 else None, Path(parts[-1]))
         if source.annotation.suffix == ".pkl":
             raise ValueError(f"{path}, line {number}: {source.annotation} is a pickle, which can run code when it is "
                              f"opened; write its list as json where it was made: json.dump(pickle.load(...), ...)")
-        if not source.annotation.is_file():
-            raise FileNotFoundError(f"{path}, line {number}: {source.annotation}: no such file")
+        if not os.path.isfile(source.annotation):  # unlike Path's, false for names no file can have
+            raise FileNotFoundError(f"{path}, line {number}: {str(source.annotation)[:300]}: no such file")
         sources.append(source)
     if not sources:
         raise ValueError(f"{path}: names no annotation file; a line should be `root,annotation.json`")

@@ -54,8 +54,8 @@ def read_table(path: Union[str, Path, None], sizes: bool = False) -> VideoTable:
         try:
             shapes += map(whole_number, shape, SIZE_COLUMNS, (1, 1, 1))  # tables made with pandas have 240.0
         except ValueError as error:
-            raise ValueError(f"{path}: row {number}, {printable(paths[-1])}: {', '.join(SIZE_COLUMNS)} are "
-                             f"{', '.join(map(str, shape))}; they should be 1 or more: {error}") from error
+            raise ValueError(f"{path}: row {number}, {printable(paths[-1])[:300]}: {', '.join(SIZE_COLUMNS)} are "
+                             f"{', '.join(map(str, shape))[:100]}; they should be 1 or more: {error!s:.300}") from error
     if not paths:
         raise ValueError(f"{path}: has no rows")
     shapes = np.array(shapes, np.int64).reshape(-1, len(SIZE_COLUMNS)) if sizes else None
@@ -90,4 +90,5 @@ def _parquet_rows(path: Path, columns: tuple) -> Iterator[list]:
 def _check_columns(path: Path, wanted: tuple, found: tuple) -> None:
     missing = [column for column in wanted if column not in found]
     if missing:
-        raise ValueError(f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(found) or 'none'}")
+        raise ValueError(f"{path}: has no column {', '.join(missing)}; its columns are "
+                         f"{', '.join(found)[:300] or 'none'}")

@@ -67,8 +67,8 @@ def _snapshot(root: Path) -> Path:
         name = main.read_text(encoding="utf-8", errors="replace").strip()
         found = [folder for folder in found if folder.name == name] or found
     if len(found) != 1:
-        raise FileNotFoundError(f"{root}: a Hugging Face cache with {len(found)} snapshots, and refs/main names none of "
-                                f"them; name a folder in {root / 'snapshots'}")
+        raise FileNotFoundError(f"{root}: a Hugging Face cache with {len(found)} snapshots, and refs/main names none "
+                                f"of them; name a folder in {root / 'snapshots'}")
     return found[0]
 
 

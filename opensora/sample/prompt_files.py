@@ -138,7 +138,8 @@ def _column(path: Path, rows) -> list[str]:
     names = {name.strip().lower(): name for name in rows.fieldnames or () if name}
     column = next((names[name] for name in PROMPT_COLUMNS if name in names), None)
     if column is None:
-        raise ValueError(f"{path}: has columns {', '.join(rows.fieldnames or ())}, none of {', '.join(PROMPT_COLUMNS)}")
+        raise ValueError(f"{path}: has columns {', '.join(rows.fieldnames or ())[:300]}, none of "
+                         f"{', '.join(PROMPT_COLUMNS)}")
     return [row[column] or "" for row in rows]
 
 

@@ -14,23 +14,22 @@ class Tokenizer:
     """Text to token ids, padded and cut to one length.
 
     Raises:
-        ValueError: the folder holds no tokenizer.
+        FileNotFoundError: no such folder.
+        ValueError: the folder holds no tokenizer, or a damaged one.
     """
 
     def __init__(self, folder: Union[str, Path]):
         # transformers looks for its back ends when it is imported; only tokenizers are wanted.
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
-        from transformers import AutoTokenizer, T5TokenizerFast
         folder = resolve_path(folder)
-        if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
-            self.tokenizer = AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
-        elif (folder / "spiece.model").is_file():
-            # A space before the text, as when mT5 and T5 v1.1 were trained; released tokenizer_config.json say the same.
-            self.tokenizer = T5TokenizerFast(vocab_file=str(folder / "spiece.model"), extra_ids=0, legacy=True,
-                                             add_prefix_space=True)
-        else:
+        if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "spiece.model")):
             raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or spiece.model and tokenizer_config.json, "
                              f"should lie there beside the text encoder's weights")
+        try:
+            self.tokenizer = _read_tokenizer(folder)
+        except Exception as error:  # the libraries raise whatever they happen to hit in a damaged file
+            raise ValueError(f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:300]}); download "
+                             f"or copy its files again") from error
 
     @property
     def knows_chinese(self) -> bool:
@@ -46,3 +45,11 @@ class Tokenizer:
     def count(self, text: str) -> int:
         """Tokens of the whole text, the end token included."""
         return len(self.tokenizer(text, verbose=False)["input_ids"])
+
+
+def _read_tokenizer(folder: Path):
+    from transformers import AutoTokenizer, T5TokenizerFast
+    if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
+        return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
+    # A space before the text, as when mT5 and T5 v1.1 were trained; released tokenizer_config.json say the same.
+    return T5TokenizerFast(vocab_file=str(folder / "spiece.model"), extra_ids=0, legacy=True, add_prefix_space=True)
