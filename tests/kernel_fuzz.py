@@ -27,7 +27,7 @@ class Call:
     """A kernel's name, its inputs and what it must give; `expected` is None where it must refuse its inputs.
 
     In-place kernels: `changed` is the number of leading inputs that must afterwards equal `expected`.
-    `magnitude`: how large the terms are, place by place, that cancel in the first output; rounding is as large as they.
+    `magnitude`: by how much the operator magnifies rounding, place by place of x: norms divide by what may be small.
     """
 
     kernel: str
@@ -99,7 +99,7 @@ def modulated_layer_norm(draw: Draw) -> Iterator[Call]:
     x, shift, scale, dy = draw.normal(b, s, d), draw.normal(b, 1, d), draw.normal(b, 1, d), draw.normal(b, s, d)
     x64, shift64, scale64, dy64 = doubles(x, shift, scale, dy)
     y, back, magnitude = normalized(x64, (2,), epsilon)
-    yield Call("modulated_layer_norm", [x, shift, scale, [epsilon]], [y * (1 + scale64) + shift64])
+    yield Call("modulated_layer_norm", [x, shift, scale, [epsilon]], [y * (1 + scale64) + shift64], magnitude=magnitude)
     yield Call("modulated_layer_norm_grad", [x, scale, [epsilon], dy],
                [back(dy64 * (1 + scale64)), dy64.sum(1, keepdims=True), (dy64 * y).sum(1, keepdims=True)],
                magnitude=magnitude)
@@ -111,7 +111,7 @@ def rms_norm(draw: Draw) -> Iterator[Call]:
     x64, weight64, dy64 = doubles(x, weight, dy)
     y, back, magnitude = normalized(x64, (-1,), epsilon, centred=False)
     rows = tuple(range(len(shape) - 1))
-    yield Call("rms_norm", [x, weight, [epsilon]], [y * weight64])
+    yield Call("rms_norm", [x, weight, [epsilon]], [y * weight64], magnitude=magnitude)
     yield Call("rms_norm_grad", [x, weight, [epsilon], dy], [back(dy64 * weight64), (dy64 * y).sum(rows)],
                magnitude=magnitude)
 
@@ -139,7 +139,8 @@ def video_norm(draw: Draw, name: str, shape: Sequence[int], channels: int, setti
     for suffix, activation in (("", lambda z: (z, np.ones_like(z))), ("_silu", silu)):
         value, slope = activation(y * weight64 + bias64)
         inner = dy64 * slope
-        yield Call(name + suffix, [x, weight, bias, settings], [value], settings=str(settings))
+        yield Call(name + suffix, [x, weight, bias, settings], [value], settings=str(settings),
+                   magnitude=magnitude.reshape(x.shape))
         yield Call(f"{name}{suffix}_grad", [x, weight, bias, settings, dy],
                    [back(grouped(inner * weight64)).reshape(x.shape), (inner * y).sum(others), inner.sum(others)],
                    settings=str(settings), magnitude=magnitude.reshape(x.shape))
@@ -354,7 +355,8 @@ class Library:
             frame = np.concatenate((memory[:self.guard], memory[len(memory) - self.guard:]))
             if not np.array_equal(frame, np.full_like(frame, sentinel), equal_nan=True):
                 return f"output {number} is written out of bounds"
-            scale = max(1.0, np.abs(expected).max()) * np.maximum(1, 1.0 if number else call.magnitude)
+            magnitude = call.magnitude if np.shape(call.magnitude) == expected.shape else np.max(call.magnitude)
+            scale = max(1.0, np.abs(expected).max()) * np.maximum(1, magnitude)
             difference = (np.abs(view - expected) / scale).max()
             if not difference < TOLERANCE:
                 return f"output {number} is off by {difference:.1e}"

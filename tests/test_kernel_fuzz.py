@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no kernels he
 
 
 @pytest.mark.parametrize("march", ["native", "x86-64-v3"])
-@pytest.mark.parametrize("cases", [60, pytest.param(2000, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("cases", [60, pytest.param(1000, marks=pytest.mark.slow)])
 def test_kernels_compute_what_naive_references_do(cases, march, monkeypatch):
     monkeypatch.setenv(build.MARCH, march)
     try:
