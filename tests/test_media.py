@@ -55,8 +55,11 @@ def decode_with_ffmpeg(path, height: int, width: int, *filters) -> np.ndarray:
     """All frames as the ffmpeg program converts them: uint8 RGB (T, height, width, 3)."""
     command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", path, "-fps_mode", "passthrough", *filters,
                "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    frames = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
-    return np.frombuffer(frames, np.uint8).reshape(-1, height, width, 3)
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=False)
+    if result.returncode < 0:
+        pytest.skip("this ffmpeg program crashes")  # 7.0.2, the newest that imageio has for Python 3.9, on .ts files
+    assert result.returncode == 0
+    return np.frombuffer(result.stdout, np.uint8).reshape(-1, height, width, 3)
 
 
 # name -> ffmpeg's options. The last number is the largest difference between PyAV and decord, which scales up the
