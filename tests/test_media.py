@@ -32,8 +32,17 @@ def moving_picture(frames: int = FRAMES, height: int = HEIGHT, width: int = WIDT
 
 
 def ffmpeg(*arguments, stdin: bytes = b"") -> None:
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-y", "-v", "error", *map(str, arguments)]
-    subprocess.run(command, input=stdin, check=True)
+    run_ffmpeg("-y", *map(str, arguments), stdin=stdin)
+
+
+def run_ffmpeg(*arguments, stdin: bytes = b"") -> bytes:
+    """Runs the ffmpeg program; returns what it writes to stdout."""
+    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", *arguments]
+    result = subprocess.run(command, input=stdin, capture_output=True, check=False)
+    if result.returncode < 0:
+        pytest.skip("this ffmpeg program crashes")  # 7.0.2, the newest that imageio has for Python 3.9, on .ts files
+    assert result.returncode == 0, result.stderr
+    return result.stdout
 
 
 def make_video(path, *options, frames=None):
@@ -53,9 +62,7 @@ def difference(a: np.ndarray, b: np.ndarray) -> float:
 
 def decode_with_ffmpeg(path, height: int, width: int, *filters) -> np.ndarray:
     """All frames as the ffmpeg program converts them: uint8 RGB (T, height, width, 3)."""
-    command = [imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-i", path, "-fps_mode", "passthrough", *filters,
-               "-f", "rawvideo", "-pix_fmt", "rgb24", "-"]
-    frames = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, check=True).stdout
+    frames = run_ffmpeg("-i", path, "-fps_mode", "passthrough", *filters, "-f", "rawvideo", "-pix_fmt", "rgb24", "-")
     return np.frombuffer(frames, np.uint8).reshape(-1, height, width, 3)
 
 
