@@ -76,7 +76,7 @@ def setup(args: argparse.Namespace) -> Device:
         raise ValueError(f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}")
     if target == "CPU":
         check_settings()
-    ms.set_device(target)
+    _choose_target(target)
     _launch_in_place(target)
     ms.set_context(mode=args.mode)
     if args.jit_level:
@@ -88,6 +88,16 @@ def setup(args: argparse.Namespace) -> Device:
     precision = choose_precision(target, args.precision, quiet=rank > 0)
     set_seed(args.seed)
     return Device(target, args.mode, precision, rank, world_size)
+
+
+def _choose_target(target: str) -> None:
+    """As `ms.set_device`, which refuses even the target in use once an operator has run, as in a notebook."""
+    in_use = ms.get_context("device_target")
+    try:
+        ms.set_device(target)
+    except RuntimeError as error:
+        if target != in_use:
+            raise ValueError(f"--device {target}: this process already computes on {in_use}; start another") from error
 
 
 def default_target() -> str:

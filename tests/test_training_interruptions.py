@@ -1,0 +1,9 @@
+"""Training that is killed, terminated, interrupted or hung up at random moments loses nothing."""
+import pytest
+from training_interruptions import LAYOUTS, interruptions
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_random_interruptions(layout, tmp_path):
+    assert sum(interruptions(tmp_path, layout, wanted=4, seed=0).values()) >= 4
