@@ -2,14 +2,15 @@
 
 BLOCK is the layer's place in the transformer, which decides whether it is dense or skiparse. Float32, batch 1.
 """
+
 from __future__ import annotations
 
 import sys
 from typing import Any
 
-import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
 from mindspore import Tensor
 
+import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
 from benchmarks.cases import DIT_2B, normal
 from benchmarks.worker import Step, serve
 from opensora.models.dit.blocks import SelfAttention

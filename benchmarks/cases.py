@@ -1,23 +1,38 @@
 """What is measured: configurations, inputs and weights, the same for every implementation. Needs numpy alone."""
+
 from __future__ import annotations
 
 import json
 import math
 import zlib
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Optional
 
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[1]
 
 WFVAE_D8 = json.loads((ROOT / "scripts/causalvae/wfvae_8dim.json").read_text(encoding="utf-8"))
-DIT_2B = {"num_attention_heads": 24, "attention_head_dim": 96, "num_layers": 4, "cross_attention_dim": 2304,
-          "caption_channels": 4096, "sparse1d": True, "sparse_n": 4}
+DIT_2B = {
+    "num_attention_heads": 24,
+    "attention_head_dim": 96,
+    "num_layers": 4,
+    "cross_attention_dim": 2304,
+    "caption_channels": 4096,
+    "sparse1d": True,
+    "sparse_n": 4,
+}
 DIT_1152 = {**DIT_2B, "num_attention_heads": 12, "cross_attention_dim": 1152}
-DIT_TINY = {**DIT_2B, "num_attention_heads": 4, "attention_head_dim": 24, "num_layers": 6, "cross_attention_dim": 96,
-            "caption_channels": 32}
+DIT_TINY = {
+    **DIT_2B,
+    "num_attention_heads": 4,
+    "attention_head_dim": 24,
+    "num_layers": 6,
+    "cross_attention_dim": 96,
+    "caption_channels": 32,
+}
 # The vocabulary is smaller than mT5's: its embeddings, two thirds of the memory, are only looked up.
 MT5 = {"vocab_size": 8192, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 12, "num_heads": 16}
 

@@ -2,6 +2,7 @@
 
 Prints one line a stage. Memory is what the process owns (RssAnon): pages of mapped files belong to all processes.
 """
+
 from __future__ import annotations
 
 import json
@@ -26,9 +27,15 @@ def write_annotation(path: Path, samples: int) -> None:
     with open(path, "w", encoding="utf-8") as file:
         for number in range(samples):
             height, width = sizes[number % 4]
-            item = {"path": f"{number % 1000:03}/{number}.mp4", "cap": f"{number}: {caption}", "fps": 24, "aes": 5.1,
-                    "num_frames": 90 + number % 300, "cut": [number % 50, 400],
-                    "resolution": {"height": height, "width": width}}
+            item = {
+                "path": f"{number % 1000:03}/{number}.mp4",
+                "cap": f"{number}: {caption}",
+                "fps": 24,
+                "aes": 5.1,
+                "num_frames": 90 + number % 300,
+                "cut": [number % 50, 400],
+                "resolution": {"height": height, "width": width},
+            }
             file.write(("," if number else "[") + json.dumps(item))
         file.write("]")
 
@@ -46,8 +53,9 @@ def main() -> None:
         annotation = Path(folder) / "annotation.json"
         write_annotation(annotation, samples)
         (Path(folder) / "merge_data.txt").write_text(f"videos,{annotation}\n")
-        options = T2VDataOptions(f"{folder}/merge_data.txt", num_frames=93, max_hxw=236544, group_data=True,
-                                 cache_dir=folder)
+        options = T2VDataOptions(
+            f"{folder}/merge_data.txt", num_frames=93, max_hxw=236544, group_data=True, cache_dir=folder
+        )
         print(f"{samples:,} samples in {annotation.stat().st_size / 1e9:.2f} GB of json; {owned_megabytes():.0f} MB")
         for stage in ("built", "opened again"):
             start = time.perf_counter()
@@ -59,8 +67,10 @@ def main() -> None:
         print(f"200,000 records read: {time.perf_counter() - start:.2f} s, {owned_megabytes():.0f} MB")
         start = time.perf_counter()
         sampler = BatchSampler(group(index.shape_of), batch_size=1, rank=0, world_size=8)
-        print(f"order of an epoch, {len(sampler):,} steps of 8 processes: {time.perf_counter() - start:.2f} s, "
-              f"{owned_megabytes():.0f} MB")
+        print(
+            f"order of an epoch, {len(sampler):,} steps of 8 processes: {time.perf_counter() - start:.2f} s, "
+            f"{owned_megabytes():.0f} MB"
+        )
 
 
 if __name__ == "__main__":

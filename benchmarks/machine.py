@@ -2,6 +2,7 @@
 
 numpy multiplies with OpenBLAS, so the rate is that of neither framework.
 """
+
 from __future__ import annotations
 
 import json
@@ -22,7 +23,7 @@ ATTEMPTS = 8  # the best one counts: others may use the machine
 def gemm_rate() -> float:
     """Floating-point operations a second of a float32 product of matrices."""
     a, b = np.ones((SIZE, SIZE), np.float32), np.ones((SIZE, SIZE), np.float32)
-    return 2 * SIZE ** 3 / min(timed(lambda: a @ b)[0] for _ in range(ATTEMPTS))
+    return 2 * SIZE**3 / min(timed(lambda: a @ b)[0] for _ in range(ATTEMPTS))
 
 
 def copy_rate() -> float:
@@ -31,8 +32,11 @@ def copy_rate() -> float:
     cores = len(os.sched_getaffinity(0))
     parts = list(zip(np.array_split(target, cores), np.array_split(source, cores)))
     with ThreadPoolExecutor(cores) as pool:
-        return 2 * source.nbytes / min(timed(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))[0]
-                                       for _ in range(ATTEMPTS))
+        return (
+            2
+            * source.nbytes
+            / min(timed(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))[0] for _ in range(ATTEMPTS))
+        )
 
 
 def processor() -> str:
@@ -42,5 +46,13 @@ def processor() -> str:
 
 
 if __name__ == "__main__":
-    print(json.dumps({"processor": processor(), "cores": len(os.sched_getaffinity(0)),
-                      "gemm_flops_per_second": gemm_rate(), "copy_bytes_per_second": copy_rate()}))
+    print(
+        json.dumps(
+            {
+                "processor": processor(),
+                "cores": len(os.sched_getaffinity(0)),
+                "gemm_flops_per_second": gemm_rate(),
+                "copy_bytes_per_second": copy_rate(),
+            }
+        )
+    )

@@ -1,16 +1,26 @@
 """The cases on this project's models: the worker `python -m benchmarks.mindspore_steps CASE [--device ...]`."""
+
 from __future__ import annotations
 
 import argparse
 from typing import Any
 
-import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-from benchmarks.cases import (CASES, GUIDANCE_SCALE, SAMPLING_STEPS, Case, normal, text_mask, text_states, token_ids,
-                              weight)
+import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
+from benchmarks.cases import (
+    CASES,
+    GUIDANCE_SCALE,
+    SAMPLING_STEPS,
+    Case,
+    normal,
+    text_mask,
+    text_states,
+    token_ids,
+    weight,
+)
 from benchmarks.work import WORK
 from benchmarks.worker import Step, serve
 from opensora.device import add_arguments, setup
@@ -40,8 +50,13 @@ def vae_decode(case: Case) -> tuple[nn.Cell, Step]:
 
 def transformer_inputs(case: Case) -> tuple:
     rows = case.input[0]
-    return (Tensor(normal(case.input)), Tensor(np.full(rows, 500, np.float32)),
-            Tensor(text_states(case, rows)[:, None]), None, Tensor(text_mask(rows, case.text)[:, None]))
+    return (
+        Tensor(normal(case.input)),
+        Tensor(np.full(rows, 500, np.float32)),
+        Tensor(text_states(case, rows)[:, None]),
+        None,
+        Tensor(text_mask(rows, case.text)[:, None]),
+    )
 
 
 def dit_step(case: Case) -> tuple[nn.Cell, Step]:
@@ -70,6 +85,7 @@ def train_step(case: Case) -> tuple[nn.Cell, Step]:
     def step() -> np.ndarray:
         _, gradients = differentiated(*inputs)
         return gradients[first].asnumpy()
+
     return model, step
 
 
@@ -77,8 +93,9 @@ def sampling(case: Case) -> tuple[nn.Cell, Step]:
     model, latents = filled(OpenSoraT2V_v1_3, case), Tensor(normal(case.input))
     text = TextEmbedding(text_states(case, 2), text_mask(2, case.text))
     scheduler = get_scheduler("DDIM")
-    return model, lambda: denoise(model, scheduler, text, latents, SAMPLING_STEPS, GUIDANCE_SCALE, None,
-                                  progress=False).asnumpy()
+    return model, lambda: denoise(
+        model, scheduler, text, latents, SAMPLING_STEPS, GUIDANCE_SCALE, None, progress=False
+    ).asnumpy()
 
 
 def mt5(case: Case) -> tuple[nn.Cell, Step]:
@@ -87,8 +104,14 @@ def mt5(case: Case) -> tuple[nn.Cell, Step]:
     return encoder, lambda: encoder(ids, mask).asnumpy()
 
 
-STEPS = {"vae_encode": vae_encode, "vae_decode": vae_decode, "dit_step": dit_step, "mt5": mt5,
-         "train_step": train_step, "sampling": sampling}
+STEPS = {
+    "vae_encode": vae_encode,
+    "vae_decode": vae_decode,
+    "dit_step": dit_step,
+    "mt5": mt5,
+    "train_step": train_step,
+    "sampling": sampling,
+}
 
 
 def build(args: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
@@ -96,8 +119,12 @@ def build(args: argparse.Namespace) -> tuple[Step, dict[str, Any]]:
     case = CASES[args.case]
     model, step = STEPS[args.case](case)
     work = WORK[args.case](case)
-    return step, {"version": ms.__version__, "flops": work.flops, "bytes": work.bytes,
-                  "parameters": sum(parameter.size for parameter in model.get_parameters())}
+    return step, {
+        "version": ms.__version__,
+        "flops": work.flops,
+        "bytes": work.bytes,
+        "parameters": sum(parameter.size for parameter in model.get_parameters()),
+    }
 
 
 def main() -> None:

@@ -1,9 +1,11 @@
 """Curves on logarithmic axes, drawn with Pillow."""
+
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable, Mapping, Sequence
+from typing import Callable
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -87,7 +89,7 @@ def scale(low: float, high: float, start: float, end: float) -> Callable[[float]
 def ticks(low: float, high: float) -> list[float]:
     """1, 2 and 5 times powers of ten, from the last one below `low` to the first one above `high`."""
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
-    known = [mantissa * 10.0 ** power for power in powers for mantissa in MANTISSAS]
+    known = [mantissa * 10.0**power for power in powers for mantissa in MANTISSAS]
     first = max(tick for tick in known if tick <= low)
     last = min(tick for tick in known if tick > high)
     return [tick for tick in known if first <= tick <= last]

@@ -5,6 +5,7 @@
 Every case runs in a process of its own, PyTorch's in another; they take turns. Both have the same inputs and the same
 random weights, and their results are compared. All is float32. Needs Linux.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -14,9 +15,10 @@ import os
 import statistics
 import subprocess
 import sys
+from collections.abc import Sequence
 from contextlib import ExitStack
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
@@ -41,8 +43,11 @@ def measure(name: str, ours: Sequence[str], torch: Optional[str], repeat: int) -
             check_alike(name, *sides.values())
         runs = [{side: worker.run() for side, worker in sides.items()} for _ in range(repeat)]
     facts = sides["mindspore"].facts
-    return {"title": CASES[name].title, **{key: facts[key] for key in ("flops", "bytes", "parameters")},
-            **{side: summary(worker, [run[side] for run in runs]) for side, worker in sides.items()}}
+    return {
+        "title": CASES[name].title,
+        **{key: facts[key] for key in ("flops", "bytes", "parameters")},
+        **{side: summary(worker, [run[side] for run in runs]) for side, worker in sides.items()},
+    }
 
 
 def check_alike(name: str, ours: Worker, theirs: Worker) -> None:
@@ -58,9 +63,15 @@ def check_alike(name: str, ours: Worker, theirs: Worker) -> None:
 
 def summary(worker: Worker, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
     seconds = [run["seconds"] for run in runs]
-    return {"version": worker.facts["version"], "first_seconds": worker.first["seconds"], "seconds": seconds,
-            "median": statistics.median(seconds), "min": min(seconds), "max": max(seconds),
-            "peak_bytes": runs[-1]["peak_bytes"]}
+    return {
+        "version": worker.facts["version"],
+        "first_seconds": worker.first["seconds"],
+        "seconds": seconds,
+        "median": statistics.median(seconds),
+        "min": min(seconds),
+        "max": max(seconds),
+        "peak_bytes": runs[-1]["peak_bytes"],
+    }
 
 
 def roofline(case: dict[str, Any], machine: dict[str, Any]) -> dict[str, float]:
@@ -68,8 +79,13 @@ def roofline(case: dict[str, Any], machine: dict[str, Any]) -> dict[str, float]:
     seconds = case["mindspore"]["median"]
     flops, moved = case["flops"] / seconds, case["bytes"] / seconds
     shares = flops / machine["gemm_flops_per_second"], moved / machine["copy_bytes_per_second"]
-    return {"flops_per_second": flops, "bytes_per_second": moved, "gemm_share": shares[0], "copy_share": shares[1],
-            "roof_share": max(shares)}
+    return {
+        "flops_per_second": flops,
+        "bytes_per_second": moved,
+        "gemm_share": shares[0],
+        "copy_share": shares[1],
+        "roof_share": max(shares),
+    }
 
 
 def time_table(cases: dict[str, dict]) -> str:
@@ -79,8 +95,11 @@ def time_table(cases: dict[str, dict]) -> str:
         head += [f"{side}: seconds", "min ... max", "peak memory"]
         for row, case in zip(rows, cases.values()):
             values = case[side]
-            row += [f"{values['median']:.3g}", f"{values['min']:.3g} ... {values['max']:.3g}",
-                    f"{values['peak_bytes'] / 1e9:.2f} GB"]
+            row += [
+                f"{values['median']:.3g}",
+                f"{values['min']:.3g} ... {values['max']:.3g}",
+                f"{values['peak_bytes'] / 1e9:.2f} GB",
+            ]
     if "torch" in sides:
         head.append("seconds / torch's")
         for row, case in zip(rows, cases.values()):
@@ -93,9 +112,18 @@ def roofline_table(cases: dict[str, dict]) -> str:
     rows = []
     for case in cases.values():
         roof = case["roofline"]
-        rows.append([case["title"], billions(case["flops"]), billions(case["bytes"]),
-                     billions(roof["flops_per_second"]), f"{roof['gemm_share']:.1%}",
-                     billions(roof["bytes_per_second"]), f"{roof['copy_share']:.1%}", f"{roof['roof_share']:.1%}"])
+        rows.append(
+            [
+                case["title"],
+                billions(case["flops"]),
+                billions(case["bytes"]),
+                billions(roof["flops_per_second"]),
+                f"{roof['gemm_share']:.1%}",
+                billions(roof["bytes_per_second"]),
+                f"{roof['copy_share']:.1%}",
+                f"{roof['roof_share']:.1%}",
+            ]
+        )
     return markdown([head, *rows])
 
 
@@ -147,9 +175,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--repeat", type=int, default=5, help="timed runs of each case, after one that is not counted")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
     parser.add_argument("--json", type=Path, help="write all figures here too")
-    parser.add_argument("--torch", metavar="PYTHON",
-                        default=sys.executable if importlib.util.find_spec("torch") else None,
-                        help="compare with the PyTorch of this Python; default: the one that runs this")
+    parser.add_argument(
+        "--torch",
+        metavar="PYTHON",
+        default=sys.executable if importlib.util.find_spec("torch") else None,
+        help="compare with the PyTorch of this Python; default: the one that runs this",
+    )
     args = parser.parse_args()
     check_repeat(args.repeat)
     if args.json:
@@ -162,9 +193,12 @@ def main() -> None:
     use_cores(args.threads)
     check_torch(args.torch)
     machine = machine_rates()
-    print(f"{machine['processor']}, {machine['cores']} cores in use: "
-          f"{machine['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s (float32 GEMM), "
-          f"{machine['copy_bytes_per_second'] / 1e9:.1f} GB/s (copy)", flush=True)
+    print(
+        f"{machine['processor']}, {machine['cores']} cores in use: "
+        f"{machine['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s (float32 GEMM), "
+        f"{machine['copy_bytes_per_second'] / 1e9:.1f} GB/s (copy)",
+        flush=True,
+    )
     ours = ("--device", args.device, "--mode", str(args.mode), "--precision", "fp32")
     cases = {}
     for name in args.case:
@@ -174,8 +208,9 @@ def main() -> None:
     print("", time_table(cases), "", roofline_table(cases), sep="\n")
     if args.json:
         settings = {"device": args.device, "mode": args.mode, "repeat": args.repeat}
-        args.json.write_text(json.dumps({"machine": machine, "settings": settings, "cases": cases}, indent=2) + "\n",
-                             encoding="utf-8")
+        args.json.write_text(
+            json.dumps({"machine": machine, "settings": settings, "cases": cases}, indent=2) + "\n", encoding="utf-8"
+        )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@
 One layer of the 2B width, float32, batch 1, with its linear maps and rope. Every point is a process of its own; memory
 is what running the layer adds to it. Needs Linux.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -30,29 +31,37 @@ def measure(block: int, tokens: int, repeat: int) -> tuple[float, float]:
     """Median seconds and bytes of memory."""
     with Worker(sys.executable, "benchmarks.attention_steps", str(block), str(tokens)) as worker:
         runs = [worker.run() for _ in range(repeat)]
-        return (statistics.median(run["seconds"] for run in runs),
-                runs[-1]["peak_bytes"] - worker.facts["ready_bytes"])
+        return (statistics.median(run["seconds"] for run in runs), runs[-1]["peak_bytes"] - worker.facts["ready_bytes"])
 
 
 def table(tokens: list[int], points: dict[str, list[tuple[float, float]]]) -> str:
     head = ["tokens", *(f"{name}: {what}" for name in points for what in ("seconds", "memory"))]
-    rows = [[f"{count:,}", *(text for curve in points.values()
-                             for text in (f"{curve[i][0]:.3g}", f"{curve[i][1] / 1e9:.3g} GB"))]
-            for i, count in enumerate(tokens)]
+    rows = [
+        [
+            f"{count:,}",
+            *(text for curve in points.values() for text in (f"{curve[i][0]:.3g}", f"{curve[i][1] / 1e9:.3g} GB")),
+        ]
+        for i, count in enumerate(tokens)
+    ]
     return markdown([head, *rows])
 
 
 def picture(tokens: list[int], points: dict[str, list[tuple[float, float]]]):
     seconds = {name: [(count, point[0]) for count, point in zip(tokens, curve)] for name, curve in points.items()}
     memory = {name: [(count, point[1] / 1e9) for count, point in zip(tokens, curve)] for name, curve in points.items()}
-    return log_log([Panel("seconds of one attention layer", "tokens", tokens, seconds),
-                    Panel("memory it adds, GB", "tokens", tokens, memory)])
+    return log_log(
+        [
+            Panel("seconds of one attention layer", "tokens", tokens, seconds),
+            Panel("memory it adds, GB", "tokens", tokens, memory),
+        ]
+    )
 
 
 def parse_args() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
-    parser.add_argument("--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384],
-                        help=f"multiples of {MULTIPLE}")
+    parser.add_argument(
+        "--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384], help=f"multiples of {MULTIPLE}"
+    )
     parser.add_argument("--repeat", type=int, default=3, help="timed runs of each point, after one that is not counted")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
     parser.add_argument("--output", type=Path, default=PICTURE, help="the picture")

@@ -1,4 +1,5 @@
 """The cases on PyTorch's models: the worker `python -m benchmarks.torch_steps CASE`."""
+
 from __future__ import annotations
 
 import os
@@ -9,8 +10,17 @@ import numpy as np
 import torch
 from torch import nn
 
-from benchmarks.cases import (CASES, GUIDANCE_SCALE, SAMPLING_STEPS, Case, normal, text_mask, text_states, token_ids,
-                              weight)
+from benchmarks.cases import (
+    CASES,
+    GUIDANCE_SCALE,
+    SAMPLING_STEPS,
+    Case,
+    normal,
+    text_mask,
+    text_states,
+    token_ids,
+    weight,
+)
 from benchmarks.torch_models.dit import OpenSoraT2V
 from benchmarks.torch_models.mt5 import MT5Encoder
 from benchmarks.torch_models.wfvae import WFVAE
@@ -31,6 +41,7 @@ def inference(function, *inputs: np.ndarray) -> Step:
     @torch.inference_mode()
     def step() -> np.ndarray:
         return function(*tensors).numpy()
+
     return step
 
 
@@ -62,6 +73,7 @@ def train_step(case: Case) -> tuple[nn.Module, Step]:
         model.zero_grad()
         ((model(*inputs) - inputs[0]) ** 2).mean().backward()
         return model.pos_embed.proj.weight.grad.numpy()
+
     return model, step
 
 
@@ -76,9 +88,10 @@ def sampling(case: Case) -> tuple[nn.Module, Step]:
             alpha, next_alpha = alphas[t], alphas[t - stride] if t else 1.0
             negative, positive = model(torch.cat((x, x)), torch.full((2 * len(x),), float(t)), text, mask).chunk(2)
             noise = negative + GUIDANCE_SCALE * (positive - negative)
-            x0 = (x - (1 - alpha) ** 0.5 * noise) / alpha ** 0.5
-            x = next_alpha ** 0.5 * x0 + (1 - next_alpha) ** 0.5 * noise
+            x0 = (x - (1 - alpha) ** 0.5 * noise) / alpha**0.5
+            x = next_alpha**0.5 * x0 + (1 - next_alpha) ** 0.5 * noise
         return x
+
     return model, inference(sample, normal(case.input), text_states(case, 2), text_mask(2, case.text))
 
 
@@ -87,8 +100,14 @@ def mt5(case: Case) -> tuple[nn.Module, Step]:
     return encoder, inference(encoder, token_ids(case), text_mask(*case.input))
 
 
-STEPS = {"vae_encode": vae_encode, "vae_decode": vae_decode, "dit_step": dit_step, "mt5": mt5,
-         "train_step": train_step, "sampling": sampling}
+STEPS = {
+    "vae_encode": vae_encode,
+    "vae_decode": vae_decode,
+    "dit_step": dit_step,
+    "mt5": mt5,
+    "train_step": train_step,
+    "sampling": sampling,
+}
 
 
 def build() -> tuple[Step, dict[str, Any]]:

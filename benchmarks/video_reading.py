@@ -3,6 +3,7 @@
 Without files, clips are made with ffmpeg. Each case runs in a process of its own, with one decoding thread: 8 times open
 and read 17 frames from a random place (what a training sample needs); 16 random frames; all frames in order.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -26,9 +27,29 @@ CLIPS = {"1280x720, keyframe every 250": ("1280x720", 250), "640x360, keyframe e
 
 def make_clip(path: Path, size: str, keyframes: int, seconds: int = 25) -> None:
     source = f"testsrc2=size={size}:rate=24:duration={seconds},noise=alls=12:allf=t"
-    subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-v", "error", "-f", "lavfi", "-i", source,
-                    "-c:v", "libx264", "-preset", "veryfast", "-pix_fmt", "yuv420p", "-g", str(keyframes), "-bf", "3",
-                    str(path)], check=True)
+    subprocess.run(
+        [
+            imageio_ffmpeg.get_ffmpeg_exe(),
+            "-v",
+            "error",
+            "-f",
+            "lavfi",
+            "-i",
+            source,
+            "-c:v",
+            "libx264",
+            "-preset",
+            "veryfast",
+            "-pix_fmt",
+            "yuv420p",
+            "-g",
+            str(keyframes),
+            "-bf",
+            "3",
+            str(path),
+        ],
+        check=True,
+    )
 
 
 def clip(path: str, backend: str, frames: int) -> None:

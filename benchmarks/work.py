@@ -3,11 +3,12 @@
 A multiply-add is two operations. Bytes are the least that products of matrices move: each reads its two factors and
 writes its result, float32. Elementwise work and norms are left out. A backward pass counts as two forward ones.
 """
+
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 from mindspore import nn
 
@@ -28,10 +29,10 @@ class Work:
     flops: float = 0
     bytes: float = 0
 
-    def __add__(self, other: "Work") -> "Work":
+    def __add__(self, other: Work) -> Work:
         return Work(self.flops + other.flops, self.bytes + other.bytes)
 
-    def __mul__(self, times: float) -> "Work":
+    def __mul__(self, times: float) -> Work:
         return Work(times * self.flops, times * self.bytes)
 
 
@@ -52,8 +53,10 @@ def convolution(positions: int, weight: Sequence[int], stride: int = 1) -> Work:
     """`positions` (frames, height, width) of the result, weight (outputs, inputs, *kernel); `stride` in space."""
     outputs, inputs, *kernel = weight
     taps = math.prod(kernel)
-    return Work(2 * positions * outputs * inputs * taps,
-                FLOAT * (positions * stride ** 2 * inputs + outputs * inputs * taps + positions * outputs))
+    return Work(
+        2 * positions * outputs * inputs * taps,
+        FLOAT * (positions * stride**2 * inputs + outputs * inputs * taps + positions * outputs),
+    )
 
 
 def vae_encode(case: Case) -> Work:
@@ -63,11 +66,13 @@ def vae_encode(case: Case) -> Work:
     fine, middle, coarse = _levels((frames - 1) // VAE.temporal_stride + 1, height // 8, width // 8)
     *down1, halve1 = encoder.down1.cell_list
     *down2, halve2 = encoder.down2.cell_list
-    return (_convolutions(down1, *fine)
-            + _convolutions([halve1], *middle, stride=2)
-            + _convolutions([encoder.connect_l1, *down2], *middle)
-            + _convolutions([halve2], *coarse, stride=2)
-            + _convolutions([encoder.connect_l2, encoder.mid, encoder.conv_out], *coarse))
+    return (
+        _convolutions(down1, *fine)
+        + _convolutions([halve1], *middle, stride=2)
+        + _convolutions([encoder.connect_l1, *down2], *middle)
+        + _convolutions([halve2], *coarse, stride=2)
+        + _convolutions([encoder.connect_l2, encoder.mid, encoder.conv_out], *coarse)
+    )
 
 
 def vae_decode(case: Case) -> Work:
@@ -76,9 +81,11 @@ def vae_decode(case: Case) -> Work:
     fine, middle, coarse = _levels(*case.input[2:])
     *up2, double2, last2 = decoder.up2.cell_list
     *up1, double1, last1 = decoder.up1.cell_list
-    return (_convolutions([decoder.conv_in, decoder.mid, decoder.connect_l2, *up2], *coarse)
-            + _convolutions([double2, last2, decoder.connect_l1, *up1], *middle)
-            + _convolutions([double1, last1, decoder.layer, decoder.conv_out], *fine))
+    return (
+        _convolutions([decoder.conv_in, decoder.mid, decoder.connect_l2, *up2], *coarse)
+        + _convolutions([double2, last2, decoder.connect_l1, *up1], *middle)
+        + _convolutions([double1, last1, decoder.layer, decoder.conv_out], *fine)
+    )
 
 
 def _levels(frames: int, height: int, width: int) -> list[tuple[int, int, int]]:
@@ -89,25 +96,44 @@ def _levels(frames: int, height: int, width: int) -> list[tuple[int, int, int]]:
 def _convolutions(cells: Sequence[nn.Cell], frames: int, height: int, width: int, stride: int = 1) -> Work:
     """All convolutions in `cells`, whose results are of one size, and their attention among a frame's positions."""
     parts = [part for cell in cells for _, part in cell.cells_and_names()]
-    return (total([convolution(frames * height * width, cell.weight.shape, stride)
-                   for cell in parts if isinstance(cell, (Conv2d, Conv3d))])
-            + total([attention(frames, height * width, height * width, cell.q.conv.weight.shape[0])
-                     for cell in parts if isinstance(cell, AttnBlock3DFix)]))
+    return total(
+        [
+            convolution(frames * height * width, cell.weight.shape, stride)
+            for cell in parts
+            if isinstance(cell, (Conv2d, Conv3d))
+        ]
+    ) + total(
+        [
+            attention(frames, height * width, height * width, cell.q.conv.weight.shape[0])
+            for cell in parts
+            if isinstance(cell, AttnBlock3DFix)
+        ]
+    )
 
 
 def transformer(case: Case, batch: int) -> tuple[Work, Work]:
     """What depends on the text alone, and the rest of a forward pass, of `batch` rows."""
     config = OpenSoraConfig.from_dict(case.config)
     _, _, frames, height, width = case.input
-    run = Run(config, VAE.temporal_stride * (frames - 1) + 1, VAE.spatial_stride * height, VAE.spatial_stride * width,
-              precision="fp32", batch_size=batch, max_sequence_length=case.text)
+    run = Run(
+        config,
+        VAE.temporal_stride * (frames - 1) + 1,
+        VAE.spatial_stride * height,
+        VAE.spatial_stride * width,
+        precision="fp32",
+        batch_size=batch,
+        max_sequence_length=case.text,
+    )
     rows = row_counts(run)
-    maps = {over: total([linear(rows[over], m.inputs, m.outputs) * m.count for m in linear_maps(config)
-                         if m.over == over]) for over in rows}
+    maps = {
+        over: total([linear(rows[over], m.inputs, m.outputs) * m.count for m in linear_maps(config) if m.over == over])
+        for over in rows
+    }
     padded = run.tokens + Skiparse(config.sparse_n, group_skip=False).padding(run.tokens)
     dense = attention(batch, run.tokens, run.tokens, config.hidden_size)
-    sparse = attention(batch * config.sparse_n, padded // config.sparse_n, padded // config.sparse_n,
-                       config.hidden_size)
+    sparse = attention(
+        batch * config.sparse_n, padded // config.sparse_n, padded // config.sparse_n, config.hidden_size
+    )
     cross = attention(batch, run.tokens, case.text, config.hidden_size)
     blocks = [cross + (sparse if config.is_sparse(i) else dense) for i in range(config.num_layers)]
     text = maps.pop("text")
@@ -132,10 +158,21 @@ def mt5(case: Case) -> Work:
     config = MT5Config.from_dict(case.config)
     batch, tokens = case.input
     rows, width, inner = batch * tokens, config.d_model, config.num_heads * config.d_kv
-    layer = (linear(rows, width, inner) * 3 + attention(batch, tokens, tokens, inner) + linear(rows, inner, width)
-             + linear(rows, width, config.d_ff) * 2 + linear(rows, config.d_ff, width))
+    layer = (
+        linear(rows, width, inner) * 3
+        + attention(batch, tokens, tokens, inner)
+        + linear(rows, inner, width)
+        + linear(rows, width, config.d_ff) * 2
+        + linear(rows, config.d_ff, width)
+    )
     return layer * config.num_layers
 
 
-WORK = {"vae_encode": vae_encode, "vae_decode": vae_decode, "dit_step": dit_step, "mt5": mt5,
-        "train_step": train_step, "sampling": sampling}
+WORK = {
+    "vae_encode": vae_encode,
+    "vae_decode": vae_decode,
+    "dit_step": dit_step,
+    "mt5": mt5,
+    "train_step": train_step,
+    "sampling": sampling,
+}

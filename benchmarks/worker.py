@@ -2,6 +2,7 @@
 
 Processes of two implementations can so take turns, and the peak of memory is that of one case. Needs numpy alone.
 """
+
 from __future__ import annotations
 
 import json
@@ -66,11 +67,16 @@ class Worker:
 
     def __init__(self, python: str, module: str, *arguments: str):
         self.name = " ".join((module, *arguments))
-        self.process = subprocess.Popen([python, "-m", module, *arguments], cwd=ROOT, text=True,
-                                        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                                        env={**os.environ, "GLOG_v": "3"})  # MindSpore: errors, no warnings
+        self.process = subprocess.Popen(
+            [python, "-m", module, *arguments],
+            cwd=ROOT,
+            text=True,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "GLOG_v": "3"},
+        )  # MindSpore: errors, no warnings
 
-    def __enter__(self) -> "Worker":
+    def __enter__(self) -> Worker:
         self.facts = self._reply()
         self.first = self._reply()
         return self

@@ -1,7 +1,8 @@
 """Puts frames of videos into one picture, a row for each video:
 
-    python examples/contact_sheet.py --output sheet.png clip.mp4 another.mp4
+python examples/contact_sheet.py --output sheet.png clip.mp4 another.mp4
 """
+
 from __future__ import annotations
 
 import sys

@@ -1,7 +1,8 @@
 """Reconstructs an image with a VAE and says how close it came.
 
-    python examples/rec_image.py --ae WFVAEModel_D8_4x8x8 --ae_path weights/vae --image_path a.jpg --rec_path rec.png
+python examples/rec_image.py --ae WFVAEModel_D8_4x8x8 --ae_path weights/vae --image_path a.jpg --rec_path rec.png
 """
+
 from __future__ import annotations
 
 import argparse

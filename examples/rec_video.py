@@ -1,7 +1,8 @@
 """Reconstructs a video with a VAE and says how close it came.
 
-    python examples/rec_video.py --ae WFVAEModel_D8_4x8x8 --ae_path weights/vae --video_path clip.mp4 --rec_path rec.mp4
+python examples/rec_video.py --ae WFVAEModel_D8_4x8x8 --ae_path weights/vae --video_path clip.mp4 --rec_path rec.mp4
 """
+
 from __future__ import annotations
 
 import argparse

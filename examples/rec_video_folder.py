@@ -5,6 +5,7 @@ Damaged and too short videos are skipped and listed at the end; a second run doe
     python examples/rec_video_folder.py --ae WFVAEModel_D8_4x8x8 --ae_path weights/vae \
         --real_video_dir videos --generated_video_dir rec
 """
+
 from __future__ import annotations
 
 import argparse
@@ -23,8 +24,7 @@ from opensora.eval.report import print_skipped, print_table  # noqa: E402
 from opensora.models import get_vae  # noqa: E402
 from opensora.parallel.collectives import barrier  # noqa: E402
 from opensora.pipelines.reconstruct import Clip, Reconstructor  # noqa: E402
-from opensora.pipelines.reconstruct_folder import (Job, Results, plan_jobs, reconstruct_folder,  # noqa: E402
-                                                   settings_of)
+from opensora.pipelines.reconstruct_folder import Job, Results, plan_jobs, reconstruct_folder, settings_of  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 from opensora.utils.folder_lock import exclusive_folder  # noqa: E402
 
@@ -40,8 +40,12 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--output_origin", action="store_true", help="also write the cut and resized input, to origin/")
     parser.add_argument("--num_frames", type=int, default=17, help="4n+1")
     parser.add_argument("--sample_rate", type=int, default=1, help="take every n-th frame")
-    parser.add_argument("--sample_fps", type=float, default=30, help="frames per second of the real videos; "
-                                                                     "files are written at sample_fps / sample_rate")
+    parser.add_argument(
+        "--sample_fps",
+        type=float,
+        default=30,
+        help="frames per second of the real videos; files are written at sample_fps / sample_rate",
+    )
     parser.add_argument("--height", type=int, help="with --width: crop to this aspect and resize")
     parser.add_argument("--width", type=int, help="see --height")
     parser.add_argument("--resolution", type=int, default=336, help="otherwise: pixels of the shorter side")
@@ -58,8 +62,9 @@ def main() -> None:
     args = parse_args()
     clip = Clip(args.num_frames, args.sample_rate, args.height, args.width, args.resolution, args.crop_size)
     clip.check(args.ae)
-    jobs = plan_jobs(args.real_video_dir, args.generated_video_dir, args.data_file_path, args.output_origin,
-                     args.subset_size)
+    jobs = plan_jobs(
+        args.real_video_dir, args.generated_video_dir, args.data_file_path, args.output_origin, args.subset_size
+    )
     dev = device.setup(args)
     with exclusive_folder(args.generated_video_dir, dev.is_main):
         barrier(dev.world_size)  # no process works before the first has the folder
@@ -69,13 +74,25 @@ def main() -> None:
 
 def reconstruct(args: argparse.Namespace, clip: Clip, jobs: list[Job], dev: device.Device) -> None:
     """This process's part of the jobs, and their table."""
-    jobs = jobs[dev.rank::dev.world_size]
-    results = Results(Path(args.generated_video_dir), settings_of(clip, args.ae, args.ms_checkpoint or args.ae_path),
-                      dev.rank, dev.world_size)
+    jobs = jobs[dev.rank :: dev.world_size]
+    results = Results(
+        Path(args.generated_video_dir),
+        settings_of(clip, args.ae, args.ms_checkpoint or args.ae_path),
+        dev.rank,
+        dev.world_size,
+    )
     vae = get_vae(args.ae, args.ae_path, dev.dtype, args.ms_checkpoint)
     vae.enable_tiling(args.enable_tiling)
-    skipped = reconstruct_folder(Reconstructor(vae, dev.dtype), jobs, clip, args.ae, results,
-                                 args.sample_fps / args.sample_rate, args.batch_size, args.num_workers)
+    skipped = reconstruct_folder(
+        Reconstructor(vae, dev.dtype),
+        jobs,
+        clip,
+        args.ae,
+        results,
+        args.sample_fps / args.sample_rate,
+        args.batch_size,
+        args.num_workers,
+    )
     table = results.table(jobs)
     if table:
         print_table(table)

@@ -3,6 +3,7 @@
 `add_arguments` gives every entry point the same flags; `setup` applies them once and returns a `Device`.
 Branches on `target == "Ascend"` follow MindSpore's documentation and were not run on this project's CPU machines.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -58,10 +59,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on Ascend, fp32 on a CPU")
     group.add_argument("--jit_level", choices=("O0", "O1", "O2"), help="compiler level of graph mode")
     group.add_argument("--max_device_memory", help="most device memory to use, such as 59GB")
-    group.add_argument("--seed", type=seed, default=1234,
-                       help="of everything random: noise, data order, initial weights")
-    group.add_argument("--use_parallel", type=str2bool, nargs="?", const=True, default=False,
-                       help="True under msrun: join the process group it made")
+    group.add_argument(
+        "--seed", type=seed, default=1234, help="of everything random: noise, data order, initial weights"
+    )
+    group.add_argument(
+        "--use_parallel",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="True under msrun: join the process group it made",
+    )
 
 
 def setup(args: argparse.Namespace) -> Device:
@@ -73,7 +81,9 @@ def setup(args: argparse.Namespace) -> Device:
     """
     target = args.device or default_target()
     if not ms.hal.is_available(target):
-        raise ValueError(f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}")
+        raise ValueError(
+            f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}"
+        )
     if target == "CPU":
         check_settings()
     _choose_target(target)
@@ -128,13 +138,16 @@ def set_seed(seed: int) -> None:
 def join_processes() -> tuple[int, int]:
     """Joins the group of processes that msrun started; returns (rank, number of processes)."""
     if "MS_WORKER_NUM" not in os.environ:
-        raise ValueError("--use_parallel True needs msrun, as in: "
-                         "msrun --worker_num=2 --local_worker_num=2 --join=True opensora/sample/sample.py ...")
+        raise ValueError(
+            "--use_parallel True needs msrun, as in: "
+            "msrun --worker_num=2 --local_worker_num=2 --join=True opensora/sample/sample.py ..."
+        )
     try:
         ms.communication.init()
     except RuntimeError as error:
         raise ValueError(_why_not_joined(str(error))) from error
     from opensora.parallel.collectives import barrier  # which needs this module
+
     size = ms.communication.get_group_size()
     supervision.meet_at_end(lambda: barrier(size))
     atexit.register(_leave)
@@ -159,8 +172,10 @@ def _why_not_joined(error: str) -> str:
     if "imed out node" in error:  # the scheduler, which waits here for the end of the run
         return f"a process ended before the run did; its log, worker_*.log, says why ({reason})"
     address = ":".join(os.environ.get(name, "?") for name in ("MS_SCHED_HOST", "MS_SCHED_PORT"))
-    return (f"the processes of this run cannot meet at {address}: most likely another run, or what is left of one, has "
-            f"that port; choose another --master_port for msrun ({reason})")
+    return (
+        f"the processes of this run cannot meet at {address}: most likely another run, or what is left of one, has "
+        f"that port; choose another --master_port for msrun ({reason})"
+    )
 
 
 def _launch_in_place(target: str) -> None:

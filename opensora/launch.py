@@ -6,6 +6,7 @@ All arguments are those of msrun. SIGTERM, SIGINT and SIGHUP go to the ranks, wh
 training saves a checkpoint. This command waits for them; a second signal ends them at once. The exit status is 0 if all
 ranks succeeded, 128 and the signal's number after a signal, and 1 otherwise.
 """
+
 from __future__ import annotations
 
 import os

@@ -4,13 +4,15 @@
 
 The other keys of the dict are fields of what the type names; all are local files, nothing is downloaded.
 """
+
 from __future__ import annotations
 
 import difflib
 import inspect
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, NamedTuple, Optional
 
 import mindspore as ms
 
@@ -27,7 +29,7 @@ from opensora.models.stdit.config import STDiT2Config
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines.text import TextEncoder
 from opensora.schedulers import SCHEDULERS, get_scheduler
-from opensora.schedulers.base import Scheduler, ScheduleOptions
+from opensora.schedulers.base import ScheduleOptions, Scheduler
 from opensora.schedulers.iddpm import SAMPLERS
 
 MODEL, VAE, TEXT_ENCODER, SCHEDULER, DATASET = "model", "vae", "text_encoder", "scheduler", "dataset"
@@ -80,13 +82,15 @@ def check_part(config: Mapping[str, Any], kind: Optional[str] = None) -> tuple[E
     name = given.pop("type", None)
     known = [key for key, entry in REGISTRY.items() if kind in (None, entry.kind)]
     if name not in known:
-        raise ValueError(f"type {name!r} is no {kind or 'type'} that is known{_hint(name, known)}; choose from "
-                         f"{', '.join(known)}")
+        raise ValueError(
+            f"type {name!r} is no {kind or 'type'} that is known{_hint(name, known)}; choose from {', '.join(known)}"
+        )
     entry = REGISTRY[name]
     for field in given:
         if field not in entry.fields:
-            raise ValueError(f"{name} has no field {field!r}{_hint(field, entry.fields)}; its fields are "
-                             f"{', '.join(entry.fields)}")
+            raise ValueError(
+                f"{name} has no field {field!r}{_hint(field, entry.fields)}; its fields are {', '.join(entry.fields)}"
+            )
     return entry, given
 
 
@@ -97,8 +101,10 @@ def check_family(config: Mapping[str, Any], families: Mapping[str, Mapping[str, 
         raise ValueError(f"model type {model!r} is not one of {', '.join(families)}")
     for name, allowed in families[model].items():
         if config[name]["type"] not in allowed:
-            raise ValueError(f"{name} type {config[name]['type']!r} does not go with the model {model}; choose from "
-                             f"{', '.join(allowed)}")
+            raise ValueError(
+                f"{name} type {config[name]['type']!r} does not go with the model {model}; choose from "
+                f"{', '.join(allowed)}"
+            )
 
 
 def check_folders(config: Mapping[str, Any]) -> None:
@@ -134,10 +140,13 @@ def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
         pass
     try:
         from huggingface_hub import snapshot_download
+
         return Path(snapshot_download(name, cache_dir=cache_dir, local_files_only=True))
     except (ImportError, OSError, ValueError) as error:  # no such package, not downloaded, no name of the hub
-        raise FileNotFoundError(f"{name}: no such file or folder; give the path of the weights, or download them: "
-                                f"huggingface-cli download {name} --local-dir {name}") from error
+        raise FileNotFoundError(
+            f"{name}: no such file or folder; give the path of the weights, or download them: "
+            f"huggingface-cli download {name} --local-dir {name}"
+        ) from error
 
 
 def _hint(name: Any, known: Any) -> str:
@@ -149,47 +158,70 @@ def _names(config: type) -> tuple:
     return tuple(field.name for field in fields(config))
 
 
-def _model_entry(kind: str, model: type, config: type[ModelConfig], preset: Mapping[str, Any],
-                 more: tuple = ()) -> Entry:
+def _model_entry(
+    kind: str, model: type, config: type[ModelConfig], preset: Mapping[str, Any], more: tuple = ()
+) -> Entry:
     """A model whose fields are those of its configuration: over the config.json beside the weights, else the preset."""
-    def make(from_pretrained: Optional[str] = None, cache_dir: Optional[str] = None, local_files_only: bool = True,
-             dtype=ms.float32, **changes):
+
+    def make(
+        from_pretrained: Optional[str] = None,
+        cache_dir: Optional[str] = None,
+        local_files_only: bool = True,
+        dtype=ms.float32,
+        **changes,
+    ):
         if from_pretrained is None:
             return model(**{**preset, **changes}).cast(dtype)
         path = local_weights(from_pretrained, cache_dir)
         folder = _weights_folder(path)
         base = model.published_config(folder) if (folder / "config.json").is_file() else preset
         return model.from_pretrained(path if path.is_file() else folder, dtype, {**base, **changes})
+
     return Entry(kind, make, (*PRETRAINED, "dtype", *_names(config), *more), model)
 
 
 def _wfvae_entry(name: str) -> Entry:
-    def make(from_pretrained: Optional[str] = None, cache_dir: Optional[str] = None, local_files_only: bool = True,
-             dtype=ms.float32, enable_tiling: bool = False):
+    def make(
+        from_pretrained: Optional[str] = None,
+        cache_dir: Optional[str] = None,
+        local_files_only: bool = True,
+        dtype=ms.float32,
+        enable_tiling: bool = False,
+    ):
         if from_pretrained is None:
             raise ValueError(f"{name}: the field from_pretrained is missing, the folder of the autoencoder")
         vae: WFVAEModel = get_vae(name, local_weights(from_pretrained, cache_dir), dtype)
         vae.enable_tiling(enable_tiling)
         return vae
+
     return Entry(VAE, make, (*PRETRAINED, "dtype", "enable_tiling"), WFVAEModel)
 
 
 def _text_encoder_entry(name: str, default_length: int, always_float32: bool) -> Entry:
-    def make(from_pretrained: Optional[str] = None, cache_dir: Optional[str] = None, local_files_only: bool = True,
-             model_max_length: int = default_length, shardformer: bool = False, dtype=ms.float32) -> TextEncoder:
+    def make(
+        from_pretrained: Optional[str] = None,
+        cache_dir: Optional[str] = None,
+        local_files_only: bool = True,
+        model_max_length: int = default_length,
+        shardformer: bool = False,
+        dtype=ms.float32,
+    ) -> TextEncoder:
         if from_pretrained is None:
             raise ValueError(f"{name}: the field from_pretrained is missing, the folder of the text encoder")
         path = local_weights(from_pretrained, cache_dir)
         # `shardformer` means 16 bits; T5 computes in float32 without it, whatever the model does.
         encoder = MT5EncoderModel.from_pretrained(path, ms.float32 if always_float32 and not shardformer else dtype)
         return TextEncoder(encoder, Tokenizer(path), model_max_length)
+
     return Entry(TEXT_ENCODER, make, (*PRETRAINED, "dtype", "model_max_length", "shardformer"), MT5EncoderModel)
 
 
 def _sampler_entry(name: str) -> Entry:
     """A sampler of Open-Sora-Plan by its published name."""
+
     def make(num_sampling_steps: int = 100, cfg_scale: float = 7.5, **options) -> GuidedSampler:
         return GuidedSampler(get_scheduler(name, **options), num_sampling_steps, cfg_scale)
+
     return Entry(SCHEDULER, make, ("num_sampling_steps", "cfg_scale", *_names(ScheduleOptions)))
 
 
@@ -198,10 +230,15 @@ def _dataset_entry(dataset: type) -> Entry:
 
 
 REGISTRY: dict[str, Entry] = {
-    **{name: _model_entry(MODEL, STDiT2, STDiT2Config, preset, tuple(STDiT2Config.respelled))
-       for name, preset in STDIT_PRESETS.items()},
-    **{name: _model_entry(MODEL, OpenSoraT2V_v1_3, OpenSoraConfig, preset)
-       for name, preset in DIT_PRESETS.items() if name.startswith(OpenSoraT2V_v1_3.__name__)},
+    **{
+        name: _model_entry(MODEL, STDiT2, STDiT2Config, preset, tuple(STDiT2Config.respelled))
+        for name, preset in STDIT_PRESETS.items()
+    },
+    **{
+        name: _model_entry(MODEL, OpenSoraT2V_v1_3, OpenSoraConfig, preset)
+        for name, preset in DIT_PRESETS.items()
+        if name.startswith(OpenSoraT2V_v1_3.__name__)
+    },
     "VideoAutoencoderKL": _model_entry(VAE, VideoAutoencoderKL, AutoencoderKLConfig, {}),
     **{name: _wfvae_entry(name) for name in VAES},
     "t5": _text_encoder_entry("t5", 120, always_float32=True),

@@ -3,6 +3,7 @@
     python scripts/inference-long.py configs/opensora-v1-1/inference/long.py --loop 4 --condition-frame-length 8 \\
         --prompt "a prompt" --reference-path picture.png --mask-strategy "0"
 """
+
 from __future__ import annotations
 
 import sys

@@ -1,7 +1,8 @@
 """Makes videos or images as a config file says; flags change it:
 
-    python scripts/inference.py configs/opensora-v1-1/inference/video.py --ckpt-path DIR --prompt "a prompt"
+python scripts/inference.py configs/opensora-v1-1/inference/video.py --ckpt-path DIR --prompt "a prompt"
 """
+
 from __future__ import annotations
 
 import sys

@@ -1,8 +1,9 @@
 """Trains as a config file says; flags change it:
 
-    python scripts/train.py configs/opensora-v1-1/train/video.py --data-path data.csv
-    msrun --worker_num=8 --local_worker_num=8 --join=True scripts/train.py CONFIG --data-path data.csv
+python scripts/train.py configs/opensora-v1-1/train/video.py --data-path data.csv
+msrun --worker_num=8 --local_worker_num=8 --join=True scripts/train.py CONFIG --data-path data.csv
 """
+
 from __future__ import annotations
 
 import sys

@@ -1,4 +1,5 @@
 """The argument parser of every command, without running it."""
+
 from __future__ import annotations
 
 import argparse
@@ -43,10 +44,12 @@ COMMANDS = {
     "benchmarks/dataset_index.py": "main",
     "benchmarks/mindspore_steps.py": "main",
 }
-PARSED_ELSEWHERE = {"opensora/sample/sample.py": "opensora.sample.options",
-                    "opensora/train/train_t2v_diffusers.py": "opensora.train.t2v_options",
-                    "opensora/train/train_inpaint.py": "opensora.train.inpaint_options",
-                    "opensora/train/train_causalvae.py": "opensora.train.vae_options"}
+PARSED_ELSEWHERE = {
+    "opensora/sample/sample.py": "opensora.sample.options",
+    "opensora/train/train_t2v_diffusers.py": "opensora.train.t2v_options",
+    "opensora/train/train_inpaint.py": "opensora.train.inpaint_options",
+    "opensora/train/train_causalvae.py": "opensora.train.vae_options",
+}
 
 
 class Parsed(Exception):
@@ -56,12 +59,15 @@ class Parsed(Exception):
 
 def parser_of(command: str) -> argparse.ArgumentParser:
     """The complete parser with which a command would parse its arguments."""
+
     def stop(parser, *_, **__):
         raise Parsed(parser)
 
-    with mock.patch.object(sys, "argv", [command]), \
-            mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]), \
-            mock.patch.object(argparse.ArgumentParser, "parse_args", stop):
+    with (
+        mock.patch.object(sys, "argv", [command]),
+        mock.patch.object(sys, "path", [str(ROOT / "benchmarks"), *sys.path]),
+        mock.patch.object(argparse.ArgumentParser, "parse_args", stop),
+    ):
         module = _module(command)
         try:
             getattr(module, COMMANDS[command])()

@@ -1,4 +1,5 @@
 """Fixtures: sample weights and videos that are used where they exist, never committed."""
+
 from __future__ import annotations
 
 import signal
@@ -54,9 +55,11 @@ def media() -> Path:
 @pytest.fixture(scope="session")
 def run():
     """Runs `python *arguments` from the project's folder as a user would; returns the finished process."""
+
     def run_python(*arguments, **kwargs) -> subprocess.CompletedProcess:
         command = [sys.executable, *map(str, arguments)]
         return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=600, **kwargs)
+
     return run_python
 
 
@@ -64,6 +67,7 @@ def run():
 def mode(request):
     """The test runs in PyNative mode and in graph mode."""
     import mindspore as ms
+
     ms.set_context(mode=request.param)
     yield request.param
     ms.set_context(mode=1)

@@ -2,13 +2,14 @@
 
 Every tensor of a case is drawn from numpy's frozen legacy stream, seeded with crc32 of "case/kind/name".
 """
+
 from __future__ import annotations
 
 import json
 import zlib
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 from safetensors.numpy import load_file
@@ -16,7 +17,7 @@ from safetensors.numpy import load_file
 GOLDEN = Path(__file__).parent / "golden"
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cases(file: str) -> dict:
     return json.loads((GOLDEN / file).read_text())
 
@@ -68,5 +69,7 @@ def gradient_difference(actual: Sequence, reference: Sequence[np.ndarray]) -> fl
     """
     floor = max(np.abs(gradient).max() for gradient in reference) / 1000
     assert len(actual) == len(reference)
-    return max(float(np.abs(np.asarray(one, np.float64) - other).max() / max(np.abs(other).max(), floor))
-               for one, other in zip(actual, reference))
+    return max(
+        float(np.abs(np.asarray(one, np.float64) - other).max() / max(np.abs(other).max(), floor))
+        for one, other in zip(actual, reference)
+    )

@@ -1,4 +1,5 @@
 """Runs the models of the golden cases: weights and inputs by rule, outputs beside their references."""
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -9,15 +10,27 @@ import numpy as np
 from golden_cases import case, given, load_case, relative_difference, weight
 from mindspore import Tensor, ops
 
-from opensora.models import (MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL,
-                             WFVAEModel)
+from opensora.models import (
+    MT5EncoderModel,
+    OpenSoraInpaint_v1_3,
+    OpenSoraT2V_v1_3,
+    STDiT2,
+    VideoAutoencoderKL,
+    WFVAEModel,
+)
 from opensora.models.stdit.embeddings import grid_angles, position_embedding
 from opensora.schedulers.iddpm.guidance import guided
 
 OPENSORA_CASES = "opensora_cases.json"
-MODELS = {"WFVAEModel": WFVAEModel, "OpenSoraT2V_v1_3": OpenSoraT2V_v1_3,
-          "OpenSoraInpaint_v1_3": OpenSoraInpaint_v1_3, "MT5EncoderModel": MT5EncoderModel, "STDiT2": STDiT2,
-          "STDiT2+forward_with_cfg": STDiT2, "VideoAutoencoderKL(AutoencoderKL)": VideoAutoencoderKL}
+MODELS = {
+    "WFVAEModel": WFVAEModel,
+    "OpenSoraT2V_v1_3": OpenSoraT2V_v1_3,
+    "OpenSoraInpaint_v1_3": OpenSoraInpaint_v1_3,
+    "MT5EncoderModel": MT5EncoderModel,
+    "STDiT2": STDiT2,
+    "STDiT2+forward_with_cfg": STDiT2,
+    "VideoAutoencoderKL(AutoencoderKL)": VideoAutoencoderKL,
+}
 
 
 def build(name: str, file: str = "cases.json", **options):
@@ -25,8 +38,10 @@ def build(name: str, file: str = "cases.json", **options):
     description = case(name, file)
     model = MODELS[description["model"]](**{**description["config"], **options})
     constants = model.constants()
-    state = {key: value if key in constants else weight(name, key.removeprefix("module."), value.shape)
-             for key, value in model.torch_state().items()}
+    state = {
+        key: value if key in constants else weight(name, key.removeprefix("module."), value.shape)
+        for key, value in model.torch_state().items()
+    }
     model.load_torch_state(state)
     return model.set_train(False)
 
@@ -41,14 +56,21 @@ def wfvae_rows(name: str) -> dict[str, float]:
     vae.enable_tiling(False)
     x = Tensor(np.clip(given(name, "x", case(name)["inputs"]["x"]["shape"]), -3, 3) / 3, ms.float32)
     posterior, l1, l2 = vae.encode_with_coefficients(x)
-    outputs = {"mean": posterior.mean, "logvar": posterior.logvar, "enc_l1": l1, "enc_l2": l2,
-               "decode": vae.decode(posterior.mean)}
+    outputs = {
+        "mean": posterior.mean,
+        "logvar": posterior.logvar,
+        "enc_l1": l1,
+        "enc_l2": l2,
+        "decode": vae.decode(posterior.mean),
+    }
     vae.enable_tiling()
     outputs["tiled_mean"] = vae.encode(x).mean
     outputs["tiled_decode"] = vae.decode(outputs["tiled_mean"])
     # Where no tiled outputs are stored, tiling must change nothing.
-    return {key: relative_difference(value.asnumpy(), reference.get(key, reference[key.replace("tiled_", "")]))
-            for key, value in outputs.items()}
+    return {
+        key: relative_difference(value.asnumpy(), reference.get(key, reference[key.replace("tiled_", "")]))
+        for key, value in outputs.items()
+    }
 
 
 def dit_rows(name: str) -> dict[str, float]:
@@ -64,8 +86,9 @@ def dit_rows(name: str) -> dict[str, float]:
             sample[:, h:] = 0
             sample[:, :, w:] = 0
         mask = Tensor(visible)
-    output = same_model(name)(Tensor(latents), Tensor(inputs["timestep"], ms.int64), Tensor(text), mask,
-                              Tensor(text_mask.astype(np.float32)))
+    output = same_model(name)(
+        Tensor(latents), Tensor(inputs["timestep"], ms.int64), Tensor(text), mask, Tensor(text_mask.astype(np.float32))
+    )
     kept = visible[:, None]
     return {"output": relative_difference(output.asnumpy() * kept, reference * kept)}
 
@@ -98,15 +121,17 @@ def stdit_rows(name: str) -> dict[str, float]:
     """Relative difference of an STDiT2 case's output; with guidance, of the half that sampling goes on with."""
     description, reference = case(name, OPENSORA_CASES), load_case(name)
     if "layer" in description:
-        return {key: relative_difference(frame_positions(**arguments, dim=description["dim"]), reference[key])
-                for key, arguments in zip(reference, description["args"])}
+        return {
+            key: relative_difference(frame_positions(**arguments, dim=description["dim"]), reference[key])
+            for key, arguments in zip(reference, description["args"])
+        }
     model, arguments, expected = build(name, OPENSORA_CASES), stdit_inputs(name), reference["output"]
     if "cfg_scale" not in description:
         return {"output": relative_difference(model(**arguments).asnumpy(), expected)}
     x, timestep, x_mask = (arguments.pop(key) for key in ("x", "timestep", "x_mask"))
     predict = guided(model, arguments, description["cfg_scale"], description["cfg_channel"])
     output = predict(x, float(timestep[0]), x_mask)
-    return {"output": relative_difference(output.asnumpy(), expected[:x.shape[0]])}
+    return {"output": relative_difference(output.asnumpy(), expected[: x.shape[0]])}
 
 
 def frame_positions(h: int, w: int, scale: float, base_size: Optional[int], dim: int) -> np.ndarray:
@@ -123,6 +148,10 @@ def sd_vae_rows(name: str) -> dict[str, float]:
     mean = vae.encode(x, lambda k: np.zeros(posteriors[k].mean.shape, np.float32))
     drawn = vae.encode(x, lambda k: given(name, f"noise{k}", posteriors[k].mean.shape))
     logvar = ops.cat([posterior.logvar for posterior in posteriors], 0)
-    outputs = {"mean_scaled": mean, "encode": drawn, "decode_of_mean": vae.decode(Tensor(reference["mean_scaled"])),
-               "logvar": logvar.reshape(x.shape[0], x.shape[2], *logvar.shape[1:]).swapaxes(1, 2)}
+    outputs = {
+        "mean_scaled": mean,
+        "encode": drawn,
+        "decode_of_mean": vae.decode(Tensor(reference["mean_scaled"])),
+        "logvar": logvar.reshape(x.shape[0], x.shape[2], *logvar.shape[1:]).swapaxes(1, 2),
+    }
     return {key: relative_difference(value.asnumpy(), reference[key]) for key, value in outputs.items()}

@@ -1,4 +1,5 @@
 """Prints how far every golden case is from its reference: python tests/golden_table.py [prefix]"""
+
 from __future__ import annotations
 
 import sys
@@ -12,10 +13,14 @@ from test_iddpm import MEASURES  # noqa: E402
 from test_schedulers import golden_rows  # noqa: E402
 
 # What measures the cases whose names begin so, and the file that describes them.
-KINDS = [(prefix, measure, "cases.json") for prefix, measure in (
-    ("wfvae_", wfvae_rows), ("dit_", dit_rows), ("inpaint_", dit_rows), ("mt5_", mt5_rows))]
-KINDS += [(prefix, measure, OPENSORA_CASES) for prefix, measure in (
-    ("stdit2_", stdit_rows), ("sd_vae_", sd_vae_rows), *MEASURES.items())]
+KINDS = [
+    (prefix, measure, "cases.json")
+    for prefix, measure in (("wfvae_", wfvae_rows), ("dit_", dit_rows), ("inpaint_", dit_rows), ("mt5_", mt5_rows))
+]
+KINDS += [
+    (prefix, measure, OPENSORA_CASES)
+    for prefix, measure in (("stdit2_", stdit_rows), ("sd_vae_", sd_vae_rows), *MEASURES.items())
+]
 
 
 def main() -> None:

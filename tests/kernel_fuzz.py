@@ -6,13 +6,15 @@ The kernels are called through ctypes, without MindSpore. So the same cases run 
     LD_PRELOAD=$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
         python tests/kernel_fuzz.py asan.so .../mindspore/lib/libdnnl.so.2 --cases 1000 --no-guards
 """
+
 from __future__ import annotations
 
 import argparse
 import ctypes
 import itertools
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import Callable, Iterator, Optional, Sequence
+from typing import Callable, Optional
 
 import numpy as np
 
@@ -94,15 +96,19 @@ def doubles(*arrays: np.ndarray) -> list[np.ndarray]:
 
 # Each case yields the calls of one operator: forward, then gradients.
 
+
 def modulated_layer_norm(draw: Draw) -> Iterator[Call]:
     b, s, d, epsilon = draw.size(3), draw.size(), draw.size(40), draw.epsilon()
     x, shift, scale, dy = draw.normal(b, s, d), draw.normal(b, 1, d), draw.normal(b, 1, d), draw.normal(b, s, d)
     x64, shift64, scale64, dy64 = doubles(x, shift, scale, dy)
     y, back, magnitude = normalized(x64, (2,), epsilon)
     yield Call("modulated_layer_norm", [x, shift, scale, [epsilon]], [y * (1 + scale64) + shift64], magnitude=magnitude)
-    yield Call("modulated_layer_norm_grad", [x, scale, [epsilon], dy],
-               [back(dy64 * (1 + scale64)), dy64.sum(1, keepdims=True), (dy64 * y).sum(1, keepdims=True)],
-               magnitude=magnitude)
+    yield Call(
+        "modulated_layer_norm_grad",
+        [x, scale, [epsilon], dy],
+        [back(dy64 * (1 + scale64)), dy64.sum(1, keepdims=True), (dy64 * y).sum(1, keepdims=True)],
+        magnitude=magnitude,
+    )
 
 
 def rms_norm(draw: Draw) -> Iterator[Call]:
@@ -112,8 +118,9 @@ def rms_norm(draw: Draw) -> Iterator[Call]:
     y, back, magnitude = normalized(x64, (-1,), epsilon, centred=False)
     rows = tuple(range(len(shape) - 1))
     yield Call("rms_norm", [x, weight, [epsilon]], [y * weight64], magnitude=magnitude)
-    yield Call("rms_norm_grad", [x, weight, [epsilon], dy], [back(dy64 * weight64), (dy64 * y).sum(rows)],
-               magnitude=magnitude)
+    yield Call(
+        "rms_norm_grad", [x, weight, [epsilon], dy], [back(dy64 * weight64), (dy64 * y).sum(rows)], magnitude=magnitude
+    )
 
 
 def channel_layer_norm(draw: Draw) -> Iterator[Call]:
@@ -124,12 +131,20 @@ def channel_layer_norm(draw: Draw) -> Iterator[Call]:
 def group_norm(draw: Draw) -> Iterator[Call]:
     groups, per_frame = draw.size(8), draw.choice(False, True)
     b, t, c, h, w = shape = draw.size(3), draw.size(), groups * draw.size(5), draw.size(), draw.size()
-    yield from video_norm(draw, "group_norm", shape, c, [groups, draw.epsilon(), per_frame],
-                          lambda x: x.reshape(b, t, groups, c // groups, h, w), (3, 4, 5) if per_frame else (1, 3, 4, 5))
+    yield from video_norm(
+        draw,
+        "group_norm",
+        shape,
+        c,
+        [groups, draw.epsilon(), per_frame],
+        lambda x: x.reshape(b, t, groups, c // groups, h, w),
+        (3, 4, 5) if per_frame else (1, 3, 4, 5),
+    )
 
 
-def video_norm(draw: Draw, name: str, shape: Sequence[int], channels: int, settings: list, grouped: Callable,
-               axes: tuple) -> Iterator[Call]:
+def video_norm(
+    draw: Draw, name: str, shape: Sequence[int], channels: int, settings: list, grouped: Callable, axes: tuple
+) -> Iterator[Call]:
     x, weight, bias, dy = draw.normal(*shape), draw.normal(channels), draw.normal(channels), draw.normal(*shape)
     x64, dy64 = doubles(x, dy)
     weight64, bias64 = [v.reshape(-1, 1, 1) for v in doubles(weight, bias)]
@@ -139,11 +154,20 @@ def video_norm(draw: Draw, name: str, shape: Sequence[int], channels: int, setti
     for suffix, activation in (("", lambda z: (z, np.ones_like(z))), ("_silu", silu)):
         value, slope = activation(y * weight64 + bias64)
         inner = dy64 * slope
-        yield Call(name + suffix, [x, weight, bias, settings], [value], settings=str(settings),
-                   magnitude=magnitude.reshape(x.shape))
-        yield Call(f"{name}{suffix}_grad", [x, weight, bias, settings, dy],
-                   [back(grouped(inner * weight64)).reshape(x.shape), (inner * y).sum(others), inner.sum(others)],
-                   settings=str(settings), magnitude=magnitude.reshape(x.shape))
+        yield Call(
+            name + suffix,
+            [x, weight, bias, settings],
+            [value],
+            settings=str(settings),
+            magnitude=magnitude.reshape(x.shape),
+        )
+        yield Call(
+            f"{name}{suffix}_grad",
+            [x, weight, bias, settings, dy],
+            [back(grouped(inner * weight64)).reshape(x.shape), (inner * y).sum(others), inner.sum(others)],
+            settings=str(settings),
+            magnitude=magnitude.reshape(x.shape),
+        )
 
 
 def bias_gelu(draw: Draw) -> Iterator[Call]:
@@ -151,8 +175,8 @@ def bias_gelu(draw: Draw) -> Iterator[Call]:
     x, bias, dy = draw.normal(*shape) * 3, draw.normal(shape[-1]), draw.normal(*shape)
     z = x.astype(np.float64) + bias
     c = np.sqrt(2 / np.pi)
-    tanh = np.tanh(c * (z + 0.044715 * z ** 3))
-    slope = 0.5 * (1 + tanh) + 0.5 * z * (1 - tanh ** 2) * c * (1 + 3 * 0.044715 * z ** 2)
+    tanh = np.tanh(c * (z + 0.044715 * z**3))
+    slope = 0.5 * (1 + tanh) + 0.5 * z * (1 - tanh**2) * c * (1 + 3 * 0.044715 * z**2)
     dx = dy * slope
     yield Call("bias_gelu", [x, bias], [0.5 * z * (1 + tanh)])
     yield Call("bias_gelu_grad", [x, bias, dy], [dx, dx.sum(tuple(range(len(shape) - 1)))])
@@ -177,12 +201,15 @@ def rope(draw: Draw) -> Iterator[Call]:
 
 def attention(draw: Draw) -> Iterator[Call]:
     b, n, d = draw.size(3), draw.size(4), draw.size(40)
-    s, l = draw.choice(draw.size(), draw.size(), draw.size(140, 120)), draw.choice(draw.size(), draw.size(), draw.size(530, 500))
+    s, l = (  # noqa: E741
+        draw.choice(draw.size(), draw.size(), draw.size(140, 120)),
+        draw.choice(draw.size(), draw.size(), draw.size(530, 500)),
+    )
     q, k, v, dy = draw.normal(b, s, n, d), draw.normal(b, l, n, d), draw.normal(b, l, n, d), draw.normal(b, s, n, d)
     bias = draw.normal(*[draw.choice(1, size) for size in (b, n, s, l)]) * draw.choice(0, 1, 5)
     if bias.shape[3] > 1:
-        bias[..., 1 + draw.size(l - 1, 0):] = draw.choice(0, -1e4, -1e9, -np.inf)
-    scale = float(np.float32(draw.choice(0.3, d ** -0.5)))
+        bias[..., 1 + draw.size(l - 1, 0) :] = draw.choice(0, -1e4, -1e9, -np.inf)
+    scale = float(np.float32(draw.choice(0.3, d**-0.5)))
     q64, k64, v64, dy64, bias64 = doubles(q, k, v, dy, bias)
     scores = np.einsum("bsnd,blnd->bnsl", q64, k64) * scale + bias64
     most = scores.max(-1, keepdims=True)
@@ -194,9 +221,15 @@ def attention(draw: Draw) -> Iterator[Call]:
     slopes = np.einsum("bsnd,blnd->bnsl", dy64, v64)
     slopes = weights * (slopes - (weights * slopes).sum(-1, keepdims=True))
     yield Call("attention", [q, k, v, bias, [scale]], [y, logarithms])
-    yield Call("attention_grad", [q, k, v, bias, [scale], y, logarithms, dy],
-               [np.einsum("bnsl,blnd->bsnd", slopes, k64) * scale, np.einsum("bnsl,bsnd->blnd", slopes, q64) * scale,
-                np.einsum("bnsl,bsnd->blnd", weights, dy64)])
+    yield Call(
+        "attention_grad",
+        [q, k, v, bias, [scale], y, logarithms, dy],
+        [
+            np.einsum("bnsl,blnd->bsnd", slopes, k64) * scale,
+            np.einsum("bnsl,bsnd->blnd", slopes, q64) * scale,
+            np.einsum("bnsl,bsnd->blnd", weights, dy64),
+        ],
+    )
 
 
 def linear(draw: Draw) -> Iterator[Call]:
@@ -225,8 +258,10 @@ def convolution(draw: Draw) -> Iterator[Call]:
     inputs = [*([past] if has_past else []), x, weight, bias, settings]
     name, about = ("convolve_after" if has_past else "convolve"), str(settings)
     full64 = np.concatenate((np.repeat(x[:, :1], before, 1) if repeats else past, x), 1).astype(np.float64)
-    count, height, width = [(size - taps) // stride + 1 for size, taps in
-                            ((before + t, frames), (h + top + bottom, side), (w + left + right, side))]
+    count, height, width = [
+        (size - taps) // stride + 1
+        for size, taps in ((before + t, frames), (h + top + bottom, side), (w + left + right, side))
+    ]
     if min(count, height, width) < 1:
         yield Call(name, inputs, None, settings=about)
         return
@@ -236,12 +271,17 @@ def convolution(draw: Draw) -> Iterator[Call]:
     y = np.zeros(dy.shape) + bias.reshape(-1, 1, 1)
     dpadded, dweight = np.zeros_like(padded), np.zeros_like(weight64)
     for i, j, k in itertools.product(range(frames), range(side), range(side)):
-        seen = (slice(None), slice(i, i + stride * count, stride), slice(None),
-                slice(j, j + stride * height, stride), slice(k, k + stride * width, stride))
+        seen = (
+            slice(None),
+            slice(i, i + stride * count, stride),
+            slice(None),
+            slice(j, j + stride * height, stride),
+            slice(k, k + stride * width, stride),
+        )
         y += np.einsum("oc,btchw->btohw", weight64[:, :, i, j, k], padded[seen], optimize=True)
         dpadded[seen] += np.einsum("oc,btohw->btchw", weight64[:, :, i, j, k], dy64, optimize=True)
         dweight[:, :, i, j, k] = np.einsum("btohw,btchw->oc", dy64, padded[seen], optimize=True)
-    dfull = dpadded[:, :, :, top:top + h, left:left + w]
+    dfull = dpadded[:, :, :, top : top + h, left : left + w]
     dx = dfull[:, before:].copy()
     if repeats:
         dx[:, 0] += dfull[:, :before].sum(1)
@@ -255,17 +295,25 @@ def optimizer(draw: Draw) -> Iterator[Call]:
     flat = np.concatenate([tensor.reshape(-1) for tensor in tensors])
     padded = np.concatenate((flat, np.zeros(draw.size(5, 0), np.float32)))
     yield Call("flatten", tensors, [padded])
-    yield Call("unflatten", [padded, *[np.zeros_like(tensor) for tensor in tensors]], [padded, *tensors],
-               changed=len(tensors) + 1)
+    yield Call(
+        "unflatten",
+        [padded, *[np.zeros_like(tensor) for tensor in tensors]],
+        [padded, *tensors],
+        changed=len(tensors) + 1,
+    )
     size = draw.size(40)
     weights, gradient, m, v = draw.normal(size), draw.normal(size), draw.normal(size), draw.normal(size) ** 2
     factor, rate, decay, beta1, beta2, epsilon, step = 0.5, 0.01, 1e-3, 0.9, 0.99, 1e-8, draw.size()
-    corrections = 1 / (1 - beta1 ** step), 1 / (1 - beta2 ** step)
+    corrections = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
     weights64, g, m64, v64 = doubles(weights, gradient * np.float32(factor), m, v)
     m64, v64 = beta1 * m64 + (1 - beta1) * g, beta2 * v64 + (1 - beta2) * g * g
     change = weights64 * decay + rate * m64 * corrections[0] / (np.sqrt(v64 * corrections[1]) + epsilon)
-    yield Call("adamw", [weights, m, v, gradient, [factor, rate, decay, beta1, beta2, *corrections, epsilon]],
-               [weights64 - change, m64, v64], changed=3)
+    yield Call(
+        "adamw",
+        [weights, m, v, gradient, [factor, rate, decay, beta1, beta2, *corrections, epsilon]],
+        [weights64 - change, m64, v64],
+        changed=3,
+    )
     yield Call("move_towards", [weights, gradient, [0.25]], [0.75 * weights64 + 0.25 * gradient], changed=1)
 
 
@@ -285,10 +333,10 @@ def slices(draw: Draw) -> Iterator[Call]:
     front, back, whole = draw.normal(outer, n, inner), draw.normal(outer, m, inner), draw.normal(outer, n + m, inner)
     start = draw.size(m, 0)
     inside = np.zeros_like(whole)
-    inside[:, start:start + n] = front
+    inside[:, start : start + n] = front
     yield Call("join", [front, back], [np.concatenate((front, back), 1)])
     yield Call("cut", [whole, [n]], [whole[:, :n], whole[:, n:]])
-    yield Call("part", [whole, [start]], [whole[:, start:start + n]])
+    yield Call("part", [whole, [start]], [whole[:, start : start + n]])
     yield Call("part_grad", [front, [start]], [inside])
 
 
@@ -298,8 +346,9 @@ def doubling(draw: Draw) -> Iterator[Call]:
     for kind, far in (("nearest", 0), ("linear", 0.25)):
         rows, columns = interpolation(h, far), interpolation(w, far)
         for name, apply, back in (
-                (f"{kind}_2x", lambda z: rows @ z, lambda z: rows.T @ z),
-                (f"{kind}_pictures_2x", lambda z: rows @ z @ columns.T, lambda z: rows.T @ z @ columns)):
+            (f"{kind}_2x", lambda z: rows @ z, lambda z: rows.T @ z),
+            (f"{kind}_pictures_2x", lambda z: rows @ z @ columns.T, lambda z: rows.T @ z @ columns),
+        ):
             y = apply(x.astype(np.float64))
             dy = draw.normal(*y.shape)
             yield Call(name, [x], [y])
@@ -316,8 +365,22 @@ def interpolation(n: int, far: float) -> np.ndarray:
     return matrix
 
 
-OPERATORS = (modulated_layer_norm, rms_norm, channel_layer_norm, group_norm, bias_gelu, gated_residual, rope, attention,
-             linear, convolution, optimizer, permute, slices, doubling)
+OPERATORS = (
+    modulated_layer_norm,
+    rms_norm,
+    channel_layer_norm,
+    group_norm,
+    bias_gelu,
+    gated_residual,
+    rope,
+    attention,
+    linear,
+    convolution,
+    optimizer,
+    permute,
+    slices,
+    doubling,
+)
 
 
 class Library:
@@ -342,17 +405,22 @@ class Library:
         arrays = [view for _, view in inputs + outputs]
         shapes = [(ctypes.c_int64 * max(1, x.ndim))(*x.shape) for x in arrays]
         failed = getattr(self.library, call.kernel)(
-            len(arrays), (ctypes.c_void_p * len(arrays))(*[x.ctypes.data for x in arrays]),
+            len(arrays),
+            (ctypes.c_void_p * len(arrays))(*[x.ctypes.data for x in arrays]),
             (ctypes.c_int * len(arrays))(*[x.ndim for x in arrays]),
-            (ctypes.POINTER(ctypes.c_int64) * len(arrays))(*shapes), None, None, None)
+            (ctypes.POINTER(ctypes.c_int64) * len(arrays))(*shapes),
+            None,
+            None,
+            None,
+        )
         if call.expected is None:
             return None if failed else "inputs that do not fit together are accepted"
         if failed:
             return "inputs that fit together are refused"
-        results = inputs[:call.changed] if call.changed else outputs
+        results = inputs[: call.changed] if call.changed else outputs
         for number, ((memory, view), expected) in enumerate(zip(results, call.expected)):
             sentinel = np.float32(np.nan) if call.changed else SENTINEL
-            frame = np.concatenate((memory[:self.guard], memory[len(memory) - self.guard:]))
+            frame = np.concatenate((memory[: self.guard], memory[len(memory) - self.guard :]))
             if not np.array_equal(frame, np.full_like(frame, sentinel), equal_nan=True):
                 return f"output {number} is written out of bounds"
             magnitude = call.magnitude if np.shape(call.magnitude) == expected.shape else np.max(call.magnitude)
@@ -365,7 +433,7 @@ class Library:
     def _guarded(self, x: np.ndarray, guard: np.float32) -> tuple[np.ndarray, np.ndarray]:
         """The memory and, inside it, a copy of x."""
         memory = np.full(x.size + 2 * self.guard, guard, np.float32)
-        view = memory[self.guard:self.guard + x.size].reshape(x.shape)
+        view = memory[self.guard : self.guard + x.size].reshape(x.shape)
         view[...] = x
         return memory, view
 
@@ -394,7 +462,9 @@ def main() -> None:
     parser.add_argument("--no-guards", dest="guards", action="store_false", help="arrays end where their memory does")
     args = parser.parse_args()
     operators = [operator for operator in OPERATORS if not args.only or operator.__name__ in args.only]
-    wrong = fuzz(Library(args.library, args.products, args.guards), operators, range(args.first, args.first + args.cases))
+    wrong = fuzz(
+        Library(args.library, args.products, args.guards), operators, range(args.first, args.first + args.cases)
+    )
     print("\n".join([*wrong[:50], f"{args.cases} cases of {len(operators)} operators: {len(wrong)} calls went wrong"]))
     raise SystemExit(bool(wrong))
 

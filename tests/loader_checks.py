@@ -1,4 +1,5 @@
 """Datasets and a tokenizer small enough to look through, in a module that data workers can import."""
+
 from __future__ import annotations
 
 import ctypes
@@ -24,7 +25,7 @@ class LettersTokenizer:
         ids = np.zeros((len(texts), max_length), np.int32)
         for row, text in zip(ids, texts):
             codes = [ord(letter) for letter in text[:max_length]]
-            row[:len(codes)] = codes
+            row[: len(codes)] = codes
         return ids, (ids > 0).astype(np.int32)
 
     @staticmethod
@@ -55,8 +56,9 @@ class Faulty:
         self.quarantine, self.fault, self.folder = Quarantine(folder / "broken.tsv"), fault, folder
 
     def item(self, index: int, rng: np.random.Generator) -> dict:
-        return read_or_replace(self._read, lambda number: f"sample-{number}", index, lambda: range(6), rng,
-                               self.quarantine)
+        return read_or_replace(
+            self._read, lambda number: f"sample-{number}", index, lambda: range(6), rng, self.quarantine
+        )
 
     def _read(self, index: int, rng: np.random.Generator) -> dict:
         if index == 3 or self.fault == "always killed":

@@ -1,4 +1,5 @@
 """A program like training: prints the ids of its two data workers and goes on reading until it is stopped."""
+
 from __future__ import annotations
 
 import signal

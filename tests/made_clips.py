@@ -1,4 +1,5 @@
 """Training data made on the spot: short videos of a moving square, images, their annotation and data file."""
+
 from __future__ import annotations
 
 import json
@@ -16,20 +17,24 @@ def moving_square(frames: int, height: int, width: int, color: tuple) -> np.ndar
     for time, frame in enumerate(video):
         frame[:] = 40 + 120 * time // frames
         left = (width - side) * time // max(1, frames - 1)
-        frame[height // 3:height // 3 + side, left:left + side] = color
+        frame[height // 3 : height // 3 + side, left : left + side] = color
     return video
 
 
-def make_clips(folder: Path, videos: int = 6, images: int = 4, frames: int = 33, size: tuple = (64, 96),
-               fps: int = 24) -> Path:
+def make_clips(
+    folder: Path, videos: int = 6, images: int = 4, frames: int = 33, size: tuple = (64, 96), fps: int = 24
+) -> Path:
     """Writes `folder`/clips/*.mp4 and *.jpg, annotation.json and merge_data.txt; returns the last."""
     (folder / "clips").mkdir(parents=True)
     colors = np.random.default_rng(0).integers(0, 256, (videos + images, 3))
     entries = []
     for number, color in enumerate(colors):
         is_video = number < videos
-        entry = {"path": f"{number}.mp4" if is_video else f"{number}.jpg", "cap": f"A square in color {number}.",
-                 "resolution": {"height": size[0], "width": size[1]}}
+        entry = {
+            "path": f"{number}.mp4" if is_video else f"{number}.jpg",
+            "cap": f"A square in color {number}.",
+            "resolution": {"height": size[0], "width": size[1]},
+        }
         if is_video:
             entry.update(num_frames=frames, fps=fps, cut=[0, frames], aesthetic=4 + number / 3)
             with write_video(folder / "clips" / entry["path"], fps) as write:

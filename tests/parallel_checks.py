@@ -1,4 +1,5 @@
 """What each process of tests/test_parallel.py runs under msrun."""
+
 from __future__ import annotations
 
 import argparse
@@ -96,17 +97,23 @@ def check_transformer(group: Group) -> None:
     for frames, size in ((1, 8), (3, 10)):  # 25 tokens a frame do not divide
         latents = Tensor(random.standard_normal((2, 8, frames, size, size)).astype(np.float32))
         text = Tensor(random.standard_normal((2, 1, 6, 32)).astype(np.float32))
-        difference = relative_difference(split(latents, timestep, text).asnumpy(),
-                                         whole(latents, timestep, text).asnumpy())
+        difference = relative_difference(
+            split(latents, timestep, text).asnumpy(), whole(latents, timestep, text).asnumpy()
+        )
         assert difference < 1e-5, difference
 
 
 def check_decoding(group: Group) -> None:
     """The chunks of a clip, decoded side by side, are those of one process."""
-    eight_fold = dict(l1_dowmsample_block="Spatial2xTime2x3DDownsample", l1_downsample_wavelet="HaarWaveletTransform3D",
-                      l1_upsample_block="Spatial2xTime2x3DUpsample", l1_upsample_wavelet="InverseHaarWaveletTransform3D")
-    groups = dict(norm_type="groupnorm", base_channels=32, encoder_energy_flow_hidden_size=32,
-                  decoder_energy_flow_hidden_size=32)
+    eight_fold = dict(
+        l1_dowmsample_block="Spatial2xTime2x3DDownsample",
+        l1_downsample_wavelet="HaarWaveletTransform3D",
+        l1_upsample_block="Spatial2xTime2x3DUpsample",
+        l1_upsample_wavelet="InverseHaarWaveletTransform3D",
+    )
+    groups = dict(
+        norm_type="groupnorm", base_channels=32, encoder_energy_flow_hidden_size=32, decoder_energy_flow_hidden_size=32
+    )
     for change in ({}, groups, eight_fold):
         ms.set_seed(6)
         alone = WFVAEModel(**{**VAE, **change}).set_train(False)

@@ -1,4 +1,5 @@
 """Processes that work together until one of them comes to an end; run under msrun by tests/test_parallel.py."""
+
 from __future__ import annotations
 
 import argparse

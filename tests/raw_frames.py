@@ -2,6 +2,7 @@
 
 As a program, runs a script of the project and keeps the frames of the videos it writes: raw_frames.py SCRIPT ARGUMENTS.
 """
+
 from __future__ import annotations
 
 import runpy
@@ -17,12 +18,14 @@ ROOT = Path(__file__).resolve().parents[1]
 
 def keeping_frames(write_video: Callable) -> Callable:
     """A `write_video` that stores the frames, too: as NAME.mp4.npy beside NAME.mp4."""
+
     @contextmanager
     def write_both(path, fps):
         kept = []
         with write_video(path, fps) as write:
             yield lambda frames: (kept.append(np.array(frames)), write(frames))
         np.save(f"{path}.npy", np.concatenate(kept))
+
     return write_both
 
 
@@ -36,6 +39,7 @@ def largest_step(actual: Path, expected: Path) -> int:
 if __name__ == "__main__":
     sys.path.insert(0, str(ROOT))
     from opensora.datasets import media
+
     media.write_video = keeping_frames(media.write_video)
     del sys.argv[0]
     runpy.run_path(str(ROOT / sys.argv[0]), run_name="__main__")

@@ -1,4 +1,5 @@
 """A rank without MindSpore; tests/test_supervision.py runs it under the real msrun."""
+
 from __future__ import annotations
 
 import atexit

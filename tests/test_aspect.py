@@ -1,4 +1,5 @@
 """The tables of resolutions against the published ones."""
+
 from __future__ import annotations
 
 import json
@@ -22,8 +23,9 @@ def test_all_tables_are_there():
     assert set(PIXELS) == set(TABLES)
 
 
-@pytest.mark.parametrize("row", case("aspect", "opensora_cases.json")["cases"],
-                         ids=lambda row: f"{row['height']}x{row['width']}")
+@pytest.mark.parametrize(
+    "row", case("aspect", "opensora_cases.json")["cases"], ids=lambda row: f"{row['height']}x{row['width']}"
+)
 def test_golden_closest_ratio(row):
     for name, (ratio, height, width) in row["expect"].items():
         assert closest_ratio(row["height"], row["width"], name) == ratio

@@ -1,4 +1,5 @@
 """The autoencoder of Stable Diffusion against the reference, its weights from files, and what holds for it."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -11,8 +12,12 @@ from safetensors.numpy import save_file
 
 from opensora.models import VideoAutoencoderKL
 
-TINY = dict(case("sd_vae_odd", OPENSORA_CASES)["config"], block_out_channels=[8, 8],
-            down_block_types=["DownEncoderBlock2D"] * 2, up_block_types=["UpDecoderBlock2D"] * 2)
+TINY = dict(
+    case("sd_vae_odd", OPENSORA_CASES)["config"],
+    block_out_channels=[8, 8],
+    down_block_types=["DownEncoderBlock2D"] * 2,
+    up_block_types=["UpDecoderBlock2D"] * 2,
+)
 OLD_NAMES = {".to_q.": ".query.", ".to_k.": ".key.", ".to_v.": ".value.", ".to_out.0.": ".proj_attn."}
 
 
@@ -41,7 +46,7 @@ def test_micro_batches_change_nothing(size):
     x = random(2, 3, 3, 16, 16)
     noise = np.random.RandomState(1).standard_normal((6, 4, 2, 2)).astype(np.float32)
     z = whole.encode(x, lambda k: noise)
-    drawn = pieces.encode(x, lambda k: noise[k * size:(k + 1) * size])
+    drawn = pieces.encode(x, lambda k: noise[k * size : (k + 1) * size])
     assert relative_difference(drawn.asnumpy(), z.asnumpy()) < 1e-5
     assert relative_difference(pieces.decode(z).asnumpy(), whole.decode(z).asnumpy()) < 1e-5
 
@@ -59,8 +64,10 @@ def test_noise_is_drawn_where_none_is_given():
     assert (vae.encode(x) != vae.encode(x)).any()
 
 
-@pytest.mark.parametrize("size, expected", [
-    ((16, 240, 426), (16, 30, 53)), ((1, 512, 512), (1, 64, 64)), ((None, None, None), (None, None, None))])
+@pytest.mark.parametrize(
+    "size, expected",
+    [((16, 240, 426), (16, 30, 53)), ((1, 512, 512), (1, 64, 64)), ((None, None, None), (None, None, None))],
+)
 def test_latent_sizes(size, expected):
     vae = VideoAutoencoderKL.without_weights(**case("sd_vae_odd", OPENSORA_CASES)["config"])
     assert vae.get_latent_size(size) == expected and vae.patch_size == (1, 8, 8) and vae.out_channels == 4
@@ -92,7 +99,7 @@ def test_gradients_reach_every_parameter():
 
 def test_names_of_diffusers_old_and_new(tmp_path):
     vae = VideoAutoencoderKL(**TINY)
-    state = {name[len("module."):]: value for name, value in vae.torch_state().items()}
+    state = {name[len("module.") :]: value for name, value in vae.torch_state().items()}
     assert "encoder.mid_block.attentions.0.to_out.0.weight" in state
     assert "decoder.up_blocks.0.upsamplers.0.conv.bias" in state
     old = dict(state)
@@ -117,11 +124,17 @@ def test_save_pretrained_comes_back(tmp_path):
     assert all((value == loaded.torch_state()[name]).all() for name, value in vae.torch_state().items())
 
 
-@pytest.mark.parametrize("config, message", [
-    ({"act_fn": "gelu"}, "act_fn 'gelu' is not supported"), ({"use_quant_conv": False}, "use_quant_conv"),
-    ({"block_out_channels": [8, 6]}, "block_out_channels 6"), ({"micro_batch_size": 0}, "micro_batch_size 0"),
-    ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "should be 2 times 'DownEncoderBlock2D'"),
-    ({"latent_channel": 4}, "did you mean latent_channels")])
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"act_fn": "gelu"}, "act_fn 'gelu' is not supported"),
+        ({"use_quant_conv": False}, "use_quant_conv"),
+        ({"block_out_channels": [8, 6]}, "block_out_channels 6"),
+        ({"micro_batch_size": 0}, "micro_batch_size 0"),
+        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "should be 2 times 'DownEncoderBlock2D'"),
+        ({"latent_channel": 4}, "did you mean latent_channels"),
+    ],
+)
 def test_bad_configs_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         VideoAutoencoderKL(**{**TINY, **config})

@@ -1,4 +1,5 @@
 """The benchmark programs run, and what they count is what the models do."""
+
 from __future__ import annotations
 
 import json
@@ -41,8 +42,9 @@ def test_transformer_agrees_with_the_plan(latents):
     """The plan's counts are themselves compared with a run of the model."""
     batch, _, frames, height, width = latents
     case = Case("", DIT, latents, text=7)
-    run = Run(OpenSoraConfig.from_dict(DIT), 4 * frames - 3, 8 * height, 8 * width, batch_size=batch,
-              max_sequence_length=7)
+    run = Run(
+        OpenSoraConfig.from_dict(DIT), 4 * frames - 3, 8 * height, 8 * width, batch_size=batch, max_sequence_length=7
+    )
     planned = flops(run)
     text, step = transformer(case, batch)
     assert step.flops == planned["sum"]
@@ -106,8 +108,9 @@ def test_other_models_are_not_compared():
 
 
 def test_program_writes_what_it_measured(run, tmp_path):
-    finished = run("benchmarks/run.py", "--case", "sampling", "--repeat", 1, "--threads", 1, "--json",
-                   tmp_path / "figures.json")
+    finished = run(
+        "benchmarks/run.py", "--case", "sampling", "--repeat", 1, "--threads", 1, "--json", tmp_path / "figures.json"
+    )
     assert finished.returncode == 0, finished.stderr
     figures = json.loads((tmp_path / "figures.json").read_text(encoding="utf-8"))
     assert figures["machine"]["cores"] == 1
@@ -123,10 +126,15 @@ def test_program_writes_what_it_measured(run, tmp_path):
     assert f"| {CASES['sampling'].title} | {ours['median']:.3g} |" in finished.stdout
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (("--repeat", 0), "--repeat 0: at least one run"), (("--threads", 0), "--threads 0: this machine has"),
-    (("--torch", "/bin/false"), "--torch /bin/false: this Python has no torch"),
-    (("--json", "/nowhere/figures.json"), "--json /nowhere/figures.json: there is no folder /nowhere")])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (("--repeat", 0), "--repeat 0: at least one run"),
+        (("--threads", 0), "--threads 0: this machine has"),
+        (("--torch", "/bin/false"), "--torch /bin/false: this Python has no torch"),
+        (("--json", "/nowhere/figures.json"), "--json /nowhere/figures.json: there is no folder /nowhere"),
+    ],
+)
 def test_mistakes_are_told_in_a_line(run, arguments, message):
     finished = run("benchmarks/run.py", *arguments)
     assert finished.returncode == 1 and finished.stderr.startswith(f"error: {message}")

@@ -1,4 +1,5 @@
 """Buckets and the order of their batches, against the golden cases of the published code."""
+
 from __future__ import annotations
 
 import json
@@ -17,8 +18,12 @@ FILE = "opensora_cases.json"
 
 
 def buckets_of(golden: dict) -> Buckets:
-    return Buckets({name: {int(frames): entry for frames, entry in entries.items()}
-                    for name, entries in golden["bucket_config"].items()})
+    return Buckets(
+        {
+            name: {int(frames): entry for frames, entry in entries.items()}
+            for name, entries in golden["bucket_config"].items()
+        }
+    )
 
 
 @pytest.mark.parametrize("name", case_names("bucket_guide", FILE))
@@ -71,10 +76,17 @@ def test_names_in_any_letters():
     assert Buckets({256: {1: (1.0, 1)}}).levels[0].resolution == "256"
 
 
-@pytest.mark.parametrize("config, words", [
-    ({"481p": {1: (1.0, 1)}}, "no resolution '481p'; choose from 144p"), ({}, "empty"),
-    ({"480p": {1: (1.0, None)}}, "batch size should be"), ({"480p": {1: (1.5, 2)}}, "lies between 0 and 1"),
-    ({"480p": {0: (1.0, 2)}}, "number of frames"), ({"480p": {1: 3}}, r"should be \(probability, batch size\)")])
+@pytest.mark.parametrize(
+    "config, words",
+    [
+        ({"481p": {1: (1.0, 1)}}, "no resolution '481p'; choose from 144p"),
+        ({}, "empty"),
+        ({"480p": {1: (1.0, None)}}, "batch size should be"),
+        ({"480p": {1: (1.5, 2)}}, "lies between 0 and 1"),
+        ({"480p": {0: (1.0, 2)}}, "number of frames"),
+        ({"480p": {1: 3}}, r"should be \(probability, batch size\)"),
+    ],
+)
 def test_configs_that_cannot_be(config, words):
     with pytest.raises(ValueError, match=words):
         Buckets(config)
@@ -82,31 +94,51 @@ def test_configs_that_cannot_be(config, words):
 
 def test_table():
     buckets = Buckets({"480p": {1: (1.0, 2), 16: (0.0, None)}})
-    found = buckets.assign(np.array([1, 1, 1, 20, 1]), np.array([480, 480, 640, 480, 100]),
-                           np.array([854, 854, 640, 854, 100]))
+    found = buckets.assign(
+        np.array([1, 1, 1, 20, 1]), np.array([480, 480, 640, 480, 100]), np.array([854, 854, 640, 854, 100])
+    )
     assert [line.split() for line in buckets.table(found).splitlines()[1:]] == [
-        ["480p", "16", "0", "-", "0", "0"], ["480p", "1", "1", "2", "3", "1", "0.56:", "2,", "1.00:", "1"],
-        "5 samples, 2 of them in no bucket".split()]
+        ["480p", "16", "0", "-", "0", "0"],
+        ["480p", "1", "1", "2", "3", "1", "0.56:", "2,", "1.00:", "1"],
+        "5 samples, 2 of them in no bucket".split(),
+    ]
 
 
 def samplers_of(golden: dict, **more) -> list[BucketSampler]:
     """One for each process."""
-    return [BucketSampler(np.array(golden["rows"]), buckets_of(golden), golden["frame_interval"], rank,
-                          golden["num_replicas"], golden["seed"], golden["shuffle"], golden["drop_last"], **more)
-            for rank in range(golden["num_replicas"])]
+    return [
+        BucketSampler(
+            np.array(golden["rows"]),
+            buckets_of(golden),
+            golden["frame_interval"],
+            rank,
+            golden["num_replicas"],
+            golden["seed"],
+            golden["shuffle"],
+            golden["drop_last"],
+            **more,
+        )
+        for rank in range(golden["num_replicas"])
+    ]
 
 
 def rest_of_epoch(sampler: BucketSampler) -> list[list[str]]:
-    return [[str(sample) for sample in batch.indices]
-            for batch in islice(sampler.upcoming(), len(sampler) - sampler.step)]
+    return [
+        [str(sample) for sample in batch.indices] for batch in islice(sampler.upcoming(), len(sampler) - sampler.step)
+    ]
 
 
 @pytest.mark.parametrize("name", case_names("bucket_sampler", FILE))
 def test_golden_order(name):
     golden = case(name, FILE)
     for sampler, expected in zip(samplers_of(golden), golden["expect_per_rank"]):
-        sampler.load_state_dict({**sampler.state_dict(), "epoch": golden["epoch"],
-                                 "accessed": golden["start_step"] * golden["num_replicas"]})
+        sampler.load_state_dict(
+            {
+                **sampler.state_dict(),
+                "epoch": golden["epoch"],
+                "accessed": golden["start_step"] * golden["num_replicas"],
+            }
+        )
         assert rest_of_epoch(sampler) == expected
 
 

@@ -1,7 +1,8 @@
 """The prompt refiner: what is checked before it starts, how its process is spoken with, real answers.
 
-    pip install -r requirements-refiner.txt && python -m pytest tests/test_caption_refiner.py
+pip install -r requirements-refiner.txt && python -m pytest tests/test_caption_refiner.py
 """
+
 from __future__ import annotations
 
 import importlib.util
@@ -23,8 +24,10 @@ from opensora.utils.cli import run_main
 needs_mindnlp = pytest.mark.skipif(importlib.util.find_spec("mindnlp") is None, reason="mindnlp is not installed")
 
 SPECIAL = ("<|begin|>", "<|end|>", "<|role|>", "<|text|>", "<|unknown|>")
-CHAT = ("{{ bos_token }}{% for message in messages %}<|role|>{{ message.role }}<|text|>{{ message.content }}<|end|>"
-        "{% endfor %}{% if add_generation_prompt %}<|role|>assistant<|text|>{% endif %}")
+CHAT = (
+    "{{ bos_token }}{% for message in messages %}<|role|>{{ message.role }}<|text|>{{ message.content }}<|end|>"
+    "{% endfor %}{% if add_generation_prompt %}<|role|>assistant<|text|>{% endif %}"
+)
 
 
 def write_tokenizer(folder) -> int:
@@ -38,25 +41,57 @@ def write_tokenizer(folder) -> int:
     tokenizer.add_special_tokens(list(SPECIAL))
     tokenizer.post_processor = processors.TemplateProcessing(single="<|begin|> $A", special_tokens=[("<|begin|>", 0)])
     tokenizer.save(str(folder / "tokenizer.json"))
-    write_json(folder / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", bos_token="<|begin|>",
-               eos_token="<|end|>", unk_token="<|unknown|>", chat_template=CHAT)
+    write_json(
+        folder / "tokenizer_config.json",
+        tokenizer_class="PreTrainedTokenizerFast",
+        bos_token="<|begin|>",
+        eos_token="<|end|>",
+        unk_token="<|unknown|>",
+        chat_template=CHAT,
+    )
     return len(vocabulary)
 
 
 def write_llama(folder, vocabulary: int, hidden: int = 32, mlp: int = 64, layers: int = 2) -> None:
     """A Llama 3.1 of two layers with four heads, two of keys and values, and random weights in bfloat16."""
-    write_json(folder / "config.json", architectures=["LlamaForCausalLM"], model_type="llama", hidden_size=hidden,
-               intermediate_size=mlp, num_hidden_layers=layers, num_attention_heads=4, num_key_value_heads=2,
-               vocab_size=vocabulary, max_position_embeddings=2048, rms_norm_eps=1e-5, rope_theta=500000.0,
-               bos_token_id=0, eos_token_id=1, tie_word_embeddings=False, torch_dtype="bfloat16",
-               rope_scaling={"rope_type": "llama3", "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
-                             "original_max_position_embeddings": 1024})
+    write_json(
+        folder / "config.json",
+        architectures=["LlamaForCausalLM"],
+        model_type="llama",
+        hidden_size=hidden,
+        intermediate_size=mlp,
+        num_hidden_layers=layers,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        vocab_size=vocabulary,
+        max_position_embeddings=2048,
+        rms_norm_eps=1e-5,
+        rope_theta=500000.0,
+        bos_token_id=0,
+        eos_token_id=1,
+        tie_word_embeddings=False,
+        torch_dtype="bfloat16",
+        rope_scaling={
+            "rope_type": "llama3",
+            "factor": 8.0,
+            "low_freq_factor": 1.0,
+            "high_freq_factor": 4.0,
+            "original_max_position_embeddings": 1024,
+        },
+    )
     shapes = {"model.embed_tokens": (vocabulary, hidden), "model.norm": (hidden,), "lm_head": (vocabulary, hidden)}
     for layer in range(layers):
-        parts = {"self_attn.q_proj": (hidden, hidden), "self_attn.k_proj": (hidden // 2, hidden),
-                 "self_attn.v_proj": (hidden // 2, hidden), "self_attn.o_proj": (hidden, hidden),
-                 "mlp.gate_proj": (mlp, hidden), "mlp.up_proj": (mlp, hidden), "mlp.down_proj": (hidden, mlp),
-                 "input_layernorm": (hidden,), "post_attention_layernorm": (hidden,)}
+        parts = {
+            "self_attn.q_proj": (hidden, hidden),
+            "self_attn.k_proj": (hidden // 2, hidden),
+            "self_attn.v_proj": (hidden // 2, hidden),
+            "self_attn.o_proj": (hidden, hidden),
+            "mlp.gate_proj": (mlp, hidden),
+            "mlp.up_proj": (mlp, hidden),
+            "mlp.down_proj": (hidden, mlp),
+            "input_layernorm": (hidden,),
+            "post_attention_layernorm": (hidden,),
+        }
         shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in parts.items()})
     rng = np.random.default_rng(0)
     tensors = {}
@@ -98,13 +133,23 @@ def pretend_mindnlp(tmp_path, monkeypatch):
 @pytest.fixture
 def stand_in(tmp_path, monkeypatch, pretend_mindnlp):
     """Puts a script in the place of the refiner's process; it is given as lines that find `prompts` and `say`."""
+
     def install(*lines):
         path = tmp_path / "stand_in"
-        path.write_text("\n".join((
-            f"#!{sys.executable}", "import json, os, sys, time", "prompts = json.load(sys.stdin)",
-            "def say(**message): print(json.dumps(message), flush=True)", *lines)))
+        path.write_text(
+            "\n".join(
+                (
+                    f"#!{sys.executable}",
+                    "import json, os, sys, time",
+                    "prompts = json.load(sys.stdin)",
+                    "def say(**message): print(json.dumps(message), flush=True)",
+                    *lines,
+                )
+            )
+        )
         path.chmod(0o755)
         monkeypatch.setattr(sys, "executable", str(path))
+
     return install
 
 
@@ -124,22 +169,28 @@ def call_main(monkeypatch, *arguments) -> int:
 def test_missing_package_is_one_line(refiner, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "mindnlp", None)
     assert call_main(monkeypatch, "--caption_refiner", refiner, "--prompt", "a cat") == 1
-    assert capfd.readouterr() == (
-        "", "error: the refiner needs mindnlp: pip install -r requirements-refiner.txt\n")
+    assert capfd.readouterr() == ("", "error: the refiner needs mindnlp: pip install -r requirements-refiner.txt\n")
 
 
-@pytest.mark.parametrize("damage, message", [
-    (lambda folder: (folder / "config.json").unlink(), "config.json: not found"),
-    (lambda folder: change_json(folder / "config.json", architectures=["T5EncoderModel"]),
-     "config.json describes T5EncoderModel, not a causal language model"),
-    (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer: tokenizer.json"),
-    (lambda folder: write_json(folder / "tokenizer_config.json", bos_token="<|begin|>"), "has no chat template"),
-    (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no chat template"),
-    (lambda folder: (folder / "model.safetensors").unlink(), "no weights in this folder"),
-    (lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
-     "pytorch_model.bin: the refiner's weights are read from .safetensors files only"),
-    (lambda folder: os.truncate(folder / "model.safetensors", 20000), "model.safetensors: .* cut off"),
-])
+@pytest.mark.parametrize(
+    "damage, message",
+    [
+        (lambda folder: (folder / "config.json").unlink(), "config.json: not found"),
+        (
+            lambda folder: change_json(folder / "config.json", architectures=["T5EncoderModel"]),
+            "config.json describes T5EncoderModel, not a causal language model",
+        ),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer: tokenizer.json"),
+        (lambda folder: write_json(folder / "tokenizer_config.json", bos_token="<|begin|>"), "has no chat template"),
+        (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no chat template"),
+        (lambda folder: (folder / "model.safetensors").unlink(), "no weights in this folder"),
+        (
+            lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
+            "pytorch_model.bin: the refiner's weights are read from .safetensors files only",
+        ),
+        (lambda folder: os.truncate(folder / "model.safetensors", 20000), "model.safetensors: .* cut off"),
+    ],
+)
 def test_unusable_folders(refiner, stand_in, damage, message):
     stand_in("say(answer='this process was not to start')")
     damage(refiner)
@@ -154,11 +205,14 @@ def test_chat_template_in_its_own_file(refiner, stand_in):
     assert refine_prompts(refiner, ["a cat"]) == {"a cat": "a grey cat"}
 
 
-@pytest.mark.parametrize("arguments, message", [
-    (["--max_new_tokens", "0"], "--max_new_tokens must be 1 or more, not 0"),
-    (["--output", "."], "--output .: is a folder"),
-    (["--caption_refiner", "nowhere"], "nowhere: no such file or folder"),
-])
+@pytest.mark.parametrize(
+    "arguments, message",
+    [
+        (["--max_new_tokens", "0"], "--max_new_tokens must be 1 or more, not 0"),
+        (["--output", "."], "--output .: is a folder"),
+        (["--caption_refiner", "nowhere"], "nowhere: no such file or folder"),
+    ],
+)
 def test_unusable_arguments(refiner, monkeypatch, capfd, arguments, message):
     assert call_main(monkeypatch, "--caption_refiner", refiner, "--prompt", "a cat", *arguments) == 1
     error = capfd.readouterr().err
@@ -169,8 +223,9 @@ def test_unusable_arguments(refiner, monkeypatch, capfd, arguments, message):
 
 
 def test_answers_become_one_line_each(refiner, stand_in, capfd):
-    stand_in("for prompt in prompts:",
-             "    say(answer='' if prompt == 'a dog' else f' {prompt}\\n  runs,\\n\\nfast \\n')")
+    stand_in(
+        "for prompt in prompts:", "    say(answer='' if prompt == 'a dog' else f' {prompt}\\n  runs,\\n\\nfast \\n')"
+    )
     refined = refine_prompts(refiner, ["a cat", "a dog", 'Kätzin "猫"', "a cat"])
     assert refined == {"a cat": "a cat runs, fast", "a dog": "a dog", 'Kätzin "猫"': 'Kätzin "猫" runs, fast'}
     error = capfd.readouterr().err
@@ -182,8 +237,10 @@ def test_arguments_of_the_process(refiner, stand_in, monkeypatch):
     stand_in("say(answer=' '.join([os.getcwd()] + sys.argv[1:]))")
     monkeypatch.chdir(refiner.parent)  # a folder that is named relative to where the user is
     (answer,) = refine_prompts("refiner", ["a cat"], seed=7, device="CPU", max_new_tokens=9).values()
-    assert answer == (f"{caption_refiner.ROOT} -m opensora.sample.refiner_process --caption_refiner {refiner} "
-                      f"--seed 7 --max_new_tokens 9 --device CPU")
+    assert answer == (
+        f"{caption_refiner.ROOT} -m opensora.sample.refiner_process --caption_refiner {refiner} "
+        f"--seed 7 --max_new_tokens 9 --device CPU"
+    )
 
 
 def test_process_that_reports_an_error(refiner, stand_in):
@@ -233,8 +290,10 @@ def test_command_without_flags(refiner, stand_in, tmp_path, monkeypatch, capfd):
     assert call_main(monkeypatch) == 1
     out, error = capfd.readouterr()
     assert out == "" and error.count("\n") == 1
-    assert error.startswith("error: LanguageBind/Open-Sora-Plan-v1.3.0/prompt_refiner: no such folder; fetch the "
-                            "published refiner with huggingface-cli download LanguageBind/Open-Sora-Plan-v1.3.0 ")
+    assert error.startswith(
+        "error: LanguageBind/Open-Sora-Plan-v1.3.0/prompt_refiner: no such folder; fetch the "
+        "published refiner with huggingface-cli download LanguageBind/Open-Sora-Plan-v1.3.0 "
+    )
     (tmp_path / "LanguageBind/Open-Sora-Plan-v1.3.0").mkdir(parents=True)
     refiner.rename(tmp_path / caption_refiner.PUBLISHED_REFINER)
     assert call_main(monkeypatch) == 0
@@ -248,12 +307,14 @@ def test_command_without_flags(refiner, stand_in, tmp_path, monkeypatch, capfd):
 def test_chat(refiner):
     pytest.importorskip("jinja2", reason="chat templates need jinja2, which comes with the refiner's requirements")
     from transformers import AutoTokenizer
+
     text = render_chat(AutoTokenizer.from_pretrained(refiner, local_files_only=True), 'a {"cat"}')
     assert text == (
-        '<|begin|><|role|>system<|text|>You are a caption refiner.<|end|><|role|>user<|text|>\nRefine the sentence: '
+        "<|begin|><|role|>system<|text|>You are a caption refiner.<|end|><|role|>user<|text|>\nRefine the sentence: "
         '"a {"cat"}" to contain subject description, action, scene description. " "(Optional: camera language, light '
         'and shadow, atmosphere) and conceive some additional actions to make the sentence more dynamic. " "Make sure '
-        'it is a fluent sentence, not nonsense.\n<|end|><|role|>assistant<|text|>')
+        "it is a fluent sentence, not nonsense.\n<|end|><|role|>assistant<|text|>"
+    )
 
 
 def test_draw_follows_the_weights():
@@ -272,15 +333,24 @@ def test_draw_follows_the_weights():
 PYTORCH_ANSWERS = {
     "a cat": 'to nonsense is "{}" cat to "(',
     "a dog runs": 'to additional to....... "{}" cat system Optional " : subject "{}" ) scene additional to additional '
-                  'caption You You dog language is : You You system to "(',
+    'caption You You dog language is : You You system to "(',
 }
 
 
 @needs_mindnlp
 def test_greedy_answers_are_those_of_pytorch(refiner, run, tmp_path):
     output = tmp_path / "refined.txt"
-    done = run("opensora/sample/caption_refiner.py", "--caption_refiner", refiner, "--device", "CPU",
-               "--output", output, "--prompt", *PYTORCH_ANSWERS)
+    done = run(
+        "opensora/sample/caption_refiner.py",
+        "--caption_refiner",
+        refiner,
+        "--device",
+        "CPU",
+        "--output",
+        output,
+        "--prompt",
+        *PYTORCH_ANSWERS,
+    )
     assert done.returncode == 0, done.stderr
     assert done.stdout.splitlines()[:2] == [f"{prompt} -> {answer}" for prompt, answer in PYTORCH_ANSWERS.items()]
     assert output.read_text().splitlines() == list(PYTORCH_ANSWERS.values())

@@ -1,4 +1,5 @@
 """Checkpoints: which are kept, which is resumed from, and what a crash at any point leaves."""
+
 from __future__ import annotations
 
 import builtins
@@ -80,8 +81,11 @@ def as_by_an_earlier_version(checkpoint: Path) -> None:
 def rewrite_sums(checkpoint: Path, keep) -> None:
     """With right checksums of the files whose names are to be kept."""
     names = sorted(path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
-    sums = {name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
-            for name in names if name != "SHA256SUMS" and keep(name)}
+    sums = {
+        name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
+        for name in names
+        if name != "SHA256SUMS" and keep(name)
+    }
     (checkpoint / "SHA256SUMS").write_text("".join(f"{checksum}  {name}\n" for name, checksum in sums.items()))
 
 
@@ -129,10 +133,15 @@ def test_what_is_checked_once_is_checked_again_after_it_changed(tmp_path):
     assert names(tmp_path) == ["checkpoint-12", "checkpoint-4"]
 
 
-@pytest.mark.parametrize("remove, words", [
-    ("model_ema", "model_ema/.* is missing from SHA256SUMS"), ("model", "model/.* is missing from SHA256SUMS"),
-    ("optimizer.safetensors", "optimizer.safetensors is missing from SHA256SUMS"),
-    ("state.json", "state.json is missing")])
+@pytest.mark.parametrize(
+    "remove, words",
+    [
+        ("model_ema", "model_ema/.* is missing from SHA256SUMS"),
+        ("model", "model/.* is missing from SHA256SUMS"),
+        ("optimizer.safetensors", "optimizer.safetensors is missing from SHA256SUMS"),
+        ("state.json", "state.json is missing"),
+    ],
+)
 def test_what_is_removed_with_its_checksums_is_missed(tmp_path, remove, words):
     save(tmp_path, 4)
     save(tmp_path, 8)
@@ -169,11 +178,14 @@ def test_checkpoints_of_earlier_versions(tmp_path):
     assert damage(tmp_path / "checkpoint-16") == "optimizer.safetensors is missing from SHA256SUMS"
 
 
-@pytest.mark.parametrize("make", [
-    lambda path: path.write_text("mine"), lambda path: path.symlink_to(path.parent / "nowhere"), Path.mkdir],
-    ids=["file", "dangling link", "empty folder"])
-@pytest.mark.parametrize("name", ["checkpoint-16", "checkpoint-16.part", "checkpoint-20", "checkpoint-x",
-                                  "checkpoint-²"])
+@pytest.mark.parametrize(
+    "make",
+    [lambda path: path.write_text("mine"), lambda path: path.symlink_to(path.parent / "nowhere"), Path.mkdir],
+    ids=["file", "dangling link", "empty folder"],
+)
+@pytest.mark.parametrize(
+    "name", ["checkpoint-16", "checkpoint-16.part", "checkpoint-20", "checkpoint-x", "checkpoint-²"]
+)
 def test_other_things_of_that_name_do_not_stop_a_run(tmp_path, name, make):
     make(tmp_path / name)
     with_content = name == "checkpoint-16" and (tmp_path / name).is_file()
@@ -198,8 +210,13 @@ class Crash(BaseException):
     """The process is gone: nothing it would do after this happens."""
 
 
-CALLS = [(builtins, "open"), *((os, name) for name in (
-    "open", "rename", "replace", "mkdir", "rmdir", "unlink", "remove", "fsync", "posix_fallocate"))]
+CALLS = [
+    (builtins, "open"),
+    *(
+        (os, name)
+        for name in ("open", "rename", "replace", "mkdir", "rmdir", "unlink", "remove", "fsync", "posix_fallocate")
+    ),
+]
 
 
 def crash_at(monkeypatch, number: int) -> list[str]:
@@ -289,8 +306,16 @@ def table(path: Path) -> list[dict]:
 def test_damaged_lines_of_the_table_are_left_out_and_named(tmp_path, capsys):
     path = tmp_path / "train_log.csv"
     rows = [f"{step},{step / 2},,1e-3\r\n".encode() for step in range(1, 9)]
-    damage = [b"3,0.5\r\n", b"\x00\x00\xff\xfe,1,2,3\n", b"\n", b"4x,0.5,,1\n", b"4,a,b,c\n", b'5,"0.5,,1\n',
-              b"6,1,2,3,4\n", b"\x00" * 200_000 + b"\n"]
+    damage = [
+        b"3,0.5\r\n",
+        b"\x00\x00\xff\xfe,1,2,3\n",
+        b"\n",
+        b"4x,0.5,,1\n",
+        b"4,a,b,c\n",
+        b'5,"0.5,,1\n',
+        b"6,1,2,3,4\n",
+        b"\x00" * 200_000 + b"\n",
+    ]
     path.write_bytes(b"step,loss,discriminator_loss,lr\r\n" + b"".join(rows[:4] + damage + rows[4:]) + b"9,4.5,,1")
     Table(path, last_step=6)
     assert [row["step"] for row in table(path)] == list("123456")
@@ -300,9 +325,16 @@ def test_damaged_lines_of_the_table_are_left_out_and_named(tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("content, words", [
-    (b"ste", "damaged line"), (b"\x00" * 200_000, "damaged line"), (b"1,0.5\n2,0.4\n", "damaged line"), (b"", None),
-    (b"step,loss\n1,2.0\n", "another run")])
+@pytest.mark.parametrize(
+    "content, words",
+    [
+        (b"ste", "damaged line"),
+        (b"\x00" * 200_000, "damaged line"),
+        (b"1,0.5\n2,0.4\n", "damaged line"),
+        (b"", None),
+        (b"step,loss\n1,2.0\n", "another run"),
+    ],
+)
 def test_what_is_no_table_of_this_run_is_put_aside(tmp_path, content, words, capsys):
     path = tmp_path / "train_log.csv"
     path.write_bytes(content)
@@ -321,7 +353,10 @@ def test_columns_may_come_and_go(tmp_path):
     log = Table(tmp_path / "train_log.csv", last_step=2)
     log.add(3, {"loss": 0.125, "lr": 0.1})
     assert [list(row.values()) for row in table(tmp_path / "train_log.csv")] == [
-        ["1", "0.5", "0.1", ""], ["2", "0.25", "0.1", "nan"], ["3", "0.125", "0.1", ""]]
+        ["1", "0.5", "0.1", ""],
+        ["2", "0.25", "0.1", "nan"],
+        ["3", "0.125", "0.1", ""],
+    ]
 
 
 def test_a_value_that_does_not_exist_yet_is_blank(tmp_path, capsys):

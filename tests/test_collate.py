@@ -1,4 +1,5 @@
 """Batches against the golden case of the published training code."""
+
 from __future__ import annotations
 
 import numpy as np

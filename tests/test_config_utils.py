@@ -1,4 +1,5 @@
 """Config files and flags, against the golden cases of the published parser."""
+
 from __future__ import annotations
 
 import json
@@ -44,8 +45,9 @@ def test_a_flag_wins_and_an_absent_one_changes_nothing(files, tmp_path):
     assert config.prompt == ["in the file"] and config.prompt_as_path is True and config.seed == 7
     lines = tmp_path / "lines.txt"
     lines.write_text("a\nb\nc\n")
-    config = parse_configs(False, [files[False], "--prompt-path", str(lines), "--prompt-as-path", "no",
-                                   "--start-index", "-2"])
+    config = parse_configs(
+        False, [files[False], "--prompt-path", str(lines), "--prompt-as-path", "no", "--start-index", "-2"]
+    )
     assert config.prompt == ["b", "c"] and config.first_index == 1 and config.prompt_as_path is False
     config = parse_configs(False, [files[False], "--prompt_path", str(lines), "--prompt", "x", "--prompt_as_path"])
     assert config.prompt == ["x"] and config.prompt_as_path is True
@@ -59,19 +61,26 @@ def test_words_for_true_and_false(word, value, files):
 
 def test_configs_inherit_and_are_programs(tmp_path):
     (tmp_path / "base.py").write_text("model = dict(type='m', depth=2)\nlr = 1e-4\n")
-    (tmp_path / "own.py").write_text("import os\nfrom pathlib import Path\n_base_ = ['base.py']\n_steps = 3\n"
-                                     "model = dict(depth=4)\nepochs = _steps * 2\nroot = os.path.join('a', 'b')\n")
+    (tmp_path / "own.py").write_text(
+        "import os\nfrom pathlib import Path\n_base_ = ['base.py']\n_steps = 3\n"
+        "model = dict(depth=4)\nepochs = _steps * 2\nroot = os.path.join('a', 'b')\n"
+    )
     config = read_config_file(tmp_path / "own.py")
     assert config.to_dict() == {"model": {"type": "m", "depth": 4}, "lr": 1e-4, "epochs": 6, "root": "a/b"}
 
 
-@pytest.mark.parametrize("text, argv, words", [
-    ("model = dict(", [], "cannot be run: SyntaxError"), ("x = 1 / 0", [], "ZeroDivisionError"),
-    ("seed = 1", [], "no prompts: give --prompt"),
-    ("prompt = ['a']", ["--start-index", "3"], "no prompts are left of 1"),
-    ("prompt = ['a']", ["--cfg-scale", "3"], "no scheduler = dict"),
-    ("prompt = ['a']", ["--prompt", "prompts.txt"], "'prompts.txt' is the name of a file: use --prompt-path"),
-    ("prompt_path = 'nowhere.txt'", [], "nowhere.txt: no such file of prompts")])
+@pytest.mark.parametrize(
+    "text, argv, words",
+    [
+        ("model = dict(", [], "cannot be run: SyntaxError"),
+        ("x = 1 / 0", [], "ZeroDivisionError"),
+        ("seed = 1", [], "no prompts: give --prompt"),
+        ("prompt = ['a']", ["--start-index", "3"], "no prompts are left of 1"),
+        ("prompt = ['a']", ["--cfg-scale", "3"], "no scheduler = dict"),
+        ("prompt = ['a']", ["--prompt", "prompts.txt"], "'prompts.txt' is the name of a file: use --prompt-path"),
+        ("prompt_path = 'nowhere.txt'", [], "nowhere.txt: no such file of prompts"),
+    ],
+)
 def test_mistakes_are_one_line(text, argv, words, tmp_path):
     path = tmp_path / "config.py"
     path.write_text(text)
@@ -82,8 +91,12 @@ def test_mistakes_are_one_line(text, argv, words, tmp_path):
 def test_prompt_files_of_configs(tmp_path):
     """Blank lines keep their places, because names and seeds follow from them; tables have a column of prompts."""
     (tmp_path / "config.py").write_text("seed = 1")
-    for name, text, prompts in (("a.txt", "one\n\ntwo\n\n", ["one", "", "two"]), ("a.CSV", "id,prompt\n1,one\n", ["one"]),
-                                ("a.json", '["one", {"text": "two"}]', ["one", "two"]), ("plain", "one", ["one"])):
+    for name, text, prompts in (
+        ("a.txt", "one\n\ntwo\n\n", ["one", "", "two"]),
+        ("a.CSV", "id,prompt\n1,one\n", ["one"]),
+        ("a.json", '["one", {"text": "two"}]', ["one", "two"]),
+        ("plain", "one", ["one"]),
+    ):
         (tmp_path / name).write_text(text)
         argv = [str(tmp_path / "config.py"), "--prompt-path", str(tmp_path / name)]
         assert parse_configs(False, argv).prompt == prompts

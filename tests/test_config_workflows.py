@@ -1,4 +1,5 @@
 """scripts/inference.py, inference-long.py and train.py as users run them, with tiny random models."""
+
 from __future__ import annotations
 
 import csv
@@ -34,8 +35,12 @@ from opensora.utils.folder_lock import exclusive_folder
 
 CPU = Device("CPU", 1, "fp32")
 STDIT = dict(depth=2, hidden_size=48, num_heads=4, input_sq_size=64, qk_norm=True)
-KL = dict(block_out_channels=[8, 8, 16, 16], norm_num_groups=4, down_block_types=["DownEncoderBlock2D"] * 4,
-          up_block_types=["UpDecoderBlock2D"] * 4)
+KL = dict(
+    block_out_channels=[8, 8, 16, 16],
+    norm_num_groups=4,
+    down_block_types=["DownEncoderBlock2D"] * 4,
+    up_block_types=["UpDecoderBlock2D"] * 4,
+)
 BUCKETS = {"144p": {4: (1.0, 2), 1: (1.0, 4)}}
 
 
@@ -68,16 +73,29 @@ def write_config(path: Path, **fields) -> Path:
 
 def parts(folder: Path, **scheduler) -> dict:
     """The models of a config of Open-Sora v1.1."""
-    return {"model": dict(type="STDiT2-XL/2", from_pretrained=str(folder / "stdit"), enable_flashattn=True),
-            "vae": dict(type="VideoAutoencoderKL", from_pretrained=str(folder / "kl"), micro_batch_size=3),
-            "text_encoder": dict(type="t5", from_pretrained=str(folder / "release/text"), model_max_length=24),
-            "scheduler": dict(type="iddpm", **scheduler), "dtype": "fp32", "device": "CPU"}
+    return {
+        "model": dict(type="STDiT2-XL/2", from_pretrained=str(folder / "stdit"), enable_flashattn=True),
+        "vae": dict(type="VideoAutoencoderKL", from_pretrained=str(folder / "kl"), micro_batch_size=3),
+        "text_encoder": dict(type="t5", from_pretrained=str(folder / "release/text"), model_max_length=24),
+        "scheduler": dict(type="iddpm", **scheduler),
+        "dtype": "fp32",
+        "device": "CPU",
+    }
 
 
 def inference_config(folder: Path, path: Path, **changes) -> Path:
-    fields = {**parts(folder, num_sampling_steps=2, cfg_scale=7.0, cfg_channel=3), "num_frames": 4, "frame_interval": 3,
-              "fps": 24, "image_size": (36, 50), "multi_resolution": "STDiT2",
-              "prompt": ["A car.", "A dog.", "A tree."], "batch_size": 2, "seed": 42, "save_dir": str(path.parent / "samples")}
+    fields = {
+        **parts(folder, num_sampling_steps=2, cfg_scale=7.0, cfg_channel=3),
+        "num_frames": 4,
+        "frame_interval": 3,
+        "fps": 24,
+        "image_size": (36, 50),
+        "multi_resolution": "STDiT2",
+        "prompt": ["A car.", "A dog.", "A tree."],
+        "batch_size": 2,
+        "seed": 42,
+        "save_dir": str(path.parent / "samples"),
+    }
     return write_config(path, **{**fields, **changes})
 
 
@@ -115,15 +133,25 @@ def test_inference(folder, run, tmp_path, kept_frames):
     assert not np.array_equal(frames_of(videos[0]), frames_of(videos[1]))
     make(config, "--start-index", "-2", "--batch-size", "1", "--save-dir", tmp_path / "part", "--num-sample", "2")
     assert sorted(path.name for path in (tmp_path / "part").glob("*.mp4")) == [
-        "sample_1-0.mp4", "sample_1-1.mp4", "sample_2-0.mp4", "sample_2-1.mp4"]
+        "sample_1-0.mp4",
+        "sample_1-1.mp4",
+        "sample_2-0.mp4",
+        "sample_2-1.mp4",
+    ]
     assert largest_step(tmp_path / "part/sample_2-0.mp4", videos[2]) <= 1
     assert not np.array_equal(frames_of(tmp_path / "part/sample_2-1.mp4"), frames_of(videos[2]))
 
 
 def test_images_named_by_their_prompts(folder, capsys, tmp_path):
     """What is there is not made again."""
-    config = inference_config(folder, tmp_path / "image.py", num_frames=1, prompt=["a/b", "c"], prompt_as_path=True,
-                              scheduler=dict(type="dpm-solver", num_sampling_steps=2, cfg_scale=4.0))
+    config = inference_config(
+        folder,
+        tmp_path / "image.py",
+        num_frames=1,
+        prompt=["a/b", "c"],
+        prompt_as_path=True,
+        scheduler=dict(type="dpm-solver", num_sampling_steps=2, cfg_scale=4.0),
+    )
     make(config)
     assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == [f"{file_name('a/b')}.png", "c.png"]
     assert read_image(tmp_path / "samples/c.png").shape == (32, 48, 3)
@@ -140,14 +168,29 @@ def test_images_named_by_their_prompts(folder, capsys, tmp_path):
 def test_a_long_video_from_a_picture(folder, run, tmp_path):
     """Three clips of four frames, each beginning with the last one of the clip before; the first with the picture."""
     prompt = json.dumps({"reference_path": str(folder / "picture.png"), "mask_strategy": "0"})
-    config = inference_config(folder, tmp_path / "long.py", image_size=(48, 80),
-                              prompt=[f"|0|a fire|2|ashes{prompt}", "Rain."], loop=3, condition_frame_length=1)
+    config = inference_config(
+        folder,
+        tmp_path / "long.py",
+        image_size=(48, 80),
+        prompt=[f"|0|a fire|2|ashes{prompt}", "Rain."],
+        loop=3,
+        condition_frame_length=1,
+    )
     finished = run("scripts/inference-long.py", config)
     assert finished.returncode == 0, finished.stderr
     assert [len(frames_of(tmp_path / f"samples/sample_{index}.mp4")) for index in range(2)] == [10, 10]
     with pytest.raises(ValueError, match="1 prompts, 2 entries of reference_path and 1 of mask_strategy"):
-        make(config, "--reference-path", "None", folder / "picture.png", "--prompt", "x", "--mask-strategy", "0",
-             long=True)
+        make(
+            config,
+            "--reference-path",
+            "None",
+            folder / "picture.png",
+            "--prompt",
+            "x",
+            "--mask-strategy",
+            "0",
+            long=True,
+        )
 
 
 class LastClips:
@@ -186,17 +229,57 @@ def test_the_other_family(folder, run, tmp_path, kept_frames):
     """Configs of Open-Sora-Plan give what sample.py gives."""
     release = folder / "release"
     config = write_config(
-        tmp_path / "plan.py", num_frames=5, image_size=(32, 64), fps=18, save_dir=str(tmp_path / "samples"), seed=7,
-        model=dict(type="OpenSoraT2V_v1_3-2B/122", from_pretrained=str(release / "transformer")), device="CPU",
-        vae=dict(type="WFVAEModel_D8_4x8x8", from_pretrained=str(release / "vae")), prompt=["A boat."],
+        tmp_path / "plan.py",
+        num_frames=5,
+        image_size=(32, 64),
+        fps=18,
+        save_dir=str(tmp_path / "samples"),
+        seed=7,
+        model=dict(type="OpenSoraT2V_v1_3-2B/122", from_pretrained=str(release / "transformer")),
+        device="CPU",
+        vae=dict(type="WFVAEModel_D8_4x8x8", from_pretrained=str(release / "vae")),
+        prompt=["A boat."],
         text_encoder=dict(type="mt5", from_pretrained=str(release / "text"), model_max_length=64),
-        scheduler=dict(type="EulerAncestralDiscrete", num_sampling_steps=2, cfg_scale=7.5,
-                       prediction_type="v_prediction", rescale_betas_zero_snr=True))
+        scheduler=dict(
+            type="EulerAncestralDiscrete",
+            num_sampling_steps=2,
+            cfg_scale=7.5,
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+        ),
+    )
     make(config)
-    sampled = run("tests/raw_frames.py", "opensora/sample/sample.py", "--model_path", release / "transformer", "--ae_path", release / "vae",
-                  "--text_encoder_name_1", release / "text", "--text_prompt", "A boat.", "--num_frames", 5,
-                  "--height", 32, "--width", 64, "--num_sampling_steps", 2, "--max_sequence_length", 64,
-                  "--save_img_path", tmp_path / "sampled", "--device", "CPU", "--rescale_betas_zero_snr", "--prediction_type", "v_prediction", "--seed", 7)
+    sampled = run(
+        "tests/raw_frames.py",
+        "opensora/sample/sample.py",
+        "--model_path",
+        release / "transformer",
+        "--ae_path",
+        release / "vae",
+        "--text_encoder_name_1",
+        release / "text",
+        "--text_prompt",
+        "A boat.",
+        "--num_frames",
+        5,
+        "--height",
+        32,
+        "--width",
+        64,
+        "--num_sampling_steps",
+        2,
+        "--max_sequence_length",
+        64,
+        "--save_img_path",
+        tmp_path / "sampled",
+        "--device",
+        "CPU",
+        "--rescale_betas_zero_snr",
+        "--prediction_type",
+        "v_prediction",
+        "--seed",
+        7,
+    )
     assert sampled.returncode == 0, sampled.stderr
     (made,) = (tmp_path / "sampled").glob("*.mp4")
     assert largest_step(tmp_path / "samples/sample_0.mp4", made) <= 1
@@ -205,12 +288,28 @@ def test_the_other_family(folder, run, tmp_path, kept_frames):
 
 
 def training_config(folder: Path, path: Path, **changes) -> Path:
-    fields = {**parts(folder, timestep_respacing=""), "bucket_config": BUCKETS, "num_workers": 1, "plugin": "zero2",
-              "mask_ratios": {"identity": 0.5, "quarter_random": 0.2, "image_head_tail": 0.3}, "grad_checkpoint": True,
-              "dataset": dict(type="VariableVideoTextDataset", data_path=str(folder / "data.csv"),
-                              transform_name="resize_crop", cache_dir=str(folder / "cache")),
-              "seed": 42, "outputs": str(path.parent / "outputs"), "log_every": 2, "ckpt_every": 3, "lr": 1e-3,
-              "grad_clip": 1.0, "load": None, "epochs": 1}
+    fields = {
+        **parts(folder, timestep_respacing=""),
+        "bucket_config": BUCKETS,
+        "num_workers": 1,
+        "plugin": "zero2",
+        "mask_ratios": {"identity": 0.5, "quarter_random": 0.2, "image_head_tail": 0.3},
+        "grad_checkpoint": True,
+        "dataset": dict(
+            type="VariableVideoTextDataset",
+            data_path=str(folder / "data.csv"),
+            transform_name="resize_crop",
+            cache_dir=str(folder / "cache"),
+        ),
+        "seed": 42,
+        "outputs": str(path.parent / "outputs"),
+        "log_every": 2,
+        "ckpt_every": 3,
+        "lr": 1e-3,
+        "grad_clip": 1.0,
+        "load": None,
+        "epochs": 1,
+    }
     return write_config(path, **{**fields, **changes})
 
 
@@ -243,8 +342,11 @@ def test_resuming_with_other_fields(folder, trained, tmp_path, capsys):
     """Refused where the place in the data or the objective loses its meaning, else listed."""
     whole = trained.parent / "outputs/000-STDiT2-XL-2"
     other = {4: (1.0, 4), 1: (1.0, 4)}
-    for changes, words in (({"seed": 5}, "seed 42 -> 5"), ({"bucket_config": {"144p": other}}, "bucket_config"),
-                           ({"scheduler": dict(type="iddpm-speed")}, "scheduler.type iddpm -> iddpm-speed")):
+    for changes, words in (
+        ({"seed": 5}, "seed 42 -> 5"),
+        ({"bucket_config": {"144p": other}}, "bucket_config"),
+        ({"scheduler": dict(type="iddpm-speed")}, "scheduler.type iddpm -> iddpm-speed"),
+    ):
         with pytest.raises(ValueError, match=f"checkpoint-3 is of a run with other arguments: .*{words}"):
             train(training_config(folder, tmp_path / "train.py", **changes), "--load", whole / "checkpoint-3")
     assert not (tmp_path / "outputs").exists()
@@ -258,22 +360,43 @@ def test_resuming_with_other_fields(folder, trained, tmp_path, capsys):
 def test_from_scratch_with_trained_weights(folder, trained, tmp_path):
     """Weights, averages and optimizer are those of the checkpoint, the steps those of a new run."""
     whole = trained.parent / "outputs/000-STDiT2-XL-2"
-    train(training_config(folder, tmp_path / "train.py", max_train_steps=1, seed=5), "--load", whole,
-          "--start-from-scratch")
+    train(
+        training_config(folder, tmp_path / "train.py", max_train_steps=1, seed=5),
+        "--load",
+        whole,
+        "--start-from-scratch",
+    )
     output = tmp_path / "outputs/000-STDiT2-XL-2"
     assert [step for step, *_ in rows(output)] == ["1"]
     assert json.loads((output / "checkpoint-1/state.json").read_text())["optimizers"][""]["steps"] == 7
     for name in ("", "/model_ema"):
-        make(inference_config(folder, tmp_path / "video.py", prompt=["A square."], num_frames=1), "--ckpt-path",
-             f"{whole}/checkpoint-6{name}")
+        make(
+            inference_config(folder, tmp_path / "video.py", prompt=["A square."], num_frames=1),
+            "--ckpt-path",
+            f"{whole}/checkpoint-6{name}",
+        )
 
 
 def test_one_shape_and_the_faster_objective(folder, tmp_path):
     """VideoTextDataset with iddpm-speed, from random weights; no epochs but a number of steps."""
-    changes = dict(bucket_config=..., mask_ratios=..., batch_size=4, max_train_steps=2, ckpt_every=0, plugin=...,
-                   model=dict(type="STDiT2-XL/2", **STDIT), scheduler=dict(type="iddpm-speed"),
-                   dataset=dict(type="VideoTextDataset", data_path=str(folder / "data.csv"), num_frames=2,
-                                frame_interval=2, image_size=(32, 32), cache_dir=str(folder / "cache")))
+    changes = dict(
+        bucket_config=...,
+        mask_ratios=...,
+        batch_size=4,
+        max_train_steps=2,
+        ckpt_every=0,
+        plugin=...,
+        model=dict(type="STDiT2-XL/2", **STDIT),
+        scheduler=dict(type="iddpm-speed"),
+        dataset=dict(
+            type="VideoTextDataset",
+            data_path=str(folder / "data.csv"),
+            num_frames=2,
+            frame_interval=2,
+            image_size=(32, 32),
+            cache_dir=str(folder / "cache"),
+        ),
+    )
     train(training_config(folder, tmp_path / "train.py", **changes))
     assert [path.name for path in checkpoints(tmp_path / "outputs/000-STDiT2-XL-2")] == ["checkpoint-2"]
 
@@ -281,14 +404,26 @@ def test_one_shape_and_the_faster_objective(folder, tmp_path):
 def test_training_of_the_other_family(folder, tmp_path):
     data, release = make_clips(tmp_path / "clips", videos=8, images=8, frames=9, size=(32, 32)), folder / "release"
     config = training_config(
-        folder, tmp_path / "plan.py", bucket_config=..., mask_ratios=..., max_train_steps=2, batch_size=1,
+        folder,
+        tmp_path / "plan.py",
+        bucket_config=...,
+        mask_ratios=...,
+        max_train_steps=2,
+        batch_size=1,
         gradient_accumulation_steps=2,
         model=dict(type="OpenSoraT2V_v1_3-2B/122", from_pretrained=str(release / "transformer")),
         vae=dict(type="WFVAEModel_D8_4x8x8", from_pretrained=str(release / "vae")),
         text_encoder=dict(type="mt5", from_pretrained=str(release / "text"), model_max_length=64),
         scheduler=dict(type="EulerAncestralDiscrete", prediction_type="v_prediction", snr_gamma=5.0),
-        dataset=dict(type="T2VDataset", data=str(data), num_frames=5, max_hxw=1024, group_data=True,
-                     cache_dir=str(tmp_path / "cache")))
+        dataset=dict(
+            type="T2VDataset",
+            data=str(data),
+            num_frames=5,
+            max_hxw=1024,
+            group_data=True,
+            cache_dir=str(tmp_path / "cache"),
+        ),
+    )
     options = config_run.plan_options(parse_configs(True, [str(config)]), 2)
     assert options.gradient_accumulation_steps == 2
     train(config)
@@ -298,20 +433,30 @@ def test_training_of_the_other_family(folder, tmp_path):
 
 def test_processes_share_batches_as_one_process_takes_them(folder, trained, tmp_path):
     """sp_size 2: two processes take half of each batch, and learn what one process learns."""
-    config = training_config(folder, tmp_path / "train.py", max_train_steps=2, ckpt_every=0, plugin="zero2-seq",
-                             sp_size=2)
+    config = training_config(
+        folder, tmp_path / "train.py", max_train_steps=2, ckpt_every=0, plugin="zero2-seq", sp_size=2
+    )
     finished, logs = msrun(2, tmp_path / "logs", "scripts/train.py", config)
     assert finished.returncode == 0, logs[0][-3000:]
-    one, two = (np.array([[float(x) for x in row] for row in rows(parent / "outputs/000-STDiT2-XL-2")[:2]])
-                for parent in (trained.parent, tmp_path))
+    one, two = (
+        np.array([[float(x) for x in row] for row in rows(parent / "outputs/000-STDiT2-XL-2")[:2]])
+        for parent in (trained.parent, tmp_path)
+    )
     assert two.shape == (2, 4) and np.allclose(one, two, rtol=1e-4), (one, two)
 
 
 @pytest.mark.slow
 def test_fifty_steps_with_buckets_on_two_processes(folder, tmp_path):
     """Each takes batches of its own, of videos or of images; the loss falls."""
-    config = training_config(folder, tmp_path / "train.py", max_train_steps=50, ckpt_every=25, mask_ratios=...,
-                             bucket_config={"144p": {3: (1.0, 2), 1: (1.0, 4)}}, grad_checkpoint=False)
+    config = training_config(
+        folder,
+        tmp_path / "train.py",
+        max_train_steps=50,
+        ckpt_every=25,
+        mask_ratios=...,
+        bucket_config={"144p": {3: (1.0, 2), 1: (1.0, 4)}},
+        grad_checkpoint=False,
+    )
     finished, logs = msrun(2, tmp_path / "logs", "scripts/train.py", config)
     assert finished.returncode == 0, logs[0][-3000:]
     output = tmp_path / "outputs/000-STDiT2-XL-2"
@@ -346,16 +491,22 @@ def test_build():
     assert build(None) is None
     scheduler = build(dict(type="iddpm", num_sampling_steps=3, cfg_channel=3), "scheduler")
     assert (scheduler.num_steps, scheduler.cfg_channel) == (3, 3)
-    model = build(dict(type="STDiT2-XL/2", **STDIT), caption_channels=32, model_max_length=8, input_size=(1, 2, 3),
-                  dtype=ms.float32)
+    model = build(
+        dict(type="STDiT2-XL/2", **STDIT),
+        caption_channels=32,
+        model_max_length=8,
+        input_size=(1, 2, 3),
+        dtype=ms.float32,
+    )
     assert model.config.caption_channels == 32 and model.config.depth == 2
     for config, kind, words in (
-            (dict(type="iddmp"), None, "did you mean iddpm.*choose from STDiT2-XL/2"),
-            ({}, None, "type None is no type"),
-            (dict(type="t5"), "vae", "'t5' is no vae that is known"),
-            (dict(type="t5", from_pretraned="x"), None, "no field 'from_pretraned' .did you mean from_pretrained"),
-            (dict(type="iddpm", depth=3), None, "iddpm has no field 'depth'; its fields are num_sampling_steps"),
-            (dict(type="WFVAEModel_D8_4x8x8"), None, "from_pretrained is missing")):
+        (dict(type="iddmp"), None, "did you mean iddpm.*choose from STDiT2-XL/2"),
+        ({}, None, "type None is no type"),
+        (dict(type="t5"), "vae", "'t5' is no vae that is known"),
+        (dict(type="t5", from_pretraned="x"), None, "no field 'from_pretraned' .did you mean from_pretrained"),
+        (dict(type="iddpm", depth=3), None, "iddpm has no field 'depth'; its fields are num_sampling_steps"),
+        (dict(type="WFVAEModel_D8_4x8x8"), None, "from_pretrained is missing"),
+    ):
         with pytest.raises(ValueError, match=words):
             build(config, kind)
     with pytest.raises(FileNotFoundError, match="DeepFloyd/t5-v1_1-xxl: no such file .* huggingface-cli download"):
@@ -368,30 +519,63 @@ def test_what_the_hub_has_cached_is_found(folder, tmp_path):
     snapshot.symlink_to(folder / "kl")
     (tmp_path / "models--stabilityai--kl/refs").mkdir()
     (tmp_path / "models--stabilityai--kl/refs/main").write_text("0123")
-    vae = build(dict(type="VideoAutoencoderKL", from_pretrained="stabilityai/kl", cache_dir=str(tmp_path),
-                     micro_batch_size=2))
+    vae = build(
+        dict(type="VideoAutoencoderKL", from_pretrained="stabilityai/kl", cache_dir=str(tmp_path), micro_batch_size=2)
+    )
     assert vae.config.micro_batch_size == 2
 
 
 JOB = dict(num_frames=4, image_size=(32, 32), fps=24, save_dir="samples")
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"loop": 2}, "condition_frame_length None: with loop 2 it should be from 1 to 3"),
-    ({"loop": 2, "condition_frame_length": 4}, "from 1 to 3"), ({"num_sample": 0}, "num_sample 0"),
-    ({"frame_interval": 30}, "less than 1 frame a second"), ({"image_size": (32,)}, "height and width"),
-    ({"image_size": 512}, "image_size 512: should be height and width"), ({"image_size": (32.5, 64)}, "whole numbers"),
-    ({"loop": 2, "condition_frame_length": "2"}, "condition_frame_length '2'"),
-    ({"sample_name": "s" * 51}, "at most 50 bytes"),
-    ({"batch_size": 1.5}, "batch_size 1.5: should be a whole number")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"loop": 2}, "condition_frame_length None: with loop 2 it should be from 1 to 3"),
+        ({"loop": 2, "condition_frame_length": 4}, "from 1 to 3"),
+        ({"num_sample": 0}, "num_sample 0"),
+        ({"frame_interval": 30}, "less than 1 frame a second"),
+        ({"image_size": (32,)}, "height and width"),
+        ({"image_size": 512}, "image_size 512: should be height and width"),
+        ({"image_size": (32.5, 64)}, "whole numbers"),
+        ({"loop": 2, "condition_frame_length": "2"}, "condition_frame_length '2'"),
+        ({"sample_name": "s" * 51}, "at most 50 bytes"),
+        ({"batch_size": 1.5}, "batch_size 1.5: should be a whole number"),
+    ],
+)
 def test_jobs_that_cannot_be(changes, words):
     with pytest.raises(ValueError, match=words):
         Job(**{**JOB, **changes})
 
 
-PROMPTS = ["a/b", "a_b", "a\\b", "a\nb", "a_b-" + "0" * 16, "a", "a", "a ", " a", "A", "", "", " ", ".", "..", ".a",
-           "_a", "_10", "a-0", "ж" * 200, "ж" * 201, "ж" * 75, "x" * 5000, 'a{"mask_strategy": ""}',
-           'a{"mask_strategy": "None"}', file_name("a/b")]
+PROMPTS = [
+    "a/b",
+    "a_b",
+    "a\\b",
+    "a\nb",
+    "a_b-" + "0" * 16,
+    "a",
+    "a",
+    "a ",
+    " a",
+    "A",
+    "",
+    "",
+    " ",
+    ".",
+    "..",
+    ".a",
+    "_a",
+    "_10",
+    "a-0",
+    "ж" * 200,
+    "ж" * 201,
+    "ж" * 75,
+    "x" * 5000,
+    'a{"mask_strategy": ""}',
+    'a{"mask_strategy": "None"}',
+    file_name("a/b"),
+]
 
 
 def test_prompts_never_share_a_name():
@@ -401,8 +585,11 @@ def test_prompts_never_share_a_name():
 
         def names(first: int, last: int) -> list:
             config = {"prompt": PROMPTS[first:last], "earlier_prompts": PROMPTS[:first], "first_index": first}
-            return [job.path(request, number).name for request in plan_requests(config, job, long=True)
-                    for number in range(num_sample)]
+            return [
+                job.path(request, number).name
+                for request in plan_requests(config, job, long=True)
+                for number in range(num_sample)
+            ]
 
         whole = names(0, len(PROMPTS))
         assert len(set(whole)) == num_sample * len(PROMPTS)
@@ -425,19 +612,26 @@ def test_names_of_results():
     assert str(Job(**JOB, prompt_as_path=True).path(empty, 0)) == "samples/_0.mp4"
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"reference_path": ["a.png", "None", "None"]}, "reference_path .*--reference-path.*scripts/inference-long.py"),
-    ({"mask_strategy": ["0"] * 3}, "mask_strategy .*scripts/inference-long.py"),
-    ({"loop": 2}, "loop 2 .--loop.: .*scripts/inference-long.py"),
-    ({"condition_frame_length": 1}, "--condition-frame-length.*scripts/inference-long.py"),
-    ({"prompt": ['A dog.{"reference_path": "a.png"}']}, "names references: .*scripts/inference-long.py"),
-    ({"prompt": ["|0|a dog|2|a cat"]}, "texts for several clips: .*scripts/inference-long.py"),
-    ({"prompt": ["\ud800"]}, "half of a surrogate pair"), ({"prompt": 5}, "prompt 5: should be a list of texts"),
-    ({"scheduler": dict(type="dpm-solver", cfg_channel=3)}, "dpm-solver has no field 'cfg_channel'"),
-    ({"scheduler": dict(type="iddpm", cfg_channel=0)}, "cfg_channel 0: should be a number of channels"),
-    ({"vae": dict(type="VideoAutoencoderKL", micro_batchsize=3)}, "did you mean micro_batch_size"),
-    ({"seed": -1}, "seed '-1': should be a whole number from 0 to 4294967295"), ({"seed": 2**32}, "seed '4294967296'"),
-    ({"seed": True}, "seed 'True'"), ({"start_index": "1"}, "start_index '1': should be a whole number")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"reference_path": ["a.png", "None", "None"]}, "reference_path .*--reference-path.*scripts/inference-long.py"),
+        ({"mask_strategy": ["0"] * 3}, "mask_strategy .*scripts/inference-long.py"),
+        ({"loop": 2}, "loop 2 .--loop.: .*scripts/inference-long.py"),
+        ({"condition_frame_length": 1}, "--condition-frame-length.*scripts/inference-long.py"),
+        ({"prompt": ['A dog.{"reference_path": "a.png"}']}, "names references: .*scripts/inference-long.py"),
+        ({"prompt": ["|0|a dog|2|a cat"]}, "texts for several clips: .*scripts/inference-long.py"),
+        ({"prompt": ["\ud800"]}, "half of a surrogate pair"),
+        ({"prompt": 5}, "prompt 5: should be a list of texts"),
+        ({"scheduler": dict(type="dpm-solver", cfg_channel=3)}, "dpm-solver has no field 'cfg_channel'"),
+        ({"scheduler": dict(type="iddpm", cfg_channel=0)}, "cfg_channel 0: should be a number of channels"),
+        ({"vae": dict(type="VideoAutoencoderKL", micro_batchsize=3)}, "did you mean micro_batch_size"),
+        ({"seed": -1}, "seed '-1': should be a whole number from 0 to 4294967295"),
+        ({"seed": 2**32}, "seed '4294967296'"),
+        ({"seed": True}, "seed 'True'"),
+        ({"start_index": "1"}, "start_index '1': should be a whole number"),
+    ],
+)
 def test_what_inference_refuses(changes, words, folder, tmp_path):
     """Before it loads a model or makes a folder."""
     fields = {"text_encoder": dict(type="t5", from_pretrained="/nowhere"), **changes}
@@ -448,8 +642,9 @@ def test_what_inference_refuses(changes, words, folder, tmp_path):
 
 def test_parts_of_a_list_keep_their_references(folder, tmp_path):
     """--start-index and --end-index cut the lists of a config, and flags that have an entry for each prompt."""
-    config = inference_config(folder, tmp_path / "long.py", reference_path=["a.png", "b.png", "None"],
-                              mask_strategy=["0", "0,0,1", "None"])
+    config = inference_config(
+        folder, tmp_path / "long.py", reference_path=["a.png", "b.png", "None"], mask_strategy=["0", "0,0,1", "None"]
+    )
 
     def part(*flags) -> tuple:
         parsed = parse_configs(False, [str(config), *flags])
@@ -468,9 +663,11 @@ def test_what_has_no_effect_is_said():
     requests = plan_requests({"prompt": ["|0|a|1|b|2|c"], "mask_strategy": ["1;3"]}, job, long=True)
     assert list(without_effect(job, requests)) == [
         "prompt 0 has a text from clip 2 on, but loop is 2, counted from 0",
-        "prompt 0 has a mask strategy for clip 3, but loop is 2, counted from 0"]
+        "prompt 0 has a mask strategy for clip 3, but loop is 2, counted from 0",
+    ]
     assert list(without_effect(Job(**JOB, condition_frame_length=1), [])) == [
-        "condition_frame_length 1 has no effect: loop is 1"]
+        "condition_frame_length 1 has no effect: loop is 1"
+    ]
     with pytest.raises(ValueError, match="has neither reference_path nor mask_strategy"):
         plan_requests({"prompt": ['a {"refrence_path": "a.png"}']}, job, long=True)
 
@@ -492,15 +689,23 @@ def test_one_run_per_folder(folder, tmp_path):
         make(inference_config(folder, tmp_path / "video.py", text_encoder=dict(type="t5", from_pretrained="/nowhere")))
 
 
-@pytest.mark.parametrize("changes, words", [
-    ({"plugin": "zero9"}, "plugin 'zero9' is not one of"), ({"bucket_config": ...}, "needs bucket_config"),
-    ({"load": "/no/such"}, "load /no/such: no such folder"), ({"lr": ...}, "the field lr is missing"),
-    ({"scheduler": dict(type="dpm-solver")}, "'dpm-solver' does not go with the model"),
-    ({"wandb": True}, "needs the package wandb"), ({"mask_ratios": {"identity": 0.2, "image_hed": 0.8}}, "image_hed"),
-    ({"sp_size": 2}, "sp_size 2 does not divide 1 processes"), ({"seed": 2**32}, "seed '4294967296': should be"),
-    ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4 has no effect on the training of STDiT2"),
-    ({"validate": True}, "validate True has no effect"),
-    ({"vae": dict(type="VideoAutoencoderKL", typo=1)}, "field 'typo'")])
+@pytest.mark.parametrize(
+    "changes, words",
+    [
+        ({"plugin": "zero9"}, "plugin 'zero9' is not one of"),
+        ({"bucket_config": ...}, "needs bucket_config"),
+        ({"load": "/no/such"}, "load /no/such: no such folder"),
+        ({"lr": ...}, "the field lr is missing"),
+        ({"scheduler": dict(type="dpm-solver")}, "'dpm-solver' does not go with the model"),
+        ({"wandb": True}, "needs the package wandb"),
+        ({"mask_ratios": {"identity": 0.2, "image_hed": 0.8}}, "image_hed"),
+        ({"sp_size": 2}, "sp_size 2 does not divide 1 processes"),
+        ({"seed": 2**32}, "seed '4294967296': should be"),
+        ({"gradient_accumulation_steps": 4}, "gradient_accumulation_steps 4 has no effect on the training of STDiT2"),
+        ({"validate": True}, "validate True has no effect"),
+        ({"vae": dict(type="VideoAutoencoderKL", typo=1)}, "field 'typo'"),
+    ],
+)
 def test_mistakes_in_training_configs(changes, words, folder, tmp_path):
     with pytest.raises((ValueError, OSError), match=words):
         train(training_config(folder, tmp_path / "train.py", **changes))
@@ -511,10 +716,17 @@ def test_folders_of_other_models_are_refused(tmp_path):
     for name, class_name in (("vae", "CausalVAEModel"), ("model", "LatteT2V")):
         (tmp_path / name).mkdir()
         (tmp_path / name / "config.json").write_text(json.dumps({"_class_name": class_name}))
-    config = {"model": {"type": "OpenSoraT2V_v1_3-2B/122"}, "text_encoder": {"type": "mt5"},
-              "vae": {"type": "WFVAEModel_D8_4x8x8", "from_pretrained": str(tmp_path / "vae")}}
-    with pytest.raises(ValueError, match="vae: holds a CausalVAEModel .*; from_pretrained of WFVAEModel_D8_4x8x8 needs a "):
+    config = {
+        "model": {"type": "OpenSoraT2V_v1_3-2B/122"},
+        "text_encoder": {"type": "mt5"},
+        "vae": {"type": "WFVAEModel_D8_4x8x8", "from_pretrained": str(tmp_path / "vae")},
+    }
+    with pytest.raises(
+        ValueError, match="vae: holds a CausalVAEModel .*; from_pretrained of WFVAEModel_D8_4x8x8 needs a "
+    ):
         check_folders(config)
     config["model"]["from_pretrained"] = str(tmp_path / "model")
-    with pytest.raises(ValueError, match="model: holds a LatteT2V .*; from_pretrained of OpenSoraT2V_v1_3-2B/122 needs an"):
+    with pytest.raises(
+        ValueError, match="model: holds a LatteT2V .*; from_pretrained of OpenSoraT2V_v1_3-2B/122 needs an"
+    ):
         check_folders(config)

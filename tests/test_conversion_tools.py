@@ -1,4 +1,5 @@
 """The tools as a user calls them."""
+
 from __future__ import annotations
 
 import json
@@ -32,8 +33,13 @@ def vae_folder(tmp_path_factory):
     folder = tmp_path_factory.mktemp("vae")
     state = WFVAEModel(**TINY_VAE).torch_state()
     plain = {key: value if "wavelet" in key else value + 1 for key, value in state.items()}
-    save_zip(folder / "merged.ckpt", {"ema_state_dict": {f"module.{k}": v for k, v in as_tensors(state).items()},
-                                      "state_dict": {"gen_model": as_tensors(plain)}})
+    save_zip(
+        folder / "merged.ckpt",
+        {
+            "ema_state_dict": {f"module.{k}": v for k, v in as_tensors(state).items()},
+            "state_dict": {"gen_model": as_tensors(plain)},
+        },
+    )
     (folder / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE}))
     return folder
 
@@ -45,15 +51,20 @@ def convert(run, tool, src, target, config, *more, **kwargs):
 def refused(finished, *words) -> bool:
     """One line of error, exit code not zero, no traceback."""
     errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
-    return (finished.returncode == 1 and len(errors) == 1 and "Traceback" not in finished.stderr
-            and all(word in errors[0] for word in words))
+    return (
+        finished.returncode == 1
+        and len(errors) == 1
+        and "Traceback" not in finished.stderr
+        and all(word in errors[0] for word in words)
+    )
 
 
 def test_wfvae(run, vae_folder, tmp_path):
     target = tmp_path / "out/model.safetensors"
     for use_ema in ("True", "False"):
-        finished = convert(run, WFVAE_TOOL, vae_folder / "merged.ckpt", target, vae_folder / "config.json",
-                           "--use_ema", use_ema)
+        finished = convert(
+            run, WFVAE_TOOL, vae_folder / "merged.ckpt", target, vae_folder / "config.json", "--use_ema", use_ema
+        )
         assert finished.returncode == 0, finished.stderr
         expected = WFVAEModel.from_pretrained(vae_folder, use_ema=use_ema == "True").torch_state()
         assert same(load_file(target), expected)
@@ -97,8 +108,10 @@ def test_torch_shards(run, release_tiny, tmp_path):
 def test_back_from_mindspore(run, tmp_path):
     vae = WFVAEModel(**TINY_VAE)
     extra = ms.Parameter(ms.Tensor(np.ones(3, np.float32)), name="adam_m.encoder")
-    ms.save_checkpoint([*({"name": p.name, "data": p} for p in vae.get_parameters()),
-                        {"name": "adam_m.encoder", "data": extra}], str(tmp_path / "vae.ckpt"))
+    ms.save_checkpoint(
+        [*({"name": p.name, "data": p} for p in vae.get_parameters()), {"name": "adam_m.encoder", "data": extra}],
+        str(tmp_path / "vae.ckpt"),
+    )
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE}))
     target = tmp_path / "model.safetensors"
     finished = convert(run, MS_TOOL, tmp_path / "vae.ckpt", target, tmp_path / "config.json")
@@ -161,8 +174,14 @@ def test_full_disk(run, vae_folder, ballasted, small_disk):
 
 
 def test_file_larger_than_allowed(run, vae_folder, ballasted, tmp_path):
-    finished = convert(run, WFVAE_TOOL, ballasted, tmp_path / "x.safetensors", vae_folder / "config.json",
-                       preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)))
+    finished = convert(
+        run,
+        WFVAE_TOOL,
+        ballasted,
+        tmp_path / "x.safetensors",
+        vae_folder / "config.json",
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
+    )
     assert refused(finished, "x.safetensors", "cannot hold")
     assert os.listdir(tmp_path) == []
 
@@ -187,8 +206,13 @@ def test_memory_stays_small_for_a_large_file(run, tmp_path):
     save_zip(tmp_path / "big.ckpt", state)
     (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE}))
     start = time.perf_counter()
-    finished = convert(partial(run, "-c", WITH_PEAK), WFVAE_TOOL, tmp_path / "big.ckpt", tmp_path / "big.safetensors",
-                       tmp_path / "config.json")
+    finished = convert(
+        partial(run, "-c", WITH_PEAK),
+        WFVAE_TOOL,
+        tmp_path / "big.ckpt",
+        tmp_path / "big.safetensors",
+        tmp_path / "config.json",
+    )
     seconds = time.perf_counter() - start
     assert finished.returncode == 0, finished.stderr
     peak = int(finished.stdout) * 1024
@@ -223,10 +247,13 @@ def test_merge_as_the_guide_calls_it(run, tmp_path):
 
 def test_checkpoints_of_other_trainers(run, vae_folder, tmp_path):
     state = WFVAEModel.from_pretrained(vae_folder).torch_state()
-    save_zip(tmp_path / "mp_rank_00_model_states.pt",
-             {"module": {f"_orig_mod.{name}": value for name, value in as_tensors(state).items()}, "ds_version": "0.12"})
-    finished = convert(run, WFVAE_TOOL, tmp_path / "mp_rank_00_model_states.pt", tmp_path / "x.safetensors",
-                       vae_folder / "config.json")
+    save_zip(
+        tmp_path / "mp_rank_00_model_states.pt",
+        {"module": {f"_orig_mod.{name}": value for name, value in as_tensors(state).items()}, "ds_version": "0.12"},
+    )
+    finished = convert(
+        run, WFVAE_TOOL, tmp_path / "mp_rank_00_model_states.pt", tmp_path / "x.safetensors", vae_folder / "config.json"
+    )
     assert finished.returncode == 0, finished.stderr
     assert same(load_file(tmp_path / "x.safetensors"), state)
 

@@ -1,4 +1,5 @@
 """Every reader reads damaged files or refuses them in one line: few of them here, thousands with -m slow."""
+
 from __future__ import annotations
 
 import pytest

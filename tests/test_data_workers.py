@@ -1,4 +1,5 @@
 """Data workers whose decoders crash, hang or raise: the sample is named and replaced, and the run goes on."""
+
 from __future__ import annotations
 
 import os
@@ -73,9 +74,18 @@ def test_a_sample_that_hangs(expected, tmp_path, monkeypatch):
     assert (tmp_path / "broken.tsv").read_text() == "sample-3\treading takes longer than 0.5 s\n"
 
 
-@pytest.mark.parametrize("fault, num_workers", [
-    ("error: unpack", 0), ("TypeError", 0), ("RecursionError", 0), ("MemoryError", 0), ("SystemExit", 0),
-    ("NoException", 0), ("NoException", 1)])
+@pytest.mark.parametrize(
+    "fault, num_workers",
+    [
+        ("error: unpack", 0),
+        ("TypeError", 0),
+        ("RecursionError", 0),
+        ("MemoryError", 0),
+        ("SystemExit", 0),
+        ("NoException", 0),
+        ("NoException", 1),
+    ],
+)
 def test_any_exception_is_a_broken_sample(fault, num_workers, expected, tmp_path):
     assert_same_data(read(tmp_path, fault, num_workers), expected)
     (line,) = (tmp_path / "broken.tsv").read_text().splitlines()
@@ -129,11 +139,18 @@ def test_workers_ignore_the_signals_of_a_job_scheduler():
 
 def test_a_stuck_worker_does_not_outlive_its_parent():
     """Its parent is killed while it hangs in a decoder that does not release Python's lock."""
-    program = ("import numpy as np; from loader_checks import Stuck\n"
-               "from opensora.datasets.loader import Loader; from opensora.datasets.sampler import BatchSampler\n"
-               "next(iter(Loader(Stuck(), BatchSampler([np.arange(4)], 1), num_workers=1)))")
-    parent = subprocess.Popen([sys.executable, "-c", program], cwd=TESTS.parent, stdout=subprocess.PIPE, text=True,
-                              env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"})
+    program = (
+        "import numpy as np; from loader_checks import Stuck\n"
+        "from opensora.datasets.loader import Loader; from opensora.datasets.sampler import BatchSampler\n"
+        "next(iter(Loader(Stuck(), BatchSampler([np.arange(4)], 1), num_workers=1)))"
+    )
+    parent = subprocess.Popen(
+        [sys.executable, "-c", program],
+        cwd=TESTS.parent,
+        stdout=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "PYTHONPATH": f"{TESTS.parent}:{TESTS}"},
+    )
     worker = int(parent.stdout.readline())
     assert alive(worker)
     parent.kill()
@@ -155,6 +172,7 @@ def test_a_sampler_with_an_end():
 
 
 # The list of broken samples
+
 
 def test_names_that_are_not_text(tmp_path):
     """Names with control characters, line breaks and bytes that are no UTF-8 are found again, one line each."""

@@ -1,9 +1,11 @@
 """The demo's world: clips say what their captions say, the reader tells when they do not, and data, text encoder and
 score fit together."""
+
 from __future__ import annotations
 
 import json
 from dataclasses import replace
+from operator import attrgetter
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +44,8 @@ def test_captions_and_what_is_held_out():
     assert not {scene.caption() for scene in seen} & {scene.caption() for scene in held_out}
     # What is held out are combinations: of two things at a time everything is seen.
     for pair in (("color", "shape"), ("color", "background"), ("shape", "background")):
-        of = lambda scene: tuple(getattr(scene, name) for name in pair)
-        assert {of(scene) for scene in held_out} <= {of(scene) for scene in seen}
+        of = attrgetter(*pair)
+        assert set(map(of, held_out)) <= set(map(of, seen))
 
 
 def test_the_reader_reads_true_clips(rng, tmp_path):
@@ -60,8 +62,10 @@ def test_the_reader_reads_true_clips(rng, tmp_path):
 def test_what_moves_starts_near_the_middle(rng):
     """Else directions would differ in the order of frames alone."""
     clip = draw_clip(Scene("white", "circle", "black", "moves left"), rng)
-    first, last = (np.average(np.arange(SIDE), weights=frame[..., 0].sum(0).astype(float) - 20 * SIDE) / SIDE
-                   for frame in (clip[0], clip[-1]))
+    first, last = (
+        np.average(np.arange(SIDE), weights=frame[..., 0].sum(0).astype(float) - 20 * SIDE) / SIDE
+        for frame in (clip[0], clip[-1])
+    )
     assert abs(first - 0.5) < 0.16 and last < 0.3
 
 
@@ -130,7 +134,9 @@ def test_text_encoder(tmp_path, run):
     finished = run("tools/demo/make_text_encoder.py", "--output_dir", str(tmp_path))
     assert finished.returncode == 0, finished.stderr
     tokenizer, encoder = Tokenizer(tmp_path), MT5EncoderModel.from_pretrained(tmp_path)
-    words = [f"{color} {shape} {motion} on background" for color, shape, motion in zip(COLORS, SHAPES * 2, (*MOTIONS, ""))]
+    words = [
+        f"{color} {shape} {motion} on background" for color, shape, motion in zip(COLORS, SHAPES * 2, (*MOTIONS, ""))
+    ]
     assert all(len(tokenizer.tokenizer.tokenize(text)) == len(text.split()) for text in words)
     texts = ["a red circle moves right on a blue background", "a blue circle moves right on a red background"]
     states = embed_text(encoder, tokenizer, texts, 24).states
@@ -142,11 +148,25 @@ def test_text_encoder(tmp_path, run):
 def test_the_demo_model_makes_what_the_prompt_says():
     """Its colours and directions, which its card says are nearly always right; and it is small."""
     assert sum(path.stat().st_size for path in DEMO_MODEL.rglob("*")) < 40e6
-    pipeline = OpenSoraPipeline.from_pretrained(DEMO_MODEL / "transformer", DEMO_MODEL / "vae", DEMO_MODEL / "text_encoder",
-                                                prompt_template="{}", negative_prompt="")
-    told = [Scene(*words, motion) for words, motion in zip(
-        (("red", "circle", "blue"), ("yellow", "star", "purple"), ("green", "square", "white"), ("white", "circle", "black")),
-        DIRECTIONS)]
+    pipeline = OpenSoraPipeline.from_pretrained(
+        DEMO_MODEL / "transformer",
+        DEMO_MODEL / "vae",
+        DEMO_MODEL / "text_encoder",
+        prompt_template="{}",
+        negative_prompt="",
+    )
+    told = [
+        Scene(*words, motion)
+        for words, motion in zip(
+            (
+                ("red", "circle", "blue"),
+                ("yellow", "star", "purple"),
+                ("green", "square", "white"),
+                ("white", "circle", "black"),
+            ),
+            DIRECTIONS,
+        )
+    ]
     made = make_videos(pipeline, told, guidance_scale=4.0, steps=20, seed=1234)
     right = accuracy([judge(scene, video) for scene, video in zip(told, made)])
     assert min(right["color"], right["background"], right["direction"]) >= 0.75, right
@@ -154,11 +174,24 @@ def test_the_demo_model_makes_what_the_prompt_says():
 
 def test_the_inpaint_demo_model_keeps_the_picture():
     """The given frame is the first, and colours stay."""
-    pipeline = OpenSoraInpaintPipeline.from_pretrained(DEMO_MODEL / "inpaint", DEMO_MODEL / "vae",
-                                                       DEMO_MODEL / "text_encoder", prompt_template="{}", negative_prompt="")
-    (video,) = pipeline((DEMO_MODEL / "picture_prompt.txt").read_text().strip(), num_frames=FRAMES, height=SIDE, width=SIDE,
-                        num_inference_steps=20, guidance_scale=4.0, max_sequence_length=24,
-                        conditional_pixel_values_path=[str(DEMO_MODEL / "picture.png")], crop_for_hw=True)
+    pipeline = OpenSoraInpaintPipeline.from_pretrained(
+        DEMO_MODEL / "inpaint",
+        DEMO_MODEL / "vae",
+        DEMO_MODEL / "text_encoder",
+        prompt_template="{}",
+        negative_prompt="",
+    )
+    (video,) = pipeline(
+        (DEMO_MODEL / "picture_prompt.txt").read_text().strip(),
+        num_frames=FRAMES,
+        height=SIDE,
+        width=SIDE,
+        num_inference_steps=20,
+        guidance_scale=4.0,
+        max_sequence_length=24,
+        conditional_pixel_values_path=[str(DEMO_MODEL / "picture.png")],
+        crop_for_hw=True,
+    )
     difference = np.abs(video[0].astype(float) - read_image(DEMO_MODEL / "picture.png"))
     assert difference.mean() < 15
     found = read_scene(video)
@@ -179,8 +212,19 @@ def test_latent_scale(tmp_path, run):
     for number, video in enumerate(videos):
         with write_video(tmp_path / f"videos/{number}.mkv", 8) as write:
             write(video)
-    finished = run("tools/ckpt/set_latent_scale.py", "--ae_path", tmp_path / "vae", "--video_path", tmp_path / "videos",
-                   "--num_frames", 17, "--resolution", 64, "--device", "CPU")
+    finished = run(
+        "tools/ckpt/set_latent_scale.py",
+        "--ae_path",
+        tmp_path / "vae",
+        "--video_path",
+        tmp_path / "videos",
+        "--num_frames",
+        17,
+        "--resolution",
+        64,
+        "--device",
+        "CPU",
+    )
     assert finished.returncode == 0, finished.stderr
     scaled = WFVAEModel.from_pretrained(tmp_path / "vae")
     assert scaled.config.base_channels == vae.config.base_channels
@@ -211,9 +255,19 @@ def test_contact_sheet(tmp_path, run):
     for name in ("a.mkv", "b.mkv"):
         with write_video(tmp_path / name, 8) as write:
             write(clip)
-    finished = run("examples/contact_sheet.py", "--output", tmp_path / "sheet.png", tmp_path / "a.mkv", tmp_path / "b.mkv",
-                   "--columns", 5)
+    finished = run(
+        "examples/contact_sheet.py",
+        "--output",
+        tmp_path / "sheet.png",
+        tmp_path / "a.mkv",
+        tmp_path / "b.mkv",
+        "--columns",
+        5,
+    )
     assert finished.returncode == 0, finished.stderr
     sheet = read_image(tmp_path / "sheet.png")
     assert sheet.shape == (2 * SIDE + 4, 5 * SIDE + 4 * 4, 3)
-    assert read_scene(np.stack([sheet[:SIDE, i * (SIDE + 4):i * (SIDE + 4) + SIDE] for i in range(5)])).motion == "moves right"
+    assert (
+        read_scene(np.stack([sheet[:SIDE, i * (SIDE + 4) : i * (SIDE + 4) + SIDE] for i in range(5)])).motion
+        == "moves right"
+    )

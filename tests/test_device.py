@@ -1,4 +1,5 @@
 """Choice of device, precision and processes, in processes of their own."""
+
 from __future__ import annotations
 
 import os
@@ -45,8 +46,9 @@ def test_defaults_and_seed(run, script):
 
 
 def test_flags(run, script):
-    finished = run(script, "--device", "CPU", "--mode", 0, "--precision", "bf16", "--jit_level", "O0",
-                   "--max_device_memory", "4GB")
+    finished = run(
+        script, "--device", "CPU", "--mode", 0, "--precision", "bf16", "--jit_level", "O0", "--max_device_memory", "4GB"
+    )
     assert "RESULT CPU mode=0 Float32" in finished.stdout
     assert finished.stderr.count("a CPU does not run bf16 here; running fp32 instead") == 1
 
@@ -66,8 +68,19 @@ def test_what_cannot_be_is_told(run, script):
 
 def test_processes_of_msrun(script, tmp_path):
     msrun = Path(sys.executable).with_name("msrun")
-    command = [msrun, "--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}", f"--log_dir={tmp_path}/logs",
-               "--join=True", script, "--device", "CPU", "--use_parallel", "True"]
+    command = [
+        msrun,
+        "--worker_num=2",
+        "--local_worker_num=2",
+        f"--master_port={free_port()}",
+        f"--log_dir={tmp_path}/logs",
+        "--join=True",
+        script,
+        "--device",
+        "CPU",
+        "--use_parallel",
+        "True",
+    ]
     environment = {**os.environ, "PATH": f"{msrun.parent}:{os.environ['PATH']}"}
     finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
     logs = "".join(path.read_text() for path in (tmp_path / "logs").glob("worker_*.log"))

@@ -1,4 +1,5 @@
 """The diffusion transformer against the reference, and the properties its savings rest on."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -11,8 +12,8 @@ from mindspore import Tensor
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.models.dit.skiparse import Skiparse
 from opensora.ops import attention as attention_module
-from opensora.ops.cpu import kernels
 from opensora.ops.attention import attention, key_bias
+from opensora.ops.cpu import kernels
 
 
 def random(*shape, seed=0) -> Tensor:
@@ -76,8 +77,10 @@ def test_full_mask_equals_no_mask():
     assert relative_difference(model(latents, Tensor([500]), text).asnumpy(), masked.asnumpy()) < 1e-5
 
 
-@pytest.mark.parametrize("config, message", [
-    ({"activation_fn": "geglu"}, "geglu"), ({"num_layer": 2}, "num_layers"), ({"patch_size_t": 2}, "patch_size_t")])
+@pytest.mark.parametrize(
+    "config, message",
+    [({"activation_fn": "geglu"}, "geglu"), ({"num_layer": 2}, "num_layers"), ({"patch_size_t": 2}, "patch_size_t")],
+)
 def test_bad_configs_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         OpenSoraT2V_v1_3(**config)

@@ -1,4 +1,5 @@
 """Downloads: what is followed, where connections go, how long they may take. The servers run on this machine."""
+
 from __future__ import annotations
 
 import ipaddress
@@ -26,7 +27,7 @@ class Server(BaseHTTPRequestHandler):
         self.asked.append(self.path)
         if self.path.startswith("/to/"):
             self.send_response(302)
-            self.send_header("Location", self.path[len("/to/"):].rpartition("/")[0])
+            self.send_header("Location", self.path[len("/to/") :].rpartition("/")[0])
             self.send_header("Content-Length", "0")
             self.end_headers()
             return
@@ -58,6 +59,7 @@ def raw_server(pieces, pause=0.05):
     """A server that sends pieces of bytes with pauses between, for ever if `pieces` is endless."""
     done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
+
         def serve():
             try:
                 connected, _ = listening.accept()
@@ -84,19 +86,27 @@ def endless(start: bytes, piece: bytes):
 
 
 def test_files_and_redirects(server, tmp_path):
-    for url in (f"{server}/a.png", f"{server}/chunked/a.png", f"{server}/to//moved/a.png", f"{server}/to/{server}/b.png/a.png"):
+    for url in (
+        f"{server}/a.png",
+        f"{server}/chunked/a.png",
+        f"{server}/to//moved/a.png",
+        f"{server}/to/{server}/b.png/a.png",
+    ):
         assert fetch(url, tmp_path, allow_local=True).read_bytes() == CONTENT
     assert fetch(f"{server}/ä ö.png?size=[3]", tmp_path, allow_local=True).name.endswith("_ä_ö.png")
     assert Server.asked[-1] == "/%C3%A4%20%C3%B6.png?size=[3]"
     assert not list(tmp_path.glob("*.part*"))
 
 
-@pytest.mark.parametrize("target, words", [
-    ("file:///etc/passwd", "redirects to file:///etc/passwd, which is neither http nor https"),
-    ("ftp://example.org/a.png", "neither http nor https"),
-    ("data:image/png;base64,AAAA", "neither http nor https"),
-    ("http://:80/b.png", "should be a http or https URL"),
-])
+@pytest.mark.parametrize(
+    "target, words",
+    [
+        ("file:///etc/passwd", "redirects to file:///etc/passwd, which is neither http nor https"),
+        ("ftp://example.org/a.png", "neither http nor https"),
+        ("data:image/png;base64,AAAA", "neither http nor https"),
+        ("http://:80/b.png", "should be a http or https URL"),
+    ],
+)
 def test_redirects_elsewhere(server, tmp_path, target, words):
     with pytest.raises(OSError, match=words) as error:
         fetch(f"{server}/to/{target}/a.png", tmp_path, allow_local=True)
@@ -113,13 +123,35 @@ def test_endless_redirects(server, tmp_path):
     assert len(Server.asked) == 6
 
 
-@pytest.mark.parametrize("host", ["127.0.0.1", "localhost", "2130706433", "0177.0.0.1", "0x7f.1", "127.1", "0.0.0.0", "[::1]",
-                                  "[::ffff:127.0.0.1]", "10.1.2.3", "192.168.0.1", "172.16.0.1", "169.254.169.254",
-                                  "[fe80::1]", "[fd00::1]", "224.0.0.1", "[64:ff9b::7f00:1]", "[2002:7f00:1::]"])
+@pytest.mark.parametrize(
+    "host",
+    [
+        "127.0.0.1",
+        "localhost",
+        "2130706433",
+        "0177.0.0.1",
+        "0x7f.1",
+        "127.1",
+        "0.0.0.0",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "10.1.2.3",
+        "192.168.0.1",
+        "172.16.0.1",
+        "169.254.169.254",
+        "[fe80::1]",
+        "[fd00::1]",
+        "224.0.0.1",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+    ],
+)
 def test_local_addresses_are_refused_before_connecting(tmp_path, monkeypatch, host):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
-    with pytest.raises(OSError, match="not a public address; --allow_local permits it|cannot be fetched .*(resolution|"
-                                      "not known|supported)"):
+    with pytest.raises(
+        OSError,
+        match="not a public address; --allow_local permits it|cannot be fetched .*(resolution|not known|supported)",
+    ):
         fetch(f"http://{host}:9/a.png", tmp_path)
 
 
@@ -149,23 +181,44 @@ def test_name_with_a_public_and_a_local_address(tmp_path, monkeypatch):
         fetch("http://example.org/a.png", tmp_path)
 
 
-@pytest.mark.parametrize("address, expected", [
-    ("8.8.8.8", True), ("2606:4700::1111", True), ("::ffff:8.8.8.8", True), ("64:ff9b::808:808", True),
-    ("127.9.9.9", False), ("100.64.0.1", False), ("240.0.0.1", False), ("255.255.255.255", False), ("0.0.0.0", False),
-    ("239.1.1.1", False), ("::", False), ("::1", False), ("::127.0.0.1", False), ("::ffff:10.0.0.1", False),
-    ("ff02::1", False), ("fec0::1", False), ("2001:0:0:0:0:0:f5ff:fffe", False), ("2001:db8::1", False),
-])
+@pytest.mark.parametrize(
+    "address, expected",
+    [
+        ("8.8.8.8", True),
+        ("2606:4700::1111", True),
+        ("::ffff:8.8.8.8", True),
+        ("64:ff9b::808:808", True),
+        ("127.9.9.9", False),
+        ("100.64.0.1", False),
+        ("240.0.0.1", False),
+        ("255.255.255.255", False),
+        ("0.0.0.0", False),
+        ("239.1.1.1", False),
+        ("::", False),
+        ("::1", False),
+        ("::127.0.0.1", False),
+        ("::ffff:10.0.0.1", False),
+        ("ff02::1", False),
+        ("fec0::1", False),
+        ("2001:0:0:0:0:0:f5ff:fffe", False),
+        ("2001:db8::1", False),
+    ],
+)
 def test_public_addresses(address, expected):
     assert is_public(ipaddress.ip_address(address)) is expected
 
 
-@pytest.mark.parametrize("start, piece", [
-    (b"", b""),                                                     # no answer at all
-    (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),                         # a header without end
-    (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),                        # answers that are none
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"a"),   # a slow body
-    (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
-], ids=["silence", "headers", "continue", "body", "chunks"])
+@pytest.mark.parametrize(
+    "start, piece",
+    [
+        (b"", b""),  # no answer at all
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),  # a header without end
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),  # answers that are none
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"a"),  # a slow body
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
+    ],
+    ids=["silence", "headers", "continue", "body", "chunks"],
+)
 def test_slow_servers(tmp_path, start, piece):
     with raw_server(endless(start, piece)) as url:
         begun = time.monotonic()
@@ -175,16 +228,20 @@ def test_slow_servers(tmp_path, start, piece):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("answer, words", [
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\nabc", "2,000 bytes, 1,000 are the limit"),
-    (b"HTTP/1.1 200 OK\r\n\r\n" + b"a" * 1500, "more than 1,000 bytes"),
-    (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nabc", "ended after 3 of 500 bytes|IncompleteRead"),
-    (b"HTTP/1.1 404 Gone\r\nContent-Length: 0\r\n\r\n", "HTTP 404 Gone"),
-    (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", "HTTP 302 Found"),
-    (b"no http\r\n\r\n", "cannot be fetched"),
-    (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n", "more than 100 headers"),
-    (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", "header line"),
-], ids=["promise", "size", "short", "missing", "nowhere", "nonsense", "headers", "line"])
+@pytest.mark.parametrize(
+    "answer, words",
+    [
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 2000\r\n\r\nabc", "2,000 bytes, 1,000 are the limit"),
+        (b"HTTP/1.1 200 OK\r\n\r\n" + b"a" * 1500, "more than 1,000 bytes"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 500\r\n\r\nabc", "ended after 3 of 500 bytes|IncompleteRead"),
+        (b"HTTP/1.1 404 Gone\r\nContent-Length: 0\r\n\r\n", "HTTP 404 Gone"),
+        (b"HTTP/1.1 302 Found\r\nContent-Length: 0\r\n\r\n", "HTTP 302 Found"),
+        (b"no http\r\n\r\n", "cannot be fetched"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 1000 + b"\r\n", "more than 100 headers"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"y" * 100_000 + b"\r\n\r\n", "header line"),
+    ],
+    ids=["promise", "size", "short", "missing", "nowhere", "nonsense", "headers", "line"],
+)
 def test_answers_that_are_refused(tmp_path, answer, words):
     with raw_server([answer], pause=0) as url:
         with pytest.raises(OSError, match=words):
@@ -192,8 +249,18 @@ def test_answers_that_are_refused(tmp_path, answer, words):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-@pytest.mark.parametrize("url", ["file:///etc/passwd", "ftp://example.org/a", "http:///a.png", "http://example.org/",
-                                 "http://[::1/a.png", "http://example.org:99999/a.png", "http://example.org:0/a.png"])
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:///etc/passwd",
+        "ftp://example.org/a",
+        "http:///a.png",
+        "http://example.org/",
+        "http://[::1/a.png",
+        "http://example.org:99999/a.png",
+        "http://example.org:0/a.png",
+    ],
+)
 def test_no_url_of_a_file(tmp_path, url):
     with pytest.raises(ValueError, match="should be a http or https URL that ends with the name of a file"):
         fetch(url, tmp_path)

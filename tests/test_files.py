@@ -1,4 +1,5 @@
 """Files appear whole or not at all; a folder has one run at a time."""
+
 from __future__ import annotations
 
 import os
@@ -18,8 +19,9 @@ from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
 def started(code: str, *arguments) -> subprocess.Popen:
     """A Python process that has printed a line."""
-    process = subprocess.Popen([sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], cwd=ROOT,
-                               stdout=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
+    )
     assert process.stdout.readline()
     return process
 

@@ -1,4 +1,5 @@
 """`--help` of every command."""
+
 from __future__ import annotations
 
 import argparse
@@ -23,13 +24,24 @@ def test_every_flag_has_a_text_and_its_default(command):
 
 
 def test_no_command_is_left_out():
-    listed = subprocess.run(["git", "grep", "-l", "CommandParser(description\\|parse_configs(training"], cwd=ROOT,
-                            capture_output=True, text=True)
+    listed = subprocess.run(
+        ["git", "grep", "-l", "CommandParser(description\\|parse_configs(training"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     if listed.returncode:
         pytest.skip("not a clone of the repository")
-    elsewhere = {"opensora/sample/options.py", "opensora/train/t2v_options.py", "opensora/train/inpaint_options.py",
-                 "opensora/train/vae_options.py", "opensora/utils/cli.py", "opensora/utils/config_utils.py",
-                 "opensora/sample/config_inference.py", "opensora/train/config_run.py"}
+    elsewhere = {
+        "opensora/sample/options.py",
+        "opensora/train/t2v_options.py",
+        "opensora/train/inpaint_options.py",
+        "opensora/train/vae_options.py",
+        "opensora/utils/cli.py",
+        "opensora/utils/config_utils.py",
+        "opensora/sample/config_inference.py",
+        "opensora/train/config_run.py",
+    }
     files = {name for name in listed.stdout.split() if name.endswith(".py") and not name.startswith("tests/")}
     assert files - elsewhere <= set(COMMANDS)
 
@@ -41,8 +53,18 @@ def commands_in(page: str) -> list[list[str]]:
     return [words for line in lines for words in [shlex.split(line, comments=True)] if words]
 
 
-@pytest.mark.parametrize("page", ["README.md", "docs/commands.md", "docs/config.md", "docs/parallelism.md",
-                                  "docs/training.md", "docs/performance.md", "examples/demo_model/README.md"])
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/commands.md",
+        "docs/config.md",
+        "docs/parallelism.md",
+        "docs/training.md",
+        "docs/performance.md",
+        "examples/demo_model/README.md",
+    ],
+)
 def test_commands_of_the_documentation_exist(page):
     for words in commands_in(page):
         files = [word for word in words if re.fullmatch(r"[\w./-]+\.(py|sh)", word) and "configs/" not in word]
@@ -53,8 +75,11 @@ def test_commands_of_the_documentation_exist(page):
         commands = [file for file in files if file in COMMANDS]
         if commands:
             known = parser_of(commands[0])._option_string_actions
-            unknown = [word for word in words[words.index(commands[0]) if commands[0] in words else 3:]
-                       if word.startswith("--") and word.partition("=")[0] not in known and word != "--config"]
+            unknown = [
+                word
+                for word in words[words.index(commands[0]) if commands[0] in words else 3 :]
+                if word.startswith("--") and word.partition("=")[0] not in known and word != "--config"
+            ]
             assert not unknown, f"{page}: {commands[0]} has no {unknown}"
         pictures = [word for word in words if word.startswith("assets/")]
         assert all((ROOT / picture).is_file() for picture in pictures)

@@ -1,4 +1,5 @@
 """The samplers and losses of Open-Sora v1.1 against the reference, and what holds for them."""
+
 from __future__ import annotations
 
 import math
@@ -11,7 +12,7 @@ from golden_cases import case, case_names, given, load_case, relative_difference
 from golden_models import build, stdit_inputs
 from mindspore import Parameter, Tensor, nn, ops
 
-from opensora.schedulers.iddpm import DPMSolver, IDDPM, IDDPMSpeed, TrainingLoss
+from opensora.schedulers.iddpm import IDDPM, DPMSolver, IDDPMSpeed, TrainingLoss
 from opensora.schedulers.iddpm.loss import log_likelihood_of_levels
 from opensora.schedulers.iddpm.tables import kept_timesteps, make_tables, training_betas
 
@@ -81,10 +82,11 @@ def sample_rows(name: str) -> dict[str, float]:
 
     def noise(k):
         draws.append(k)
-        return given(name, f"noise{k}", (2 * len(z),) + z.shape[1:])[:len(z)]
+        return given(name, f"noise{k}", (2 * len(z),) + z.shape[1:])[: len(z)]
 
-    options = {key: description[key] for key in ("num_sampling_steps", "cfg_scale", "cfg_channel")
-               if key in description}
+    options = {
+        key: description[key] for key in ("num_sampling_steps", "cfg_scale", "cfg_channel") if key in description
+    }
     scheduler = {"iddpm": IDDPM, "dpm-solver": DPMSolver}[description["scheduler"]](**options)
     toy = Toy(drawn(name, "target"), drawn(name, "y_null"))
     samples = scheduler.sample(toy, z, {"y": Tensor(drawn(name, "y"))}, drawn(name, "mask"), noise)
@@ -97,20 +99,34 @@ def loss_rows(name: str) -> dict[str, float]:
     toy = Toy(drawn(name, "target"), only_noise="only the eps half" in description["toy_model"])
     mask = drawn(name, "mask")
     losses = IDDPM(**description["kwargs"]).training_losses(
-        toy, Tensor(drawn(name, "x_start")), {}, None if mask is None else Tensor(np.array(mask, np.float32)),
-        Tensor(drawn(name, "noise")), np.array(drawn(name, "t")))
+        toy,
+        Tensor(drawn(name, "x_start")),
+        {},
+        None if mask is None else Tensor(np.array(mask, np.float32)),
+        Tensor(drawn(name, "noise")),
+        np.array(drawn(name, "t")),
+    )
     return {key: relative_difference(losses[key].asnumpy(), expected) for key, expected in load_case(name).items()}
 
 
 def speed_rows(name: str) -> dict[str, float]:
     scheduler = IDDPMSpeed(**case(name, CASES)["kwargs"])
-    actual = {"p": scheduler.probabilities, "weights": scheduler.error_weights(),
-              "meaningful_steps": np.array([scheduler.meaningful_steps])}
+    actual = {
+        "p": scheduler.probabilities,
+        "weights": scheduler.error_weights(),
+        "meaningful_steps": np.array([scheduler.meaningful_steps]),
+    }
     return {key: relative_difference(actual[key], expected) for key, expected in load_case(name).items()}
 
 
-MEASURES = {"iddpm_tables": table_rows, "iddpm_traj": trajectory_rows, "iddpm_cfg": sample_rows,
-            "dpm_solver": sample_rows, "iddpm_loss": loss_rows, "iddpm_speed": speed_rows}
+MEASURES = {
+    "iddpm_tables": table_rows,
+    "iddpm_traj": trajectory_rows,
+    "iddpm_cfg": sample_rows,
+    "dpm_solver": sample_rows,
+    "iddpm_loss": loss_rows,
+    "iddpm_speed": speed_rows,
+}
 GOLDEN = {name: measure for prefix, measure in MEASURES.items() for name in case_names(prefix, CASES)}
 
 
@@ -140,9 +156,14 @@ class Constant(nn.Cell):
 
 def knowing(x0: np.ndarray, scheduler: IDDPM, predict_xstart: bool = False, channels: int = 2):
     """A model that knows where the run should end; `channels`: how many times those of x it gives."""
-    known = {int(t): (signal, deviation) for t, signal, deviation in zip(
-        scheduler.tables.timestep_map, scheduler.tables.sqrt_alphas_cumprod,
-        scheduler.tables.sqrt_one_minus_alphas_cumprod)}
+    known = {
+        int(t): (signal, deviation)
+        for t, signal, deviation in zip(
+            scheduler.tables.timestep_map,
+            scheduler.tables.sqrt_alphas_cumprod,
+            scheduler.tables.sqrt_one_minus_alphas_cumprod,
+        )
+    }
 
     def predict(x, t, x_mask):
         signal, deviation = known[int(t)]
@@ -157,11 +178,18 @@ def last(states):
     return state.asnumpy()
 
 
-@pytest.mark.parametrize("options, channels", [
-    ({}, 2), ({"learn_sigma": False}, 1), ({"learn_sigma": False, "sigma_small": True}, 1),
-    ({"predict_xstart": True}, 2), ({"noise_schedule": "squaredcos_cap_v2"}, 2),
-    ({"timestep_respacing": "ddim25", "num_sampling_steps": None}, 2),
-    ({"num_sampling_steps": 1}, 2)])
+@pytest.mark.parametrize(
+    "options, channels",
+    [
+        ({}, 2),
+        ({"learn_sigma": False}, 1),
+        ({"learn_sigma": False, "sigma_small": True}, 1),
+        ({"predict_xstart": True}, 2),
+        ({"noise_schedule": "squaredcos_cap_v2"}, 2),
+        ({"timestep_respacing": "ddim25", "num_sampling_steps": None}, 2),
+        ({"num_sampling_steps": 1}, 2),
+    ],
+)
 def test_the_truth_leads_to_the_sample(options, channels):
     scheduler, x0 = IDDPM(**{"num_sampling_steps": 20, **options}), random(*SHAPE)
     predict = knowing(x0, scheduler, scheduler.predict_xstart, channels)
@@ -243,6 +271,7 @@ def test_the_bound_teaches_the_variance_alone():
     def gradient(term):
         def loss():
             return scheduler.training_losses(model, x0, {}, None, Tensor(noise), t)[term].sum()
+
         return ms.grad(loss, None, model.trainable_params())()[0].asnumpy()
 
     of_noise, of_variance = np.split(gradient("vb"), 2, 1)
@@ -298,7 +327,7 @@ def test_speed_draws_timesteps_and_their_mirrors(batch):
     steps = scheduler.timesteps(np.random.RandomState(0).random_sample(batch))
     drawn_first = batch // 2 + 1
     assert len(steps) == batch and steps.min() >= 0 and steps.max() < 1000
-    mirrors = np.abs(scheduler.meaningful_steps - steps[:drawn_first])[:batch - drawn_first]
+    mirrors = np.abs(scheduler.meaningful_steps - steps[:drawn_first])[: batch - drawn_first]
     assert (steps[drawn_first:] == mirrors).all()
 
 
@@ -319,7 +348,7 @@ def test_dpm_solver_finds_the_sample(steps):
 
         def construct(self, x, t, y):
             signal = np.exp(np.interp(float(t[0]) / 1000 + 1e-3, np.arange(1, 1001) / 1000, schedule))
-            eps = (x - float(signal) * Tensor(np.tile(x0, (2, 1, 1, 1, 1)))) / math.sqrt(1 - signal ** 2)
+            eps = (x - float(signal) * Tensor(np.tile(x0, (2, 1, 1, 1, 1)))) / math.sqrt(1 - signal**2)
             return ops.cat((eps, eps), 1)
 
     text = {"y": Tensor(random(2, 1, 3, 5))}
@@ -327,23 +356,37 @@ def test_dpm_solver_finds_the_sample(steps):
     assert relative_difference(sample.asnumpy(), x0) < 0.05  # some noise is left: the run ends before time 0
 
 
-@pytest.mark.parametrize("make, message", [
-    (lambda: IDDPM(num_sampling_steps=5, timestep_respacing="5"), "say the same: leave one out"),
-    (lambda: IDDPM(num_sampling_steps=0), "timestep_respacing '0'"),
-    (lambda: IDDPM(num_sampling_steps=1001), "1001 of a section's 1000 timesteps"),
-    (lambda: IDDPM(timestep_respacing="ddim999"), "no stride gives 999 steps"),
-    (lambda: IDDPM(timestep_respacing="ten"), "'ten'.*should be such as 'ddim25'"),
-    (lambda: IDDPM(noise_schedule="cosine"), "noise_schedule 'cosine' is not one of"),
-    (lambda: DPMSolver(0), "number of steps is 0"),
-    (lambda: IDDPMSpeed().sample(None, None, {}), "training only"),
-    (lambda: DPMSolver().training_losses(None, None, {}), "sampling only"),
-    (lambda: DPMSolver(2).sample(None, random(*SHAPE), {}, [[0, 1, 1]] * 2), "keeps none"),
-    (lambda: last(IDDPM(2).trajectory(None, Tensor(random(*SHAPE)), [[1, 1]] * 2)), "2 x 3 frames"),
-    (lambda: last(IDDPM(2).trajectory(None, Tensor(random(*SHAPE)), [[1, 1, 2]] * 2)), "1 to 2"),
-    (lambda: last(IDDPM(2).trajectory(lambda *_: Tensor(random(2, 8, 3, 2, 2)), Tensor(random(*SHAPE)), None,
-                                      lambda k: random(3))), "the noise has shape"),
-    (lambda: IDDPM(use_kl=True).training_losses(None, Tensor(random(*SHAPE)), {}, Tensor(np.ones((2, 3), np.float32))),
-     "leave out mask_ratios or use_kl")])
+@pytest.mark.parametrize(
+    "make, message",
+    [
+        (lambda: IDDPM(num_sampling_steps=5, timestep_respacing="5"), "say the same: leave one out"),
+        (lambda: IDDPM(num_sampling_steps=0), "timestep_respacing '0'"),
+        (lambda: IDDPM(num_sampling_steps=1001), "1001 of a section's 1000 timesteps"),
+        (lambda: IDDPM(timestep_respacing="ddim999"), "no stride gives 999 steps"),
+        (lambda: IDDPM(timestep_respacing="ten"), "'ten'.*should be such as 'ddim25'"),
+        (lambda: IDDPM(noise_schedule="cosine"), "noise_schedule 'cosine' is not one of"),
+        (lambda: DPMSolver(0), "number of steps is 0"),
+        (lambda: IDDPMSpeed().sample(None, None, {}), "training only"),
+        (lambda: DPMSolver().training_losses(None, None, {}), "sampling only"),
+        (lambda: DPMSolver(2).sample(None, random(*SHAPE), {}, [[0, 1, 1]] * 2), "keeps none"),
+        (lambda: last(IDDPM(2).trajectory(None, Tensor(random(*SHAPE)), [[1, 1]] * 2)), "2 x 3 frames"),
+        (lambda: last(IDDPM(2).trajectory(None, Tensor(random(*SHAPE)), [[1, 1, 2]] * 2)), "1 to 2"),
+        (
+            lambda: last(
+                IDDPM(2).trajectory(
+                    lambda *_: Tensor(random(2, 8, 3, 2, 2)), Tensor(random(*SHAPE)), None, lambda k: random(3)
+                )
+            ),
+            "the noise has shape",
+        ),
+        (
+            lambda: IDDPM(use_kl=True).training_losses(
+                None, Tensor(random(*SHAPE)), {}, Tensor(np.ones((2, 3), np.float32))
+            ),
+            "leave out mask_ratios or use_kl",
+        ),
+    ],
+)
 def test_what_cannot_be_is_refused(make, message):
     with pytest.raises(ValueError, match=message):
         make()

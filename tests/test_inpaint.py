@@ -1,4 +1,5 @@
 """Image to video and the other tasks of the inpaint model: against the reference, and as a user runs them."""
+
 from __future__ import annotations
 
 import json
@@ -57,10 +58,31 @@ def files(tmp_path):
 @pytest.fixture
 def flags(release, tmp_path):
     """The flags of a small run; results go to tmp_path/out."""
-    return ["--model_type", "i2v", "--model_path", release / "inpaint", "--ae_path", release / "vae",
-            "--text_encoder_name_1", release / "text", "--save_img_path", tmp_path / "out", "--num_frames", 9,
-            "--height", 32, "--width", 64, "--num_sampling_steps", 2, "--max_sequence_length", 64,
-            "--rescale_betas_zero_snr", "--device", "CPU"]
+    return [
+        "--model_type",
+        "i2v",
+        "--model_path",
+        release / "inpaint",
+        "--ae_path",
+        release / "vae",
+        "--text_encoder_name_1",
+        release / "text",
+        "--save_img_path",
+        tmp_path / "out",
+        "--num_frames",
+        9,
+        "--height",
+        32,
+        "--width",
+        64,
+        "--num_sampling_steps",
+        2,
+        "--max_sequence_length",
+        64,
+        "--rescale_betas_zero_snr",
+        "--device",
+        "CPU",
+    ]
 
 
 def write_inputs(folder, *pairs) -> list:
@@ -77,16 +99,27 @@ def test_golden_model(mode):
 
 def test_golden(release_tiny, mode):
     folder = release_tiny / "LanguageBind/Open-Sora-Plan-v1.3.0"
-    pipeline = OpenSoraInpaintPipeline.from_pretrained(folder / "any93x640x640_i2v", folder / "vae",
-                                                       release_tiny / "google/mt5-xxl")
+    pipeline = OpenSoraInpaintPipeline.from_pretrained(
+        folder / "any93x640x640_i2v", folder / "vae", release_tiny / "google/mt5-xxl"
+    )
     for name in ("release_e2e_i2v", "release_e2e_transition"):
         run, reference = case(name, "release_e2e.json"), load_case(name)
         shape = reference["latents"].shape
-        latents = pipeline(run["prompt"], run["num_frames"], run["height"], run["width"], run["steps"],
-                           run["guidance_scale"], max_sequence_length=run["max_sequence_length"],
-                           latents=given(name, "init", shape), step_noise=lambda k: given(name, f"noise{k}", shape),
-                           output_type="latent", crop_for_hw=True, sample_condition=False,
-                           conditional_pixel_values_path=[release_tiny / file for file in run["condition"]])
+        latents = pipeline(
+            run["prompt"],
+            run["num_frames"],
+            run["height"],
+            run["width"],
+            run["steps"],
+            run["guidance_scale"],
+            max_sequence_length=run["max_sequence_length"],
+            latents=given(name, "init", shape),
+            step_noise=lambda k: given(name, f"noise{k}", shape),
+            output_type="latent",
+            crop_for_hw=True,
+            sample_condition=False,
+            conditional_pixel_values_path=[release_tiny / file for file in run["condition"]],
+        )
         assert relative_difference(latents, reference["latents"]) < 1e-3
         frames = pipeline.output(Tensor(latents), "frames")
         assert (np.abs(frames.astype(int) - reference["frames"]) <= 1).mean() >= 0.999
@@ -105,8 +138,11 @@ def test_start_from_text_to_video(release, capsys):
     def loss(x):
         return (model(x, Tensor([500]), text) ** 2).mean()
 
-    projections = [parameter for name, parameter in model.parameters_and_names() if name.endswith(".1.weight")
-                   and name.startswith("pos_embed_")]
+    projections = [
+        parameter
+        for name, parameter in model.parameters_and_names()
+        if name.endswith(".1.weight") and name.startswith("pos_embed_")
+    ]
     gradients = ms.grad(loss, None, ms.ParameterTuple(projections))(Tensor(x))
     assert len(gradients) == 2 and all(np.abs(gradient.asnumpy()).max() > 0 for gradient in gradients)
 
@@ -132,10 +168,15 @@ def test_what_files_mean(files, tmp_path):
     assert known(files[2:], mask_type="transition") == (0, 8) and known(files[2:], mask_type="clear") == (*range(9),)
     draws = {known(files[2:], mask_type="random_temporal", seed=seed) for seed in (1, 1, 2)}
     assert len(draws) == 2 and all(len(draw) in (4, 5) for draw in draws)
-    for more, message in (({"mask_type": "i2v"}, "takes 1 images"), ({"mask_type": "transition"}, "takes 2 images"),
-                          ({"mask_type": "clear"}, "takes 9 images"), ({"indices": [0, 4]}, "2 indices for 3 images"),
-                          ({"indices": [0, 4, 9]}, "from 0 to 8"), ({"indices": [0, 8, -1]}, "each should be another"),
-                          ({"mask_type": "i3v"}, "t2iv, i2v")):
+    for more, message in (
+        ({"mask_type": "i2v"}, "takes 1 images"),
+        ({"mask_type": "transition"}, "takes 2 images"),
+        ({"mask_type": "clear"}, "takes 9 images"),
+        ({"indices": [0, 4]}, "2 indices for 3 images"),
+        ({"indices": [0, 4, 9]}, "from 0 to 8"),
+        ({"indices": [0, 8, -1]}, "each should be another"),
+        ({"mask_type": "i3v"}, "t2iv, i2v"),
+    ):
         with pytest.raises(ValueError, match=message):
             known(three, **more)
     with pytest.raises(ValueError, match="one video or any number of images"):
@@ -161,8 +202,16 @@ def test_sizes(files, tmp_path):
 @pytest.mark.parametrize("mask_type", MaskType.__members__)
 def test_mask_types_on_a_real_video(mask_type, pipeline, media):
     path = media / "flipping_a_pancake.mkv"
-    arguments = dict(num_frames=9, height=32, width=64, num_inference_steps=2, max_sequence_length=64, crop_for_hw=True,
-                     conditional_pixel_values_path=path, mask_type=mask_type)
+    arguments = dict(
+        num_frames=9,
+        height=32,
+        width=64,
+        num_inference_steps=2,
+        max_sequence_length=64,
+        crop_for_hw=True,
+        conditional_pixel_values_path=path,
+        mask_type=mask_type,
+    )
     made = pipeline("a pancake", **arguments)
     kept = pipeline("a pancake", **arguments, keep_condition=True)
     known = list(read_condition([path], 9, mask_type, (32, 64)).indices)
@@ -179,8 +228,13 @@ def test_the_condition_counts(pipeline, files):
     first = pipeline("a", **arguments, conditional_pixel_values_path=files[0])
     assert first.shape == (1, 8, 2, 8, 12)
     assert (first == pipeline("a", **arguments, conditional_pixel_values_path=[files[0]])).all()
-    others = [dict(mask_type="t2iv"), dict(conditional_pixel_values_indices=[-1]), dict(noise_strength=0.5),
-              dict(sample_condition=False), dict(seed=1)]
+    others = [
+        dict(mask_type="t2iv"),
+        dict(conditional_pixel_values_indices=[-1]),
+        dict(noise_strength=0.5),
+        dict(sample_condition=False),
+        dict(seed=1),
+    ]
     for other in others:
         assert (first != pipeline("a", **arguments, conditional_pixel_values_path=files[0], **other)).any()
     with pytest.raises(ValueError, match="noise_strength 2 "):
@@ -209,9 +263,20 @@ def test_two_files_and_resume(run, flags, files, tmp_path):
 
 
 def test_images_are_kept_as_they_are(run, flags, files, tmp_path):
-    finished = run(SAMPLE, *flags, "--num_frames", 1, "--video_extension", "png", "--text_prompt", "a", "b",
-                   *write_inputs(tmp_path, ("a", files[:1]), ("b", files[1:2]))[2:], "--crop_for_hw",
-                   "--keep_condition")
+    finished = run(
+        SAMPLE,
+        *flags,
+        "--num_frames",
+        1,
+        "--video_extension",
+        "png",
+        "--text_prompt",
+        "a",
+        "b",
+        *write_inputs(tmp_path, ("a", files[:1]), ("b", files[1:2]))[2:],
+        "--crop_for_hw",
+        "--keep_condition",
+    )
     assert finished.returncode == 0, finished.stderr
     for i in range(2):
         image = read_image(tmp_path / f"out/EulerAncestralDiscrete_{i}_gs7.5_s2.png")
@@ -240,16 +305,22 @@ def test_line_i_belongs_to_line_i(tmp_path):
     def inputs(prompts: str, conditions: str, name: str = "conditions") -> list:
         (tmp_path / "prompts.txt").write_text(prompts)
         (tmp_path / name).write_text(conditions)
-        return read_inputs(SimpleNamespace(is_inpaint=True, text_prompt=[str(tmp_path / "prompts.txt")],
-                                           conditional_pixel_values_path=str(tmp_path / name)))
+        return read_inputs(
+            SimpleNamespace(
+                is_inpaint=True,
+                text_prompt=[str(tmp_path / "prompts.txt")],
+                conditional_pixel_values_path=str(tmp_path / name),
+            )
+        )
 
     pairs = [("a", ("1.png",)), ("c", ("2.png", "3.png"))]
     assert inputs("a\n\nc\n\n\n", "1.png\n \n2.png, 3.png\n") == pairs  # the second file has no suffix
     assert inputs("a\nc", "1.png\n2.png,3.png", "c.TXT") == pairs
     for prompts, conditions, message in (
-            ("a\n\nc\n", "1.png\n2.png\n\n", "line 3 of .*prompts.txt has no condition"),
-            ("a\n\nc\n", "1.png\n2.png\n3.png", "line 2 of .*conditions has no prompt"),
-            ("a", "1.png\n2.png\n3.png", "line 2, 3 of .*conditions has no prompt")):
+        ("a\n\nc\n", "1.png\n2.png\n\n", "line 3 of .*prompts.txt has no condition"),
+        ("a\n\nc\n", "1.png\n2.png\n3.png", "line 2 of .*conditions has no prompt"),
+        ("a", "1.png\n2.png\n3.png", "line 2, 3 of .*conditions has no prompt"),
+    ):
         with pytest.raises(ValueError, match=message):
             inputs(prompts, conditions)
     for name in ("nowhere", "nowhere.txt", "no/where"):
@@ -257,12 +328,17 @@ def test_line_i_belongs_to_line_i(tmp_path):
             read_inputs(SimpleNamespace(is_inpaint=True, text_prompt=["a"], conditional_pixel_values_path=name))
 
 
-@pytest.mark.parametrize("more, message", [
-    (["--model_type", "t2v", "--conditional_pixel_values_path", "x.png"], "is for --model_type inpaint or i2v"),
-    ([], "needs --conditional_pixel_values_path"), (["--model_type", "t2v"], "holds an OpenSoraInpaint_v1_3"),
-    (["--conditional_pixel_values_path", "x.png", "--noise_strength", "1.5"], "noise_strength 1.5"),
-    (["--conditional_pixel_values_path", "x.png", "--caption_refiner", "x"], "--caption_refiner is for"),
-    (["--conditional_pixel_values_path", "x.png", "--sp", "--sp_size", "2"], "use one of them")])
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--model_type", "t2v", "--conditional_pixel_values_path", "x.png"], "is for --model_type inpaint or i2v"),
+        ([], "needs --conditional_pixel_values_path"),
+        (["--model_type", "t2v"], "holds an OpenSoraInpaint_v1_3"),
+        (["--conditional_pixel_values_path", "x.png", "--noise_strength", "1.5"], "noise_strength 1.5"),
+        (["--conditional_pixel_values_path", "x.png", "--caption_refiner", "x"], "--caption_refiner is for"),
+        (["--conditional_pixel_values_path", "x.png", "--sp", "--sp_size", "2"], "use one of them"),
+    ],
+)
 def test_wrong_arguments(flags, more, message):
     with pytest.raises(ValueError, match=message):
         parse_options([*map(str, flags), "--text_prompt", "a", *more])
@@ -272,8 +348,9 @@ def test_processes_that_share_a_video_make_the_same(run, flags, files, tmp_path)
     command = [SAMPLE, *flags, *write_inputs(tmp_path, ("a", files[:1]), ("b", files[2:])), "--save_latents"]
     finished = run(*command)
     assert finished.returncode == 0, finished.stderr
-    finished, logs = msrun(2, tmp_path / "logs", *command, "--save_img_path", tmp_path / "many",
-                           "--use_parallel", "True", "--sp")
+    finished, logs = msrun(
+        2, tmp_path / "logs", *command, "--save_img_path", tmp_path / "many", "--use_parallel", "True", "--sp"
+    )
     assert finished.returncode == 0, finished.stdout[-2000:] + logs[0][-3000:]
     for i in range(2):
         name = f"EulerAncestralDiscrete_{i}_gs7.5_s2.npy"

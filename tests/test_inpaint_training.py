@@ -1,4 +1,5 @@
 """train_inpaint.py: from text-to-video weights to a model that is given frames."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -29,8 +30,19 @@ def command(folder, output, *more) -> list[str]:
 
 
 def test_training_from_text_to_video_weights(folder, run):
-    finished = run(*command(folder, "run", "--mask_config", MASK_CONFIG, "--add_noise_to_condition", "--train_batch_size",
-                            4, "--max_train_steps", 16))
+    finished = run(
+        *command(
+            folder,
+            "run",
+            "--mask_config",
+            MASK_CONFIG,
+            "--add_noise_to_condition",
+            "--train_batch_size",
+            4,
+            "--max_train_steps",
+            16,
+        )
+    )
     assert finished.returncode == 0, finished.stderr
     assert "weights of a text-to-video model" in finished.stderr
     losses = [float(loss) for _, loss in rows(folder / "run", ("step", "loss"))]
@@ -50,9 +62,15 @@ def test_samples_say_which_frames_are_given(folder):
             return np.zeros((1, length), np.int32), np.ones((1, length), np.int32)
 
     ratios = {"i2v": 1, "transition": 1}
-    options = InpaintDataOptions(str(folder / "data/merge_data.txt"), num_frames=5, max_hxw=1024, cfg=1.0,
-                                 cache_dir=str(folder / "cache"), mask=MaskConfig(mask_type_ratio_dict_video=ratios),
-                                 default_text_ratio=0.5)
+    options = InpaintDataOptions(
+        str(folder / "data/merge_data.txt"),
+        num_frames=5,
+        max_hxw=1024,
+        cfg=1.0,
+        cache_dir=str(folder / "cache"),
+        mask=MaskConfig(mask_type_ratio_dict_video=ratios),
+        default_text_ratio=0.5,
+    )
     words = Words()
     dataset = InpaintDataset(options, words, quiet=True)
     masks, texts = set(), set()
@@ -66,10 +84,14 @@ def test_samples_say_which_frames_are_given(folder):
     assert texts == {"", sentence.format("video"), sentence.format("image")}
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--mask_config", "none.yaml"], "none.yaml"),
-    (["--mask_config", MASK_CONFIG, "--default_text_ratio", "2"], "default_text_ratio 2"),
-    (["--mask_config", MASK_CONFIG, "--text_embed_cache"], "needs a text encoder")])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--mask_config", "none.yaml"], "none.yaml"),
+        (["--mask_config", MASK_CONFIG, "--default_text_ratio", "2"], "default_text_ratio 2"),
+        (["--mask_config", MASK_CONFIG, "--text_embed_cache"], "needs a text encoder"),
+    ],
+)
 def test_what_contradicts(folder, more, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         parse_options(command(folder, "none", *more)[1:])

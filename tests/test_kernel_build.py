@@ -1,4 +1,5 @@
 """How the C++ kernels are built, cached and loaded. Tiny sources stand in for the kernels, so that compiling is quick."""
+
 from __future__ import annotations
 
 import hashlib
@@ -79,8 +80,15 @@ def test_a_damaged_library_is_built_again(cache, damage, tmp_path, capfd):
         (tmp_path / "elsewhere.so").write_bytes(content)
         path.symlink_to(tmp_path / "elsewhere.so")
     else:
-        path.write_bytes({"truncated": content[:len(content) // 2], "empty": b"", "text": b"not a library",
-                          "no checksum": content[:-64], "unloadable": signed(b"not a library")}[damage])
+        path.write_bytes(
+            {
+                "truncated": content[: len(content) // 2],
+                "empty": b"",
+                "text": b"not a library",
+                "no checksum": content[:-64],
+                "unloadable": signed(b"not a library"),
+            }[damage]
+        )
         path.chmod(0o700)
     loaded = build.build()
     assert loaded.functions.sound() == 1 and not hasattr(loaded.functions, "planted")
@@ -93,6 +101,7 @@ def test_a_damaged_library_is_built_again(cache, damage, tmp_path, capfd):
 def test_a_library_that_can_never_be_loaded_is_compiled_once_per_folder(cache, monkeypatch, capfd):
     def refuse(path):
         raise OSError(f"{path}: failed to map segment")
+
     monkeypatch.setattr(build.ctypes, "CDLL", refuse)
     assert build.library.__wrapped__() is None
     errors = capfd.readouterr().err
@@ -141,6 +150,7 @@ def test_a_file_system_without_programs_is_not_used(cache, monkeypatch, capfd):
 
     def mounted(path):
         return type("Status", (), {"f_flag": status.f_flag | (os.ST_NOEXEC if Path(path) == cache else 0)})
+
     monkeypatch.setattr(build.os, "statvfs", mounted)
     assert build.build().path.parent != cache
     assert "noexec" in capfd.readouterr().err
@@ -152,6 +162,7 @@ def test_neither_a_home_nor_an_account(cache, monkeypatch, tmp_path, capfd):
 
     def unknown(uid):
         raise KeyError(uid)
+
     monkeypatch.setattr("pwd.getpwuid", unknown)
     assert build.build().path.parent == tmp_path / f"tmp/opensora-{os.geteuid()}"
 
@@ -167,22 +178,41 @@ def test_processes_that_start_together_compile_once(cache, tmp_path):
     """The compiler is a script that says when it compiles and takes its time."""
     bin_folder = tmp_path / "bin"
     bin_folder.mkdir()
-    (bin_folder / "g++").write_text(f'#!/bin/sh\ncase "$*" in *-shared*) echo x >> {tmp_path}/count; sleep 0.5;; esac\n'
-                                    f'exec {GXX} "$@"\n')
+    (bin_folder / "g++").write_text(
+        f'#!/bin/sh\ncase "$*" in *-shared*) echo x >> {tmp_path}/count; sleep 0.5;; esac\nexec {GXX} "$@"\n'
+    )
     (bin_folder / "g++").chmod(0o755)
-    code = (f"from pathlib import Path; from opensora.ops.cpu import build; build.SOURCE = Path({str(build.SOURCE)!r}); "
-            "print(build.build().functions.sound())")
-    processes = [subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, text=True, stdout=subprocess.PIPE,
-                                  env={**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"}) for _ in range(4)]
+    code = (
+        f"from pathlib import Path; from opensora.ops.cpu import build; build.SOURCE = Path({str(build.SOURCE)!r}); "
+        "print(build.build().functions.sound())"
+    )
+    processes = [
+        subprocess.Popen(
+            [sys.executable, "-c", code],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            env={**os.environ, "PATH": f"{bin_folder}:{os.environ['PATH']}"},
+        )
+        for _ in range(4)
+    ]
     assert [process.communicate(timeout=60)[0] for process in processes] == ["1\n"] * 4
     assert (tmp_path / "count").read_text() == "x\n"
 
 
 def test_importing_compiles_nothing_and_says_nothing(tmp_path):
-    code = ("import sys; import opensora.ops.norms, opensora.ops.conv, opensora.models, opensora.sample.sample; "
-            "from opensora.ops.cpu.build import library; print(library.cache_info().currsize)")
-    finished = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True,
-                              env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)})
+    code = (
+        "import sys; import opensora.ops.norms, opensora.ops.conv, opensora.models, opensora.sample.sample; "
+        "from opensora.ops.cpu.build import library; print(library.cache_info().currsize)"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path)},
+    )
     assert finished.stdout == "0\n" and "kernels" not in finished.stderr and not list(tmp_path.iterdir())
 
 
@@ -197,7 +227,9 @@ def without_a_feature() -> str:
 def test_the_instruction_set_is_checked(cache, monkeypatch):
     for value in ("avx512", "x86-64-v3 -DX", "-v", "@file", "native\n"):
         monkeypatch.setenv(build.MARCH, value)
-        with pytest.raises(ValueError, match=f"^{build.MARCH}={re.escape(value)}: g[+][+] knows no such instruction set; "):
+        with pytest.raises(
+            ValueError, match=f"^{build.MARCH}={re.escape(value)}: g[+][+] knows no such instruction set; "
+        ):
             build.library.__wrapped__()
     monkeypatch.setenv(build.SWITCH, "0")
     build.check_settings()  # nothing will be built
@@ -219,13 +251,19 @@ def test_the_key_changes_with_what_the_library_depends_on(cache, monkeypatch):
     assert len(keys) == 4
 
 
-@pytest.mark.parametrize("keys, message", [
-    (["ab12", "ab12", None], "rank 2 of 3 has no fused CPU kernels"),
-    ([None, "ab12"], "rank 0 of 2 has no fused CPU kernels"),
-    (["ab12", "ab13"], "rank 1 has other CPU kernels than rank 0"),
-    (["ab12", "ab12"], None), ([None, None], None)])
+@pytest.mark.parametrize(
+    "keys, message",
+    [
+        (["ab12", "ab12", None], "rank 2 of 3 has no fused CPU kernels"),
+        ([None, "ab12"], "rank 0 of 2 has no fused CPU kernels"),
+        (["ab12", "ab13"], "rank 1 has other CPU kernels than rank 0"),
+        (["ab12", "ab12"], None),
+        ([None, None], None),
+    ],
+)
 def test_processes_of_a_run_agree(keys, message, monkeypatch):
     from opensora.ops.cpu import kernels
+
     monkeypatch.setattr(kernels, "has_products", lambda: True)
 
     def row(key):

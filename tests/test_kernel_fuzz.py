@@ -1,4 +1,5 @@
 """Every C++ kernel against naive references, on random small shapes, as built for this CPU and for a smaller one."""
+
 from __future__ import annotations
 
 import os
@@ -31,9 +32,18 @@ def test_kernels_and_models_on_a_smaller_cpu(run):
     """A CPU with AVX2 and without AVX-512."""
     if "__AVX512F__" not in build._features("g++", "native"):
         pytest.skip("this CPU is the smaller one, or no x86")
-    finished = run("-m", "pytest", "-q", "tests/test_cpu_kernels.py", "tests/test_wfvae.py", "tests/test_dit.py",
-                   "tests/test_text_encoder.py", "-k", "kernels_compute or (golden or gradients_of_a_batch) and not graph "
-                   "and not official and not 2b_width", env={**os.environ, build.MARCH: "x86-64-v3"})
+    finished = run(
+        "-m",
+        "pytest",
+        "-q",
+        "tests/test_cpu_kernels.py",
+        "tests/test_wfvae.py",
+        "tests/test_dit.py",
+        "tests/test_text_encoder.py",
+        "-k",
+        "kernels_compute or (golden or gradients_of_a_batch) and not graph and not official and not 2b_width",
+        env={**os.environ, build.MARCH: "x86-64-v3"},
+    )
     assert finished.returncode == 0 and " passed" in finished.stdout, finished.stdout[-5000:]
 
 
@@ -43,9 +53,34 @@ def test_kernels_stay_within_their_arrays(tmp_path):
     sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(sanitizer).is_absolute():
         pytest.skip("g++ has no AddressSanitizer here")
-    subprocess.run(["g++", "-march=native", *build.FLAGS, "-O1", "-g", "-fsanitize=address", *build.SOURCE.glob("*.cc"),
-                    "-o", tmp_path / "asan.so", "-ldl"], check=True)
+    subprocess.run(
+        [
+            "g++",
+            "-march=native",
+            *build.FLAGS,
+            "-O1",
+            "-g",
+            "-fsanitize=address",
+            *build.SOURCE.glob("*.cc"),
+            "-o",
+            tmp_path / "asan.so",
+            "-ldl",
+        ],
+        check=True,
+    )
     finished = subprocess.run(
-        [sys.executable, "tests/kernel_fuzz.py", tmp_path / "asan.so", kernels.PRODUCTS, "--cases", "300", "--no-guards"],
-        cwd=ROOT, capture_output=True, text=True, env={**os.environ, "LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0"})
+        [
+            sys.executable,
+            "tests/kernel_fuzz.py",
+            tmp_path / "asan.so",
+            kernels.PRODUCTS,
+            "--cases",
+            "300",
+            "--no-guards",
+        ],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LD_PRELOAD": sanitizer, "ASAN_OPTIONS": "detect_leaks=0"},
+    )
     assert finished.returncode == 0, (finished.stdout + finished.stderr)[:5000]

@@ -1,4 +1,5 @@
 """From files of every format to a model and back."""
+
 from __future__ import annotations
 
 import argparse
@@ -20,8 +21,15 @@ from opensora.models.checkpoint_files import find_weights, open_state, read_conf
 from opensora.models.safetensors_file import read_safetensors, write_safetensors
 from opensora.models.tensor_file import NUMPY_TYPES, ArrayTensor, is_finite, is_finite_piece
 
-TINY_VAE = dict(base_channels=8, encoder_num_resblocks=1, encoder_energy_flow_hidden_size=8, decoder_num_resblocks=1,
-                decoder_energy_flow_hidden_size=8, norm_type="layernorm", t_interpolation="trilinear")
+TINY_VAE = dict(
+    base_channels=8,
+    encoder_num_resblocks=1,
+    encoder_energy_flow_hidden_size=8,
+    decoder_num_resblocks=1,
+    decoder_energy_flow_hidden_size=8,
+    norm_type="layernorm",
+    t_interpolation="trilinear",
+)
 TINY_T5 = dict(vocab_size=20, d_model=8, d_kv=4, d_ff=16, num_layers=2, num_heads=2, feed_forward_proj="gated-gelu")
 
 
@@ -58,10 +66,20 @@ def test_save_pretrained_comes_back(vae, tmp_path):
     assert same(loaded.torch_state(), vae.torch_state()) and loaded.config == vae.config
 
 
-@pytest.mark.parametrize("container", [
-    lambda state: state, lambda state: {"state_dict": state}, lambda state: {"state_dict": {"gen_model": state}},
-    lambda state: {"epoch": 1, "ema_state_dict": {f"module.{k}": v for k, v in state.items()},
-                   "state_dict": {"gen_model": {}}}], ids=["plain", "state_dict", "gen_model", "ema"])
+@pytest.mark.parametrize(
+    "container",
+    [
+        lambda state: state,
+        lambda state: {"state_dict": state},
+        lambda state: {"state_dict": {"gen_model": state}},
+        lambda state: {
+            "epoch": 1,
+            "ema_state_dict": {f"module.{k}": v for k, v in state.items()},
+            "state_dict": {"gen_model": {}},
+        },
+    ],
+    ids=["plain", "state_dict", "gen_model", "ema"],
+)
 @pytest.mark.parametrize("format", list(SAVERS))
 def test_torch_checkpoints(vae, tmp_path, container, format):
     write_config(tmp_path)
@@ -75,8 +93,13 @@ def test_ema_weights_come_first(vae, tmp_path):
     write_config(tmp_path)
     state = vae.torch_state()
     doubled = {key: value if "wavelet" in key else value * 2 for key, value in state.items()}
-    save_zip(tmp_path / "merged.ckpt", {"ema_state_dict": {f"module.{k}": v for k, v in as_tensors(doubled).items()},
-                                        "state_dict": {"gen_model": as_tensors(state)}})
+    save_zip(
+        tmp_path / "merged.ckpt",
+        {
+            "ema_state_dict": {f"module.{k}": v for k, v in as_tensors(doubled).items()},
+            "state_dict": {"gen_model": as_tensors(state)},
+        },
+    )
     assert same(WFVAEModel.from_pretrained(tmp_path).torch_state(), doubled)
     assert same(WFVAEModel.from_pretrained(tmp_path, use_ema=False).torch_state(), state)
 
@@ -91,7 +114,8 @@ def test_shards_and_mindspore_checkpoints(vae, tmp_path):
         write_safetensors(tmp_path / "shards" / file, {name: ArrayTensor(state[name]) for name in part})
         weight_map.update({name: file for name in part})
     (tmp_path / "shards/diffusion_pytorch_model.safetensors.index.json").write_text(
-        json.dumps({"metadata": {}, "weight_map": weight_map}))
+        json.dumps({"metadata": {}, "weight_map": weight_map})
+    )
     assert same(WFVAEModel.from_pretrained(tmp_path / "shards").torch_state(), state)
     ms.save_checkpoint(vae, str(tmp_path / "vae.ckpt"))
     assert same(WFVAEModel.from_pretrained(tmp_path / "vae.ckpt", config=TINY_VAE).torch_state(), state)
@@ -180,8 +204,11 @@ def test_an_index_cannot_name_itself(tmp_path):
 @pytest.mark.parametrize("dtype", [ms.float32, ms.float16, ms.bfloat16, ms.int64, ms.bool_])
 def test_mindspore_types(tmp_path, dtype):
     values = ms.Tensor(np.arange(6).reshape(2, 3)).astype(dtype)
-    ms.save_checkpoint([{"name": "w", "data": values}, {"name": "b", "data": ms.Tensor(3.0, ms.float32)}],
-                       str(tmp_path / "x.ckpt"), append_dict={"note": "a text"})
+    ms.save_checkpoint(
+        [{"name": "w", "data": values}, {"name": "b", "data": ms.Tensor(3.0, ms.float32)}],
+        str(tmp_path / "x.ckpt"),
+        append_dict={"note": "a text"},
+    )
     state = open_state(tmp_path / "x.ckpt")
     expected = values.astype(ms.float32).asnumpy()
     assert set(state) == {"w", "b"} and state["w"].shape == (2, 3)
@@ -206,9 +233,13 @@ def test_mindspore_slices_and_damage(tmp_path, monkeypatch):
             open_state(path)
 
 
-@pytest.mark.parametrize("files, message", [
-    (["a.safetensors", "b.safetensors"], "several files of weights .a.safetensors, b.safetensors"),
-    (["a.ckpt", "b.ckpt"], "several files of weights .a.ckpt, b.ckpt")])
+@pytest.mark.parametrize(
+    "files, message",
+    [
+        (["a.safetensors", "b.safetensors"], "several files of weights .a.safetensors, b.safetensors"),
+        (["a.ckpt", "b.ckpt"], "several files of weights .a.ckpt, b.ckpt"),
+    ],
+)
 def test_a_choice_is_left_to_the_user(tmp_path, files, message):
     for name in files:
         (tmp_path / name).touch()
@@ -217,8 +248,13 @@ def test_a_choice_is_left_to_the_user(tmp_path, files, message):
 
 
 def test_files_are_looked_for_in_order(tmp_path):
-    names = ["diffusion_pytorch_model.safetensors", "model.safetensors", "pytorch_model.bin", "merged.ckpt",
-             "last.ckpt"]
+    names = [
+        "diffusion_pytorch_model.safetensors",
+        "model.safetensors",
+        "pytorch_model.bin",
+        "merged.ckpt",
+        "last.ckpt",
+    ]
     for name in reversed(names):
         (tmp_path / name).touch()
         assert find_weights(tmp_path).name == name
@@ -227,11 +263,17 @@ def test_files_are_looked_for_in_order(tmp_path):
         open_state(tmp_path / "note.safetensors")
 
 
-@pytest.mark.parametrize("header", [
-    b'{"w": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}',
-    b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
-    b'{"w": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}',
-    b'{"w": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}}', b'{"w": 3}', b"{nonsense"])
+@pytest.mark.parametrize(
+    "header",
+    [
+        b'{"w": {"dtype": "F32", "shape": [-1, -2], "data_offsets": [0, 8]}}',
+        b'{"w": {"dtype": "F32", "shape": [2], "data_offsets": [-8, 0]}}',
+        b'{"w": {"dtype": ["F32"], "shape": [2], "data_offsets": [0, 8]}}',
+        b'{"w": {"dtype": "F32", "shape": 2, "data_offsets": [0, 8]}}',
+        b'{"w": 3}',
+        b"{nonsense",
+    ],
+)
 def test_damaged_safetensors_headers(tmp_path, header):
     path = tmp_path / "x.safetensors"
     path.write_bytes(len(header).to_bytes(8, "little") + header + bytes(8))
@@ -257,7 +299,7 @@ def test_truncated_safetensors(tmp_path, keep):
     path = tmp_path / "x.safetensors"
     write_safetensors(path, {str(i): ArrayTensor(np.ones(100, np.float32)) for i in range(5)})
     data = path.read_bytes()
-    path.write_bytes(data[:keep if keep > 1 else int(len(data) * keep)])
+    path.write_bytes(data[: keep if keep > 1 else int(len(data) * keep)])
     with pytest.raises(ValueError, match="x.safetensors"):
         read_safetensors(path)
 
@@ -270,8 +312,10 @@ def test_release_tiny_loads_as_it_is(release_tiny):
 
 
 # Checkpoints as other trainers leave them: what is in the file, and the values of EMA and plain weights found.
-PLAIN, EMA = (dict(zip(("a.weight", "b"), (np.full((2, 3), value, np.float32), np.full(4, value, np.float32))))
-              for value in (1, 2))
+PLAIN, EMA = (
+    dict(zip(("a.weight", "b"), (np.full((2, 3), value, np.float32), np.full(4, value, np.float32))))
+    for value in (1, 2)
+)
 
 
 def wrapped(state: dict, *prefixes: str) -> dict:
@@ -280,18 +324,26 @@ def wrapped(state: dict, *prefixes: str) -> dict:
     return state
 
 
-@pytest.mark.parametrize("content, ema, plain", [
-    ({"model": PLAIN, "ema": EMA}, 2, 1), ({"ema": EMA}, 2, None), ({"module": PLAIN, "ds_version": "0.12"}, 1, 1),
-    ({"model": PLAIN, "ema": {"state_dict": EMA}, "step": 5}, 2, 1),
-    ({"state_dict": PLAIN, "ema_state_dict": {}}, 1, 1),
-    ({"state_dict": {"gen_model": PLAIN, "dics_model": EMA}, "ema_state_dict": wrapped(EMA, "module.")}, 2, 1),
-    ({"state_dict": {"model": PLAIN, "model_ema": EMA}}, 2, 1),
-    ({"model_state_dict": PLAIN, "optimizer": {0: EMA}}, 1, 1),
-    (wrapped(PLAIN, "_orig_mod."), 1, 1), (wrapped(PLAIN, "_orig_mod.", "module."), 1, 1),
-    (wrapped(PLAIN, "module.", "_orig_mod.", "module."), 1, 1), ({"module": wrapped(PLAIN, "module.")}, 1, 1),
-    ({"a._orig_mod.weight": PLAIN["a.weight"], "b": PLAIN["b"]}, 1, 1),
-    ({"_fsdp_wrapped_module.a._checkpoint_wrapped_module.weight": PLAIN["a.weight"], "b": PLAIN["b"]}, 1, 1),
-    ({"model": {}, "ema": None, **PLAIN}, 1, 1)])
+@pytest.mark.parametrize(
+    "content, ema, plain",
+    [
+        ({"model": PLAIN, "ema": EMA}, 2, 1),
+        ({"ema": EMA}, 2, None),
+        ({"module": PLAIN, "ds_version": "0.12"}, 1, 1),
+        ({"model": PLAIN, "ema": {"state_dict": EMA}, "step": 5}, 2, 1),
+        ({"state_dict": PLAIN, "ema_state_dict": {}}, 1, 1),
+        ({"state_dict": {"gen_model": PLAIN, "dics_model": EMA}, "ema_state_dict": wrapped(EMA, "module.")}, 2, 1),
+        ({"state_dict": {"model": PLAIN, "model_ema": EMA}}, 2, 1),
+        ({"model_state_dict": PLAIN, "optimizer": {0: EMA}}, 1, 1),
+        (wrapped(PLAIN, "_orig_mod."), 1, 1),
+        (wrapped(PLAIN, "_orig_mod.", "module."), 1, 1),
+        (wrapped(PLAIN, "module.", "_orig_mod.", "module."), 1, 1),
+        ({"module": wrapped(PLAIN, "module.")}, 1, 1),
+        ({"a._orig_mod.weight": PLAIN["a.weight"], "b": PLAIN["b"]}, 1, 1),
+        ({"_fsdp_wrapped_module.a._checkpoint_wrapped_module.weight": PLAIN["a.weight"], "b": PLAIN["b"]}, 1, 1),
+        ({"model": {}, "ema": None, **PLAIN}, 1, 1),
+    ],
+)
 @pytest.mark.parametrize("format", list(SAVERS))
 def test_checkpoints_of_other_trainers(tmp_path, format, content, ema, plain):
     def tensors(value):
@@ -313,8 +365,9 @@ def test_wrapped_names_in_every_format(tmp_path):
     state = wrapped(PLAIN, "_orig_mod.", "module.")
     write_safetensors(tmp_path / "x.safetensors", {name: ArrayTensor(value) for name, value in state.items()})
     (tmp_path / "x.index.json").write_text(json.dumps({"weight_map": {name: "x.safetensors" for name in state}}))
-    ms.save_checkpoint([{"name": name, "data": ms.Tensor(value)} for name, value in state.items()],
-                       str(tmp_path / "x.ckpt"))
+    ms.save_checkpoint(
+        [{"name": name, "data": ms.Tensor(value)} for name, value in state.items()], str(tmp_path / "x.ckpt")
+    )
     for file in ("x.safetensors", "x.index.json", "x.ckpt"):
         assert set(open_state(tmp_path / file)) == set(PLAIN)
     kept = {"module.a": PLAIN["b"], "b": PLAIN["b"]}
@@ -339,18 +392,42 @@ def entry(begin: int, end: int, **changes) -> dict:
     return {"dtype": "F32", "shape": [(end - begin) // 4], "data_offsets": [begin, end], **changes}
 
 
-SAFETENSORS_HEADERS = [json.dumps(header) for header in (
-    {"a": entry(0, 32)}, {"b": entry(16, 32), "a": entry(0, 16)}, {"z": entry(0, 0), "a": entry(0, 32)},
-    {"a": entry(0, 32), "__metadata__": {"format": "pt"}}, {"a": entry(0, 32), "__metadata__": None},
-    {"a": entry(0, 32, more=1)}, {"a": entry(0, 16), "b": entry(0, 32)}, {"a": entry(0, 32), "b": entry(0, 32)},
-    {"a": entry(0, 8), "b": entry(16, 32)}, {"a": entry(4, 32)}, {"a": entry(0, 16)}, {"a": entry(0, 36)},
-    {"a": entry(0, 32, shape=[7])}, {"a": entry(0, 32, shape=[8.0])}, {"a": entry(0, 32, shape=[True, 8])},
-    {"a": entry(0, 32, shape=[-8])}, {"a": entry(0, 32, shape=[1 << 40, 1 << 40])}, {"a": entry(0, 32, dtype="f32")},
-    {"a": entry(0, 32, dtype="I64")}, {"a": entry(0, 32, data_offsets=[0, 32, 32])}, {"a": entry(0, 32, shape=None)},
-    {"a": entry(0, 32, data_offsets=[32, 0])}, {"a": entry(0, 32), "__metadata__": {"format": 3}},
-    {"a": entry(0, 32), "__metadata__": []}, [entry(0, 32)])] + [
-    '{"a": NaN}', json.dumps({"a": entry(0, 32)}) + "   ", json.dumps({"a": entry(0, 32)}) + "x",
-    json.dumps({"a": entry(0, 32)}).replace("32", "3.2e1"), json.dumps({"\ud800": entry(0, 32)})]
+SAFETENSORS_HEADERS = [
+    json.dumps(header)
+    for header in (
+        {"a": entry(0, 32)},
+        {"b": entry(16, 32), "a": entry(0, 16)},
+        {"z": entry(0, 0), "a": entry(0, 32)},
+        {"a": entry(0, 32), "__metadata__": {"format": "pt"}},
+        {"a": entry(0, 32), "__metadata__": None},
+        {"a": entry(0, 32, more=1)},
+        {"a": entry(0, 16), "b": entry(0, 32)},
+        {"a": entry(0, 32), "b": entry(0, 32)},
+        {"a": entry(0, 8), "b": entry(16, 32)},
+        {"a": entry(4, 32)},
+        {"a": entry(0, 16)},
+        {"a": entry(0, 36)},
+        {"a": entry(0, 32, shape=[7])},
+        {"a": entry(0, 32, shape=[8.0])},
+        {"a": entry(0, 32, shape=[True, 8])},
+        {"a": entry(0, 32, shape=[-8])},
+        {"a": entry(0, 32, shape=[1 << 40, 1 << 40])},
+        {"a": entry(0, 32, dtype="f32")},
+        {"a": entry(0, 32, dtype="I64")},
+        {"a": entry(0, 32, data_offsets=[0, 32, 32])},
+        {"a": entry(0, 32, shape=None)},
+        {"a": entry(0, 32, data_offsets=[32, 0])},
+        {"a": entry(0, 32), "__metadata__": {"format": 3}},
+        {"a": entry(0, 32), "__metadata__": []},
+        [entry(0, 32)],
+    )
+] + [
+    '{"a": NaN}',
+    json.dumps({"a": entry(0, 32)}) + "   ",
+    json.dumps({"a": entry(0, 32)}) + "x",
+    json.dumps({"a": entry(0, 32)}).replace("32", "3.2e1"),
+    json.dumps({"\ud800": entry(0, 32)}),
+]
 
 
 @pytest.mark.parametrize("header", SAFETENSORS_HEADERS)
@@ -373,12 +450,15 @@ def test_hostile_safetensors_headers(tmp_path):
     path = tmp_path / "x.safetensors"
     one = json.dumps(entry(0, 32))
     for header, message in (
-            ('{"a": %s, "a": %s}' % (one, one), "'a' comes twice"), ('{"a":' + "[" * 200_000, "nested too deep"),
-            (json.dumps({"a": entry(0, 32, shape=[1] * 150_000)}), "150000 axes"),
-            (json.dumps({"a": entry(0, 32, shape=[10 ** 18] * 30)}), "a shape that is not made of sizes"),
-            ('{"a": ' + "9" * 100_000 + "}", "100000 digits"), ('{"a":' * 200_000, "nested too deep"),
-            (json.dumps({"a": entry(0, 32, dtype="F8_E8M0", shape=[32])}), "'a' is of type F8_E8M0, which is not read"),
-            (json.dumps({"a": entry(0, 32, dtype="C64", shape=[4])}), "'a' is of type C64, which is not read")):
+        (f'{{"a": {one}, "a": {one}}}', "'a' comes twice"),
+        ('{"a":' + "[" * 200_000, "nested too deep"),
+        (json.dumps({"a": entry(0, 32, shape=[1] * 150_000)}), "150000 axes"),
+        (json.dumps({"a": entry(0, 32, shape=[10**18] * 30)}), "a shape that is not made of sizes"),
+        ('{"a": ' + "9" * 100_000 + "}", "100000 digits"),
+        ('{"a":' * 200_000, "nested too deep"),
+        (json.dumps({"a": entry(0, 32, dtype="F8_E8M0", shape=[32])}), "'a' is of type F8_E8M0, which is not read"),
+        (json.dumps({"a": entry(0, 32, dtype="C64", shape=[4])}), "'a' is of type C64, which is not read"),
+    ):
         write_header(path, header)
         assert message in refused_cheaply(path)
     path.write_bytes(b"\xff" * 7 + b"\x7f" + b"{}")
@@ -387,8 +467,7 @@ def test_hostile_safetensors_headers(tmp_path):
 
 def test_hostile_json(tmp_path):
     for name in ("config.json", "x.index.json"):
-        for text in ("[" * 200_000, '{"a":' * 200_000, '{"weight_map": ' + "[" * 200_000,
-                     '{"a": ' + "9" * 10 ** 6 + "}"):
+        for text in ("[" * 200_000, '{"a":' * 200_000, '{"weight_map": ' + "[" * 200_000, '{"a": ' + "9" * 10**6 + "}"):
             (tmp_path / name).write_text(text)
             refused_cheaply(tmp_path / name, read=read_config if name == "config.json" else open_state)
 
@@ -407,12 +486,15 @@ def test_hostile_mindspore_files(tmp_path):
 
     path = tmp_path / "x.ckpt"
     huge = b"\x08" + b"\xff" * 9 + b"\x01"
-    for data, message in ((tensor_field(b"\x08\x01" * 150_000), "not a MindSpore checkpoint"),
-                          (tensor_field(huge), "not made of sizes"),
-                          (tensor_field(b"\x08\xff\xff\xff\x7f" * 30), "2**48"),
-                          (field(1, b"\x0a\x00" * 100_000), "not a MindSpore checkpoint"),
-                          (b"\x0a\xff\xff\xff\xff\xff\xff\x7f", "truncated|cut off"), (b"\x0a" + b"\xff" * 20, ""),
-                          (tensor_field(b"\x08\x01") + tensor_field(b"\x08\x02", 8), "not a MindSpore checkpoint")):
+    for data, message in (
+        (tensor_field(b"\x08\x01" * 150_000), "not a MindSpore checkpoint"),
+        (tensor_field(huge), "not made of sizes"),
+        (tensor_field(b"\x08\xff\xff\xff\x7f" * 30), "2**48"),
+        (field(1, b"\x0a\x00" * 100_000), "not a MindSpore checkpoint"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\x7f", "truncated|cut off"),
+        (b"\x0a" + b"\xff" * 20, ""),
+        (tensor_field(b"\x08\x01") + tensor_field(b"\x08\x02", 8), "not a MindSpore checkpoint"),
+    ):
         path.write_bytes(data)
         assert re.search(message.replace("**", r"\*\*"), refused_cheaply(path))
     path.write_bytes(tensor_field(b"\x08\x01"))
@@ -435,9 +517,17 @@ def test_nan_and_integer_weights_are_said(vae, tmp_path, capsys):
     assert capsys.readouterr().err == ""
 
 
-@pytest.mark.parametrize("kind, bad", [("F32", np.float32("nan")), ("F16", np.float16("inf")), ("F64", -np.inf),
-                                       ("BF16", np.uint16(0x7F80)), ("F8_E4M3", np.uint8(0xFF)),
-                                       ("F8_E5M2", np.uint8(0x7C))])
+@pytest.mark.parametrize(
+    "kind, bad",
+    [
+        ("F32", np.float32("nan")),
+        ("F16", np.float16("inf")),
+        ("F64", -np.inf),
+        ("BF16", np.uint16(0x7F80)),
+        ("F8_E4M3", np.uint8(0xFF)),
+        ("F8_E5M2", np.uint8(0x7C)),
+    ],
+)
 def test_not_finite_in_every_type(kind, bad):
     values = np.zeros(1000, NUMPY_TYPES[kind])
     assert is_finite_piece(values.tobytes(), kind)
@@ -452,21 +542,25 @@ def test_a_config_as_people_edit_it(vae, tmp_path):
     text = config.read_text()
     config.write_text("\ufeff" + text, encoding="utf-8")
     assert WFVAEModel.from_pretrained(tmp_path).config == vae.config
-    for old, new in (('"base_channels": 8', '"base_channels": "8"'), ('"dropout": 0.0', '"dropout": "0"'),
-                     ('"use_attention": true', '"use_attention": "True"')):
+    for old, new in (
+        ('"base_channels": 8', '"base_channels": "8"'),
+        ('"dropout": 0.0', '"dropout": "0"'),
+        ('"use_attention": true', '"use_attention": "True"'),
+    ):
         config.write_text(config.read_text(encoding="utf-8-sig").replace(old, new))
     assert WFVAEModel.from_pretrained(tmp_path).config == vae.config
     for old, new, message in (
-            ('"base_channels": 8', '"base_channels": "eight"', "base_channels 'eight' is not an integer"),
-            ('"base_channels": 8', '"base_channels": 8.5', "base_channels 8.5 is not an integer"),
-            ('"base_channels": 8', '"base_channels": true', "base_channels True is not an integer"),
-            ('"base_channels": 8', '"base_channels": null', "base_channels None is not an integer"),
-            ('"base_channels": 8', '"base_channels": 8, "base_channels": 16', "'base_channels' comes twice"),
-            ('"dropout": 0.0', '"dropout": NaN', "NaN is not a number in json"),
-            ('"dropout": 0.0', '"dropout": "nan"', "dropout 'nan' is not a finite number"),
-            ('"dropout": 0.0', '"dropout": 1e999', "1e999 is out of range"),
-            ('"norm_type": "layernorm"', '"norm_type": 3', "norm_type 3 is not a text"),
-            ('"base_channels": 8', '"base_chanels": 8', "no key 'base_chanels'; did you mean base_channels")):
+        ('"base_channels": 8', '"base_channels": "eight"', "base_channels 'eight' is not an integer"),
+        ('"base_channels": 8', '"base_channels": 8.5', "base_channels 8.5 is not an integer"),
+        ('"base_channels": 8', '"base_channels": true', "base_channels True is not an integer"),
+        ('"base_channels": 8', '"base_channels": null', "base_channels None is not an integer"),
+        ('"base_channels": 8', '"base_channels": 8, "base_channels": 16', "'base_channels' comes twice"),
+        ('"dropout": 0.0', '"dropout": NaN', "NaN is not a number in json"),
+        ('"dropout": 0.0', '"dropout": "nan"', "dropout 'nan' is not a finite number"),
+        ('"dropout": 0.0', '"dropout": 1e999', "1e999 is out of range"),
+        ('"norm_type": "layernorm"', '"norm_type": 3', "norm_type 3 is not a text"),
+        ('"base_channels": 8', '"base_chanels": 8', "no key 'base_chanels'; did you mean base_channels"),
+    ):
         assert old in text
         config.write_text(text.replace(old, new))
         with pytest.raises(ValueError, match=f"config.json: .*{re.escape(message)}"):
@@ -499,12 +593,18 @@ def test_places_where_weights_are_found(vae, tmp_path, monkeypatch):
 
 
 OTHER_MODELS = {
-    "CausalVAEModel": {"_class_name": "CausalVAEModel", "hidden_size": 128}, "LatteT2V": {"_class_name": "LatteT2V"},
-    "OpenSoraT2V": {"_class_name": "OpenSoraT2V", "num_layers": 32}, "AutoencoderKL": {"_class_name": "AutoencoderKL"},
+    "CausalVAEModel": {"_class_name": "CausalVAEModel", "hidden_size": 128},
+    "LatteT2V": {"_class_name": "LatteT2V"},
+    "OpenSoraT2V": {"_class_name": "OpenSoraT2V", "num_layers": 32},
+    "AutoencoderKL": {"_class_name": "AutoencoderKL"},
     "HunyuanVideoTransformer3DModel": {"_class_name": "HunyuanVideoTransformer3DModel"},
-    "CogVideoXTransformer3DModel": {"_class_name": "CogVideoXTransformer3DModel"}, "llama": {"model_type": "llama"},
-    "umt5": {"model_type": "umt5", "d_model": 8}, "CLIPTextModel": {"architectures": ["CLIPTextModel"]},
-    "mt5": {"model_type": "mt5", **TINY_T5}, "t5": TINY_T5, "WFVAEModel": {"latent_dim": 8, "base_channels": 8},
+    "CogVideoXTransformer3DModel": {"_class_name": "CogVideoXTransformer3DModel"},
+    "llama": {"model_type": "llama"},
+    "umt5": {"model_type": "umt5", "d_model": 8},
+    "CLIPTextModel": {"architectures": ["CLIPTextModel"]},
+    "mt5": {"model_type": "mt5", **TINY_T5},
+    "t5": TINY_T5,
+    "WFVAEModel": {"latent_dim": 8, "base_channels": 8},
     "OpenSoraT2V_v1_3": {"_class_name": "OpenSoraT2V_v1_3"},
     "OpenSoraInpaint_v1_3": {"_class_name": "OpenSoraInpaint_v1_3"},
 }

@@ -1,4 +1,5 @@
 """Prompts, mask strategies, references and the loop of long videos, against golden cases of the published scripts."""
+
 from __future__ import annotations
 
 import threading
@@ -39,8 +40,10 @@ def test_prompts_beyond_the_golden_cases():
     assert loop_texts("|0|a jeep|2|a car|9|a bus", 1) == ["a jeep"]
     assert loop_texts("|0|one|4|two", 6) == ["one"] * 4 + ["two"] * 2
     assert split_overrides('a {"reference_path": ["b", "c"]}') == ("a ", {"reference_path": "b;c"})
-    for prompt, words in (("a {'mask_strategy': '0'}", "is no json"),
-                          ('a {"reference_path": 3}', "3 should be a text")):
+    for prompt, words in (
+        ("a {'mask_strategy': '0'}", "is no json"),
+        ('a {"reference_path": 3}', "3 should be a text"),
+    ):
         with pytest.raises(ValueError, match=words):
             split_overrides(prompt)
     with pytest.raises(ValueError, match="rising order, not with 0, 2, 1"):
@@ -147,7 +150,7 @@ class GoldenDraws:
 
     def step(self, clip: int, k: int, shape: tuple) -> np.ndarray:
         self.noise_drawn += 1
-        return given(self.name, f"noise{self.noise_drawn}", (2 * shape[0], *shape[1:]))[:shape[0]]
+        return given(self.name, f"noise{self.noise_drawn}", (2 * shape[0], *shape[1:]))[: shape[0]]
 
     def encoder(self, clip: int, shape: tuple) -> None:
         return None
@@ -185,19 +188,28 @@ def test_golden_long_videos(name):
         return SimpleNamespace(states=states, mask=np.ones((len(texts), 3), np.int32))
 
     model = ToyModel(name, (4, frames, height // 8, width // 8), given(name, "y_null", (3, 5)))
-    scheduler = IDDPM(num_sampling_steps=config["num_sampling_steps"], cfg_scale=config["cfg_scale"],
-                      cfg_channel=config["cfg_channel"])
+    scheduler = IDDPM(
+        num_sampling_steps=config["num_sampling_steps"],
+        cfg_scale=config["cfg_scale"],
+        cfg_channel=config["cfg_channel"],
+    )
     pipeline = RecordingPipeline(text_encoder, model, ToyVAE(), scheduler)
     count = len(config["prompt"])
-    scenes = [golden_scene(name, pipeline, *row, config) for row in zip(
-        config["prompt"], config["reference_path"] or [None] * count, config["mask_strategy"] or [None] * count)]
+    scenes = [
+        golden_scene(name, pipeline, *row, config)
+        for row in zip(
+            config["prompt"], config["reference_path"] or [None] * count, config["mask_strategy"] or [None] * count
+        )
+    ]
     draws, saved = GoldenDraws(name), []
     size = ClipSize(frames, height, width, config["fps"])
     for start in range(0, count, config["batch_size"]):
-        batch = scenes[start:start + config["batch_size"]]
+        batch = scenes[start : start + config["batch_size"]]
         kept = config["condition_frame_length"]
-        videos = [np.concatenate(list(make_long_video(pipeline, batch, size, draws, kept)), 2)
-                  for _ in range(config["num_sample"])]
+        videos = [
+            np.concatenate(list(make_long_video(pipeline, batch, size, draws, kept)), 2)
+            for _ in range(config["num_sample"])
+        ]
         saved += [video[number] for number in range(len(batch)) for video in videos]
     assert len(saved) == len(golden["saved"])
     for video, entry in zip(saved, golden["saved"]):
@@ -259,9 +271,11 @@ def test_references_from_the_web(server, tmp_path):
     assert find_reference(f"{server}/other/a%20picture.png", cache, allow_local=True) != path
     (pixels,) = read_reference(path, 32, 32)
     assert pixels.shape == (3, 1, 32, 32) and pixels.dtype == np.float32 and np.abs(pixels).max() <= 1
-    for address, words in ((f"{server}/missing/a.png", "cannot be fetched .HTTP 404"),
-                           (f"{server}/short/a.png", "cannot be fetched"),
-                           ("http://127.0.0.1:9/a.png", "cannot be fetched")):
+    for address, words in (
+        (f"{server}/missing/a.png", "cannot be fetched .HTTP 404"),
+        (f"{server}/short/a.png", "cannot be fetched"),
+        ("http://127.0.0.1:9/a.png", "cannot be fetched"),
+    ):
         with pytest.raises(OSError, match=words):
             find_reference(address, cache, allow_local=True)
     with pytest.raises(OSError, match="40 are the limit"):

@@ -1,4 +1,5 @@
 """Masks of training in the way of Open-Sora v1.1 against the reference."""
+
 from __future__ import annotations
 
 import random
@@ -60,11 +61,17 @@ def test_any_length(name, frames):
         assert masks.all()
 
 
-@pytest.mark.parametrize("ratios, words", [
-    ({"quarter_middle": 1.0}, "'quarter_middle' is not one of identity, quarter_random"),
-    ({"identity": 0.5, "image_head": 0.4}, "add up to 0.9"), ({"image_head": 1.5}, "image_head is 1.5"),
-    ({"image_head": "0.5"}, "image_head is '0.5'"), ({"mask_no": 0.5, "identity": 0.5}, "'identity' says again"),
-    ({"image_head": 0.7, "image_tail": 0.7}, "add up to 1.4")])
+@pytest.mark.parametrize(
+    "ratios, words",
+    [
+        ({"quarter_middle": 1.0}, "'quarter_middle' is not one of identity, quarter_random"),
+        ({"identity": 0.5, "image_head": 0.4}, "add up to 0.9"),
+        ({"image_head": 1.5}, "image_head is 1.5"),
+        ({"image_head": "0.5"}, "image_head is '0.5'"),
+        ({"mask_no": 0.5, "identity": 0.5}, "'identity' says again"),
+        ({"image_head": 0.7, "image_tail": 0.7}, "add up to 1.4"),
+    ],
+)
 def test_bad_ratios_are_refused(ratios, words):
     with pytest.raises(ValueError, match=words):
         MaskGenerator(ratios)

@@ -1,4 +1,5 @@
 """Masks of the inpaint model against the reference, and the configuration that draws them."""
+
 from __future__ import annotations
 
 import json
@@ -11,8 +12,14 @@ import pytest
 from conftest import ROOT
 from golden_cases import case, given, load_case, relative_difference
 
-from opensora.utils.mask_utils import (MaskCompressor, MaskConfig, MaskProcessor, MaskType, add_noise_to_condition,
-                                       mask_pixels)
+from opensora.utils.mask_utils import (
+    MaskCompressor,
+    MaskConfig,
+    MaskProcessor,
+    MaskType,
+    add_noise_to_condition,
+    mask_pixels,
+)
 
 MASKS = case("mask_types", "training_cases.json")
 NOISE = case("mask_noise_adder", "training_cases.json")
@@ -52,8 +59,9 @@ class GivenDraws:
 def test_golden_types(name):
     mask_type, size, low, high = name.rsplit("_", 3)
     frames, height, width = map(int, size.split("x"))
-    mask = MaskProcessor(float(low), float(high))(MaskType.of(mask_type), frames,
-                                                  ReferenceDraws(MASKS["python_random_seed"]))
+    mask = MaskProcessor(float(low), float(high))(
+        MaskType.of(mask_type), frames, ReferenceDraws(MASKS["python_random_seed"])
+    )
     assert mask.tolist() == MASKS["cases"][name]["mask_frames"]
     compressed = MaskCompressor()(np.broadcast_to(mask[:, None, None], (1, 1, frames, height, width)))
     assert list(compressed.shape) == MASKS["cases"][name]["compressed_shape"]
@@ -70,8 +78,9 @@ def test_golden_compression_in_space(name):
 def test_golden_noise(output, strength):
     inputs = {name: given("mask_noise_adder", name, value["shape"]) for name, value in NOISE["inputs"].items()}
     mask = (inputs["mask"] > 0).astype(np.float32)
-    noisy = add_noise_to_condition(inputs["masked_pixels"], mask, GivenDraws(inputs["sigma_draw"], inputs["noise"]),
-                                   strength)
+    noisy = add_noise_to_condition(
+        inputs["masked_pixels"], mask, GivenDraws(inputs["sigma_draw"], inputs["noise"]), strength
+    )
     assert noisy.dtype == np.float32
     assert relative_difference(noisy, load_case("mask_noise_adder")[output]) < 1e-6
 
@@ -119,15 +128,23 @@ def test_open_types_give_what_the_ratios_say(mask_type):
     assert (processor(mask_type, 21, np.random.default_rng(1)) == masks[0]).all()
 
 
-@pytest.mark.parametrize("text, message", [
-    ("mask_type_ratio_dict_video: {i2v: 1, i3v: 2}", "'i3v' is not one of t2iv, i2v, transition, continuation, clear, "
-                                                     "random_temporal"),
-    ("mask_type_ratio_dict_image: {i2v: 1}", "'i2v' is not one of t2iv, clear"),
-    ("mask_type_ratio_dict_image: {clear: -1}", "clear -1 should be a number of 0 or more"),
-    ("mask_type_ratio_dict_video: 3", "should give a ratio"),
-    ("min_clear_ratio: 0.8\nmax_clear_ratio: 0.2", "0 <= min"),
-    ("max_clear_ratio: all", "'all'"), ("max_clear: 1", "unknown key 'max_clear'; known are min_clear_ratio"),
-    ("- 1", "unknown key"), ("a: [", "not a yaml file")])
+@pytest.mark.parametrize(
+    "text, message",
+    [
+        (
+            "mask_type_ratio_dict_video: {i2v: 1, i3v: 2}",
+            "'i3v' is not one of t2iv, i2v, transition, continuation, clear, random_temporal",
+        ),
+        ("mask_type_ratio_dict_image: {i2v: 1}", "'i2v' is not one of t2iv, clear"),
+        ("mask_type_ratio_dict_image: {clear: -1}", "clear -1 should be a number of 0 or more"),
+        ("mask_type_ratio_dict_video: 3", "should give a ratio"),
+        ("min_clear_ratio: 0.8\nmax_clear_ratio: 0.2", "0 <= min"),
+        ("max_clear_ratio: all", "'all'"),
+        ("max_clear: 1", "unknown key 'max_clear'; known are min_clear_ratio"),
+        ("- 1", "unknown key"),
+        ("a: [", "not a yaml file"),
+    ],
+)
 def test_bad_configs_are_refused(text, message, tmp_path):
     (tmp_path / "mask.yaml").write_text(text)
     with pytest.raises(ValueError, match=message) as error:

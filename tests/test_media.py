@@ -1,4 +1,5 @@
 """Videos and images in and out, with files made by ffmpeg on the spot."""
+
 from __future__ import annotations
 
 import struct
@@ -13,9 +14,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
+from opensora.datasets.frame_stream import FrameStream
 from opensora.datasets.media import BACKENDS as ALL_BACKENDS
 from opensora.datasets.media import VideoReader, read_image, save_grid, save_image, write_video
-from opensora.datasets.frame_stream import FrameStream
 from opensora.datasets.packet_index import is_shown
 from opensora.datasets.rgb_frames import RgbConverter, note_hdr
 
@@ -49,8 +50,9 @@ def make_video(path, *options, frames=None):
     """Encodes `frames` at 10 per second with ffmpeg's own options; returns the path."""
     frames = moving_picture() if frames is None else frames
     size = f"{frames.shape[2]}x{frames.shape[1]}"
-    ffmpeg("-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", FPS, "-i", "-", *options, path,
-           stdin=frames.tobytes())
+    ffmpeg(
+        "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", FPS, "-i", "-", *options, path, stdin=frames.tobytes()
+    )
     return path
 
 
@@ -126,15 +128,25 @@ def assert_random_access(path, frames: np.ndarray) -> None:
             assert (reader.read(indices[::-1]) == frames[indices[::-1]]).all()
 
 
-@pytest.mark.parametrize("source, name, options", [
-    ("a.mp4", "edit_list.mp4", ()), ("a.mkv", "cut.mkv", ()), ("hevc.mp4", "edit_list.mp4", ()),
-    ("hevc.mkv", "leading_pictures.mkv", ()), ("refresh.mkv", "recovering.mkv", ()), ("a.ts", "cut.ts", ()),
-    ("a.mkv", "negative_times.mkv", ("-avoid_negative_ts", "disabled")),
-    ("a.mp4", "negative_times.mp4", ("-avoid_negative_ts", "disabled"))])
+@pytest.mark.parametrize(
+    "source, name, options",
+    [
+        ("a.mp4", "edit_list.mp4", ()),
+        ("a.mkv", "cut.mkv", ()),
+        ("hevc.mp4", "edit_list.mp4", ()),
+        ("hevc.mkv", "leading_pictures.mkv", ()),
+        ("refresh.mkv", "recovering.mkv", ()),
+        ("a.ts", "cut.ts", ()),
+        ("a.mkv", "negative_times.mkv", ("-avoid_negative_ts", "disabled")),
+        ("a.mp4", "negative_times.mp4", ("-avoid_negative_ts", "disabled")),
+    ],
+)
 def test_cut_without_recoding(source, name, options, tmp_path):
     """Such files begin between keyframes: they are sound, and the frames before the cut are not shown."""
-    codec = {"hevc": ("-c:v", "libx265", "-x265-params", "log-level=none:keyint=10"),
-             "refresh": (*YUV420, "-x264-params", "intra-refresh=1:keyint=10:bframes=0")}
+    codec = {
+        "hevc": ("-c:v", "libx265", "-x265-params", "log-level=none:keyint=10"),
+        "refresh": (*YUV420, "-x264-params", "intra-refresh=1:keyint=10:bframes=0"),
+    }
     make_video(tmp_path / source, *codec.get(source.split(".")[0], (*YUV420, "-g", 10, "-bf", 3)))
     path = tmp_path / name
     ffmpeg("-ss", 1.25, "-i", tmp_path / source, "-c", "copy", *options, path)
@@ -151,7 +163,7 @@ def test_cut_without_recoding(source, name, options, tmp_path):
 def test_stream_that_begins_between_keyframes(tmp_path):
     whole = make_video(tmp_path / "whole.ts", *YUV420, "-g", 10, "-bf", 2).read_bytes()
     path = tmp_path / "tuned_in.ts"
-    path.write_bytes(whole[len(whole) // 188 // 4 * 188:])
+    path.write_bytes(whole[len(whole) // 188 // 4 * 188 :])
     truth = decode_with_ffmpeg(path, HEIGHT, WIDTH)
     with VideoReader(path) as reader:
         reader.check()
@@ -183,8 +195,16 @@ def test_display_matrix(backend, degrees, mirror, tmp_path):
     if not (degrees or mirror):
         return
     make_video(tmp_path / "flat.mp4", *YUV420, frames=moving_picture(3))
-    ffmpeg("-display_rotation", degrees, *([mirror] if mirror else []), "-i", tmp_path / "flat.mp4", "-c", "copy",
-           tmp_path / "turned.mp4")
+    ffmpeg(
+        "-display_rotation",
+        degrees,
+        *([mirror] if mirror else []),
+        "-i",
+        tmp_path / "flat.mp4",
+        "-c",
+        "copy",
+        tmp_path / "turned.mp4",
+    )
     upright = np.rot90(moving_picture(3), degrees // 90, axes=(1, 2))
     if mirror:
         upright = np.flip(upright, 2 if mirror == "-display_hflip" else 1)
@@ -196,11 +216,13 @@ def test_display_matrix(backend, degrees, mirror, tmp_path):
         assert difference(frames, upright) < 6
 
 
-@pytest.mark.parametrize("aspect, suffix, width", [("2/1", "mp4", 128), ("1/2", "mp4", 32), ("4/3", "mkv", 85),
-                                                   ("16/15", "ts", 68)])
+@pytest.mark.parametrize(
+    "aspect, suffix, width", [("2/1", "mp4", 128), ("1/2", "mp4", 32), ("4/3", "mkv", 85), ("16/15", "ts", 68)]
+)
 def test_pixels_that_are_not_square(aspect, suffix, width, tmp_path):
-    path = make_video(tmp_path / f"wide.{suffix}", "-vf", f"setsar={aspect}", "-c:v", "libx264", *YUV420,
-                      frames=moving_picture(3))
+    path = make_video(
+        tmp_path / f"wide.{suffix}", "-vf", f"setsar={aspect}", "-c:v", "libx264", *YUV420, frames=moving_picture(3)
+    )
     with VideoReader(path) as reader:
         assert (reader.height, reader.width) == (HEIGHT, width)
         frames = reader.read(range(3))
@@ -239,9 +261,16 @@ def test_transparent_gif(tmp_path):
 
 
 def test_hdr_is_noted_once(tmp_path, capfd):
-    path = make_video(tmp_path / "hdr.mp4",
-                      "-vf", "setparams=color_trc=smpte2084:color_primaries=bt2020:colorspace=bt2020nc",
-                      "-c:v", "libx264", "-pix_fmt", "yuv420p10le", frames=moving_picture(2))
+    path = make_video(
+        tmp_path / "hdr.mp4",
+        "-vf",
+        "setparams=color_trc=smpte2084:color_primaries=bt2020:colorspace=bt2020nc",
+        "-c:v",
+        "libx264",
+        "-pix_fmt",
+        "yuv420p10le",
+        frames=moving_picture(2),
+    )
     note_hdr.cache_clear()
     for _ in range(2):
         VideoReader(path).read([0, 1])
@@ -260,9 +289,14 @@ def test_names_that_mean_something_to_ffmpeg(name, tmp_path, monkeypatch):
             assert difference(reader.read(range(3)), moving_picture(3)) < 10
 
 
-@pytest.mark.parametrize("text", ["ffconcat version 1.0\nfile real.mp4\n",
-                                  "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\nreal.mp4\n#EXT-X-ENDLIST\n",
-                                  "v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5000 RTP/AVP 96\na=rtpmap:96 H264/90000\n"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "ffconcat version 1.0\nfile real.mp4\n",
+        "#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:2,\nreal.mp4\n#EXT-X-ENDLIST\n",
+        "v=0\no=- 0 0 IN IP4 127.0.0.1\nm=video 5000 RTP/AVP 96\na=rtpmap:96 H264/90000\n",
+    ],
+)
 def test_files_that_refer_to_others(text, tmp_path):
     make_video(tmp_path / "real.mp4", *YUV420, frames=moving_picture(2))
     (tmp_path / "list.mp4").write_text(text)
@@ -273,8 +307,12 @@ def test_files_that_refer_to_others(text, tmp_path):
 def test_decompression_bomb(tmp_path):
     for size in (60000, 9000):
         (tmp_path / "bomb.gif").write_bytes(
-            b"GIF89a" + struct.pack("<HH", size, size) + b"\x80\0\0\0\0\0\xff\xff\xff,"
-            + struct.pack("<HHHH", 0, 0, size, size) + b"\0\x02\x02D\x01\0;")
+            b"GIF89a"
+            + struct.pack("<HH", size, size)
+            + b"\x80\0\0\0\0\0\xff\xff\xff,"
+            + struct.pack("<HHHH", 0, 0, size, size)
+            + b"\0\x02\x02D\x01\0;"
+        )
         with pytest.raises(ValueError, match="bomb.gif: .*67108864 pixels") as error:
             VideoReader(tmp_path / "bomb.gif")
         assert "\n" not in str(error.value)
@@ -352,12 +390,18 @@ def test_no_video(backend, tmp_path, capfd):
         VideoReader(tmp_path / "absent.mp4", backend)
 
 
-@pytest.mark.parametrize("name, options", [
-    ("a.mkv", YUV420), ("a.avi", YUV420), ("a.mp4", (*YUV420, "-movflags", "+faststart")),
-    ("a.mpg", ("-c:v", "mpeg2video", "-r", 25))])
+@pytest.mark.parametrize(
+    "name, options",
+    [
+        ("a.mkv", YUV420),
+        ("a.avi", YUV420),
+        ("a.mp4", (*YUV420, "-movflags", "+faststart")),
+        ("a.mpg", ("-c:v", "mpeg2video", "-r", 25)),
+    ],
+)
 def test_truncated_video(name, options, tmp_path):
     whole = make_video(tmp_path / name, *options).read_bytes()
-    (tmp_path / f"half_{name}").write_bytes(whole[:len(whole) * 2 // 3])
+    (tmp_path / f"half_{name}").write_bytes(whole[: len(whole) * 2 // 3])
     with pytest.raises(ValueError, match=f"half_{name}: damaged"):
         VideoReader(tmp_path / f"half_{name}").check()
 
@@ -375,7 +419,7 @@ def test_video_that_ends_between_frames(tmp_path):
 def test_frames_that_the_decoder_fills_in(tmp_path):
     data = bytearray(make_video(tmp_path / "whole.ts", "-c:v", "mpeg2video", "-r", 25, "-g", 10).read_bytes())
     middle = len(data) // 188 // 2 * 188
-    data[middle + 60:middle + 180] = bytes(120)
+    data[middle + 60 : middle + 180] = bytes(120)
     (tmp_path / "damaged.ts").write_bytes(data)
     VideoReader(tmp_path / "whole.ts").check()
     with VideoReader(tmp_path / "damaged.ts") as reader:
@@ -386,11 +430,13 @@ def test_frames_that_the_decoder_fills_in(tmp_path):
 def test_without_decord(tmp_path):
     """A machine without decord reads the same frames."""
     path = make_video(tmp_path / "plain.mp4", *YUV420)
-    program = ("import sys; sys.modules['decord'] = None\n"
-               "from opensora.datasets import media\n"
-               "assert media.decord is None\n"
-               f"sys.stdout.buffer.write(media.VideoReader({str(path)!r}).read(range(4)).tobytes())\n"
-               f"media.VideoReader({str(path)!r}, 'decord')")
+    program = (
+        "import sys; sys.modules['decord'] = None\n"
+        "from opensora.datasets import media\n"
+        "assert media.decord is None\n"
+        f"sys.stdout.buffer.write(media.VideoReader({str(path)!r}).read(range(4)).tobytes())\n"
+        f"media.VideoReader({str(path)!r}, 'decord')"
+    )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, check=False)
     assert result.stdout == VideoReader(path).read(range(4)).tobytes()
     assert b"the decord backend needs the decord package" in result.stderr
@@ -445,8 +491,16 @@ def test_exif_orientation(tmp_path):
 
 
 @pytest.mark.parametrize("suffix", [".png", ".webp"])
-@pytest.mark.parametrize("exif", [b"II*\0", b"II*\0\x08\0\0\0\x02", b"II+\0\x08\0\0\0\x10" + bytes(7), bytes(range(64)),
-                                  b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0\0\0\0\0"])
+@pytest.mark.parametrize(
+    "exif",
+    [
+        b"II*\0",
+        b"II*\0\x08\0\0\0\x02",
+        b"II+\0\x08\0\0\0\x10" + bytes(7),
+        bytes(range(64)),
+        b"MM\0*\0\0\0\x08\0\x01\x01\x12\0\x02\0\0\0\x04abc\0\0\0\0\0",
+    ],
+)
 def test_broken_exif_is_ignored(exif, suffix, tmp_path, recwarn):
     picture = moving_picture(1)[0]
     Image.fromarray(picture).save(tmp_path / f"a{suffix}", exif=exif, lossless=True)
@@ -460,6 +514,7 @@ def test_whatever_pillow_raises_names_the_file(error, tmp_path, monkeypatch):
 
     def fail(*_):
         raise error
+
     monkeypatch.setattr(ImageOps, "exif_transpose", fail)
     assert read_image(tmp_path / "a.png").shape == (HEIGHT, WIDTH, 3)
     monkeypatch.setattr(Image.Image, "convert", fail)
@@ -472,6 +527,7 @@ def test_whatever_pyav_raises_names_the_file(tmp_path, monkeypatch):
 
     def fail(*_, **__):
         raise KeyError("x")
+
     monkeypatch.setattr(av, "open", fail)
     with pytest.raises(ValueError, match="a.mp4"):
         VideoReader(path)
@@ -486,7 +542,7 @@ def test_image_formats_that_start_programs(tmp_path):
 def test_no_image(tmp_path):
     save_image(tmp_path / "whole.png", moving_picture(1)[0])
     whole = (tmp_path / "whole.png").read_bytes()
-    (tmp_path / "half.png").write_bytes(whole[:len(whole) // 2])
+    (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("not an image")
     for name in ("half.png", "text.png"):
         with pytest.raises(ValueError, match=name):
@@ -508,8 +564,8 @@ def test_grid(tmp_path):
     save_grid(tmp_path / "sheet.png", [clip, clip[:, :24]], columns=4, gap=2)
     sheet = read_image(tmp_path / "sheet.png")
     assert sheet.shape == (2 * HEIGHT + 2, 4 * WIDTH + 3 * 2, 3)
-    assert (sheet[:HEIGHT, -WIDTH:] == clip[9]).all() and (sheet[:HEIGHT, WIDTH + 2:2 * WIDTH + 2] == clip[3]).all()
-    assert (sheet[HEIGHT + 2:HEIGHT + 26, :WIDTH] == clip[0, :24]).all() and (sheet[HEIGHT:HEIGHT + 2] == 255).all()
+    assert (sheet[:HEIGHT, -WIDTH:] == clip[9]).all() and (sheet[:HEIGHT, WIDTH + 2 : 2 * WIDTH + 2] == clip[3]).all()
+    assert (sheet[HEIGHT + 2 : HEIGHT + 26, :WIDTH] == clip[0, :24]).all() and (sheet[HEIGHT : HEIGHT + 2] == 255).all()
 
 
 # ---- writing videos
@@ -531,8 +587,9 @@ def test_written_video_reads_back(suffix, tmp_path):
 def test_h264_for_every_player(tmp_path):
     with write_video(tmp_path / "clip.mp4", fps=24) as write:
         write(moving_picture(3))
-    about = subprocess.run([imageio_ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / "clip.mp4"], stderr=subprocess.PIPE,
-                           text=True, check=False).stderr
+    about = subprocess.run(
+        [imageio_ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / "clip.mp4"], stderr=subprocess.PIPE, text=True, check=False
+    ).stderr
     assert "Video: h264" in about and "yuv420p" in about and "24 fps" in about
 
 
@@ -558,12 +615,14 @@ def test_stopped_run_leaves_nothing(tmp_path):
 
 def test_full_disk(tmp_path):
     """A limit on the size of files stands in for the disk."""
-    program = ("import resource, numpy as np\n"
-               "from opensora.datasets.media import write_video\n"
-               "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
-               "noise = np.random.default_rng(0).integers(0, 256, (30, 96, 128, 3), np.uint8)\n"
-               f"with write_video({str(tmp_path / 'clip.mp4')!r}, 10) as write:\n"
-               "    write(noise)")
+    program = (
+        "import resource, numpy as np\n"
+        "from opensora.datasets.media import write_video\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (20000, 20000))\n"
+        "noise = np.random.default_rng(0).integers(0, 256, (30, 96, 128, 3), np.uint8)\n"
+        f"with write_video({str(tmp_path / 'clip.mp4')!r}, 10) as write:\n"
+        "    write(noise)"
+    )
     result = subprocess.run([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True, check=False)
     assert result.returncode != 0 and "File too large; is the disk full?" in result.stderr.splitlines()[-1]
     assert not list(tmp_path.iterdir())

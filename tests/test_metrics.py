@@ -1,4 +1,5 @@
 """PSNR and SSIM against the golden case, and the command that compares folders."""
+
 from __future__ import annotations
 
 import os
@@ -52,8 +53,14 @@ def folders(tmp_path):
     frames = moving_picture(20)
     noise = np.random.default_rng(0).integers(-20, 21, frames.shape)
     noisy = np.clip(frames + noise, 0, 255).astype(np.uint8)
-    for name, video in {"real/same.mp4": frames, "gen/same.mp4": frames, "real/noisy.mkv": frames,
-                        "gen/noisy.mp4": noisy, "real/odd.mp4": frames, "gen/extra.mp4": frames}.items():
+    for name, video in {
+        "real/same.mp4": frames,
+        "gen/same.mp4": frames,
+        "real/noisy.mkv": frames,
+        "gen/noisy.mp4": noisy,
+        "real/odd.mp4": frames,
+        "gen/extra.mp4": frames,
+    }.items():
         with write_video(tmp_path / name, fps=10) as write:
             write(video)
     return tmp_path
@@ -65,8 +72,15 @@ def score(output: str, name: str) -> float:
 
 @pytest.mark.parametrize("metric, equal, least, most", [("psnr", 100, 24, 32), ("ssim", 1, 0.5, 0.9)])
 def test_command(metric, equal, least, most, folders, run):
-    result = run("opensora/eval/eval.py", "--metric", metric, "--real_video_dir", folders / "real",
-                 "--generated_video_dir", folders / "gen")
+    result = run(
+        "opensora/eval/eval.py",
+        "--metric",
+        metric,
+        "--real_video_dir",
+        folders / "real",
+        "--generated_video_dir",
+        folders / "gen",
+    )
     assert result.returncode == 0, result.stderr
     assert score(result.stdout, "same.mp4") == equal
     assert least < score(result.stdout, "noisy.mp4") < most
@@ -77,13 +91,31 @@ def test_command(metric, equal, least, most, folders, run):
 
 def test_bad_pairs_are_skipped_and_counted(folders, media, run):
     (folders / "gen" / "odd.mp4").write_bytes((media / "corrupted.mp4").read_bytes())
-    result = run("opensora/eval/eval.py", "--metric", "psnr", "--real_video_dir", folders / "real",
-                 "--generated_video_dir", folders / "gen", "--num_workers", 3)
+    result = run(
+        "opensora/eval/eval.py",
+        "--metric",
+        "psnr",
+        "--real_video_dir",
+        folders / "real",
+        "--generated_video_dir",
+        folders / "gen",
+        "--num_workers",
+        3,
+    )
     assert result.returncode == 0, result.stderr
     assert "mean of 2" in result.stdout and "skipped 1:" in result.stdout
     assert "odd.mp4: damaged: 28 frames can be read, its header promises 50" in result.stdout
-    result = run("opensora/eval/eval.py", "--metric", "psnr", "--real_video_dir", folders / "real",
-                 "--generated_video_dir", folders / "gen", "--num_frames", 21)
+    result = run(
+        "opensora/eval/eval.py",
+        "--metric",
+        "psnr",
+        "--real_video_dir",
+        folders / "real",
+        "--generated_video_dir",
+        folders / "gen",
+        "--num_frames",
+        21,
+    )
     assert result.returncode == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "none of 3 pairs" in error and "21 frames needed, 20 can be read" in error
@@ -92,12 +124,26 @@ def test_bad_pairs_are_skipped_and_counted(folders, media, run):
 def test_nothing_to_compare(folders, run):
     (folders / "gen" / "same.mp4").rename(folders / "gen" / "other.mp4")
     (folders / "gen" / "noisy.mp4").unlink()
-    result = run("opensora/eval/eval.py", "--metric", "psnr", "--real_video_dir", folders / "real",
-                 "--generated_video_dir", folders / "gen")
+    result = run(
+        "opensora/eval/eval.py",
+        "--metric",
+        "psnr",
+        "--real_video_dir",
+        folders / "real",
+        "--generated_video_dir",
+        folders / "gen",
+    )
     assert result.returncode == 1
     assert result.stderr.startswith("error: no file name is in both") and result.stderr.count("\n") == 1
-    result = run("opensora/eval/eval.py", "--metric", "psnr", "--real_video_dir", folders / "absent",
-                 "--generated_video_dir", folders / "gen")
+    result = run(
+        "opensora/eval/eval.py",
+        "--metric",
+        "psnr",
+        "--real_video_dir",
+        folders / "absent",
+        "--generated_video_dir",
+        folders / "gen",
+    )
     assert result.returncode == 1 and "absent: no such folder" in result.stderr
 
 
@@ -126,7 +172,13 @@ def test_sizes_must_agree(folders):
 def test_script(metric, folders):
     script = Path(__file__).parents[1] / "opensora" / "eval" / "script" / f"cal_{metric}.sh"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
-    result = subprocess.run(["bash", script, "real", "gen", "--subset_size", "1"], cwd=folders, text=True,
-                            capture_output=True, env={**os.environ, "PATH": path}, check=False)
+    result = subprocess.run(
+        ["bash", script, "real", "gen", "--subset_size", "1"],
+        cwd=folders,
+        text=True,
+        capture_output=True,
+        env={**os.environ, "PATH": path},
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     assert "noisy.mp4" in result.stdout and "mean of 1" in result.stdout

@@ -1,4 +1,5 @@
 """Numbers from files and command lines."""
+
 from __future__ import annotations
 
 import argparse
@@ -13,16 +14,55 @@ from opensora.utils.config_utils import parse_configs
 from opensora.utils.numbers import finite_number, is_missing, whole_number
 
 
-@pytest.mark.parametrize("value, expected", [
-    (3, 3.0), ("3", 3.0), (" 23.976 ", 23.976), ("24000/1001", 24000 / 1001), ("24000 / 1001", 24000 / 1001),
-    (1e-30, 1e-30), (np.float32(0.5), 0.5), (np.int64(7), 7.0), ("-2e3", -2000.0)])
+@pytest.mark.parametrize(
+    "value, expected",
+    [
+        (3, 3.0),
+        ("3", 3.0),
+        (" 23.976 ", 23.976),
+        ("24000/1001", 24000 / 1001),
+        ("24000 / 1001", 24000 / 1001),
+        (1e-30, 1e-30),
+        (np.float32(0.5), 0.5),
+        (np.int64(7), 7.0),
+        ("-2e3", -2000.0),
+    ],
+)
 def test_finite_numbers(value, expected):
     assert finite_number(value, "fps") == expected
 
 
-NOT_NUMBERS = [math.nan, math.inf, -math.inf, 1e30, 10 ** 400, -10 ** 400, 10 ** 5000, "nan", "inf", "1e999", "", " ",
-               "x", "1_000", "1/0", "1/x", "1" * 5000, "0x10", True, False, np.bool_(True), None, [], [1], {}, b"1", 1j,
-               np.array([1, 2]), "\ud800"]
+NOT_NUMBERS = [
+    math.nan,
+    math.inf,
+    -math.inf,
+    1e30,
+    10**400,
+    -(10**400),
+    10**5000,
+    "nan",
+    "inf",
+    "1e999",
+    "",
+    " ",
+    "x",
+    "1_000",
+    "1/0",
+    "1/x",
+    "1" * 5000,
+    "0x10",
+    True,
+    False,
+    np.bool_(True),
+    None,
+    [],
+    [1],
+    {},
+    b"1",
+    1j,
+    np.array([1, 2]),
+    "\ud800",
+]
 
 
 @pytest.mark.parametrize("value", NOT_NUMBERS, ids=[str(place) for place in range(len(NOT_NUMBERS))])
@@ -87,15 +127,24 @@ def test_seeds(text, tmp_path, capsys):
     (tmp_path / "config.yaml").write_text(f"seed: '{text}'")
     with pytest.raises(ValueError, match="config.yaml: seed: .*from 0 to 4294967295"):
         parse_with_config(parser, ["--config", str(tmp_path / "config.yaml")])
-    assert parser.parse_args(["--seed", "4294967295"]).seed == parse_configs(
-        False, [str(tmp_path / "config.py"), "--seed", "4294967295"]).seed == LARGEST_SEED
+    assert (
+        parser.parse_args(["--seed", "4294967295"]).seed
+        == parse_configs(False, [str(tmp_path / "config.py"), "--seed", "4294967295"]).seed
+        == LARGEST_SEED
+    )
 
 
-@pytest.mark.parametrize("line, message", [
-    ("lr = float('nan')", "lr = nan: should be a finite number"), ("lr = 'fast'", "lr 'fast': should be a number"),
-    ("scheduler = dict(cfg_scale=float('inf'))", "scheduler.cfg_scale = inf"), ("grad_clip = True", "grad_clip True"),
-    ("mask_ratios = dict(identity=float('nan'))", "mask_ratios.identity = nan"),
-    ("bucket_config = {'144p': {8: (float('nan'), 2)}}", r"bucket_config.144p.8\[0\] = nan")])
+@pytest.mark.parametrize(
+    "line, message",
+    [
+        ("lr = float('nan')", "lr = nan: should be a finite number"),
+        ("lr = 'fast'", "lr 'fast': should be a number"),
+        ("scheduler = dict(cfg_scale=float('inf'))", "scheduler.cfg_scale = inf"),
+        ("grad_clip = True", "grad_clip True"),
+        ("mask_ratios = dict(identity=float('nan'))", "mask_ratios.identity = nan"),
+        ("bucket_config = {'144p': {8: (float('nan'), 2)}}", r"bucket_config.144p.8\[0\] = nan"),
+    ],
+)
 def test_configs_are_finite(line, message, tmp_path):
     (tmp_path / "train.py").write_text(line)
     with pytest.raises(ValueError, match=f"train.py: {message}"):

@@ -1,4 +1,5 @@
 """The training objective against the reference, case by case."""
+
 from __future__ import annotations
 
 import random
@@ -8,7 +9,7 @@ import pytest
 from golden_cases import case, case_names, given, load_case, relative_difference
 from mindspore import Tensor, nn
 
-from opensora.train.objective import Diffusion, DenoisingLoss, ObjectiveOptions, make_objective
+from opensora.train.objective import DenoisingLoss, Diffusion, ObjectiveOptions, make_objective
 
 CASES = "training_cases.json"
 TOLERANCE = 1e-5
@@ -17,11 +18,15 @@ TOLERANCE = 1e-5
 def options_of(description: dict) -> ObjectiveOptions:
     scheduler = description["scheduler"]
     return ObjectiveOptions(
-        prediction_type=description["prediction_type"] or "epsilon", snr_gamma=description["snr_gamma"],
-        noise_offset=description["noise_offset"], rescale_betas_zero_snr=description["rescale_betas_zero_snr"],
-        cogvideox_scheduler="CogVideoX" in scheduler, v1_5_scheduler="scaled_linear" in scheduler and "CogVideoX" not in
-        scheduler, rf_scheduler="FlowMatch" in scheduler,
-        weighting_scheme=description["weighting_scheme"] or "logit_normal")
+        prediction_type=description["prediction_type"] or "epsilon",
+        snr_gamma=description["snr_gamma"],
+        noise_offset=description["noise_offset"],
+        rescale_betas_zero_snr=description["rescale_betas_zero_snr"],
+        cogvideox_scheduler="CogVideoX" in scheduler,
+        v1_5_scheduler="scaled_linear" in scheduler and "CogVideoX" not in scheduler,
+        rf_scheduler="FlowMatch" in scheduler,
+        weighting_scheme=description["weighting_scheme"] or "logit_normal",
+    )
 
 
 class Answer(nn.Cell):
@@ -56,14 +61,17 @@ def test_loss(name):
         condition = Tensor(np.concatenate([drawn["masked_latents"], drawn["mask_channels"]], 1))
     model = Answer(drawn["model_pred"])
     coefficients = objective.coefficients(steps)
-    loss = DenoisingLoss(model)(Tensor(drawn["latents"]), Tensor(eps), *map(Tensor, coefficients), None, None, mask,
-                                condition)
-    shown = model.shown.asnumpy()[:, :, :expected["model_input"].shape[2]]
+    loss = DenoisingLoss(model)(
+        Tensor(drawn["latents"]), Tensor(eps), *map(Tensor, coefficients), None, None, mask, condition
+    )
+    shown = model.shown.asnumpy()[:, :, : expected["model_input"].shape[2]]
     assert relative_difference(shown, expected["model_input"]) < TOLERANCE
     assert relative_difference(loss.asnumpy().reshape(1), expected["loss"]) < TOLERANCE
     if "target" in expected:
-        target = (coefficients.target_signal.reshape(-1, 1, 1, 1, 1) * drawn["latents"]
-                  + coefficients.target_noise.reshape(-1, 1, 1, 1, 1) * eps)
+        target = (
+            coefficients.target_signal.reshape(-1, 1, 1, 1, 1) * drawn["latents"]
+            + coefficients.target_noise.reshape(-1, 1, 1, 1, 1) * eps
+        )
         assert relative_difference(target, expected["target"]) < TOLERANCE
     if "timestep_values" in expected:
         assert (coefficients.timestep == expected["timestep_values"]).all()
@@ -74,15 +82,21 @@ def test_weights_at_every_level_of_noise(schedule):
     description, expected = case("train_loss_weights_table", CASES), load_case("train_loss_weights_table")
     steps = np.array(description["timesteps"])
     for prediction_type, short in (("epsilon", "eps_no_t999"), ("v_prediction", "v")):
-        diffusion = Diffusion(ObjectiveOptions(
-            prediction_type, description["snr_gamma"], rescale_betas_zero_snr=schedule.endswith("zsnr"),
-            v1_5_scheduler=schedule.startswith("v1_5"), cogvideox_scheduler=schedule.startswith("cogvideox")))
+        diffusion = Diffusion(
+            ObjectiveOptions(
+                prediction_type,
+                description["snr_gamma"],
+                rescale_betas_zero_snr=schedule.endswith("zsnr"),
+                v1_5_scheduler=schedule.startswith("v1_5"),
+                cogvideox_scheduler=schedule.startswith("cogvideox"),
+            )
+        )
         assert relative_difference(diffusion.alphas_cumprod[steps], expected[f"{schedule}_alphas_cumprod"]) < TOLERANCE
         weight = diffusion.coefficients(steps).weight
         reference = expected[f"{schedule}_weight_{short}"]
         known = np.isfinite(reference)
-        assert relative_difference(weight[:len(reference)][known], reference[known]) < TOLERANCE
-        assert (weight[:len(reference)][~known] == 1).all()  # the limit where the reference divides 0 by 0
+        assert relative_difference(weight[: len(reference)][known], reference[known]) < TOLERANCE
+        assert (weight[: len(reference)][~known] == 1).all()  # the limit where the reference divides 0 by 0
         assert (~known).any() == (prediction_type == "epsilon" and schedule.endswith("zsnr"))
 
 
@@ -92,7 +106,7 @@ def test_timesteps_of_a_step_cover_the_range():
         ranks, rank = (int(part.lstrip("nrak")) for part in name.split("_"))
         source = random.Random(description["python_random_seed"])
         # The reference draws every step's timesteps twice and keeps the second draw.
-        uniform = np.array([source.random() for _ in range(2 * len(expected))])[-len(expected):]
+        uniform = np.array([source.random() for _ in range(2 * len(expected))])[-len(expected) :]
         actual = Diffusion(ObjectiveOptions()).timesteps(uniform, np.full(len(expected), rank), ranks)
         assert actual.tolist() == expected
     everywhere = Diffusion(ObjectiveOptions()).timesteps(np.array([0.0, 0.5, 1.0]), np.zeros(3), 1)
@@ -109,10 +123,16 @@ def test_rectified_flow_draws_as_dense_as_its_scheme(scheme):
     assert abs(middle - {"logit_normal": 0.728, "mode": 0.733}.get(scheme, 0.5)) < 0.02
 
 
-@pytest.mark.parametrize("options, words", [
-    (dict(prediction_type="noise"), "prediction_type noise"), (dict(snr_gamma=0), "snr_gamma 0"),
-    (dict(rf_scheduler=True, v1_5_scheduler=True), "choose one"), (dict(weighting_scheme="flat"), "weighting_scheme flat"),
-    (dict(prediction_type="sample", snr_gamma=5), "snr_gamma weighs")])
+@pytest.mark.parametrize(
+    "options, words",
+    [
+        (dict(prediction_type="noise"), "prediction_type noise"),
+        (dict(snr_gamma=0), "snr_gamma 0"),
+        (dict(rf_scheduler=True, v1_5_scheduler=True), "choose one"),
+        (dict(weighting_scheme="flat"), "weighting_scheme flat"),
+        (dict(prediction_type="sample", snr_gamma=5), "snr_gamma weighs"),
+    ],
+)
 def test_contradictions_are_refused(options, words):
     with pytest.raises(ValueError, match=words):
         ObjectiveOptions(**options)

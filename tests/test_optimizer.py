@@ -1,4 +1,5 @@
 """AdamW, clipping, EMA, learning rates and loss scaling against stored references and their definitions."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -56,12 +57,15 @@ def test_adamw_with_clipping(operators):
     golden, expected = case("train_adamw", CASES), load_case("train_adamw")
     shapes = golden["inputs"]["p0"], golden["inputs"]["p1"]
     model = Weights(*(given("train_adamw", f"p{i}", shape) for i, shape in enumerate(shapes)))
-    optimizer = Optimizer(model, AdamW(*golden["betas"], golden["eps"], golden["weight_decay"]),
-                          max_grad_norm=golden["max_grad_norm"])
+    optimizer = Optimizer(
+        model, AdamW(*golden["betas"], golden["eps"], golden["weight_decay"]), max_grad_norm=golden["max_grad_norm"]
+    )
     loss = Product(model)
     for step in range(4):
-        gradients = [given("train_adamw", f"g{i}_{step}", shape) * np.float32(0.1 if step == 2 else 1)
-                     for i, shape in enumerate(shapes)]
+        gradients = [
+            given("train_adamw", f"g{i}_{step}", shape) * np.float32(0.1 if step == 2 else 1)
+            for i, shape in enumerate(shapes)
+        ]
         optimizer.backward(loss, *map(Tensor, gradients))
         done = optimizer.step(golden["lr"])
         assert done.applied and done.norm == pytest.approx(expected["grad_norm"][step], rel=1e-5)
@@ -88,7 +92,7 @@ def test_ema_follows_the_optimizer():
     model = Weights(np.ones(5, np.float32))
     optimizer = Optimizer(model, AdamW(adam_weight_decay=0.0), EMA(0.9, warm_up=False))
     shadow = model.p0.asnumpy()
-    for step in range(3):
+    for _ in range(3):
         optimizer.backward(Product(model), Tensor(np.full(5, 2.0, np.float32)))
         optimizer.step(0.1)
         shadow = 0.9 * shadow + 0.1 * model.p0.asnumpy()
@@ -129,7 +133,7 @@ def test_overflow_skips_the_step_and_halves_the_scale():
     weights = model.p0.asnumpy()
     optimizer.backward(Product(model), good[0], Tensor(np.full(3, 2.0, np.float32)))  # 2^16 times that is too much
     assert not optimizer.step(1e-3).applied
-    assert optimizer.loss_scale.value == 2.0 ** 15 and (model.p0.asnumpy() == weights).all()
+    assert optimizer.loss_scale.value == 2.0**15 and (model.p0.asnumpy() == weights).all()
     for name, tensor in optimizer.state_tensors().items():
         assert (tensor.numpy() == before[name]).all()
     assert {name.split(".")[0] for name in before} == {"exp_avg", "exp_avg_sq", "ema", "master"}
@@ -166,8 +170,10 @@ def test_state_goes_on():
     assert_same(resumed.weights(), whole.torch_state())
 
     name = "exp_avg_sq.proj_out.weight"
-    for tensors, message in (({key: value for key, value in stored.items() if key != name}, f"{name} is missing"),
-                             ({**stored, name: ArrayTensor(np.zeros((2, 3), np.float32))}, rf"{name} is \(2, 3\)")):
+    for tensors, message in (
+        ({key: value for key, value in stored.items() if key != name}, f"{name} is missing"),
+        ({**stored, name: ArrayTensor(np.zeros((2, 3), np.float32))}, rf"{name} is \(2, 3\)"),
+    ):
         with pytest.raises(ValueError, match=message):
             resumed.load_state(numbers, tensors)
 
@@ -204,10 +210,13 @@ def test_impossible_settings(mode):
     if mode == 0:
         with pytest.raises(ValueError, match="zero_stage 3.*--mode 1"):
             Optimizer(model, zero_stage=3)
-    for make, message in ((lambda: AdamW(adam_beta2=1.0), r"adam_beta2 1.0 is not in \[0, 1\)"),
-                          (lambda: AdamW(adam_weight_decay=-1.0), "adam_weight_decay -1.0"),
-                          (lambda: EMA(1.5), "ema_decay 1.5"), (lambda: EMA(ema_start_step=-1), "ema_start_step -1"),
-                          (lambda: learning_rate("step", 0, 1.0, 0, 1), "lr_scheduler step is not one of constant"),
-                          (lambda: learning_rate("polynomial", 0, 1e-8, 0, 1), "learning_rate 1e-08.*polynomial")):
+    for make, message in (
+        (lambda: AdamW(adam_beta2=1.0), r"adam_beta2 1.0 is not in \[0, 1\)"),
+        (lambda: AdamW(adam_weight_decay=-1.0), "adam_weight_decay -1.0"),
+        (lambda: EMA(1.5), "ema_decay 1.5"),
+        (lambda: EMA(ema_start_step=-1), "ema_start_step -1"),
+        (lambda: learning_rate("step", 0, 1.0, 0, 1), "lr_scheduler step is not one of constant"),
+        (lambda: learning_rate("polynomial", 0, 1e-8, 0, 1), "learning_rate 1e-08.*polynomial"),
+    ):
         with pytest.raises(ValueError, match=message):
             make()

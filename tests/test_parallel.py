@@ -1,4 +1,5 @@
 """Several processes, for real: msrun on this machine."""
+
 from __future__ import annotations
 
 import os
@@ -24,15 +25,27 @@ MSRUN = Path(sys.executable).with_name("msrun")
 
 def msrun_command(workers: int, log_dir: Path, *command, port: Optional[int] = None) -> dict:
     """Arguments of subprocess.run and subprocess.Popen."""
-    return dict(args=[MSRUN, f"--worker_num={workers}", f"--local_worker_num={workers}", f"--master_port={port or free_port()}",
-                      f"--log_dir={log_dir}", "--join=True", *map(str, command)],
-                cwd=ROOT, env={**os.environ, "PATH": f"{MSRUN.parent}:{os.environ['PATH']}"}, text=True)
+    return dict(
+        args=[
+            MSRUN,
+            f"--worker_num={workers}",
+            f"--local_worker_num={workers}",
+            f"--master_port={port or free_port()}",
+            f"--log_dir={log_dir}",
+            "--join=True",
+            *map(str, command),
+        ],
+        cwd=ROOT,
+        env={**os.environ, "PATH": f"{MSRUN.parent}:{os.environ['PATH']}"},
+        text=True,
+    )
 
 
-def msrun(workers: int, log_dir: Path, *command, port: Optional[int] = None) -> tuple[subprocess.CompletedProcess, list[str]]:
+def msrun(
+    workers: int, log_dir: Path, *command, port: Optional[int] = None
+) -> tuple[subprocess.CompletedProcess, list[str]]:
     """Runs a command under msrun; returns the launcher's process and each worker's log."""
-    finished = subprocess.run(**msrun_command(workers, log_dir, *command, port=port), capture_output=True,
-                              timeout=600)
+    finished = subprocess.run(**msrun_command(workers, log_dir, *command, port=port), capture_output=True, timeout=600)
     return finished, [path.read_text() for path in sorted(log_dir.glob("worker_*.log"))]
 
 
@@ -40,29 +53,82 @@ def slow(*values):
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
-@pytest.mark.parametrize("workers, sp_size, graph_mode", [
-    (2, 2, False), (4, 2, False), (2, 2, True), slow(4, 4, False), slow(4, 4, True)])
+@pytest.mark.parametrize(
+    "workers, sp_size, graph_mode", [(2, 2, False), (4, 2, False), (2, 2, True), slow(4, 4, False), slow(4, 4, True)]
+)
 def test_collectives_and_transformer(workers, sp_size, graph_mode, tmp_path):
-    finished, logs = msrun(workers, tmp_path, "tests/parallel_checks.py", "--device", "CPU",
-                           "--use_parallel", "True", "--sp_size", sp_size, "--mode", int(not graph_mode))
+    finished, logs = msrun(
+        workers,
+        tmp_path,
+        "tests/parallel_checks.py",
+        "--device",
+        "CPU",
+        "--use_parallel",
+        "True",
+        "--sp_size",
+        sp_size,
+        "--mode",
+        int(not graph_mode),
+    )
     assert finished.returncode == 0, logs[0][-3000:]
     unchecked = [log[-1000:] for rank, log in enumerate(logs) if f"CHECKED {rank}" not in log]
     assert len(logs) == workers and not unchecked, "\n".join(unchecked)
 
 
-@pytest.mark.parametrize("workers, sp_size, num_frames, kind", [
-    (2, 1, 5, ".npy"), (2, 2, 5, ".npy"), (4, 2, 13, ".mp4"),
-    *[slow(workers, workers, frames, ".npy") for workers in (2, 4) for frames in (1, 17, 29, 93)],
-    slow(4, 1, 17, ".npy"), slow(4, 2, 29, ".npy"), slow(4, 4, 93, ".mp4")])
+@pytest.mark.parametrize(
+    "workers, sp_size, num_frames, kind",
+    [
+        (2, 1, 5, ".npy"),
+        (2, 2, 5, ".npy"),
+        (4, 2, 13, ".mp4"),
+        *[slow(workers, workers, frames, ".npy") for workers in (2, 4) for frames in (1, 17, 29, 93)],
+        slow(4, 1, 17, ".npy"),
+        slow(4, 2, 29, ".npy"),
+        slow(4, 4, 93, ".mp4"),
+    ],
+)
 def test_sampling_gives_what_one_process_gives(workers, sp_size, num_frames, kind, tmp_path):
     release = make_release(tmp_path / "release")
-    flags = ["tests/raw_frames.py", "opensora/sample/sample.py", "--model_path", release / "transformer", "--ae_path", release / "vae",
-             "--text_encoder_name_1", release / "text", "--num_frames", num_frames, "--height", 32, "--width", 64,
-             "--num_sampling_steps", 2, "--max_sequence_length", 64, "--rescale_betas_zero_snr", "--device", "CPU",
-             "--text_prompt", "a", "b", "c", *(["--save_latents"] if kind == ".npy" else [])]
+    flags = [
+        "tests/raw_frames.py",
+        "opensora/sample/sample.py",
+        "--model_path",
+        release / "transformer",
+        "--ae_path",
+        release / "vae",
+        "--text_encoder_name_1",
+        release / "text",
+        "--num_frames",
+        num_frames,
+        "--height",
+        32,
+        "--width",
+        64,
+        "--num_sampling_steps",
+        2,
+        "--max_sequence_length",
+        64,
+        "--rescale_betas_zero_snr",
+        "--device",
+        "CPU",
+        "--text_prompt",
+        "a",
+        "b",
+        "c",
+        *(["--save_latents"] if kind == ".npy" else []),
+    ]
     subprocess.run([sys.executable, *map(str, flags), "--save_img_path", tmp_path / "one"], cwd=ROOT, check=True)
-    finished, logs = msrun(workers, tmp_path / "logs", *flags, "--save_img_path",
-                           tmp_path / "many", "--use_parallel", "True", "--sp_size", sp_size)
+    finished, logs = msrun(
+        workers,
+        tmp_path / "logs",
+        *flags,
+        "--save_img_path",
+        tmp_path / "many",
+        "--use_parallel",
+        "True",
+        "--sp_size",
+        sp_size,
+    )
     assert finished.returncode == 0, logs[0][-3000:]
     names = sorted(path.name for path in (tmp_path / "one").iterdir())
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == names and len(names) >= 6
@@ -82,11 +148,23 @@ def test_sampling_gives_what_one_process_gives(workers, sp_size, num_frames, kin
     assert sum("results in" in log for log in logs) == 1
 
 
-@pytest.mark.parametrize("end, shown", [("error", "ERROR in rank 1: clip.mp4: cannot be read"), ("kill", "ERROR in rank 1: ended by SIGKILL")])
+@pytest.mark.parametrize(
+    "end, shown",
+    [("error", "ERROR in rank 1: clip.mp4: cannot be read"), ("kill", "ERROR in rank 1: ended by SIGKILL")],
+)
 def test_a_process_that_ends_takes_the_run_down(end, shown, tmp_path):
     port = free_port()
-    flags = ["tests/parallel_end.py", "--end", end, "--wait_for", tmp_path / "now", "--device", "CPU",
-             "--use_parallel", "True"]
+    flags = [
+        "tests/parallel_end.py",
+        "--end",
+        end,
+        "--wait_for",
+        tmp_path / "now",
+        "--device",
+        "CPU",
+        "--use_parallel",
+        "True",
+    ]
     with open(tmp_path / "screen", "w") as screen:
         first = subprocess.Popen(**msrun_command(2, tmp_path / "logs", *flags, port=port), stdout=screen, stderr=screen)
     deadline = time.monotonic() + 120

@@ -1,4 +1,5 @@
 """The plan of a run against what the model itself does."""
+
 from __future__ import annotations
 
 import json
@@ -34,8 +35,9 @@ class Exchange(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         self.sent.append(x.size * x.itemsize * (self.size - 1) // self.size)
-        return ops.cat([x.narrow(self.split_axis, 0, x.shape[self.split_axis] // self.size)] * self.size,
-                       self.join_axis)
+        return ops.cat(
+            [x.narrow(self.split_axis, 0, x.shape[self.split_axis] // self.size)] * self.size, self.join_axis
+        )
 
 
 class Gather(Exchange):
@@ -91,13 +93,37 @@ def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, li
     return counts, member.sent
 
 
-@pytest.mark.parametrize("config, size, sp_size, guidance_scale", [
-    (DIT, SIZE, 1, 1.0), (DIT, SIZE, 4, 7.5), (DIT, ODD, 2, 1.0),
-    ({**DIT, "num_attention_heads": 5, "cross_attention_dim": 120, "sparse1d": False, "in_channels": 4,
-      "attention_bias": False}, ODD, 5, 1.0)])
+@pytest.mark.parametrize(
+    "config, size, sp_size, guidance_scale",
+    [
+        (DIT, SIZE, 1, 1.0),
+        (DIT, SIZE, 4, 7.5),
+        (DIT, ODD, 2, 1.0),
+        (
+            {
+                **DIT,
+                "num_attention_heads": 5,
+                "cross_attention_dim": 120,
+                "sparse1d": False,
+                "in_channels": 4,
+                "attention_bias": False,
+            },
+            ODD,
+            5,
+            1.0,
+        ),
+    ],
+)
 def test_work_and_traffic_are_those_of_the_model(config, size, sp_size, guidance_scale, monkeypatch):
-    run = Run(OpenSoraConfig.from_dict(config), **size, sp_size=sp_size, world_size=sp_size, precision="fp32",
-              max_sequence_length=TEXT, guidance_scale=guidance_scale)
+    run = Run(
+        OpenSoraConfig.from_dict(config),
+        **size,
+        sp_size=sp_size,
+        world_size=sp_size,
+        precision="fp32",
+        max_sequence_length=TEXT,
+        guidance_scale=guidance_scale,
+    )
     counts, sent = counted_forward(run, monkeypatch)
     planned = flops(run)
     assert planned["linear maps"] == counts["linear"]
@@ -156,17 +182,20 @@ def test_checkpointing_trades_work_for_memory():
     assert flops(plain)["sum"] == 3 * (flops(forward)["sum"] + once)
 
 
-@pytest.mark.parametrize("settings, message", [
-    ({"sp_size": 5, "world_size": 5}, "24 attention heads.*1, 2, 3, 4, 6, 8, 12, 24"),
-    ({"sp_size": 3, "world_size": 8}, "8 processes.*1, 2, 4, 8"),
-    ({"num_frames": 92}, "num_frames 92.*89, 93"),
-    ({"height": 360}, "height 360.*352, 384"),
-    ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
-    ({"precision": "int8"}, "int8 is not one of bf16, fp16, fp32"),
-    ({"zero_stage": 4, "training": True}, "zero_stage 4 is not one of 0, 1, 2, 3"),
-    ({"zero_stage": 2}, "zero_stage is for training"),
-    ({"guidance_scale": 7.5, "training": True}, "guidance_scale 7.5 is for sampling"),
-])
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"sp_size": 5, "world_size": 5}, "24 attention heads.*1, 2, 3, 4, 6, 8, 12, 24"),
+        ({"sp_size": 3, "world_size": 8}, "8 processes.*1, 2, 4, 8"),
+        ({"num_frames": 92}, "num_frames 92.*89, 93"),
+        ({"height": 360}, "height 360.*352, 384"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
+        ({"precision": "int8"}, "int8 is not one of bf16, fp16, fp32"),
+        ({"zero_stage": 4, "training": True}, "zero_stage 4 is not one of 0, 1, 2, 3"),
+        ({"zero_stage": 2}, "zero_stage is for training"),
+        ({"guidance_scale": 7.5, "training": True}, "guidance_scale 7.5 is for sampling"),
+    ],
+)
 def test_impossible_settings(settings, message):
     with pytest.raises(ValueError, match=message):
         Run(load_config(PRESET), **settings)

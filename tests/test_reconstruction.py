@@ -1,4 +1,5 @@
 """Videos and images through a small VAE and back: the functions, and the commands as users run them."""
+
 from __future__ import annotations
 
 import json
@@ -18,8 +19,15 @@ from opensora.datasets.transforms import to_float, to_uint8
 from opensora.eval.psnr import psnr
 from opensora.eval.ssim import ssim
 from opensora.models import WFVAEModel, get_vae
-from opensora.pipelines.reconstruct import (Clip, Reconstructor, as_frames, read_clip, read_picture, reconstruct_image,
-                                            reconstruct_video)
+from opensora.pipelines.reconstruct import (
+    Clip,
+    Reconstructor,
+    as_frames,
+    read_clip,
+    read_picture,
+    reconstruct_image,
+    reconstruct_video,
+)
 from opensora.pipelines.reconstruct_folder import Results, plan_jobs, reconstruct_folder, settings_of
 from opensora.utils.folder_lock import exclusive_folder
 
@@ -44,8 +52,12 @@ def reconstruct(ae_path):
 @pytest.fixture
 def videos(tmp_path):
     """Three good videos, one of them smaller and one in a folder below, and one too short."""
-    for name, frames in {"a.mp4": moving_picture(12), "b.mp4": moving_picture(12)[:, ::-1],
-                         "below/c.mkv": moving_picture(12, 40, 80), "short.mp4": moving_picture(3)}.items():
+    for name, frames in {
+        "a.mp4": moving_picture(12),
+        "b.mp4": moving_picture(12)[:, ::-1],
+        "below/c.mkv": moving_picture(12, 40, 80),
+        "short.mp4": moving_picture(3),
+    }.items():
         with write_video(tmp_path / "videos" / name, fps=10) as write:
             write(frames)
     return tmp_path / "videos"
@@ -54,16 +66,21 @@ def videos(tmp_path):
 # ---- sizes
 
 
-@pytest.mark.parametrize("sizes, message", [
-    ({"num_frames": 16}, r"--num_frames must be 4n\+1 for WFVAEModel_D8_4x8x8, not 16: take 13 or 17"),
-    ({"num_frames": 0}, "not 0: take 1 or 5"),
-    ({"num_frames": 9, "height": 100}, "--height must be a multiple of 8, not 100: take 96 or 104"),
-    ({"num_frames": 9, "width": 3}, "--width must be a multiple of 8, not 3: take 16 or 24"),
-    ({"num_frames": 9, "height": None}, "--height and --width belong together"),
-    ({"num_frames": 9, "sample_rate": 0}, "--sample_rate must be 1 or more, not 0"),
-    ({"num_frames": 9, "height": None, "width": None, "resolution": 64, "crop_size": 72},
-     "--resolution must be 72 or more, not 64"),
-])
+@pytest.mark.parametrize(
+    "sizes, message",
+    [
+        ({"num_frames": 16}, r"--num_frames must be 4n\+1 for WFVAEModel_D8_4x8x8, not 16: take 13 or 17"),
+        ({"num_frames": 0}, "not 0: take 1 or 5"),
+        ({"num_frames": 9, "height": 100}, "--height must be a multiple of 8, not 100: take 96 or 104"),
+        ({"num_frames": 9, "width": 3}, "--width must be a multiple of 8, not 3: take 16 or 24"),
+        ({"num_frames": 9, "height": None}, "--height and --width belong together"),
+        ({"num_frames": 9, "sample_rate": 0}, "--sample_rate must be 1 or more, not 0"),
+        (
+            {"num_frames": 9, "height": None, "width": None, "resolution": 64, "crop_size": 72},
+            "--resolution must be 72 or more, not 64",
+        ),
+    ],
+)
 def test_sizes_the_vae_cannot_take(sizes, message):
     with pytest.raises(ValueError, match=message):
         Clip(**{"height": 64, "width": 64, **sizes}).check(AE)
@@ -74,11 +91,14 @@ def test_unknown_vae():
         Clip(9, height=64, width=64).check("WFVAE")
 
 
-@pytest.mark.parametrize("clip, size", [
-    (Clip(5, height=32, width=48), (32, 48)),
-    (Clip(5, resolution=50), (48, 64)),
-    (Clip(5, resolution=40, crop_size=32), (32, 32)),
-])
+@pytest.mark.parametrize(
+    "clip, size",
+    [
+        (Clip(5, height=32, width=48), (32, 48)),
+        (Clip(5, resolution=50), (48, 64)),
+        (Clip(5, resolution=40, crop_size=32), (32, 32)),
+    ],
+)
 def test_read_clip(clip, size, videos):
     video = read_clip(videos / "a.mp4", clip, AE)
     assert video.shape == (3, 5, *size) and video.dtype == np.float32
@@ -181,8 +201,20 @@ def test_second_run_does_what_is_missing(reconstruct, videos, tmp_path):
         run_folder(reconstruct, videos, target, clip=Clip(9, resolution=32, crop_size=32))
 
 
-@pytest.mark.parametrize("text", ["", "{}", "[]", '{"settings": {}', '{"settings": 1, "videos": {}}', "[" * 100000,
-                                  '{"settings": {}, "videos": [1]}', "\ufeff", "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "{}",
+        "[]",
+        '{"settings": {}',
+        '{"settings": 1, "videos": {}}',
+        "[" * 100000,
+        '{"settings": {}, "videos": [1]}',
+        "\ufeff",
+        "null",
+    ],
+)
 def test_a_record_that_cannot_be_read_is_named_and_made_again(text, tmp_path, capsys):
     (tmp_path / "reconstruction.json").write_text(text, encoding="utf-8")
     (tmp_path / "reconstruction_of_others.json").write_text("[]")
@@ -194,8 +226,13 @@ def test_a_record_that_cannot_be_read_is_named_and_made_again(text, tmp_path, ca
 
 def test_scores_that_cannot_be_read_are_made_again(tmp_path, capsys):
     good = {"psnr": 30.0, "ssim": 0.5}
-    videos = {"a.mp4": good, "b.mp4": {}, "c.mp4": {"psnr": 1.0}, "d.mp4": {**good, "ssim": float("nan")},
-              "e.mp4": None}
+    videos = {
+        "a.mp4": good,
+        "b.mp4": {},
+        "c.mp4": {"psnr": 1.0},
+        "d.mp4": {**good, "ssim": float("nan")},
+        "e.mp4": None,
+    }
     (tmp_path / "reconstruction.rank1.json").write_text(json.dumps({"settings": {"ae": AE}, "videos": videos}))
     assert Results(tmp_path, {"ae": AE}).earlier == {"a.mp4": good}
     assert "reconstruction.rank1.json holds no scores of b.mp4, c.mp4, d.mp4, e.mp4" in capsys.readouterr().err
@@ -216,8 +253,10 @@ def test_plans(videos, tmp_path):
     listing = tmp_path / "list.csv"
     listing.write_text("video,note\nbelow/c.mkv,x\nabsent.webm,y\n")
     jobs = plan_jobs(videos, tmp_path / "rec", listing)
-    assert [(job.source, job.target.name) for job in jobs] == [(videos / "below" / "c.mkv", "c.mkv"),
-                                                              (videos / "absent.webm", "absent.mp4")]
+    assert [(job.source, job.target.name) for job in jobs] == [
+        (videos / "below" / "c.mkv", "c.mkv"),
+        (videos / "absent.webm", "absent.mp4"),
+    ]
     assert [job.name for job in plan_jobs(videos, tmp_path / "rec", subset_size=2)] == ["a.mp4", "b.mp4"]
     listing.write_text("path\na.mp4\n")
     with pytest.raises(ValueError, match="needs a column 'video', has path"):
@@ -233,9 +272,31 @@ def test_plans(videos, tmp_path):
 
 
 def test_rec_video_command(ae_path, media, run, tmp_path):
-    result = run("examples/rec_video.py", "--ae", AE, "--ae_path", ae_path, "--device", "CPU", "--num_frames", 9,
-                 "--video_path", media / "flipping_a_pancake.mkv", "--rec_path", tmp_path / "out" / "rec.mp4",
-                 "--height", 48, "--width", 64, "--sample_rate", 2, "--fps", 15, "--enable_tiling", "--grid")
+    result = run(
+        "examples/rec_video.py",
+        "--ae",
+        AE,
+        "--ae_path",
+        ae_path,
+        "--device",
+        "CPU",
+        "--num_frames",
+        9,
+        "--video_path",
+        media / "flipping_a_pancake.mkv",
+        "--rec_path",
+        tmp_path / "out" / "rec.mp4",
+        "--height",
+        48,
+        "--width",
+        64,
+        "--sample_rate",
+        2,
+        "--fps",
+        15,
+        "--enable_tiling",
+        "--grid",
+    )
     assert result.returncode == 0, result.stderr
     assert "encode" in result.stdout and "PSNR" in result.stdout and "SSIM" in result.stdout
     with VideoReader(tmp_path / "out" / "rec.mp4") as reader:
@@ -246,14 +307,24 @@ def test_rec_video_command(ae_path, media, run, tmp_path):
     assert difference(frames[:, :, :64], originals) < 10, "the original stands on the left"
 
 
-@pytest.mark.parametrize("flags, message", [
-    (["--num_frames", 10], "take 9 or 13"),
-    (["--rec_path", "rec.xyz"], "rec.xyz: cannot write .xyz; choose from .mp4"),
-    (["--video_path", "absent.mp4"], "absent.mp4: no such file"),
-])
+@pytest.mark.parametrize(
+    "flags, message",
+    [
+        (["--num_frames", 10], "take 9 or 13"),
+        (["--rec_path", "rec.xyz"], "rec.xyz: cannot write .xyz; choose from .mp4"),
+        (["--video_path", "absent.mp4"], "absent.mp4: no such file"),
+    ],
+)
 def test_rec_video_errors_come_before_the_weights(flags, message, videos, monkeypatch, capsys):
-    arguments = {"--video_path": videos / "a.mp4", "--rec_path": videos / "rec.mp4", "--ae_path": "no/weights/here",
-                 "--num_frames": 9, "--height": 48, "--width": 64, flags[0]: flags[1]}
+    arguments = {
+        "--video_path": videos / "a.mp4",
+        "--rec_path": videos / "rec.mp4",
+        "--ae_path": "no/weights/here",
+        "--num_frames": 9,
+        "--height": 48,
+        "--width": 64,
+        flags[0]: flags[1],
+    }
     monkeypatch.setattr(sys, "argv", ["rec_video.py", *[str(word) for pair in arguments.items() for word in pair]])
     with pytest.raises(SystemExit) as end:
         runpy.run_path(str(EXAMPLES / "rec_video.py"), run_name="__main__")
@@ -264,9 +335,29 @@ def test_rec_video_errors_come_before_the_weights(flags, message, videos, monkey
 
 def test_rec_video_folder_command(ae_path, media, run, videos, tmp_path):
     (videos / "corrupted.mp4").write_bytes((media / "corrupted.mp4").read_bytes())
-    arguments = ["--ae", AE, "--ae_path", ae_path, "--device", "CPU", "--real_video_dir", videos,
-                 "--generated_video_dir", tmp_path / "rec", "--num_frames", 5, "--height", 32, "--width", 48,
-                 "--sample_fps", 20, "--output_origin", "--batch_size", 2]
+    arguments = [
+        "--ae",
+        AE,
+        "--ae_path",
+        ae_path,
+        "--device",
+        "CPU",
+        "--real_video_dir",
+        videos,
+        "--generated_video_dir",
+        tmp_path / "rec",
+        "--num_frames",
+        5,
+        "--height",
+        32,
+        "--width",
+        48,
+        "--sample_fps",
+        20,
+        "--output_origin",
+        "--batch_size",
+        2,
+    ]
     result = run("examples/rec_video_folder.py", *arguments)
     assert result.returncode == 0, result.stderr
     assert "mean of 3" in result.stdout and "skipped 2:" in result.stdout
@@ -277,14 +368,38 @@ def test_rec_video_folder_command(ae_path, media, run, videos, tmp_path):
 
 def test_one_run_per_folder(run, videos):
     with exclusive_folder(videos / "rec"):
-        finished = run("examples/rec_video_folder.py", "--ae_path", "no/weights/here", "--real_video_dir", videos,
-                       "--generated_video_dir", videos / "rec", "--num_frames", 5, "--device", "CPU")
+        finished = run(
+            "examples/rec_video_folder.py",
+            "--ae_path",
+            "no/weights/here",
+            "--real_video_dir",
+            videos,
+            "--generated_video_dir",
+            videos / "rec",
+            "--num_frames",
+            5,
+            "--device",
+            "CPU",
+        )
     assert finished.returncode == 1 and "another run writes to this folder" in finished.stderr
 
 
 def test_rec_image_command(ae_path, run, tmp_path):
     Image.fromarray(moving_picture(1, 60, 90)[0]).save(tmp_path / "picture.jpg")
-    result = run("examples/rec_image.py", "--ae", AE, "--ae_path", ae_path, "--device", "CPU", "--short_size", 48,
-                 "--image_path", tmp_path / "picture.jpg", "--rec_path", tmp_path / "rec.jpg")
+    result = run(
+        "examples/rec_image.py",
+        "--ae",
+        AE,
+        "--ae_path",
+        ae_path,
+        "--device",
+        "CPU",
+        "--short_size",
+        48,
+        "--image_path",
+        tmp_path / "picture.jpg",
+        "--rec_path",
+        tmp_path / "rec.jpg",
+    )
     assert result.returncode == 0, result.stderr
     assert "PSNR" in result.stdout and read_image(tmp_path / "rec.jpg").shape == (48, 72, 3)

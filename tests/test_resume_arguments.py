@@ -1,4 +1,5 @@
 """Resuming with other arguments: some are silent, some are listed, those that make the state meaningless are refused."""
+
 from __future__ import annotations
 
 import argparse
@@ -20,10 +21,11 @@ from opensora.train.trainer import TrainerOptions, run
 from opensora.train.vae import VAETraining
 from opensora.utils.config_utils import PLACES, field_names
 
-COMMANDS = {"t2v": (flags, t2v_options, T2VTraining),
-            "inpaint": (lambda *more: inpaint_flags(*more, "--mask_config", MASK_CONFIG), inpaint_options,
-                        InpaintTraining),
-            "vae": (vae_flags, vae_options, VAETraining)}
+COMMANDS = {
+    "t2v": (flags, t2v_options, T2VTraining),
+    "inpaint": (lambda *more: inpaint_flags(*more, "--mask_config", MASK_CONFIG), inpaint_options, InpaintTraining),
+    "vae": (vae_flags, vae_options, VAETraining),
+}
 
 
 @pytest.fixture(scope="module")
@@ -42,8 +44,17 @@ def folder(tmp_path_factory):
 def train(folder, name: str, *more, steps: int = 1) -> None:
     """As the command does, in this process."""
     make_flags, options, training = COMMANDS[name]
-    argv = make_flags(folder, name, "--max_train_steps", steps, "--dataloader_num_workers", 0,
-                      "--resume_from_checkpoint", "True", *more)[1:]
+    argv = make_flags(
+        folder,
+        name,
+        "--max_train_steps",
+        steps,
+        "--dataloader_num_workers",
+        0,
+        "--resume_from_checkpoint",
+        "True",
+        *more,
+    )[1:]
     run(training, lambda: options.parse_options(argv))
 
 
@@ -58,13 +69,25 @@ def test_every_argument_is_in_the_table_once():
     assert len(classified) == len(EFFECTS) and names == {name for name in classified if "." not in name}
 
 
-@pytest.mark.parametrize("name, more, words", [
-    ("t2v", ["--seed", 5], "seed 1234 -> 5"), ("t2v", ["--num_frames", 9], "num_frames 5 -> 9"),
-    ("t2v", ["--data", "{folder}/fewer/merge_data.txt"], "data /.*/data/merge_data.txt -> /.*/fewer/merge_data.txt"),
-    ("t2v", ["--sparse_n", 2], "sparse_n 4 -> 2"), ("t2v", ["--prediction_type", "epsilon"], "prediction_type"),
-    ("inpaint", ["--seed", 5, "--max_hxw", 2048], "max_hxw 1024 -> 2048, seed 1234 -> 5"),
-    ("vae", ["--seed", 5], "seed"), ("vae", ["--video_num_frames", 9], "video_num_frames 5 -> 9"),
-    ("vae", ["--video_path", "{folder}/fewer/clips"], "video_path"), ("vae", ["--freeze_encoder"], "freeze_encoder")])
+@pytest.mark.parametrize(
+    "name, more, words",
+    [
+        ("t2v", ["--seed", 5], "seed 1234 -> 5"),
+        ("t2v", ["--num_frames", 9], "num_frames 5 -> 9"),
+        (
+            "t2v",
+            ["--data", "{folder}/fewer/merge_data.txt"],
+            "data /.*/data/merge_data.txt -> /.*/fewer/merge_data.txt",
+        ),
+        ("t2v", ["--sparse_n", 2], "sparse_n 4 -> 2"),
+        ("t2v", ["--prediction_type", "epsilon"], "prediction_type"),
+        ("inpaint", ["--seed", 5, "--max_hxw", 2048], "max_hxw 1024 -> 2048, seed 1234 -> 5"),
+        ("vae", ["--seed", 5], "seed"),
+        ("vae", ["--video_num_frames", 9], "video_num_frames 5 -> 9"),
+        ("vae", ["--video_path", "{folder}/fewer/clips"], "video_path"),
+        ("vae", ["--freeze_encoder"], "freeze_encoder"),
+    ],
+)
 def test_changes_that_are_refused(folder, name, more, words):
     with pytest.raises(ValueError, match=f"checkpoint-1 is of a run with other arguments: {words}") as error:
         train(folder, name, *(str(item).format(folder=folder) for item in more), steps=2)
@@ -75,11 +98,22 @@ def test_changes_that_are_refused(folder, name, more, words):
 @pytest.mark.parametrize("name", COMMANDS)
 def test_changes_that_are_listed_and_changes_that_are_silent(folder, name, capsys):
     elsewhere = ["--output_dir", folder / "elsewhere", "--resume_from_checkpoint", folder / name / "checkpoint-1"]
-    train(folder, name, *elsewhere, "--log_interval", 1, "--checkpointing_steps", 3, "--cache_dir", folder / "cache2",
-          steps=2)
+    train(
+        folder,
+        name,
+        *elsewhere,
+        "--log_interval",
+        1,
+        "--checkpointing_steps",
+        3,
+        "--cache_dir",
+        folder / "cache2",
+        steps=2,
+    )
     assert "note: these arguments" not in capsys.readouterr().err
-    train(folder, name, *elsewhere, "--start_learning_rate", "0.5", "--use_ema", "False", "--precision", "fp32",
-          steps=2)
+    train(
+        folder, name, *elsewhere, "--start_learning_rate", "0.5", "--use_ema", "False", "--precision", "fp32", steps=2
+    )
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "note: these arguments" in line]
     assert "start_learning_rate" in line and "-> 0.5" in line and "use_ema true -> false" in line
     assert "precision null -> fp32" in line and line.count("->") == 3
@@ -87,8 +121,15 @@ def test_changes_that_are_listed_and_changes_that_are_silent(folder, name, capsy
 
 def test_other_data_by_leave(folder, capsys):
     """The place in the old data has no meaning in the new ones."""
-    more = ["--output_dir", folder / "by_leave", "--resume_from_checkpoint", folder / "t2v/checkpoint-1", "--data",
-            folder / "fewer/merge_data.txt", "--allow_changed_arguments"]
+    more = [
+        "--output_dir",
+        folder / "by_leave",
+        "--resume_from_checkpoint",
+        folder / "t2v/checkpoint-1",
+        "--data",
+        folder / "fewer/merge_data.txt",
+        "--allow_changed_arguments",
+    ]
     train(folder, "t2v", *more, steps=3)
     errors = capsys.readouterr().err
     assert "note: these arguments are not those of" in errors and "fewer/merge_data.txt" in errors
@@ -104,22 +145,36 @@ def test_what_is_compared(tmp_path, monkeypatch):
     (tmp_path / "data.txt").touch()
     config = {"model": {"type": "STDiT2-XL/2", "depth": 2}, "bucket_config": {"144p": {4: (1.0, 2)}}, "lr": 1e-3}
     before = recorded({"data": "data.txt", "model": "OpenSoraT2V_v1_3-2B/122", "betas": (0.9, 0.99), "old": 1})
-    assert before == {"data": str(tmp_path / "data.txt"), "model": "OpenSoraT2V_v1_3-2B/122", "betas": [0.9, 0.99],
-                      "old": 1}
+    assert before == {
+        "data": str(tmp_path / "data.txt"),
+        "model": "OpenSoraT2V_v1_3-2B/122",
+        "betas": [0.9, 0.99],
+        "old": 1,
+    }
     assert not any(changes(before, recorded({"data": tmp_path / "data.txt", "betas": [0.9, 0.99], "new": 1})).values())
     assert not any(changes(before, recorded(config)).values())  # of another command
     other = recorded({**config, "model": {"type": "STDiT2-XL/2", "qk_norm": True}, "lr": 2e-3})
     found = {effect: [str(change) for change in group] for effect, group in changes(recorded(config), other).items()}
-    assert found == {"silent": [], "listed": ["lr 0.001 -> 0.002"],
-                     "refused": ["model.depth 2 -> null", "model.qk_norm null -> true"]}
+    assert found == {
+        "silent": [],
+        "listed": ["lr 0.001 -> 0.002"],
+        "refused": ["model.depth 2 -> null", "model.qk_norm null -> true"],
+    }
     for schedule, effect in (("constant", "silent"), ("cosine", "listed")):
         runs = [{"lr_scheduler": schedule, "max_train_steps": steps} for steps in (10, 20)]
         assert len(changes(*runs)[effect]) == 1
 
 
-@pytest.mark.parametrize("more, expected", [
-    ({}, [3, 6, 8]), ({"val_interval": 2}, [6, 8]), ({"val_interval_steps": 5}, [5, 8]), ({"val_interval": 5}, [8]),
-    ({"val_interval": 2, "val_interval_steps": 4}, [4, 6, 8])])
+@pytest.mark.parametrize(
+    "more, expected",
+    [
+        ({}, [3, 6, 8]),
+        ({"val_interval": 2}, [6, 8]),
+        ({"val_interval_steps": 5}, [5, 8]),
+        ({"val_interval": 5}, [8]),
+        ({"val_interval": 2, "val_interval_steps": 4}, [4, 6, 8]),
+    ],
+)
 def test_intervals_of_validation(more, expected):
     """Eight steps, three to an epoch."""
     options = TrainerOptions("x", max_train_steps=8, validate=True, **more)

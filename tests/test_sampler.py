@@ -3,6 +3,7 @@
 The published sampler cuts steps out of the row of all buckets, so a step can hold several; there the batch of a process
 keeps its most frequent shape and drops the others. Ours cuts each bucket by itself.
 """
+
 from __future__ import annotations
 
 import json
@@ -50,17 +51,17 @@ def test_golden_order_of_samples(name):
     row = []
     for bucket in buckets:
         count = -(-len(bucket) // size)
-        row += steps[:count].ravel()[:len(bucket)].tolist()
+        row += steps[:count].ravel()[: len(bucket)].tolist()
         steps = steps[count:]
     published = published_steps(conf)
     compared = 0
     for start, batches in zip(range(0, len(row), size), published):
         for rank, batch in enumerate(batches):
-            ours = np.array(row[start + rank:start + size:conf["world_size"]])
+            ours = np.array(row[start + rank : start + size : conf["world_size"]])
             if batch[0] >= 0 and len(ours):
                 most = Counter(reversed(LENGTHS[ours].tolist())).most_common(1)[0][0]  # of equals the one seen last
                 kept = ours[LENGTHS[ours] == most]
-                assert batch[:len(kept)].tolist() == kept.tolist()
+                assert batch[: len(kept)].tolist() == kept.tolist()
                 compared += len(kept)
     assert compared > 0.6 * np.sum(published >= 0)  # the rest was filled at random
 

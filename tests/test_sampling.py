@@ -1,4 +1,5 @@
 """Text to video: the pipeline against the reference, and sample.py as a user runs it."""
+
 from __future__ import annotations
 
 import json
@@ -31,9 +32,29 @@ def release(tmp_path_factory):
 @pytest.fixture
 def flags(release, tmp_path):
     """The flags of a small run; results go to tmp_path/out."""
-    return ["--model_path", release / "transformer", "--ae_path", release / "vae", "--text_encoder_name_1",
-            release / "text", "--save_img_path", tmp_path / "out", "--num_frames", 5, "--height", 32, "--width", 64,
-            "--num_sampling_steps", 2, "--max_sequence_length", 64, "--rescale_betas_zero_snr", "--device", "CPU"]
+    return [
+        "--model_path",
+        release / "transformer",
+        "--ae_path",
+        release / "vae",
+        "--text_encoder_name_1",
+        release / "text",
+        "--save_img_path",
+        tmp_path / "out",
+        "--num_frames",
+        5,
+        "--height",
+        32,
+        "--width",
+        64,
+        "--num_sampling_steps",
+        2,
+        "--max_sequence_length",
+        64,
+        "--rescale_betas_zero_snr",
+        "--device",
+        "CPU",
+    ]
 
 
 def outputs(folder) -> list[str]:
@@ -44,13 +65,22 @@ def outputs(folder) -> list[str]:
 def test_golden(name, release_tiny, mode):
     run, reference = case(name, "release_e2e.json"), load_case(name)
     folder = release_tiny / "LanguageBind/Open-Sora-Plan-v1.3.0"
-    pipeline = OpenSoraPipeline.from_pretrained(folder / "any93x640x640", folder / "vae",
-                                                release_tiny / "google/mt5-xxl")
+    pipeline = OpenSoraPipeline.from_pretrained(
+        folder / "any93x640x640", folder / "vae", release_tiny / "google/mt5-xxl"
+    )
     shape = reference["latents"].shape
-    latents = pipeline(run["prompt"], run["num_frames"], run["height"], run["width"], run["steps"],
-                       run["guidance_scale"], max_sequence_length=run["max_sequence_length"],
-                       latents=given(name, "init", shape), step_noise=lambda k: given(name, f"noise{k}", shape),
-                       output_type="latent")
+    latents = pipeline(
+        run["prompt"],
+        run["num_frames"],
+        run["height"],
+        run["width"],
+        run["steps"],
+        run["guidance_scale"],
+        max_sequence_length=run["max_sequence_length"],
+        latents=given(name, "init", shape),
+        step_noise=lambda k: given(name, f"noise{k}", shape),
+        output_type="latent",
+    )
     assert relative_difference(latents, reference["latents"]) < 1e-3
     frames = pipeline.output(Tensor(latents), "frames")
     assert frames.shape == reference["frames"].shape and frames.dtype == np.uint8
@@ -76,8 +106,9 @@ def test_videos_from_a_file_and_resume(run, flags, tmp_path):
     assert finished.returncode == 0, finished.stderr
     out = tmp_path / "out"
     names = [f"EulerAncestralDiscrete_{part}gs7.5_s2" for part in ("0_", "1_", "")]
-    assert outputs(out) == sorted([f"{names[0]}.json", f"{names[0]}.mp4", f"{names[1]}.json", f"{names[1]}.mp4",
-                                   f"{names[2]}.mp4"])
+    assert outputs(out) == sorted(
+        [f"{names[0]}.json", f"{names[0]}.mp4", f"{names[1]}.json", f"{names[1]}.mp4", f"{names[2]}.mp4"]
+    )
     with VideoReader(out / f"{names[0]}.mp4") as video:
         assert (len(video), video.height, video.width, round(video.fps)) == (5, 32, 64, 18)
     record = json.loads((out / f"{names[1]}.json").read_text())
@@ -96,9 +127,17 @@ def test_videos_from_a_file_and_resume(run, flags, tmp_path):
     assert (out / f"{names[1]}.mp4").read_bytes() == before
 
 
-@pytest.mark.parametrize("text, reason", [
-    ("", "no json"), ("[" * 100000, "no json"), ("{}", "no object with arguments"), ("[]", "no object with arguments"),
-    ('{"arguments": []}', "no object with arguments"), ('{"arguments": {}, "prompt": "a"}', "model_type is missing")])
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("", "no json"),
+        ("[" * 100000, "no json"),
+        ("{}", "no object with arguments"),
+        ("[]", "no object with arguments"),
+        ('{"arguments": []}', "no object with arguments"),
+        ('{"arguments": {}, "prompt": "a"}', "model_type is missing"),
+    ],
+)
 def test_a_result_whose_json_does_not_say_how_it_was_made(text, reason, flags, tmp_path):
     options, _ = parse_options([*map(str, flags), "--text_prompt", "a"])
     (sample,) = plan_samples(options, [("a", ())])
@@ -118,8 +157,20 @@ def test_a_result_whose_json_does_not_say_how_it_was_made(text, reason, flags, t
 
 
 def test_several_images_of_a_prompt(run, flags, tmp_path):
-    finished = run(SAMPLE, *flags, "--text_prompt", "a", "--num_frames", 1, "--num_samples_per_prompt", 3,
-                   "--video_extension", "png", "--guidance_scale", 1)
+    finished = run(
+        SAMPLE,
+        *flags,
+        "--text_prompt",
+        "a",
+        "--num_frames",
+        1,
+        "--num_samples_per_prompt",
+        3,
+        "--video_extension",
+        "png",
+        "--guidance_scale",
+        1,
+    )
     assert finished.returncode == 0, finished.stderr
     images = [read_image(tmp_path / f"out/EulerAncestralDiscrete_0_gs1_s2_i{k}.png") for k in range(3)]
     assert images[0].shape == (32, 64, 3) and (images[0] != images[1]).any()
@@ -180,18 +231,32 @@ def test_config_file(flags, tmp_path):
     options, _ = parse_options([*strings, "--config", str(tmp_path / "run.yaml")])
     assert options.num_sampling_steps == 2 and options.guidance_scale == 3.0  # the command line wins
     assert list(options.text_prompt) == ["x", "y"] and not options.rescale_betas_zero_snr
-    for text, message in (("num_sampling_step: 3", "num_sampling_steps"), ("fps: many", "fps"),
-                          ("sample_method: X", "not one of"), ("- a", "flag: value"), ("overwrite: 3", "true or false")):
+    for text, message in (
+        ("num_sampling_step: 3", "num_sampling_steps"),
+        ("fps: many", "fps"),
+        ("sample_method: X", "not one of"),
+        ("- a", "flag: value"),
+        ("overwrite: 3", "true or false"),
+    ):
         (tmp_path / "bad.yaml").write_text(text)
         with pytest.raises(ValueError, match=message):
             parse_options([*strings, "--text_prompt", "x", "--config", str(tmp_path / "bad.yaml")])
 
 
-@pytest.mark.parametrize("more, message", [
-    (["--num_frames", "6"], "nearest: 5, 9"), (["--height", "100"], "nearest: 96, 128"),
-    (["--ae", "WFVAEModel_D16_4x8x8"], "works on latents of 8 channels"), (["--sparse_n", "2"], "contradicts"),
-    (["--video_extension", "png"], "for images"), (["--fps", "0"], "--fps must be 1"),
-    (["--prompt_template", "a photo of"], "no {}, where the prompt goes"), (["--model_path", "nowhere"], "nowhere"), (["--save_latents", "--decode_latents"], "use one of them")])
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--num_frames", "6"], "nearest: 5, 9"),
+        (["--height", "100"], "nearest: 96, 128"),
+        (["--ae", "WFVAEModel_D16_4x8x8"], "works on latents of 8 channels"),
+        (["--sparse_n", "2"], "contradicts"),
+        (["--video_extension", "png"], "for images"),
+        (["--fps", "0"], "--fps must be 1"),
+        (["--prompt_template", "a photo of"], "no {}, where the prompt goes"),
+        (["--model_path", "nowhere"], "nowhere"),
+        (["--save_latents", "--decode_latents"], "use one of them"),
+    ],
+)
 def test_wrong_arguments_are_told_before_loading(flags, more, message):
     with pytest.raises((ValueError, OSError), match=message):
         parse_options([*map(str, flags), "--text_prompt", "x", *more])
@@ -203,7 +268,7 @@ def test_unknown_sampler_lists_the_known(run, flags):
 
 
 def test_prompts(tmp_path):
-    (tmp_path / "a.csv").write_text("path,cap\n1.mp4,one\n2.mp4,\"two, three\"\n")
+    (tmp_path / "a.csv").write_text('path,cap\n1.mp4,one\n2.mp4,"two, three"\n')
     assert read_prompts([str(tmp_path / "a.csv")]) == ["one", "two, three"]
     assert read_prompts(["one", "two"]) == ["one", "two"]
     for name, text, message in (("b.csv", "x,y\n1,2\n", "none of prompt"), ("c.txt", "\n", "no prompts")):
@@ -212,22 +277,39 @@ def test_prompts(tmp_path):
             read_prompts([str(tmp_path / name)])
 
 
-@pytest.mark.parametrize("name, text", [
-    ("a.TXT", "one\n\n two\n"), ("a.CSV", "x, Prompt\n1,one\n2,\n3,two\n"), ("a.md", "one\ntwo"), ("dir.with/prompts", "one\ntwo"),
-    ("a.json", '["one", "", "two"]'), ("a.JSON", '[{"path": "x", "cap": "one"}, {"prompt": "two"}]'),
-    ("a.jsonl", '"one"\n{"text": "two"}\n'), ("b.jsonl", "one\ntwo\n"), ("bom.txt", "\ufeffone\ntwo")])
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.TXT", "one\n\n two\n"),
+        ("a.CSV", "x, Prompt\n1,one\n2,\n3,two\n"),
+        ("a.md", "one\ntwo"),
+        ("dir.with/prompts", "one\ntwo"),
+        ("a.json", '["one", "", "two"]'),
+        ("a.JSON", '[{"path": "x", "cap": "one"}, {"prompt": "two"}]'),
+        ("a.jsonl", '"one"\n{"text": "two"}\n'),
+        ("b.jsonl", "one\ntwo\n"),
+        ("bom.txt", "\ufeffone\ntwo"),
+    ],
+)
 def test_kinds_of_prompt_files(tmp_path, name, text):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_prompts([str(tmp_path / name)]) == ["one", "two"]
 
 
-@pytest.mark.parametrize("name, content, message", [
-    ("gbk.txt", "\u7ea2\u8272\u7684\u5706".encode("gbk"), "gbk.txt: not UTF-8 text; convert it"),
-    ("latin1.csv", b"prompt\ncaf\xe9\n", "latin1.csv: not UTF-8"), ("utf16.txt", "a".encode("utf-16"), "UTF-16"),
-    ("a.json", b'["a", 1]', "entry 1: should be a text"), ("b.json", b'["a", ', "b.json: after 1 objects"),
-    ("c.json", b'["half \\ud83d"]', "c.json: prompt 1: has half of a surrogate pair"),
-    ("a.docx", b"PK", "read from files that end with .txt"), ("empty.json", b"[]", "holds no prompts")])
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("gbk.txt", "\u7ea2\u8272\u7684\u5706".encode("gbk"), "gbk.txt: not UTF-8 text; convert it"),
+        ("latin1.csv", b"prompt\ncaf\xe9\n", "latin1.csv: not UTF-8"),
+        ("utf16.txt", "a".encode("utf-16"), "UTF-16"),
+        ("a.json", b'["a", 1]', "entry 1: should be a text"),
+        ("b.json", b'["a", ', "b.json: after 1 objects"),
+        ("c.json", b'["half \\ud83d"]', "c.json: prompt 1: has half of a surrogate pair"),
+        ("a.docx", b"PK", "read from files that end with .txt"),
+        ("empty.json", b"[]", "holds no prompts"),
+    ],
+)
 def test_prompt_files_that_cannot_be_read(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
@@ -252,8 +334,20 @@ def test_prompts_that_look_a_little_like_files():
 
 
 def test_a_prompt_that_is_cut_is_named(run, flags):
-    finished = run(SAMPLE, *flags, "--num_frames", 1, "--max_sequence_length", 8, "--text_prompt", "a b c d e f g h i j",
-                   "--prompt_template", "{}", "--negative_prompt", "")
+    finished = run(
+        SAMPLE,
+        *flags,
+        "--num_frames",
+        1,
+        "--max_sequence_length",
+        8,
+        "--text_prompt",
+        "a b c d e f g h i j",
+        "--prompt_template",
+        "{}",
+        "--negative_prompt",
+        "",
+    )
     assert finished.returncode == 0, finished.stderr
     (line,) = [line for line in finished.stderr.splitlines() if "has no effect" in line]
     assert "'a b c d e f g h i j'... has " in line and "the first 8 " in line and "--max_sequence_length" in line
@@ -261,8 +355,11 @@ def test_a_prompt_that_is_cut_is_named(run, flags):
 
 def test_wording(release, run, flags, tmp_path, monkeypatch):
     """What is written around a prompt, and what guidance leads away from, is the published wording or the user's."""
+
     def texts_of(**wording) -> list[str]:
-        pipeline = OpenSoraPipeline.from_pretrained(release / "transformer", release / "vae", release / "text", **wording)
+        pipeline = OpenSoraPipeline.from_pretrained(
+            release / "transformer", release / "vae", release / "text", **wording
+        )
         monkeypatch.setattr(pipeline, "embed", lambda texts, length: texts)
         return [*pipeline.embed_prompt("a boat", 7.5), *pipeline.embed_prompt("{} %s", 1.0)]
 
@@ -271,20 +368,31 @@ def test_wording(release, run, flags, tmp_path, monkeypatch):
     assert alone.split() == "high quality, high aesthetic, {} %s".split()
     assert texts_of(prompt_template="photo: {}", negative_prompt="") == ["", "photo: a boat", "photo: {} %s"]
 
-    finished = run(SAMPLE, *flags, "--num_frames", 1, "--text_prompt", "x", "--prompt_template", "{}", "--negative_prompt", "y")
+    finished = run(
+        SAMPLE, *flags, "--num_frames", 1, "--text_prompt", "x", "--prompt_template", "{}", "--negative_prompt", "y"
+    )
     assert finished.returncode == 0, finished.stderr
     (metadata,) = (tmp_path / "out").glob("*.json")
     recorded = json.dumps(json.loads(metadata.read_text()))
     assert '"prompt_template": "{}"' in recorded and '"negative_prompt": "y"' in recorded
 
 
-@pytest.mark.parametrize("flag, folder, message", [
-    ("--model_path", "vae", "holds a WFVAEModel; --model_path with --model_type t2v needs an OpenSoraT2V_v1_3"),
-    ("--model_path", "text", "holds an? .*5.*; --model_path with --model_type t2v needs an OpenSoraT2V_v1_3"),
-    ("--ae_path", "transformer", "holds an OpenSoraT2V_v1_3; --ae_path needs a WFVAEModel"),
-    ("--ae_path", "causal", "holds a CausalVAEModel .the autoencoder of Open-Sora-Plan v1.0 to v1.2.; --ae_path needs"),
-    ("--text_encoder_name_1", "vae", "holds a WFVAEModel; --text_encoder_name_1 needs an MT5EncoderModel"),
-    ("--ae_path", "empty", "empty: no weights in this folder"), ("--ms_checkpoint", "gone.ckpt", "gone.ckpt: no such file")])
+@pytest.mark.parametrize(
+    "flag, folder, message",
+    [
+        ("--model_path", "vae", "holds a WFVAEModel; --model_path with --model_type t2v needs an OpenSoraT2V_v1_3"),
+        ("--model_path", "text", "holds an? .*5.*; --model_path with --model_type t2v needs an OpenSoraT2V_v1_3"),
+        ("--ae_path", "transformer", "holds an OpenSoraT2V_v1_3; --ae_path needs a WFVAEModel"),
+        (
+            "--ae_path",
+            "causal",
+            "holds a CausalVAEModel .the autoencoder of Open-Sora-Plan v1.0 to v1.2.; --ae_path needs",
+        ),
+        ("--text_encoder_name_1", "vae", "holds a WFVAEModel; --text_encoder_name_1 needs an MT5EncoderModel"),
+        ("--ae_path", "empty", "empty: no weights in this folder"),
+        ("--ms_checkpoint", "gone.ckpt", "gone.ckpt: no such file"),
+    ],
+)
 def test_folders_of_other_models(release, flags, tmp_path, flag, folder, message):
     """Refused with the flags, before a model is loaded, and by the pipeline too."""
     (tmp_path / "causal").mkdir()
@@ -294,8 +402,11 @@ def test_folders_of_other_models(release, flags, tmp_path, flag, folder, message
     path = release / folder if (release / folder).exists() else tmp_path / folder
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         parse_options([*map(str, flags), flag, str(path), "--text_prompt", "a"])
-    places = {"--model_path": release / "transformer", "--ae_path": release / "vae",
-              "--text_encoder_name_1": release / "text"}
+    places = {
+        "--model_path": release / "transformer",
+        "--ae_path": release / "vae",
+        "--text_encoder_name_1": release / "text",
+    }
     if flag in places:
         with pytest.raises((ValueError, FileNotFoundError), match=message.split("; ")[0]):
             OpenSoraPipeline.from_pretrained(*{**places, flag: path}.values())

@@ -1,4 +1,5 @@
 """Samplers against the reference, and what holds for each of them."""
+
 from __future__ import annotations
 
 import warnings
@@ -50,8 +51,9 @@ def largest_difference(states: list, expected: np.ndarray) -> float:
 
 def golden_rows() -> list:
     """(case, largest relative difference) of every golden case."""
-    return [(name, largest_difference(run_golden(name, np.asarray)[1], load_case(name)["trajectory"]))
-            for name in GOLDEN]
+    return [
+        (name, largest_difference(run_golden(name, np.asarray)[1], load_case(name)["trajectory"])) for name in GOLDEN
+    ]
 
 
 def as_numpy(x) -> np.ndarray:
@@ -63,7 +65,7 @@ def levels(scheduler, t: float) -> tuple:
     if not hasattr(scheduler, "alphas_cumprod"):
         return 1 - t / 1000, t / 1000
     alpha_cumprod = scheduler.alphas_cumprod[int(t)]
-    return alpha_cumprod ** 0.5, (1 - alpha_cumprod) ** 0.5
+    return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
 
 
 def truth(scheduler, seen: np.ndarray, x0: np.ndarray, t: float) -> np.ndarray:
@@ -195,6 +197,7 @@ def test_zero_snr_ends_in_noise(name):
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_runs_are_alike(name):
     """A run owes nothing to one before it, finished or not, and a seed fixes the noise."""
+
     def run(scheduler, calls=None):
         draws = []
         x = given(name, "x", SHAPE) * np.float32(scheduler.init_noise_sigma)
@@ -246,13 +249,15 @@ def test_clip_sample(name):
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 def test_every_sampler_takes_the_common_options(name):
-    options = dict(ZERO_SNR, timestep_spacing="trailing", beta_start=0.00085, beta_end=0.012,
-                   beta_schedule="scaled_linear")
+    options = dict(
+        ZERO_SNR, timestep_spacing="trailing", beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
+    )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scheduler = get_scheduler(name, **options)
     assert [str(w.message) for w in caught] == (
-        [f"{name} leaves the betas as they are: no rescale to zero SNR"] if name in NO_RESCALE else [])
+        [f"{name} leaves the betas as they are: no rescale to zero SNR"] if name in NO_RESCALE else []
+    )
     if name in NO_RESCALE:
         del options["rescale_betas_zero_snr"]
         assert np.array_equal(scheduler.alphas_cumprod, get_scheduler(name, **options).alphas_cumprod)
@@ -260,26 +265,32 @@ def test_every_sampler_takes_the_common_options(name):
     assert len(scheduler.timesteps) >= 5
 
 
-@pytest.mark.parametrize("options, message", [
-    ({"name": "EulerAncestral"}, "there is no sampler 'EulerAncestral': did you mean EulerAncestralDiscrete?"),
-    ({"prediction_type": "x"}, "prediction_type is 'x': choose one of epsilon, v_prediction, sample"),
-    ({"timestep_spacing": "x"}, "timestep_spacing is 'x': choose one of linspace, leading, trailing"),
-    ({"beta_schedule": "x"}, "beta_schedule is 'x': choose one of linear, scaled_linear"),
-    ({"beta_end": 2.0}, "beta_end is 2.0: choose a number between 0 and 1"),
-])
+@pytest.mark.parametrize(
+    "options, message",
+    [
+        ({"name": "EulerAncestral"}, "there is no sampler 'EulerAncestral': did you mean EulerAncestralDiscrete?"),
+        ({"prediction_type": "x"}, "prediction_type is 'x': choose one of epsilon, v_prediction, sample"),
+        ({"timestep_spacing": "x"}, "timestep_spacing is 'x': choose one of linspace, leading, trailing"),
+        ({"beta_schedule": "x"}, "beta_schedule is 'x': choose one of linear, scaled_linear"),
+        ({"beta_end": 2.0}, "beta_end is 2.0: choose a number between 0 and 1"),
+    ],
+)
 def test_wrong_options(options, message):
     with pytest.raises(ValueError) as error:
         get_scheduler(**{"name": "DDIM", **options})
     assert str(error.value).startswith(message)
 
 
-@pytest.mark.parametrize("name, options, steps, message", [
-    ("DDIM", {}, 0, "the number of steps is 0: choose 1 to 1000"),
-    ("DDIM", {}, 1001, "the number of steps is 1001: choose 1 to 1000"),
-    ("DDIM", {}, 2.5, "the number of steps is 2.5: choose 1 to 1000"),
-    ("DPMSolverMultistep", {}, 1000, "DPMSolverMultistep can't take 1000 different steps with leading spacing"),
-    ("DDIM", {"rescale_betas_zero_snr": True}, 10, "DDIM can't start where there is noise alone"),
-])
+@pytest.mark.parametrize(
+    "name, options, steps, message",
+    [
+        ("DDIM", {}, 0, "the number of steps is 0: choose 1 to 1000"),
+        ("DDIM", {}, 1001, "the number of steps is 1001: choose 1 to 1000"),
+        ("DDIM", {}, 2.5, "the number of steps is 2.5: choose 1 to 1000"),
+        ("DPMSolverMultistep", {}, 1000, "DPMSolverMultistep can't take 1000 different steps with leading spacing"),
+        ("DDIM", {"rescale_betas_zero_snr": True}, 10, "DDIM can't start where there is noise alone"),
+    ],
+)
 def test_wrong_number_of_steps(name, options, steps, message):
     with pytest.raises(ValueError) as error:
         get_scheduler(name, **options).set_timesteps(steps)
@@ -303,10 +314,13 @@ def test_wrong_use():
 
 
 def test_numpy_users_need_no_mindspore(run):
-    finished = run("-c", "import sys, opensora.schedulers as s, numpy as np\n"
-                         "d = s.get_scheduler('DDPM'); d.set_timesteps(1)\n"
-                         "x = np.zeros((1, 2)); d.step(x, d.timesteps[0], x)\n"
-                         "print('mindspore' in sys.modules)")
+    finished = run(
+        "-c",
+        "import sys, opensora.schedulers as s, numpy as np\n"
+        "d = s.get_scheduler('DDPM'); d.set_timesteps(1)\n"
+        "x = np.zeros((1, 2)); d.step(x, d.timesteps[0], x)\n"
+        "print('mindspore' in sys.modules)",
+    )
     assert finished.stdout.strip() == "False", finished.stderr
 
 

@@ -1,4 +1,5 @@
 """The published scripts: the commands that they compose, and how they start and end processes."""
+
 from __future__ import annotations
 
 import os
@@ -15,13 +16,28 @@ from command_parsers import ROOT, parser_of
 
 TEXT = "scripts/text_condition"
 VAE = "scripts/causalvae"
-MULTI_DEVICE = [str(path.relative_to(ROOT)) for folder in (f"{TEXT}/multi-devices", f"{TEXT}/npu", f"{VAE}/multi-devices")
-                for path in sorted((ROOT / folder).glob("*.sh")) if path.name != "launch_training.sh"]
-SINGLE_DEVICE = [str(path.relative_to(ROOT)) for folder in (f"{TEXT}/single-device", f"{VAE}/single-device",
-                                                            "scripts/embedding_cache")
-                 for path in sorted((ROOT / folder).glob("*.sh")) if path.name != "eval.sh"]
-REQUIRED = {"REAL": "videos", "IMAGE": "a.png", "VIDEO": "a.mp4", "CAPTIONS": "captions.json", "OUTPUT": "results",
-            "NODES": "1", "NODE_RANK": "0", "MASTER_ADDR": "10.0.0.1"}
+MULTI_DEVICE = [
+    str(path.relative_to(ROOT))
+    for folder in (f"{TEXT}/multi-devices", f"{TEXT}/npu", f"{VAE}/multi-devices")
+    for path in sorted((ROOT / folder).glob("*.sh"))
+    if path.name != "launch_training.sh"
+]
+SINGLE_DEVICE = [
+    str(path.relative_to(ROOT))
+    for folder in (f"{TEXT}/single-device", f"{VAE}/single-device", "scripts/embedding_cache")
+    for path in sorted((ROOT / folder).glob("*.sh"))
+    if path.name != "eval.sh"
+]
+REQUIRED = {
+    "REAL": "videos",
+    "IMAGE": "a.png",
+    "VIDEO": "a.mp4",
+    "CAPTIONS": "captions.json",
+    "OUTPUT": "results",
+    "NODES": "1",
+    "NODE_RANK": "0",
+    "MASTER_ADDR": "10.0.0.1",
+}
 
 
 @pytest.fixture
@@ -40,8 +56,9 @@ def stubs(tmp_path, monkeypatch):
 
 def composed(script: str, *flags: str, **variables: str) -> list[str]:
     """The command line that a script composes."""
-    finished = subprocess.run(["bash", script, *flags], cwd=ROOT, env={**os.environ, **variables}, capture_output=True,
-                              text=True, timeout=20)
+    finished = subprocess.run(
+        ["bash", script, *flags], cwd=ROOT, env={**os.environ, **variables}, capture_output=True, text=True, timeout=20
+    )
     assert finished.returncode == 0, finished.stderr
     (line,) = finished.stdout.splitlines()
     return shlex.split(line)
@@ -52,9 +69,9 @@ def split(command: list[str]) -> tuple[dict, str, list[str]]:
     place = next(i for i, word in enumerate(command) if word.endswith(".py"))
     assert command[0] == "python"
     if command[1:3] != ["-m", "opensora.launch"]:
-        return {}, command[place], command[place + 1:]
+        return {}, command[place], command[place + 1 :]
     launcher = dict(word.lstrip("-").split("=", 1) for word in command[3:place])
-    return launcher, command[place], command[place + 1:]
+    return launcher, command[place], command[place + 1 :]
 
 
 def parsed(command: list[str]):
@@ -80,8 +97,13 @@ def test_every_flag_is_one_of_the_command(stubs, script):
 @pytest.mark.parametrize("script", MULTI_DEVICE)
 def test_number_of_processes(stubs, script):
     assert split(composed(script, **REQUIRED))[0]["worker_num"] == "8"
-    for flags, variables in ((["--nproc_per_node", "4"], {}), (["--nproc_per_node=4"], {}), (["--nproc-per-node=4"], {}),
-                             ([], {"WORKERS": "4"}), (["--nproc_per_node", "4"], {"WORKERS": "2"})):
+    for flags, variables in (
+        (["--nproc_per_node", "4"], {}),
+        (["--nproc_per_node=4"], {}),
+        (["--nproc-per-node=4"], {}),
+        ([], {"WORKERS": "4"}),
+        (["--nproc_per_node", "4"], {"WORKERS": "2"}),
+    ):
         command = composed(script, *flags, "--seed", "7", **{**REQUIRED, **variables})
         launcher, _, rest = split(command)
         assert launcher["worker_num"] == launcher["local_worker_num"] == "4"
@@ -89,10 +111,17 @@ def test_number_of_processes(stubs, script):
         assert launcher["log_dir"] == "results/parallel_logs"
         if "--sp_size" in rest:
             assert rest[rest.index("--sp_size") + 1] == "4"
-    failed = subprocess.run(["bash", script, "--nproc_per_node", "many"], cwd=ROOT, env={**os.environ, **REQUIRED},
-                            capture_output=True, text=True)
+    failed = subprocess.run(
+        ["bash", script, "--nproc_per_node", "many"],
+        cwd=ROOT,
+        env={**os.environ, **REQUIRED},
+        capture_output=True,
+        text=True,
+    )
     assert failed.returncode == 2 and failed.stdout == ""
-    assert failed.stderr == "error: --nproc_per_node many: should be the number of processes on this machine, 1 or more\n"
+    assert (
+        failed.stderr == "error: --nproc_per_node many: should be the number of processes on this machine, 1 or more\n"
+    )
 
 
 def test_a_single_device_script_can_run_on_several(stubs):
@@ -102,10 +131,26 @@ def test_a_single_device_script_can_run_on_several(stubs):
 
 
 def test_several_machines(stubs):
-    launcher, _, rest = split(composed(f"{TEXT}/multi-devices/train_t2v_stage3_multi_node.sh", NODES="4", NODE_RANK="3",
-                                       MASTER_ADDR="10.0.0.1", PORT="9100", OUTPUT="/shared"))
-    assert launcher == {"bind_core": "True", "worker_num": "32", "local_worker_num": "8", "master_addr": "10.0.0.1",
-                        "master_port": "9100", "node_rank": "3", "log_dir": "/shared/parallel_logs_3", "join": "True"}
+    launcher, _, rest = split(
+        composed(
+            f"{TEXT}/multi-devices/train_t2v_stage3_multi_node.sh",
+            NODES="4",
+            NODE_RANK="3",
+            MASTER_ADDR="10.0.0.1",
+            PORT="9100",
+            OUTPUT="/shared",
+        )
+    )
+    assert launcher == {
+        "bind_core": "True",
+        "worker_num": "32",
+        "local_worker_num": "8",
+        "master_addr": "10.0.0.1",
+        "master_port": "9100",
+        "node_rank": "3",
+        "log_dir": "/shared/parallel_logs_3",
+        "join": "True",
+    }
     assert rest[rest.index("--sp_size") + 1] == "8"
 
 
@@ -133,14 +178,25 @@ def test_published_stages_of_the_diffusion_model(stubs, folder):
 
 def test_published_inpaint_training(stubs):
     args = parsed(composed(f"{TEXT}/npu/train_inpaint_v1_3.sh"))
-    assert (args.snr_gamma, args.train_fps, args.max_hxw, args.min_hxw, args.num_frames) == (None, 18, 236544, 102400, 93)
+    assert (args.snr_gamma, args.train_fps, args.max_hxw, args.min_hxw, args.num_frames) == (
+        None,
+        18,
+        236544,
+        102400,
+        93,
+    )
     assert (args.add_noise_to_condition, args.default_text_ratio, args.start_learning_rate) == (True, 0.5, 1e-5)
     assert args.model == "OpenSoraInpaint_v1_3-2B/122" and args.zero_stage == 2
 
 
-@pytest.mark.parametrize("folder, names", [("single-device", ("train.sh", "train_stage2.sh", "train_stage3.sh")),
-                                           ("multi-devices", ("train.sh", "train_stage2.sh", "train_stage3.sh")),
-                                           ("multi-devices", ("train_stage_1.sh", "train_stage_2.sh", "train_stage_3.sh"))])
+@pytest.mark.parametrize(
+    "folder, names",
+    [
+        ("single-device", ("train.sh", "train_stage2.sh", "train_stage3.sh")),
+        ("multi-devices", ("train.sh", "train_stage2.sh", "train_stage3.sh")),
+        ("multi-devices", ("train_stage_1.sh", "train_stage_2.sh", "train_stage_3.sh")),
+    ],
+)
 def test_published_stages_of_the_vae(stubs, folder, names):
     commands = [composed(f"{VAE}/{folder}/{name}") for name in names]
     stages = [parsed(command) for command in commands]
@@ -176,29 +232,46 @@ def test_gpu_scripts_say_that_there_is_no_build(stubs, script):
 
 
 def test_launch_variable(stubs):
-    line = subprocess.run(["bash", f"{TEXT}/multi-devices/sample_t2v_93x640_ddp.sh"], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, "LAUNCH": "echo srun"}).stdout
+    line = subprocess.run(
+        ["bash", f"{TEXT}/multi-devices/sample_t2v_93x640_ddp.sh"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, "LAUNCH": "echo srun"},
+    ).stdout
     assert line.startswith("srun opensora/sample/sample.py --use_parallel True --model_path")
 
 
 # A failed run: launch.sh with a program in place of msrun. Signals are in test_supervision.py.
 
-LAUNCH_A_COMMAND = 'set -euo pipefail; source scripts/lib/launch.sh; launch command.py --nproc_per_node 2 --output_dir "$1"'
+LAUNCH_A_COMMAND = (
+    'set -euo pipefail; source scripts/lib/launch.sh; launch command.py --nproc_per_node 2 --output_dir "$1"'
+)
 
 
 def start(stubs, folder, *lines: str) -> subprocess.Popen:
     """A launch whose msrun is a shell script of these lines, in which $LOGS is the folder of logs."""
     logs = folder / "parallel_logs"
     logs.mkdir(parents=True)
-    (stubs / "python").write_text(f"#!/bin/bash\nexec {sys.executable} \"$@\"\n")
+    (stubs / "python").write_text(f'#!/bin/bash\nexec {sys.executable} "$@"\n')
     (stubs / "msrun").write_text("\n".join(["#!/bin/bash", f"LOGS={logs}", *lines]))
-    return subprocess.Popen(["bash", "-c", LAUNCH_A_COMMAND, "bash", str(folder)], cwd=ROOT, text=True,
-                            stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+    return subprocess.Popen(
+        ["bash", "-c", LAUNCH_A_COMMAND, "bash", str(folder)],
+        cwd=ROOT,
+        text=True,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+    )
 
 
 def test_exit_status_and_reason_of_a_failed_run(stubs, tmp_path):
-    process = start(stubs, tmp_path / "run", "echo 'ERROR in rank 1: a.mp4: no frames' > $LOGS/worker_1.log",
-                    "echo fine > $LOGS/worker_0.log", "exit 3")
+    process = start(
+        stubs,
+        tmp_path / "run",
+        "echo 'ERROR in rank 1: a.mp4: no frames' > $LOGS/worker_1.log",
+        "echo fine > $LOGS/worker_0.log",
+        "exit 3",
+    )
     _, error = process.communicate(timeout=30)
     assert process.returncode == 1
     assert error == f"error: rank 1: a.mp4: no frames (log: {tmp_path}/run/parallel_logs/worker_1.log)\n"
@@ -208,8 +281,12 @@ def test_exit_status_and_reason_of_a_failed_run(stubs, tmp_path):
 
 
 def test_pictures_of_the_guides_are_those_that_the_tool_draws(tmp_path):
-    finished = subprocess.run([sys.executable, "tools/demo/draw_assets.py", "--output_dir", tmp_path], cwd=ROOT,
-                              capture_output=True, text=True)
+    finished = subprocess.run(
+        [sys.executable, "tools/demo/draw_assets.py", "--output_dir", tmp_path],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     assert (finished.returncode, finished.stderr) == (0, "")
     drawn = sorted(path.name for path in tmp_path.iterdir())
     assert drawn == sorted(path.name for path in (ROOT / "assets/images/condition").iterdir())
@@ -219,8 +296,9 @@ def test_pictures_of_the_guides_are_those_that_the_tool_draws(tmp_path):
         assert np.abs(picture.astype(int) - kept).max() <= 1, "within a rounding of what is kept"
 
 
-@pytest.mark.parametrize("name", ["merge_data", "merge_data_embedded", "image_data_v1_2", "merge_data_train",
-                                  "merge_data_val"])
+@pytest.mark.parametrize(
+    "name", ["merge_data", "merge_data_embedded", "image_data_v1_2", "merge_data_train", "merge_data_val"]
+)
 def test_data_files_of_the_guides(name):
     lines = (ROOT / f"scripts/train_data/{name}.txt").read_text().splitlines()
     sources = [line.split(",") for line in lines if not line.startswith("#")]
@@ -233,5 +311,6 @@ def test_perceptual_loss_is_off_unless_asked_for():
 
 def test_missing_lpips_weights_name_the_published_file(tmp_path):
     from opensora.models.losses.lpips import LPIPS
+
     with pytest.raises(FileNotFoundError, match="https://download-mindspore.osinfra.cn/.*/lpips_vgg-426bf45c.ckpt"):
         LPIPS.load(tmp_path / "lpips_vgg-426bf45c.ckpt")

@@ -1,4 +1,5 @@
 """STDiT2 against the reference, its gradients, its weights from files, and what holds for it."""
+
 from __future__ import annotations
 
 import json
@@ -175,17 +176,29 @@ def test_training_from_scratch_starts_as_published():
     state = model.torch_state()
     assert not state["blocks.0.cross_attn.proj.weight"].any() and not state["blocks.0.attn_temp.proj.weight"].any()
     assert not any(value.any() for name, value in state.items() if name.endswith(".bias"))
-    deviations = {"t_embedder.mlp.0.weight": 0.02, "t_block.1.weight": 0.02, "y_embedder.y_proj.fc2.weight": 0.02,
-                  "y_embedder.y_embedding": 32 ** -0.5, "blocks.0.scale_shift_table": 96 ** -0.5,
-                  "blocks.0.mlp.fc1.weight": (2 / (96 + 384)) ** 0.5, "csize_embedder.mlp.0.weight": (2 / 288) ** 0.5,
-                  "x_embedder.proj.weight": (2 / (16 + 96)) ** 0.5, "blocks.0.attn.q_norm.weight": 0.0}
+    deviations = {
+        "t_embedder.mlp.0.weight": 0.02,
+        "t_block.1.weight": 0.02,
+        "y_embedder.y_proj.fc2.weight": 0.02,
+        "y_embedder.y_embedding": 32**-0.5,
+        "blocks.0.scale_shift_table": 96**-0.5,
+        "blocks.0.mlp.fc1.weight": (2 / (96 + 384)) ** 0.5,
+        "csize_embedder.mlp.0.weight": (2 / 288) ** 0.5,
+        "x_embedder.proj.weight": (2 / (16 + 96)) ** 0.5,
+        "blocks.0.attn.q_norm.weight": 0.0,
+    }
     for name, deviation in deviations.items():
         assert state[name].std() == pytest.approx(deviation, rel=0.1), name
 
 
-@pytest.mark.parametrize("freeze, frozen", [
-    (None, lambda name: False), ("not_temporal", lambda name: "attn_temp" not in name),
-    ("text", lambda name: "cross_attn" in name)])
+@pytest.mark.parametrize(
+    "freeze, frozen",
+    [
+        (None, lambda name: False),
+        ("not_temporal", lambda name: "attn_temp" not in name),
+        ("text", lambda name: "cross_attn" in name),
+    ],
+)
 def test_freeze(freeze, frozen):
     model = STDiT2(**TINY, freeze=freeze)
     for name, parameter in model.parameters_and_names():
@@ -194,8 +207,10 @@ def test_freeze(freeze, frozen):
 
 def random_state(**changes) -> dict:
     random = np.random.RandomState(0)
-    return {name: random.standard_normal(value.shape).astype(np.float32)
-            for name, value in STDiT2(**{**TINY, **changes}).torch_state().items()}
+    return {
+        name: random.standard_normal(value.shape).astype(np.float32)
+        for name, value in STDiT2(**{**TINY, **changes}).torch_state().items()
+    }
 
 
 @pytest.mark.parametrize("length", [4, 12, 20])
@@ -237,8 +252,11 @@ def test_save_pretrained_comes_back(tmp_path):
 
 
 def test_missing_parameters_start_from_scratch_and_are_named(tmp_path, capsys):
-    state = {name: ArrayTensor(value) for name, value in random_state().items()
-             if "fps_embedder" not in name and name != "blocks.0.attn_temp.proj.weight"}
+    state = {
+        name: ArrayTensor(value)
+        for name, value in random_state().items()
+        if "fps_embedder" not in name and name != "blocks.0.attn_temp.proj.weight"
+    }
     write_safetensors(tmp_path / "model.safetensors", {**state, "z_embedder": ArrayTensor(np.zeros(1, np.float32))})
     loaded = STDiT2.from_pretrained(tmp_path / "model.safetensors", **TINY).torch_state()
     assert not loaded["blocks.0.attn_temp.proj.weight"].any() and loaded["fps_embedder.mlp.0.weight"].any()
@@ -247,9 +265,14 @@ def test_missing_parameters_start_from_scratch_and_are_named(tmp_path, capsys):
     assert "5 parameters are not in it (fps_embedder" in note and "1 of its tensors are not used (z_embedder)" in note
 
 
-@pytest.mark.parametrize("changes, message", [
-    ({"mlp_ratio": 2.0}, "wrong shapes"), ({"num_heads": 2}, "6 frequencies, which are not those of 2 heads"),
-    ({"caption_channels": 16}, "wrong shapes")])
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"mlp_ratio": 2.0}, "wrong shapes"),
+        ({"num_heads": 2}, "6 frequencies, which are not those of 2 heads"),
+        ({"caption_channels": 16}, "wrong shapes"),
+    ],
+)
 def test_weights_of_another_size_are_refused(changes, message, tmp_path):
     file = tmp_path / "model.safetensors"
     write_safetensors(file, {name: ArrayTensor(value) for name, value in random_state().items()})
@@ -277,9 +300,15 @@ def test_what_describes_the_video_is_needed():
         STDiT2(**TINY)(**inputs)
 
 
-@pytest.mark.parametrize("config, message", [
-    ({"freeze": "all"}, "freeze 'all' is not one of"), ({"hidden_size": 50}, "hidden_size 50"),
-    ({"qknorm": True}, "did you mean qk_norm"), ({"drop_path": 0.1}, "drop_path 0.1 is not supported")])
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"freeze": "all"}, "freeze 'all' is not one of"),
+        ({"hidden_size": 50}, "hidden_size 50"),
+        ({"qknorm": True}, "did you mean qk_norm"),
+        ({"drop_path": 0.1}, "drop_path 0.1 is not supported"),
+    ],
+)
 def test_bad_configs_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         STDiT2(**{**TINY, **config})

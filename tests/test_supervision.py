@@ -1,5 +1,6 @@
 """Signals, kills and crashes of the processes of a real msrun: nothing outlives it, nothing is lost, and the exit
 status is that of the work. MindSpore itself is not started, so this is quick."""
+
 from __future__ import annotations
 
 import os
@@ -23,9 +24,23 @@ class Run:
         self.folder = folder
         self.screen = open(folder / "screen", "w")
         self.process = subprocess.Popen(
-            [*prefix, *command, "--worker_num=2", "--local_worker_num=2", f"--master_port={free_port()}",
-             f"--log_dir={folder}/logs", "--join=True", "tests/supervised.py", folder, mode], cwd=ROOT,
-            env={**os.environ, "PATH": f"{MSRUN.parent}:{os.environ['PATH']}"}, stdout=self.screen, stderr=self.screen)
+            [
+                *prefix,
+                *command,
+                "--worker_num=2",
+                "--local_worker_num=2",
+                f"--master_port={free_port()}",
+                f"--log_dir={folder}/logs",
+                "--join=True",
+                "tests/supervised.py",
+                folder,
+                mode,
+            ],
+            cwd=ROOT,
+            env={**os.environ, "PATH": f"{MSRUN.parent}:{os.environ['PATH']}"},
+            stdout=self.screen,
+            stderr=self.screen,
+        )
 
     def wait_until(self, condition) -> None:
         deadline = time.monotonic() + 60
@@ -34,8 +49,9 @@ class Run:
             time.sleep(0.02)
 
     def wait_until_ready(self) -> None:
-        self.wait_until(lambda: len(list(self.folder.glob("*.ready"))) == 2
-                        and (self.folder / "scheduler.pid").exists())
+        self.wait_until(
+            lambda: len(list(self.folder.glob("*.ready"))) == 2 and (self.folder / "scheduler.pid").exists()
+        )
 
     def pid(self, name: str) -> int:
         return int((self.folder / name).read_text())
@@ -115,10 +131,15 @@ def test_killing_the_launcher(tmp_path):
     assert run.saved() == 2
 
 
-@pytest.mark.parametrize("generation, shown", [(0, "ERROR in rank 1: ended by SIGKILL"),
-                                               (1, "ERROR in rank 1: its supervising process was ended by SIGKILL"),
-                                               (2, "ERROR in rank 1: process [0-9]+ was killed")],
-                         ids=["worker", "supervisor", "front"])
+@pytest.mark.parametrize(
+    "generation, shown",
+    [
+        (0, "ERROR in rank 1: ended by SIGKILL"),
+        (1, "ERROR in rank 1: its supervising process was ended by SIGKILL"),
+        (2, "ERROR in rank 1: process [0-9]+ was killed"),
+    ],
+    ids=["worker", "supervisor", "front"],
+)
 def test_a_killed_rank_is_named_at_once(generation, shown, tmp_path):
     run = Run(tmp_path, "graceful")
     run.wait_until_ready()

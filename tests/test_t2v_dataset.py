@@ -1,4 +1,5 @@
 """Training samples of real files: what is read, what a broken file does, cached embeddings, batches by processes."""
+
 from __future__ import annotations
 
 import json
@@ -38,8 +39,21 @@ def made(tmp_path_factory) -> Path:
 
 
 def options_of(data: Path, cache: Path, **changes) -> T2VDataOptions:
-    return T2VDataOptions(**{**dict(data=str(data), num_frames=29, max_height=64, max_width=96, force_resolution=True,
-                                    group_data=True, model_max_length=64, cache_dir=str(cache)), **changes})
+    return T2VDataOptions(
+        **{
+            **dict(
+                data=str(data),
+                num_frames=29,
+                max_height=64,
+                max_width=96,
+                force_resolution=True,
+                group_data=True,
+                model_max_length=64,
+                cache_dir=str(cache),
+            ),
+            **changes,
+        }
+    )
 
 
 def dataset_of(data: Path, cache: Path, **changes) -> T2VDataset:
@@ -110,6 +124,7 @@ def test_sentences_about_quality():
 
 # Broken samples
 
+
 def test_a_broken_sample_is_replaced_and_remembered(made, tmp_path, monkeypatch):
     data = with_entry(made, tmp_path, path="missing.mp4")
     dataset = dataset_of(data, tmp_path)
@@ -126,9 +141,13 @@ def test_a_broken_sample_is_replaced_and_remembered(made, tmp_path, monkeypatch)
     assert (tmp_path / "broken_samples.tsv").read_text() == line
 
 
-@pytest.mark.parametrize("changes, reason", [
-    ({"crop": [0, 200, 0, 64]}, "its crop .* does not lie in 64x96"),
-    ({"cut": [10, 0]}, "39 frames needed, 33 can be read")])
+@pytest.mark.parametrize(
+    "changes, reason",
+    [
+        ({"crop": [0, 200, 0, 64]}, "its crop .* does not lie in 64x96"),
+        ({"cut": [10, 0]}, "39 frames needed, 33 can be read"),
+    ],
+)
 def test_annotations_that_are_wrong(made, tmp_path, changes, reason):
     dataset = dataset_of(with_entry(made, tmp_path, **changes), tmp_path)
     assert dataset.item(0, rng())["replaced"] == 1
@@ -174,12 +193,19 @@ def test_the_table_is_printed(made, tmp_path, capsys):
 
 # Annotations that leave out what the files say
 
+
 @pytest.fixture()
 def guide_form(made, tmp_path) -> Path:
     """The data of `made` as the guide writes annotations: path, frame range and caption alone."""
     entries = json.loads((made.parent / "annotation.json").read_text())
-    short = [{"path": entry["path"], "cap": [entry["cap"]],
-              **({"frame_idx": "0:513"} if entry["path"].endswith(".mp4") else {})} for entry in entries]
+    short = [
+        {
+            "path": entry["path"],
+            "cap": [entry["cap"]],
+            **({"frame_idx": "0:513"} if entry["path"].endswith(".mp4") else {}),
+        }
+        for entry in entries
+    ]
     (tmp_path / "annotation.json").write_text(json.dumps(short))
     (tmp_path / "merge_data.txt").write_text(f"{made.parent / 'clips'},{tmp_path / 'annotation.json'}\n")
     return tmp_path / "merge_data.txt"
@@ -188,8 +214,14 @@ def guide_form(made, tmp_path) -> Path:
 def test_the_form_of_the_guide_trains(made, guide_form, tmp_path):
     dataset, complete = dataset_of(guide_form, tmp_path, cfg=0.0), dataset_of(made, tmp_path / "complete", cfg=0.0)
     assert dataset.index.shapes == complete.index.shapes == [(29, 64, 96), (1, 64, 96)] and len(dataset) == 10
-    assert dataset.index.record(2) == {"source": 0, "path": "2.mp4", "cap": ["A square in color 2."], "start": 0,
-                                       "num_frames": 33, "fps": 24.0}
+    assert dataset.index.record(2) == {
+        "source": 0,
+        "path": "2.mp4",
+        "cap": ["A square in color 2."],
+        "start": 0,
+        "num_frames": 33,
+        "fps": 24.0,
+    }
     sample = dataset.item(2, rng())
     assert sample["replaced"] == 0 and sample["pixels"].shape == (3, 29, 64, 96)
 
@@ -210,8 +242,9 @@ def test_files_that_cannot_be_probed(made, tmp_path):
     for name in ("0.mp4", "1.mp4", "6.jpg"):
         shutil.copy(made.parent / "clips" / name, clips)
     (clips / "2.mp4").write_bytes(b"no video")
-    data = write_data_file(tmp_path, [{"path": name, "cap": "x"} for name in
-                                      ("0.mp4", "1.mp4", "2.mp4", "3.mp4", "6.jpg")])
+    data = write_data_file(
+        tmp_path, [{"path": name, "cap": "x"} for name in ("0.mp4", "1.mp4", "2.mp4", "3.mp4", "6.jpg")]
+    )
     index = open_index(options_of(data, tmp_path))
     assert len(index) == 3 and index.left_out["no resolution"] == 2
     assert "entry 2: " in index.faults[0] and "3.mp4: no such file" in index.faults[1]
@@ -225,8 +258,11 @@ def test_a_file_that_crashes_the_decoder_is_not_probed_forever(made, guide_form,
     results = dict(zip("abc", [None] * 3))
     for batch in Loader(loader_checks.CrashingFiles(list(results)), probing._InOrder(3), probing._as_they_are, 1):
         results.update(zip("abc", batch["results"]))
-    assert results == {"a": probing.Media(64, 96, 24.0, 33), "b": "the data worker crashed: SIGSEGV",
-                       "c": probing.Media(64, 96, 24.0, 33)}
+    assert results == {
+        "a": probing.Media(64, 96, 24.0, 33),
+        "b": "the data worker crashed: SIGSEGV",
+        "c": probing.Media(64, 96, 24.0, 33),
+    }
 
 
 def test_captions_that_are_no_text(made, tmp_path):
@@ -238,6 +274,7 @@ def test_captions_that_are_no_text(made, tmp_path):
 
 
 # Cached embeddings
+
 
 @pytest.fixture()
 def embedded(made, tmp_path) -> T2VDataOptions:
@@ -313,9 +350,14 @@ def test_embeddings_without_origin_that_two_captions_share(made, embedded, tmp_p
 
 # Batches
 
+
 def batches(dataset, count: int, num_workers: int, batch_size: int = 2, rank: int = 0, world_size: int = 1):
-    loader = Loader(dataset, BatchSampler(dataset.buckets, batch_size, rank, world_size, seed=3),
-                    dataset.collate(batch_size), num_workers)
+    loader = Loader(
+        dataset,
+        BatchSampler(dataset.buckets, batch_size, rank, world_size, seed=3),
+        dataset.collate(batch_size),
+        num_workers,
+    )
     return [batch for _, batch in zip(range(count), loader)], loader
 
 
@@ -357,8 +399,9 @@ def test_batches_of_several_sizes(made, tmp_path):
 
 
 def test_samples_larger_than_their_batches(made, tmp_path):
-    dataset = dataset_of(made, tmp_path, force_resolution=False, max_hxw=6144, max_height=64, max_width=64,
-                         group_data=False)
+    dataset = dataset_of(
+        made, tmp_path, force_resolution=False, max_hxw=6144, max_height=64, max_width=64, group_data=False
+    )
     with pytest.raises(ValueError, match="samples of 29x64x96, .* padded to .* 29x64x64: raise them"):
         dataset.collate(2)
     assert dataset.collate(1).size is None
@@ -366,8 +409,11 @@ def test_samples_larger_than_their_batches(made, tmp_path):
 
 def test_nothing_that_workers_need_imports_mindspore(run):
     modules = [f"opensora.datasets.{path.stem}" for path in (ROOT / "opensora/datasets").glob("[a-z]*.py")]
-    finished = run("-c", f"import sys, {', '.join(modules)}, opensora.models.text_encoder.tokenizer\n"
-                         "sys.exit('mindspore' in sys.modules)")
+    finished = run(
+        "-c",
+        f"import sys, {', '.join(modules)}, opensora.models.text_encoder.tokenizer\n"
+        "sys.exit('mindspore' in sys.modules)",
+    )
     assert len(modules) > 10 and finished.returncode == 0, finished.stderr
 
 
@@ -387,8 +433,14 @@ def test_an_error_of_a_worker_is_passed_on(made, tmp_path):
 @pytest.mark.parametrize("end", [signal.SIGINT, signal.SIGKILL, signal.SIGTERM], ids=["Ctrl-C", "SIGKILL", "SIGTERM"])
 def test_no_process_is_left_behind(end):
     """The signal goes to the whole process group, as from a terminal, or to the program alone."""
-    program = subprocess.Popen([sys.executable, ROOT / "tests/loader_program.py"], cwd=ROOT, stdout=subprocess.PIPE,
-                               stderr=subprocess.PIPE, text=True, start_new_session=True)
+    program = subprocess.Popen(
+        [sys.executable, ROOT / "tests/loader_program.py"],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        start_new_session=True,
+    )
     workers = [int(program.stdout.readline()) for _ in range(2)]
     assert all(map(alive, workers))
     if end == signal.SIGINT:

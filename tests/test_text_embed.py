@@ -1,4 +1,5 @@
 """Captions embedded to disk."""
+
 from __future__ import annotations
 
 import json
@@ -24,8 +25,21 @@ def text_encoder(tmp_path_factory):
 def test_captions_are_embedded_once(run, text_encoder, tmp_path):
     entries = [{"path": "a/x.mp4", "cap": "one"}, {"path": "y.jpg", "cap": ["two", "Three  words (here)"]}]
     (tmp_path / "caption.json").write_text(json.dumps(entries))
-    arguments = [TOOL, "--data_file_path", tmp_path / "caption.json", "--output_path", tmp_path / "out",
-                 "--text_encoder_name", text_encoder, "--model_max_length", 16, "--batch_size", 2, "--device", "CPU"]
+    arguments = [
+        TOOL,
+        "--data_file_path",
+        tmp_path / "caption.json",
+        "--output_path",
+        tmp_path / "out",
+        "--text_encoder_name",
+        text_encoder,
+        "--model_max_length",
+        16,
+        "--batch_size",
+        2,
+        "--device",
+        "CPU",
+    ]
     finished = run(*arguments)
     assert finished.returncode == 0, finished.stderr
     files = {"a/x.npz": "one", "y_0.npz": "two", "y_1.npz": "three words here", EMPTY_TEXT: ""}
@@ -61,12 +75,21 @@ def holds(file, text, models, max_length=16) -> bool:
     return np.array_equal(mask, direct.mask) and np.allclose(states, direct.states * direct.mask[..., None], atol=1e-5)
 
 
-@pytest.mark.parametrize("entries, names", [
-    ([("film.mp4", "one", [0, 48]), ("film.mp4", "two", [48, 96]), ("film.mp4", "three", [96, 99])],
-     ["film.npz", "film.mp4.npz", "film.mp4@"]),
-    ([("a.mp4", "one"), ("a.jpg", "two"), ("a.PNG", "three")], ["a.npz", "a.jpg.npz", "a.PNG.npz"]),
-    ([("b/a_0.mp4", "one"), ("b/a.mp4", ["two", "three"])], ["b/a_0.npz", "b/a.mp4#0.npz", "b/a_1.npz"]),
-    ([("a.mp4", {"short": "one", "long": "two"}), ("_empty.mp4", "three")], ["a_0.npz", "a_1.npz", "_empty.mp4.npz"])])
+@pytest.mark.parametrize(
+    "entries, names",
+    [
+        (
+            [("film.mp4", "one", [0, 48]), ("film.mp4", "two", [48, 96]), ("film.mp4", "three", [96, 99])],
+            ["film.npz", "film.mp4.npz", "film.mp4@"],
+        ),
+        ([("a.mp4", "one"), ("a.jpg", "two"), ("a.PNG", "three")], ["a.npz", "a.jpg.npz", "a.PNG.npz"]),
+        ([("b/a_0.mp4", "one"), ("b/a.mp4", ["two", "three"])], ["b/a_0.npz", "b/a.mp4#0.npz", "b/a_1.npz"]),
+        (
+            [("a.mp4", {"short": "one", "long": "two"}), ("_empty.mp4", "three")],
+            ["a_0.npz", "a_1.npz", "_empty.mp4.npz"],
+        ),
+    ],
+)
 def test_each_caption_has_a_file_of_its_own(models, tmp_path, entries, names):
     entries = [dict(zip(("path", "cap", "cut"), entry)) for entry in entries]
     captions = embed(tmp_path, entries, models)
@@ -84,6 +107,7 @@ def test_each_caption_has_a_file_of_its_own(models, tmp_path, entries, names):
 
 def test_what_an_embedding_depends_on(models, text_encoder, tmp_path):
     """A corrected caption, another length and other weights: made again, each alone."""
+
     def changed() -> set:
         times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npz")}
         embed(tmp_path, entries, models, length)
@@ -113,10 +137,16 @@ def test_entries_that_training_leaves_out(tmp_path, capsys):
     assert "3 entries are left out: entry 1: b.mp4 has no `cap`; entry 2: the path '/c.mp4' leads out" in message
 
 
-@pytest.mark.parametrize("content, message", [
-    ("{", "caption.json: after 0 objects"), ("{}", "entry 0: .* has no `path`"), ("[]", "no entry with a caption"),
-    ('[{"path": "a.mp4"}]', "entry 0: a.mp4 has no `cap`"),
-    ('[{"path": "../a.mp4", "cap": "x"}]', "leads out")])
+@pytest.mark.parametrize(
+    "content, message",
+    [
+        ("{", "caption.json: after 0 objects"),
+        ("{}", "entry 0: .* has no `path`"),
+        ("[]", "no entry with a caption"),
+        ('[{"path": "a.mp4"}]', "entry 0: a.mp4 has no `cap`"),
+        ('[{"path": "../a.mp4", "cap": "x"}]', "leads out"),
+    ],
+)
 def test_bad_annotations(tmp_path, content, message):
     (tmp_path / "caption.json").write_text(content)
     with pytest.raises(ValueError, match=message):

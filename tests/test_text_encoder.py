@@ -1,4 +1,5 @@
 """mT5 against the reference, and its tokenizer."""
+
 from __future__ import annotations
 
 import shutil

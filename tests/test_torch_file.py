@@ -1,4 +1,5 @@
 """The reader of torch files: what it reads, and what it refuses."""
+
 from __future__ import annotations
 
 import argparse
@@ -45,9 +46,17 @@ def test_bfloat16_becomes_float32(save, tmp_path):
 def test_views_of_one_storage(save, tmp_path):
     elements = np.arange(24, dtype=np.float32)
     storage = Storage(elements)
-    save(tmp_path / "x.pt", {"all": View(storage, (4, 6)), "transposed": View(storage, (6, 4), strides=(1, 6)),
-                             "part": View(storage, (2, 3), start=7, strides=(6, 1)), "scalar": View(storage, (), 5),
-                             "empty": View(storage, (0, 3)), "parameter": View(storage, (2, 12), parameter=True)})
+    save(
+        tmp_path / "x.pt",
+        {
+            "all": View(storage, (4, 6)),
+            "transposed": View(storage, (6, 4), strides=(1, 6)),
+            "part": View(storage, (2, 3), start=7, strides=(6, 1)),
+            "scalar": View(storage, (), 5),
+            "empty": View(storage, (0, 3)),
+            "parameter": View(storage, (2, 12), parameter=True),
+        },
+    )
     content = read_torch_file(tmp_path / "x.pt")
     whole = elements.reshape(4, 6)
     assert (content["all"].numpy() == whole).all()
@@ -107,14 +116,17 @@ def test_a_pickle_cannot_change_what_stands_for_torch(tmp_path):
     assert read_torch_file(tmp_path / "x.pt")["w"].dtype == "F32"
 
 
-@pytest.mark.parametrize("data, options, message", [
-    (b"\x80\x02}.", {"byteorder": "big"}, "big-endian"),
-    (b"\x80\x02}.", {"compression": zipfile.ZIP_DEFLATED}, "compressed"),
-    (b"\x80\x02cposix\nsystem\nX\x0b\x00\x00\x00touch pwned\x85R.", {}, "names posix.system"),
-    (b"\x80\x02cbuiltins\neval\n.", {}, "names builtins.eval"),
-    (b"\x80\x02ctorch.storage\n_load_from_bytes\n.", {}, "names torch.storage._load_from_bytes"),
-    (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00))tR.", {}, "damaged"),  # no storage
-])
+@pytest.mark.parametrize(
+    "data, options, message",
+    [
+        (b"\x80\x02}.", {"byteorder": "big"}, "big-endian"),
+        (b"\x80\x02}.", {"compression": zipfile.ZIP_DEFLATED}, "compressed"),
+        (b"\x80\x02cposix\nsystem\nX\x0b\x00\x00\x00touch pwned\x85R.", {}, "names posix.system"),
+        (b"\x80\x02cbuiltins\neval\n.", {}, "names builtins.eval"),
+        (b"\x80\x02ctorch.storage\n_load_from_bytes\n.", {}, "names torch.storage._load_from_bytes"),
+        (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00))tR.", {}, "damaged"),  # no storage
+    ],
+)
 def test_pickles_written_by_hand(tmp_path, monkeypatch, data, options, message):
     monkeypatch.chdir(tmp_path)
     write_pickle(tmp_path / "x.pt", data, **options)
@@ -139,7 +151,7 @@ def test_truncated_files(save, tmp_path, keep):
     whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
     save(whole, {str(i): tensor(np.full(500, i, np.float32)) for i in range(50)})
     data = whole.read_bytes()
-    cut.write_bytes(data[:int(len(data) * keep)])
+    cut.write_bytes(data[: int(len(data) * keep)])
     with pytest.raises(ValueError, match="cut.pt"):
         [value.numpy() for value in read_torch_file(cut).values()]
 
@@ -176,8 +188,14 @@ def number(value: int) -> bytes:
 
 def rebuilt(shape: bytes, strides: bytes, count: int = 1, start: bytes = b"K\x00") -> bytes:
     """A tensor over a storage of `count` elements."""
-    return (b"ctorch._utils\n_rebuild_tensor_v2\n(" + STORAGE % number(count) + start + shape + strides
-            + b"\x89ccollections\nOrderedDict\n)RtR")
+    return (
+        b"ctorch._utils\n_rebuild_tensor_v2\n("
+        + STORAGE % number(count)
+        + start
+        + shape
+        + strides
+        + b"\x89ccollections\nOrderedDict\n)RtR"
+    )
 
 
 def sizes(*values: int) -> bytes:
@@ -192,8 +210,9 @@ HOSTILE = {
     "doubled tuple as items": b"ccollections\nOrderedDict\n(" + DOUBLED + b"tR.",
     "doubled tuple as a function": DOUBLED + b")R.",
     "doubled tuple as a name": b"X\x01\x00\x00\x00a" + DOUBLED + b"\x93.",
-    "doubled list": b"]q\x00" + b"".join(b"]h" + bytes([i]) + b"ah" + bytes([i]) + b"aq" + bytes([i + 1])
-                                          for i in range(60)) + b".",
+    "doubled list": b"]q\x00"
+    + b"".join(b"]h" + bytes([i]) + b"ah" + bytes([i]) + b"aq" + bytes([i + 1]) for i in range(60))
+    + b".",
     "memo index": b"K\x01r\xff\xff\xff\x07.",
     "memo index that was not set": b"K\x01j\xff\xff\xff\x07.",
     "huge text": b"X\xff\xff\xff\x7fabc.",
@@ -203,13 +222,14 @@ HOSTILE = {
     "huge long": b"\x8b\xff\xff\xff\x7fabc.",
     "long in text": b"L" + b"9" * 300 + b"\n.",
     "huge frame": b"\x95" + b"\xff" * 8 + b"cos\nsystem\n.",
-    "extension": b"\x82\x01.", "another extension": b"\x84\x01\x00\x00\x00.",
+    "extension": b"\x82\x01.",
+    "another extension": b"\x84\x01\x00\x00\x00.",
     "deep lists": b"]" * 5000 + b"a" * 4999 + b"Q.",
     "deep tuples": b")" + b"\x85" * 5000 + b"Q.",
     "a list of itself": b"]q\x00h\x00ah\x00Q.",
     "endless name": b"c" + b"a" * 5000,
-    "zero strides": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(10 ** 6, 10 ** 6), sizes(0, 0)) + b"s.",
-    "a zero stride": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(10 ** 12), sizes(0)) + b"s.",
+    "zero strides": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(10**6, 10**6), sizes(0, 0)) + b"s.",
+    "a zero stride": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(10**12), sizes(0)) + b"s.",
     "negative stride": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(1), sizes(-1)) + b"s.",
     "negative start": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(1), sizes(1), start=number(-5)) + b"s.",
     "huge storage": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(1 << 40), sizes(1), count=1 << 40) + b"s.",
@@ -217,9 +237,13 @@ HOSTILE = {
     "empty but huge": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(0, 1 << 62), sizes(1, 1)) + b"s.",
     "many axes": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(*[1] * 100), sizes(*[1] * 100)) + b"s.",
     "overflowing product": b"}X\x01\x00\x00\x00w" + rebuilt(sizes(*[1 << 47] * 30), sizes(*[0] * 30)) + b"s.",
-    "call of a text": b"X\x01\x00\x00\x00a)R.", "call of a text with state": b"X\x01\x00\x00\x00a)R}b.",
+    "call of a text": b"X\x01\x00\x00\x00a)R.",
+    "call of a text with state": b"X\x01\x00\x00\x00a)R}b.",
     "rebuilding that rebuilds itself": b"ctorch._tensor\n_rebuild_from_type_v2\nq\x00h\x00K\x01)\x87R.",
-    "empty stack": b"0000.", "a mark alone": b"t.", "nothing": b"", "end of a proto": b"\x80",
+    "empty stack": b"0000.",
+    "a mark alone": b"t.",
+    "nothing": b"",
+    "end of a proto": b"\x80",
 }
 
 
@@ -250,7 +274,7 @@ def test_pickles_that_grow_with_their_references(tmp_path):
     long = b"(" + b"N" * 100_000 + b"tq\x00ctorch\nSize\nq\x010" + b"h\x01h\x00R0" * 20_000
     write_pickle(tmp_path / "sizes.pt", b"\x80\x02" + long + b".")
     assert "100000 arguments" in refused_cheaply(tmp_path / "sizes.pt")
-    same_hash = [(i * (2 ** 61 - 1) << 64).to_bytes(20, "little") for i in range(50_000)]
+    same_hash = [(i * (2**61 - 1) << 64).to_bytes(20, "little") for i in range(50_000)]
     keys = b"}" + b"".join(b"\x8a\x14" + key + b"Ns" for key in same_hash)
     write_pickle(tmp_path / "keys.pt", b"\x80\x02" + keys + b".")
     assert "no tensors" in refused_cheaply(tmp_path / "keys.pt")
@@ -263,7 +287,7 @@ def test_entries_that_overlap(tmp_path):
     with zipfile.ZipFile(path) as archive:
         first, second = (archive.getinfo(f"archive/data/{i}").header_offset for i in (0, 1))
     at = data.rindex(second.to_bytes(4, "little"))  # in the central directory
-    data[at:at + 4] = first.to_bytes(4, "little")
+    data[at : at + 4] = first.to_bytes(4, "little")
     path.write_bytes(data)
     assert "damaged torch file" in refused_cheaply(path)
 
@@ -273,7 +297,7 @@ def test_an_entry_that_claims_more_than_the_file(tmp_path):
     write_pickle(path, b"\x80\x02}.")
     data = bytearray(path.read_bytes())
     at = data.rindex(b"PK\x01\x02", 0, data.rindex(b"data.pkl"))
-    data[at + 20:at + 28] = (1 << 30).to_bytes(4, "little") * 2
+    data[at + 20 : at + 28] = (1 << 30).to_bytes(4, "little") * 2
     path.write_bytes(data)
     refused_cheaply(path)
 
@@ -281,20 +305,35 @@ def test_an_entry_that_claims_more_than_the_file(tmp_path):
 def test_what_torch_does_not_write_is_no_obstacle(save, tmp_path):
     """Objects of other classes beside the weights, as Lightning and DeepSpeed save them, are not read."""
     path = tmp_path / "x.pt"
-    save(path, {"state_dict": {"w": tensor(np.ones(2, np.float32))}, "hyper_parameters": argparse.Namespace(lr=0.1),
-                "callbacks": {("a", 1): {"best": PurePosixPath("a/b")}}, "seen": {1, 2}, "loops": defaultdict(int, a=1),
-                "random": (3, tuple(range(625)), None), "big": 2 ** 127, "numpy": np.random.RandomState(0).get_state(),
-                "bytes": b"abc", "complex": 1j, "infinity": float("inf")})
+    save(
+        path,
+        {
+            "state_dict": {"w": tensor(np.ones(2, np.float32))},
+            "hyper_parameters": argparse.Namespace(lr=0.1),
+            "callbacks": {("a", 1): {"best": PurePosixPath("a/b")}},
+            "seen": {1, 2},
+            "loops": defaultdict(int, a=1),
+            "random": (3, tuple(range(625)), None),
+            "big": 2**127,
+            "numpy": np.random.RandomState(0).get_state(),
+            "bytes": b"abc",
+            "complex": 1j,
+            "infinity": float("inf"),
+        },
+    )
     content = read_torch_file(path)
-    assert content["hyper_parameters"].name == "argparse.Namespace" and content["big"] == 2 ** 127
+    assert content["hyper_parameters"].name == "argparse.Namespace" and content["big"] == 2**127
     assert content["random"][1][-1] == 624 and content["infinity"] == float("inf")
     assert open_state(path)["w"].numpy().tolist() == [1, 1]
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 def test_every_protocol(tmp_path, protocol):
-    content = {"a": [1, -2, 300, 2 ** 40, -2 ** 70, 0.5, None, True, "ä" * 300, b"x" * 300, (), (1,), (1, 2, 3, 4), []],
-               "same": ["x"] * 1500, "many": list(range(3000))}
+    content = {
+        "a": [1, -2, 300, 2**40, -(2**70), 0.5, None, True, "ä" * 300, b"x" * 300, (), (1,), (1, 2, 3, 4), []],
+        "same": ["x"] * 1500,
+        "many": list(range(3000)),
+    }
     write_pickle(tmp_path / "x.pt", pickle.dumps(content, protocol=protocol))
     read = read_torch_file(tmp_path / "x.pt")
     if protocol == 2:  # bytes are a call there
@@ -315,11 +354,16 @@ def test_an_object_instead_of_weights(tmp_path):
 
 def test_float8_is_widened(tmp_path):
     """Every value of both types, by their definition; numbers of a type that is not read are named."""
-    data = b"\x80\x02}(" + b"".join(
-        b"X\x01\x00\x00\x00" + name + b"ctorch._utils\n_rebuild_tensor_v3\n("
-        b"(X\x07\x00\x00\x00storagectorch.storage\nUntypedStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuM\x00\x01tQ"
-        b"K\x00M\x00\x01\x85K\x01\x85\x89ccollections\nOrderedDict\n)Rctorch\n" + kind + b"\ntR"
-        for name, kind in ((b"a", b"float8_e4m3fn"), (b"b", b"float8_e5m2"), (b"c", b"float8_e8m0fnu"))) + b"u."
+    data = (
+        b"\x80\x02}("
+        + b"".join(
+            b"X\x01\x00\x00\x00" + name + b"ctorch._utils\n_rebuild_tensor_v3\n("
+            b"(X\x07\x00\x00\x00storagectorch.storage\nUntypedStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuM\x00\x01tQ"
+            b"K\x00M\x00\x01\x85K\x01\x85\x89ccollections\nOrderedDict\n)Rctorch\n" + kind + b"\ntR"
+            for name, kind in ((b"a", b"float8_e4m3fn"), (b"b", b"float8_e5m2"), (b"c", b"float8_e8m0fnu"))
+        )
+        + b"u."
+    )
     for pickled, read in ((data, False), (data.replace(b"float8_e8m0fnu", b"uint8"), True)):
         with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
             archive.writestr("archive/data.pkl", pickled)

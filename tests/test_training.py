@@ -1,4 +1,5 @@
 """train_t2v_diffusers.py as users run it, in processes that may be killed."""
+
 from __future__ import annotations
 
 import csv
@@ -44,12 +45,51 @@ def folder(tmp_path_factory) -> Path:
 
 def flags(folder: Path, output: str, *more) -> list[str]:
     release = folder / "release"
-    return [SCRIPT, *map(str, (
-        "--data", folder / "data/merge_data.txt", "--model", release / "transformer", "--ae_path", release / "vae",
-        "--text_encoder_name_1", release / "text", "--cache_dir", folder / "cache", "--output_dir", folder / output,
-        "--num_frames", 5, "--max_hxw", 1024, "--group_data", "--sparse1d", "--sparse_n", 4, "--model_max_length", 64,
-        "--prediction_type", "v_prediction", "--rescale_betas_zero_snr", "--snr_gamma", 5, "--use_ema",
-        "--start_learning_rate", "1e-3", "--dataloader_num_workers", 1, "--device", "CPU", "--log_interval", 4, *more))]
+    return [
+        SCRIPT,
+        *map(
+            str,
+            (
+                "--data",
+                folder / "data/merge_data.txt",
+                "--model",
+                release / "transformer",
+                "--ae_path",
+                release / "vae",
+                "--text_encoder_name_1",
+                release / "text",
+                "--cache_dir",
+                folder / "cache",
+                "--output_dir",
+                folder / output,
+                "--num_frames",
+                5,
+                "--max_hxw",
+                1024,
+                "--group_data",
+                "--sparse1d",
+                "--sparse_n",
+                4,
+                "--model_max_length",
+                64,
+                "--prediction_type",
+                "v_prediction",
+                "--rescale_betas_zero_snr",
+                "--snr_gamma",
+                5,
+                "--use_ema",
+                "--start_learning_rate",
+                "1e-3",
+                "--dataloader_num_workers",
+                1,
+                "--device",
+                "CPU",
+                "--log_interval",
+                4,
+                *more,
+            ),
+        ),
+    ]
 
 
 def rows(folder: Path, columns=("step", "loss", "lr", "grad_norm")) -> list[list[str]]:
@@ -59,8 +99,11 @@ def rows(folder: Path, columns=("step", "loss", "lr", "grad_norm")) -> list[list
 
 def state(folder: Path) -> dict[str, np.ndarray]:
     """All tensors of a checkpoint."""
-    return {f"{path.parent.name}/{name}": tensor.numpy() for path in sorted(folder.rglob("*.safetensors"))
-            for name, tensor in read_safetensors(path).items()}
+    return {
+        f"{path.parent.name}/{name}": tensor.numpy()
+        for path in sorted(folder.rglob("*.safetensors"))
+        for name, tensor in read_safetensors(path).items()
+    }
 
 
 def assert_same(a: Path, b: Path) -> None:
@@ -71,9 +114,29 @@ def assert_same(a: Path, b: Path) -> None:
 
 
 def test_what_a_run_leaves(folder, run):
-    finished = run(*flags(folder, "run", "--max_train_steps", 24, "--checkpointing_steps", 8, "--validate", "--val_data",
-                          folder / "data/merge_data.txt", "--val_interval", 1, "--checkpoints_total_limit", 2,
-                          "--train_batch_size", 4, "--lr_scheduler", "cosine", "--noise_offset", "0.02"))
+    finished = run(
+        *flags(
+            folder,
+            "run",
+            "--max_train_steps",
+            24,
+            "--checkpointing_steps",
+            8,
+            "--validate",
+            "--val_data",
+            folder / "data/merge_data.txt",
+            "--val_interval",
+            1,
+            "--checkpoints_total_limit",
+            2,
+            "--train_batch_size",
+            4,
+            "--lr_scheduler",
+            "cosine",
+            "--noise_offset",
+            "0.02",
+        )
+    )
     assert finished.returncode == 0, finished.stderr
     output = folder / "run"
     assert "samples used" in finished.stdout and "step 24/24 | loss" in finished.stderr
@@ -88,10 +151,32 @@ def test_what_a_run_leaves(folder, run):
     model = OpenSoraT2V_v1_3.from_pretrained(output / "checkpoint-24/model_ema")
     assert model.config.prediction_type == "v_prediction"
     release = folder / "release"
-    sampled = run("opensora/sample/sample.py", "--model_path", output / "checkpoint-24/model", "--ae_path",
-                  release / "vae", "--text_encoder_name_1", release / "text", "--text_prompt", "a square",
-                  "--num_frames", 5, "--height", 32, "--width", 32, "--num_sampling_steps", 2, "--max_sequence_length",
-                  64, "--save_img_path", output / "sampled", "--device", "CPU", "--rescale_betas_zero_snr")
+    sampled = run(
+        "opensora/sample/sample.py",
+        "--model_path",
+        output / "checkpoint-24/model",
+        "--ae_path",
+        release / "vae",
+        "--text_encoder_name_1",
+        release / "text",
+        "--text_prompt",
+        "a square",
+        "--num_frames",
+        5,
+        "--height",
+        32,
+        "--width",
+        32,
+        "--num_sampling_steps",
+        2,
+        "--max_sequence_length",
+        64,
+        "--save_img_path",
+        output / "sampled",
+        "--device",
+        "CPU",
+        "--rescale_betas_zero_snr",
+    )
     assert sampled.returncode == 0, sampled.stderr
     assert len(list((output / "sampled").glob("*.mp4"))) == 1
 
@@ -104,12 +189,30 @@ def unbroken(folder, run) -> Path:
 
 
 def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(folder, unbroken, run):
-    output, command = folder / "killed", flags(folder, "killed", "--train_batch_size", 4, "--max_train_steps", 12,
-                                               "--checkpointing_steps", 1, "--resume_from_checkpoint", "True")
+    output, command = (
+        folder / "killed",
+        flags(
+            folder,
+            "killed",
+            "--train_batch_size",
+            4,
+            "--max_train_steps",
+            12,
+            "--checkpointing_steps",
+            1,
+            "--resume_from_checkpoint",
+            "True",
+        ),
+    )
     kills = 0
     for unfinished in ("checkpoint-2.part", "checkpoint-5.part", "checkpoint-9.part/optimizer.safetensors"):
-        process = subprocess.Popen([sys.executable, *command], cwd=ROOT, stdout=subprocess.DEVNULL,
-                                   stderr=subprocess.DEVNULL, start_new_session=True)
+        process = subprocess.Popen(
+            [sys.executable, *command],
+            cwd=ROOT,
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
+            start_new_session=True,
+        )
         while process.poll() is None and not (output / unfinished).exists():
             time.sleep(0.0005)
         kills += process.poll() is None
@@ -136,8 +239,9 @@ def test_a_signal_saves_the_step_and_the_run_resumes(processes, folder, unbroken
     name = f"terminated{processes}"
     output, more = folder / name, ["--max_train_steps", 12, "--resume_from_checkpoint", "True"]
     if processes == 2:
-        command = msrun_command(2, tmp_path, *flags(folder, name, *more), "--train_batch_size", "2", "--use_parallel",
-                                "True")
+        command = msrun_command(
+            2, tmp_path, *flags(folder, name, *more), "--train_batch_size", "2", "--use_parallel", "True"
+        )
     else:
         command = dict(args=[sys.executable, *flags(folder, name, *more, "--train_batch_size", 4)], cwd=ROOT)
     process = subprocess.Popen(**command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -160,10 +264,14 @@ def test_a_signal_saves_the_step_and_the_run_resumes(processes, folder, unbroken
         assert_same(output / "checkpoint-12", unbroken / "checkpoint-12")
 
 
-@pytest.mark.parametrize("name, more", [
-    ("zero2", ["--zero_stage", 2, "--train_batch_size", 2]),
-    ("zero3-sp2", ["--zero_stage", 3, "--train_batch_size", 2, "--sp_size", 2, "--train_sp_batch_size", 4]),
-], ids=["zero2", "zero3-sp2"])
+@pytest.mark.parametrize(
+    "name, more",
+    [
+        ("zero2", ["--zero_stage", 2, "--train_batch_size", 2]),
+        ("zero3-sp2", ["--zero_stage", 3, "--train_batch_size", 2, "--sp_size", 2, "--train_sp_batch_size", 4]),
+    ],
+    ids=["zero2", "zero3-sp2"],
+)
 def test_two_processes_train_as_one_and_one_goes_on(name, more, folder, unbroken, run, tmp_path):
     command = flags(folder, name, "--checkpointing_steps", 7, "--resume_from_checkpoint", "True")
     finished, logs = msrun(2, tmp_path, *command, "--max_train_steps", 7, "--use_parallel", "True", *more)
@@ -185,19 +293,40 @@ def test_part_of_a_shared_batch_is_gone_on_with(folder, run, tmp_path):
     more = ["--sp_size", 2, "--train_batch_size", 1, "--use_parallel", "True", "--checkpointing_steps", 3]
     for name, steps in (("whole", [5]), ("halves", [3, 5])):
         for part in steps:
-            finished, logs = msrun(2, tmp_path / f"{name}{part}", *flags(folder, name, *more), "--max_train_steps",
-                                   part, "--resume_from_checkpoint", "True")
+            finished, logs = msrun(
+                2,
+                tmp_path / f"{name}{part}",
+                *flags(folder, name, *more),
+                "--max_train_steps",
+                part,
+                "--resume_from_checkpoint",
+                "True",
+            )
             assert finished.returncode == 0, logs[0][-3000:]
     assert rows(folder / "whole") == rows(folder / "halves")
 
 
 def test_weights_that_are_not_numbers_stop_the_run(folder, run, tmp_path):
-    tensors = {name: ArrayTensor(tensor.numpy().copy())
-               for name, tensor in read_safetensors(folder / "release/transformer" / WEIGHTS).items()}
+    tensors = {
+        name: ArrayTensor(tensor.numpy().copy())
+        for name, tensor in read_safetensors(folder / "release/transformer" / WEIGHTS).items()
+    }
     tensors["proj_out.bias"].numpy()[:] = np.nan
     write_safetensors(tmp_path / "nan.safetensors", tensors)
-    finished = run(*flags(folder, "nan", "--pretrained", tmp_path / "nan.safetensors", "--max_train_steps", 1000,
-                          "--dataloader_num_workers", 0, "--num_frames", 1))
+    finished = run(
+        *flags(
+            folder,
+            "nan",
+            "--pretrained",
+            tmp_path / "nan.safetensors",
+            "--max_train_steps",
+            1000,
+            "--dataloader_num_workers",
+            0,
+            "--num_frames",
+            1,
+        )
+    )
     assert finished.returncode == 1
     assert f"error: no finite gradient in {MOST_SKIPPED} consecutive steps" in finished.stderr
     kept = state(folder / "nan" / f"checkpoint-{MOST_SKIPPED}")
@@ -208,7 +337,9 @@ def test_weights_of_another_size_name_the_file_and_the_flag(folder, run):
     source = folder / "release/transformer"
     finished = run(*flags(folder, "other", "--pretrained", source, "--model", ROOT / "scripts/demo/transformer"))
     assert finished.returncode == 1 and not (folder / "other").exists()
-    assert f"error: {source}: weights do not fit" in finished.stderr and finished.stderr.rstrip().endswith("with --model")
+    assert f"error: {source}: weights do not fit" in finished.stderr and finished.stderr.rstrip().endswith(
+        "with --model"
+    )
 
 
 def test_a_checkpoint_that_is_named_must_be_sound(tmp_path):
@@ -222,12 +353,19 @@ def test_a_checkpoint_that_is_named_must_be_sound(tmp_path):
         find_checkpoint(tmp_path, "latest")
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--parallel_mode", "zero"], "needs --zero_stage"), (["--parallel_mode", "data", "--zero_stage", "2"], "not data"),
-    (["--validate"], "needs --val_data"), (["--num_frames", "6"], "num_frames 6"),
-    (["--sp_size", "2", "--train_batch_size", "3", "--train_sp_batch_size", "4"], "6 samples"),
-    (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps 0"), (["--ema_decay", "2"], "ema_decay 2"),
-    (["--checkpointing_steps", "0"], "checkpointing_steps 0")])
+@pytest.mark.parametrize(
+    "more, words",
+    [
+        (["--parallel_mode", "zero"], "needs --zero_stage"),
+        (["--parallel_mode", "data", "--zero_stage", "2"], "not data"),
+        (["--validate"], "needs --val_data"),
+        (["--num_frames", "6"], "num_frames 6"),
+        (["--sp_size", "2", "--train_batch_size", "3", "--train_sp_batch_size", "4"], "6 samples"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps 0"),
+        (["--ema_decay", "2"], "ema_decay 2"),
+        (["--checkpointing_steps", "0"], "checkpointing_steps 0"),
+    ],
+)
 def test_flags_that_contradict(folder, more, words):
     with pytest.raises(ValueError, match=words):
         parse_options(flags(folder, "none", *more)[1:])

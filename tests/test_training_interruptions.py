@@ -1,4 +1,5 @@
 """Training that is killed, terminated, interrupted or hung up at random moments loses nothing."""
+
 import pytest
 from training_interruptions import LAYOUTS, interruptions
 

@@ -1,4 +1,5 @@
 """Sizes and pixels against the golden cases of the published training code."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -21,8 +22,11 @@ def test_any_resolution(row):
         assert list(transforms.stride_box(*size, row["hw_stride"])) == row["crop_ijhw"]
 
 
-@pytest.mark.parametrize("row", arithmetic("force_resolution_rows"),
-                         ids=lambda row: f"{row['h']}x{row['w']}-{row['max_height']}x{row['max_width']}")
+@pytest.mark.parametrize(
+    "row",
+    arithmetic("force_resolution_rows"),
+    ids=lambda row: f"{row['h']}x{row['w']}-{row['max_height']}x{row['max_width']}",
+)
 def test_fixed_resolution(row):
     assert list(transforms.aspect_box(row["h"], row["w"], row["max_height"], row["max_width"])) == row["crop_ijhw"]
 
@@ -33,8 +37,11 @@ def clip(request):
     described = case("resize_pixels", "training_cases.json")["inputs"][request.param]
     noise = given("resize_pixels", request.param, described["shape"])
     pixels = np.floor(np.clip(128 + 50 * noise, 0, 255)).astype(np.uint8)
-    results = {name.split("_", 1)[1]: value for name, value in load_case("resize_pixels").items()
-               if name.startswith(request.param)}
+    results = {
+        name.split("_", 1)[1]: value
+        for name, value in load_case("resize_pixels").items()
+        if name.startswith(request.param)
+    }
     return pixels, described, results
 
 
@@ -65,9 +72,9 @@ def test_same_size_is_a_copy():
     assert (transforms.resize_crop(pixels, 16, 24) == pixels).all()
 
 
-@pytest.mark.parametrize("height, width, expected", [
-    (240, 426, (336, 596)), (426, 240, (596, 336)), (50, 50, (336, 336)),
-])
+@pytest.mark.parametrize(
+    "height, width, expected", [(240, 426, (336, 596)), (426, 240, (596, 336)), (50, 50, (336, 336))]
+)
 def test_short_side(height, width, expected):
     assert transforms.short_side(height, width, 336) == expected
 

@@ -1,4 +1,5 @@
 """Clips for training the VAE: which videos, which frames, how they are cut, and broken files."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -66,9 +67,16 @@ def test_nothing_to_read(tmp_path):
         options(tmp_path, num_frames=0)
 
 
-@pytest.mark.parametrize("available, num_frames, rate, start, expected", [
-    (12, 5, 2, 0.0, [0, 2, 4, 6, 9]), (12, 5, 2, 0.999, [2, 4, 6, 8, 11]),  # the last place is used, too
-    (4, 5, 2, 0.999, [0, 0, 1, 2, 3]), (1, 3, 1, 0.5, [0, 0, 0]), (12, 1, 1, 0.999, [11])])
+@pytest.mark.parametrize(
+    "available, num_frames, rate, start, expected",
+    [
+        (12, 5, 2, 0.0, [0, 2, 4, 6, 9]),
+        (12, 5, 2, 0.999, [2, 4, 6, 8, 11]),  # the last place is used, too
+        (4, 5, 2, 0.999, [0, 0, 1, 2, 3]),
+        (1, 3, 1, 0.5, [0, 0, 0]),
+        (12, 1, 1, 0.999, [11]),
+    ],
+)
 def test_window(available, num_frames, rate, start, expected):
     assert window(available, num_frames, rate, start).tolist() == expected
 

@@ -1,10 +1,11 @@
 """The losses of VAE training against the reference: LPIPS, discriminator, their parts, and a whole step."""
+
 from __future__ import annotations
 
 import os
 import subprocess
 import sys
-from functools import lru_cache
+from functools import cache
 from pathlib import Path
 
 import mindspore as ms
@@ -28,8 +29,14 @@ from opensora.train.optimizer import Optimizer
 from opensora.train.vae_loss import DiscriminatorLoss, GeneratorLoss, VAELossOptions, hinge_loss, vanilla_loss
 
 TRAINING = "training_cases.json"
-TINY_VAE = dict(base_channels=8, encoder_num_resblocks=1, encoder_energy_flow_hidden_size=8, decoder_num_resblocks=1,
-                decoder_energy_flow_hidden_size=8, norm_type="layernorm")
+TINY_VAE = dict(
+    base_channels=8,
+    encoder_num_resblocks=1,
+    encoder_energy_flow_hidden_size=8,
+    decoder_num_resblocks=1,
+    decoder_energy_flow_hidden_size=8,
+    norm_type="layernorm",
+)
 
 
 def by_rule(model, name: str, prefix: str = ""):
@@ -46,7 +53,7 @@ def by_rule(model, name: str, prefix: str = ""):
     return model
 
 
-@lru_cache(maxsize=None)
+@cache
 def lpips_of(name: str) -> LPIPS:
     """LPIPS of a case of the whole loss; nothing changes its weights."""
     return by_rule(LPIPS(), name, "perceptual_loss.")
@@ -56,8 +63,10 @@ def inputs(name: str, *keys: str) -> list:
     """Inputs of a case; pixels are clipped to [-1, 1]."""
     descriptions = [case(name, TRAINING)["inputs"][key] for key in keys]
     arrays = [given(name, key, description["shape"]) for key, description in zip(keys, descriptions)]
-    return [Tensor(np.clip(array, -3, 3) / 3 if "map" in description else array)
-            for array, description in zip(arrays, descriptions)]
+    return [
+        Tensor(np.clip(array, -3, 3) / 3 if "map" in description else array)
+        for array, description in zip(arrays, descriptions)
+    ]
 
 
 def numbers(*values) -> np.ndarray:
@@ -132,8 +141,9 @@ def test_lpips_from_mindspore_file(tmp_path):
         elif name.startswith("lin"):
             saved.append({"name": name, "data": Tensor(array)})
     ms.save_checkpoint(saved, str(tmp_path / "lpips_vgg.ckpt"))
-    network.load_torch_state({name: array * (not name.endswith(".bias"))
-                              for name, array in network.torch_state().items()})
+    network.load_torch_state(
+        {name: array * (not name.endswith(".bias")) for name, array in network.torch_state().items()}
+    )
     x, y = inputs("vae_loss_lpips", "input", "target")
     assert np.array_equal(LPIPS.load(tmp_path / "lpips_vgg.ckpt")(x, y).asnumpy(), network(x, y).asnumpy())
 
@@ -169,12 +179,19 @@ def test_lpips_script(alex_weights, tmp_path):
             write(moving_square(5, 64, 64, color))
     script = Path(__file__).parents[1] / "opensora" / "eval" / "script" / "cal_lpips.sh"
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
-    result = subprocess.run(["bash", script, "real", "gen", "--lpips_path", alex_weights], cwd=tmp_path, text=True,
-                            capture_output=True, env=environment, check=False)
+    result = subprocess.run(
+        ["bash", script, "real", "gen", "--lpips_path", alex_weights],
+        cwd=tmp_path,
+        text=True,
+        capture_output=True,
+        env=environment,
+        check=False,
+    )
     assert result.returncode == 0, result.stderr
     assert "mean of 1" in result.stdout and float(result.stdout.split()[-1]) != 0
-    result = subprocess.run(["bash", script, "real", "gen"], cwd=tmp_path, text=True, capture_output=True,
-                            env=environment, check=False)
+    result = subprocess.run(
+        ["bash", script, "real", "gen"], cwd=tmp_path, text=True, capture_output=True, env=environment, check=False
+    )
     assert result.returncode == 1
     assert "error: pretrained/lpips_alex.pth: no such file" in result.stderr
 
@@ -214,9 +231,15 @@ def test_hinge_and_vanilla_loss():
     assert np.isfinite(float(vanilla_loss(1000 * real, 1000 * fake)))
 
 
-@pytest.mark.parametrize("variant, options", [
-    ("l1", {}), ("l1_noperc", {"perceptual_weight": 0.0}), ("l1_logvar", {"logvar_init": 0.3}),
-    ("l2", {"loss_type": "l2"})])
+@pytest.mark.parametrize(
+    "variant, options",
+    [
+        ("l1", {}),
+        ("l1_noperc", {"perceptual_weight": 0.0}),
+        ("l1_logvar", {"logvar_init": 0.3}),
+        ("l2", {"loss_type": "l2"}),
+    ],
+)
 def test_parts_of_the_loss(variant, options):
     name = "vae_loss_components"
     reference = load_case(name)
@@ -224,8 +247,9 @@ def test_parts_of_the_loss(variant, options):
     loss = GeneratorLoss(WFVAEModel(**TINY_VAE), VAELossOptions(wavelet_loss=True, **options), lpips)
     video, reconstruction, moments = inputs(name, "inputs", "recon", "posterior")
     encoder_levels, decoder_levels = inputs(name, "enc_l1", "enc_l2"), inputs(name, "dec_l1", "dec_l2")
-    total, (nll, kl, wavelet, d_weight, g) = loss.compare(video, reconstruction, Tensor(0.0), DiagonalGaussian(moments),
-                                                          encoder_levels, decoder_levels, adversarial=False)
+    total, (nll, kl, wavelet, d_weight, g) = loss.compare(
+        video, reconstruction, Tensor(0.0), DiagonalGaussian(moments), encoder_levels, decoder_levels, adversarial=False
+    )
     values = numbers(total, nll, kl, wavelet)
     assert np.abs(values / reference[variant] - 1).max() < 1e-4
     assert (float(d_weight), float(g)) == (0, 0)
@@ -252,8 +276,11 @@ def test_whole_step(kind):
     (total, parts), gradients = step(video, noise, True)
     gradients = dict(zip(names, gradients))
     assert np.abs(numbers(total, *parts) / reference[f"gen_{kind}"] - 1).max() < 1e-3
-    norms = [norm([gradients["decoder.conv_out.weight"]]), norm([gradients["encoder.conv_out.conv.weight"]]),
-             norm(gradients.values())]
+    norms = [
+        norm([gradients["decoder.conv_out.weight"]]),
+        norm([gradients["encoder.conv_out.conv.weight"]]),
+        norm(gradients.values()),
+    ]
     assert np.abs(norms / reference[f"grad_norm_{kind}"] - 1).max() < 1e-3
     if kind == "eval":
         last_layer = gradients["decoder.conv_out.weight"].asnumpy()
@@ -277,8 +304,10 @@ def test_training_lowers_the_loss():
     generator_loss = GeneratorLoss(vae, options, discriminator=discriminator)
     discriminator_loss = DiscriminatorLoss(discriminator, options)
     optimizers = [nn.Adam(cell.trainable_params(), 1e-3) for cell in (vae, discriminator)]
-    steps = [ms.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
-             for loss, optimizer in zip((generator_loss, discriminator_loss), optimizers)]
+    steps = [
+        ms.value_and_grad(loss, None, optimizer.parameters, has_aux=True)
+        for loss, optimizer in zip((generator_loss, discriminator_loss), optimizers)
+    ]
     video = Tensor(moving_square(5, 32, 32, (255, 0, 0)).transpose(3, 0, 1, 2)[None].astype(np.float32) / 127.5 - 1)
     generator_values, turns = [], []
     for number in range(8):

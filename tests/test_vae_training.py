@@ -1,4 +1,5 @@
 """train_causalvae.py as users run it."""
+
 from __future__ import annotations
 
 import csv
@@ -25,18 +26,61 @@ def folder(tmp_path_factory) -> Path:
 
 
 def flags(folder: Path, output: str, *more) -> list[str]:
-    return ["opensora/train/train_causalvae.py", *map(str, (
-        "--model_config", folder / "config.json", "--video_path", folder / "data/clips", "--output_dir", folder,
-        "--exp_name", output, "--video_num_frames", 5, "--resolution", 32, "--train_batch_size", 2,
-        "--perceptual_weight", 0, "--wavelet_loss", "--use_discriminator", "--disc_start", 2, "--use_ema",
-        "--start_learning_rate", "3e-4", "--dataloader_num_workers", 1, "--device", "CPU", "--log_interval", 2,
-        "--cache_dir", folder / "cache", *more))]
+    return [
+        "opensora/train/train_causalvae.py",
+        *map(
+            str,
+            (
+                "--model_config",
+                folder / "config.json",
+                "--video_path",
+                folder / "data/clips",
+                "--output_dir",
+                folder,
+                "--exp_name",
+                output,
+                "--video_num_frames",
+                5,
+                "--resolution",
+                32,
+                "--train_batch_size",
+                2,
+                "--perceptual_weight",
+                0,
+                "--wavelet_loss",
+                "--use_discriminator",
+                "--disc_start",
+                2,
+                "--use_ema",
+                "--start_learning_rate",
+                "3e-4",
+                "--dataloader_num_workers",
+                1,
+                "--device",
+                "CPU",
+                "--log_interval",
+                2,
+                "--cache_dir",
+                folder / "cache",
+                *more,
+            ),
+        ),
+    ]
 
 
 def test_a_run_and_its_continuation(folder, run):
     """Autoencoder and discriminator take turns; a run in two parts equals one."""
-    validation = ("--validate", "--eval_video_path", folder / "data/clips", "--eval_num_frames", 5, "--eval_resolution",
-                  32, "--eval_steps", 6)
+    validation = (
+        "--validate",
+        "--eval_video_path",
+        folder / "data/clips",
+        "--eval_num_frames",
+        5,
+        "--eval_resolution",
+        32,
+        "--eval_steps",
+        6,
+    )
     finished = run(*flags(folder, "whole", "--max_steps", 12, "--print_losses", *validation))
     assert finished.returncode == 0, finished.stderr
     with open(folder / "whole/train_log.csv", newline="") as file:
@@ -51,12 +95,25 @@ def test_a_run_and_its_continuation(folder, run):
     assert list((folder / "whole/tensorboard").glob("events*"))
 
     for steps in (7, 12):
-        finished = run(*flags(folder, "parts", "--max_steps", steps, "--print_losses", "--resume_from_checkpoint", "True",
-                              *validation[:-1], 9))
+        finished = run(
+            *flags(
+                folder,
+                "parts",
+                "--max_steps",
+                steps,
+                "--print_losses",
+                "--resume_from_checkpoint",
+                "True",
+                *validation[:-1],
+                9,
+            )
+        )
         assert finished.returncode == 0, finished.stderr
     columns = ("step", "loss", "discriminator_loss", "d_weight", "grad_norm")
-    parts, whole = (np.array([[cell or "nan" for cell in row] for row in rows(folder / name, columns)], float)
-                    for name in ("parts", "whole"))
+    parts, whole = (
+        np.array([[cell or "nan" for cell in row] for row in rows(folder / name, columns)], float)
+        for name in ("parts", "whole")
+    )
     # Gradients of convolutions are summed by several threads, in an order that may change.
     assert np.allclose(parts, whole, rtol=1e-3, equal_nan=True)
     parts, whole = (state(folder / name / "checkpoint-12/model") for name in ("parts", "whole"))
@@ -65,16 +122,32 @@ def test_a_run_and_its_continuation(folder, run):
 
     saved = checkpoints(folder / "whole")[0] / "model_ema"
     assert WFVAEModel.from_pretrained(saved).config.base_channels == VAE["base_channels"]
-    finished = run("examples/rec_video_folder.py", "--ae_path", saved, "--real_video_dir", folder / "data/clips",
-                   "--generated_video_dir", folder / "reconstructed", "--num_frames", 5, "--resolution", 32,
-                   "--crop_size", 32, "--device", "CPU", "--ms_checkpoint",
-                   saved.parent / "model/diffusion_pytorch_model.safetensors")
+    finished = run(
+        "examples/rec_video_folder.py",
+        "--ae_path",
+        saved,
+        "--real_video_dir",
+        folder / "data/clips",
+        "--generated_video_dir",
+        folder / "reconstructed",
+        "--num_frames",
+        5,
+        "--resolution",
+        32,
+        "--crop_size",
+        32,
+        "--device",
+        "CPU",
+        "--ms_checkpoint",
+        saved.parent / "model/diffusion_pytorch_model.safetensors",
+    )
     assert finished.returncode == 0, finished.stderr
     assert len(list((folder / "reconstructed").glob("*.mp4"))) == 6
 
 
-@pytest.mark.parametrize("more, words", [
-    (["--validate"], "needs --eval_video_path"), (["--train_batch_size", "0"], "train_batch_size 0")])
+@pytest.mark.parametrize(
+    "more, words", [(["--validate"], "needs --eval_video_path"), (["--train_batch_size", "0"], "train_batch_size 0")]
+)
 def test_flags_that_contradict(folder, more, words):
     with pytest.raises(ValueError, match=words):
         parse_options(flags(folder, "none", *more)[1:])

@@ -1,4 +1,5 @@
 """Data of the config-driven workflows: the table, the shape of samples, what stands for broken ones, the loader."""
+
 from __future__ import annotations
 
 import csv
@@ -18,8 +19,13 @@ from opensora.datasets.bucket_sampler import BucketSample, BucketSampler
 from opensora.datasets.fit import TRANSFORMS, bilinear
 from opensora.datasets.loader import Loader
 from opensora.datasets.media import read_image, save_image, write_video
-from opensora.datasets.variable_video import (VariableVideoTextDataset, VideoTextDataset, collate, last_begin,
-                                              temporal_crop)
+from opensora.datasets.variable_video import (
+    VariableVideoTextDataset,
+    VideoTextDataset,
+    collate,
+    last_begin,
+    temporal_crop,
+)
 from opensora.datasets.video_table import read_table
 from opensora.utils import text_files
 
@@ -83,8 +89,8 @@ def test_bilinear():
 def test_the_middle_stays_in_the_middle(name, size):
     """A cross in the middle of any frame is in the middle of the sample."""
     frame = np.zeros((*size, 3), np.uint8)
-    frame[size[0] // 2 - 4:size[0] // 2 + 4] = 255
-    frame[:, size[1] // 2 - 4:size[1] // 2 + 4] = 255
+    frame[size[0] // 2 - 4 : size[0] // 2 + 4] = 255
+    frame[:, size[1] // 2 - 4 : size[1] // 2 + 4] = 255
     video, image = (fit(pixels, 32, 32) for fit, pixels in zip(TRANSFORMS[name], (frame[None], frame)))
     assert video.shape == (1, 3, 32, 32) and image.shape == (3, 32, 32) and image.dtype == np.uint8
     for pixels in (video[0], image):
@@ -124,8 +130,11 @@ def test_one_shape_for_all(folder):
 
 
 def test_a_broken_sample_is_replaced_from_its_bucket(folder):
-    rows = [[folder / "gone.mp4", "gone", 20, 256, 144], [folder / "short.mp4", "short", 20, 256, 144],
-            *([folder / f"{number}.mp4", "t", 20, 256, 144] for number in (4, 5))]
+    rows = [
+        [folder / "gone.mp4", "gone", 20, 256, 144],
+        [folder / "short.mp4", "short", 20, 256, 144],
+        *([folder / f"{number}.mp4", "t", 20, 256, 144] for number in (4, 5)),
+    ]
     with write_video(folder / "short.mp4", 12) as write:
         write(moving_square(5, 256, 144, (9, 9, 9)))
     write_table(folder / "broken.csv", rows)
@@ -133,8 +142,9 @@ def test_a_broken_sample_is_replaced_from_its_bucket(folder):
     for index in (0, 1):
         item = dataset.item(BucketSample(index, 8, 256, 144, spares=(2, 3)), np.random.default_rng(1))
         assert item["replaced"] == 1 and item["text"] == "t" and item["video"].shape == (3, 8, 256, 144)
-    assert {"gone.mp4", "short.mp4"} <= {Path(line.split("\t")[0]).name
-                                        for line in dataset.quarantine.path.read_text().splitlines()}
+    assert {"gone.mp4", "short.mp4"} <= {
+        Path(line.split("\t")[0]).name for line in dataset.quarantine.path.read_text().splitlines()
+    }
     with pytest.raises(ValueError, match="gone.mp4"):
         dataset.item(BucketSample(0, 8, 256, 144), np.random.default_rng(1))
     dataset.quarantine.path.unlink()
@@ -168,18 +178,24 @@ def test_crops_differ_between_ranks_and_epochs(folder):
     assert max(map(len, clips.values())) > 3
 
 
-@pytest.mark.parametrize("rows, columns, words", [
-    ([["a.mp4", "t"]], ("path", "text"), "has no column num_frames, height, width; its columns are path, text"),
-    ([["a.mp4", "t", "x", 1, 2]], None, "row 0, a.mp4: num_frames, height, width are x, 1, 2"),
-    ([["a.mp4", "t", 8, 1, 2], ["b.mp4", "t", 8, 0, 2]], None, "row 1, b.mp4: .* should be 1 or more"),
-    ([["", "t", 8, 1, 2]], None, "row 0: path is empty"), ([], None, "has no rows"),
-    ([["a.mp4", "t", 8, "inf", 2]], None, "row 0, a.mp4: .*height 'inf': should be a whole number"),
-    ([["a.mp4", "t", "", 1, 2]], None, "num_frames '': should be"),
-    ([["a.mp4", "t", 8, 1, "NaN"]], None, "width 'NaN'"),
-    ([["a.mp4", "t", 1e30, 1, 2]], None, r"num_frames '1e\+30'"),
-    ([["a.mp4", "t", 10 ** 400, 1, 2]], None, "num_frames '1"),
-    ([["a.mp4", "t", 8, 1.5, 2]], None, "height '1.5'"), ([["a.mp4", "t", 8, 1]], None, "width None: should be"),
-    ([["a.mp4", "[" * 200_000, 8, 1, "x"]], None, "row 0, a.mp4: .*width 'x'")])
+@pytest.mark.parametrize(
+    "rows, columns, words",
+    [
+        ([["a.mp4", "t"]], ("path", "text"), "has no column num_frames, height, width; its columns are path, text"),
+        ([["a.mp4", "t", "x", 1, 2]], None, "row 0, a.mp4: num_frames, height, width are x, 1, 2"),
+        ([["a.mp4", "t", 8, 1, 2], ["b.mp4", "t", 8, 0, 2]], None, "row 1, b.mp4: .* should be 1 or more"),
+        ([["", "t", 8, 1, 2]], None, "row 0: path is empty"),
+        ([], None, "has no rows"),
+        ([["a.mp4", "t", 8, "inf", 2]], None, "row 0, a.mp4: .*height 'inf': should be a whole number"),
+        ([["a.mp4", "t", "", 1, 2]], None, "num_frames '': should be"),
+        ([["a.mp4", "t", 8, 1, "NaN"]], None, "width 'NaN'"),
+        ([["a.mp4", "t", 1e30, 1, 2]], None, r"num_frames '1e\+30'"),
+        ([["a.mp4", "t", 10**400, 1, 2]], None, "num_frames '1"),
+        ([["a.mp4", "t", 8, 1.5, 2]], None, "height '1.5'"),
+        ([["a.mp4", "t", 8, 1]], None, "width None: should be"),
+        ([["a.mp4", "[" * 200_000, 8, 1, "x"]], None, "row 0, a.mp4: .*width 'x'"),
+    ],
+)
 def test_faulty_tables(rows, columns, words, tmp_path):
     path = write_table(tmp_path / "data.csv", rows, *([columns] if columns else []))
     with pytest.raises(ValueError, match=words):
@@ -187,10 +203,13 @@ def test_faulty_tables(rows, columns, words, tmp_path):
 
 
 def test_tables_of_other_programs(tmp_path):
-    path = write_table(tmp_path / "data.csv", [["a.mp4", "two\nlines, and \"quotes\"", 0.9, "240.0", "426.0", "16.0"]],
-                       ("path", "text", "aes", "height", "width", "num_frames"))
+    path = write_table(
+        tmp_path / "data.csv",
+        [["a.mp4", 'two\nlines, and "quotes"', 0.9, "240.0", "426.0", "16.0"]],
+        ("path", "text", "aes", "height", "width", "num_frames"),
+    )
     table = read_table(path, sizes=True)
-    assert table.texts == ["two\nlines, and \"quotes\""] and table.shapes.tolist() == [[16, 240, 426]]
+    assert table.texts == ['two\nlines, and "quotes"'] and table.shapes.tolist() == [[16, 240, 426]]
     with pytest.raises(FileNotFoundError, match="no such table"):
         read_table(tmp_path / "none.csv")
     with pytest.raises(ValueError, match="data_path is missing"):
@@ -214,8 +233,10 @@ def test_tables_in_another_encoding(tmp_path):
             read_table(tmp_path / "data.csv", sizes=True)
 
 
-@pytest.mark.parametrize("settings, words", [
-    ({"transform_name": "center"}, "'center' cuts out squares"), ({"transform_name": "crop"}, "'crop' is not one of")])
+@pytest.mark.parametrize(
+    "settings, words",
+    [({"transform_name": "center"}, "'center' cuts out squares"), ({"transform_name": "crop"}, "'crop' is not one of")],
+)
 def test_settings_that_contradict(settings, words, folder):
     with pytest.raises(ValueError, match=words):
         make_dataset(folder, **settings)

@@ -1,4 +1,5 @@
 """WFVAE against the reference, and what streaming promises."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -9,14 +10,29 @@ from golden_models import wfvae_rows
 from mindspore import Tensor, nn
 
 from opensora.models import WFVAEModel
-from opensora.models.wfvae.wavelet import (HaarTransform2D, HaarTransform3D, InverseHaarTransform2D,
-                                           InverseHaarTransform3D)
+from opensora.models.wfvae.wavelet import (
+    HaarTransform2D,
+    HaarTransform3D,
+    InverseHaarTransform2D,
+    InverseHaarTransform3D,
+)
 from opensora.ops.cpu import kernels
 
-TINY = dict(base_channels=8, encoder_num_resblocks=1, encoder_energy_flow_hidden_size=8, decoder_num_resblocks=1,
-            decoder_energy_flow_hidden_size=8, norm_type="layernorm", t_interpolation="trilinear")
-TIME_8 = dict(l1_dowmsample_block="Spatial2xTime2x3DDownsample", l1_downsample_wavelet="HaarWaveletTransform3D",
-              l1_upsample_block="Spatial2xTime2x3DUpsample", l1_upsample_wavelet="InverseHaarWaveletTransform3D")
+TINY = dict(
+    base_channels=8,
+    encoder_num_resblocks=1,
+    encoder_energy_flow_hidden_size=8,
+    decoder_num_resblocks=1,
+    decoder_energy_flow_hidden_size=8,
+    norm_type="layernorm",
+    t_interpolation="trilinear",
+)
+TIME_8 = dict(
+    l1_dowmsample_block="Spatial2xTime2x3DDownsample",
+    l1_downsample_wavelet="HaarWaveletTransform3D",
+    l1_upsample_block="Spatial2xTime2x3DUpsample",
+    l1_upsample_wavelet="InverseHaarWaveletTransform3D",
+)
 
 
 def random(*shape) -> Tensor:
@@ -30,8 +46,10 @@ def test_golden(name, mode):
     assert max(rows.values()) < 1e-4, rows
 
 
-@pytest.mark.parametrize("forward, inverse, frames", [
-    (HaarTransform2D, InverseHaarTransform2D, 3), (HaarTransform3D, InverseHaarTransform3D, 5)])
+@pytest.mark.parametrize(
+    "forward, inverse, frames",
+    [(HaarTransform2D, InverseHaarTransform2D, 3), (HaarTransform3D, InverseHaarTransform3D, 5)],
+)
 def test_wavelets_invert(forward, inverse, frames):
     x = random(2, frames, 3, 4, 6)
     # The published 3-D scale, 0.3536, makes the pair 8 * 0.3536^2 = 1.00027 times the identity.
@@ -39,9 +57,11 @@ def test_wavelets_invert(forward, inverse, frames):
 
 
 @pytest.mark.parametrize("frames", [1, 5, 9, 17, 21])
-@pytest.mark.parametrize("options", [
-    {}, {"t_interpolation": "nearest"}, TIME_8, {**TIME_8, "t_interpolation": "nearest"}],
-    ids=["trilinear", "nearest", "time8-trilinear", "time8-nearest"])
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"t_interpolation": "nearest"}, TIME_8, {**TIME_8, "t_interpolation": "nearest"}],
+    ids=["trilinear", "nearest", "time8-trilinear", "time8-nearest"],
+)
 def test_streaming_equals_the_whole_clip(frames, options):
     vae = WFVAEModel(**{**TINY, **options})
     stride = vae.config.temporal_stride
@@ -58,8 +78,16 @@ def test_streaming_equals_the_whole_clip(frames, options):
 @pytest.mark.parametrize("t_interpolation", ["nearest", "trilinear"])
 def test_group_norm_decodes_an_even_number_of_latent_frames_whole(t_interpolation):
     """An odd number is decoded in the published chunks, which change the averages; see the golden tiled decode."""
-    vae = WFVAEModel(**{**TINY, "base_channels": 32, "encoder_energy_flow_hidden_size": 32, "norm_type": "groupnorm",
-                        "decoder_energy_flow_hidden_size": 32, "t_interpolation": t_interpolation})
+    vae = WFVAEModel(
+        **{
+            **TINY,
+            "base_channels": 32,
+            "encoder_energy_flow_hidden_size": 32,
+            "norm_type": "groupnorm",
+            "decoder_energy_flow_hidden_size": 32,
+            "t_interpolation": t_interpolation,
+        }
+    )
     for frames in (2, 4, 8, 5):
         vae.enable_tiling(False)
         z = random(1, 8, frames, 2, 2)
@@ -102,7 +130,7 @@ def test_gradients_of_a_batch_are_those_of_its_clips(mode):
 
     differentiate = ms.grad(Moments(), 0, vae.encoder.trainable_params())
     together, weights = differentiate(x)
-    alone = [differentiate(x[i:i + 1]) for i in range(2)]
+    alone = [differentiate(x[i : i + 1]) for i in range(2)]
     assert relative_difference(together.asnumpy(), np.concatenate([of_x.asnumpy() for of_x, _ in alone])) < 1e-5
     sums = [first.asnumpy() + second.asnumpy() for first, second in zip(alone[0][1], alone[1][1])]
     assert gradient_difference([both.asnumpy() for both in weights], sums) < 1e-4
@@ -129,20 +157,28 @@ def test_posterior():
     noise = random(*posterior.mean.shape)
     mean, logvar = posterior.mean.asnumpy(), posterior.logvar.asnumpy()
     assert np.allclose(posterior.sample(noise).asnumpy(), mean + np.exp(logvar / 2) * noise.asnumpy(), atol=1e-6)
-    assert np.allclose(posterior.kl().asnumpy(), 0.5 * (mean ** 2 + np.exp(logvar) - 1 - logvar).sum(), rtol=1e-5)
+    assert np.allclose(posterior.kl().asnumpy(), 0.5 * (mean**2 + np.exp(logvar) - 1 - logvar).sum(), rtol=1e-5)
     assert (posterior.sample() != posterior.sample()).any()
 
 
-@pytest.mark.parametrize("shape, message", [
-    ((1, 3, 4, 16, 16), "4n[+]1"), ((1, 3, 5, 12, 16), "multiples of 8"), ((1, 1, 5, 16, 16), "B, 3, T, H, W")])
+@pytest.mark.parametrize(
+    "shape, message",
+    [((1, 3, 4, 16, 16), "4n[+]1"), ((1, 3, 5, 12, 16), "multiples of 8"), ((1, 1, 5, 16, 16), "B, 3, T, H, W")],
+)
 def test_bad_videos_are_refused(shape, message):
     with pytest.raises(ValueError, match=message):
         WFVAEModel(**TINY).encode(random(*shape))
 
 
-@pytest.mark.parametrize("config, message", [
-    ({"norm_type": "batchnorm"}, "batchnorm"), ({"latent_dims": 8}, "latent_dims"), ({"scale": [1.0]}, "scale"),
-    ({"l1_upsample_block": "Spatial2xTime2x3DUpsample"}, "level-1 blocks")])
+@pytest.mark.parametrize(
+    "config, message",
+    [
+        ({"norm_type": "batchnorm"}, "batchnorm"),
+        ({"latent_dims": 8}, "latent_dims"),
+        ({"scale": [1.0]}, "scale"),
+        ({"l1_upsample_block": "Spatial2xTime2x3DUpsample"}, "level-1 blocks"),
+    ],
+)
 def test_bad_configs_are_refused(config, message):
     with pytest.raises(ValueError, match=message):
         WFVAEModel(**config)

@@ -1,4 +1,5 @@
 """Writes files in the two formats of torch.save, without torch: what the readers are tested on; and how they refuse."""
+
 from __future__ import annotations
 
 import io
@@ -16,10 +17,18 @@ import pytest
 
 from opensora.models.checkpoint_files import open_state
 
-STORAGES = {np.dtype("f8"): "DoubleStorage", np.dtype("f4"): "FloatStorage", np.dtype("f2"): "HalfStorage",
-            np.dtype("u2"): "BFloat16Storage", np.dtype("i8"): "LongStorage", np.dtype("i4"): "IntStorage",
-            np.dtype("i2"): "ShortStorage", np.dtype("i1"): "CharStorage", np.dtype("u1"): "ByteStorage",
-            np.dtype("?"): "BoolStorage"}
+STORAGES = {
+    np.dtype("f8"): "DoubleStorage",
+    np.dtype("f4"): "FloatStorage",
+    np.dtype("f2"): "HalfStorage",
+    np.dtype("u2"): "BFloat16Storage",
+    np.dtype("i8"): "LongStorage",
+    np.dtype("i4"): "IntStorage",
+    np.dtype("i2"): "ShortStorage",
+    np.dtype("i1"): "CharStorage",
+    np.dtype("u1"): "ByteStorage",
+    np.dtype("?"): "BoolStorage",
+}
 
 
 class Storage:
@@ -32,10 +41,11 @@ class Storage:
 class View:
     """A tensor over a storage. `parameter` wraps it as torch does a Parameter."""
 
-    def __init__(self, storage: Storage, shape, start: int = 0, strides: Optional[tuple] = None,
-                 parameter: bool = False):
+    def __init__(
+        self, storage: Storage, shape, start: int = 0, strides: Optional[tuple] = None, parameter: bool = False
+    ):
         self.storage, self.shape, self.start, self.parameter = storage, tuple(shape), start, parameter
-        self.strides = strides or tuple(int(np.prod(shape[i + 1:])) for i in range(len(shape)))
+        self.strides = strides or tuple(int(np.prod(shape[i + 1 :])) for i in range(len(shape)))
 
 
 def tensor(array: np.ndarray) -> View:

@@ -1,7 +1,8 @@
 """Signals at random moments of real training runs, each resumed and compared with a run that was left alone:
 
-    python tests/training_interruptions.py FOLDER --layout ddp --interruptions 20 --seed 1
+python tests/training_interruptions.py FOLDER --layout ddp --interruptions 20 --seed 1
 """
+
 from __future__ import annotations
 
 import argparse
@@ -24,17 +25,33 @@ from opensora.train.checkpoint import checkpoints, damage
 
 STEPS = 12
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
-LAYOUTS = {"single": (1, ["--train_batch_size", 4]),
-           "ddp": (2, ["--train_batch_size", 2, "--use_parallel", "True", "--zero_stage", 2]),
-           "sp": (2, ["--train_batch_size", 2, "--use_parallel", "True", "--sp_size", 2, "--train_sp_batch_size", 4])}
+LAYOUTS = {
+    "single": (1, ["--train_batch_size", 4]),
+    "ddp": (2, ["--train_batch_size", 2, "--use_parallel", "True", "--zero_stage", 2]),
+    "sp": (2, ["--train_batch_size", 2, "--use_parallel", "True", "--sp_size", 2, "--train_sp_batch_size", 4]),
+}
 
 
 def start(folder: Path, layout: str, output: str) -> subprocess.Popen:
     workers, more = LAYOUTS[layout]
-    argv = flags(folder, output, "--max_train_steps", STEPS, "--checkpointing_steps", 3, "--checkpoints_total_limit", 2,
-                 "--resume_from_checkpoint", "True", *more)
-    command = (dict(args=[sys.executable, *argv], cwd=ROOT) if workers == 1
-               else msrun_command(workers, folder / f"{output}-logs", *argv))
+    argv = flags(
+        folder,
+        output,
+        "--max_train_steps",
+        STEPS,
+        "--checkpointing_steps",
+        3,
+        "--checkpoints_total_limit",
+        2,
+        "--resume_from_checkpoint",
+        "True",
+        *more,
+    )
+    command = (
+        dict(args=[sys.executable, *argv], cwd=ROOT)
+        if workers == 1
+        else msrun_command(workers, folder / f"{output}-logs", *argv)
+    )
     screen = open(folder / f"{output}.screen", "a")
     return subprocess.Popen(**command, stdout=screen, stderr=screen)
 
@@ -42,9 +59,13 @@ def start(folder: Path, layout: str, output: str) -> subprocess.Popen:
 def wait_for_all(output: Path, pid: int) -> None:
     """Until no process of the run is left: msrun itself ends before its ranks have saved."""
     deadline = time.monotonic() + 120
-    while left := [process for process in psutil.process_iter(["cmdline", "status"])
-                   if process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != pid
-                   and str(output) in (process.info["cmdline"] or [])]:
+    while left := [
+        process
+        for process in psutil.process_iter(["cmdline", "status"])
+        if process.info["status"] != psutil.STATUS_ZOMBIE
+        and process.pid != pid
+        and str(output) in (process.info["cmdline"] or [])
+    ]:
         assert time.monotonic() < deadline, f"orphans: {left}"
         time.sleep(0.1)
 
@@ -70,7 +91,11 @@ def trial(folder: Path, layout: str, output: str, longest: float, rng: random.Ra
     happened, saved = [], 0
     for _ in range(rng.randint(1, 3)):
         happened.append(interrupt(folder, layout, output, longest, rng))
-        found = [path for path in checkpoints(folder / output) if damage(path) is None] if (folder / output).exists() else []
+        found = (
+            [path for path in checkpoints(folder / output) if damage(path) is None]
+            if (folder / output).exists()
+            else []
+        )
         newest = int(found[-1].name.split("-")[1]) if found else 0
         assert newest >= saved, f"checkpoint-{saved} was there, checkpoint-{newest} is the newest now"
         saved = newest

@@ -1,10 +1,11 @@
 """Training a tiny transformer, alone and divided over processes; what each process of tests/test_zero.py runs."""
+
 from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Mapping
 
 sys.path[:0] = [str(Path(__file__).parents[1]), str(Path(__file__).parent)]  # msrun starts it as a script
 
@@ -62,10 +63,13 @@ def batch(step: int) -> list[np.ndarray]:
     random = np.random.RandomState(step)
     mask = np.ones((BATCH, 1, 6), np.float32)
     mask[:, :, 4:] = 0
-    return [random.standard_normal((BATCH, 8, 3, 4, 4)).astype(np.float32),
-            random.uniform(0, 1000, BATCH).astype(np.float32),
-            random.standard_normal((BATCH, 1, 6, 32)).astype(np.float32), mask,
-            random.standard_normal((BATCH, 8, 3, 4, 4)).astype(np.float32)]
+    return [
+        random.standard_normal((BATCH, 8, 3, 4, 4)).astype(np.float32),
+        random.uniform(0, 1000, BATCH).astype(np.float32),
+        random.standard_normal((BATCH, 1, 6, 32)).astype(np.float32),
+        mask,
+        random.standard_normal((BATCH, 8, 3, 4, 4)).astype(np.float32),
+    ]
 
 
 def train(model: nn.Cell, optimizer: Optimizer, steps: range, part: slice = slice(None)) -> list[float]:
@@ -116,10 +120,11 @@ def check_stage(stage: int, checkpointing: bool, reference: Path, dev: device.De
     model = make_model(sequence)
     model.load_torch_state(read_safetensors(reference / "half/weights.safetensors"))
     optimizer = make_optimizer(model, zero_stage=stage, world=world)
-    optimizer.load_state({**optimizer.state_numbers(), "steps": HALF},
-                         read_safetensors(reference / "half/state.safetensors"))
+    optimizer.load_state(
+        {**optimizer.state_numbers(), "steps": HALF}, read_safetensors(reference / "half/state.safetensors")
+    )
     losses = train(model, optimizer, range(HALF, HALF + 2), part)
-    assert_same_losses(losses, expected[HALF:HALF + 2], world)
+    assert_same_losses(losses, expected[HALF : HALF + 2], world)
     save(reference / f"of_{dev.world_size}_{sp_size}", optimizer, writes=dev.is_main)
 
 
@@ -152,8 +157,18 @@ def check_skipped(model: nn.Cell, optimizer: Optimizer, part: slice, dev: device
 
 def check_bytes(model: nn.Cell, optimizer: Optimizer, part: slice, dev: device.Device, stage: int) -> None:
     optimizer.backward(Loss(model), *(Tensor(array[part]) for array in batch(0)))
-    planned = memory(Run(model.config, num_frames=9, height=32, width=32, world_size=dev.world_size, precision="fp32",
-                         training=True, zero_stage=stage))
+    planned = memory(
+        Run(
+            model.config,
+            num_frames=9,
+            height=32,
+            width=32,
+            world_size=dev.world_size,
+            precision="fp32",
+            training=True,
+            zero_stage=stage,
+        )
+    )
     kept = optimizer.bytes()
     for name in ("weights", "gradients", "float32 master weights", "optimizer states"):
         assert planned[name] <= kept[name] < 1.001 * planned[name] + 1, (stage, name, kept[name], planned[name])

@@ -3,6 +3,7 @@
 Letters: B batch, C channels, T H W frames, height, width; S tokens of the video, L of the text, N heads, D numbers of a
 token or of a head.
 """
+
 from __future__ import annotations
 
 import math
@@ -91,8 +92,9 @@ class TransformerBlock(nn.Module):
         self.scale_shift_table = nn.Parameter(torch.empty(6, width))
 
     def forward(self, x: Tensor, modulation: Tensor, rope, text: Tensor, visible: Tensor) -> Tensor:
-        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = (
-            self.scale_shift_table + modulation).chunk(6, 1)
+        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = (self.scale_shift_table + modulation).chunk(
+            6, 1
+        )
         h = self.norm(x) * (1 + scale_attn) + shift_attn
         x = x + gate_attn * self.attn1(h, rope=rope)
         x = x + self.attn2(x, text, visible)
@@ -142,11 +144,11 @@ class OpenSoraT2V(nn.Module):
         heads, self.head_dim = config["num_attention_heads"], config["attention_head_dim"]
         width, groups = heads * self.head_dim, config["sparse_n"]
         self.pos_embed = PatchEmbed2D(channels, width)
-        self.caption_projection = TwoLinear(config["caption_channels"], width,
-                                            lambda x: F.gelu(x, approximate="tanh"))
+        self.caption_projection = TwoLinear(config["caption_channels"], width, lambda x: F.gelu(x, approximate="tanh"))
         self.adaln_single = AdaLayerNormSingle(width)
         self.transformer_blocks = nn.ModuleList(
-            TransformerBlock(width, heads, groups if i >= 2 else 1, i % 2 == 1) for i in range(config["num_layers"]))
+            TransformerBlock(width, heads, groups if i >= 2 else 1, i % 2 == 1) for i in range(config["num_layers"])
+        )
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
         self.scale_shift_table = nn.Parameter(torch.empty(2, width))
         self.proj_out = nn.Linear(width, 4 * channels)
@@ -163,5 +165,9 @@ class OpenSoraT2V(nn.Module):
             x = block(x, modulation, rope, text, visible)
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, 1)
         x = self.proj_out(self.norm(x) * (1 + scale) + shift)
-        return x.unflatten(2, (2, 2, c)).unflatten(1, (t, h, w)).permute(0, 6, 1, 2, 4, 3, 5).reshape(
-            -1, c, t, 2 * h, 2 * w)
+        return (
+            x.unflatten(2, (2, 2, c))
+            .unflatten(1, (t, h, w))
+            .permute(0, 6, 1, 2, 4, 3, 5)
+            .reshape(-1, c, t, 2 * h, 2 * w)
+        )

@@ -1,4 +1,5 @@
 """The encoder of mT5: B batch, L tokens, N heads, D numbers of a token."""
+
 from __future__ import annotations
 
 import math
@@ -86,11 +87,13 @@ class MT5Encoder(nn.Module):
 
     def __init__(self, config: dict):
         super().__init__()
-        self.encoder = nn.ModuleDict({
-            "embed_tokens": nn.Embedding(config["vocab_size"], config["d_model"]),
-            "block": nn.ModuleList(MT5Block(config, i == 0) for i in range(config["num_layers"])),
-            "final_layer_norm": RMSNorm(config["d_model"]),
-        })
+        self.encoder = nn.ModuleDict(
+            {
+                "embed_tokens": nn.Embedding(config["vocab_size"], config["d_model"]),
+                "block": nn.ModuleList(MT5Block(config, i == 0) for i in range(config["num_layers"])),
+                "final_layer_norm": RMSNorm(config["d_model"]),
+            }
+        )
 
     def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
         x, blocks = self.encoder["embed_tokens"](ids), self.encoder["block"]

@@ -1,4 +1,5 @@
 """WFVAE with layer norm and trilinear interpolation, on (B, C, T, H, W)."""
+
 from __future__ import annotations
 
 import torch
@@ -172,13 +173,17 @@ class Encoder(nn.Module):
         self.wavelet_transform_l2 = HaarTransform(in_time=True)
         self.connect_l1 = Conv2d(12, flow, 3, padding=1)
         self.connect_l2 = Conv2d(24, flow, 3, padding=1)
-        self.down1 = nn.Sequential(Conv2d(24, base, 3, padding=1), *(ResnetBlock2D(base) for _ in blocks),
-                                   Downsample(base))
-        self.down2 = nn.Sequential(Conv2d(base + flow, 2 * base, 3, padding=1),
-                                   *(ResnetBlock3D(2 * base, 2 * base) for _ in blocks),
-                                   Spatial2xTime2x3DDownsample(2 * base))
-        self.mid = nn.Sequential(ResnetBlock3D(2 * base + flow, 4 * base), AttnBlock3DFix(4 * base),
-                                 ResnetBlock3D(4 * base, 4 * base))
+        self.down1 = nn.Sequential(
+            Conv2d(24, base, 3, padding=1), *(ResnetBlock2D(base) for _ in blocks), Downsample(base)
+        )
+        self.down2 = nn.Sequential(
+            Conv2d(base + flow, 2 * base, 3, padding=1),
+            *(ResnetBlock3D(2 * base, 2 * base) for _ in blocks),
+            Spatial2xTime2x3DDownsample(2 * base),
+        )
+        self.mid = nn.Sequential(
+            ResnetBlock3D(2 * base + flow, 4 * base), AttnBlock3DFix(4 * base), ResnetBlock3D(4 * base, 4 * base)
+        )
         self.norm_out = LayerNorm(4 * base)
         self.conv_out = CausalConv3d(4 * base, 2 * config["latent_dim"])
 
@@ -198,16 +203,25 @@ class Decoder(nn.Module):
         count = config["decoder_num_resblocks"]
 
         def connection(out_channels: int) -> nn.Sequential:
-            return nn.Sequential(*(ResnetBlock3D(flow, flow) for _ in range(config["connect_res_layer_num"])),
-                                 Conv2d(flow, out_channels, 3, padding=1))
+            return nn.Sequential(
+                *(ResnetBlock3D(flow, flow) for _ in range(config["connect_res_layer_num"])),
+                Conv2d(flow, out_channels, 3, padding=1),
+            )
 
         self.conv_in = CausalConv3d(config["latent_dim"], 4 * base)
-        self.mid = nn.Sequential(ResnetBlock3D(4 * base, 4 * base), AttnBlock3DFix(4 * base),
-                                 ResnetBlock3D(4 * base, 4 * base + flow))
-        self.up2 = nn.Sequential(*(ResnetBlock3D(4 * base, 4 * base) for _ in range(count)),
-                                 Spatial2xTime2x3DUpsample(4 * base), ResnetBlock3D(4 * base, 4 * base + flow))
-        self.up1 = nn.Sequential(*(ResnetBlock3D((2 if i else 4) * base, 2 * base) for i in range(count)),
-                                 Upsample(2 * base), ResnetBlock3D(2 * base, 2 * base))
+        self.mid = nn.Sequential(
+            ResnetBlock3D(4 * base, 4 * base), AttnBlock3DFix(4 * base), ResnetBlock3D(4 * base, 4 * base + flow)
+        )
+        self.up2 = nn.Sequential(
+            *(ResnetBlock3D(4 * base, 4 * base) for _ in range(count)),
+            Spatial2xTime2x3DUpsample(4 * base),
+            ResnetBlock3D(4 * base, 4 * base + flow),
+        )
+        self.up1 = nn.Sequential(
+            *(ResnetBlock3D((2 if i else 4) * base, 2 * base) for i in range(count)),
+            Upsample(2 * base),
+            ResnetBlock3D(2 * base, 2 * base),
+        )
         self.layer = nn.Sequential(ResnetBlock3D(2 * base, base), ResnetBlock3D(base, base))
         self.connect_l1 = connection(12)
         self.connect_l2 = connection(24)
@@ -220,11 +234,11 @@ class Decoder(nn.Module):
 
     def forward(self, z: Tensor) -> Tensor:
         h = self.mid(self.conv_in(z))
-        low = self.wavelet_transform_l2.inverse(self.connect_l2(h[:, -self.flow:]))
-        h = self.up2(h[:, :-self.flow])
-        l1 = self.connect_l1(h[:, -self.flow:])
+        low = self.wavelet_transform_l2.inverse(self.connect_l2(h[:, -self.flow :]))
+        h = self.up2(h[:, : -self.flow])
+        l1 = self.connect_l1(h[:, -self.flow :])
         low = self.wavelet_transform_l1.inverse(torch.cat((l1[:, :3] + low, l1[:, 3:]), 1))
-        h = self.layer(self.up1(h[:, :-self.flow]))
+        h = self.layer(self.up1(h[:, : -self.flow]))
         h = self.conv_out(F.silu(self.norm_out(h)))
         return self.wavelet_transform_out.inverse(torch.cat((h[:, :3] + low, h[:, 3:]), 1))
 

@@ -4,13 +4,15 @@ A data file has one source per line: `root,annotation.json`, or `root,embedding_
 were embedded by sample_text_embed.py. Empty lines and lines that start with # are skipped.
 An annotation file holds json objects: in a list, in several lists one after the other, or one object per line.
 """
+
 from __future__ import annotations
 
 import json
 import os
 import re
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Callable, Iterator, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 from opensora.utils.text_files import open_text, read_text
 
@@ -50,12 +52,16 @@ def read_data_file(path: Union[str, Path]) -> list[Source]:
             continue
         parts = [part.strip() for part in line.split(",")]
         if len(parts) not in (2, 3) or not all(parts):
-            raise ValueError(f"{path}, line {number}: {line.strip()!r:.300} should be `root,annotation.json` or "
-                             f"`root,embedding_root,annotation.json`")
+            raise ValueError(
+                f"{path}, line {number}: {line.strip()!r:.300} should be `root,annotation.json` or "
+                f"`root,embedding_root,annotation.json`"
+            )
         source = Source(parts[0], parts[1] if len(parts) == 3 else None, Path(parts[-1]))
         if source.annotation.suffix == ".pkl":
-            raise ValueError(f"{path}, line {number}: {source.annotation} is a pickle, which can run code when it is "
-                             f"opened; write its list as json where it was made: json.dump(pickle.load(...), ...)")
+            raise ValueError(
+                f"{path}, line {number}: {source.annotation} is a pickle, which can run code when it is "
+                f"opened; write its list as json where it was made: json.dump(pickle.load(...), ...)"
+            )
         if not os.path.isfile(source.annotation):  # unlike Path's, false for names no file can have
             raise FileNotFoundError(f"{path}, line {number}: {str(source.annotation)[:300]}: no such file")
         sources.append(source)
@@ -75,6 +81,7 @@ def read_items(path: Union[str, Path], on_read: Callable[[int], None] = lambda s
         ValueError: the file is not UTF-8, not json, has something else behind a list, or ends too early.
     """
     with open_text(path) as file:
+
         def more() -> str:
             before = file.buffer.tell()
             piece = file.read(CHUNK)
@@ -100,8 +107,10 @@ def read_items(path: Union[str, Path], on_read: Callable[[int], None] = lambda s
                     if not piece and position == len(text) and not in_list:
                         return
                     if not piece or len(text) - position > LONGEST_ITEM or isinstance(error, RecursionError):
-                        raise ValueError(f"{path}: after {count} objects: {reason}; is the file cut off or no json, or "
-                                         f"does something else follow its list?") from error
+                        raise ValueError(
+                            f"{path}: after {count} objects: {reason}; is the file cut off or no json, or "
+                            f"does something else follow its list?"
+                        ) from error
                     text, position = text[position:] + piece, 0
                     continue
             yield item

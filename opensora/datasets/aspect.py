@@ -4,21 +4,72 @@ Names ending in p or k follow one formula: of 17 ratios each has about the same 
 that are numbers are sides of squares: 40 sizes in steps of a 16th of the side. The tables that the published models
 were trained with differ from that in places, which are listed here as they are.
 """
+
 from __future__ import annotations
 
 import math
-from functools import lru_cache
-from typing import Mapping
+from collections.abc import Mapping
+from functools import cache
 
 # Pixels of a frame. 2k, 2048 and 2880 came with Open-Sora v1.2.
-PIXELS = {"144p": 36864, "256": 65536, "240p": 102240, "360p": 230400, "512": 262144, "480p": 409920, "720p": 921600,
-          "1024": 1048576, "1080p": 2073600, "2k": 3686400, "2048": 4194304, "4k": 8294400, "2880": 8294400}
+PIXELS = {
+    "144p": 36864,
+    "256": 65536,
+    "240p": 102240,
+    "360p": 230400,
+    "512": 262144,
+    "480p": 409920,
+    "720p": 921600,
+    "1024": 1048576,
+    "1080p": 2073600,
+    "2k": 3686400,
+    "2048": 4194304,
+    "4k": 8294400,
+    "2880": 8294400,
+}
 
-_FILM_RATIOS = (3 / 8, 9 / 21, 0.48, 1 / 2, 9 / 17, 1 / 1.85, 9 / 16, 5 / 8, 2 / 3, 3 / 4, 1,
-                4 / 3, 3 / 2, 16 / 9, 17 / 9, 2, 1 / 0.48)
+_FILM_RATIOS = (
+    3 / 8,
+    9 / 21,
+    0.48,
+    1 / 2,
+    9 / 17,
+    1 / 1.85,
+    9 / 16,
+    5 / 8,
+    2 / 3,
+    3 / 4,
+    1,
+    4 / 3,
+    3 / 2,
+    16 / 9,
+    17 / 9,
+    2,
+    1 / 0.48,
+)
 # Heights and widths of the wide sizes of a square's table, in 16ths of its side; tall ones are the same turned round.
-_WIDE_16THS = ((8, 32), (8, 31), (8, 30), (8, 29), (9, 28), (9, 27), (9, 26), (10, 25), (10, 24), (11, 23), (11, 22),
-               (11, 21), (12, 21), (12, 20), (13, 19), (13, 18), (14, 18), (14, 17), (15, 17), (15, 16))
+_WIDE_16THS = (
+    (8, 32),
+    (8, 31),
+    (8, 30),
+    (8, 29),
+    (9, 28),
+    (9, 27),
+    (9, 26),
+    (10, 25),
+    (10, 24),
+    (11, 23),
+    (11, 22),
+    (11, 21),
+    (12, 21),
+    (12, 20),
+    (13, 19),
+    (13, 18),
+    (14, 18),
+    (14, 17),
+    (15, 17),
+    (15, 16),
+)
 _ONLY_WIDE = (11, 21)
 # Ratio, height and width in 64 pixels: a table of its own, whose ratios are not quite those of its sizes.
 _SIZES_2880 = """
@@ -42,7 +93,7 @@ def resolution(name) -> str:
     return key
 
 
-@lru_cache(maxsize=None)
+@cache
 def aspect_sizes(name: str) -> Mapping[str, tuple[int, int]]:
     """Ratio, as it is written -> (height, width), in the table's order.
 

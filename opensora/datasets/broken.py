@@ -4,13 +4,15 @@ Decoders are third-party code: on a damaged file they may raise anything, crash 
 reading goes through `attempt`, which turns these into a reason. In a data worker, crashes and hangs are handled by the
 parent process, see `opensora.datasets.loader`; in any other process only exceptions and most hangs can be.
 """
+
 from __future__ import annotations
 
 import sys
 import threading
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, Sequence, TypeVar, Union
+from typing import Any, Callable, Optional, TypeVar, Union
 
 import numpy as np
 
@@ -114,8 +116,14 @@ def _caught(work: Callable[[], Result]) -> tuple[Optional[Result], Optional[str]
         return None, f"{type(error).__name__}: {error}"
 
 
-def read_or_replace(read: Callable[[int, np.random.Generator], dict], name_of: Callable[[int], str], index: int,
-                    others: Callable[[], Sequence[int]], rng: np.random.Generator, quarantine: Quarantine) -> dict:
+def read_or_replace(
+    read: Callable[[int, np.random.Generator], dict],
+    name_of: Callable[[int], str],
+    index: int,
+    others: Callable[[], Sequence[int]],
+    rng: np.random.Generator,
+    quarantine: Quarantine,
+) -> dict:
     """The sample `index`, or one drawn from `others` if it is broken; `replaced` in it is 1 in the latter case, else 0.
 
     `read` gets a generator of its own. Known and newly found broken samples lead to the same draws, so a run gives

@@ -11,10 +11,12 @@ stands there, else it goes to the next smaller resolution, and is left out where
 long videos away from shorter clips of the same resolution. A pair of probabilities (of the resolution, of the frames)
 lets the second decide whether shorter clips of the same resolution are tried.
 """
+
 from __future__ import annotations
 
 from collections import Counter
-from typing import Any, Mapping, NamedTuple, Optional, Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
@@ -39,8 +41,8 @@ class Level(NamedTuple):
     frames: int
     index: int
     first: int
-    keep: float                    # probability that a sample that fits stays
-    keep_frames: Optional[float]   # probability that it is tried here, not with fewer frames
+    keep: float  # probability that a sample that fits stays
+    keep_frames: Optional[float]  # probability that it is tried here, not with fewer frames
     batch_size: Optional[int]
 
 
@@ -62,8 +64,9 @@ class Buckets:
         for name in sorted(config, key=PIXELS.__getitem__, reverse=True):
             for frames in sorted(config[name], reverse=True):
                 keep, keep_frames, batch_size = _entry(name, frames, config[name][frames])
-                self.levels.append(Level(name, frames, len(self.levels), len(self._buckets), keep, keep_frames,
-                                         batch_size))
+                self.levels.append(
+                    Level(name, frames, len(self.levels), len(self._buckets), keep, keep_frames, batch_size)
+                )
                 self._buckets += [Bucket(name, frames, ratio) for ratio in aspect_sizes(name)]
         if not self.levels:
             raise ValueError("the bucket config is empty; an entry is '480p': {16: (1.0, 4)}")
@@ -82,8 +85,9 @@ class Buckets:
     def batch_size(self, number: int) -> int:
         return self._level(number).batch_size
 
-    def assign(self, frames: np.ndarray, heights: np.ndarray, widths: np.ndarray, frame_interval: int = 1,
-               seed: int = 0) -> np.ndarray:
+    def assign(
+        self, frames: np.ndarray, heights: np.ndarray, widths: np.ndarray, frame_interval: int = 1, seed: int = 0
+    ) -> np.ndarray:
         """The bucket of every sample, (N,) numbers of buckets, `UNUSED` for those that are left out.
 
         A clip is `frame_interval` times as long in its video, and the video longer than that. Draws follow from the
@@ -116,16 +120,20 @@ class Buckets:
             batches = sum(count // level.batch_size for count in counts.values()) if level.batch_size else 0
             common = ", ".join(f"{ratio}: {count}" for ratio, count in counts.most_common(3))
             keep = f"{level.keep:g}" + (f", {level.keep_frames:g}" if level.keep_frames is not None else "")
-            lines.append(f"{level.resolution:<10} {level.frames:>6} {keep:>11} {level.batch_size or '-':>6} "
-                         f"{sum(counts.values()):>10,} {batches:>9,}  {common}" + (", ..." if len(counts) > 3 else ""))
+            lines.append(
+                f"{level.resolution:<10} {level.frames:>6} {keep:>11} {level.batch_size or '-':>6} "
+                f"{sum(counts.values()):>10,} {batches:>9,}  {common}" + (", ..." if len(counts) > 3 else "")
+            )
         unused = int((assigned == UNUSED).sum())
         return "\n".join([*lines, f"{len(assigned):,} samples, {unused:,} of them in no bucket"])
 
     def counts(self, assigned: np.ndarray) -> list[tuple[Level, Counter]]:
         """Of each level how many samples have each ratio, in the table's order."""
         used = Counter(assigned[assigned != UNUSED].tolist())
-        return [(level, Counter({self[number].ratio: used[number] for number in self._members(level) if used[number]}))
-                for level in self.levels]
+        return [
+            (level, Counter({self[number].ratio: used[number] for number in self._members(level) if used[number]}))
+            for level in self.levels
+        ]
 
     def _members(self, level: Level) -> range:
         return range(level.first, level.first + len(aspect_sizes(level.resolution)))
@@ -144,7 +152,7 @@ class _Draws:
         self.drawn += 1
         return np.array([np.random.default_rng(seed).random(self.drawn)[-1] for seed in self.seeds])
 
-    def subset(self, chosen: np.ndarray) -> "_Draws":
+    def subset(self, chosen: np.ndarray) -> _Draws:
         return _Draws(self.seeds[chosen], self.drawn)
 
 

@@ -1,11 +1,13 @@
 """Shows before any training what falls into which bucket:
 
-    python -m opensora.datasets.bucket_report CONFIG CSV [--output picture.png]
+python -m opensora.datasets.bucket_report CONFIG CSV [--output picture.png]
 """
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -43,8 +45,14 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
 
 def picture(buckets: Buckets, assigned: np.ndarray, title: str) -> np.ndarray:
     """uint8 (H, W, 3): a row for each resolution and number of frames, with a bar of its samples and their ratios."""
-    rows = [(f"{level.resolution}, {level.frames} frame{'s' * (level.frames > 1)}", counts,
-             IMAGES if level.frames == 1 else VIDEOS) for level, counts in buckets.counts(assigned)]
+    rows = [
+        (
+            f"{level.resolution}, {level.frames} frame{'s' * (level.frames > 1)}",
+            counts,
+            IMAGES if level.frames == 1 else VIDEOS,
+        )
+        for level, counts in buckets.counts(assigned)
+    ]
     unused = int((assigned == UNUSED).sum())
     width = 4 * MARGIN + LABEL + BARS + RATIOS
     image = Image.new("RGB", (width, 2 * MARGIN + (len(rows) + 4) * ROW), BACK)
@@ -68,8 +76,9 @@ def picture(buckets: Buckets, assigned: np.ndarray, title: str) -> np.ndarray:
     return np.asarray(image)
 
 
-def bar(draw: ImageDraw.ImageDraw, font, top: int, label: str, count: int, largest: int, left: int,
-        color: tuple) -> None:
+def bar(
+    draw: ImageDraw.ImageDraw, font, top: int, label: str, count: int, largest: int, left: int, color: tuple
+) -> None:
     """A row's label, bar and number; the number stands beside the bar, or in it where that is long."""
     draw.text((MARGIN, top + 2), label, INK, font)
     length = round(BARS * count / largest)

@@ -1,4 +1,5 @@
 """The order in which training goes through buckets: each process takes batches of its own, maybe of other buckets."""
+
 from __future__ import annotations
 
 from typing import NamedTuple
@@ -33,8 +34,14 @@ class BucketBatch(NamedTuple):
     following: np.ndarray
 
 
-def epoch_batches(assigned: np.ndarray, buckets: Buckets, rng: np.random.RandomState, multiple: int = 1,
-                  shuffle: bool = True, drop_last: bool = True) -> list[BucketBatch]:
+def epoch_batches(
+    assigned: np.ndarray,
+    buckets: Buckets,
+    rng: np.random.RandomState,
+    multiple: int = 1,
+    shuffle: bool = True,
+    drop_last: bool = True,
+) -> list[BucketBatch]:
     """The batches of an epoch in order, their number a multiple of `multiple`.
 
     What does not fill a batch of its bucket is left out, and so are the last batches that do not fill the multiple;
@@ -91,17 +98,28 @@ class BucketSampler(Sampler):
         ValueError: no bucket has a batch, or a batch size that does not divide among those that share it.
     """
 
-    def __init__(self, shapes: np.ndarray, buckets: Buckets, frame_interval: int = 1, rank: int = 0,
-                 world_size: int = 1, seed: int = 0, shuffle: bool = True, drop_last: bool = True,
-                 part: tuple[int, int] = (0, 1)):
+    def __init__(
+        self,
+        shapes: np.ndarray,
+        buckets: Buckets,
+        frame_interval: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        seed: int = 0,
+        shuffle: bool = True,
+        drop_last: bool = True,
+        part: tuple[int, int] = (0, 1),
+    ):
         self.shapes, self.buckets, self.frame_interval = np.asarray(shapes), buckets, frame_interval
         self.rank, self.world_size, self.part = rank, world_size, part
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         for level in buckets.levels:
             if level.batch_size and level.batch_size % part[1]:
-                raise ValueError(f"bucket_config: the batch of {level.batch_size} at {level.resolution}, "
-                                 f"{level.frames} frames does not divide among the sp_size {part[1]} processes that "
-                                 f"share it")
+                raise ValueError(
+                    f"bucket_config: the batch of {level.batch_size} at {level.resolution}, "
+                    f"{level.frames} frames does not divide among the sp_size {part[1]} processes that "
+                    f"share it"
+                )
         self._start_epoch(0)
 
     def __len__(self) -> int:
@@ -124,8 +142,12 @@ class BucketSampler(Sampler):
 
     def state_dict(self) -> dict:
         """`accessed` counts the batches that all processes took in this epoch."""
-        return {"samples": len(self.shapes), "seed": self.seed, "epoch": self.epoch,
-                "accessed": self._step * self.world_size}
+        return {
+            "samples": len(self.shapes),
+            "seed": self.seed,
+            "epoch": self.epoch,
+            "accessed": self._step * self.world_size,
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continues where `state_dict` was asked for, with the same data and buckets.
@@ -135,9 +157,11 @@ class BucketSampler(Sampler):
         """
         for name, value in (("samples", len(self.shapes)), ("seed", self.seed)):
             if state[name] != value:
-                raise ValueError(f"the run that is resumed had {name} {state[name]}, now it is {value}: resume it with "
-                                 f"its data and seed, begin a new run from its weights, or add "
-                                 f"--allow_changed_arguments")
+                raise ValueError(
+                    f"the run that is resumed had {name} {state[name]}, now it is {value}: resume it with "
+                    f"its data and seed, begin a new run from its weights, or add "
+                    f"--allow_changed_arguments"
+                )
         self._start_epoch(state["epoch"])
         self._step = state["accessed"] // self.world_size
         if self._step >= len(self):
@@ -153,12 +177,14 @@ class BucketSampler(Sampler):
             if self._batches:
                 return
         rows = "; ".join(" ".join(row.split()) for row in self.buckets.table(assigned).splitlines()[1:])
-        raise ValueError(f"the buckets do not have a full batch for each of {self.world_size} processes: {rows}; "
-                         f"smaller batches, other buckets or more data are needed")
+        raise ValueError(
+            f"the buckets do not have a full batch for each of {self.world_size} processes: {rows}; "
+            f"smaller batches, other buckets or more data are needed"
+        )
 
     def _batch(self) -> Batch:
         first = self._step * self.world_size
-        before = sum(len(batch.samples) for batch in self._batches[first:first + self.rank])
+        before = sum(len(batch.samples) for batch in self._batches[first : first + self.rank])
         bucket, samples, following = self._batches[first + self.rank]
         chosen = range(self.part[0], len(samples), self.part[1])
         spares = tuple(following.tolist())

@@ -1,4 +1,5 @@
 """The text of a training sample: which caption, what is said about its quality, and when it is left out."""
+
 from __future__ import annotations
 
 import math

@@ -1,8 +1,10 @@
 """The pixels of one annotated sample."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional
 
 import numpy as np
 
@@ -13,8 +15,9 @@ from opensora.datasets.options import T2VDataOptions
 from opensora.datasets.selection import Shape
 
 
-def read_pixels(path: Path, record: dict, shape: Shape, options: T2VDataOptions,
-                rng: np.random.Generator) -> np.ndarray:
+def read_pixels(
+    path: Path, record: dict, shape: Shape, options: T2VDataOptions, rng: np.random.Generator
+) -> np.ndarray:
     """The sample as float32 in [-1, 1], (3, T, H, W) of `shape`.
 
     `record` is the index' record; of a video longer than a sample `rng` draws the part.
@@ -30,9 +33,11 @@ def read_pixels(path: Path, record: dict, shape: Shape, options: T2VDataOptions,
         frames = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))  # (t, H, W, 3) -> (t, 3, H, W)
         frames = _resize(frames, options)
         if frames.shape[-2:] != shape[1:]:
-            raise ValueError(f"{path}: gives {'x'.join(map(str, frames.shape[-2:]))} instead of "
-                             f"{shape.height}x{shape.width}: its annotated resolution is wrong")
-        pixels[position:position + len(frames)] = frames
+            raise ValueError(
+                f"{path}: gives {'x'.join(map(str, frames.shape[-2:]))} instead of "
+                f"{shape.height}x{shape.width}: its annotated resolution is wrong"
+            )
+        pixels[position : position + len(frames)] = frames
         position += len(frames)
     if position != shape.frames:
         raise ValueError(f"{path}: {position} frames at the training rate instead of {shape.frames}")
@@ -47,8 +52,9 @@ def _frames(path: Path, record: dict, options: T2VDataOptions, rng: np.random.Ge
         yield read_image(path)[None]
         return
     available = resampled(record["start"], record["num_frames"], record["fps"], options.train_fps)
-    numbers = sample_frames(available, options.num_frames, rng, options.speed_factor, options.ae_stride_t,
-                            options.sp_size)
+    numbers = sample_frames(
+        available, options.num_frames, rng, options.speed_factor, options.ae_stride_t, options.sp_size
+    )
     with VideoReader(path) as reader:
         yield from reader.chunks(numbers, BATCH)
 

@@ -1,8 +1,10 @@
 """Samples to batches."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional
 
 import numpy as np
 
@@ -46,8 +48,10 @@ class PadAndStack:
     def _padded(self, size: Sequence[int]) -> tuple[int, ...]:
         """The size in which latents are whole patches."""
         (frames, *sides), (stride_t, *strides), (patch_t, *patches) = size, self.ae_stride, self.patch
-        return (_round_up(frames - 1 + stride_t, stride_t * patch_t) + 1 - stride_t,
-                *(_round_up(side, stride * patch) for side, stride, patch in zip(sides, strides, patches)))
+        return (
+            _round_up(frames - 1 + stride_t, stride_t * patch_t) + 1 - stride_t,
+            *(_round_up(side, stride * patch) for side, stride, patch in zip(sides, strides, patches)),
+        )
 
     def _latent_size(self, size: Sequence[int]) -> tuple[int, ...]:
         (frames, *sides), (stride_t, *strides) = size, self.ae_stride

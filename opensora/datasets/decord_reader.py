@@ -1,11 +1,13 @@
 """Reading videos with decord, for those who ask for it. It is imported only then."""
+
 from __future__ import annotations
 
 import ctypes
 import os
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional
 from unittest import mock
 
 import numpy as np
@@ -15,7 +17,7 @@ from opensora.datasets.packet_index import PacketIndex
 BATCH = 16  # frames decord decodes at a time: bounds memory
 
 
-@lru_cache(maxsize=None)
+@cache
 def import_decord():
     """The decord module.
 
@@ -44,7 +46,7 @@ class DecordReader:
         self._reader = import_decord().VideoReader(os.path.abspath(path), num_threads=1)
 
     @classmethod
-    def open(cls, path: Path, packets: Optional[PacketIndex], shape: tuple[int, int]) -> Optional["DecordReader"]:
+    def open(cls, path: Path, packets: Optional[PacketIndex], shape: tuple[int, int]) -> Optional[DecordReader]:
         """A reader of frames (height, width), or None where decord does not read this file correctly."""
         if packets is None or packets.has_negative_times:
             return None
@@ -60,8 +62,8 @@ class DecordReader:
         frames = np.empty((len(indices), *self.shape, 3), np.uint8)
         try:
             for start in range(0, len(indices), BATCH):
-                batch = indices[start:start + BATCH]
-                frames[start:start + len(batch)] = self._reader.get_batch(batch).asnumpy()
+                batch = indices[start : start + BATCH]
+                frames[start : start + len(batch)] = self._reader.get_batch(batch).asnumpy()
         except (decord.DECORDError, decord.DECORDLimitReachedError, IndexError, ValueError):
             return None
         return frames

@@ -1,10 +1,12 @@
 """Checks cached text embeddings against the samples that will be trained with them, before training starts."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 from tqdm import tqdm
 
@@ -40,8 +42,9 @@ def check_embeddings(index: SampleIndex, max_length: int) -> list[str]:
         origin = read_origin(empty)
         encoders[root] = origin and origin.encoder
     if len(set(encoders.values()) - {None}) > 1:
-        raise ValueError(f"embeddings in {', '.join(encoders)} were made by different text encoders; "
-                         f"run sample_text_embed.py again")
+        raise ValueError(
+            f"embeddings in {', '.join(encoders)} were made by different text encoders; run sample_text_embed.py again"
+        )
     wrong, unread, unmarked = [], [], {}
     for wanted, found, origin in tqdm(_look_at_all(index), desc="embeddings", unit="caption", delay=2):
         if isinstance(found, StaleEmbedding):
@@ -51,19 +54,25 @@ def check_embeddings(index: SampleIndex, max_length: int) -> list[str]:
         elif origin is None:
             owner = unmarked.setdefault(found, wanted)
             if owner.caption != wanted.caption:
-                wrong.append(f"{found}: captions of {owner.path} and {wanted.path} share this file, and it does not "
-                             f"say from which it was made; run sample_text_embed.py again")
+                wrong.append(
+                    f"{found}: captions of {owner.path} and {wanted.path} share this file, and it does not "
+                    f"say from which it was made; run sample_text_embed.py again"
+                )
         elif origin.encoder != encoders[wanted.root]:
             wrong.append(f"{found}: made by another text encoder than {EMPTY_TEXT}; run sample_text_embed.py again")
     if wrong:
         raise ValueError(f"{len(wrong)} text embeddings cannot be used: {_first(wrong)}")
     notes = []
     if unread:
-        notes.append(f"{len(unread)} text embeddings are missing or damaged, their samples will be replaced by others: "
-                     f"{_first(unread)}")
+        notes.append(
+            f"{len(unread)} text embeddings are missing or damaged, their samples will be replaced by others: "
+            f"{_first(unread)}"
+        )
     if unmarked:
-        notes.append(f"{len(unmarked)} text embeddings were made by an earlier version and do not say from which "
-                     f"captions; run sample_text_embed.py again to be sure that they fit")
+        notes.append(
+            f"{len(unmarked)} text embeddings were made by an earlier version and do not say from which "
+            f"captions; run sample_text_embed.py again to be sure that they fit"
+        )
     return notes
 
 

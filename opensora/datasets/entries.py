@@ -1,4 +1,5 @@
 """One entry of an annotation file, checked: every key has its type and range, or the entry is refused with its key."""
+
 from __future__ import annotations
 
 from pathlib import PurePosixPath
@@ -11,7 +12,7 @@ from opensora.utils.numbers import finite_number, is_missing, whole_number
 from opensora.utils.text_files import check_characters
 
 MOST_PIXELS = 1 << 16  # of a side
-MOST_FRAMES = 10 ** 8
+MOST_FRAMES = 10**8
 LEAST_FPS, MOST_FPS = 0.01, 1000.0
 HIGHEST_SCORE = 100.0  # aesthetic predictors give about 0 to 10
 
@@ -33,8 +34,13 @@ def check_entry(item: Any) -> dict:
         raise ValueError(f"{_short(item)} should be an object with `path` and `cap`")
     is_video = check_is_video(item)
     crop = _crop(item.get("crop"))
-    entry = {"path": item["path"], "cap": _caption(item.get("cap")), "aes": _score(item), "crop": crop,
-             "resolution": _resolution(item.get("resolution"), crop)}
+    entry = {
+        "path": item["path"],
+        "cap": _caption(item.get("cap")),
+        "aes": _score(item),
+        "crop": crop,
+        "resolution": _resolution(item.get("resolution"), crop),
+    }
     return {**entry, **_frames(item)} if is_video else entry
 
 
@@ -47,8 +53,10 @@ def check_is_video(item: dict) -> bool:
         raise ValueError(f"path {_short(path)}: a path cannot have a NUL character")
     suffix = PurePosixPath(path).suffix.lower()
     if suffix not in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
-        raise ValueError(f"{printable(path)}: neither a video ({', '.join(VIDEO_SUFFIXES)}) nor an image "
-                         f"({', '.join(IMAGE_SUFFIXES)}) by its name")
+        raise ValueError(
+            f"{printable(path)}: neither a video ({', '.join(VIDEO_SUFFIXES)}) nor an image "
+            f"({', '.join(IMAGE_SUFFIXES)}) by its name"
+        )
     return suffix in VIDEO_SUFFIXES
 
 
@@ -86,8 +94,11 @@ def _resolution(value: Any, crop: Optional[list]) -> Optional[dict]:
         return crop and {"height": crop[3] - crop[2], "width": crop[1] - crop[0]}
     if not isinstance(value, dict):  # of [64, 96] it is not clear which is which
         raise ValueError(f'resolution {_short(value)}: should be {{"height": 720, "width": 1280}}')
-    sides = {name: whole_number(value[name], f"resolution: {name}", 0, MOST_PIXELS)
-             for name in ("height", "width") if value.get(name) is not None}
+    sides = {
+        name: whole_number(value[name], f"resolution: {name}", 0, MOST_PIXELS)
+        for name in ("height", "width")
+        if value.get(name) is not None
+    }
     return sides if len(sides) == 2 and all(sides.values()) else None
 
 
@@ -113,7 +124,7 @@ def _cut(value: Any) -> tuple[int, Optional[int]]:
 
 
 def _range(value: Any) -> tuple[int, int]:
-    """"0:513" or [0, 513]: the first frame, and the one behind the last."""
+    """ "0:513" or [0, 513]: the first frame, and the one behind the last."""
     parts = value.split(":") if isinstance(value, str) else value
     if not isinstance(parts, list) or len(parts) != 2:
         raise ValueError(f'frame_idx {_short(value)}: should be "first:end", such as "0:513"')

@@ -2,9 +2,11 @@
 
 Videos are resized bilinearly, without antialiasing and without rounding, images with Pillow's filters.
 """
+
 from __future__ import annotations
 
-from typing import Callable, Mapping, Optional
+from collections.abc import Mapping
+from typing import Callable, Optional
 
 import numpy as np
 from PIL import Image
@@ -45,7 +47,9 @@ def center_image(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 # `transform_name` of a config: for videos and for images.
 TRANSFORMS: Mapping[str, tuple[Callable, Callable]] = {
-    "resize_crop": (resize_crop_video, resize_crop_image), "center": (center_video, center_image)}
+    "resize_crop": (resize_crop_video, resize_crop_image),
+    "center": (center_video, center_image),
+}
 
 
 def bilinear(pixels: np.ndarray, height: int, width: int, scale: Optional[float] = None) -> np.ndarray:

@@ -1,9 +1,11 @@
 """Decodes one video file in order of display, with PyAV (FFmpeg)."""
+
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
-from typing import Iterable, Iterator, Optional
+from typing import Optional
 
 import av
 
@@ -11,8 +13,25 @@ from opensora.datasets.packet_index import Keyframe, PacketIndex
 from opensora.datasets.rgb_frames import MAX_PIXELS
 
 # Containers that hold the video themselves. Playlists, concat scripts and image sequences refer to other files.
-CONTAINERS = ("mov", "matroska", "webm", "avi", "gif", "mpegts", "mpeg", "mpegvideo", "flv", "asf", "ogg", "mxf", "ivf",
-              "h264", "hevc", "m4v", "obu")
+CONTAINERS = (
+    "mov",
+    "matroska",
+    "webm",
+    "avi",
+    "gif",
+    "mpegts",
+    "mpeg",
+    "mpegvideo",
+    "flv",
+    "asf",
+    "ogg",
+    "mxf",
+    "ivf",
+    "h264",
+    "hevc",
+    "m4v",
+    "obu",
+)
 OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": "file"}
 
 
@@ -30,8 +49,10 @@ def open_container(path: Path) -> av.container.InputContainer:
         # not `options`: PyAV 14 and 15 crash on them where streams are found while reading (.mpg)
         container = av.open(f"file:{path}", container_options=OPEN_OPTIONS, metadata_errors="replace")
     except Exception as error:  # PyAV's errors have many types; a bad file must not end the program
-        raise ValueError(f"{path}: not a video that can be read (damaged, empty, or another kind of file; playlists "
-                         f"are refused): {reason(error)}") from error
+        raise ValueError(
+            f"{path}: not a video that can be read (damaged, empty, or another kind of file; playlists "
+            f"are refused): {reason(error)}"
+        ) from error
     if not container.streams.video or container.streams.video[0].codec_context is None:
         container.close()
         raise ValueError(f"{path}: not a video that can be read: it has no video stream of a known codec")
@@ -71,8 +92,10 @@ class FrameStream:
         self.codec = decoder.codec
         if decoder.width * decoder.height > MAX_PIXELS:
             self.container.close()
-            raise ValueError(f"{path}: frames of {decoder.width}x{decoder.height} pixels are too large; the limit is "
-                             f"{MAX_PIXELS} pixels")
+            raise ValueError(
+                f"{path}: frames of {decoder.width}x{decoder.height} pixels are too large; the limit is "
+                f"{MAX_PIXELS} pixels"
+            )
         decoder.options = {"max_pixels": str(MAX_PIXELS)}
         decoder.thread_type, decoder.thread_count = "NONE", 1  # data workers have a core each
         self.current: Optional[av.VideoFrame] = None
@@ -81,7 +104,7 @@ class FrameStream:
         self._index: Optional[PacketIndex] = None  # set by a seek
         self._frames = self._decode(demux(self.container))
 
-    def __enter__(self) -> "FrameStream":
+    def __enter__(self) -> FrameStream:
         return self
 
     def __exit__(self, *exception) -> None:

@@ -1,4 +1,5 @@
 """Which frames of a video make a training sample. Times are frame numbers; nothing here touches a file."""
+
 from __future__ import annotations
 
 from typing import Optional
@@ -33,8 +34,14 @@ def resampled(start: int, frames: int, fps: float, train_fps: float) -> np.ndarr
     return numbers[numbers < start + frames]  # the last one may be rounded up
 
 
-def sample_frames(numbers: np.ndarray, num_frames: int, rng: np.random.Generator, speed_factor: float = 1.0,
-                  ae_stride_t: int = 4, sp_size: int = 1) -> np.ndarray:
+def sample_frames(
+    numbers: np.ndarray,
+    num_frames: int,
+    rng: np.random.Generator,
+    speed_factor: float = 1.0,
+    ae_stride_t: int = 4,
+    sp_size: int = 1,
+) -> np.ndarray:
     """At most `num_frames` of the resampled frames `numbers`, in a form the models take.
 
     With `speed_factor` > 1 a video with frames to spare runs faster, by that factor or as far as its frames last. Of
@@ -49,7 +56,7 @@ def sample_frames(numbers: np.ndarray, num_frames: int, rng: np.random.Generator
         numbers = numbers[np.linspace(0, len(numbers) - 1, kept, dtype=int)]
     if len(numbers) > num_frames:
         begin = rng.integers(len(numbers) - num_frames + 1)
-        numbers = numbers[begin:begin + num_frames]
+        numbers = numbers[begin : begin + num_frames]
     length = usable_length(len(numbers), num_frames, ae_stride_t, sp_size)
     if length is None:
         raise ValueError(f"{len(numbers)} frames at the training rate are too few")

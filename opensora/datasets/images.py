@@ -1,9 +1,11 @@
 """Image files in and out: uint8 RGB (H, W, 3), upright."""
+
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Iterable, Sequence, Union
+from typing import Union
 
 import numpy as np
 from PIL import Image, ImageOps
@@ -64,14 +66,16 @@ def save_image(path: Union[str, Path], image: np.ndarray) -> None:
 
 def save_grid(path: Union[str, Path], rows: Sequence[np.ndarray], columns: int = 8, gap: int = 4) -> None:
     """Writes a contact sheet: one row per video (T, H, W, 3), `columns` frames of each, evenly spaced in time."""
-    strips = [[video[index] for index in np.linspace(0, len(video) - 1, min(columns, len(video)), dtype=int)]
-              for video in rows]
+    strips = [
+        [video[index] for index in np.linspace(0, len(video) - 1, min(columns, len(video)), dtype=int)]
+        for video in rows
+    ]
     height, width = (max(frame.shape[axis] for strip in strips for frame in strip) for axis in (0, 1))
     sheet = np.full((len(strips) * (height + gap) - gap, max(map(len, strips)) * (width + gap) - gap, 3), 255, np.uint8)
     for row, strip in enumerate(strips):
         for column, frame in enumerate(strip):
             top, left = row * (height + gap), column * (width + gap)
-            sheet[top:top + frame.shape[0], left:left + frame.shape[1]] = frame
+            sheet[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
     save_image(path, sheet)
 
 
@@ -83,5 +87,6 @@ def check_image_suffix(path: Union[str, Path]) -> None:
 def check_suffix(path: Path, allowed: Iterable[str]) -> None:
     """ValueError unless the file name's suffix is one of `allowed` (lower case, with the dot)."""
     if path.suffix.lower() not in allowed:
-        raise ValueError(f"{path}: cannot write {path.suffix or 'a file without suffix'}; "
-                         f"choose from {', '.join(allowed)}")
+        raise ValueError(
+            f"{path}: cannot write {path.suffix or 'a file without suffix'}; choose from {', '.join(allowed)}"
+        )

@@ -9,6 +9,7 @@ A folder in the cache, named after the options and annotation files it was made 
 
 The arrays are mapped into memory, so that all processes of a machine share one copy of them.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -17,8 +18,9 @@ import json
 import os
 import shutil
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional
 
 import numpy as np
 
@@ -31,8 +33,20 @@ from opensora.datasets.selection import Shape
 FORMAT = 2  # raised when the files' meaning changes, so that older ones are made anew
 
 # The options that decide what is selected. The others may change without a new index.
-SELECTING = ("num_frames", "max_height", "max_width", "force_resolution", "max_hxw", "min_hxw", "hw_stride",
-             "train_fps", "speed_factor", "drop_short_ratio", "sp_size", "ae_stride_t")
+SELECTING = (
+    "num_frames",
+    "max_height",
+    "max_width",
+    "force_resolution",
+    "max_hxw",
+    "min_hxw",
+    "hw_stride",
+    "train_fps",
+    "speed_factor",
+    "drop_short_ratio",
+    "sp_size",
+    "ae_stride_t",
+)
 
 
 class SampleIndex:
@@ -92,8 +106,11 @@ class SampleIndex:
         rows = [("samples annotated", len(self) + sum(self.left_out.values()))]
         rows += [(f"left out: {reason}", count) for reason, count in left_out]
         rows += [("samples used", rows[0][1] - sum(count for _, count in left_out))]
-        rows += [(f"  {shape}", int(counts[place])) for place, shape in sorted(enumerate(self.shapes),
-                 key=lambda entry: -counts[entry[0]]) if counts[place] >= fewest]
+        rows += [
+            (f"  {shape}", int(counts[place]))
+            for place, shape in sorted(enumerate(self.shapes), key=lambda entry: -counts[entry[0]])
+            if counts[place] >= fewest
+        ]
         return "\n".join([*(f"{name:<48}{count:>12,}" for name, count in rows), *self.faults])
 
     def why_none(self, fewest: int) -> str:
@@ -143,8 +160,10 @@ def _open_current(folder: Path) -> Optional[SampleIndex]:
 
 def _key(options: T2VDataOptions, sources: Sequence[Source]) -> str:
     """A name that changes with everything the index depends on."""
-    files = [[*map(str, source), source.annotation.stat().st_size, source.annotation.stat().st_mtime_ns]
-             for source in sources]
+    files = [
+        [*map(str, source), source.annotation.stat().st_size, source.annotation.stat().st_mtime_ns]
+        for source in sources
+    ]
     text = json.dumps([FORMAT, [getattr(options, name) for name in SELECTING], files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 

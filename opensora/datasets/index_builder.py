@@ -1,14 +1,15 @@
 """Writes the index of the selected samples, see `opensora.datasets.index` for its files."""
+
 from __future__ import annotations
 
 import json
 import os
 from array import array
 from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Iterable, Iterator, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -74,8 +75,13 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
         raise ValueError(f"{options.data}: none of {report.faulty} entries can be used; {'; '.join(report.lines())}")
     np.save(folder / "shapes.npy", np.asarray(shape_of))
     np.save(folder / "offsets.npy", np.asarray(offsets))
-    summary = {"shapes": list(shapes), "left_out": left_out, "faults": report.lines(), "unread": report.unread,
-               "sources": [(source.root, source.embedding_root, str(source.annotation)) for source in sources]}
+    summary = {
+        "shapes": list(shapes),
+        "left_out": left_out,
+        "faults": report.lines(),
+        "unread": report.unread,
+        "sources": [(source.root, source.embedding_root, str(source.annotation)) for source in sources],
+    }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
 
@@ -102,8 +108,11 @@ def _checked(items: Iterable[tuple], source: Source, report: _Report) -> list[tu
 
 def _complete(entries: Sequence[tuple[int, dict]], source: Source, prober: Prober, report: _Report) -> Iterator[dict]:
     """The entries; what they lack is taken from their files."""
-    paths = {place: os.path.abspath(os.path.join(source.root, entry["path"]))
-             for place, entry in entries if _is_incomplete(entry)}
+    paths = {
+        place: os.path.abspath(os.path.join(source.root, entry["path"]))
+        for place, entry in entries
+        if _is_incomplete(entry)
+    }
     found = prober.probe(list(paths.values())) if paths else {}
     for place, entry in entries:
         if place in paths:

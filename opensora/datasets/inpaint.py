@@ -1,4 +1,5 @@
 """Training samples of the inpaint model: videos of which some frames are given."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass, field
@@ -24,8 +25,9 @@ class InpaintDataOptions(T2VDataOptions):
         if not 0 <= self.default_text_ratio <= 1:
             raise ValueError(f"default_text_ratio {self.default_text_ratio}: a probability should lie between 0 and 1")
         if self.default_text_ratio and self.text_embed_cache:
-            raise ValueError(f"default_text_ratio {self.default_text_ratio} needs a text encoder; with text_embed_cache "
-                             f"it must be 0")
+            raise ValueError(
+                f"default_text_ratio {self.default_text_ratio} needs a text encoder; with text_embed_cache it must be 0"
+            )
 
 
 class InpaintDataset(T2VDataset):

@@ -1,9 +1,11 @@
 """Batches made ahead of time by data workers, see `opensora.datasets.worker`."""
+
 from __future__ import annotations
 
 import time
 from collections import deque
-from typing import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from typing import Callable
 
 from opensora.datasets.collate import stack
 from opensora.datasets.sampler import Sampler
@@ -33,8 +35,14 @@ class Loader:
         replaced: samples that were broken and others stood for.
     """
 
-    def __init__(self, dataset, sampler: Sampler, collate: Callable[[Sequence[dict]], dict] = stack,
-                 num_workers: int = 0, prefetch: int = 2):
+    def __init__(
+        self,
+        dataset,
+        sampler: Sampler,
+        collate: Callable[[Sequence[dict]], dict] = stack,
+        num_workers: int = 0,
+        prefetch: int = 2,
+    ):
         if num_workers < 0 or prefetch < 1:
             raise ValueError(f"num_workers {num_workers}, prefetch {prefetch}: should be at least 0 and 1")
         self.dataset, self.sampler, self.collate = dataset, sampler, collate

@@ -2,11 +2,12 @@
 
 A mask is bool (T,): True where a frame is trained, False where it is given. Needs no MindSpore.
 """
+
 from __future__ import annotations
 
 import math
 import random
-from typing import Mapping
+from collections.abc import Mapping
 
 import numpy as np
 
@@ -55,13 +56,13 @@ class MaskGenerator:
             mask[:] = [rng.random() > share for _ in range(num_frames)]
             mask[-1] |= not mask.any()
         elif name == "interpolate":
-            mask[rng.randint(0, 1)::2] = False
+            mask[rng.randint(0, 1) :: 2] = False
         else:
             size = rng.randint(1, max(1, num_frames // 4)) if name.startswith(QUARTER) else 1
             part = name.split("_", 1)[1]
             if part == "random":
                 start = rng.randint(0, num_frames - size)
-                mask[start:start + size] = False
+                mask[start : start + size] = False
             if part.startswith("head"):
                 mask[:size] = False
             if part.endswith("tail"):
@@ -83,7 +84,7 @@ class MaskGenerator:
 
 
 def _name(spelling: str) -> str:
-    name = spelling[len("mask_"):] if spelling.startswith("mask_") else spelling
+    name = spelling[len("mask_") :] if spelling.startswith("mask_") else spelling
     name = SPELLINGS.get(name, name)
     if name not in NAMES:
         raise ValueError(f"mask_ratios: {spelling!r} is not one of {', '.join(NAMES)}")

@@ -1,12 +1,26 @@
 """Videos and images, in and out: everything is RGB uint8, (T, H, W, 3) or (H, W, 3), upright, with square pixels."""
+
 from opensora.datasets.decord_reader import import_decord
 from opensora.datasets.frames import sample_indices
 from opensora.datasets.images import IMAGE_SUFFIXES, check_image_suffix, read_image, save_grid, save_image
 from opensora.datasets.video_reader import BACKENDS, BATCH, VIDEO_SUFFIXES, VideoReader
 from opensora.datasets.video_writer import WRITERS, check_video_suffix, write_video
 
-__all__ = ["BACKENDS", "BATCH", "IMAGE_SUFFIXES", "VIDEO_SUFFIXES", "WRITERS", "VideoReader", "check_image_suffix",
-           "check_video_suffix", "read_image", "sample_indices", "save_grid", "save_image", "write_video"]
+__all__ = [
+    "BACKENDS",
+    "BATCH",
+    "IMAGE_SUFFIXES",
+    "VIDEO_SUFFIXES",
+    "WRITERS",
+    "VideoReader",
+    "check_image_suffix",
+    "check_video_suffix",
+    "read_image",
+    "sample_indices",
+    "save_grid",
+    "save_image",
+    "write_video",
+]
 
 
 def __getattr__(name: str):

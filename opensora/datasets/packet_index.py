@@ -1,8 +1,10 @@
 """Frame numbers and time stamps from a video's packets, for random access without decoding everything."""
+
 from __future__ import annotations
 
 from array import array
-from typing import Iterable, NamedTuple, Optional, Union
+from collections.abc import Iterable
+from typing import NamedTuple, Optional, Union
 
 import av
 import numpy as np
@@ -57,8 +59,10 @@ def index_packets(codec: av.Codec, container_format: str, packets: Iterable[av.P
     That is: containers or codecs other than those above, missing or repeated time stamps, and streams whose first
     packet is not the first frame to be displayed (leading pictures of a cut stream may or may not be decodable).
     """
-    if not (INDEXED_CONTAINERS.intersection(container_format.split(","))
-            and (codec.canonical_name in INDEXED_CODECS or codec.intra_only)):
+    if not (
+        INDEXED_CONTAINERS.intersection(container_format.split(","))
+        and (codec.canonical_name in INDEXED_CODECS or codec.intra_only)
+    ):
         return None
     times, keyframes = array("q"), array("q")
     for packet in packets:

@@ -3,13 +3,15 @@
 A file is read once. What was found is kept in a database beside the dataset index, under the file's path, size and time
 of modification. Files are read by data workers, so a decoder that crashes or hangs costs one sample.
 """
+
 from __future__ import annotations
 
 import os
 import sqlite3
+from collections.abc import Iterator, Sequence
 from functools import partial
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional, Sequence, Union
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -61,29 +63,39 @@ class Prober:
     def probe(self, paths: Sequence[str]) -> dict[str, Union[Media, str]]:
         """What the files say of themselves; of one that cannot be read the reason."""
         signatures = {path: signature(path) for path in paths}
-        found: dict[str, Union[Media, str]] = {path: f"{path}: no such file"
-                                               for path, about in signatures.items() if about is None}
+        found: dict[str, Union[Media, str]] = {
+            path: f"{path}: no such file" for path, about in signatures.items() if about is None
+        }
         for path, about in signatures.items():
-            row = about and self._database.execute(
-                "SELECT height, width, fps, frames FROM media WHERE path = ? AND size = ? AND modified = ?",
-                (os.fsencode(path), *about)).fetchone()
+            row = (
+                about
+                and self._database.execute(
+                    "SELECT height, width, fps, frames FROM media WHERE path = ? AND size = ? AND modified = ?",
+                    (os.fsencode(path), *about),
+                ).fetchone()
+            )
             if row:
                 found[path] = Media(*row)
         missing = [path for path in signatures if path not in found]
-        for path, result in tqdm(_read_all(missing), "files without annotated size or length", len(missing), delay=1,
-                                 leave=False):
+        for path, result in tqdm(
+            _read_all(missing), "files without annotated size or length", len(missing), delay=1, leave=False
+        ):
             found[path] = result
             if isinstance(result, Media):
-                self._database.execute("INSERT OR REPLACE INTO media VALUES (?, ?, ?, ?, ?, ?, ?)",
-                                       (os.fsencode(path), *signatures[path], *result))
+                self._database.execute(
+                    "INSERT OR REPLACE INTO media VALUES (?, ?, ?, ?, ?, ?, ?)",
+                    (os.fsencode(path), *signatures[path], *result),
+                )
         self._database.commit()
         return found
 
 
 def _open_database(path: Union[Path, str]) -> sqlite3.Connection:
     database = sqlite3.connect(path)
-    database.execute("CREATE TABLE IF NOT EXISTS media (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, "
-                     "height INTEGER, width INTEGER, fps REAL, frames INTEGER)")
+    database.execute(
+        "CREATE TABLE IF NOT EXISTS media (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, "
+        "height INTEGER, width INTEGER, fps REAL, frames INTEGER)"
+    )
     return database
 
 

@@ -3,13 +3,15 @@
 The conversion is an FFmpeg filter graph with the filters and flags that the ffmpeg program inserts, so the result
 equals `ffmpeg -i FILE -f rawvideo -pix_fmt rgb24` bit for bit (with `-vf scale=WIDTH:HEIGHT` for non-square pixels).
 """
+
 from __future__ import annotations
 
 import struct
 import sys
+from collections.abc import Sequence
 from fractions import Fraction
-from functools import lru_cache
-from typing import Optional, Sequence
+from functools import cache
+from typing import Optional
 
 import av
 import numpy as np
@@ -48,8 +50,10 @@ class RgbConverter:
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 RGB (height, width, 3)."""
-        frame_format = (f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:"
-                        f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}")
+        frame_format = (
+            f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:"
+            f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
+        )
         if frame_format != self._format:
             self._format, self._graph = frame_format, self._build_graph(frame_format)
         self._graph.vpush(frame)
@@ -59,11 +63,13 @@ class RgbConverter:
         graph = av.filter.Graph()
         if hasattr(graph, "threads"):  # PyAV 18; before, FFmpeg starts some threads that stay idle
             graph.threads = 1
-        nodes = [graph.add("buffer", frame_format),
-                 *(graph.add(name, arguments) for name, arguments in self._orientation),
-                 graph.add("scale", f"{self.width}:{self.height}:flags=bicubic:threads=1"),
-                 graph.add("format", "pix_fmts=rgb24"),
-                 graph.add("buffersink")]
+        nodes = [
+            graph.add("buffer", frame_format),
+            *(graph.add(name, arguments) for name, arguments in self._orientation),
+            graph.add("scale", f"{self.width}:{self.height}:flags=bicubic:threads=1"),
+            graph.add("format", "pix_fmts=rgb24"),
+            graph.add("buffersink"),
+        ]
         graph.link_nodes(*nodes).configure()
         return graph
 
@@ -84,13 +90,20 @@ def orientation_filters(matrix: Optional[Sequence[int]]) -> list[tuple[str, Opti
     a, b, _, c, d = matrix[:5]  # x' = a x + c y, y' = b x + d y
     if abs(a) + abs(d) >= abs(b) + abs(c):
         return [(name, None) for name, flipped in (("hflip", a < 0), ("vflip", d < 0)) if flipped]
-    direction = {(True, True): "cclock_flip", (True, False): "clock",
-                 (False, True): "cclock", (False, False): "clock_flip"}[b > 0, c > 0]
+    direction = {
+        (True, True): "cclock_flip",
+        (True, False): "clock",
+        (False, True): "cclock",
+        (False, False): "clock_flip",
+    }[b > 0, c > 0]
     return [("transpose", direction)]
 
 
-@lru_cache(maxsize=None)
+@cache
 def note_hdr(transfer: int) -> None:
     """Says once per process that HDR video is not tone-mapped."""
-    print(f"note: {HDR_TRANSFERS[transfer]} (HDR) video is converted to RGB without tone mapping and looks flat; "
-          "convert it to SDR first if that matters", file=sys.stderr)
+    print(
+        f"note: {HDR_TRANSFERS[transfer]} (HDR) video is converted to RGB without tone mapping and looks flat; "
+        "convert it to SDR first if that matters",
+        file=sys.stderr,
+    )

@@ -1,8 +1,10 @@
 """The order in which training goes through a dataset: what each process reads at each step."""
+
 from __future__ import annotations
 
 import copy
-from typing import Iterator, NamedTuple, Sequence
+from collections.abc import Iterator, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -12,9 +14,9 @@ ORDER, SAMPLE = 0, 1  # what a generator is for, part of its seed
 class Batch(NamedTuple):
     """What one process reads for one step."""
 
-    indices: Sequence      # (B,) numbers of samples, or what else the dataset names them by
+    indices: Sequence  # (B,) numbers of samples, or what else the dataset names them by
     positions: np.ndarray  # (B,) their places among the samples of all processes in this step
-    seeds: list            # (B,) what the random choices of each sample follow from
+    seeds: list  # (B,) what the random choices of each sample follow from
 
 
 def group(labels: np.ndarray, fewest: int = 1) -> list[np.ndarray]:
@@ -74,8 +76,9 @@ class BatchSampler(Sampler):
         seed: of the order and of the samples' random choices.
     """
 
-    def __init__(self, buckets: Sequence[np.ndarray], batch_size: int, rank: int = 0, world_size: int = 1,
-                 seed: int = 0):
+    def __init__(
+        self, buckets: Sequence[np.ndarray], batch_size: int, rank: int = 0, world_size: int = 1, seed: int = 0
+    ):
         self.buckets, self.batch_size, self.seed = buckets, batch_size, seed
         self.rank, self.world_size = rank, world_size
         self._start_epoch(0, [])
@@ -96,8 +99,11 @@ class BatchSampler(Sampler):
 
     def state_dict(self) -> dict:
         """`epoch`, and `taken`: [samples per step, steps] for each number of processes the epoch has run on."""
-        return {"samples": sum(map(len, self.buckets)), "epoch": self.epoch,
-                "taken": self._taken + [[self._samples_per_step, self._step]]}
+        return {
+            "samples": sum(map(len, self.buckets)),
+            "epoch": self.epoch,
+            "taken": self._taken + [[self._samples_per_step, self._step]],
+        }
 
     def load_state_dict(self, state: dict) -> None:
         """Continues where `state_dict` was asked for, with the same dataset and seed.
@@ -107,8 +113,10 @@ class BatchSampler(Sampler):
         """
         samples = sum(map(len, self.buckets))
         if state["samples"] != samples:
-            raise ValueError(f"the run that is resumed had {state['samples']} samples, now there are {samples}: resume "
-                             f"it with its data, begin a new run from its weights, or add --allow_changed_arguments")
+            raise ValueError(
+                f"the run that is resumed had {state['samples']} samples, now there are {samples}: resume "
+                f"it with its data, begin a new run from its weights, or add --allow_changed_arguments"
+            )
         *before, (samples_per_step, steps) = state["taken"]
         if samples_per_step != self._samples_per_step:
             before, steps = [*before, [samples_per_step, steps]] if steps else before, 0

@@ -1,4 +1,5 @@
 """Which annotated samples are trained on, and in which shape."""
+
 from __future__ import annotations
 
 from typing import NamedTuple, Union
@@ -11,12 +12,21 @@ from opensora.datasets.frames import resampled, usable_length
 from opensora.datasets.options import T2VDataOptions
 
 MOST_ELONGATED = 2.0  # height over width, or width over height; with force_resolution, of the aspect asked for
-TOO_LONG = 5.0        # a video this many times longer than a sample is rarely one scene
-DEFAULT_FPS = 24      # of annotations without `fps`
+TOO_LONG = 5.0  # a video this many times longer than a sample is rarely one scene
+DEFAULT_FPS = 24  # of annotations without `fps`
 
 # The reasons to leave a sample out, in the order they are checked.
-REASONS = ("faulty entry", "no caption", "no resolution", "smaller than hw_stride", "fewer pixels than min_hxw",
-           "too elongated", "no num_frames", "too long", "too short")
+REASONS = (
+    "faulty entry",
+    "no caption",
+    "no resolution",
+    "smaller than hw_stride",
+    "fewer pixels than min_hxw",
+    "too elongated",
+    "no num_frames",
+    "too long",
+    "too short",
+)
 
 
 class Shape(NamedTuple):

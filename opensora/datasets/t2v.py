@@ -1,4 +1,5 @@
 """Text-to-video training samples: pixels and caption of annotated videos and images."""
+
 from __future__ import annotations
 
 import os
@@ -71,10 +72,15 @@ class T2VDataset:
             size = Shape(options.num_frames, options.max_height, options.max_width)
             for shape, count in zip(self.index.shapes, self.index.shape_counts):
                 if count >= self.fewest and any(side > limit for side, limit in zip(shape, size)):
-                    raise ValueError(f"{options.data}: samples of {shape}, but without group_data batches are padded "
-                                     f"to num_frames, max_height and max_width, {size}: raise them")
-        return PadAndStack(size, (options.ae_stride_t, options.ae_stride, options.ae_stride),
-                           (options.patch_size_t, options.patch_size, options.patch_size))
+                    raise ValueError(
+                        f"{options.data}: samples of {shape}, but without group_data batches are padded "
+                        f"to num_frames, max_height and max_width, {size}: raise them"
+                    )
+        return PadAndStack(
+            size,
+            (options.ae_stride_t, options.ae_stride, options.ae_stride),
+            (options.patch_size_t, options.patch_size, options.patch_size),
+        )
 
     def item(self, index: int, rng: np.random.Generator) -> dict:
         """A sample, or another of its shape if it cannot be read; random choices come from `rng` alone.
@@ -86,6 +92,7 @@ class T2VDataset:
         Raises:
             ValueError: several samples of this shape are broken.
         """
+
         def of_the_same_shape() -> np.ndarray:
             return np.flatnonzero(self.index.shape_of == self.index.shape_of[index])
 
@@ -116,8 +123,10 @@ class T2VDataset:
             file = os.path.join(root, EMPTY_TEXT)
         states, mask = load_embedding(file)
         if mask.shape[1] != self.options.model_max_length:
-            raise ValueError(f"{file}: made with --model_max_length {mask.shape[1]}, but training has "
-                             f"{self.options.model_max_length}")
+            raise ValueError(
+                f"{file}: made with --model_max_length {mask.shape[1]}, but training has "
+                f"{self.options.model_max_length}"
+            )
         return {"cond": states, "cond_mask": mask}
 
     def _keeps_text(self, rng: np.random.Generator) -> bool:
@@ -131,8 +140,10 @@ class T2VDataset:
         """Notes to print; raises ValueError or FileNotFoundError for embeddings that cannot be used."""
         for source in self.index.sources:
             if source.embedding_root is None:
-                raise ValueError(f"{self.options.data}: text_embed_cache needs `root,embedding_root,annotation.json` "
-                                 f"in every line; {source.annotation} has no embedding_root")
+                raise ValueError(
+                    f"{self.options.data}: text_embed_cache needs `root,embedding_root,annotation.json` "
+                    f"in every line; {source.annotation} has no embedding_root"
+                )
         return check_embeddings(self.index, self.options.model_max_length)
 
     def _shape(self, index: int) -> Shape:

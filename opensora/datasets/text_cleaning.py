@@ -8,6 +8,7 @@ The published rules take time quadratic in the text's length. The ones here matc
 run of characters in which a rule does not match from the first possible start is skipped as a whole (the group
 `kept`), because later starts have the same possible ends.
 """
+
 from __future__ import annotations
 
 import html
@@ -26,8 +27,10 @@ MAX_LENGTH = 8192
 DOMAIN = r"[a-z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
 FILE_TYPE = r"(?:png|jpg|jpeg|bmp|webp|eps|pdf|apk|mp4)"
 NUMBER = r"\d+(?:\.\d*)?"
-DASHES = ("\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32"
-          "\ufe58\ufe63\uff0d")
+DASHES = (
+    "\u002d\u058a\u05be\u1400\u1806\u2010-\u2015\u2e17\u2e1a\u2e3a\u2e3b\u2e40\u301c\u3030\u30a0\ufe31\ufe32"
+    "\ufe58\ufe63\uff0d"
+)
 
 
 def _rules(*rules: tuple[str, str]) -> list[tuple[re.Pattern, str]]:
@@ -40,14 +43,10 @@ def _links(scheme: str) -> tuple[str, str]:
     return (rf"\b(?:{with_scheme}|{DOMAIN}|(?P<kept>[a-z0-9.\-]+?(?=\b{with_scheme}|(?![a-z0-9.\-]))))", r"\g<kept>")
 
 
-LINKS = _rules(
-    ("<person>", "person"),
-    _links("https?"),
-    _links("www"),
-)
+LINKS = _rules(("<person>", "person"), _links("https?"), _links("www"))
 SYMBOLS = _rules(
-    (r"@\w+\b", ""),                                # nicknames
-    ("[\u31c0-\u4dff]+", ""),                       # strokes, enclosed and rare Chinese characters, hexagrams
+    (r"@\w+\b", ""),  # nicknames
+    ("[\u31c0-\u4dff]+", ""),  # strokes, enclosed and rare Chinese characters, hexagrams
 )
 CHINESE = _rules(("[\u4e00-\u9fff]+", ""))
 PUNCTUATION = _rules(
@@ -56,9 +55,9 @@ PUNCTUATION = _rules(
     ("[\u2018\u2019]", "'"),
     (r"&quot;?", ""),
     (r"&amp", ""),
-    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),   # IP addresses
-    (r"\d:\d\d\s+$", ""),                           # article numbers
-    (r"\\n", " "),                                  # a line break written out
+    (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IP addresses
+    (r"\d:\d\d\s+$", ""),  # article numbers
+    (r"\\n", " "),  # a line break written out
     (r"#\d{1,3}\b", ""),
     (r"#\d{5,}\b", ""),
     (r"\b\d{6,}\b", ""),
@@ -69,9 +68,9 @@ PUNCTUATION = _rules(
     (r"(?<!\s)\s+\.\s+", " "),
 )
 PHRASES = _rules(
-    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),             # jc6640
-    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),             # jc6640vc
-    (r"\b\d+[a-zA-Z]+\d+\b", ""),                   # 6640vc231
+    (r"\b[a-zA-Z]{1,3}\d{3,15}\b", ""),  # jc6640
+    (r"\b[a-zA-Z]+\d+[a-zA-Z]+\b", ""),  # jc6640vc
+    (r"\b\d+[a-zA-Z]+\d+\b", ""),  # 6640vc231
     (r"(?:worldwide\s+)?(?:free\s+)?shipping", ""),
     (r"(?:free\s)?download(?:\sfree)?", ""),
     (r"\bclick\b\s(?:for|on)\s\w+", ""),
@@ -83,12 +82,7 @@ PHRASES = _rules(
     (r"(\D[,./])\b", r"\1 "),
     (r"\s+", " "),
 )
-ENDS = _rules(
-    (r"^[\"']([\w\W]+)[\"']$", r"\1"),
-    (r"^['_,\-:;]", ""),
-    (r"['_,\-:+]$", ""),
-    (r"^\.\S+$", ""),
-)
+ENDS = _rules((r"^[\"']([\w\W]+)[\"']$", r"\1"), (r"^['_,\-:;]", ""), (r"['_,\-:+]$", ""), (r"^\.\S+$", ""))
 
 
 def clean_caption(text: str, support_chinese: bool = True) -> str:

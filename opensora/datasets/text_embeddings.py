@@ -10,15 +10,17 @@ A file holds `states`, float32 (tokens, D), without padding; `mask`, int32 (mode
 `origin`, json text with the fields of `Origin`. An embedding is used only for the caption that it was made from. Files
 of earlier versions have no `origin`; they are used as long as no two captions share one.
 """
+
 from __future__ import annotations
 
 import hashlib
 import json
 import re
 import zlib
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
-from typing import Iterator, NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Union
 from zipfile import BadZipFile
 
 import numpy as np
@@ -60,7 +62,7 @@ def embedding_names(path: str, number: Optional[int], caption: str) -> Iterator[
     yield f"{stem}.npz" if number is None else f"{stem}_{number}.npz"
     long_name = embedding_name(path, number)
     yield long_name
-    yield f"{long_name[:-len('.npz')]}@{digest(caption.encode())[:16]}.npz"
+    yield f"{long_name[: -len('.npz')]}@{digest(caption.encode())[:16]}.npz"
 
 
 def digest(*parts: bytes) -> str:
@@ -68,12 +70,13 @@ def digest(*parts: bytes) -> str:
     return hashlib.sha256(b"".join(parts)).hexdigest()
 
 
-def save_embedding(file: Union[str, Path], states: np.ndarray, mask: np.ndarray,
-                   origin: Optional[Origin] = None) -> None:
+def save_embedding(
+    file: Union[str, Path], states: np.ndarray, mask: np.ndarray, origin: Optional[Origin] = None
+) -> None:
     """Writes states (L, D) and mask (L,) of one text; padding is left out."""
     more = {} if origin is None else {"origin": json.dumps(origin._asdict())}
     with atomic_write(file) as temporary, open(temporary, "wb") as stream:
-        np.savez(stream, states=states[:mask.sum()], mask=mask, **more)
+        np.savez(stream, states=states[: mask.sum()], mask=mask, **more)
 
 
 def load_embedding(file: Union[str, Path]) -> tuple[np.ndarray, np.ndarray]:
@@ -89,10 +92,12 @@ def load_embedding(file: Union[str, Path]) -> tuple[np.ndarray, np.ndarray]:
     with _open(file) as content:
         tokens, mask = content["states"], content["mask"]
     if tokens.ndim != 2 or mask.ndim != 1 or len(tokens) > len(mask) or not np.isfinite(tokens).all():
-        raise ValueError(f"{file}: not a text embedding: states {tokens.shape} and mask {mask.shape} should be finite "
-                         f"and of shape (tokens, D) and (model_max_length,)")
+        raise ValueError(
+            f"{file}: not a text embedding: states {tokens.shape} and mask {mask.shape} should be finite "
+            f"and of shape (tokens, D) and (model_max_length,)"
+        )
     states = np.zeros((1, len(mask), tokens.shape[1]), np.float32)
-    states[0, :len(tokens)] = tokens
+    states[0, : len(tokens)] = tokens
     return states, mask[None]
 
 
@@ -102,8 +107,9 @@ def read_origin(file: Union[str, Path]) -> Optional[Origin]:
         return Origin(**json.loads(str(content["origin"]))) if "origin" in content.files else None
 
 
-def find_embedding(root: Union[str, Path], path: str, number: Optional[int],
-                   caption: str) -> tuple[Path, Optional[Origin]]:
+def find_embedding(
+    root: Union[str, Path], path: str, number: Optional[int], caption: str
+) -> tuple[Path, Optional[Origin]]:
     """The embedding of a caption below the folder `root`, and its origin.
 
     Raises:
@@ -122,10 +128,13 @@ def find_embedding(root: Union[str, Path], path: str, number: Optional[int],
             return file, origin
         other = other or file
     if other is not None:
-        raise StaleEmbedding(f"{other}: made from another caption than the one that {path} has now, "
-                             f"{caption!r:.60}; run sample_text_embed.py again")
-    raise FileNotFoundError(f"{Path(root) / next(embedding_names(path, number, caption))}: no such embedding; "
-                            f"sample_text_embed.py makes it")
+        raise StaleEmbedding(
+            f"{other}: made from another caption than the one that {path} has now, "
+            f"{caption!r:.60}; run sample_text_embed.py again"
+        )
+    raise FileNotFoundError(
+        f"{Path(root) / next(embedding_names(path, number, caption))}: no such embedding; sample_text_embed.py makes it"
+    )
 
 
 class StaleEmbedding(ValueError):

@@ -2,6 +2,7 @@
 
 Pixels are numpy arrays whose last two axes are height and width: (..., H, W).
 """
+
 from __future__ import annotations
 
 import math
@@ -60,7 +61,7 @@ def aspect_box(height: int, width: int, target_height: int, target_width: int) -
 
 
 def crop(pixels: np.ndarray, box: Box) -> np.ndarray:
-    return pixels[..., box.top:box.top + box.height, box.left:box.left + box.width]
+    return pixels[..., box.top : box.top + box.height, box.left : box.left + box.width]
 
 
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
@@ -90,7 +91,7 @@ def _blocks(size_in: int, size_out: int) -> list[tuple[slice, np.ndarray]]:
     weights = _weights(size_in, size_out)
     blocks = []
     for start in range(0, size_out, BLOCK):
-        block = weights[start:start + BLOCK]
+        block = weights[start : start + BLOCK]
         read = np.flatnonzero(block.any(axis=0))
         inputs = slice(read[0], read[-1] + 1)
         blocks.append((inputs, np.ascontiguousarray(block[:, inputs])))

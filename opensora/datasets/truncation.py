@@ -1,4 +1,5 @@
 """Whether a file ends before its container says. FFmpeg reports no error if it ends between two frames."""
+
 from __future__ import annotations
 
 import os

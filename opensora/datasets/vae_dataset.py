@@ -1,4 +1,5 @@
 """Training samples of the VAE: square clips of videos, no text."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -22,14 +23,14 @@ class VAEDataOptions:
         ValueError: a length, size or rate below 1.
     """
 
-    video_path: str                        # the folder of videos
-    data_file_path: Optional[str] = None   # csv: the videos to take, as paths in that folder; None: all, at any depth
-    video_column: str = "video"            # the csv's column of paths
-    num_frames: int = 17                   # frames of a clip
-    resolution: int = 256                  # its height and width in pixels
-    sample_rate: int = 2                   # takes every n-th frame of the video
-    dynamic_sample: bool = False           # draws that rate from 1 to sample_rate
-    cache_dir: str = "./cache_dir"         # for the list of broken videos
+    video_path: str  # the folder of videos
+    data_file_path: Optional[str] = None  # csv: the videos to take, as paths in that folder; None: all, at any depth
+    video_column: str = "video"  # the csv's column of paths
+    num_frames: int = 17  # frames of a clip
+    resolution: int = 256  # its height and width in pixels
+    sample_rate: int = 2  # takes every n-th frame of the video
+    dynamic_sample: bool = False  # draws that rate from 1 to sample_rate
+    cache_dir: str = "./cache_dir"  # for the list of broken videos
 
     def __post_init__(self):
         for name in ("num_frames", "resolution", "sample_rate"):
@@ -51,8 +52,11 @@ class VAEDataset:
 
     def __init__(self, options: VAEDataOptions, random_start: bool = True):
         self.options, self.random_start = options, random_start
-        self.paths = (listed_videos(options.video_path, options.data_file_path, options.video_column)
-                      if options.data_file_path else list_videos(options.video_path, recursive=True))
+        self.paths = (
+            listed_videos(options.video_path, options.data_file_path, options.video_column)
+            if options.data_file_path
+            else list_videos(options.video_path, recursive=True)
+        )
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_videos.tsv")
 
     def __len__(self) -> int:
@@ -67,8 +71,14 @@ class VAEDataset:
         Raises:
             ValueError: several videos are broken.
         """
-        return read_or_replace(self._read, lambda number: str(self.paths[number]), index,
-                               lambda: np.arange(len(self)), rng, self.quarantine)
+        return read_or_replace(
+            self._read,
+            lambda number: str(self.paths[number]),
+            index,
+            lambda: np.arange(len(self)),
+            rng,
+            self.quarantine,
+        )
 
     def _read(self, index: int, rng: np.random.Generator) -> dict:
         rate = self.options.sample_rate
@@ -104,4 +114,4 @@ def square(frame: np.ndarray, size: int) -> np.ndarray:
     height, width = transforms.short_side(*frame.shape[:2], size)
     resized = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
     top, left = round((height - size) / 2), round((width - size) / 2)
-    return resized[top:top + size, left:left + size]
+    return resized[top : top + size, left : left + size]

@@ -2,10 +2,12 @@
 
 `VariableVideoTextDataset` gives a sample in the shape that its bucket has, `VideoTextDataset` all in one shape.
 """
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 import numpy as np
 
@@ -39,9 +41,16 @@ class VideoTextDataset:
 
     with_sizes = False
 
-    def __init__(self, data_path: Optional[str], num_frames: Optional[int] = 16, frame_interval: int = 1,
-                 image_size: Optional[Sequence[Optional[int]]] = (256, 256), transform_name: str = "center",
-                 divide_fps: bool = False, cache_dir: str = "./cache_dir"):
+    def __init__(
+        self,
+        data_path: Optional[str],
+        num_frames: Optional[int] = 16,
+        frame_interval: int = 1,
+        image_size: Optional[Sequence[Optional[int]]] = (256, 256),
+        transform_name: str = "center",
+        divide_fps: bool = False,
+        cache_dir: str = "./cache_dir",
+    ):
         if transform_name not in TRANSFORMS:
             raise ValueError(f"transform_name {transform_name!r} is not one of {', '.join(TRANSFORMS)}")
         if not isinstance(frame_interval, int) or frame_interval < 1:
@@ -71,16 +80,25 @@ class VideoTextDataset:
 
     def _check_shape(self, transform_name: str) -> None:
         if not self.num_frames or self.num_frames < 1 or not self.image_size or None in self.image_size:
-            raise ValueError(f"num_frames {self.num_frames}, image_size {self.image_size}: VideoTextDataset makes all "
-                             f"samples of one shape, such as 16 and (256, 256); buckets are for "
-                             f"VariableVideoTextDataset")
+            raise ValueError(
+                f"num_frames {self.num_frames}, image_size {self.image_size}: VideoTextDataset makes all "
+                f"samples of one shape, such as 16 and (256, 256); buckets are for "
+                f"VariableVideoTextDataset"
+            )
         if transform_name == "center" and self.image_size[0] != self.image_size[1]:
-            raise ValueError(f"transform_name 'center' cuts out squares, image_size is {tuple(self.image_size)}: use "
-                             f"'resize_crop'")
+            raise ValueError(
+                f"transform_name 'center' cuts out squares, image_size is {tuple(self.image_size)}: use 'resize_crop'"
+            )
 
     def _read_or_replace(self, index: int, others: Sequence[int], shape: tuple, rng: np.random.Generator) -> dict:
-        return read_or_replace(lambda number, own_rng: self._read(number, shape, own_rng), self.table.paths.__getitem__,
-                               index, lambda: others, rng, self.quarantine)
+        return read_or_replace(
+            lambda number, own_rng: self._read(number, shape, own_rng),
+            self.table.paths.__getitem__,
+            index,
+            lambda: others,
+            rng,
+            self.quarantine,
+        )
 
     def _read(self, index: int, shape: tuple[int, int, int], rng: np.random.Generator) -> dict:
         path = Path(self.table.paths[index])
@@ -90,8 +108,10 @@ class VideoTextDataset:
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             video, fps = np.stack([self.fit_image(read_image(path), height, width)] * frames), IMAGE_FPS
         else:
-            raise ValueError(f"{path}: neither a video ({' '.join(VIDEO_SUFFIXES)}) nor an image "
-                             f"({' '.join(IMAGE_SUFFIXES)}) by its name")
+            raise ValueError(
+                f"{path}: neither a video ({' '.join(VIDEO_SUFFIXES)}) nor an image "
+                f"({' '.join(IMAGE_SUFFIXES)}) by its name"
+            )
         numbers = dict(zip(NUMBERS, map(np.float32, (frames, height, width, height / width, fps))))
         video = np.ascontiguousarray(transforms.to_float(video).swapaxes(0, 1))  # T 3 H W -> 3 T H W
         return {"video": video, "text": self.table.texts[index], **numbers}
@@ -119,9 +139,16 @@ class VariableVideoTextDataset(VideoTextDataset):
 
     with_sizes = True
 
-    def __init__(self, data_path: Optional[str], num_frames: Any = None, frame_interval: int = 1,
-                 image_size: Any = None, transform_name: str = "resize_crop", divide_fps: bool = False,
-                 cache_dir: str = "./cache_dir"):
+    def __init__(
+        self,
+        data_path: Optional[str],
+        num_frames: Any = None,
+        frame_interval: int = 1,
+        image_size: Any = None,
+        transform_name: str = "resize_crop",
+        divide_fps: bool = False,
+        cache_dir: str = "./cache_dir",
+    ):
         super().__init__(data_path, num_frames, frame_interval, image_size, transform_name, divide_fps, cache_dir)
 
     @property

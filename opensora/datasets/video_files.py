@@ -1,4 +1,5 @@
 """Which videos there are: in a folder, or in a list."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -19,8 +20,11 @@ def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     paths = folder.rglob("*") if recursive else folder.iterdir()
-    videos = sorted(path for path in paths
-                    if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file())
+    videos = sorted(
+        path
+        for path in paths
+        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    )
     if not videos:
         raise ValueError(f"{folder}: no videos in this folder ({', '.join(VIDEO_SUFFIXES)})")
     return videos

@@ -1,8 +1,10 @@
 """Frames of video files by number."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
+from typing import Optional, Union
 
 import av
 import numpy as np
@@ -64,7 +66,7 @@ class VideoReader:
         if backend == "decord" and self._convert.keeps_geometry:
             self._decord = DecordReader.open(self.path, self._packet_index(), (self.height, self.width))
 
-    def __enter__(self) -> "VideoReader":
+    def __enter__(self) -> VideoReader:
         return self
 
     def __exit__(self, *exception) -> None:
@@ -100,8 +102,10 @@ class VideoReader:
         if self._damage:
             announced = self._stream.stream.frames
             promise = f", its header promises {announced}" if announced else ""
-            raise ValueError(f"{self.path}: damaged: {self._count} frames can be read{promise} ({self._damage}); "
-                             "replace the file or leave it out")
+            raise ValueError(
+                f"{self.path}: damaged: {self._count} frames can be read{promise} ({self._damage}); "
+                "replace the file or leave it out"
+            )
 
     def read(self, indices: Sequence[int]) -> np.ndarray:
         """Frames by number, in the order asked for: uint8 RGB (len(indices), H, W, 3).
@@ -117,7 +121,7 @@ class VideoReader:
         if not indices or min(indices) < 0:
             raise ValueError(f"{self.path}: frames {indices} asked for; give one number at least, counted from 0")
         for start in range(0, len(indices), size):
-            yield self._read(indices[start:start + size], needed=max(indices) + 1)
+            yield self._read(indices[start : start + size], needed=max(indices) + 1)
 
     def _read(self, indices: list[int], needed: int) -> np.ndarray:
         """`needed` is the number of frames the whole request needs, for the error."""
@@ -213,8 +217,10 @@ class VideoReader:
             note_hdr(stream.codec_context.color_trc)
         try:
             if not self._stream.advance():
-                raise ValueError(f"no frame of at most {MAX_PIXELS} pixels can be decoded "
-                                 f"({self._stream.damage or 'no frame found'})")
+                raise ValueError(
+                    f"no frame of at most {MAX_PIXELS} pixels can be decoded "
+                    f"({self._stream.damage or 'no frame found'})"
+                )
             self._first_time = self._stream.current.pts
             return RgbConverter(self._stream.current, stream.sample_aspect_ratio)
         except ValueError as error:

@@ -5,11 +5,13 @@
 
 Other columns mean nothing here.
 """
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
 
@@ -54,8 +56,10 @@ def read_table(path: Union[str, Path, None], sizes: bool = False) -> VideoTable:
         try:
             shapes += map(whole_number, shape, SIZE_COLUMNS, (1, 1, 1))  # tables made with pandas have 240.0
         except ValueError as error:
-            raise ValueError(f"{path}: row {number}, {printable(paths[-1])[:300]}: {', '.join(SIZE_COLUMNS)} are "
-                             f"{', '.join(map(str, shape))[:100]}; they should be 1 or more: {error!s:.300}") from error
+            raise ValueError(
+                f"{path}: row {number}, {printable(paths[-1])[:300]}: {', '.join(SIZE_COLUMNS)} are "
+                f"{', '.join(map(str, shape))[:100]}; they should be 1 or more: {error!s:.300}"
+            ) from error
     if not paths:
         raise ValueError(f"{path}: has no rows")
     shapes = np.array(shapes, np.int64).reshape(-1, len(SIZE_COLUMNS)) if sizes else None
@@ -76,8 +80,9 @@ def _parquet_rows(path: Path, columns: tuple) -> Iterator[list]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ValueError(f"{path}: reading parquet needs the package pyarrow; install it, or write the table as csv") \
-            from error
+        raise ValueError(
+            f"{path}: reading parquet needs the package pyarrow; install it, or write the table as csv"
+        ) from error
     try:
         file = parquet.ParquetFile(path)
         _check_columns(path, columns, file.schema_arrow.names)
@@ -90,5 +95,6 @@ def _parquet_rows(path: Path, columns: tuple) -> Iterator[list]:
 def _check_columns(path: Path, wanted: tuple, found: tuple) -> None:
     missing = [column for column in wanted if column not in found]
     if missing:
-        raise ValueError(f"{path}: has no column {', '.join(missing)}; its columns are "
-                         f"{', '.join(found)[:300] or 'none'}")
+        raise ValueError(
+            f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(found)[:300] or 'none'}"
+        )

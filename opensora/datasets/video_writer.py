@@ -1,12 +1,14 @@
 """Video files out, encoded by imageio's ffmpeg."""
+
 from __future__ import annotations
 
 import errno
 import math
 import os
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Iterator, Union
+from typing import Callable, Union
 
 import imageio_ffmpeg
 import numpy as np
@@ -16,8 +18,12 @@ from opensora.datasets.images import check_suffix
 from opensora.utils.files import atomic_write
 
 H264 = {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 6}
-GIF = {"codec": "gif", "pix_fmt_out": "pal8", "quality": None,
-       "output_params": ["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"]}
+GIF = {
+    "codec": "gif",
+    "pix_fmt_out": "pal8",
+    "quality": None,
+    "output_params": ["-filter_complex", "split[a][b];[a]palettegen[p];[b][p]paletteuse"],
+}
 WRITERS = {".mp4": H264, ".m4v": H264, ".mov": H264, ".mkv": H264, ".avi": H264, ".gif": GIF}
 
 
@@ -72,8 +78,9 @@ class _FfmpegStream:
         try:
             if self.process is None:
                 # "file:" so that a name with a colon is not taken for a protocol, nor one with a dash for an option
-                self.process = imageio_ffmpeg.write_frames(f"file:{self.temporary}", frames.shape[2:0:-1], fps=self.fps,
-                                                           macro_block_size=1, **self.options)
+                self.process = imageio_ffmpeg.write_frames(
+                    f"file:{self.temporary}", frames.shape[2:0:-1], fps=self.fps, macro_block_size=1, **self.options
+                )
                 self.process.send(None)
             for frame in frames:
                 self.process.send(np.ascontiguousarray(frame))

@@ -12,6 +12,7 @@ A worker ends when its parent does: the kernel kills it then (Linux), and elsewh
 It ignores SIGINT, SIGTERM and SIGHUP, which terminals and job schedulers send to all processes of a job: the parent
 decides when it ends.
 """
+
 from __future__ import annotations
 
 import mmap
@@ -103,8 +104,10 @@ class Worker:
             self._start()
             for wanted in self._asked:
                 self._send((wanted, self.lost))
-        raise ValueError(f"data worker {self.number} died {MOST_DEATHS} times over one batch, at last: {reason}. If "
-                         f"memory runs out, take fewer workers (--dataloader_num_workers) or smaller batches")
+        raise ValueError(
+            f"data worker {self.number} died {MOST_DEATHS} times over one batch, at last: {reason}. If "
+            f"memory runs out, take fewer workers (--dataloader_num_workers) or smaller batches"
+        )
 
     def _start(self) -> None:
         self.pipe, far_end = Pipe()
@@ -115,9 +118,11 @@ class Worker:
         before = signal.pthread_sigmask(signal.SIG_BLOCK, USER_SIGNALS)  # inherited, until the worker ignores them
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", command, str(far_end.fileno()), str(parent)], pass_fds=[far_end.fileno()],
+                [sys.executable, "-c", command, str(far_end.fileno()), str(parent)],
+                pass_fds=[far_end.fileno()],
                 stdin=subprocess.DEVNULL,
-                env={**os.environ, **SINGLE_THREADED, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)})
+                env={**os.environ, **SINGLE_THREADED, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
+            )
         finally:
             signal.pthread_sigmask(signal.SIG_SETMASK, before)
         far_end.close()
@@ -253,7 +258,7 @@ def send(pipe: Connection, message) -> None:
         os.truncate(file.fileno(), ends[-1])
         with mmap.mmap(file.fileno(), ends[-1]) as memory:
             for (start, size), view in zip(spans, views):
-                memory[start:start + size] = view
+                memory[start : start + size] = view
         reduction.send_handle(pipe, file.fileno(), None)
 
 
@@ -267,7 +272,7 @@ def receive(pipe: Connection):
         memory = memoryview(mmap.mmap(descriptor, 0))
     finally:
         os.close(descriptor)
-    return pickle.loads(skeleton, buffers=[memory[start:start + size] for start, size in spans])
+    return pickle.loads(skeleton, buffers=[memory[start : start + size] for start, size in spans])
 
 
 def _anonymous_file():

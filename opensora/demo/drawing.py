@@ -1,4 +1,5 @@
 """Clips of scenes, drawn."""
+
 from __future__ import annotations
 
 import math
@@ -8,7 +9,7 @@ import numpy as np
 
 from opensora.demo.scenes import COLORS, DIRECTIONS, FRAMES, SIDE, Scene
 
-FINER = 8           # shapes are drawn this much larger, then averaged down
+FINER = 8  # shapes are drawn this much larger, then averaged down
 TURN = 2 * math.pi / 3  # in the course of a clip
 # What moves passes the middle after this part of its way. Were it half, left and right would differ in nothing but the
 # order of frames, and a transformer without absolute positions learns that last of all.
@@ -27,8 +28,12 @@ def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
     elif scene.motion in ("grows", "shrinks"):
         growth = rng.uniform(0.5, 0.6) * (1 if scene.motion == "grows" else -1)
     times = np.linspace(0, 1, FRAMES)
-    return np.stack([_draw(scene, middle + offset + way * (time - MIDDLE), radius * (1 + growth * (2 * time - 1)),
-                           angle * time) for time in times])
+    return np.stack(
+        [
+            _draw(scene, middle + offset + way * (time - MIDDLE), radius * (1 + growth * (2 * time - 1)), angle * time)
+            for time in times
+        ]
+    )
 
 
 def draw_picture(scene: Scene, rng: np.random.Generator) -> np.ndarray:

@@ -3,6 +3,7 @@
 The background is the commonest named colour on the frame's edge, the shape what differs from it. Its outline says what
 shape it is, how it changes in time what it does.
 """
+
 from __future__ import annotations
 
 import math
@@ -13,10 +14,10 @@ import numpy as np
 
 from opensora.demo.scenes import COLORS, Scene
 
-DIFFERENT = 80        # least distance of a colour to the background's for a pixel to belong to the shape
-SMALLEST = 0.01       # of the frame's area: what is less is no shape
-FAR = 0.12            # of the frame's side: what moves less stays where it is
-LARGER = 1.6          # times the area: what grows less keeps its size
+DIFFERENT = 80  # least distance of a colour to the background's for a pixel to belong to the shape
+SMALLEST = 0.01  # of the frame's area: what is less is no shape
+FAR = 0.12  # of the frame's side: what moves less stays where it is
+LARGER = 1.6  # times the area: what grows less keeps its size
 TURNED = math.pi / 6  # what turns less does not turn
 SYMMETRY = {"square": 4, "triangle": 3, "star": 5}  # by a full turn / this, the shape looks as before
 
@@ -26,16 +27,24 @@ class Outline(NamedTuple):
 
     center: np.ndarray  # x, y
     area: float
-    roundness: float    # area / that of the smallest circle around it
-    solidity: float     # area / that of its convex hull
+    roundness: float  # area / that of the smallest circle around it
+    solidity: float  # area / that of its convex hull
     points: np.ndarray  # complex, of the contour, seen from the center
 
 
 def read_scene(video: np.ndarray) -> Optional[Scene]:
     """The scene of uint8 RGB (T, H, W, 3), its motion None where nothing moves; None where no shape is found in half
     of the frames."""
-    background = _nearest_color(np.concatenate([video[:, :2].reshape(-1, 3), video[:, -2:].reshape(-1, 3),
-                                                video[:, :, :2].reshape(-1, 3), video[:, :, -2:].reshape(-1, 3)]))
+    background = _nearest_color(
+        np.concatenate(
+            [
+                video[:, :2].reshape(-1, 3),
+                video[:, -2:].reshape(-1, 3),
+                video[:, :, :2].reshape(-1, 3),
+                video[:, :, -2:].reshape(-1, 3),
+            ]
+        )
+    )
     masks = [_mask(frame, background) for frame in video]
     outlines = [outline for outline in map(_outline, masks) if outline is not None]
     if 2 * len(outlines) < len(video):
@@ -72,14 +81,20 @@ def _outline(mask: np.ndarray) -> Optional[Outline]:
     moments = cv2.moments(contour)
     center = np.array([moments["m10"], moments["m01"]]) / moments["m00"]
     points = (contour[:, 0] - center) / side
-    return Outline(center / side, area / finer.size, area / (math.pi * cv2.minEnclosingCircle(contour)[1] ** 2),
-                   area / cv2.contourArea(cv2.convexHull(contour)), points[:, 0] + 1j * points[:, 1])
+    return Outline(
+        center / side,
+        area / finer.size,
+        area / (math.pi * cv2.minEnclosingCircle(contour)[1] ** 2),
+        area / cv2.contourArea(cv2.convexHull(contour)),
+        points[:, 0] + 1j * points[:, 1],
+    )
 
 
 def _shape(outlines: list[Outline]) -> str:
     """An ideal star fills half of its convex hull; of the circles around them, triangles fill 0.41, squares 0.64."""
-    roundness, solidity = (np.median([getattr(outline, name) for outline in outlines])
-                           for name in ("roundness", "solidity"))
+    roundness, solidity = (
+        np.median([getattr(outline, name) for outline in outlines]) for name in ("roundness", "solidity")
+    )
     if solidity < 0.8:
         return "star"
     return "triangle" if roundness < 0.53 else "square" if roundness < 0.8 else "circle"
@@ -101,6 +116,6 @@ def _motion(outlines: list[Outline], shape: str) -> Optional[str]:
 def _turn(outlines: list[Outline], symmetry: int) -> float:
     """The angle, in radians, of all turning together: followed from frame to frame, for a turn by 2 pi / symmetry
     cannot be seen."""
-    phases = [np.angle((outline.points ** symmetry).sum()) for outline in outlines]
+    phases = [np.angle((outline.points**symmetry).sum()) for outline in outlines]
     steps = np.angle(np.exp(1j * np.diff(phases)))
     return float(steps.sum()) / symmetry

@@ -1,4 +1,5 @@
 """What clips of the demo's world show, and the captions that say it."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -8,8 +9,14 @@ from typing import Optional
 import numpy as np
 
 COLORS = {  # RGB
-    "red": (220, 40, 40), "orange": (245, 135, 30), "yellow": (245, 225, 60), "green": (40, 165, 70),
-    "blue": (40, 80, 220), "purple": (150, 60, 190), "black": (20, 20, 20), "white": (240, 240, 240),
+    "red": (220, 40, 40),
+    "orange": (245, 135, 30),
+    "yellow": (245, 225, 60),
+    "green": (40, 165, 70),
+    "blue": (40, 80, 220),
+    "purple": (150, 60, 190),
+    "black": (20, 20, 20),
+    "white": (240, 240, 240),
 }
 SHAPES = ("circle", "square", "triangle", "star")
 DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}  # x, y
@@ -28,7 +35,10 @@ class Scene:
 
     def caption(self, background_first: bool = False) -> str:
         """`a red circle moves right on a blue background`, or in another order."""
-        shape, background = f"{_with_article(self.color)} {self.shape}", f"on {_with_article(self.background)} background"
+        shape, background = (
+            f"{_with_article(self.color)} {self.shape}",
+            f"on {_with_article(self.background)} background",
+        )
         motion = [self.motion] if self.motion else []
         return " ".join([shape, background, *motion] if background_first else [shape, *motion, background])
 
@@ -42,8 +52,13 @@ class Scene:
 def scenes(held_out: bool) -> list[Scene]:
     """All that move, those held out or the others."""
     everything = (Scene(*parts) for parts in product(COLORS, SHAPES, COLORS, MOTIONS))
-    return [scene for scene in everything if scene.is_held_out == held_out and scene.color != scene.background
-            and not (scene.shape == "circle" and scene.motion == "turns")]  # which nobody could see
+    return [
+        scene
+        for scene in everything
+        if scene.is_held_out == held_out
+        and scene.color != scene.background
+        and not (scene.shape == "circle" and scene.motion == "turns")
+    ]  # which nobody could see
 
 
 def draw_scenes(count: int, held_out: bool, rng: np.random.Generator) -> list[Scene]:

@@ -4,13 +4,15 @@
 
 Half of the prompts are combinations of colour, shape and background that training never saw.
 """
+
 from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Iterator, Optional, Sequence
+from typing import Optional
 
 import numpy as np
 from mindspore import Tensor
@@ -28,15 +30,17 @@ from opensora.utils.folder_lock import exclusive_folder
 
 MODEL = Path(__file__).resolve().parents[2] / "examples/demo_model"
 TOGETHER = 20  # videos
-TOKENS = 24    # of a prompt, as in training
+TOKENS = 24  # of a prompt, as in training
 ASPECTS = ("color", "background", "shape", "direction", "motion", "everything")
 
 
 def judge(scene: Scene, video: np.ndarray) -> dict[str, bool]:
     """Which aspects of the scene the video, uint8 (T, H, W, 3), shows. `direction` is there for what moves away."""
     found = read_scene(video)
-    right = {name: found is not None and getattr(found, name) == getattr(scene, name)
-             for name in ("color", "background", "shape", "motion")}
+    right = {
+        name: found is not None and getattr(found, name) == getattr(scene, name)
+        for name in ("color", "background", "shape", "motion")
+    }
     if scene.motion in DIRECTIONS:
         right["direction"] = right["motion"]
     return {**right, "everything": found == scene}
@@ -51,39 +55,63 @@ def accuracy(judgements: Sequence[dict[str, bool]]) -> dict[str, float]:
 def prompts(count: int, seed: int) -> list[Scene]:
     """Scenes, every second one of combinations held out."""
     rng = np.random.default_rng(seed)
-    seen, held_out = (draw_scenes(size, is_held_out, rng) for size, is_held_out in
-                      ((count - count // 2, False), (count // 2, True)))
-    return [scene for pair in zip(seen, held_out) for scene in pair] + seen[len(held_out):]
+    seen, held_out = (
+        draw_scenes(size, is_held_out, rng) for size, is_held_out in ((count - count // 2, False), (count // 2, True))
+    )
+    return [scene for pair in zip(seen, held_out) for scene in pair] + seen[len(held_out) :]
 
 
-def make_videos(pipeline: OpenSoraPipeline, scenes: Sequence[Scene], guidance_scale: float, steps: int,
-                seed: int) -> Iterator[np.ndarray]:
+def make_videos(
+    pipeline: OpenSoraPipeline, scenes: Sequence[Scene], guidance_scale: float, steps: int, seed: int
+) -> Iterator[np.ndarray]:
     """uint8 (T, H, W, 3) for each scene; what noise it gets does not depend on which are made together."""
     transformer = pipeline.transformer.get()
     shape = (transformer.config.out_channels, (FRAMES - 1) // 4 + 1, SIDE // 8, SIDE // 8)
     for first in range(0, len(scenes), TOGETHER):
-        captions = [scene.caption() for scene in scenes[first:first + TOGETHER]]
+        captions = [scene.caption() for scene in scenes[first : first + TOGETHER]]
         negative = [pipeline.negative_prompt] * len(captions) if guidance_scale > 1 else []
         generators = [np.random.default_rng([seed, first + i]) for i in range(len(captions))]
 
         def noise(_: int) -> Tensor:
             return Tensor(np.stack([generator.standard_normal(shape, np.float32) for generator in generators]))
 
-        latents = denoise(transformer, pipeline.scheduler, pipeline.embed(negative + captions, TOKENS), noise(0), steps,
-                          guidance_scale, noise, progress=False)
+        latents = denoise(
+            transformer,
+            pipeline.scheduler,
+            pipeline.embed(negative + captions, TOKENS),
+            noise(0),
+            steps,
+            guidance_scale,
+            noise,
+            progress=False,
+        )
         yield from np.concatenate(list(pipeline.decode(latents)), 1)
 
 
-def score(pipeline: OpenSoraPipeline, scenes: Sequence[Scene], guidance_scale: float, steps: int, seed: int,
-          sheet: Optional[Path]) -> dict[str, dict[str, float]]:
+def score(
+    pipeline: OpenSoraPipeline,
+    scenes: Sequence[Scene],
+    guidance_scale: float,
+    steps: int,
+    seed: int,
+    sheet: Optional[Path],
+) -> dict[str, dict[str, float]]:
     """Accuracy of the prompts whose combinations were seen in training, and of the others."""
-    videos = list(tqdm(make_videos(pipeline, scenes, guidance_scale, steps, seed), f"guidance {guidance_scale:g}",
-                       len(scenes), unit="video"))
+    videos = list(
+        tqdm(
+            make_videos(pipeline, scenes, guidance_scale, steps, seed),
+            f"guidance {guidance_scale:g}",
+            len(scenes),
+            unit="video",
+        )
+    )
     if sheet:
         save_grid(sheet, videos[:16])
     judgements = [judge(scene, video) for scene, video in zip(scenes, videos)]
-    return {name: accuracy([judgement for scene, judgement in zip(scenes, judgements) if scene.is_held_out == is_held_out])
-            for name, is_held_out in (("seen", False), ("held out", True))}
+    return {
+        name: accuracy([judgement for scene, judgement in zip(scenes, judgements) if scene.is_held_out == is_held_out])
+        for name, is_held_out in (("seen", False), ("held out", True))
+    }
 
 
 def main() -> None:
@@ -92,8 +120,9 @@ def main() -> None:
     parser.add_argument("--ae_path", default=str(MODEL / "vae"), help="folder of the autoencoder")
     parser.add_argument("--text_encoder_name_1", default=str(MODEL / "text_encoder"), help="folder of the text encoder")
     parser.add_argument("--count", type=int, default=100, help="prompts, half of them held-out combinations")
-    parser.add_argument("--guidance_scale", type=finite_float, nargs="+", default=[1.0, 4.0],
-                        help="guidance scales to score")
+    parser.add_argument(
+        "--guidance_scale", type=finite_float, nargs="+", default=[1.0, 4.0], help="guidance scales to score"
+    )
     parser.add_argument("--num_sampling_steps", type=int, default=50, help="steps of the sampler")
     parser.add_argument("--output_dir", help="also write contact sheets and the scores as json here")
     device.add_arguments(parser)
@@ -106,8 +135,14 @@ def main() -> None:
 
 def score_model(args: argparse.Namespace, dev: device.Device, folder: Optional[Path]) -> None:
     """Prints the table, and writes the scores and contact sheets into the folder."""
-    pipeline = OpenSoraPipeline.from_pretrained(args.model_path, args.ae_path, args.text_encoder_name_1,
-                                                dtype=dev.dtype, prompt_template="{}", negative_prompt="")
+    pipeline = OpenSoraPipeline.from_pretrained(
+        args.model_path,
+        args.ae_path,
+        args.text_encoder_name_1,
+        dtype=dev.dtype,
+        prompt_template="{}",
+        negative_prompt="",
+    )
     scenes = prompts(args.count, args.seed)
     results = {}
     for scale in args.guidance_scale:
@@ -116,7 +151,9 @@ def score_model(args: argparse.Namespace, dev: device.Device, folder: Optional[P
     print(f"| guidance | combinations | {' | '.join(ASPECTS)} |\n|---|---|{'---:|' * len(ASPECTS)}")
     for scale, parts in results.items():
         for name, part in parts.items():
-            print(f"| {scale} | {name} | {' | '.join(f'{part[aspect]:.0%}' if aspect in part else '' for aspect in ASPECTS)} |")
+            print(
+                f"| {scale} | {name} | {' | '.join(f'{part[aspect]:.0%}' if aspect in part else '' for aspect in ASPECTS)} |"
+            )
     if folder:
         with atomic_write(folder / "scores.json") as temporary:
             temporary.write_text(json.dumps(results, indent=2), encoding="utf-8")

@@ -1,4 +1,5 @@
 """LPIPS as published evaluations compute it: with AlexNet, the mean of the map of distances."""
+
 from __future__ import annotations
 
 from pathlib import Path

@@ -1,10 +1,12 @@
 """Metrics on folders of real and generated videos, paired by file name, in constant memory."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Callable, Iterator, Optional, Union
+from typing import Callable, Optional, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -66,11 +68,15 @@ def pair_videos(real_dir: Union[str, Path], generated_dir: Union[str, Path]) -> 
     """
     real, generated = list_videos(real_dir), list_videos(generated_dir)
     by_name = {**{path.stem: path for path in real}, **{path.name: path for path in real}}
-    pairs = [Pair(by_name.get(path.name, by_name.get(path.stem)), path) for path in generated
-             if path.name in by_name or path.stem in by_name]
+    pairs = [
+        Pair(by_name.get(path.name, by_name.get(path.stem)), path)
+        for path in generated
+        if path.name in by_name or path.stem in by_name
+    ]
     if not pairs:
-        raise ValueError(f"no file name is in both {real_dir} ({len(real)} videos) "
-                         f"and {generated_dir} ({len(generated)} videos)")
+        raise ValueError(
+            f"no file name is in both {real_dir} ({len(real)} videos) and {generated_dir} ({len(generated)} videos)"
+        )
     paired = {path for pair in pairs for path in (pair.real, pair.generated)}
     return pairs, [str(path) for path in (*real, *generated) if path not in paired]
 
@@ -89,8 +95,10 @@ def frames_of_pair(pair: Pair, sampling: Sampling) -> Iterator[tuple[np.ndarray,
         for a, b in zip(real_chunks, generated.chunks(range(count), sampling.batch_size)):
             a, b = sampling.prepare(a), sampling.prepare(b)
             if a.shape != b.shape:
-                raise ValueError(f"{pair.generated}: frames of {b.shape[2]}x{b.shape[3]}, the real ones are "
-                                 f"{a.shape[2]}x{a.shape[3]}; give --resolution and --crop_size")
+                raise ValueError(
+                    f"{pair.generated}: frames of {b.shape[2]}x{b.shape[3]}, the real ones are "
+                    f"{a.shape[2]}x{a.shape[3]}; give --resolution and --crop_size"
+                )
             yield a, b
 
 
@@ -99,13 +107,15 @@ def measure(metric: Metric, pair: Pair, sampling: Sampling) -> np.ndarray:
     return np.concatenate([metric(real, generated) for real, generated in frames_of_pair(pair, sampling)])
 
 
-def measure_all(metric: Metric, pairs: list[Pair], sampling: Sampling,
-                num_workers: int = 1) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+def measure_all(
+    metric: Metric, pairs: list[Pair], sampling: Sampling, num_workers: int = 1
+) -> tuple[dict[str, np.ndarray], dict[str, str]]:
     """Measures `num_workers` pairs at a time: (name -> values per frame), (name -> why it was skipped).
 
     Raises:
         ValueError: nothing could be measured.
     """
+
     def measure_or_reason(pair: Pair) -> tuple[str, Union[np.ndarray, str]]:
         try:
             return pair.name, measure(metric, pair, sampling)

@@ -1,7 +1,8 @@
 """Tables of metrics as the command-line tools print them."""
+
 from __future__ import annotations
 
-from typing import Mapping
+from collections.abc import Mapping
 
 import numpy as np
 

@@ -1,11 +1,12 @@
 """Structural similarity (Wang, Bovik, Sheikh and Simoncelli 2004, doi:10.1109/TIP.2003.819861)."""
+
 from __future__ import annotations
 
 import cv2
 import numpy as np
 
 TAPS, SIGMA = 11, 1.5
-C1, C2 = 0.01 ** 2, 0.03 ** 2
+C1, C2 = 0.01**2, 0.03**2
 
 
 def ssim(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
@@ -21,10 +22,10 @@ def ssim(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
 
 def _ssim_plane(a: np.ndarray, b: np.ndarray) -> float:
     mean_a, mean_b = _blur(a), _blur(b)
-    variance_a = _blur(a * a) - mean_a ** 2
-    variance_b = _blur(b * b) - mean_b ** 2
+    variance_a = _blur(a * a) - mean_a**2
+    variance_b = _blur(b * b) - mean_b**2
     covariance = _blur(a * b) - mean_a * mean_b
-    luminance = (2 * mean_a * mean_b + C1) / (mean_a ** 2 + mean_b ** 2 + C1)
+    luminance = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
     contrast_structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
     return float((luminance * contrast_structure).mean())
 

@@ -1,4 +1,5 @@
 """Models, imported on first use: `from opensora.models import WFVAEModel`."""
+
 from __future__ import annotations
 
 import importlib

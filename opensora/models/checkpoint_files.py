@@ -1,9 +1,11 @@
 """Finds the weights at a path, whatever their format, and reads their config.json. Needs no MindSpore."""
+
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable
 from pathlib import Path
-from typing import Any, Iterable, Union
+from typing import Any, Union
 
 from opensora.models.mindspore_file import is_mindspore_file, read_mindspore_file
 from opensora.models.safetensors_file import is_safetensors_file, read_safetensors
@@ -13,9 +15,15 @@ from opensora.models.torch_pickle import Foreign
 from opensora.utils.json_text import read_json
 
 # In a folder the first of these that is there is taken; of the last ones there must be a single file.
-NAMES = ("diffusion_pytorch_model.safetensors", "diffusion_pytorch_model.safetensors.index.json",
-         "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-         "merged.ckpt")
+NAMES = (
+    "diffusion_pytorch_model.safetensors",
+    "diffusion_pytorch_model.safetensors.index.json",
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+    "merged.ckpt",
+)
 PATTERNS = ("*.safetensors.index.json", "*.safetensors", "*.ckpt", "*.pt", "*.pth", "*.bin")
 CHECKPOINT_FOLDER = "ckpt"  # where the guides put downloads
 # Where trainers put weights in a file, the EMA's first. Each may hold another of them.
@@ -43,8 +51,10 @@ def resolve_path(path: Union[str, Path]) -> Path:
         place = _in_snapshot(place)
         if place.exists():
             return place
-    raise FileNotFoundError(f"{given}: no such file or folder"
-                            + (f", nor {places[1]}; give the path of the weights" if len(places) > 1 else ""))
+    raise FileNotFoundError(
+        f"{given}: no such file or folder"
+        + (f", nor {places[1]}; give the path of the weights" if len(places) > 1 else "")
+    )
 
 
 def _in_snapshot(path: Path) -> Path:
@@ -67,8 +77,10 @@ def _snapshot(root: Path) -> Path:
         name = main.read_text(encoding="utf-8", errors="replace").strip()
         found = [folder for folder in found if folder.name == name] or found
     if len(found) != 1:
-        raise FileNotFoundError(f"{root}: a Hugging Face cache with {len(found)} snapshots, and refs/main names none "
-                                f"of them; name a folder in {root / 'snapshots'}")
+        raise FileNotFoundError(
+            f"{root}: a Hugging Face cache with {len(found)} snapshots, and refs/main names none "
+            f"of them; name a folder in {root / 'snapshots'}"
+        )
     return found[0]
 
 
@@ -92,8 +104,10 @@ def config_path(path: Union[str, Path]) -> Path:
     if path.suffix != ".json" or path.name.endswith(".index.json"):
         path = (path if path.is_dir() else path.parent) / "config.json"
     if not path.is_file():
-        raise FileNotFoundError(f"{path}: not found; " + (_parts_of_pipeline(path.parent) or
-                                "the published config.json belongs beside the weights"))
+        raise FileNotFoundError(
+            f"{path}: not found; "
+            + (_parts_of_pipeline(path.parent) or "the published config.json belongs beside the weights")
+        )
     return path
 
 
@@ -125,8 +139,10 @@ def find_weights(path: Union[str, Path]) -> Path:
     for pattern in PATTERNS:
         found = sorted(path.glob(pattern))
         if len(found) > 1:
-            raise ValueError(f"{path} holds several files of weights ({', '.join(file.name for file in found[:3])}); "
-                             f"name one of them, or if they are shards, add their index.json")
+            raise ValueError(
+                f"{path} holds several files of weights ({', '.join(file.name for file in found[:3])}); "
+                f"name one of them, or if they are shards, add their index.json"
+            )
         if found:
             return found[0]
     raise FileNotFoundError(f"{path}: no weights in this folder ({', '.join(NAMES[::2])} ...)")
@@ -157,7 +173,7 @@ def unwrapped_names(names: Iterable[str]) -> list[str]:
     while True:
         plain = [".".join(part for part in name.split(".") if part not in WRAPPER_PARTS) for name in names]
         if plain and all(name.startswith(WRAPPER_PREFIX) for name in plain):
-            plain = [name[len(WRAPPER_PREFIX):] for name in plain]
+            plain = [name[len(WRAPPER_PREFIX) :] for name in plain]
         if plain == names:
             return names
         names = plain
@@ -189,8 +205,9 @@ def _open_shards(index: Path, use_ema: bool) -> dict[str, StoredTensor]:
     shards = {}
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or name.endswith(".json") or len(name) > LONGEST_NAME:
-            raise ValueError(f"{index}: the shard {name!r:.100} is not in the index's own folder, or is no file of "
-                             f"weights")
+            raise ValueError(
+                f"{index}: the shard {name!r:.100} is not in the index's own folder, or is no file of weights"
+            )
     files = sorted(set(weight_map.values()))
     for name in files:
         if not (index.parent / name).is_file():
@@ -198,8 +215,9 @@ def _open_shards(index: Path, use_ema: bool) -> dict[str, StoredTensor]:
         shards[name] = _open_file(index.parent / name, use_ema)
     absent = [name for name, file in weight_map.items() if name not in shards[file]]
     if absent:
-        raise ValueError(f"{index.parent / weight_map[absent[0]]}: has no tensor {absent[0]!r:.100}, "
-                         f"which {index.name} says it has")
+        raise ValueError(
+            f"{index.parent / weight_map[absent[0]]}: has no tensor {absent[0]!r:.100}, which {index.name} says it has"
+        )
     return {name: shards[file][name] for name, file in weight_map.items()}
 
 
@@ -214,19 +232,28 @@ def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, StoredTensor]:
     content = content if isinstance(content, dict) else {}
     for key in EMA_KEYS:
         if use_ema and isinstance(content.get(key), Foreign):
-            print(f"{path}: {key} is an object of {content[key].name:.100}, which is not read; the plain weights are "
-                  f"taken", file=sys.stderr)
+            print(
+                f"{path}: {key} is an object of {content[key].name:.100}, which is not read; the plain weights are "
+                f"taken",
+                file=sys.stderr,
+            )
     state = _find_state(content, EMA_KEYS + PLAIN_KEYS if use_ema else PLAIN_KEYS)
     if not state:
         if not use_ema and _find_state(content, EMA_KEYS + PLAIN_KEYS):
             raise ValueError(f"{path}: holds EMA weights only, and plain ones are asked for")
-        raise ValueError(f"{path}: holds no tensors" + (
-            "; a DeepSpeed ZeRO-3 checkpoint has its weights in other files: run its zero_to_fp32.py first"
-            if "ds_version" in content else ""))
+        raise ValueError(
+            f"{path}: holds no tensors"
+            + (
+                "; a DeepSpeed ZeRO-3 checkpoint has its weights in other files: run its zero_to_fp32.py first"
+                if "ds_version" in content
+                else ""
+            )
+        )
     for name, value in state.items():
         if _is_unread_tensor(value):
-            raise ValueError(f"{path}: {name!r:.100} is a {value.name:.100}, which is not read here; save it as "
-                             f"float32")
+            raise ValueError(
+                f"{path}: {name!r:.100} is a {value.name:.100}, which is not read here; save it as float32"
+            )
     return {name: value for name, value in state.items() if isinstance(value, StoredTensor)}
 
 
@@ -238,8 +265,9 @@ def _find_state(content: dict, keys: tuple, depth: int = 0) -> dict:
             if state:
                 return state
     named = {name: value for name, value in content.items() if isinstance(name, str)}
-    has_tensors = any(isinstance(value, StoredTensor) and value.nbytes or _is_unread_tensor(value)
-                      for value in named.values())
+    has_tensors = any(
+        isinstance(value, StoredTensor) and value.nbytes or _is_unread_tensor(value) for value in named.values()
+    )
     return named if has_tensors else {}
 
 

@@ -1,4 +1,5 @@
 """Checkpoints from one format to another, for the tools in tools/model_conversion."""
+
 from __future__ import annotations
 
 import importlib

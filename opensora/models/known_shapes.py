@@ -1,8 +1,10 @@
 """Sizes that tell whether weights and a config.json belong together, checked without building the model."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 from opensora.models.tensor_file import StoredTensor
 from opensora.utils.cli import with_article
@@ -24,28 +26,52 @@ class Kind(NamedTuple):
     layers: Optional[str] = None
 
 
-WFVAE = Kind(sizes=(
-    Size("encoder.conv_out.conv.weight", 0, "latent_dim", lambda c: 2 * c.get("latent_dim", 8)),
-    Size("decoder.conv_in.conv.weight", 1, "latent_dim", lambda c: c.get("latent_dim", 8)),
-    Size("encoder.down1.0.weight", 0, "base_channels", lambda c: c.get("base_channels", 128)),
-    Size("encoder.connect_l1.weight", 0, "encoder_energy_flow_hidden_size",
-         lambda c: c.get("encoder_energy_flow_hidden_size", 64)),
-    Size("decoder.connect_l2.0.conv1.conv.weight", 0, "decoder_energy_flow_hidden_size",
-         lambda c: c.get("decoder_energy_flow_hidden_size", 128)),
-))
-OPENSORA = Kind(sizes=(
-    Size("pos_embed.proj.weight", 0, "num_attention_heads * attention_head_dim",
-         lambda c: c["num_attention_heads"] * c["attention_head_dim"]),
-    Size("pos_embed.proj.weight", 1, "in_channels", lambda c: c["in_channels"]),
-    Size("caption_projection.linear_1.weight", 1, "caption_channels", lambda c: c["caption_channels"]),
-), layers="transformer_blocks.")
-T5 = Kind(sizes=(
-    Size("shared.weight", 0, "vocab_size", lambda c: c["vocab_size"]),
-    Size("shared.weight", 1, "d_model", lambda c: c["d_model"]),
-    Size("encoder.block.0.layer.0.SelfAttention.q.weight", 0, "num_heads * d_kv",
-         lambda c: c["num_heads"] * c["d_kv"]),
-    Size("encoder.block.0.layer.1.DenseReluDense.wo.weight", 1, "d_ff", lambda c: c["d_ff"]),
-), layers="encoder.block.")
+WFVAE = Kind(
+    sizes=(
+        Size("encoder.conv_out.conv.weight", 0, "latent_dim", lambda c: 2 * c.get("latent_dim", 8)),
+        Size("decoder.conv_in.conv.weight", 1, "latent_dim", lambda c: c.get("latent_dim", 8)),
+        Size("encoder.down1.0.weight", 0, "base_channels", lambda c: c.get("base_channels", 128)),
+        Size(
+            "encoder.connect_l1.weight",
+            0,
+            "encoder_energy_flow_hidden_size",
+            lambda c: c.get("encoder_energy_flow_hidden_size", 64),
+        ),
+        Size(
+            "decoder.connect_l2.0.conv1.conv.weight",
+            0,
+            "decoder_energy_flow_hidden_size",
+            lambda c: c.get("decoder_energy_flow_hidden_size", 128),
+        ),
+    )
+)
+OPENSORA = Kind(
+    sizes=(
+        Size(
+            "pos_embed.proj.weight",
+            0,
+            "num_attention_heads * attention_head_dim",
+            lambda c: c["num_attention_heads"] * c["attention_head_dim"],
+        ),
+        Size("pos_embed.proj.weight", 1, "in_channels", lambda c: c["in_channels"]),
+        Size("caption_projection.linear_1.weight", 1, "caption_channels", lambda c: c["caption_channels"]),
+    ),
+    layers="transformer_blocks.",
+)
+T5 = Kind(
+    sizes=(
+        Size("shared.weight", 0, "vocab_size", lambda c: c["vocab_size"]),
+        Size("shared.weight", 1, "d_model", lambda c: c["d_model"]),
+        Size(
+            "encoder.block.0.layer.0.SelfAttention.q.weight",
+            0,
+            "num_heads * d_kv",
+            lambda c: c["num_heads"] * c["d_kv"],
+        ),
+        Size("encoder.block.0.layer.1.DenseReluDense.wo.weight", 1, "d_ff", lambda c: c["d_ff"]),
+    ),
+    layers="encoder.block.",
+)
 
 # What folders of other projects and generations are called in an error.
 OTHER_KINDS = {
@@ -89,8 +115,10 @@ def check_kind(config: Mapping[str, Any], folder: Union[str, Path], expected: Se
     if kind is None or kind in expected:
         return
     meaning = f" ({OTHER_KINDS[kind]})" if kind in OTHER_KINDS else ""
-    raise ValueError(f"{folder}: holds {with_article(kind[:80])}{meaning}; {flag or 'what is loaded here'} needs "
-                     f"{with_article(expected[0])}")
+    raise ValueError(
+        f"{folder}: holds {with_article(kind[:80])}{meaning}; {flag or 'what is loaded here'} needs "
+        f"{with_article(expected[0])}"
+    )
 
 
 # By the class of this project.
@@ -107,8 +135,9 @@ def class_name(config: Mapping[str, Any], config_path: Union[str, Path]) -> str:
     return name
 
 
-def check_shapes(state: Mapping[str, StoredTensor], src: Union[str, Path],
-                 config: Mapping[str, Any], config_path: Union[str, Path]) -> None:
+def check_shapes(
+    state: Mapping[str, StoredTensor], src: Union[str, Path], config: Mapping[str, Any], config_path: Union[str, Path]
+) -> None:
     """Raises ValueError, naming the key, if the tensors of `state`, from `src`, are not those of this config."""
     kind = KINDS[class_name(config, config_path)]
     for tensor, axis, keys, expected in kind.sizes:
@@ -119,9 +148,9 @@ def check_shapes(state: Mapping[str, StoredTensor], src: Union[str, Path],
         except KeyError as error:
             raise ValueError(f"{config_path}: has no key {error}") from error
         shape = tuple(state[tensor].shape)
-        if shape[axis:axis + 1] != (size,):
+        if shape[axis : axis + 1] != (size,):
             raise ValueError(f"{config_path}: {keys} gives {size!r}, but {tensor} in {src} has the shape {shape}")
     if kind.layers:
-        count = len({name[len(kind.layers):].split(".")[0] for name in state if name.startswith(kind.layers)})
+        count = len({name[len(kind.layers) :].split(".")[0] for name in state if name.startswith(kind.layers)})
         if count != config.get("num_layers"):
             raise ValueError(f"{config_path}: num_layers is {config.get('num_layers')!r}, but {src} has {count} layers")

@@ -1,8 +1,10 @@
 """Basic layers whose parameters carry PyTorch's names (`weight`, `bias`) and PyTorch's default initial values."""
+
 from __future__ import annotations
 
 import math
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
@@ -26,10 +28,16 @@ def _filled(value: str, size: int) -> Parameter:
 class Conv3d(nn.Cell):
     """Convolution of (B, T, C, H, W), unpadded in time; `padding` is (top, bottom, left, right), zeros."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1,
-                 padding: Sequence[int] = (0, 0, 0, 0)):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: Sequence[int] = (0, 0, 0, 0),
+    ):
         super().__init__()
-        fan_in = in_channels * kernel_size ** 3
+        fan_in = in_channels * kernel_size**3
         self.weight = _uniform((out_channels, in_channels) + (kernel_size,) * 3, fan_in)
         self.bias = _uniform((out_channels,), fan_in)
         self.stride = stride
@@ -43,10 +51,16 @@ class Conv3d(nn.Cell):
 class Conv2d(nn.Cell):
     """Convolution of every frame of (B, T, C, H, W) by itself; `padding` is (top, bottom, left, right), zeros."""
 
-    def __init__(self, in_channels: int, out_channels: int, kernel_size: int = 3, stride: int = 1,
-                 padding: Sequence[int] = (1, 1, 1, 1)):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int = 3,
+        stride: int = 1,
+        padding: Sequence[int] = (1, 1, 1, 1),
+    ):
         super().__init__()
-        fan_in = in_channels * kernel_size ** 2
+        fan_in = in_channels * kernel_size**2
         self.weight = _uniform((out_channels, in_channels, kernel_size, kernel_size), fan_in)
         self.bias = _uniform((out_channels,), fan_in)
         self.stride = stride
@@ -103,8 +117,7 @@ class GroupNorm(nn.Cell):
 
     keep_float32 = True
 
-    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-6, per_frame: bool = False,
-                 silu: bool = False):
+    def __init__(self, channels: int, groups: int = 32, eps: float = 1e-6, per_frame: bool = False, silu: bool = False):
         super().__init__()
         if channels % groups:
             raise ValueError(f"GroupNorm: {channels} channels do not divide into {groups} groups")

@@ -1,14 +1,15 @@
 """From config.json and weights to a Cell and back; the base of all models and of their configurations."""
+
 from __future__ import annotations
 
 import difflib
 import json
 import math
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Mapping, Optional, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Optional, Union, get_args, get_origin, get_type_hints
 
 import mindspore as ms
 import numpy as np
@@ -34,7 +35,7 @@ class ModelConfig:
     ignored: ClassVar[tuple] = ()
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> "ModelConfig":
+    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
         """The configuration; numbers that are written as text are read.
 
         Raises:
@@ -46,8 +47,9 @@ class ModelConfig:
         for key in kept:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=3)
-                raise ValueError(f"{cls.__name__} has no key {key!r:.100}"
-                                 + (f"; did you mean {', '.join(close)}?" if close else ""))
+                raise ValueError(
+                    f"{cls.__name__} has no key {key!r:.100}" + (f"; did you mean {', '.join(close)}?" if close else "")
+                )
             try:
                 kept[key] = _as_type(kept[key], types[key])
             except (TypeError, ValueError) as error:
@@ -107,8 +109,9 @@ class PretrainedModel(nn.Cell):
     dtype = ms.float32
 
     @classmethod
-    def from_pretrained(cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None,
-                        use_ema: bool = True) -> "PretrainedModel":
+    def from_pretrained(
+        cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None, use_ema: bool = True
+    ) -> PretrainedModel:
         """The model with the weights at `path`, a folder or file in any format of `checkpoint_files.open_state`.
 
         Args:
@@ -154,20 +157,23 @@ class PretrainedModel(nn.Cell):
         return {key: getattr(values, key, value) for key, value in config.items()}
 
     @classmethod
-    def without_weights(cls, **config) -> "PretrainedModel":
+    def without_weights(cls, **config) -> PretrainedModel:
         """The model with parameters that have shapes but no values yet."""
         with no_init_parameters():
             return cls(**config)
 
-    def load_torch_state(self, state: Mapping[str, Union[np.ndarray, StoredTensor]],
-                         strict: bool = True) -> tuple[list[str], list[str]]:
+    def load_torch_state(
+        self, state: Mapping[str, Union[np.ndarray, StoredTensor]], strict: bool = True
+    ) -> tuple[list[str], list[str]]:
         """Takes weights by their torch names, arrays or what `open_state` gives; returns (missing, unexpected) names.
 
         Raises:
             ValueError: shapes that differ, and if `strict` names that are missing or unexpected; nothing is changed.
         """
-        tensors = {name: value if isinstance(value, StoredTensor) else ArrayTensor(np.asarray(value))
-                   for name, value in state.items()}
+        tensors = {
+            name: value if isinstance(value, StoredTensor) else ArrayTensor(np.asarray(value))
+            for name, value in state.items()
+        }
         return self._fill(tensors, self.dtype, strict)
 
     def torch_state(self) -> dict[str, np.ndarray]:
@@ -181,8 +187,9 @@ class PretrainedModel(nn.Cell):
         """Writes config.json and weights as PyTorch's library reads them."""
         folder = Path(folder)
         state = {name: _numpy(parameter) for name, parameter in self.parameters_and_names()}
-        write_safetensors(folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value
-                                                  in {**state, **self.constants()}.items()})
+        write_safetensors(
+            folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value in {**state, **self.constants()}.items()}
+        )
         self.save_config(folder)
 
     def save_config(self, folder: Path) -> None:
@@ -206,7 +213,7 @@ class PretrainedModel(nn.Cell):
         self._check(own, strict=True)
         return {**own, **{name: ArrayTensor(value) for name, value in self.constants().items()}}
 
-    def cast(self, dtype) -> "PretrainedModel":
+    def cast(self, dtype) -> PretrainedModel:
         """The model itself, to compute in `dtype` from now on; norms and other statistics stay float32."""
         single = self._float32_parameters()
         for name, parameter in self.parameters_and_names():
@@ -215,8 +222,9 @@ class PretrainedModel(nn.Cell):
         self.dtype = dtype
         return self
 
-    def _fill(self, state: Mapping[str, AnyTensor], dtype, strict: bool,
-              source: Union[str, Path] = "weights") -> tuple[list[str], list[str]]:
+    def _fill(
+        self, state: Mapping[str, AnyTensor], dtype, strict: bool, source: Union[str, Path] = "weights"
+    ) -> tuple[list[str], list[str]]:
         """Checks names and shapes, then reads tensor after tensor; notes what cannot be right in those of `source`."""
         state = self._with_aliases(state)
         missing, unexpected = self._check(state, strict)
@@ -231,11 +239,16 @@ class PretrainedModel(nn.Cell):
                     integers.append(f"{name}: {state[name].dtype}")
                 _set(parameter, value, ms.float32 if name in single else dtype)
         if not_finite:
-            print(f"{source}: {few('tensors hold NaN or infinity', not_finite)}: what the model computes will be NaN",
-                  file=sys.stderr)
+            print(
+                f"{source}: {few('tensors hold NaN or infinity', not_finite)}: what the model computes will be NaN",
+                file=sys.stderr,
+            )
         if integers:
-            print(f"{source}: {few('tensors are integers where the model has floats', integers)}: they are taken as "
-                  f"they are, without the scale that quantised weights need", file=sys.stderr)
+            print(
+                f"{source}: {few('tensors are integers where the model has floats', integers)}: they are taken as "
+                f"they are, without the scale that quantised weights need",
+                file=sys.stderr,
+            )
         self.dtype = dtype
         return missing, unexpected
 
@@ -252,27 +265,36 @@ class PretrainedModel(nn.Cell):
         parameters = dict(self.parameters_and_names())
         constants = self.constants()
         missing = [name for name in parameters if name not in state]
-        unexpected = [name for name in state
-                      if name not in parameters and name not in constants and name not in self.aliases]
+        unexpected = [
+            name for name in state if name not in parameters and name not in constants and name not in self.aliases
+        ]
         if strict and (missing or unexpected):
-            raise ValueError(f"weights do not fit {type(self).__name__}: {few('missing', missing)}; "
-                             f"{few('unexpected', unexpected)}")
-        wrong = [f"{name} {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
-                 for name, parameter in parameters.items()
-                 if name in state and tuple(state[name].shape) != tuple(parameter.shape)]
+            raise ValueError(
+                f"weights do not fit {type(self).__name__}: {few('missing', missing)}; {few('unexpected', unexpected)}"
+            )
+        wrong = [
+            f"{name} {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
+            for name, parameter in parameters.items()
+            if name in state and tuple(state[name].shape) != tuple(parameter.shape)
+        ]
         if wrong:
-            raise ValueError(f"weights do not fit the configuration of {type(self).__name__}: "
-                             f"{few('wrong shapes', wrong)}")
+            raise ValueError(
+                f"weights do not fit the configuration of {type(self).__name__}: {few('wrong shapes', wrong)}"
+            )
         for name, value in constants.items():
-            if name in state and (tuple(state[name].shape) != value.shape
-                                  or not np.allclose(state[name].numpy(), value, atol=1e-3)):
+            if name in state and (
+                tuple(state[name].shape) != value.shape or not np.allclose(state[name].numpy(), value, atol=1e-3)
+            ):
                 raise ValueError(f"{name} is not the constant {type(self).__name__} has built in")
         return missing, unexpected
 
     def _float32_parameters(self) -> set[str]:
-        return {f"{cell_name}.{name}" if cell_name else name
-                for cell_name, cell in self.cells_and_names() if getattr(cell, "keep_float32", False)
-                for name, _ in cell.parameters_and_names()}
+        return {
+            f"{cell_name}.{name}" if cell_name else name
+            for cell_name, cell in self.cells_and_names()
+            if getattr(cell, "keep_float32", False)
+            for name, _ in cell.parameters_and_names()
+        }
 
 
 def _set(parameter: Parameter, value: np.ndarray, dtype) -> None:

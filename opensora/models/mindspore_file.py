@@ -7,16 +7,29 @@ optimizer state besides. The file is a protocol buffer of the fields
 
 A large tensor's bytes are cut into slices: several values of the same name, one after the other.
 """
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, Union
+from typing import Union
 
 from opensora.models.tensor_file import MOST_AXES, OpenFile, ScatteredFile, StoredTensor, cut_off, element_count
 
 TYPES = {
-    "Float64": "F64", "Float32": "F32", "Float16": "F16", "BFloat16": "BF16", "Int64": "I64", "Int32": "I32",
-    "Int16": "I16", "Int8": "I8", "UInt64": "U64", "UInt32": "U32", "UInt16": "U16", "UInt8": "U8", "Bool": "BOOL",
+    "Float64": "F64",
+    "Float32": "F32",
+    "Float16": "F16",
+    "BFloat16": "BF16",
+    "Int64": "I64",
+    "Int32": "I32",
+    "Int16": "I16",
+    "Int8": "I8",
+    "UInt64": "U64",
+    "UInt32": "U32",
+    "UInt16": "U16",
+    "UInt8": "U8",
+    "Bool": "BOOL",
 }
 VARINT, BYTES = 0, 2  # wire types
 CHECKSUM = b"crc_num"  # what follows the values of a file saved with crc_check
@@ -64,7 +77,7 @@ def read_mindspore_file(path: Union[str, Path]) -> dict[str, StoredTensor]:
     return tensors
 
 
-def _tensor(reader: "_Reader", start: int, size: int) -> tuple:
+def _tensor(reader: _Reader, start: int, size: int) -> tuple:
     """(shape, name of the type, (offset, size) of the bytes)."""
     fields = reader.message(start, size, most=MOST_FIELDS)
     shape = tuple(value for _, value in fields.get(1, ()))
@@ -86,7 +99,7 @@ class _Reader:
     def message(self, start: int, size: int, most: int) -> dict[int, list]:
         """The (offset, size) of a message's fields by their number; of a number, its value stands for the size."""
         found: dict[int, list] = {}
-        for count, (number, wire, *place) in enumerate(self.fields(start, start + size)):
+        for count, (number, _, *place) in enumerate(self.fields(start, start + size)):
             if count == most or not 1 <= number <= 3:
                 raise _damaged(self.file)
             found.setdefault(number, []).append(tuple(place))

@@ -1,4 +1,5 @@
 """The names users pass on the command line."""
+
 from __future__ import annotations
 
 from pathlib import Path

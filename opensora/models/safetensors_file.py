@@ -3,6 +3,7 @@
 The safetensors package has no bfloat16 for numpy and writes only what is all in memory; the format itself is short:
 the header's length (8 bytes), the header (json: name -> dtype, shape, place), the tensors' bytes.
 """
+
 from __future__ import annotations
 
 import errno
@@ -10,13 +11,22 @@ import json
 import os
 import struct
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Mapping, Union
+from typing import Any, BinaryIO, Union
 
 from tqdm import tqdm
 
-from opensora.models.tensor_file import (NUMPY_TYPES, AnyTensor, OpenFile, StoredTensor, cut_off, element_count, few,
-                                         is_finite_piece)
+from opensora.models.tensor_file import (
+    NUMPY_TYPES,
+    AnyTensor,
+    OpenFile,
+    StoredTensor,
+    cut_off,
+    element_count,
+    few,
+    is_finite_piece,
+)
 from opensora.utils.files import atomic_write
 from opensora.utils.json_text import parse_json
 
@@ -67,16 +77,21 @@ def _stored_tensor(file: OpenFile, start: int, entry: Any, name: str) -> StoredT
     """The tensor of an entry of the header; `start` is where the header ends."""
     try:
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
-        if (type(kind) is not str or type(shape) is not list or not type(begin) is type(end) is int
-                or not 0 <= begin <= end):
+        if (
+            type(kind) is not str
+            or type(shape) is not list
+            or not type(begin) is type(end) is int
+            or not 0 <= begin <= end
+        ):
             raise ValueError("a dtype, shape or data_offsets of a wrong type")
         count = element_count(shape)
         name.encode()  # a text of json may not be one of Unicode
     except (LookupError, TypeError, ValueError) as error:
         raise ValueError(f"{name!r:.100}: {error!s:.100}") from error
     if kind not in NUMPY_TYPES:
-        raise ValueError(f"{file.path}: {name!r:.100} is of type {kind:.20}, which is not read here; save it as "
-                         f"float32")
+        raise ValueError(
+            f"{file.path}: {name!r:.100} is of type {kind:.20}, which is not read here; save it as float32"
+        )
     if count * NUMPY_TYPES[kind].itemsize != end - begin:
         raise ValueError(f"{name!r:.100} of shape {shape} and type {kind} has {end - begin} bytes")
     return StoredTensor(file, start + begin, tuple(shape), kind)
@@ -86,19 +101,27 @@ def _check_places(file: OpenFile, position: int, tensors: Mapping[str, StoredTen
     """Raises ValueError unless the tensors' bytes fill the file from `position` to its end, each of them once."""
     for start, size, name in sorted((tensor.offset, tensor.nbytes, name) for name, tensor in tensors.items()):
         if start != position:
-            raise ValueError(f"{file.path}: a damaged safetensors file: the bytes of {name!r:.100} "
-                             + ("overlap those of another tensor" if start < position else
-                                f"begin {start - position} bytes after those of the tensor before end"))
+            raise ValueError(
+                f"{file.path}: a damaged safetensors file: the bytes of {name!r:.100} "
+                + (
+                    "overlap those of another tensor"
+                    if start < position
+                    else f"begin {start - position} bytes after those of the tensor before end"
+                )
+            )
         position += size
     if position > file.size:
         raise cut_off(file.path)
     if position < file.size:
-        raise ValueError(f"{file.path}: a damaged safetensors file: {file.size - position} bytes after the last tensor "
-                         f"belong to none; download or copy it again")
+        raise ValueError(
+            f"{file.path}: a damaged safetensors file: {file.size - position} bytes after the last tensor "
+            f"belong to none; download or copy it again"
+        )
 
 
-def write_safetensors(path: Union[str, Path], tensors: Mapping[str, AnyTensor], progress: bool = False,
-                      check_finite: bool = False) -> None:
+def write_safetensors(
+    path: Union[str, Path], tensors: Mapping[str, AnyTensor], progress: bool = False, check_finite: bool = False
+) -> None:
     """Writes a file tensor by tensor; it appears when whole.
 
     Args:
@@ -117,8 +140,11 @@ def write_safetensors(path: Union[str, Path], tensors: Mapping[str, AnyTensor], 
     names = sorted(tensors, key=lambda name: -NUMPY_TYPES[tensors[name].dtype].itemsize)
     for name in names:
         tensor = tensors[name]
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape),
-                        "data_offsets": [position, position + tensor.nbytes]}
+        header[name] = {
+            "dtype": tensor.dtype,
+            "shape": list(tensor.shape),
+            "data_offsets": [position, position + tensor.nbytes],
+        }
         position += tensor.nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
@@ -144,8 +170,9 @@ def write_safetensors(path: Union[str, Path], tensors: Mapping[str, AnyTensor], 
             print(f"{path}: {few('tensors hold NaN or infinity', not_finite)}", file=sys.stderr)
     except OSError as error:
         if error.errno in NO_ROOM:
-            raise OSError(f"{path}: cannot hold {total / 1e9:.3g} GB ({error.strerror}); free room or choose another "
-                          f"place") from error
+            raise OSError(
+                f"{path}: cannot hold {total / 1e9:.3g} GB ({error.strerror}); free room or choose another place"
+            ) from error
         raise
 
 

@@ -1,11 +1,13 @@
 """Tensors that lie in a file and are read when they are asked for."""
+
 from __future__ import annotations
 
 import math
 import os
-from functools import lru_cache
+from collections.abc import Iterator, Sequence
+from functools import cache
 from pathlib import Path
-from typing import BinaryIO, Iterator, NamedTuple, Optional, Sequence, Union
+from typing import BinaryIO, NamedTuple, Optional, Union
 
 import numpy as np
 
@@ -16,10 +18,20 @@ LARGEST_TENSOR = 1 << 48  # elements
 
 # The names of types are those of safetensors. numpy has no bfloat16 and no float8: their bits are read as integers.
 NUMPY_TYPES = {
-    "F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "F16": np.dtype("<f2"), "BF16": np.dtype("<u2"),
-    "F8_E4M3": np.dtype("u1"), "F8_E5M2": np.dtype("u1"),
-    "I64": np.dtype("<i8"), "I32": np.dtype("<i4"), "I16": np.dtype("<i2"), "I8": np.dtype("i1"),
-    "U64": np.dtype("<u8"), "U32": np.dtype("<u4"), "U16": np.dtype("<u2"), "U8": np.dtype("u1"),
+    "F64": np.dtype("<f8"),
+    "F32": np.dtype("<f4"),
+    "F16": np.dtype("<f2"),
+    "BF16": np.dtype("<u2"),
+    "F8_E4M3": np.dtype("u1"),
+    "F8_E5M2": np.dtype("u1"),
+    "I64": np.dtype("<i8"),
+    "I32": np.dtype("<i4"),
+    "I16": np.dtype("<i2"),
+    "I8": np.dtype("i1"),
+    "U64": np.dtype("<u8"),
+    "U32": np.dtype("<u4"),
+    "U16": np.dtype("<u2"),
+    "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
 BITS = ("BF16", "F8_E4M3", "F8_E5M2")  # types that are widened to float32, which is exact
@@ -159,14 +171,14 @@ class ArrayTensor:
 AnyTensor = Union[StoredTensor, ArrayTensor]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _float8_values(dtype: str) -> np.ndarray:
     """The float32 value of each of the 256 bytes (Micikevicius et al. 2022, table 1)."""
     bits = np.arange(256, dtype=np.uint16)
     if dtype == "F8_E5M2":  # the upper half of a float16
         return (bits << 8).view(np.float16).astype(np.float32)
     exponent, mantissa = bits >> 3 & 15, (bits & 7).astype(np.float32) / 8
-    magnitude = np.where(exponent == 0, mantissa * 2.0 ** -6, (1 + mantissa) * np.exp2(exponent.astype(np.float32) - 7))
+    magnitude = np.where(exponent == 0, mantissa * 2.0**-6, (1 + mantissa) * np.exp2(exponent.astype(np.float32) - 7))
     magnitude[(bits & 127) == 127] = np.nan  # there is no infinity
     return np.where(bits < 128, magnitude, -magnitude).astype(np.float32)
 

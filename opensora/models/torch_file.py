@@ -3,6 +3,7 @@
 A torch file is a pickle and the bytes of its tensors, either in a zip archive (PyTorch 1.6 and later) or as the older
 sequence of pickles. `torch_pickle` reads the pickle; tensors stay in the file until they are asked for.
 """
+
 from __future__ import annotations
 
 import pickle
@@ -12,8 +13,15 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
-from opensora.models.tensor_file import (NUMPY_TYPES, OpenFile, ScatteredFile, StoredTensor, contiguous_strides,
-                                         cut_off, element_count)
+from opensora.models.tensor_file import (
+    NUMPY_TYPES,
+    OpenFile,
+    ScatteredFile,
+    StoredTensor,
+    contiguous_strides,
+    cut_off,
+    element_count,
+)
 from opensora.models.torch_pickle import Foreign, Harmful, call, read_pickle
 
 LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
@@ -24,16 +32,35 @@ FIRST_READ = 8 << 10  # bytes of a legacy file that are read for its pickles; mo
 SMALL_VIEW = 1 << 20  # bytes a tensor may have beyond its storage's, by repeating elements
 
 STORAGE_TYPES = {
-    "torch.DoubleStorage": "F64", "torch.FloatStorage": "F32", "torch.HalfStorage": "F16",
-    "torch.BFloat16Storage": "BF16", "torch.LongStorage": "I64", "torch.IntStorage": "I32", "torch.ShortStorage": "I16",
-    "torch.CharStorage": "I8", "torch.ByteStorage": "U8", "torch.BoolStorage": "BOOL",
-    "torch.UntypedStorage": "U8", "torch.storage.UntypedStorage": "U8",
+    "torch.DoubleStorage": "F64",
+    "torch.FloatStorage": "F32",
+    "torch.HalfStorage": "F16",
+    "torch.BFloat16Storage": "BF16",
+    "torch.LongStorage": "I64",
+    "torch.IntStorage": "I32",
+    "torch.ShortStorage": "I16",
+    "torch.CharStorage": "I8",
+    "torch.ByteStorage": "U8",
+    "torch.BoolStorage": "BOOL",
+    "torch.UntypedStorage": "U8",
+    "torch.storage.UntypedStorage": "U8",
 }
 DTYPES = {
-    "torch.float64": "F64", "torch.float32": "F32", "torch.float16": "F16", "torch.bfloat16": "BF16",
-    "torch.int64": "I64", "torch.int32": "I32", "torch.int16": "I16", "torch.int8": "I8", "torch.uint64": "U64",
-    "torch.uint32": "U32", "torch.uint16": "U16", "torch.uint8": "U8", "torch.bool": "BOOL",
-    "torch.float8_e4m3fn": "F8_E4M3", "torch.float8_e5m2": "F8_E5M2",
+    "torch.float64": "F64",
+    "torch.float32": "F32",
+    "torch.float16": "F16",
+    "torch.bfloat16": "BF16",
+    "torch.int64": "I64",
+    "torch.int32": "I32",
+    "torch.int16": "I16",
+    "torch.int8": "I8",
+    "torch.uint64": "U64",
+    "torch.uint32": "U32",
+    "torch.uint16": "U16",
+    "torch.uint8": "U8",
+    "torch.bool": "BOOL",
+    "torch.float8_e4m3fn": "F8_E4M3",
+    "torch.float8_e5m2": "F8_E5M2",
 }
 UNREAD_TENSOR = "tensor of "  # begins the name of a `Foreign` that stands for a tensor of a type not read here
 
@@ -126,8 +153,10 @@ def read_torch_file(path: Union[str, Path]) -> Any:
     try:
         return _read_zip(file) if start.startswith(ZIP_START) else _read_legacy(file)
     except Harmful as error:
-        raise ValueError(f"{path}: names {error}, which is not part of a tensor; refused, since running it could do "
-                         f"anything. Save a plain state dict, or use safetensors") from error
+        raise ValueError(
+            f"{path}: names {error}, which is not part of a tensor; refused, since running it could do "
+            f"anything. Save a plain state dict, or use safetensors"
+        ) from error
     except MemoryError:
         raise
     except Exception as error:  # damaged pickles and archives raise whatever they happen to hit
@@ -145,7 +174,7 @@ def _read_zip(file: OpenFile) -> Any:
     content = next((name for name in entries if name.split("/", 1)[-1] == "data.pkl"), None)
     if content is None:
         raise ValueError(f"{path}: a zip file, but not one of torch.save")
-    folder = content[:-len("data.pkl")]
+    folder = content[: -len("data.pkl")]
     if folder + "constants.pkl" in entries:
         raise ValueError(f"{path}: a TorchScript program, not weights; save the model's state dict instead")
     if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
@@ -197,6 +226,7 @@ def _check_places(file: OpenFile, entries) -> None:
 
 def _storage_finder(find_storage: Callable[[str, int, str], _Storage]) -> Callable:
     """What reads a persistent id: ("storage", type, key, device, number of elements)."""
+
     def persistent(pid):
         kind, *rest = pid if type(pid) is tuple and pid else (None,)
         if kind == "module":  # a class, with its source, in an old file of a whole model
@@ -209,6 +239,7 @@ def _storage_finder(find_storage: Callable[[str, int, str], _Storage]) -> Callab
         if storage_type.name not in STORAGE_TYPES:
             return Foreign(UNREAD_TENSOR + storage_type.name)
         return find_storage(key, count, STORAGE_TYPES[storage_type.name])
+
     return persistent
 
 

@@ -8,27 +8,96 @@ becomes a `Foreign` without content, so it does not stop the weights beside it f
 Time and memory are linear in the pickle's length, whatever it says: no value is ever compared, hashed (but for short
 keys), copied or printed as a whole, so tuples that contain each other many times over cost nothing.
 """
+
 from __future__ import annotations
 
+from collections.abc import Mapping
 from struct import Struct
-from typing import Any, Callable, Mapping
+from typing import Any, Callable
 
 LONGEST_NAME = 1000  # characters of a module's or class's name
 LARGEST_KEY = 1 << 63
 MOST_ARGUMENTS = 16  # of a function that rebuilds a tensor
 
 # What runs commands, loads code or opens files. No state dict needs one of them, so a file with one is not trusted.
-HARMFUL_MODULES = frozenset((
-    "os", "posix", "nt", "subprocess", "_posixsubprocess", "sys", "shutil", "pty", "socket", "_socket", "ctypes",
-    "_ctypes", "runpy", "importlib", "imp", "code", "codeop", "pdb", "bdb", "cProfile", "profile", "timeit",
-    "webbrowser", "pickle", "_pickle", "marshal", "shelve", "requests", "urllib", "http", "ftplib", "smtplib", "pip",
-    "pydoc", "commands"))
-HARMFUL_BUILTINS = frozenset(("eval", "exec", "execfile", "compile", "open", "file", "__import__", "breakpoint",
-                              "input", "globals", "delattr", "setattr", "apply", "exit", "quit"))
-HARMFUL_NAMES = frozenset(("torch.load", "torch.storage._load_from_bytes", "numpy.load", "io.open", "_io.open",
-                           "_io.FileIO", "operator.attrgetter", "operator.methodcaller"))
-HARMFUL_PACKAGES = ("torch.hub.", "torch.jit.", "torch.utils.cpp_extension.", "numpy.testing.", "numpy.f2py.",
-                    "numpy.distutils.")
+HARMFUL_MODULES = frozenset(
+    (
+        "os",
+        "posix",
+        "nt",
+        "subprocess",
+        "_posixsubprocess",
+        "sys",
+        "shutil",
+        "pty",
+        "socket",
+        "_socket",
+        "ctypes",
+        "_ctypes",
+        "runpy",
+        "importlib",
+        "imp",
+        "code",
+        "codeop",
+        "pdb",
+        "bdb",
+        "cProfile",
+        "profile",
+        "timeit",
+        "webbrowser",
+        "pickle",
+        "_pickle",
+        "marshal",
+        "shelve",
+        "requests",
+        "urllib",
+        "http",
+        "ftplib",
+        "smtplib",
+        "pip",
+        "pydoc",
+        "commands",
+    )
+)
+HARMFUL_BUILTINS = frozenset(
+    (
+        "eval",
+        "exec",
+        "execfile",
+        "compile",
+        "open",
+        "file",
+        "__import__",
+        "breakpoint",
+        "input",
+        "globals",
+        "delattr",
+        "setattr",
+        "apply",
+        "exit",
+        "quit",
+    )
+)
+HARMFUL_NAMES = frozenset(
+    (
+        "torch.load",
+        "torch.storage._load_from_bytes",
+        "numpy.load",
+        "io.open",
+        "_io.open",
+        "_io.FileIO",
+        "operator.attrgetter",
+        "operator.methodcaller",
+    )
+)
+HARMFUL_PACKAGES = (
+    "torch.hub.",
+    "torch.jit.",
+    "torch.utils.cpp_extension.",
+    "numpy.testing.",
+    "numpy.f2py.",
+    "numpy.distutils.",
+)
 
 # Opcodes; pickletools of the standard library describes them.
 MARK, STOP, POP, POP_MARK, DUP, PROTO, FRAME = b"(.012\x80\x95"
@@ -61,8 +130,9 @@ class Harmful(ValueError):
     """A pickle names something that could do harm if a careless reader called it; the argument is the name."""
 
 
-def read_pickle(data: bytes, position: int, functions: Mapping[str, Callable],
-                persistent: Callable[[Any], Any]) -> tuple[Any, int]:
+def read_pickle(
+    data: bytes, position: int, functions: Mapping[str, Callable], persistent: Callable[[Any], Any]
+) -> tuple[Any, int]:
     """The content of the pickle that begins at `position`, and the position after it.
 
     Args:
@@ -99,14 +169,14 @@ def read_pickle(data: bytes, position: int, functions: Mapping[str, Callable],
     def memoize(index: int) -> None:
         if index > len(memo):  # picklers count from 0
             raise ValueError(f"memo index {index} after {len(memo)}")
-        memo[index:index + 1] = [stack[-1]]
+        memo[index : index + 1] = [stack[-1]]
 
     def line() -> str:
         nonlocal position
         start, position = position, data.find(b"\n", position, position + LONGEST_NAME) + 1
         if not position:
             raise (IndexError if end - start < LONGEST_NAME else ValueError)("a name without an end")
-        return data[start:position - 1].decode()
+        return data[start : position - 1].decode()
 
     while True:
         op = data[position]
@@ -232,8 +302,13 @@ def read_pickle(data: bytes, position: int, functions: Mapping[str, Callable],
 def _foreign(module: str, attribute: str) -> Foreign:
     text = f"{module}.{attribute}"
     package, root = module.split(".")[0], attribute.split(".")[0]
-    if (package in HARMFUL_MODULES or package in ("builtins", "__builtin__") and root in HARMFUL_BUILTINS
-            or text in HARMFUL_NAMES or text.startswith(HARMFUL_PACKAGES)):
+    if (
+        package in HARMFUL_MODULES
+        or package in ("builtins", "__builtin__")
+        and root in HARMFUL_BUILTINS
+        or text in HARMFUL_NAMES
+        or text.startswith(HARMFUL_PACKAGES)
+    ):
         raise Harmful(text)
     return Foreign(text)
 

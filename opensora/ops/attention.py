@@ -2,6 +2,7 @@
 
 The Ascend branch follows the documentation of FlashAttentionScore and was not run on this project's CPU machines.
 """
+
 from __future__ import annotations
 
 from typing import Optional

@@ -4,9 +4,11 @@ A CPU has a kernel of this project's own. Elsewhere frames go through 2-D convol
 lie together; a 3-D convolution is the sum of one 2-D convolution for each frame of its filter. On a CPU that is faster
 than the operator Conv3D and needs a fraction of its memory.
 """
+
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import Tensor, ops
@@ -25,8 +27,15 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Se
     return _unfold(ops.bias_add(y, bias), x.shape[1])
 
 
-def conv3d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Sequence[int] = (0, 0, 0, 0),
-           past: Optional[Tensor] = None, copies: int = 0) -> Tensor:
+def conv3d(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    stride: int = 1,
+    padding: Sequence[int] = (0, 0, 0, 0),
+    past: Optional[Tensor] = None,
+    copies: int = 0,
+) -> Tensor:
     """x (B, T, C, H, W), weight (O, C, k, k', k'); `stride` in time and space; no padding in time.
 
     Before x stand the P frames of `past` (B, P, C, H, W), or P `copies` of its first frame. T becomes
@@ -56,7 +65,7 @@ def _taps(weight: Tensor) -> list[Tensor]:
 def _every(x: Tensor, first: int, count: int, stride: int) -> Tensor:
     """`count` frames of x, from `first` on in steps of `stride`."""
     if stride == 1:
-        return x[:, first:first + count]
+        return x[:, first : first + count]
     # On a CPU the gradient of a slice with steps writes out of bounds where there is more than one row.
     return ops.gather(x, Tensor(tuple(range(first, first + stride * count, stride)), ms.int32), 1)
 

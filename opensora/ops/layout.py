@@ -3,6 +3,7 @@
 In PyNative mode MindSpore rearranges and cuts by views, which the next operator has to have copied; on a CPU that takes
 some twenty times as long as the kernels here.
 """
+
 from __future__ import annotations
 
 from math import prod
@@ -56,9 +57,9 @@ def folded(x: Tensor, axis: int) -> Tensor:
 @ops.constexpr
 def _around(shape: tuple, axis: int) -> tuple:
     """The sizes of what is before `axis`, of the axis, and of what is behind; constants in graph mode."""
-    return prod(shape[:axis]), shape[axis], prod(shape[axis + 1:])
+    return prod(shape[:axis]), shape[axis], prod(shape[axis + 1 :])
 
 
 @ops.constexpr
 def _with_length(shape: tuple, axis: int, length: int) -> tuple:
-    return shape[:axis] + (length,) + shape[axis + 1:]
+    return shape[:axis] + (length,) + shape[axis + 1 :]

@@ -1,4 +1,5 @@
 """Linear maps."""
+
 from __future__ import annotations
 
 from typing import Optional

@@ -1,4 +1,5 @@
 """Normalisation. Statistics are float32 whatever the input."""
+
 from __future__ import annotations
 
 import mindspore as ms
@@ -22,8 +23,9 @@ def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, silu
     return (ops.silu(y) if silu else y).astype(dtype)
 
 
-def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, per_frame: bool = False,
-               silu: bool = False) -> Tensor:
+def group_norm(
+    x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, per_frame: bool = False, silu: bool = False
+) -> Tensor:
     """GroupNorm (Wu & He 2018, eq. 7) of x (B, T, C, H, W), SiLU after it.
 
     Statistics are over a group's channels and all positions, or over those of each frame by itself if `per_frame`.

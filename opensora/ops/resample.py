@@ -1,4 +1,5 @@
 """Doubling of axes: nearest neighbour, and linear with half-pixel centres (`align_corners=False`)."""
+
 from __future__ import annotations
 
 from mindspore import Tensor, ops
@@ -10,7 +11,7 @@ from opensora.ops.layout import folded
 def _interleave(even: Tensor, odd: Tensor, axis: int) -> Tensor:
     """even[0], odd[0], even[1], odd[1], ... along `axis`."""
     shape = even.shape
-    return ops.stack((even, odd), axis + 1).reshape(shape[:axis] + (2 * shape[axis],) + shape[axis + 1:])
+    return ops.stack((even, odd), axis + 1).reshape(shape[:axis] + (2 * shape[axis],) + shape[axis + 1 :])
 
 
 @ops.constexpr

@@ -3,6 +3,7 @@
 In three dimensions, halves of a head's parts forming the pairs; in one, neighbouring channels forming them
 ("interleaved"): so the published models that use them have it.
 """
+
 from __future__ import annotations
 
 from functools import lru_cache
@@ -32,8 +33,9 @@ def _angles(frames: int, height: int, width: int, head_dim: int, scales: tuple) 
     dim = head_dim // 3
     lengths = (frames, height, width)
     scales = [scales[lengths.index(length)] for length in lengths]
-    positions = np.stack(np.meshgrid(*(np.arange(n) / scale for n, scale in zip(lengths, scales)),
-                                     indexing="ij"), -1)  # T H W 3
+    positions = np.stack(
+        np.meshgrid(*(np.arange(n) / scale for n, scale in zip(lengths, scales)), indexing="ij"), -1
+    )  # T H W 3
     return (positions.reshape(-1, 1, 3, 1) * inverse_frequencies(dim)).astype(np.float32)
 
 

@@ -1,8 +1,9 @@
 """Steps of an optimizer on flat buffers, float32 (N,); what they change, they change in place. PyNative mode."""
+
 from __future__ import annotations
 
 import math
-from typing import Sequence
+from collections.abc import Sequence
 
 from mindspore import Tensor, ops
 
@@ -34,20 +35,42 @@ def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
         ops.assign(tensor, piece)
 
 
-def adamw(weights: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, factor: float, learning_rate: float,
-          weight_decay: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
+def adamw(
+    weights: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    gradient: Tensor,
+    factor: float,
+    learning_rate: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
+) -> None:
     """Changes weights and both moments by the gradient times `factor` (Loshchilov and Hutter 2019, algorithm 2);
     `step` counts from 1."""
     if kernels.available(weights.dtype):
-        kernels.adamw(weights, exp_avg, exp_avg_sq, gradient, factor, learning_rate, weight_decay, beta1, beta2, epsilon,
-                      step)
+        kernels.adamw(
+            weights, exp_avg, exp_avg_sq, gradient, factor, learning_rate, weight_decay, beta1, beta2, epsilon, step
+        )
         return
     if weight_decay:
         ops.assign_sub(weights, weights * (learning_rate * weight_decay))
-    power1, power2 = beta1 ** step, beta2 ** step
+    power1, power2 = beta1**step, beta2**step
     # The operator adds epsilon to sqrt(v), AdamW to sqrt(v / (1 - beta2^t)): hence the factor.
-    ops.Adam()(weights, exp_avg, exp_avg_sq, power1, power2, learning_rate, beta1, beta2,
-               epsilon * math.sqrt(1 - power2), gradient * factor)
+    ops.Adam()(
+        weights,
+        exp_avg,
+        exp_avg_sq,
+        power1,
+        power2,
+        learning_rate,
+        beta1,
+        beta2,
+        epsilon * math.sqrt(1 - power2),
+        gradient * factor,
+    )
 
 
 def move_towards(shadow: Tensor, weights: Tensor, part: float) -> None:

@@ -4,6 +4,7 @@ On Ascend they are MindSpore's own. On a CPU MindSpore gathers over all processe
 that, and a choice from what comes. All processes of a run must then call the same collectives with the same shapes.
 The Ascend branches follow MindSpore's documentation and were not run on this project's CPU machines.
 """
+
 from __future__ import annotations
 
 from mindspore import Tensor, nn, ops

@@ -2,6 +2,7 @@
 
 The Ascend branch follows MindSpore's documentation and was not run on this project's CPU machines.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -34,7 +35,7 @@ class World:
         if self._reduce_scatter is not None:
             return self._reduce_scatter(x)
         n = x.shape[0] // self.size
-        return ops.deepcopy(self.sum(x)[self.rank * n:(self.rank + 1) * n])  # a view would keep the whole sum alive
+        return ops.deepcopy(self.sum(x)[self.rank * n : (self.rank + 1) * n])  # a view would keep the whole sum alive
 
     def join(self, part: Tensor) -> Tensor:
         """The processes' parts (n,) one behind the other, in order of rank: (size n,)."""

@@ -1,8 +1,9 @@
 """Groups of processes: data parallel across groups, sequence parallel inside a group of neighbouring ranks."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Sequence
 
 import mindspore as ms
 
@@ -44,7 +45,7 @@ def deal(items: Sequence, group: Group, in_step: bool) -> list[tuple]:
     `in_step`: every group gets as many, so that all processes call the same collectives; where items run out, one that
     another group has at that moment is made twice, and one of the two thrown away.
     """
-    mine = [(item, True) for item in items[group.number::group.count]]
+    mine = [(item, True) for item in items[group.number :: group.count]]
     if in_step and len(mine) * group.count < len(items):
         mine.append((items[len(mine) * group.count], False))
     return mine
@@ -58,12 +59,16 @@ def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
     """
     if sp_size < 1 or device.world_size % sp_size:
         sizes = [size for size in range(1, device.world_size + 1) if device.world_size % size == 0]
-        raise ValueError(f"--sp_size {sp_size} does not divide {device.world_size} processes evenly; "
-                         f"choose one of {', '.join(map(str, sizes))}")
+        raise ValueError(
+            f"--sp_size {sp_size} does not divide {device.world_size} processes evenly; "
+            f"choose one of {', '.join(map(str, sizes))}"
+        )
     if heads % sp_size:
         sizes = [size for size in range(1, heads + 1) if heads % size == 0]
-        raise ValueError(f"--sp_size {sp_size}: the model's {heads} attention heads do not divide among so many "
-                         f"processes; choose one of {', '.join(map(str, sizes))}")
+        raise ValueError(
+            f"--sp_size {sp_size}: the model's {heads} attention heads do not divide among so many "
+            f"processes; choose one of {', '.join(map(str, sizes))}"
+        )
     first = device.rank // sp_size * sp_size
     ranks = tuple(range(first, first + sp_size))
     name = f"sequence_{first}_{sp_size}"

@@ -6,19 +6,21 @@ Everything follows from the configuration; nothing is measured. A step is one ca
 forward and backward and the optimizer when training. Letters: B batch, S tokens of a video, s those of one process,
 L tokens of the text, D width, p processes that share a sequence, N all processes.
 """
+
 from __future__ import annotations
 
 import argparse
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Sequence
+from typing import NamedTuple
 
 from opensora.device import Device
+from opensora.models.checkpoint_files import read_config
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
 from opensora.models.dit.embeddings import TIMESTEP_CHANNELS
 from opensora.models.dit.skiparse import Skiparse
-from opensora.models.checkpoint_files import read_config
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.parallel.groups import sequence_group
 from opensora.pipelines.sizes import check_size
@@ -65,14 +67,19 @@ class Run:
             if getattr(self, name) and not self.training:
                 raise ValueError(f"--{name} is for training: add --training, or leave it out")
         # The checks of a real run; on a CPU making the group does nothing else.
-        sequence_group(Device("CPU", 1, self.precision, world_size=self.world_size), self.sp_size,
-                       self.config.num_attention_heads)
+        sequence_group(
+            Device("CPU", 1, self.precision, world_size=self.world_size), self.sp_size, self.config.num_attention_heads
+        )
 
     @property
     def latents(self) -> tuple[int, int, int, int]:
         """(C, T, H, W) of one video."""
-        return (self.config.in_channels, (self.num_frames - 1) // VAE.temporal_stride + 1,
-                self.height // VAE.spatial_stride, self.width // VAE.spatial_stride)
+        return (
+            self.config.in_channels,
+            (self.num_frames - 1) // VAE.temporal_stride + 1,
+            self.height // VAE.spatial_stride,
+            self.width // VAE.spatial_stride,
+        )
 
     @property
     def tokens(self) -> int:
@@ -114,7 +121,7 @@ class LinearMap(NamedTuple):
 def linear_maps(config: OpenSoraConfig) -> list[LinearMap]:
     """All linear maps of the transformer, in the order of its data flow."""
     d, layers, bias = config.hidden_size, config.num_layers, config.attention_bias
-    patch = config.patch_size ** 2
+    patch = config.patch_size**2
     return [
         LinearMap("patches", 1, patch * config.in_channels, d),  # a convolution whose stride is its kernel
         LinearMap("timestep", 1, TIMESTEP_CHANNELS, d),
@@ -143,8 +150,13 @@ def row_counts(run: Run) -> dict[str, int]:
     Patches are embedded before the sequence is split, and the text is whole on every process.
     """
     own = run.batch * run.own_tokens
-    return {"patches": run.batch * run.tokens, "timestep": run.batch, "text": run.batch * run.max_sequence_length,
-            "blocks": own, "output": own}
+    return {
+        "patches": run.batch * run.tokens,
+        "timestep": run.batch,
+        "text": run.batch * run.max_sequence_length,
+        "blocks": own,
+        "output": own,
+    }
 
 
 def flops(run: Run) -> dict[str, float]:
@@ -156,20 +168,23 @@ def flops(run: Run) -> dict[str, float]:
     config, rows = run.config, row_counts(run)
     inside = (2 if run.training else 0) + run.forwards  # passes through blocks, in units of a forward one
     outside = 3 if run.training else 1
-    linear = {over: sum(2 * rows[over] * m.count * m.inputs * m.outputs for m in linear_maps(config) if m.over == over)
-              for over in rows}
+    linear = {
+        over: sum(2 * rows[over] * m.count * m.inputs * m.outputs for m in linear_maps(config) if m.over == over)
+        for over in rows
+    }
 
     own_width = config.hidden_size // run.sp_size
     sparse_blocks = sum(config.is_sparse(i) for i in range(config.num_layers))
     padded = run.tokens + Skiparse(config.sparse_n, group_skip=False).padding(run.tokens)
-    dense = 4 * run.batch * run.tokens ** 2 * own_width  # scores, and their product with the values
-    sparse = 4 * run.batch * padded ** 2 // config.sparse_n * own_width  # n groups of S / n tokens
+    dense = 4 * run.batch * run.tokens**2 * own_width  # scores, and their product with the values
+    sparse = 4 * run.batch * padded**2 // config.sparse_n * own_width  # n groups of S / n tokens
     cross = 4 * run.batch * run.own_tokens * run.max_sequence_length * config.hidden_size
 
     text = {"linear maps of the text": outside * linear["text"]}
     step = {
-        "linear maps": (inside * linear["blocks"]
-                        + outside * (linear["patches"] + linear["timestep"] + linear["output"])),
+        "linear maps": (
+            inside * linear["blocks"] + outside * (linear["patches"] + linear["timestep"] + linear["output"])
+        ),
         "self-attention, dense": inside * (config.num_layers - sparse_blocks) * dense,
         "self-attention, skiparse": inside * sparse_blocks * sparse,
         "cross-attention": inside * config.num_layers * cross,
@@ -192,10 +207,13 @@ def traffic(run: Run) -> dict[str, float]:
     exchanges = config.num_layers * (run.forwards + run.training)  # the way back exchanges gradients
     tokens = run.batch * run.own_tokens * config.hidden_size * run.bytes
     exchanged = exchanges * tokens * (p - 1) / p
-    piece = run.batch * run.own_tokens * config.patch_size ** 2 * config.out_channels * run.bytes
-    result = {"all-to-all of q, k, v": 3 * exchanged, "all-to-all of attention's output": exchanged,
-              # On the way back each member gathers the gradients that all have of the whole prediction.
-              "all-gather of the prediction": (p - 1) * piece * (1 + p if run.training else 1)}
+    piece = run.batch * run.own_tokens * config.patch_size**2 * config.out_channels * run.bytes
+    result = {
+        "all-to-all of q, k, v": 3 * exchanged,
+        "all-to-all of attention's output": exchanged,
+        # On the way back each member gathers the gradients that all have of the whole prediction.
+        "all-gather of the prediction": (p - 1) * piece * (1 + p if run.training else 1),
+    }
     if run.training:
         share = parameter_count(config) * run.bytes * (run.world_size - 1) / run.world_size
         if run.zero_stage == 0:
@@ -253,14 +271,19 @@ def with_sum(parts: dict[str, float]) -> dict[str, float]:
 def table(runs: Sequence[Run]) -> str:
     """The figures of runs that differ in their processes alone, a column each, in Markdown."""
     first = runs[0]
-    lines = [["one process, one training step" if first.training else "one process, one denoising step",
-              *(f"sp_size {run.sp_size} of {run.world_size}" for run in runs)],
-             ["---", *("---:" for _ in runs)],
-             ["tokens", *(f"{run.own_tokens:,}" for run in runs)]]
+    lines = [
+        [
+            "one process, one training step" if first.training else "one process, one denoising step",
+            *(f"sp_size {run.sp_size} of {run.world_size}" for run in runs),
+        ],
+        ["---", *("---:" for _ in runs)],
+        ["tokens", *(f"{run.own_tokens:,}" for run in runs)],
+    ]
     for count, scale, unit in ((flops, 1e12, "TFLOP"), (traffic, 1e9, "GB sent"), (memory, 1e9, "GB of memory")):
         columns = [count(run) for run in runs]
-        lines += [[f"{unit}: {name}", *(three_digits(column[name] / scale) for column in columns)]
-                  for name in columns[0]]
+        lines += [
+            [f"{unit}: {name}", *(three_digits(column[name] / scale) for column in columns)] for name in columns[0]
+        ]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
@@ -274,10 +297,12 @@ def summary(run: Run, model: str) -> str:
     """What all columns of the table share."""
     batch = f"batch {run.batch_size}" + (" x 2 for guidance" if run.batch > run.batch_size else "")
     kind = f"training, ZeRO stage {run.zero_stage}" if run.training else "sampling"
-    return (f"{model}: {parameter_count(run.config):,} parameters; {run.num_frames}x{run.height}x{run.width}: "
-            f"latents {'x'.join(map(str, run.latents))}, {run.tokens:,} tokens; {batch}, "
-            f"{run.max_sequence_length} text tokens, {run.precision}; "
-            f"{kind}{', gradient checkpointing' if run.gradient_checkpointing else ''}")
+    return (
+        f"{model}: {parameter_count(run.config):,} parameters; {run.num_frames}x{run.height}x{run.width}: "
+        f"latents {'x'.join(map(str, run.latents))}, {run.tokens:,} tokens; {batch}, "
+        f"{run.max_sequence_length} text tokens, {run.precision}; "
+        f"{kind}{', gradient checkpointing' if run.gradient_checkpointing else ''}"
+    )
 
 
 def load_config(model: str) -> OpenSoraConfig:
@@ -302,17 +327,28 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--num_frames", type=int, default=93, help="4n+1")
     parser.add_argument("--height", type=int, default=352, help="of the frames in pixels")
     parser.add_argument("--width", type=int, default=640, help="of the frames in pixels")
-    parser.add_argument("--sp_size", type=int, nargs="+", default=[1],
-                        help="processes that share a sequence; several numbers give several columns")
+    parser.add_argument(
+        "--sp_size",
+        type=int,
+        nargs="+",
+        default=[1],
+        help="processes that share a sequence; several numbers give several columns",
+    )
     parser.add_argument("--world_size", type=int, help="all processes; default: --sp_size")
     parser.add_argument("--precision", choices=tuple(BYTES), default="bf16", help="of weights and activations")
     parser.add_argument("--batch_size", type=int, default=1, help="videos that a group shares in a step")
     parser.add_argument("--max_sequence_length", type=int, default=512, help="tokens of text")
-    parser.add_argument("--guidance_scale", type=finite_float, default=1.0,
-                        help="above 1 sampling runs every video twice")
+    parser.add_argument(
+        "--guidance_scale", type=finite_float, default=1.0, help="above 1 sampling runs every video twice"
+    )
     parser.add_argument("--training", action="store_true", help="a training step instead of a denoising step")
-    parser.add_argument("--zero_stage", type=int, choices=ZERO_STAGES, default=0,
-                        help="training spreads over processes 1: optimizer states, 2: gradients too, 3: weights too")
+    parser.add_argument(
+        "--zero_stage",
+        type=int,
+        choices=ZERO_STAGES,
+        default=0,
+        help="training spreads over processes 1: optimizer states, 2: gradients too, 3: weights too",
+    )
     parser.add_argument("--gradient_checkpointing", action="store_true", help="training runs blocks forward twice")
     return parser.parse_args()
 
@@ -321,8 +357,10 @@ def main() -> None:
     args = vars(parse_args())
     model, sp_sizes, world_size = args.pop("model"), args.pop("sp_size"), args.pop("world_size")
     config = load_config(model)
-    runs = [Run(config, sp_size=sp_size, world_size=max(1, sp_size) if world_size is None else world_size, **args)
-            for sp_size in sp_sizes]
+    runs = [
+        Run(config, sp_size=sp_size, world_size=max(1, sp_size) if world_size is None else world_size, **args)
+        for sp_size in sp_sizes
+    ]
     print(summary(runs[0], model), table(runs), sep="\n\n")
 
 

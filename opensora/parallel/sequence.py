@@ -3,6 +3,7 @@ group; for attention they exchange so that each has all tokens of some heads.
 
 A model calls these methods whether or not it runs on several processes; on one they change nothing.
 """
+
 from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
@@ -44,7 +45,7 @@ class SplitSequence(WholeSequence):
     def split(self, x: Tensor) -> Tensor:
         x = self.pad(x)
         own = x.shape[1] // self.size
-        return x[:, self.index * own:(self.index + 1) * own]
+        return x[:, self.index * own : (self.index + 1) * own]
 
     def gather(self, x: Tensor, length: int) -> Tensor:
         return self.gather_tokens(x)[:, :length]

@@ -3,9 +3,11 @@
 A causal layer needs some frames from before its chunk: those that its left neighbour has at the same layer, at the
 same moment. The first member's left neighbour is the last one, a round earlier.
 """
+
 from __future__ import annotations
 
-from typing import Iterator, Optional
+from collections.abc import Iterator
+from typing import Optional
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops

@@ -7,10 +7,12 @@ Parameters go in buckets: one for each transformer block, one for the rest. A bu
 in a flat buffer, of which every process has an equal part, its own part. Gradients are summed over all processes, those
 of one sequence-parallel group too: gathering the prediction hands every member the gradients of all.
 """
+
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from itertools import accumulate
-from typing import Iterator, Mapping, Optional, Sequence
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -55,7 +57,9 @@ class Bucket:
         if self.is_whole:
             flat = self._joined(own.astype(self.dtype))
             parameters = list(self.parameters.values())
-            if self.stage < 3:  # in place: a compiled function goes on reading where the weights were when it was compiled
+            if (
+                self.stage < 3
+            ):  # in place: a compiled function goes on reading where the weights were when it was compiled
                 updates.unflatten(flat, parameters)
                 return
             for parameter, piece in zip(parameters, updates.split_like(flat, parameters)):
@@ -93,23 +97,27 @@ class Bucket:
         part = np.zeros(self.own_size, np.float32)
         for name, first, last in self._own_places():
             place = self.starts[name] + first - self.own_start
-            part[place:place + last - first] = tensors[name].numpy().reshape(-1)[first:last]
+            part[place : place + last - first] = tensors[name].numpy().reshape(-1)[first:last]
         return Tensor(part)
 
     def whole(self, own: Tensor) -> dict[str, np.ndarray]:
         """The inverse of `own_part`; all processes must call it."""
         flat = self._joined(own).asnumpy()
-        return {name: flat[start:start + parameter.size].reshape(parameter.shape)
-                for (name, parameter), start in zip(self.parameters.items(), self.starts.values())}
+        return {
+            name: flat[start : start + parameter.size].reshape(parameter.shape)
+            for (name, parameter), start in zip(self.parameters.items(), self.starts.values())
+        }
 
     def bytes(self) -> dict[str, int]:
         """What this process keeps of weights and gradients now, named as by `opensora.parallel.plan.memory`."""
         own, is_float32 = 4 * self.own_size, self.dtype == ms.float32
         weights = sum(parameter.nbytes for parameter in self.parameters.values()) if self.is_whole else 0
         master = own if self.master is not None else 0
-        return {"weights": weights + (master if is_float32 else 0),
-                "gradients": 0 if self.gradient is None else self.gradient.nbytes,
-                "float32 master weights": 0 if is_float32 else master}
+        return {
+            "weights": weights + (master if is_float32 else 0),
+            "gradients": 0 if self.gradient is None else self.gradient.nbytes,
+            "float32 master weights": 0 if is_float32 else master,
+        }
 
     def _joined(self, own: Tensor) -> Tensor:
         return self.world.join(own) if self.stage else own
@@ -124,8 +132,12 @@ class Bucket:
 
     def _cut(self) -> Tensor:
         """A float32 copy of the own part of the weights."""
-        pieces = [self.parameters[name] if last - first == self.parameters[name].size
-                  else self.parameters[name].reshape(-1)[first:last] for name, first, last in self._own_places()]
+        pieces = [
+            self.parameters[name]
+            if last - first == self.parameters[name].size
+            else self.parameters[name].reshape(-1)[first:last]
+            for name, first, last in self._own_places()
+        ]
         return updates.flatten(pieces, self.own_size, self.dtype).astype(ms.float32)
 
 
@@ -161,8 +173,12 @@ class GatheredBlock(nn.Cell):
         parameters = [parameter for bucket in buckets for parameter in bucket.parameters.values()]
 
         def rerun(*varied):
-            return block(*(varied[block.differentiable.index(i)] if i in block.differentiable else x
-                           for i, x in enumerate(inputs)))
+            return block(
+                *(
+                    varied[block.differentiable.index(i)] if i in block.differentiable else x
+                    for i, x in enumerate(inputs)
+                )
+            )
 
         for bucket in buckets:
             bucket.gather()
@@ -193,7 +209,7 @@ class WholeTensor:
 
     dtype = "F32"
 
-    def __init__(self, tensors: "WholeTensors", name: str, shape: tuple):
+    def __init__(self, tensors: WholeTensors, name: str, shape: tuple):
         self.tensors, self.name, self.shape = tensors, name, shape
         self.nbytes = 4 * int(np.prod(shape))
 

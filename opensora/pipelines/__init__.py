@@ -1,4 +1,5 @@
 """The Python API: `from opensora.pipelines import OpenSoraPipeline`."""
+
 from __future__ import annotations
 
 import importlib

@@ -1,9 +1,11 @@
 """The given frames of a video to make: pictures or a clip, where in the video they stand, and at which size."""
+
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Iterator, Optional, Sequence, Union
+from typing import Optional, Union
 
 import numpy as np
 
@@ -15,8 +17,13 @@ from opensora.utils.mask_utils import BLACK, MaskProcessor, MaskType
 MIN_HXW, MAX_HXW = 102400, 236544  # pixels of a frame: what the published weights were trained on
 
 # How many images a mask type takes; None: any number.
-IMAGES = {MaskType.t2iv: None, MaskType.i2v: 1, MaskType.transition: 2, MaskType.continuation: None,
-          MaskType.random_temporal: None}
+IMAGES = {
+    MaskType.t2iv: None,
+    MaskType.i2v: 1,
+    MaskType.transition: 2,
+    MaskType.continuation: None,
+    MaskType.random_temporal: None,
+}
 
 
 @dataclass(frozen=True)
@@ -63,19 +70,23 @@ class Fit:
     width: int
 
     @classmethod
-    def common(cls, sizes: Sequence[tuple], max_hxw: int) -> "Fit":
+    def common(cls, sizes: Sequence[tuple], max_hxw: int) -> Fit:
         """The smallest height and the smallest width of `sizes`, reduced in proportion to `max_hxw` pixels.
 
         Raises:
             ValueError: a `max_hxw` the weights were not trained on, or frames smaller than 32 x 32.
         """
         if not MIN_HXW <= max_hxw <= MAX_HXW:
-            raise ValueError(f"max_hxw {max_hxw} should lie between {MIN_HXW} and {MAX_HXW}, which the weights were "
-                             f"trained on; any other size can be asked for with crop_for_hw, height and width")
+            raise ValueError(
+                f"max_hxw {max_hxw} should lie between {MIN_HXW} and {MAX_HXW}, which the weights were "
+                f"trained on; any other size can be asked for with crop_for_hw, height and width"
+            )
         height, width = limit_area(min(size[0] for size in sizes), min(size[1] for size in sizes), max_hxw)
         if min(height, width) < SIZE_STEP:
-            raise ValueError(f"the condition's files come to {height}x{width}: too small, {SIZE_STEP}x{SIZE_STEP} is "
-                             f"the least; with crop_for_hw, height and width they are enlarged")
+            raise ValueError(
+                f"the condition's files come to {height}x{width}: too small, {SIZE_STEP}x{SIZE_STEP} is "
+                f"the least; with crop_for_hw, height and width they are enlarged"
+            )
         return cls(height, width)
 
     def __call__(self, pixels: np.ndarray) -> np.ndarray:
@@ -91,9 +102,15 @@ class Fit:
         return stride_box(self.height, self.width, SIZE_STEP)
 
 
-def read_condition(paths: Sequence[Union[str, Path]], num_frames: int, mask_type: Union[str, MaskType, None] = None,
-                   size: Optional[tuple] = None, max_hxw: int = MAX_HXW, indices: Optional[Sequence[int]] = None,
-                   seed: Union[int, Sequence[int]] = 1234) -> Condition:
+def read_condition(
+    paths: Sequence[Union[str, Path]],
+    num_frames: int,
+    mask_type: Union[str, MaskType, None] = None,
+    size: Optional[tuple] = None,
+    max_hxw: int = MAX_HXW,
+    indices: Optional[Sequence[int]] = None,
+    seed: Union[int, Sequence[int]] = 1234,
+) -> Condition:
     """Reads images, or one video, as frames of a video to make.
 
     Args:
@@ -111,8 +128,11 @@ def read_condition(paths: Sequence[Union[str, Path]], num_frames: int, mask_type
     paths = [Path(path) for path in paths]
     is_video = _check_kind(paths)
     if mask_type is None:
-        mask_type = MaskType.continuation if is_video else \
-            {1: MaskType.i2v, 2: MaskType.transition}.get(len(paths), MaskType.random_temporal)
+        mask_type = (
+            MaskType.continuation
+            if is_video
+            else {1: MaskType.i2v, 2: MaskType.transition}.get(len(paths), MaskType.random_temporal)
+        )
     mask_type = MaskType.of(mask_type)
     if is_video and indices is not None:
         raise ValueError(f"{paths[0]}: which frames of a video are known follows from the mask type, not from indices")
@@ -144,8 +164,10 @@ def _check_kind(paths: Sequence[Path]) -> bool:
     """Whether the paths are a video; ValueError if they are neither one nor images."""
     for path in paths:
         if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
-            raise ValueError(f"{path}: neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video "
-                             f"({' '.join(VIDEO_SUFFIXES)}) by its name")
+            raise ValueError(
+                f"{path}: neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video "
+                f"({' '.join(VIDEO_SUFFIXES)}) by its name"
+            )
     videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
     if videos and len(paths) > 1:
         raise ValueError(f"{', '.join(map(str, paths))}: a condition is one video or any number of images, not both")
@@ -174,6 +196,8 @@ def _image_indices(mask_type: MaskType, count: int, num_frames: int, indices: Op
         raise ValueError(f"{len(indices)} indices for {count} images: there should be one for each")
     known = [index + num_frames if index < 0 else index for index in indices]
     if len(set(known)) < len(known) or not set(known) <= set(range(num_frames)):
-        raise ValueError(f"the images cannot be the frames {list(indices)} of {num_frames} frames: each should be "
-                         f"another one, from 0 to {num_frames - 1}")
+        raise ValueError(
+            f"the images cannot be the frames {list(indices)} of {num_frames} frames: each should be "
+            f"another one, from 0 to {num_frames - 1}"
+        )
     return known

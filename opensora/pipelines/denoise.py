@@ -1,4 +1,5 @@
 """The loop from noise to latents."""
+
 from __future__ import annotations
 
 from typing import Callable, Optional, Union
@@ -14,9 +15,17 @@ from opensora.pipelines.text import TextEmbedding
 StepNoise = Callable[[int], Union[np.ndarray, Tensor]]
 
 
-def denoise(transformer, scheduler, text: TextEmbedding, latents: Tensor, num_inference_steps: int,
-            guidance_scale: float, step_noise: StepNoise, condition: Optional[Tensor] = None,
-            progress: bool = True) -> Tensor:
+def denoise(
+    transformer,
+    scheduler,
+    text: TextEmbedding,
+    latents: Tensor,
+    num_inference_steps: int,
+    guidance_scale: float,
+    step_noise: StepNoise,
+    condition: Optional[Tensor] = None,
+    progress: bool = True,
+) -> Tensor:
     """Latents of unit variance -> clean latents, (B, C, T, H, W), float32.
 
     With guidance (Ho & Salimans 2022, eq. 6: negative + scale (positive - negative)) `text` holds the negative

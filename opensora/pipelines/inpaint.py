@@ -1,8 +1,10 @@
 """Image to video, transitions, continuations: a video of which some frames are given."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional, Sequence, Union
+from typing import Optional, Union
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -21,16 +23,29 @@ class OpenSoraInpaintPipeline(OpenSoraPipeline):
 
     transformer_class = OpenSoraInpaint_v1_3
 
-    def __call__(self, prompt: str, num_frames: int = 93, height: int = 352, width: int = 640,
-                 num_inference_steps: int = 100, guidance_scale: float = 7.5,
-                 seed: Union[int, Sequence[int]] = 1234, max_sequence_length: int = 512,
-                 latents: Optional[Union[np.ndarray, Tensor]] = None, step_noise: Optional[StepNoise] = None,
-                 output_type: str = "frames", *,
-                 conditional_pixel_values_path: Union[str, Path, Sequence[Union[str, Path]]],
-                 conditional_pixel_values_indices: Optional[Sequence[int]] = None,
-                 mask_type: Union[str, MaskType, None] = None, crop_for_hw: bool = False, max_hxw: int = MAX_HXW,
-                 noise_strength: float = 0.0, sample_condition: bool = True,
-                 keep_condition: bool = False) -> np.ndarray:
+    def __call__(
+        self,
+        prompt: str,
+        num_frames: int = 93,
+        height: int = 352,
+        width: int = 640,
+        num_inference_steps: int = 100,
+        guidance_scale: float = 7.5,
+        seed: Union[int, Sequence[int]] = 1234,
+        max_sequence_length: int = 512,
+        latents: Optional[Union[np.ndarray, Tensor]] = None,
+        step_noise: Optional[StepNoise] = None,
+        output_type: str = "frames",
+        *,
+        conditional_pixel_values_path: Union[str, Path, Sequence[Union[str, Path]]],
+        conditional_pixel_values_indices: Optional[Sequence[int]] = None,
+        mask_type: Union[str, MaskType, None] = None,
+        crop_for_hw: bool = False,
+        max_hxw: int = MAX_HXW,
+        noise_strength: float = 0.0,
+        sample_condition: bool = True,
+        keep_condition: bool = False,
+    ) -> np.ndarray:
         """Makes one video with given frames; what is not named here is as in `OpenSoraPipeline`.
 
         Args:
@@ -53,20 +68,35 @@ class OpenSoraInpaintPipeline(OpenSoraPipeline):
         if isinstance(conditional_pixel_values_path, (str, Path)):
             conditional_pixel_values_path = [conditional_pixel_values_path]
         size = (height, width) if crop_for_hw else None
-        given = read_condition(conditional_pixel_values_path, num_frames, mask_type, size, max_hxw,
-                               conditional_pixel_values_indices, seed)
+        given = read_condition(
+            conditional_pixel_values_path, num_frames, mask_type, size, max_hxw, conditional_pixel_values_indices, seed
+        )
         text = self.embed_prompt(prompt, guidance_scale, max_sequence_length)
         condition = self.encode_condition(given, noise_strength, seed, sample_condition)
-        latents = self.denoise(text, num_frames, *given.size, num_inference_steps, guidance_scale, seed, latents,
-                               step_noise, condition=condition)
+        latents = self.denoise(
+            text,
+            num_frames,
+            *given.size,
+            num_inference_steps,
+            guidance_scale,
+            seed,
+            latents,
+            step_noise,
+            condition=condition,
+        )
         output = self.output(latents, output_type)
         if keep_condition:
             pixels = given.pixels.transpose(0, 2, 3, 1) if output_type == "frames" else to_float(given.pixels)
             output[0, list(given.indices)] = pixels
         return output
 
-    def encode_condition(self, given: Condition, noise_strength: float = 0.0,
-                         seed: Union[int, Sequence[int]] = 1234, sample_condition: bool = True) -> Tensor:
+    def encode_condition(
+        self,
+        given: Condition,
+        noise_strength: float = 0.0,
+        seed: Union[int, Sequence[int]] = 1234,
+        sample_condition: bool = True,
+    ) -> Tensor:
         """The transformer's input beside the noisy latents: known latents and mask, float32 (1, C + 4, 1 + n, h, w)."""
         generator = condition_generator(seed)
         mask = given.mask()

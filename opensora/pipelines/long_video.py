@@ -1,8 +1,10 @@
 """Videos longer than the model makes at once: clip after clip, each beginning with the end of the one before."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Iterator, Optional, Protocol, Sequence
+from typing import Optional, Protocol
 
 import numpy as np
 
@@ -32,8 +34,14 @@ class Draws(Protocol):
         """For the latents of a finished clip; None: the autoencoder draws."""
 
 
-def make_long_video(pipeline: STDiTPipeline, scenes: Sequence[Scene], size: ClipSize, draws: Draws,
-                    condition_frames: int = 0, progress: bool = False) -> Iterator[np.ndarray]:
+def make_long_video(
+    pipeline: STDiTPipeline,
+    scenes: Sequence[Scene],
+    size: ClipSize,
+    draws: Draws,
+    condition_frames: int = 0,
+    progress: bool = False,
+) -> Iterator[np.ndarray]:
     """Yields the videos of n scenes piece by piece in order of time, float32 (n, 3, t, H, W), about [-1, 1].
 
     Every clip but the first begins with the last `condition_frames` of the one before, encoded again; they are not

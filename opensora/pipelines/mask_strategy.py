@@ -9,9 +9,11 @@ Groups joined by `;`, each up to six numbers joined by `,`; those that are left 
     length           how many frames
     edit rate        0: they stay as they are, 1: they are made anew, between: made from what they are
 """
+
 from __future__ import annotations
 
-from typing import NamedTuple, Optional, Sequence
+from collections.abc import Sequence
+from typing import NamedTuple, Optional
 
 import numpy as np
 
@@ -43,11 +45,15 @@ def _parse_group(group: str, text: str) -> MaskGroup:
     try:
         values = MaskGroup(*map(int, numbers[:5]), *map(float, numbers[5:]))
     except (TypeError, ValueError) as error:
-        raise ValueError(f"mask strategy {text!r}: {group!r} should be one to six numbers: clip, reference, its first "
-                         f"frame, first frame in the clip, length, edit rate") from error
+        raise ValueError(
+            f"mask strategy {text!r}: {group!r} should be one to six numbers: clip, reference, its first "
+            f"frame, first frame in the clip, length, edit rate"
+        ) from error
     if values.clip < 0 or values.reference < 0 or values.length < 1 or not 0 <= values.edit_rate <= 1:
-        raise ValueError(f"mask strategy {text!r}: in {group!r} clip and reference should be 0 or more, the length 1 "
-                         f"or more, the edit rate between 0 and 1")
+        raise ValueError(
+            f"mask strategy {text!r}: in {group!r} clip and reference should be 0 or more, the length 1 "
+            f"or more, the edit rate between 0 and 1"
+        )
     return values
 
 
@@ -58,12 +64,15 @@ def check_strategy(groups: Sequence[MaskGroup], references: int, loop: int) -> N
     """
     for group in groups:
         if group.clip < loop and group.reference >= references + group.clip:
-            raise ValueError(f"the mask strategy names reference {group.reference} for clip {group.clip}, counted "
-                             f"from 0, but reference_path has {references}")
+            raise ValueError(
+                f"the mask strategy names reference {group.reference} for clip {group.clip}, counted "
+                f"from 0, but reference_path has {references}"
+            )
 
 
-def place_references(latents: np.ndarray, references: Sequence[Sequence[np.ndarray]],
-                     groups: Sequence[Sequence[MaskGroup]], clip: int) -> tuple[np.ndarray, np.ndarray]:
+def place_references(
+    latents: np.ndarray, references: Sequence[Sequence[np.ndarray]], groups: Sequence[Sequence[MaskGroup]], clip: int
+) -> tuple[np.ndarray, np.ndarray]:
     """Puts the references' frames into the noise of a clip, (n, C, T, h, w).
 
     Of each sample later groups stand over earlier ones. A group is cut to the frames that there are; a reference of one
@@ -87,10 +96,10 @@ def place_references(latents: np.ndarray, references: Sequence[Sequence[np.ndarr
             reference = known[group.reference]
             first = _from_start(group.reference_start, reference.shape[1], "reference", group)
             target = _from_start(group.target_start, total, "clip", group)
-            frames = reference[:, first:first + group.length]
+            frames = reference[:, first : first + group.length]
             if reference.shape[1] == 1:
                 frames = np.repeat(frames, group.length, axis=1)
-            frames = frames[:, :total - target]
+            frames = frames[:, : total - target]
             span = slice(target, target + frames.shape[1])
             latents[sample, :, span] = frames
             mask[sample, span] = group.edit_rate

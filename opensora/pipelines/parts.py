@@ -1,4 +1,5 @@
 """The models of a pipeline, on the device only while they are needed."""
+
 from __future__ import annotations
 
 import gc

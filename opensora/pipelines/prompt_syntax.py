@@ -1,8 +1,9 @@
 """What a prompt can hold besides its text: references as json behind it, and a text for each clip of a long video.
 
-    A wave.{"reference_path": "cliff.png", "mask_strategy": "0"}
-    |0|a jeep in the forest|2|a jeep in the desert
+A wave.{"reference_path": "cliff.png", "mask_strategy": "0"}
+|0|a jeep in the forest|2|a jeep in the desert
 """
+
 from __future__ import annotations
 
 import json
@@ -34,9 +35,11 @@ def split_overrides(prompt: str) -> tuple[str, dict[str, Optional[str]]]:
         except ValueError:
             continue
         return prompt[:place], {name: _joined(found[name], prompt) for name in OVERRIDES if name in found}
-    if end.endswith("}") and re.search(r"\{[^{}]*(%s)" % "|".join(OVERRIDES), end):
-        raise ValueError(f"prompt {prompt!r}: what stands behind the text is no json; it should look like "
-                         f'{{"reference_path": "a.png", "mask_strategy": "0"}}')
+    if end.endswith("}") and re.search(r"\{[^{}]*(" + "|".join(OVERRIDES) + ")", end):
+        raise ValueError(
+            f"prompt {prompt!r}: what stands behind the text is no json; it should look like "
+            f'{{"reference_path": "a.png", "mask_strategy": "0"}}'
+        )
     return prompt, {}
 
 
@@ -46,7 +49,7 @@ def _joined(value: Any, prompt: str) -> Optional[str]:
         return None
     parts = value if isinstance(value, list) else [value]
     if not all(isinstance(part, str) for part in parts):
-        raise ValueError(f"prompt {prompt!r}: {value!r} should be a text, such as \"a.png;b.png\" or \"0;0,1,0,-1,1\"")
+        raise ValueError(f'prompt {prompt!r}: {value!r} should be a text, such as "a.png;b.png" or "0;0,1,0,-1,1"')
     return ";".join(parts)
 
 
@@ -67,7 +70,9 @@ def loop_texts(prompt: str, loop: int) -> list[str]:
     starts, texts = zip(*clip_texts(prompt))
     starts, texts = list(starts), [clean_prompt(text) for text in texts]
     if starts != sorted(set(starts)):
-        raise ValueError(f"prompt {prompt!r}: its texts should begin with clips 0 < ... in rising order, not with "
-                         f"{', '.join(map(str, starts))}")
+        raise ValueError(
+            f"prompt {prompt!r}: its texts should begin with clips 0 < ... in rising order, not with "
+            f"{', '.join(map(str, starts))}"
+        )
     ends = [min(start, loop) for start in [*starts[1:], loop]]
     return [text for start, end, text in zip(starts, ends, texts) for _ in range(start, end)]

@@ -1,10 +1,12 @@
 """Videos and images through a VAE and back: what the examples rec_video, rec_video_folder and rec_image share."""
+
 from __future__ import annotations
 
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Optional, Union
+from typing import Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -60,8 +62,11 @@ class Clip:
             return transforms.resize_crop(pixels, self.height, self.width)
         pixels = transforms.resize(pixels, *transforms.short_side(*pixels.shape[-2:], self.resolution))
         size = pixels.shape[-2:]
-        box = (transforms.center_box(*size, self.crop_size, self.crop_size) if self.crop_size
-               else transforms.stride_box(*size, stride))
+        box = (
+            transforms.center_box(*size, self.crop_size, self.crop_size)
+            if self.crop_size
+            else transforms.stride_box(*size, stride)
+        )
         return transforms.crop(pixels, box)
 
 
@@ -90,8 +95,10 @@ def read_clip(path: Union[str, Path], clip: Clip, ae: str) -> np.ndarray:
     stride = strides(ae)[1]
     with VideoReader(path) as reader:
         reader.check()
-        frames = [clip.fit(chunk.transpose(0, 3, 1, 2), stride)  # (t, 3, h, w)
-                  for chunk in reader.chunks(sample_indices(clip.num_frames, clip.sample_rate))]
+        frames = [
+            clip.fit(chunk.transpose(0, 3, 1, 2), stride)  # (t, 3, h, w)
+            for chunk in reader.chunks(sample_indices(clip.num_frames, clip.sample_rate))
+        ]
     return transforms.to_float(np.concatenate(frames).transpose(1, 0, 2, 3))
 
 
@@ -163,13 +170,14 @@ class Scores:
         return {name: float(np.mean(values)) for name, values in self.values.items()}
 
 
-def reconstruct_video(reconstruct: Reconstructor, video: np.ndarray, rec_path: Union[str, Path], fps: float,
-                      grid: bool = False) -> dict[str, float]:
+def reconstruct_video(
+    reconstruct: Reconstructor, video: np.ndarray, rec_path: Union[str, Path], fps: float, grid: bool = False
+) -> dict[str, float]:
     """Writes the reconstruction of a clip (3, T, H, W); with `grid` the original beside it. Returns the scores."""
     originals, scores, done = as_frames(video), Scores(), 0
     with write_video(rec_path, fps) as write:
         for (frames,) in reconstruct(video[None]):
-            shown = originals[done:done + len(frames)]
+            shown = originals[done : done + len(frames)]
             write(np.concatenate([shown, frames], axis=2) if grid else frames)
             scores.add(shown, frames)
             done += len(frames)

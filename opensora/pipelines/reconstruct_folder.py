@@ -1,15 +1,17 @@
 """A folder of videos through a VAE and back, for measuring the VAE: resumable, and no bad file stops it."""
+
 from __future__ import annotations
 
 import json
 import math
 import sys
 from collections import deque
+from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Iterable, Iterator, Optional, Union
+from typing import Any, Optional, Union
 
 import numpy as np
 from tqdm import tqdm
@@ -33,8 +35,13 @@ class Job:
         return self.target.name
 
 
-def plan_jobs(real_dir: Union[str, Path], generated_dir: Union[str, Path], data_file: Optional[str] = None,
-              output_origin: bool = False, subset_size: int = 0) -> list[Job]:
+def plan_jobs(
+    real_dir: Union[str, Path],
+    generated_dir: Union[str, Path],
+    data_file: Optional[str] = None,
+    output_origin: bool = False,
+    subset_size: int = 0,
+) -> list[Job]:
     """The videos of `real_dir`, or those a csv file lists in its column `video`, and where each one goes.
 
     Files keep their names, flat in one folder; what cannot hold H.264 becomes .mp4.
@@ -50,7 +57,7 @@ def plan_jobs(real_dir: Union[str, Path], generated_dir: Union[str, Path], data_
         own = generated_dir.resolve()
         sources = [path for path in list_videos(real_dir, recursive=True) if own not in path.resolve().parents]
     jobs: dict[str, Job] = {}
-    for source in sources[:subset_size or None]:
+    for source in sources[: subset_size or None]:
         name = source.name if source.suffix.lower() in WRITERS else source.with_suffix(".mp4").name
         if name in jobs:
             raise ValueError(f"{source} and {jobs[name].source} would both be written to {generated_dir / name}")
@@ -76,15 +83,16 @@ class Results:
             made_with, videos = _read_scores(path)
             for key, value in settings.items():
                 if videos and made_with.get(key) != value:
-                    raise ValueError(f"{folder} holds reconstructions with {key}={made_with.get(key)}, "
-                                     f"now it is {value}: choose another --generated_video_dir")
+                    raise ValueError(
+                        f"{folder} holds reconstructions with {key}={made_with.get(key)}, "
+                        f"now it is {value}: choose another --generated_video_dir"
+                    )
             self.earlier.update(videos)
             if path == self.path:
                 self.own.update(videos)
 
     def finished(self, job: Job) -> bool:
-        return (job.name in self.earlier and job.target.is_file()
-                and (job.origin is None or job.origin.is_file()))
+        return job.name in self.earlier and job.target.is_file() and (job.origin is None or job.origin.is_file())
 
     def add(self, scores: dict[str, dict[str, float]]) -> None:
         self.own.update(scores)
@@ -108,18 +116,31 @@ def _read_scores(path: Path) -> tuple[dict, dict[str, dict[str, float]]]:
         return {}, {}
     bad = [name for name, scores in videos.items() if not _are_scores(scores)]
     if bad:
-        print(f"note: {path} holds no scores of {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; made again",
-              file=sys.stderr)
+        print(
+            f"note: {path} holds no scores of {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; made again",
+            file=sys.stderr,
+        )
     return settings, {name: scores for name, scores in videos.items() if name not in bad}
 
 
 def _are_scores(scores: Any) -> bool:
-    return (isinstance(scores, dict) and set(scores) == set(Scores().values)
-            and all(type(value) is float and math.isfinite(value) for value in scores.values()))
+    return (
+        isinstance(scores, dict)
+        and set(scores) == set(Scores().values)
+        and all(type(value) is float and math.isfinite(value) for value in scores.values())
+    )
 
 
-def reconstruct_folder(reconstruct: Reconstructor, jobs: list[Job], clip: Clip, ae: str, results: Results, fps: float,
-                       batch_size: int = 1, num_workers: int = 1) -> dict[str, str]:
+def reconstruct_folder(
+    reconstruct: Reconstructor,
+    jobs: list[Job],
+    clip: Clip,
+    ae: str,
+    results: Results,
+    fps: float,
+    batch_size: int = 1,
+    num_workers: int = 1,
+) -> dict[str, str]:
     """Writes the reconstructions that are not there yet. Videos of one size share a batch.
 
     Returns the videos left out, and why: damaged, too short or absent ones.
@@ -127,8 +148,10 @@ def reconstruct_folder(reconstruct: Reconstructor, jobs: list[Job], clip: Clip, 
     todo = [job for job in jobs if not results.finished(job)]
     skipped: dict[str, str] = {}
     batch: list[tuple[Job, np.ndarray]] = []
-    with ThreadPoolExecutor(max(1, num_workers)) as pool, \
-            tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="video") as progress:
+    with (
+        ThreadPoolExecutor(max(1, num_workers)) as pool,
+        tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="video") as progress,
+    ):
         for job, video in _read_ahead(pool, todo, clip, ae, batch_size + num_workers):
             if isinstance(video, str):
                 skipped[job.name] = video
@@ -145,9 +168,11 @@ def reconstruct_folder(reconstruct: Reconstructor, jobs: list[Job], clip: Clip, 
     return skipped
 
 
-def _read_ahead(pool: ThreadPoolExecutor, jobs: list[Job], clip: Clip, ae: str,
-                ahead: int) -> Iterator[tuple[Job, Union[np.ndarray, str]]]:
+def _read_ahead(
+    pool: ThreadPoolExecutor, jobs: list[Job], clip: Clip, ae: str, ahead: int
+) -> Iterator[tuple[Job, Union[np.ndarray, str]]]:
     """Clips in order, or the reason there is none; at most `ahead` of them are in memory."""
+
     def read(job: Job) -> Union[np.ndarray, str]:
         try:
             return read_clip(job.source, clip, ae)
@@ -165,8 +190,9 @@ def _read_ahead(pool: ThreadPoolExecutor, jobs: list[Job], clip: Clip, ae: str,
         yield first, future.result()
 
 
-def _reconstruct_batch(reconstruct: Reconstructor, batch: list[tuple[Job, np.ndarray]],
-                       fps: float) -> dict[str, dict[str, float]]:
+def _reconstruct_batch(
+    reconstruct: Reconstructor, batch: list[tuple[Job, np.ndarray]], fps: float
+) -> dict[str, dict[str, float]]:
     jobs = [job for job, _ in batch]
     originals = [as_frames(video) for _, video in batch]
     scores = [Scores() for _ in batch]
@@ -179,7 +205,7 @@ def _reconstruct_batch(reconstruct: Reconstructor, batch: list[tuple[Job, np.nda
         for piece in reconstruct(np.stack([video for _, video in batch])):
             for i, frames in enumerate(piece):
                 writers[i](frames)
-                scores[i].add(originals[i][done:done + len(frames)], frames)
+                scores[i].add(originals[i][done : done + len(frames)], frames)
             done += piece.shape[1]
     return {job.name: score.means() for job, score in zip(jobs, scores)}
 

@@ -1,8 +1,10 @@
 """References: images and videos whose frames a video keeps, from files and from the web."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Iterator, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
 
@@ -31,8 +33,10 @@ def find_reference(path: str, cache_dir: Union[str, Path], allow_local: bool = F
     """
     found = fetch(path, cache_dir, allow_local=allow_local) if is_url(path) else Path(path)
     if found.suffix.lower() not in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
-        raise ValueError(f"reference {path}: neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video "
-                         f"({' '.join(VIDEO_SUFFIXES)}) by its name")
+        raise ValueError(
+            f"reference {path}: neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video "
+            f"({' '.join(VIDEO_SUFFIXES)}) by its name"
+        )
     if not found.is_file():
         raise FileNotFoundError(f"reference {path}: no such file")
     return found

@@ -1,4 +1,5 @@
 """Which sizes of video the models can make."""
+
 from __future__ import annotations
 
 SIZE_STEP = 32
@@ -9,7 +10,9 @@ def check_size(num_frames: int, height: int, width: int, temporal_stride: int = 
     problems = []
     if num_frames < 1 or (num_frames - 1) % temporal_stride:
         low = max(0, num_frames - 1) // temporal_stride * temporal_stride + 1
-        problems.append(f"num_frames {num_frames} is not {temporal_stride}n+1 (nearest: {low}, {low + temporal_stride})")
+        problems.append(
+            f"num_frames {num_frames} is not {temporal_stride}n+1 (nearest: {low}, {low + temporal_stride})"
+        )
     for name, value in (("height", height), ("width", width)):
         if value < SIZE_STEP or value % SIZE_STEP:
             low = max(SIZE_STEP, value // SIZE_STEP * SIZE_STEP)

@@ -1,8 +1,10 @@
 """Open-Sora v1.1: one clip from its texts, with STDiT2, Stable Diffusion's autoencoder and T5."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Callable, Mapping, Optional, Sequence
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
@@ -29,8 +31,13 @@ class ClipSize:
     def numbers(self, count: int) -> dict[str, Tensor]:
         """What the model is told, of `count` equal clips; images have a rate of their own."""
         fps = IMAGE_FPS if self.num_frames == 1 else self.fps
-        values = {"num_frames": self.num_frames, "height": self.height, "width": self.width,
-                  "ar": self.height / self.width, "fps": fps}
+        values = {
+            "num_frames": self.num_frames,
+            "height": self.height,
+            "width": self.width,
+            "ar": self.height / self.width,
+            "fps": fps,
+        }
         return {name: Tensor(np.full(count, value, np.float32)) for name, value in values.items()}
 
 
@@ -45,8 +52,9 @@ class STDiTPipeline:
         self.text_encoder, self.transformer, self.vae, self.scheduler = text_encoder, transformer, vae, scheduler
 
     @classmethod
-    def from_config(cls, config: Mapping[str, Any], dtype=ms.float32,
-                    video_size: Sequence[Optional[int]] = (None, None, None)) -> "STDiTPipeline":
+    def from_config(
+        cls, config: Mapping[str, Any], dtype=ms.float32, video_size: Sequence[Optional[int]] = (None, None, None)
+    ) -> STDiTPipeline:
         """The parts that a config names, the model made to fit the others.
 
         Args:
@@ -56,9 +64,15 @@ class STDiTPipeline:
         scheduler = build(config["scheduler"], SCHEDULER)  # first: its errors should not wait for the models
         vae = build(config["vae"], VAE, dtype=dtype).set_train(False)
         text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=dtype)
-        model = build(config["model"], MODEL, dtype=dtype, input_size=vae.get_latent_size(video_size),
-                      in_channels=vae.out_channels, caption_channels=text_encoder.width,
-                      model_max_length=text_encoder.max_length).set_train(False)
+        model = build(
+            config["model"],
+            MODEL,
+            dtype=dtype,
+            input_size=vae.get_latent_size(video_size),
+            in_channels=vae.out_channels,
+            caption_channels=text_encoder.width,
+            model_max_length=text_encoder.max_length,
+        ).set_train(False)
         return cls(text_encoder, model, vae, scheduler)
 
     def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -70,11 +84,19 @@ class STDiTPipeline:
         """Frames, height and width of a video -> (C, T, h, w) of its latents."""
         return self.vae.out_channels, *self.vae.get_latent_size(video_size)
 
-    def sample(self, text: Mapping[str, Tensor], size: ClipSize, latents: np.ndarray, mask: Optional[np.ndarray] = None,
-               noise: Optional[Callable[[int], Any]] = None, progress: bool = False) -> Tensor:
+    def sample(
+        self,
+        text: Mapping[str, Tensor],
+        size: ClipSize,
+        latents: np.ndarray,
+        mask: Optional[np.ndarray] = None,
+        noise: Optional[Callable[[int], Any]] = None,
+        progress: bool = False,
+    ) -> Tensor:
         """Noise (n, C, T, h, w), with references in it where the mask (n, T) of edit rates is below 1, to latents."""
-        return self.scheduler.sample(self.transformer, latents, {**text, **size.numbers(len(latents))}, mask, noise,
-                                     progress)
+        return self.scheduler.sample(
+            self.transformer, latents, {**text, **size.numbers(len(latents))}, mask, noise, progress
+        )
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """(n, C, T, h, w) -> float32 (n, 3, T, 8 h, 8 w), about [-1, 1], not clipped."""
@@ -97,4 +119,4 @@ class FrameNoise:
         self.size = micro_batch_size or len(self.frames)
 
     def __call__(self, k: int) -> np.ndarray:
-        return self.frames[k * self.size:(k + 1) * self.size]
+        return self.frames[k * self.size : (k + 1) * self.size]

@@ -1,8 +1,10 @@
 """Text to video and text to image."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
+from typing import Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -38,8 +40,16 @@ class OpenSoraPipeline:
 
     transformer_class = OpenSoraT2V_v1_3
 
-    def __init__(self, text_encoder: Part, tokenizer: Tokenizer, transformer: Part, vae: Part, scheduler,
-                 prompt_template: str = POSITIVE, negative_prompt: str = NEGATIVE):
+    def __init__(
+        self,
+        text_encoder: Part,
+        tokenizer: Tokenizer,
+        transformer: Part,
+        vae: Part,
+        scheduler,
+        prompt_template: str = POSITIVE,
+        negative_prompt: str = NEGATIVE,
+    ):
         check_template(prompt_template)
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
@@ -49,17 +59,28 @@ class OpenSoraPipeline:
         self.prompt_template, self.negative_prompt = prompt_template, negative_prompt
 
     @classmethod
-    def from_pretrained(cls, model_path: Union[str, Path], ae_path: Union[str, Path], text_encoder: Union[str, Path],
-                        sample_method: str = "EulerAncestralDiscrete", prediction_type: str = "v_prediction",
-                        rescale_betas_zero_snr: bool = True, dtype=ms.float32, prompt_template: str = POSITIVE,
-                        negative_prompt: str = NEGATIVE) -> "OpenSoraPipeline":
+    def from_pretrained(
+        cls,
+        model_path: Union[str, Path],
+        ae_path: Union[str, Path],
+        text_encoder: Union[str, Path],
+        sample_method: str = "EulerAncestralDiscrete",
+        prediction_type: str = "v_prediction",
+        rescale_betas_zero_snr: bool = True,
+        dtype=ms.float32,
+        prompt_template: str = POSITIVE,
+        negative_prompt: str = NEGATIVE,
+    ) -> OpenSoraPipeline:
         """A pipeline from folders in the published layout; models load when they are first used.
 
         Raises:
             FileNotFoundError, ValueError: a folder that holds another model, or none.
         """
-        for model, folder in ((cls.transformer_class, model_path), (WFVAEModel, ae_path),
-                              (MT5EncoderModel, text_encoder)):
+        for model, folder in (
+            (cls.transformer_class, model_path),
+            (WFVAEModel, ae_path),
+            (MT5EncoderModel, text_encoder),
+        ):
             model.published_config(folder)
             find_weights(folder)
         return cls(
@@ -67,17 +88,27 @@ class OpenSoraPipeline:
             tokenizer=Tokenizer(text_encoder),
             transformer=Part(lambda: cls.transformer_class.from_pretrained(model_path, dtype=dtype)),
             vae=Part(lambda: WFVAEModel.from_pretrained(ae_path, dtype=dtype)),
-            scheduler=get_scheduler(sample_method, prediction_type=prediction_type,
-                                    rescale_betas_zero_snr=rescale_betas_zero_snr),
+            scheduler=get_scheduler(
+                sample_method, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr
+            ),
             prompt_template=prompt_template,
             negative_prompt=negative_prompt,
         )
 
-    def __call__(self, prompt: str, num_frames: int = 93, height: int = 352, width: int = 640,
-                 num_inference_steps: int = 100, guidance_scale: float = 7.5,
-                 seed: Union[int, Sequence[int]] = 1234, max_sequence_length: int = 512,
-                 latents: Optional[Union[np.ndarray, Tensor]] = None, step_noise: Optional[StepNoise] = None,
-                 output_type: str = "frames") -> np.ndarray:
+    def __call__(
+        self,
+        prompt: str,
+        num_frames: int = 93,
+        height: int = 352,
+        width: int = 640,
+        num_inference_steps: int = 100,
+        guidance_scale: float = 7.5,
+        seed: Union[int, Sequence[int]] = 1234,
+        max_sequence_length: int = 512,
+        latents: Optional[Union[np.ndarray, Tensor]] = None,
+        step_noise: Optional[StepNoise] = None,
+        output_type: str = "frames",
+    ) -> np.ndarray:
         """Makes one video, or an image where num_frames is 1.
 
         Args:
@@ -97,8 +128,9 @@ class OpenSoraPipeline:
             raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         check_size(num_frames, height, width)
         text = self.embed_prompt(prompt, guidance_scale, max_sequence_length)
-        latents = self.denoise(text, num_frames, height, width, num_inference_steps, guidance_scale, seed, latents,
-                               step_noise)
+        latents = self.denoise(
+            text, num_frames, height, width, num_inference_steps, guidance_scale, seed, latents, step_noise
+        )
         return self.output(latents, output_type)
 
     def embed(self, texts: Sequence[str], max_sequence_length: int = 512) -> TextEmbedding:
@@ -110,10 +142,20 @@ class OpenSoraPipeline:
         text = self.prompt_template.replace("{}", prompt)
         return self.embed([self.negative_prompt, text] if guidance_scale > 1 else [text], max_sequence_length)
 
-    def denoise(self, text: TextEmbedding, num_frames: int, height: int, width: int, num_inference_steps: int,
-                guidance_scale: float, seed: Union[int, Sequence[int]] = 1234,
-                latents: Optional[Union[np.ndarray, Tensor]] = None, step_noise: Optional[StepNoise] = None,
-                progress: bool = True, condition: Optional[Tensor] = None) -> Tensor:
+    def denoise(
+        self,
+        text: TextEmbedding,
+        num_frames: int,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seed: Union[int, Sequence[int]] = 1234,
+        latents: Optional[Union[np.ndarray, Tensor]] = None,
+        step_noise: Optional[StepNoise] = None,
+        progress: bool = True,
+        condition: Optional[Tensor] = None,
+    ) -> Tensor:
         """Latents (1, C, 1 + n, height / 8, width / 8) for an embedded prompt and its `condition`, if any."""
         transformer = self.transformer.get()
         generator = np.random.default_rng(seed)
@@ -121,12 +163,25 @@ class OpenSoraPipeline:
         if latents is None:
             latents = generator.standard_normal(shape, dtype=np.float32)
         elif tuple(latents.shape) != shape:
-            raise ValueError(f"latents are {tuple(latents.shape)}; {num_frames} frames of {height}x{width} need {shape}")
+            raise ValueError(
+                f"latents are {tuple(latents.shape)}; {num_frames} frames of {height}x{width} need {shape}"
+            )
         if step_noise is None:
+
             def step_noise(_):
                 return Tensor(generator.standard_normal(shape, dtype=np.float32))
-        return denoise(transformer, self.scheduler, text.trimmed(), _tensor(latents), num_inference_steps,
-                       guidance_scale, lambda k: _tensor(step_noise(k)), condition, progress)
+
+        return denoise(
+            transformer,
+            self.scheduler,
+            text.trimmed(),
+            _tensor(latents),
+            num_inference_steps,
+            guidance_scale,
+            lambda k: _tensor(step_noise(k)),
+            condition,
+            progress,
+        )
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
         """Yields uint8 frames (B, t, H, W, 3) in order of time.

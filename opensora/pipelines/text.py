@@ -1,9 +1,11 @@
 """Prompts to text embeddings."""
+
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional
 
 import numpy as np
 from mindspore import Tensor
@@ -22,7 +24,7 @@ class TextEmbedding:
     states: np.ndarray
     mask: np.ndarray
 
-    def trimmed(self) -> "TextEmbedding":
+    def trimmed(self) -> TextEmbedding:
         """Without the tail that is padding in every row, in steps of `LENGTH_STEP`.
 
         Hidden tokens get no attention, so nothing changes but the work. The steps keep the number of different
@@ -33,18 +35,18 @@ class TextEmbedding:
         return TextEmbedding(self.states[:, :length], self.mask[:, :length])
 
     @staticmethod
-    def stack(parts: Sequence["TextEmbedding"]) -> "TextEmbedding":
+    def stack(parts: Sequence[TextEmbedding]) -> TextEmbedding:
         """The rows of all parts, in order."""
-        return TextEmbedding(np.concatenate([part.states for part in parts]),
-                             np.concatenate([part.mask for part in parts]))
+        return TextEmbedding(
+            np.concatenate([part.states for part in parts]), np.concatenate([part.mask for part in parts])
+        )
 
     def attention_mask(self) -> Optional[Tensor]:
         """(B, 1, L) as the transformer takes it; None where every token is visible."""
         return None if self.mask.all() else Tensor(self.mask[:, None])
 
 
-def embed_text(encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[str],
-               max_length: int) -> TextEmbedding:
+def embed_text(encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> TextEmbedding:
     """The encoder's last states of texts padded or cut to `max_length` tokens."""
     ids, mask = tokenizer(texts, max_length)
     states = encoder(Tensor(ids), Tensor(mask))
@@ -56,8 +58,11 @@ def note_if_cut(tokenizer: Tokenizer, text: str, max_length: int, remedy: str) -
     count = tokenizer.count(text)
     if count > max_length:
         text = " ".join(text.split())
-        print(f"note: the text {text[:SHOWN]!r}... has {count} tokens; what follows the first {max_length} has no "
-              f"effect; {remedy}", file=sys.stderr)
+        print(
+            f"note: the text {text[:SHOWN]!r}... has {count} tokens; what follows the first {max_length} has no "
+            f"effect; {remedy}",
+            file=sys.stderr,
+        )
 
 
 class TextEncoder:

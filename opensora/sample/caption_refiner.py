@@ -4,6 +4,7 @@
 
 Without flags the published refiner rewrites the prompts of examples/sora.txt.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -12,8 +13,9 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Iterator, Optional, Sequence, Union
+from typing import Optional, Union
 
 from tqdm import tqdm
 
@@ -32,14 +34,24 @@ PUBLISHED_WEIGHTS = "LanguageBind/Open-Sora-Plan-v1.3.0"  # name on Hugging Face
 PUBLISHED_REFINER = f"{PUBLISHED_WEIGHTS}/prompt_refiner"
 
 
-def refine_prompts(folder: Union[str, Path], prompts: Sequence[str], seed: int = 1234, device: Optional[str] = None,
-                   max_new_tokens: int = MAX_NEW_TOKENS) -> dict[str, str]:
+def refine_prompts(
+    folder: Union[str, Path],
+    prompts: Sequence[str],
+    seed: int = 1234,
+    device: Optional[str] = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> dict[str, str]:
     """Prompt -> refined prompt; see `refine_each`."""
     return dict(refine_each(folder, prompts, seed, device, max_new_tokens))
 
 
-def refine_each(folder: Union[str, Path], prompts: Sequence[str], seed: int = 1234, device: Optional[str] = None,
-                max_new_tokens: int = MAX_NEW_TOKENS) -> Iterator[tuple[str, str]]:
+def refine_each(
+    folder: Union[str, Path],
+    prompts: Sequence[str],
+    seed: int = 1234,
+    device: Optional[str] = None,
+    max_new_tokens: int = MAX_NEW_TOKENS,
+) -> Iterator[tuple[str, str]]:
     """Yields each different prompt with its refined wording, one line of text; an empty answer leaves it as it was.
 
     The model runs in a process of its own, which ends with the last prompt.
@@ -55,8 +67,17 @@ def refine_each(folder: Union[str, Path], prompts: Sequence[str], seed: int = 12
     """
     check_refiner(folder)
     prompts = list(dict.fromkeys(prompts))
-    command = [sys.executable, "-m", refiner_process.__name__, "--caption_refiner", str(resolve_path(folder).resolve()),
-               "--seed", str(seed), "--max_new_tokens", str(max_new_tokens)] + (["--device", device] if device else [])
+    command = [
+        sys.executable,
+        "-m",
+        refiner_process.__name__,
+        "--caption_refiner",
+        str(resolve_path(folder).resolve()),
+        "--seed",
+        str(seed),
+        "--max_new_tokens",
+        str(max_new_tokens),
+    ] + (["--device", device] if device else [])
     answers = tqdm(_converse(command, prompts), desc="refining prompts", total=len(prompts), unit="prompt")
     for answer, prompt in zip(answers, prompts):
         if not answer.strip():
@@ -69,14 +90,20 @@ def check_refiner(folder: Union[str, Path]) -> None:
     folder = resolve_path(folder)
     architectures = read_config(folder).get("architectures") or []
     if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
-        raise ValueError(f"{folder}/config.json describes {', '.join(architectures) or 'no architecture'}, "
-                         f"not a causal language model such as LlamaForCausalLM")
+        raise ValueError(
+            f"{folder}/config.json describes {', '.join(architectures) or 'no architecture'}, "
+            f"not a causal language model such as LlamaForCausalLM"
+        )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
-        raise FileNotFoundError(f"{folder} holds no tokenizer: tokenizer.json (or tokenizer.model) and "
-                                f"tokenizer_config.json should lie there")
+        raise FileNotFoundError(
+            f"{folder} holds no tokenizer: tokenizer.json (or tokenizer.model) and "
+            f"tokenizer_config.json should lie there"
+        )
     if not _has_chat_template(folder):
-        raise ValueError(f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or "
-                         f"chat_template.jinja); the refiner is a model tuned for chats")
+        raise ValueError(
+            f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or "
+            f"chat_template.jinja); the refiner is a model tuned for chats"
+        )
     weights = find_weights(folder)
     if ".safetensors" not in weights.name:
         raise ValueError(f"{weights}: the refiner's weights are read from .safetensors files only")
@@ -106,8 +133,10 @@ def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
             yield message["answer"]
         code = process.wait()
         if answered < len(prompts):
-            raise ChildProcessError(f"the refiner's process ended with exit code {code} after {answered} of "
-                                    f"{len(prompts)} prompts" + (" (killed: out of memory?)" if code == -9 else ""))
+            raise ChildProcessError(
+                f"the refiner's process ended with exit code {code} after {answered} of "
+                f"{len(prompts)} prompts" + (" (killed: out of memory?)" if code == -9 else "")
+            )
     finally:
         process.kill()
         process.wait()
@@ -116,12 +145,16 @@ def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
 
 def parse_args() -> argparse.Namespace:
     parser = CommandParser(description="Prompts -> prompts with more detail.")
-    parser.add_argument("--caption_refiner", default=PUBLISHED_REFINER,
-                        help="folder of a causal language model with its tokenizer")
+    parser.add_argument(
+        "--caption_refiner", default=PUBLISHED_REFINER, help="folder of a causal language model with its tokenizer"
+    )
     prompts = parser.add_mutually_exclusive_group()
     prompts.add_argument("--prompt", nargs="+", help="prompts; default: those of --text_prompt")
-    prompts.add_argument("--text_prompt", default=str(ROOT / "examples/sora.txt"),
-                         help="a .txt file with one prompt per line, or a .csv file")
+    prompts.add_argument(
+        "--text_prompt",
+        default=str(ROOT / "examples/sora.txt"),
+        help="a .txt file with one prompt per line, or a .csv file",
+    )
     parser.add_argument("--output", help="text file for the refined prompts, one per line; default: only print them")
     parser.add_argument("--max_new_tokens", type=int, default=MAX_NEW_TOKENS, help="longest answer in tokens")
     parser.add_argument("--device", choices=devices.TARGETS, help="default: Ascend where one is present, else CPU")
@@ -139,7 +172,8 @@ def main() -> None:
         raise FileNotFoundError(
             f"{PUBLISHED_REFINER}: no such folder; fetch the published refiner with huggingface-cli download "
             f"{PUBLISHED_WEIGHTS} --include 'prompt_refiner/*' --local-dir {PUBLISHED_WEIGHTS}, or give the folder of "
-            f"another language model with --caption_refiner")
+            f"another language model with --caption_refiner"
+        )
     prompts = read_prompts(args.prompt or [args.text_prompt])
     refined = {}
     for prompt, wording in refine_each(args.caption_refiner, prompts, args.seed, args.device, args.max_new_tokens):

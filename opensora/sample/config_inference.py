@@ -1,9 +1,11 @@
 """Inference by a config file: builds what it names and makes a video or an image for every prompt."""
+
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from typing import Any, Iterable, Iterator, Mapping, Protocol, Sequence
+from typing import Any, Protocol
 
 import numpy as np
 
@@ -65,8 +67,11 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     maker_class.check(config, job, requests, long)
     with exclusive_folder(job.save_dir, device.is_main):
         if device.is_main:
-            check_free_space(job.save_dir, job.bytes_per_sample * sum(
-                not _is_done(job, request, number) for request in requests for number in range(job.num_sample)))
+            check_free_space(
+                job.save_dir,
+                job.bytes_per_sample
+                * sum(not _is_done(job, request, number) for request in requests for number in range(job.num_sample)),
+            )
         barrier(device.world_size)  # no process works before the first has the folder
         check_folders(config)
         _make_all(maker_class(config, job, device, long), job, requests, device)
@@ -74,8 +79,8 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
 
 
 def _make_all(maker: Maker, job: Job, requests: Sequence[Request], device: Device) -> None:
-    batches = [requests[start:start + maker.batch_size] for start in range(0, len(requests), maker.batch_size)]
-    for batch in batches[device.rank::device.world_size]:
+    batches = [requests[start : start + maker.batch_size] for start in range(0, len(requests), maker.batch_size)]
+    for batch in batches[device.rank :: device.world_size]:
         for request in batch:
             maker.note_cut_texts(request)
         for number in range(job.num_sample):
@@ -117,8 +122,11 @@ class STDiTMaker:
         _, _, *latent_size = self.pipeline.latent_shape(self.size.video)
         made = [count * stride for count, stride in zip(latent_size, self.pipeline.vae.patch_size[1:])]
         if made != list(job.image_size) and device.is_main:
-            print(f"note: image_size {tuple(job.image_size)} is cut to {tuple(made)}: height and width of results are "
-                  f"multiples of {self.pipeline.vae.patch_size[1]}", file=sys.stderr)
+            print(
+                f"note: image_size {tuple(job.image_size)} is cut to {tuple(made)}: height and width of results are "
+                f"multiples of {self.pipeline.vae.patch_size[1]}",
+                file=sys.stderr,
+            )
 
     @staticmethod
     def check(config: Mapping[str, Any], job: Job, requests: Sequence[Request], long: bool) -> None:
@@ -126,8 +134,9 @@ class STDiTMaker:
         build(config["scheduler"], SCHEDULER)
         keeps_frames = job.loop > 1 or any(request.groups for request in requests)
         if long and keeps_frames and config["scheduler"]["type"] != "iddpm":
-            raise ValueError(f"scheduler type {config['scheduler']['type']!r} keeps no frames; references and loop > 1 "
-                             f"need 'iddpm'")
+            raise ValueError(
+                f"scheduler type {config['scheduler']['type']!r} keeps no frames; references and loop > 1 need 'iddpm'"
+            )
 
     def make(self, requests: Sequence[Request], number: int) -> Iterator[np.ndarray]:
         draws = SeededDraws(self.job.seed, [request.index for request in requests], number)
@@ -138,15 +147,17 @@ class STDiTMaker:
         for text in dict.fromkeys(request.texts):
             note_if_cut(encoder.tokenizer, text, encoder.max_length, REMEDY)
 
-    def _pieces(self, requests: Sequence[Request], draws: "SeededDraws") -> Iterator[np.ndarray]:
+    def _pieces(self, requests: Sequence[Request], draws: SeededDraws) -> Iterator[np.ndarray]:
         if self.long:
             scenes = [Scene(request.texts, self._references(request), request.groups) for request in requests]
-            return make_long_video(self.pipeline, scenes, self.size, draws, self.job.condition_frame_length or 0,
-                                   self.is_main)
+            return make_long_video(
+                self.pipeline, scenes, self.size, draws, self.job.condition_frame_length or 0, self.is_main
+            )
         shape = (len(requests), *self.pipeline.latent_shape(self.size.video))
         text = self.pipeline.embed([request.texts[0] for request in requests])
-        made = self.pipeline.sample(text, self.size, draws.latents(0, shape), None,
-                                    lambda k: draws.step(0, k, shape), self.is_main)
+        made = self.pipeline.sample(
+            text, self.size, draws.latents(0, shape), None, lambda k: draws.step(0, k, shape), self.is_main
+        )
         return iter([self.pipeline.decode(made)])
 
     def _references(self, request: Request) -> list[np.ndarray]:
@@ -171,23 +182,30 @@ class PlanMaker:
     def __init__(self, config: Mapping[str, Any], job: Job, device: Device, long: bool):
         self.job, self.is_main = job, device.is_main
         if job.batch_size > 1 and device.is_main:
-            print(f"note: batch_size {job.batch_size} has no effect: {config['model']['type']} makes one prompt at a "
-                  f"time", file=sys.stderr)
+            print(
+                f"note: batch_size {job.batch_size} has no effect: {config['model']['type']} makes one prompt at a "
+                f"time",
+                file=sys.stderr,
+            )
         self.sampler = build(config["scheduler"], SCHEDULER)
         text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=device.dtype)
         self.max_length = text_encoder.max_length
         self.pipeline = OpenSoraPipeline(
-            Part(lambda: text_encoder.encoder), text_encoder.tokenizer,
+            Part(lambda: text_encoder.encoder),
+            text_encoder.tokenizer,
             Part(lambda: build(config["model"], MODEL, dtype=device.dtype)),
-            Part(lambda: build(config["vae"], VAE, dtype=device.dtype)), self.sampler.scheduler)
+            Part(lambda: build(config["vae"], VAE, dtype=device.dtype)),
+            self.sampler.scheduler,
+        )
 
     @staticmethod
     def check(config: Mapping[str, Any], job: Job, requests: Sequence[Request], long: bool) -> None:
         """Raises ValueError for what the model cannot do."""
         check_size(job.num_frames, *job.image_size)
         if long:
-            raise ValueError(f"inference-long.py needs a model that can keep frames: STDiT2-XL/2, not "
-                             f"{config['model']['type']}")
+            raise ValueError(
+                f"inference-long.py needs a model that can keep frames: STDiT2-XL/2, not {config['model']['type']}"
+            )
         if job.divide_fps:
             raise ValueError(f"divide_fps: the model {config['model']['type']} is told no frame rate; leave it out")
 
@@ -199,8 +217,15 @@ class PlanMaker:
         (request,) = requests
         scale, steps = self.sampler.cfg_scale, self.sampler.num_sampling_steps
         text = self.pipeline.embed_prompt(request.prompt, scale, self.max_length)
-        latents = self.pipeline.denoise(text, self.job.num_frames, *self.job.image_size, steps, scale,
-                                        (self.job.seed, request.index, number), progress=self.is_main)
+        latents = self.pipeline.denoise(
+            text,
+            self.job.num_frames,
+            *self.job.image_size,
+            steps,
+            scale,
+            (self.job.seed, request.index, number),
+            progress=self.is_main,
+        )
         return self.pipeline.decode(latents)
 
 

@@ -1,12 +1,14 @@
 """What a config asks to be made: prompts with their references, and the names of the results. Needs no MindSpore."""
+
 from __future__ import annotations
 
 import hashlib
 import re
 from collections import Counter
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Any, Callable, NamedTuple, Optional
 
 from opensora.pipelines.mask_strategy import check_strategy, parse_strategy
 from opensora.pipelines.prompt_syntax import clip_texts, loop_texts, split_overrides
@@ -15,8 +17,16 @@ from opensora.utils.config_utils import check_fields
 from opensora.utils.folder_lock import compressed_bytes
 from opensora.utils.text_files import check_characters
 
-NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "num_frames", "image_size", "fps",
-          "save_dir")
+NEEDED = (
+    "model.type",
+    "vae.type",
+    "text_encoder.type",
+    "scheduler.type",
+    "num_frames",
+    "image_size",
+    "fps",
+    "save_dir",
+)
 # Bytes of a prompt, and of `sample_name`, in a file's name. It can have 255 in all, with those of temporary files.
 LONGEST_NAME, LONGEST_SAMPLE_NAME = 150, 50
 DIGEST = 16  # hexadecimal digits that tell prompts apart whose names would be alike
@@ -52,7 +62,7 @@ class Job:
     fps: int
     save_dir: str
     frame_interval: int = 1
-    divide_fps: bool = False            # the model is told fps / frame_interval, as from Open-Sora v1.2 on
+    divide_fps: bool = False  # the model is told fps / frame_interval, as from Open-Sora v1.2 on
     batch_size: int = 1
     seed: int = 42
     num_sample: int = 1
@@ -62,7 +72,7 @@ class Job:
     condition_frame_length: Optional[int] = None
 
     @classmethod
-    def of(cls, config: Mapping[str, Any]) -> "Job":
+    def of(cls, config: Mapping[str, Any]) -> Job:
         check_fields(config, NEEDED)
         if config.get("multi_resolution") not in (None, False, "STDiT2"):
             raise ValueError(f"multi_resolution {config['multi_resolution']!r} should be 'STDiT2'")
@@ -79,12 +89,15 @@ class Job:
         if self.sample_name and len(Path(self.sample_name).name.encode()) > LONGEST_SAMPLE_NAME:
             raise ValueError(f"sample_name {self.sample_name!r}: should be at most {LONGEST_SAMPLE_NAME} bytes long")
         if self.fps < self.frame_interval:
-            raise ValueError(f"fps {self.fps} divided by frame_interval {self.frame_interval} is less than 1 frame a "
-                             f"second")
+            raise ValueError(
+                f"fps {self.fps} divided by frame_interval {self.frame_interval} is less than 1 frame a second"
+            )
         kept = self.condition_frame_length
         if self.loop > 1 and not (type(kept) is int and 1 <= kept < self.num_frames):
-            raise ValueError(f"condition_frame_length {kept!r}: with loop {self.loop} it should be "
-                             f"from 1 to {self.num_frames - 1}, frames that a clip takes over from the one before")
+            raise ValueError(
+                f"condition_frame_length {kept!r}: with loop {self.loop} it should be "
+                f"from 1 to {self.num_frames - 1}, frames that a clip takes over from the one before"
+            )
 
     @property
     def video_fps(self) -> int:
@@ -162,21 +175,27 @@ def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Reque
     prompts, first, earlier = config["prompt"], config.get("first_index", 0), config.get("earlier_prompts", [])
     for prompt in (*earlier, *prompts):
         check_characters(prompt, f"prompt {ascii(prompt)}")
-    names = file_names([*earlier, *prompts])[len(earlier):]
+    names = file_names([*earlier, *prompts])[len(earlier) :]
     if not long:
-        return [Request(first + place, name, prompt, tuple(loop_texts(prompt, 1)), (), ())
-                for place, (name, prompt) in enumerate(zip(names, prompts))]
+        return [
+            Request(first + place, name, prompt, tuple(loop_texts(prompt, 1)), (), ())
+            for place, (name, prompt) in enumerate(zip(names, prompts))
+        ]
     given = [config.get("reference_path"), config.get("mask_strategy")]
     rows = [[None] * len(prompts) if values is None else list(values) for values in given]
     if {len(row) for row in rows} != {len(prompts)}:
-        raise ValueError(f"{len(prompts)} prompts, {len(rows[0])} entries of reference_path and {len(rows[1])} of "
-                         f"mask_strategy: there should be one for each prompt; None where there is none")
+        raise ValueError(
+            f"{len(prompts)} prompts, {len(rows[0])} entries of reference_path and {len(rows[1])} of "
+            f"mask_strategy: there should be one for each prompt; None where there is none"
+        )
 
     def find(path: str) -> Path:
         return find_reference(path, config.get("cache_dir") or "./cache", config.get("allow_local", False))
 
-    return [_plan_one(first + place, name, prompt, *row, find, job.loop)
-            for place, (name, prompt, *row) in enumerate(zip(names, prompts, *rows))]
+    return [
+        _plan_one(first + place, name, prompt, *row, find, job.loop)
+        for place, (name, prompt, *row) in enumerate(zip(names, prompts, *rows))
+    ]
 
 
 def without_effect(job: Job, requests: Sequence[Request]) -> Iterator[str]:
@@ -187,12 +206,21 @@ def without_effect(job: Job, requests: Sequence[Request]) -> Iterator[str]:
         for start in [start for start, _ in clip_texts(request.prompt) if start >= job.loop]:
             yield f"prompt {request.index} has a text from clip {start} on, but loop is {job.loop}, counted from 0"
         for group in [group for group in request.groups if group.clip >= job.loop]:
-            yield f"prompt {request.index} has a mask strategy for clip {group.clip}, but loop is {job.loop}, " \
-                  f"counted from 0"
+            yield (
+                f"prompt {request.index} has a mask strategy for clip {group.clip}, but loop is {job.loop}, "
+                f"counted from 0"
+            )
 
 
-def _plan_one(index: int, name: str, prompt: str, reference_path: Optional[str], mask_strategy: Optional[str],
-              find: Callable[[str], Path], loop: int) -> Request:
+def _plan_one(
+    index: int,
+    name: str,
+    prompt: str,
+    reference_path: Optional[str],
+    mask_strategy: Optional[str],
+    find: Callable[[str], Path],
+    loop: int,
+) -> Request:
     text, overrides = split_overrides(prompt)
     if text != prompt and not overrides:
         raise ValueError(f"prompt {prompt!r}: the json behind its text has neither reference_path nor mask_strategy")
@@ -202,5 +230,6 @@ def _plan_one(index: int, name: str, prompt: str, reference_path: Optional[str],
         check_strategy(groups, len(references), loop)
     except ValueError as error:
         raise ValueError(f"prompt {prompt!r}: {error}") from error
-    return Request(index, name, text, tuple(loop_texts(text, loop)),
-                   tuple(find(path) for path in references), tuple(groups))
+    return Request(
+        index, name, text, tuple(loop_texts(text, loop)), tuple(find(path) for path in references), tuple(groups)
+    )

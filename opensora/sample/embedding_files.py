@@ -1,10 +1,12 @@
 """The captions of an annotation file, embedded once: the files are those of `opensora.datasets.text_embeddings`."""
+
 from __future__ import annotations
 
 import sys
 import zlib
+from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterator, NamedTuple, Optional, Sequence, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from tqdm import tqdm
 
@@ -12,8 +14,15 @@ from opensora.datasets.annotations import read_items
 from opensora.datasets.broken import printable
 from opensora.datasets.entries import check_entry
 from opensora.datasets.text_cleaning import clean_caption
-from opensora.datasets.text_embeddings import (EMPTY_TEXT, Origin, digest, embedding_name, embedding_names, read_origin,
-                                               save_embedding)
+from opensora.datasets.text_embeddings import (
+    EMPTY_TEXT,
+    Origin,
+    digest,
+    embedding_name,
+    embedding_names,
+    read_origin,
+    save_embedding,
+)
 from opensora.pipelines.text import embed_text
 
 MOST_NAMED = 10  # faulty entries
@@ -31,7 +40,9 @@ class Caption(NamedTuple):
     source: str
 
 
-def read_captions(data_file: Union[str, Path], output_path: Union[str, Path], support_chinese: bool = True) -> list[Caption]:
+def read_captions(
+    data_file: Union[str, Path], output_path: Union[str, Path], support_chinese: bool = True
+) -> list[Caption]:
     """All captions of an annotation file, cleaned as training cleans them, and the empty text first.
 
     Entries that training leaves out are left out here, too, and named on stderr. A `cap` that is an object counts as
@@ -100,7 +111,7 @@ def embed_captions(captions: Sequence[Caption], encoder, tokenizer, max_length: 
             todo.append((caption, origin))
     with tqdm(total=len(captions), initial=len(captions) - len(todo), desc="captions", unit="caption") as progress:
         for start in range(0, len(todo), batch_size):
-            batch = todo[start:start + batch_size]
+            batch = todo[start : start + batch_size]
             embedding = embed_text(encoder, tokenizer, [caption.text for caption, _ in batch], max_length)
             for (caption, origin), states, mask in zip(batch, embedding.states, embedding.mask):
                 save_embedding(caption.file, states, mask, origin)

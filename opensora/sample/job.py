@@ -1,8 +1,10 @@
 """A run of sample.py: what is missing is made, in stages or prompt by prompt."""
+
 from __future__ import annotations
 
 import sys
-from typing import Callable, Iterable, Iterator, Optional, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from typing import Callable, Optional
 
 import mindspore as ms
 import numpy as np
@@ -24,8 +26,16 @@ from opensora.pipelines.parts import Part
 from opensora.pipelines.text import TextEmbedding, note_if_cut
 from opensora.sample.caption_refiner import refine_prompts
 from opensora.sample.options import SampleOptions, read_inputs
-from opensora.sample.outputs import (Sample, bytes_per_sample, check_same_run, plan_samples, write_frames, write_grids,
-                                     write_latents, write_metadata)
+from opensora.sample.outputs import (
+    Sample,
+    bytes_per_sample,
+    check_same_run,
+    plan_samples,
+    write_frames,
+    write_grids,
+    write_latents,
+    write_metadata,
+)
 from opensora.schedulers import get_scheduler
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
@@ -37,7 +47,8 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Open
 
     def load_transformer():
         transformer = pipeline_class.transformer_class.from_pretrained(
-            options.ms_checkpoint or options.model_path, dtype=dtype, config=read_config(options.model_path))
+            options.ms_checkpoint or options.model_path, dtype=dtype, config=read_config(options.model_path)
+        )
         if group.size > 1:
             transformer.parallelize(SplitSequence(group))
         return transformer
@@ -71,8 +82,10 @@ def run(options: SampleOptions, device: Device) -> None:
         ValueError, OSError: prompts or files that cannot be used.
     """
     if options.caption_refiner and device.world_size > 1:
-        raise ValueError("--caption_refiner runs in one process: refine the prompts first with "
-                         "opensora/sample/caption_refiner.py --output FILE.txt, then use --text_prompt FILE.txt")
+        raise ValueError(
+            "--caption_refiner runs in one process: refine the prompts first with "
+            "opensora/sample/caption_refiner.py --output FILE.txt, then use --text_prompt FILE.txt"
+        )
     with exclusive_folder(options.save_img_path, device.is_main):
         _run(options, device)
 
@@ -87,8 +100,11 @@ def _run(options: SampleOptions, device: Device) -> None:
             check_same_run(sample, options)
     todo = _missing(options, samples)
     if device.is_main and len(todo) < len(samples):
-        print(f"{len(samples) - len(todo)} of {len(samples)} results are in {options.save_img_path} already; "
-              f"--overwrite makes them again", file=sys.stderr)
+        print(
+            f"{len(samples) - len(todo)} of {len(samples)} results are in {options.save_img_path} already; "
+            f"--overwrite makes them again",
+            file=sys.stderr,
+        )
     if device.is_main:
         check_free_space(options.save_img_path, len(todo) * bytes_per_sample(options))
     # What a --save_memory run that was stopped between its stages has left need not be denoised again.
@@ -120,6 +136,7 @@ def _run(options: SampleOptions, device: Device) -> None:
 def _missing(options: SampleOptions, samples: Sequence[Sample]) -> list[Sample]:
     def finished(sample: Sample) -> bool:
         return (sample.latents_path if options.save_latents else sample.path).exists()
+
     return [sample for sample in samples if options.overwrite or not finished(sample)]
 
 
@@ -129,8 +146,13 @@ def _check_latents(todo: Sequence[Sample]) -> None:
             raise FileNotFoundError(f"{sample.latents_path}: no latents to decode; make them with --save_latents")
 
 
-def _make_latents(options: SampleOptions, device: Device, group: Group, pipeline: OpenSoraPipeline,
-                  mine: Sequence[tuple[Sample, bool]]) -> None:
+def _make_latents(
+    options: SampleOptions,
+    device: Device,
+    group: Group,
+    pipeline: OpenSoraPipeline,
+    mine: Sequence[tuple[Sample, bool]],
+) -> None:
     """Denoises every sample. Latents go to the decoder at once, or to files if a later stage decodes them."""
     if not mine:
         return
@@ -149,8 +171,16 @@ def _make_latents(options: SampleOptions, device: Device, group: Group, pipeline
         pipeline.vae.release()
     for sample, keep in tqdm(mine, desc="videos", unit="video", disable=not device.is_main):
         seed = _seed(options, sample)
-        latents = pipeline.denoise(texts[sample.prompt], options.num_frames, *sizes[sample], options.num_sampling_steps,
-                                   options.guidance_scale, seed, progress=device.is_main, condition=conditions[sample])
+        latents = pipeline.denoise(
+            texts[sample.prompt],
+            options.num_frames,
+            *sizes[sample],
+            options.num_sampling_steps,
+            options.guidance_scale,
+            seed,
+            progress=device.is_main,
+            condition=conditions[sample],
+        )
         writes = keep and group.is_first
         if writes:
             write_metadata(sample, options, device, seed, wording[sample.prompt])
@@ -162,8 +192,9 @@ def _make_latents(options: SampleOptions, device: Device, group: Group, pipeline
         pipeline.transformer.release()
 
 
-def _embed(options: SampleOptions, pipeline: OpenSoraPipeline,
-           wording: dict[str, str]) -> Iterator[tuple[str, TextEmbedding]]:
+def _embed(
+    options: SampleOptions, pipeline: OpenSoraPipeline, wording: dict[str, str]
+) -> Iterator[tuple[str, TextEmbedding]]:
     for prompt, refined in wording.items():
         yield prompt, pipeline.embed_prompt(refined, options.guidance_scale, options.max_sequence_length)
 
@@ -185,8 +216,9 @@ def _size(options: SampleOptions, sample: Sample) -> tuple[int, int]:
 
 def _read_condition(options: SampleOptions, sample: Sample) -> Condition:
     size = (options.height, options.width) if options.crop_for_hw else None
-    return read_condition(sample.condition, options.num_frames, options.mask_type, size, options.max_hxw,
-                          seed=_seed(options, sample))
+    return read_condition(
+        sample.condition, options.num_frames, options.mask_type, size, options.max_hxw, seed=_seed(options, sample)
+    )
 
 
 def _encode_condition(options: SampleOptions, pipeline: OpenSoraPipeline, sample: Sample) -> Optional[Tensor]:
@@ -197,8 +229,9 @@ def _encode_condition(options: SampleOptions, pipeline: OpenSoraPipeline, sample
     return pipeline.encode_condition(given, options.noise_strength, _seed(options, sample))
 
 
-def _decode(options: SampleOptions, pipeline: OpenSoraPipeline, sample: Sample, read_latents: Callable[[], Tensor],
-            writes: bool) -> None:
+def _decode(
+    options: SampleOptions, pipeline: OpenSoraPipeline, sample: Sample, read_latents: Callable[[], Tensor], writes: bool
+) -> None:
     """Writes the result; a process that does not write may have to help one that does."""
     if writes:
         chunks = pipeline.decode(read_latents())

@@ -1,9 +1,11 @@
 """The flags of sample.py, checked before any weight is loaded."""
+
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Optional, Sequence
+from typing import Optional
 
 from opensora import device
 from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
@@ -87,8 +89,11 @@ class SampleOptions:
 
     def scheduler_arguments(self) -> dict:
         """Keyword arguments of `get_scheduler`."""
-        return {"prediction_type": self.prediction_type, "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
-                **(V1_5_BETAS if self.v1_5_scheduler else {})}
+        return {
+            "prediction_type": self.prediction_type,
+            "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
+            **(V1_5_BETAS if self.v1_5_scheduler else {}),
+        }
 
     def as_metadata(self) -> dict:
         return asdict(self)
@@ -96,8 +101,12 @@ class SampleOptions:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights = parser.add_argument_group("weights")
-    weights.add_argument("--model_type", choices=("t2v", *INPAINT_TYPES), default="t2v",
-                         help="t2v: text alone; inpaint or i2v: text and given frames")
+    weights.add_argument(
+        "--model_type",
+        choices=("t2v", *INPAINT_TYPES),
+        default="t2v",
+        help="t2v: text alone; inpaint or i2v: text and given frames",
+    )
     weights.add_argument("--model_path", required=True, help="folder of the diffusion transformer")
     weights.add_argument("--version", choices=("v1_3",), default="v1_3", help="generation of the weights")
     weights.add_argument("--ms_checkpoint", help="transformer weights of this file instead of those in --model_path")
@@ -107,62 +116,99 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     weights.add_argument("--caption_refiner", help="folder of a language model that rewrites the prompts first")
 
     output = parser.add_argument_group("what to make")
-    output.add_argument("--text_prompt", nargs="+", required=True,
-                        help="prompts, or one file of them: .txt with one prompt per line, .csv with a column or "
-                             f".json or .jsonl with objects that have {' or '.join(PROMPT_COLUMNS)}")
-    output.add_argument("--prompt_template", default=POSITIVE,
-                        help="what is written around each prompt, {} being the prompt; default: as the published "
-                             "weights were prompted")
-    output.add_argument("--negative_prompt", default=NEGATIVE,
-                        help="what guidance leads away from; default: as with the published weights")
+    output.add_argument(
+        "--text_prompt",
+        nargs="+",
+        required=True,
+        help="prompts, or one file of them: .txt with one prompt per line, .csv with a column or "
+        f".json or .jsonl with objects that have {' or '.join(PROMPT_COLUMNS)}",
+    )
+    output.add_argument(
+        "--prompt_template",
+        default=POSITIVE,
+        help="what is written around each prompt, {} being the prompt; default: as the published weights were prompted",
+    )
+    output.add_argument(
+        "--negative_prompt",
+        default=NEGATIVE,
+        help="what guidance leads away from; default: as with the published weights",
+    )
     output.add_argument("--save_img_path", default="./sample_videos", help="folder for the results")
     output.add_argument("--num_frames", type=int, default=93, help="4n+1; 1 makes images")
     output.add_argument("--height", type=int, default=352, help="of the frames in pixels, a multiple of 32")
     output.add_argument("--width", type=int, default=640, help="of the frames in pixels, a multiple of 32")
     output.add_argument("--fps", type=int, default=18, help="frame rate of the videos written")
-    output.add_argument("--num_samples_per_prompt", type=int, default=1,
-                        help="results for each prompt, which differ in their noise")
-    output.add_argument("--video_extension", choices=("mp4", "gif", "jpg", "png"), default="mp4",
-                        help="jpg and png are for images")
+    output.add_argument(
+        "--num_samples_per_prompt", type=int, default=1, help="results for each prompt, which differ in their noise"
+    )
+    output.add_argument(
+        "--video_extension", choices=("mp4", "gif", "jpg", "png"), default="mp4", help="jpg and png are for images"
+    )
     output.add_argument("--overwrite", action="store_true", help="make again what is there already")
 
     condition = parser.add_argument_group("given frames, with --model_type inpaint or i2v")
-    condition.add_argument("--conditional_pixel_values_path",
-                           help="a text file: line i has the images, separated by commas, or the video for the prompt "
-                                "in line i; or for a single prompt such a line itself")
-    condition.add_argument("--mask_type", choices=tuple(MaskType.__members__),
-                           help="which frames are given; default: of one image the first, of two the first and the "
-                                "last, of a video its first half")
-    condition.add_argument("--crop_for_hw", action="store_true",
-                           help="make everything --height x --width; else the size follows from the files")
+    condition.add_argument(
+        "--conditional_pixel_values_path",
+        help="a text file: line i has the images, separated by commas, or the video for the prompt "
+        "in line i; or for a single prompt such a line itself",
+    )
+    condition.add_argument(
+        "--mask_type",
+        choices=tuple(MaskType.__members__),
+        help="which frames are given; default: of one image the first, of two the first and the "
+        "last, of a video its first half",
+    )
+    condition.add_argument(
+        "--crop_for_hw",
+        action="store_true",
+        help="make everything --height x --width; else the size follows from the files",
+    )
     condition.add_argument("--max_hxw", type=int, default=MAX_HXW, help="most pixels of a frame without --crop_for_hw")
     condition.add_argument("--noise_strength", type=float, default=0.0, help="of noise on given frames, 0 to 1")
-    condition.add_argument("--keep_condition", action="store_true",
-                           help="put the given frames themselves into the result, which else only resembles them")
+    condition.add_argument(
+        "--keep_condition",
+        action="store_true",
+        help="put the given frames themselves into the result, which else only resembles them",
+    )
 
     sampling = parser.add_argument_group("sampling")
-    sampling.add_argument("--sample_method", choices=tuple(SCHEDULERS), default="EulerAncestralDiscrete",
-                          help="the sampler")
+    sampling.add_argument(
+        "--sample_method", choices=tuple(SCHEDULERS), default="EulerAncestralDiscrete", help="the sampler"
+    )
     sampling.add_argument("--num_sampling_steps", type=int, default=100, help="steps of the sampler")
     sampling.add_argument("--guidance_scale", type=float, default=7.5, help="1: no guidance")
     sampling.add_argument("--max_sequence_length", type=int, default=512, help="tokens of text")
-    sampling.add_argument("--prediction_type", choices=PREDICTION_TYPES,
-                          help="what the weights predict; default: what their config.json says, else v_prediction")
-    sampling.add_argument("--rescale_betas_zero_snr", action="store_true",
-                          help="noise schedule with zero signal at the last step, as the published weights need it")
+    sampling.add_argument(
+        "--prediction_type",
+        choices=PREDICTION_TYPES,
+        help="what the weights predict; default: what their config.json says, else v_prediction",
+    )
+    sampling.add_argument(
+        "--rescale_betas_zero_snr",
+        action="store_true",
+        help="noise schedule with zero signal at the last step, as the published weights need it",
+    )
     sampling.add_argument("--v1_5_scheduler", action="store_true", help="the noise schedule of Open-Sora-Plan v1.5")
     sampling.add_argument("--sparse1d", action="store_true", help="expect weights with skiparse attention")
     sampling.add_argument("--sparse_n", type=int, help="expect weights with this skiparse factor")
 
     memory = parser.add_argument_group("memory and stages")
-    memory.add_argument("--enable_tiling", action="store_true", help="decode in chunks along time also where that changes the result (group norm); "
-                             "with layer norm, as published, it changes nothing and is always done")
-    memory.add_argument("--save_memory", action="store_true",
-                        help="text encoder, transformer and autoencoder on the device one after the other")
+    memory.add_argument(
+        "--enable_tiling",
+        action="store_true",
+        help="decode in chunks along time also where that changes the result (group norm); "
+        "with layer norm, as published, it changes nothing and is always done",
+    )
+    memory.add_argument(
+        "--save_memory",
+        action="store_true",
+        help="text encoder, transformer and autoencoder on the device one after the other",
+    )
     memory.add_argument("--save_latents", action="store_true", help="stop before decoding; write latents as .npy")
     memory.add_argument("--decode_latents", action="store_true", help="only decode what --save_latents wrote")
-    memory.add_argument("--sp_size", type=int, default=1,
-                        help="processes of msrun that share each video; the others make other videos")
+    memory.add_argument(
+        "--sp_size", type=int, default=1, help="processes of msrun that share each video; the others make other videos"
+    )
     memory.add_argument("--sp", action="store_true", help="all processes share each video")
     device.add_arguments(parser)
 
@@ -189,7 +235,9 @@ def check_options(options: SampleOptions) -> SampleOptions:
         if getattr(options, name) < 1:
             raise ValueError(f"--{name} must be 1 or more, not {getattr(options, name)}")
     if options.video_extension in ("jpg", "png") and not options.is_image:
-        raise ValueError(f"--video_extension {options.video_extension} is for images: use --num_frames 1, or mp4 or gif")
+        raise ValueError(
+            f"--video_extension {options.video_extension} is for images: use --num_frames 1, or mp4 or gif"
+        )
     if options.save_latents and options.decode_latents:
         raise ValueError("--save_latents stops where --decode_latents goes on: use one of them")
 
@@ -200,15 +248,20 @@ def check_options(options: SampleOptions) -> SampleOptions:
         raise ValueError("--sp is --sp_size with the number of all processes: use one of them")
     _check_condition_flags(options)
 
-    transformer = options.transformer_class.published_config(options.model_path,
-                                                             f"--model_path with --model_type {options.model_type}")
+    transformer = options.transformer_class.published_config(
+        options.model_path, f"--model_path with --model_type {options.model_type}"
+    )
     if transformer.get("in_channels", channels) != channels:
-        raise ValueError(f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
-                         f"--ae {options.ae} makes {channels}")
+        raise ValueError(
+            f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
+            f"--ae {options.ae} makes {channels}"
+        )
     vae = WFVAEModel.published_config(options.ae_path, "--ae_path")
     if vae.get("latent_dim", 8) != channels:
-        raise ValueError(f"{options.ae_path} holds an autoencoder of {vae.get('latent_dim', 8)} latent channels, "
-                         f"--ae {options.ae} has {channels}")
+        raise ValueError(
+            f"{options.ae_path} holds an autoencoder of {vae.get('latent_dim', 8)} latent channels, "
+            f"--ae {options.ae} has {channels}"
+        )
     if not options.decode_latents:
         find_weights(options.ms_checkpoint or options.model_path)
         find_weights(options.text_encoder_name_1)
@@ -220,8 +273,10 @@ def check_options(options: SampleOptions) -> SampleOptions:
     _agree(options, "sparse_n", options.sparse_n, transformer.get("sparse_n"))
     text = MT5EncoderModel.published_config(options.text_encoder_name_1, "--text_encoder_name_1")
     if transformer.get("caption_channels", text.get("d_model")) != text.get("d_model"):
-        raise ValueError(f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
-                         f"{options.text_encoder_name_1} gives {text.get('d_model')}")
+        raise ValueError(
+            f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
+            f"{options.text_encoder_name_1} gives {text.get('d_model')}"
+        )
     return replace(options, prediction_type=options.prediction_type or recorded or "v_prediction")
 
 
@@ -240,8 +295,10 @@ def _check_condition_flags(options: SampleOptions) -> None:
 
 def _agree(options: SampleOptions, name: str, given, recorded) -> None:
     if given is not None and recorded is not None and given != recorded:
-        raise ValueError(f"--{name} {given} contradicts {options.model_path}/config.json, which has {recorded}: "
-                         f"the result would be noise; leave the flag out")
+        raise ValueError(
+            f"--{name} {given} contradicts {options.model_path}/config.json, which has {recorded}: "
+            f"the result would be noise; leave the flag out"
+        )
 
 
 def read_inputs(options: SampleOptions) -> list[tuple[str, tuple]]:

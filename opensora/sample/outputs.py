@@ -1,13 +1,15 @@
 """Names and files of results: videos or images, grids, latents, and a json beside each that says how it was made."""
+
 from __future__ import annotations
 
 import json
 import math
 import platform
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterable, Optional, Sequence
+from typing import Optional
 
 import numpy as np
 
@@ -20,8 +22,19 @@ from opensora.utils.folder_lock import compressed_bytes
 
 GRID_GAP = 1
 # Arguments that may differ between a run and the one that goes on with it.
-FREE_ARGUMENTS = ("text_prompt", "conditional_pixel_values_path", "save_img_path", "num_samples_per_prompt",
-                  "enable_tiling", "save_memory", "save_latents", "decode_latents", "overwrite", "sp_size", "sp")
+FREE_ARGUMENTS = (
+    "text_prompt",
+    "conditional_pixel_values_path",
+    "save_img_path",
+    "num_samples_per_prompt",
+    "enable_tiling",
+    "save_memory",
+    "save_latents",
+    "decode_latents",
+    "overwrite",
+    "sp_size",
+    "sp",
+)
 
 
 @dataclass(frozen=True)
@@ -45,8 +58,11 @@ class Sample:
 
 def plan_samples(options: SampleOptions, inputs: Sequence[tuple[str, tuple]]) -> list[Sample]:
     """All results of a run in order: `METHOD_INDEX_gsSCALE_sSTEPS[_iNUMBER].mp4`."""
-    return [Sample(index, number, prompt, condition, _path(options, index, number))
-            for index, (prompt, condition) in enumerate(inputs) for number in range(options.num_samples_per_prompt)]
+    return [
+        Sample(index, number, prompt, condition, _path(options, index, number))
+        for index, (prompt, condition) in enumerate(inputs)
+        for number in range(options.num_samples_per_prompt)
+    ]
 
 
 def _path(options: SampleOptions, index: Optional[int], number: Optional[int] = None) -> Path:
@@ -75,17 +91,27 @@ def write_frames(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
             write(chunk[0])
 
 
-def write_metadata(sample: Sample, options: SampleOptions, device: Device, seed: Sequence[int],
-                   prompt_used: str) -> None:
+def write_metadata(
+    sample: Sample, options: SampleOptions, device: Device, seed: Sequence[int], prompt_used: str
+) -> None:
     """Everything needed to make the sample again; `prompt_used` is the refined one where there was a refiner."""
     import mindspore
+
     record = {
-        "prompt": sample.prompt, "prompt_used": prompt_used, "condition": list(sample.condition),
-        "prompt_index": sample.index, "sample_number": sample.number, "noise_seed": list(seed),
+        "prompt": sample.prompt,
+        "prompt_used": prompt_used,
+        "condition": list(sample.condition),
+        "prompt_index": sample.index,
+        "sample_number": sample.number,
+        "noise_seed": list(seed),
         "arguments": options.as_metadata(),
         "device": {"target": device.target, "mode": device.mode, "precision": device.precision},
-        "versions": {"opensora": opensora.__version__, "mindspore": mindspore.__version__,
-                     "numpy": np.__version__, "python": platform.python_version()},
+        "versions": {
+            "opensora": opensora.__version__,
+            "mindspore": mindspore.__version__,
+            "numpy": np.__version__,
+            "python": platform.python_version(),
+        },
     }
     with atomic_write(sample.metadata_path) as temporary:
         temporary.write_text(json.dumps(record, indent=2, ensure_ascii=False), encoding="utf-8")
@@ -102,8 +128,10 @@ def check_same_run(sample: Sample, options: SampleOptions) -> None:
         if name not in FREE_ARGUMENTS and name not in made_with:
             raise _no_record(sample, f"{name} is missing")
         if name not in FREE_ARGUMENTS and made_with[name] != value:
-            raise ValueError(f"{sample.path} was made with {name} {made_with[name]!r}, now it is {value!r}: "
-                             f"choose another --save_img_path, or --overwrite")
+            raise ValueError(
+                f"{sample.path} was made with {name} {made_with[name]!r}, now it is {value!r}: "
+                f"choose another --save_img_path, or --overwrite"
+            )
 
 
 def _made_with(sample: Sample) -> dict:
@@ -119,8 +147,10 @@ def _made_with(sample: Sample) -> dict:
 
 
 def _no_record(sample: Sample, reason: str) -> ValueError:
-    return ValueError(f"{sample.metadata_path} does not say how {sample.path.name} was made ({reason}): remove both to "
-                      f"make it again, choose another --save_img_path, or --overwrite")
+    return ValueError(
+        f"{sample.metadata_path} does not say how {sample.path.name} was made ({reason}): remove both to "
+        f"make it again, choose another --save_img_path, or --overwrite"
+    )
 
 
 def write_latents(path: Path, latents: np.ndarray) -> None:
@@ -132,7 +162,9 @@ def write_grids(options: SampleOptions, samples: Sequence[Sample]) -> None:
     """A grid of each prompt's samples, where it has several, and one of everything, where all have one size."""
     if options.num_samples_per_prompt > 1:
         for index in sorted({sample.index for sample in samples}):
-            _write_grid([sample.path for sample in samples if sample.index == index], _path(options, index), options.fps)
+            _write_grid(
+                [sample.path for sample in samples if sample.index == index], _path(options, index), options.fps
+            )
     if len(samples) > 1 and (options.crop_for_hw or not options.is_inpaint):
         _write_grid([sample.path for sample in samples], _path(options, None), options.fps)
 
@@ -157,5 +189,5 @@ def _tile(frames: Sequence[np.ndarray]) -> np.ndarray:
     grid = np.zeros((rows * height + GRID_GAP, columns * width + GRID_GAP, 3), np.uint8)
     for i, frame in enumerate(frames):
         top, left = i // columns * height + GRID_GAP, i % columns * width + GRID_GAP
-        grid[top:top + frame.shape[0], left:left + frame.shape[1]] = frame
+        grid[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
     return grid

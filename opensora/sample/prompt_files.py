@@ -2,11 +2,13 @@
 
 Entry i of one file belongs to entry i of the other, so blank entries count while the files are read.
 """
+
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from opensora.datasets.annotations import read_items
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
@@ -15,7 +17,21 @@ from opensora.utils.text_files import check_characters, open_csv, open_text, rea
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
 LINES, TABLES, JSON = (".txt", ".text", ".md", ".list"), (".csv",), (".json", ".jsonl")
 # Text files that are not read; the name of one is not a prompt either.
-OTHERS = (".tsv", ".yaml", ".yml", ".toml", ".xml", ".html", ".rtf", ".doc", ".docx", ".xlsx", ".pdf", ".parquet", ".pkl")
+OTHERS = (
+    ".tsv",
+    ".yaml",
+    ".yml",
+    ".toml",
+    ".xml",
+    ".html",
+    ".rtf",
+    ".doc",
+    ".docx",
+    ".xlsx",
+    ".pdf",
+    ".parquet",
+    ".pkl",
+)
 
 
 class Entries(NamedTuple):
@@ -48,8 +64,10 @@ def prompt_entries(text_prompt: Sequence[str]) -> Entries:
     """As `read_prompts`, with blank lines."""
     files = [text for text in text_prompt if _names_file(text)]
     if files and len(text_prompt) > 1:
-        raise ValueError(f"--text_prompt takes prompts or one file; {files[0]!r} names a file, and there are "
-                         f"{len(text_prompt)} of them: join the files")
+        raise ValueError(
+            f"--text_prompt takes prompts or one file; {files[0]!r} names a file, and there are "
+            f"{len(text_prompt)} of them: join the files"
+        )
     if files:
         return _checked(_file_entries(files[0], "prompts", _prompts_of(Path(files[0]))))
     return _checked(Entries("--text_prompt", list(text_prompt), False))
@@ -78,11 +96,16 @@ def pair(prompts: Entries, source: str) -> list[tuple[str, tuple]]:
     for entries, others, partner in ((prompts, conditions, "condition"), (conditions, prompts, "prompt")):
         alone = [str(place + 1) for place in places if entries.has(place) and not others.has(place)]
         if alone:
-            raise ValueError(f"{prompts.source} has {prompts.count} prompts, {conditions.source} has {conditions.count} "
-                             f"lines: prompt i goes with line i; line {', '.join(alone[:10])}"
-                             f"{', ...' if len(alone) > 10 else ''} of {entries.source} has no {partner}")
-    return [(prompts.texts[place], tuple(path.strip() for path in conditions.texts[place].split(",")))
-            for place in places if prompts.has(place)]
+            raise ValueError(
+                f"{prompts.source} has {prompts.count} prompts, {conditions.source} has {conditions.count} "
+                f"lines: prompt i goes with line i; line {', '.join(alone[:10])}"
+                f"{', ...' if len(alone) > 10 else ''} of {entries.source} has no {partner}"
+            )
+    return [
+        (prompts.texts[place], tuple(path.strip() for path in conditions.texts[place].split(",")))
+        for place in places
+        if prompts.has(place)
+    ]
 
 
 def _checked(entries: Entries) -> Entries:
@@ -138,8 +161,9 @@ def _column(path: Path, rows) -> list[str]:
     names = {name.strip().lower(): name for name in rows.fieldnames or () if name}
     column = next((names[name] for name in PROMPT_COLUMNS if name in names), None)
     if column is None:
-        raise ValueError(f"{path}: has columns {', '.join(rows.fieldnames or ())[:300]}, none of "
-                         f"{', '.join(PROMPT_COLUMNS)}")
+        raise ValueError(
+            f"{path}: has columns {', '.join(rows.fieldnames or ())[:300]}, none of {', '.join(PROMPT_COLUMNS)}"
+        )
     return [row[column] or "" for row in rows]
 
 

@@ -4,6 +4,7 @@ It is a process of its own because mindnlp takes the place of `torch` in the who
 all memory of the language model is free again when it ends. A json list of prompts comes in on stdin; on stdout goes
 one line {"answer": text} for each, or {"error": text} as the last line.
 """
+
 from __future__ import annotations
 
 import argparse
@@ -11,7 +12,8 @@ import json
 import os
 import signal
 import sys
-from typing import Iterator, Sequence, TextIO
+from collections.abc import Iterator, Sequence
+from typing import TextIO
 
 import numpy as np
 
@@ -25,7 +27,8 @@ SYSTEM = "You are a caption refiner."
 INSTRUCTION = (
     '\nRefine the sentence: "{}" to contain subject description, action, scene description. " "(Optional: camera '
     'language, light and shadow, atmosphere) and conceive some additional actions to make the sentence more dynamic. " '
-    '"Make sure it is a fluent sentence, not nonsense.\n')
+    '"Make sure it is a fluent sentence, not nonsense.\n'
+)
 
 TORCH_DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # what mindnlp's torch calls MindSpore's targets
 
@@ -55,7 +58,8 @@ def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator
     local = {"local_files_only": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(args.caption_refiner, **local)
     model, report = AutoModelForCausalLM.from_pretrained(
-        args.caption_refiner, ms_dtype=place.dtype, use_safetensors=True, output_loading_info=True, **local)
+        args.caption_refiner, ms_dtype=place.dtype, use_safetensors=True, output_loading_info=True, **local
+    )
     if report["missing_keys"]:
         raise ValueError(f"{args.caption_refiner}: the weights lack {sorted(report['missing_keys'])[0]}")
     model = model.to(TORCH_DEVICES[place.target]).eval()
@@ -64,9 +68,13 @@ def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator
         seed_sampling(torch, args.seed)
         # As published, the rendered chat is tokenized like any text: a tokenizer that puts BOS first does it here too.
         inputs = tokenizer(render_chat(tokenizer, prompt), return_tensors="pt").to(model.device)
-        output = model.generate(input_ids=inputs.input_ids, attention_mask=inputs.attention_mask,
-                                max_new_tokens=args.max_new_tokens, pad_token_id=tokenizer.eos_token_id)
-        yield tokenizer.decode(output[0, inputs.input_ids.shape[1]:], skip_special_tokens=True)
+        output = model.generate(
+            input_ids=inputs.input_ids,
+            attention_mask=inputs.attention_mask,
+            max_new_tokens=args.max_new_tokens,
+            pad_token_id=tokenizer.eos_token_id,
+        )
+        yield tokenizer.decode(output[0, inputs.input_ids.shape[1] :], skip_special_tokens=True)
 
 
 def render_chat(tokenizer, prompt: str) -> str:
@@ -85,6 +93,7 @@ def seed_sampling(torch, seed: int) -> None:
     def multinomial(probabilities, num_samples):
         drawn = draw(rng, probabilities.float().cpu().numpy(), num_samples)
         return torch.tensor(drawn).to(probabilities.device)
+
     torch.multinomial = multinomial
 
 

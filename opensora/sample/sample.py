@@ -1,7 +1,8 @@
 """Makes videos or images from text, or with --model_type i2v from text and given frames:
 
-    python opensora/sample/sample.py --model_path DIR --ae_path DIR --text_encoder_name_1 DIR --text_prompt "a prompt"
+python opensora/sample/sample.py --model_path DIR --ae_path DIR --text_encoder_name_1 DIR --text_prompt "a prompt"
 """
+
 from __future__ import annotations
 
 import sys

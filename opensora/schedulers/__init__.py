@@ -21,6 +21,7 @@ Files: noise_schedule.py has the tables, base.py the options and the course of a
 state of a run is x_t, by timestep), sigma_space.py (by the noise-to-signal ratio), two_stage.py and exponential.py;
 each sampler has a file of its own. The samplers of Open-Sora v1.1, which run a whole sampling, are in iddpm/.
 """
+
 from __future__ import annotations
 
 from difflib import get_close_matches
@@ -39,9 +40,23 @@ from opensora.schedulers.heun import HeunDiscrete
 from opensora.schedulers.kdpm2_ancestral import KDPM2AncestralDiscrete
 from opensora.schedulers.pndm import PNDM
 
-SCHEDULERS: dict[str, type[Scheduler]] = {sampler.__name__: sampler for sampler in (
-    EulerAncestralDiscrete, EulerDiscrete, DDIM, DDPM, DPMSolverMultistep, DPMSolverSinglestep, PNDM, HeunDiscrete,
-    DEISMultistep, KDPM2AncestralDiscrete, CogVideoX, FlowMatchEulerDiscrete)}
+SCHEDULERS: dict[str, type[Scheduler]] = {
+    sampler.__name__: sampler
+    for sampler in (
+        EulerAncestralDiscrete,
+        EulerDiscrete,
+        DDIM,
+        DDPM,
+        DPMSolverMultistep,
+        DPMSolverSinglestep,
+        PNDM,
+        HeunDiscrete,
+        DEISMultistep,
+        KDPM2AncestralDiscrete,
+        CogVideoX,
+        FlowMatchEulerDiscrete,
+    )
+}
 
 __all__ = ["PREDICTION_TYPES", "SCHEDULERS", "Scheduler", "get_scheduler"]
 

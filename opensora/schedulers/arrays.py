@@ -1,4 +1,5 @@
 """One code for numpy arrays and MindSpore Tensors: float32 throughout, of the kind the caller gave."""
+
 from __future__ import annotations
 
 from typing import TYPE_CHECKING, Union
@@ -36,4 +37,5 @@ def _same_kind(array: Array, x: Array) -> Array:
     if isinstance(x, np.ndarray):
         return array if isinstance(array, np.ndarray) else array.asnumpy()
     from mindspore import Tensor  # here, because numpy users need no MindSpore
+
     return array if isinstance(array, Tensor) else Tensor(array)

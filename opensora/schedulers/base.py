@@ -1,4 +1,5 @@
 """What every sampler shares: its options, the course of a run, and fresh noise."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

@@ -1,4 +1,5 @@
 """CogVideoX: Yang et al. 2024, "CogVideoX: Text-to-Video Diffusion Models with An Expert Transformer"."""
+
 from __future__ import annotations
 
 from opensora.schedulers.ddim import DDIM

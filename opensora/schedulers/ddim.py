@@ -1,4 +1,5 @@
 """DDIM: Song, Meng & Ermon 2020, "Denoising Diffusion Implicit Models"."""
+
 from __future__ import annotations
 
 from opensora.schedulers.diffusion import TimestepScheduler

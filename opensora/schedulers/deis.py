@@ -1,4 +1,5 @@
 """DEIS: Zhang & Chen 2023, "Fast Sampling of Diffusion Models with Exponential Integrator"."""
+
 from __future__ import annotations
 
 from math import log
@@ -28,14 +29,18 @@ class DEISMultistep(ExponentialScheduler):
             change = (next_sigma - sigma) * noise
         else:
             previous_sigma = self._sigma(index - 1)
-            change = (_weight(sigma, previous_sigma, sigma, next_sigma) * noise
-                      + _weight(previous_sigma, sigma, sigma, next_sigma) * self._previous)
+            change = (
+                _weight(sigma, previous_sigma, sigma, next_sigma) * noise
+                + _weight(previous_sigma, sigma, sigma, next_sigma) * self._previous
+            )
         self._previous = noise
         return variance_preserving(next_sigma)[0] * (x * (1 / alpha) + change)
 
 
 def _weight(node: float, other: float, start: float, end: float) -> float:
     """Integral over σ from start to end of the line in log σ that is 1 at node and 0 at other."""
+
     def antiderivative(sigma: float) -> float:
         return sigma * (log(sigma / other) - 1) / log(node / other)
+
     return antiderivative(end) - antiderivative(start)

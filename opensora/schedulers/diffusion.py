@@ -1,4 +1,5 @@
 """Samplers of variance-preserving diffusion: x_t = α_t x_0 + σ_t ε with α_t = sqrt(ᾱ_t), α² + σ² = 1."""
+
 from __future__ import annotations
 
 import warnings
@@ -30,9 +31,13 @@ class DiffusionScheduler(Scheduler):
             warnings.warn(f"{type(self).__name__} leaves the betas as they are: no rescale to zero SNR", stacklevel=2)
             rescale = False
         schedule, start, end = self.default_betas
-        self.alphas_cumprod = cumulative_alphas(self.options.beta_schedule or schedule,
-                                                self.options.beta_start or start, self.options.beta_end or end,
-                                                self.snr_shift, rescale)
+        self.alphas_cumprod = cumulative_alphas(
+            self.options.beta_schedule or schedule,
+            self.options.beta_start or start,
+            self.options.beta_end or end,
+            self.snr_shift,
+            rescale,
+        )
         if rescale:
             self.alphas_cumprod[-1] = self.last_alpha_cumprod
 
@@ -96,11 +101,13 @@ class TimestepScheduler(DiffusionScheduler):
         self.stride = TRAIN_TIMESTEPS // count
         timesteps = spaced_timesteps(self.options.spacing, count).round()
         if self.options.prediction == "epsilon" and self.alphas_cumprod[int(timesteps[0])] == 0:
-            raise ValueError(f"{type(self).__name__} can't start where there is noise alone when the model predicts "
-                             "noise: leave out rescale_betas_zero_snr, or use a model of prediction_type v_prediction")
+            raise ValueError(
+                f"{type(self).__name__} can't start where there is noise alone when the model predicts "
+                "noise: leave out rescale_betas_zero_snr, or use a model of prediction_type v_prediction"
+            )
         return timesteps
 
     def _levels(self, t: int) -> tuple[float, float]:
         """α and σ of timestep t."""
         alpha_cumprod = float(self.alphas_cumprod[t]) if t >= 0 else self.final_alpha_cumprod
-        return alpha_cumprod ** 0.5, (1 - alpha_cumprod) ** 0.5
+        return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5

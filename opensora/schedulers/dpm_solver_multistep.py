@@ -2,6 +2,7 @@
 
 Lu et al. 2022, "DPM-Solver++: Fast Solver for Guided Sampling of Diffusion Probabilistic Models".
 """
+
 from __future__ import annotations
 
 from math import log

@@ -1,4 +1,5 @@
 """Euler's method on the probability flow: Karras et al. 2022, algorithm 1 without its correction."""
+
 from __future__ import annotations
 
 from opensora.schedulers.sigma_space import ProbabilityFlowScheduler

@@ -1,4 +1,5 @@
 """Euler's method with ancestral noise: Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 47."""
+
 from __future__ import annotations
 
 from opensora.schedulers.sigma_space import ProbabilityFlowScheduler, ancestral_split

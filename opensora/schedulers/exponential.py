@@ -1,4 +1,5 @@
 """Solvers with a memory whose state is x_t: they solve the linear part of the flow exactly and fit the model's part."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,8 +19,9 @@ class ExponentialScheduler(SigmaScheduler):
     def _run_timesteps(self, count: int) -> np.ndarray:
         timesteps = spaced_timesteps(self.spacing, count, skip_zero=True).round()
         if len(np.unique(timesteps)) < count:
-            raise ValueError(f"{type(self).__name__} can't take {count} different steps with {self.spacing} spacing: "
-                             "choose fewer")
+            raise ValueError(
+                f"{type(self).__name__} can't take {count} different steps with {self.spacing} spacing: choose fewer"
+            )
         self._choose_sigmas(timesteps)
         return timesteps
 

@@ -3,6 +3,7 @@
 Liu et al. 2023, "Flow Straight and Fast: Learning to Generate and Transfer Data with Rectified Flow"; Lipman et al.
 2023, "Flow Matching for Generative Modeling".
 """
+
 from __future__ import annotations
 
 import numpy as np

@@ -1,4 +1,5 @@
 """Heun's method on the probability flow: Karras et al. 2022, algorithm 1 (deterministic)."""
+
 from __future__ import annotations
 
 from opensora.schedulers.two_stage import TwoStageScheduler

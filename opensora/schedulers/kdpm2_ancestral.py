@@ -3,6 +3,7 @@
 Lu et al. 2022, "DPM-Solver: A Fast ODE Solver for Diffusion Probabilistic Model Sampling", algorithm 1 with r = 1/2, on
 steps that end below the next σ (Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 47).
 """
+
 from __future__ import annotations
 
 from opensora.schedulers.sigma_space import ancestral_split

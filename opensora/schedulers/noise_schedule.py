@@ -2,6 +2,7 @@
 
 Notation of all samplers: x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε (Ho et al. 2020, eq. 4), t = 0 ... 999.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -11,8 +12,9 @@ BETA_SCHEDULES = ("linear", "scaled_linear")
 TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
 
 
-def cumulative_alphas(schedule: str, beta_start: float, beta_end: float, snr_shift: float = 1.0,
-                      zero_snr: bool = False) -> np.ndarray:
+def cumulative_alphas(
+    schedule: str, beta_start: float, beta_end: float, snr_shift: float = 1.0, zero_snr: bool = False
+) -> np.ndarray:
     """ᾱ_t of the training timesteps, (1000,) float64.
 
     `linear` betas are those of Ho et al. 2020 (section 4), `scaled_linear` those of Rombach et al. 2022 (linear in the
@@ -21,7 +23,7 @@ def cumulative_alphas(schedule: str, beta_start: float, beta_end: float, snr_shi
     if schedule == "linear":
         betas = np.linspace(beta_start, beta_end, TRAIN_TIMESTEPS)
     else:
-        betas = np.linspace(beta_start ** 0.5, beta_end ** 0.5, TRAIN_TIMESTEPS) ** 2
+        betas = np.linspace(beta_start**0.5, beta_end**0.5, TRAIN_TIMESTEPS) ** 2
     alphas_cumprod = np.cumprod(1 - betas)
     alphas_cumprod = alphas_cumprod / (snr_shift + (1 - snr_shift) * alphas_cumprod)
     return _rescale_to_zero_snr(alphas_cumprod) if zero_snr else alphas_cumprod

@@ -1,4 +1,5 @@
 """PNDM: Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models on Manifolds"."""
+
 from __future__ import annotations
 
 import numpy as np
@@ -33,7 +34,7 @@ class PNDM(TimestepScheduler):
         timesteps = super()._run_timesteps(count)
         warm_up = min(3, count - 1)
         half = self.stride // 2
-        stages = [(t, next_t + half, next_t + half, next_t) for t, next_t in zip(timesteps, timesteps[1:warm_up + 1])]
+        stages = [(t, next_t + half, next_t + half, next_t) for t, next_t in zip(timesteps, timesteps[1 : warm_up + 1])]
         self._warm_up_calls = 4 * warm_up
         return np.append(np.ravel(stages), timesteps[warm_up:])
 

@@ -3,6 +3,7 @@
 In these terms ε is the slope dy/dσ of the probability flow (Karras et al. 2022, "Elucidating the Design Space of
 Diffusion-Based Generative Models", eq. 1), so that every solver of ordinary differential equations is a sampler.
 """
+
 from __future__ import annotations
 
 from typing import Optional
@@ -16,7 +17,7 @@ from opensora.schedulers.noise_schedule import spaced_timesteps
 
 def variance_preserving(sigma: float) -> tuple[float, float]:
     """α and α σ, the coefficients of x_t = α x_0 + (α σ) ε, for a noise-to-signal ratio σ."""
-    alpha = (sigma ** 2 + 1) ** -0.5
+    alpha = (sigma**2 + 1) ** -0.5
     return alpha, alpha * sigma
 
 
@@ -25,13 +26,13 @@ def ancestral_split(sigma: float, next_sigma: float) -> tuple[float, float]:
 
     Ancestral sampling of Song et al. 2021, "Score-Based Generative Modeling through SDEs", eq. 47.
     """
-    return next_sigma ** 2 / sigma, next_sigma * (1 - (next_sigma / sigma) ** 2) ** 0.5
+    return next_sigma**2 / sigma, next_sigma * (1 - (next_sigma / sigma) ** 2) ** 0.5
 
 
 class SigmaScheduler(DiffusionScheduler):
     """`sigmas` (n + 1,) are the ratios between which a run steps; the last is `final_sigma`."""
 
-    last_alpha_cumprod = 2.0 ** -24  # as published: σ = 4096 in place of infinity
+    last_alpha_cumprod = 2.0**-24  # as published: σ = 4096 in place of infinity
 
     def __init__(self, seed: Optional[int] = None, **options):
         super().__init__(seed, **options)
@@ -67,7 +68,7 @@ class ProbabilityFlowScheduler(SigmaScheduler):
     def init_noise_sigma(self) -> float:
         """Deviation of the first state; leading spacing starts where there is signal left, whose share is added."""
         sigma = float(self.sigmas[0])
-        return (sigma ** 2 + 1) ** 0.5 if self.options.spacing == "leading" else sigma
+        return (sigma**2 + 1) ** 0.5 if self.options.spacing == "leading" else sigma
 
     def scale_model_input(self, x: Array, t: float) -> Array:
         return x * variance_preserving(self._sigma(self._index(t)))[0]

@@ -1,4 +1,5 @@
 """Solvers that call the model twice per step: at σ, then where an Euler step to the next σ leads."""
+
 from __future__ import annotations
 
 from typing import Callable
@@ -31,7 +32,8 @@ class TwoStageScheduler(ProbabilityFlowScheduler):
             return x + (self._sigma(index + 1) - self._sigma(index)) * slope
         return self._second_stage(*self._start, slope, self._sigma(index - 1), self._sigma(index), draw)
 
-    def _second_stage(self, start: Array, start_slope: Array, slope: Array, sigma: float, next_sigma: float,
-                      draw: Callable[[], Array]) -> Array:
+    def _second_stage(
+        self, start: Array, start_slope: Array, slope: Array, sigma: float, next_sigma: float, draw: Callable[[], Array]
+    ) -> Array:
         """The state at next_sigma, from that at sigma and the slopes at both."""
         raise NotImplementedError

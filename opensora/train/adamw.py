@@ -1,4 +1,5 @@
 """AdamW: Adam with decoupled weight decay (Loshchilov and Hutter 2019, arXiv:1711.05101)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -25,9 +26,28 @@ class AdamW:
             if not getattr(self, name) >= 0:
                 raise ValueError(f"--{name} {getattr(self, name)} is not 0 or more")
 
-    def update(self, weights: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, factor: float,
-               learning_rate: float, step: int) -> None:
+    def update(
+        self,
+        weights: Tensor,
+        exp_avg: Tensor,
+        exp_avg_sq: Tensor,
+        gradient: Tensor,
+        factor: float,
+        learning_rate: float,
+        step: int,
+    ) -> None:
         """Changes weights and both moments, float32 (N,), in place by the gradient times `factor`; `step` counts from
         1."""
-        updates.adamw(weights, exp_avg, exp_avg_sq, gradient, factor, learning_rate, self.adam_weight_decay,
-                      self.adam_beta1, self.adam_beta2, self.adam_epsilon, step)
+        updates.adamw(
+            weights,
+            exp_avg,
+            exp_avg_sq,
+            gradient,
+            factor,
+            learning_rate,
+            self.adam_weight_decay,
+            self.adam_beta1,
+            self.adam_beta2,
+            self.adam_epsilon,
+            step,
+        )

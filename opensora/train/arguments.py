@@ -1,11 +1,13 @@
 """The arguments of a run: recorded in its checkpoints, and compared with those of the run that resumes."""
+
 from __future__ import annotations
 
 import json
 import os
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, NamedTuple, Sequence
+from typing import Any, NamedTuple
 
 from opensora.train.checkpoint import read_state
 
@@ -45,8 +47,10 @@ ARGUMENTS = {
 }
 EFFECTS = {name: effect for effect, names in ARGUMENTS.items() for name in names.split()}
 # Values that name a file or folder (or, for some, a preset): the same name elsewhere is another file.
-PATHS = frozenset("""ae_path data data_file_path data_path from_pretrained lpips_path mask_config model model_config
-                     pretrained pretrained_model_name_or_path text_encoder_name_1 video_path""".split())
+PATHS = frozenset(
+    """ae_path data data_file_path data_path from_pretrained lpips_path mask_config model model_config
+                     pretrained pretrained_model_name_or_path text_encoder_name_1 video_path""".split()
+)
 FIXED_RATES = ("constant", "constant_with_warmup")  # schedules that do not depend on the number of steps
 
 
@@ -102,8 +106,10 @@ def check_arguments(checkpoint: Path, now: Mapping[str, Any], allow: bool, quiet
     """
     found = changes(read_state(checkpoint).get("arguments", {}), now)
     if found["refused"] and not allow:
-        raise ValueError(f"{checkpoint} is of a run with other arguments: {_joined(found['refused'])}; resume with the "
-                         f"same, or add --allow_changed_arguments to go on with the new ones")
+        raise ValueError(
+            f"{checkpoint} is of a run with other arguments: {_joined(found['refused'])}; resume with the "
+            f"same, or add --allow_changed_arguments to go on with the new ones"
+        )
     differences = [*found["refused"], *found["listed"]]
     if differences and not quiet:
         print(f"note: these arguments are not those of {checkpoint}: {_joined(differences)}", file=sys.stderr)

@@ -10,6 +10,7 @@ Every checkpoint gets a serial number, one more than the largest in its folder, 
 written last, whatever its step. A new one is written as `checkpoint-N.part`. If there is one of the same step, it is
 renamed to `checkpoint-N.old` until the new one has its name; after a crash between the two it still counts.
 """
+
 from __future__ import annotations
 
 import hashlib
@@ -19,9 +20,10 @@ import os
 import re
 import shutil
 import sys
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, Mapping, NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Union
 
 from opensora.models.loading import WEIGHTS_NAME, PretrainedModel
 from opensora.models.safetensors_file import read_safetensors, write_safetensors
@@ -141,8 +143,14 @@ def read_state(folder: Path) -> dict:
     return state
 
 
-def save_checkpoint(output_dir: Union[str, Path], step: int, trained: Mapping[str, Trained], state: dict,
-                    keep: Optional[int], is_main: bool) -> None:
+def save_checkpoint(
+    output_dir: Union[str, Path],
+    step: int,
+    trained: Mapping[str, Trained],
+    state: dict,
+    keep: Optional[int],
+    is_main: bool,
+) -> None:
     """Writes a checkpoint; all processes call it, one writes. Then removes old ones, see `_rotate`.
 
     `trained` names the models by the prefix of their folders ("" for `model` and `model_ema`).
@@ -153,8 +161,9 @@ def save_checkpoint(output_dir: Union[str, Path], step: int, trained: Mapping[st
             _save_model(folder / f"{prefix}model", model, optimizer.weights(), is_main)
             if optimizer.ema:
                 _save_model(folder / f"{prefix}model_ema", model, optimizer.ema_weights(), is_main)
-            moments = {name: tensor for name, tensor in optimizer.state_tensors().items()
-                       if name.split(".", 1)[0] in MOMENTS}
+            moments = {
+                name: tensor for name, tensor in optimizer.state_tensors().items() if name.split(".", 1)[0] in MOMENTS
+            }
             _write(folder / f"{prefix}optimizer.safetensors", moments, is_main)
         numbers = {prefix: optimizer.state_numbers() for prefix, (_, optimizer) in trained.items()}
         if is_main:
@@ -171,8 +180,11 @@ def save_checkpoint(output_dir: Union[str, Path], step: int, trained: Mapping[st
 
 def checkpoint_bytes(trained: Mapping[str, Trained]) -> int:
     """The size of a checkpoint: float32 weights, their moving averages and the two moments of AdamW."""
-    return sum(4 * parameter.size * (4 if optimizer.ema else 3)
-               for model, optimizer in trained.values() for parameter in model.get_parameters())
+    return sum(
+        4 * parameter.size * (4 if optimizer.ema else 3)
+        for model, optimizer in trained.values()
+        for parameter in model.get_parameters()
+    )
 
 
 def load_state(folder: Path, trained: Mapping[str, Trained], quiet: bool = False) -> dict:
@@ -326,8 +338,11 @@ def _serial(folder: Path, unreadable: float) -> float:
 def _files(state: Mapping) -> list[str]:
     """The files that a checkpoint must have. Earlier versions wrote no list; then it is what every checkpoint has."""
     if "files" not in state:
-        return [f"{prefix}{name}" for prefix in state.get("optimizers", ())
-                for name in ("model/config.json", f"model/{WEIGHTS_NAME}", "optimizer.safetensors")]
+        return [
+            f"{prefix}{name}"
+            for prefix in state.get("optimizers", ())
+            for name in ("model/config.json", f"model/{WEIGHTS_NAME}", "optimizer.safetensors")
+        ]
     files = state["files"]
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
         raise ValueError(f"{STATE} does not list the files")

@@ -1,13 +1,15 @@
 """Training by a config file, of both families, on the project's one trainer."""
+
 from __future__ import annotations
 
 import difflib
 import json
 import sys
+from collections.abc import Mapping
 from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Optional
 
 from mindspore import Tensor
 
@@ -31,16 +33,22 @@ from opensora.utils.folder_lock import exclusive_folder
 
 STDIT, PLAN = "STDiT2-XL/2", "OpenSoraT2V_v1_3-2B/122"
 FAMILIES = {
-    STDIT: {VAE: ("VideoAutoencoderKL",), TEXT_ENCODER: ("t5", "mt5"), SCHEDULER: ("iddpm", "iddpm-speed"),
-            DATASET: ("VariableVideoTextDataset", "VideoTextDataset")},
+    STDIT: {
+        VAE: ("VideoAutoencoderKL",),
+        TEXT_ENCODER: ("t5", "mt5"),
+        SCHEDULER: ("iddpm", "iddpm-speed"),
+        DATASET: ("VariableVideoTextDataset", "VideoTextDataset"),
+    },
     PLAN: {VAE: tuple(VAES), TEXT_ENCODER: ("mt5", "t5"), SCHEDULER: tuple(SCHEDULERS), DATASET: ("T2VDataset",)},
 }
 NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "dataset.type", "outputs", "lr")
 # `plugin` -> what ZeRO divides over the processes.
 PLUGINS = {"ddp": 0, "zero1": 1, "zero2": 2, "zero2-seq": 2, "zero3": 3}
 # Fields that have no effect on the training of a model, and the values that ask for none.
-UNREAD = {STDIT: {"gradient_accumulation_steps": 1, "validate": False},
-          PLAN: {"bucket_config": None, "mask_ratios": None, "validate": False}}
+UNREAD = {
+    STDIT: {"gradient_accumulation_steps": 1, "validate": False},
+    PLAN: {"bucket_config": None, "mask_ratios": None, "validate": False},
+}
 # Samplers of Open-Sora-Plan whose weights were trained in a way of their own.
 OBJECTIVES = {"CogVideoX": {"cogvideox_scheduler": True}, "FlowMatchEulerDiscrete": {"rf_scheduler": True}}
 
@@ -64,8 +72,12 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     options = make_options(config, PLUGINS[plugin])
     checkpoint = find_load(config.get("load"))
     world = World(device.rank, device.world_size)
-    arguments = recorded({**{name: config.get(name) for name in field_names(training=True) if name not in PLACES},
-                          "processes": world.size})
+    arguments = recorded(
+        {
+            **{name: config.get(name) for name in field_names(training=True) if name not in PLACES},
+            "processes": world.size,
+        }
+    )
     if checkpoint is not None and not config.get("start_from_scratch"):
         check_arguments(checkpoint, arguments, config.get("allow_changed_arguments", False), quiet=not device.is_main)
     if isinstance(options, STDiTTrainOptions):
@@ -91,21 +103,25 @@ def _check_unread(config: Mapping[str, Any]) -> None:
     for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` has the rest
         check_part(config[kind], kind)
     if is_stdit and config.get("bucket_config") and config.get("batch_size"):
-        print(f"note: batch_size {config['batch_size']} has no effect: bucket_config has the sizes of batches",
-              file=sys.stderr)
+        print(
+            f"note: batch_size {config['batch_size']} has no effect: bucket_config has the sizes of batches",
+            file=sys.stderr,
+        )
 
 
 def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptions:
-    values = {field.name: config[field.name] for field in fields(STDiTTrainOptions)
-              if config.get(field.name) is not None}
+    values = {
+        field.name: config[field.name] for field in fields(STDiTTrainOptions) if config.get(field.name) is not None
+    }
     return STDiTTrainOptions(**{**values, "grad_clip": config.get("grad_clip"), "zero_stage": zero_stage})
 
 
 def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
     """The options of train_t2v_diffusers.py, from a config. `dataset` has the fields of `T2VDataOptions`, `scheduler`
     those of `ObjectiveOptions`, `model` keys of the model's config.json."""
-    dataset, scheduler, model, vae, text_encoder = (dict(config[name]) for name in (
-        "dataset", "scheduler", "model", "vae", "text_encoder"))
+    dataset, scheduler, model, vae, text_encoder = (
+        dict(config[name]) for name in ("dataset", "scheduler", "model", "vae", "text_encoder")
+    )
     check_fields(config, ("vae.from_pretrained", "text_encoder.from_pretrained"))
     sp_size = config.get("sp_size") or 1
     length = text_encoder.get("model_max_length", 512)
@@ -121,16 +137,26 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
     if pretrained is not None and (Path(pretrained) / "config.json").is_file():
         name = None  # the weights' own configuration counts
     return T2VTrainOptions(
-        data=data, objective=objective, ae=vae["type"], ae_path=vae["from_pretrained"],
-        enable_tiling=vae.get("enable_tiling", False), text_encoder_name_1=text_encoder["from_pretrained"], model=name,
+        data=data,
+        objective=objective,
+        ae=vae["type"],
+        ae_path=vae["from_pretrained"],
+        enable_tiling=vae.get("enable_tiling", False),
+        text_encoder_name_1=text_encoder["from_pretrained"],
+        model=name,
         pretrained=pretrained,
         model_changes={**model, "prediction_type": None if objective.rf_scheduler else objective.prediction_type},
         train_batch_size=config.get("batch_size") or 1,
         gradient_accumulation_steps=config.get("gradient_accumulation_steps") or 1,
         dataloader_num_workers=config.get("num_workers", 4),
-        gradient_checkpointing=config.get("grad_checkpoint", False), zero_stage=zero_stage, sp_size=sp_size,
-        max_grad_norm=config.get("grad_clip"), adamw=AdamW(), ema=EMA(config.get("ema_decay", 0.9999)),
-        seed=config.get("seed", 42))
+        gradient_checkpointing=config.get("grad_checkpoint", False),
+        zero_stage=zero_stage,
+        sp_size=sp_size,
+        max_grad_norm=config.get("grad_clip"),
+        adamw=AdamW(),
+        ema=EMA(config.get("ema_decay", 0.9999)),
+        seed=config.get("seed", 42),
+    )
 
 
 def fill(options: type, values: Mapping[str, Any], where: str) -> Any:
@@ -151,10 +177,14 @@ def trainer_options(config: Mapping[str, Any], output_dir: Path, training: Train
         sampler = training.loader.sampler
         steps = len(sampler) * config.get("epochs", 1000)
     every = config.get("ckpt_every") or 0
-    return TrainerOptions(str(output_dir), max_train_steps=steps, start_learning_rate=config["lr"],
-                          checkpointing_steps=every if every > 0 else sys.maxsize,
-                          log_interval=config.get("log_every") or 10,
-                          allow_changed_arguments=config.get("allow_changed_arguments", False))
+    return TrainerOptions(
+        str(output_dir),
+        max_train_steps=steps,
+        start_learning_rate=config["lr"],
+        checkpointing_steps=every if every > 0 else sys.maxsize,
+        log_interval=config.get("log_every") or 10,
+        allow_changed_arguments=config.get("allow_changed_arguments", False),
+    )
 
 
 def find_load(load: Optional[str]) -> Optional[Path]:
@@ -202,5 +232,7 @@ def start_records(output_dir: Path, config: Mapping[str, Any]) -> None:
         temporary.write_text(json.dumps(config, indent=4, default=str), encoding="utf-8")
     if config.get("wandb"):
         import wandb
-        wandb.init(project="opensora", name=output_dir.name, dir=str(output_dir), config=dict(config),
-                   sync_tensorboard=True)
+
+        wandb.init(
+            project="opensora", name=output_dir.name, dir=str(output_dir), config=dict(config), sync_tensorboard=True
+        )

@@ -1,4 +1,5 @@
 """An exponential moving average of the weights."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass

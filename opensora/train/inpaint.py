@@ -1,8 +1,9 @@
 """Training of the inpaint model: image to video, transitions, continuations."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Mapping, Sequence
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -40,8 +41,12 @@ class InpaintTraining(T2VTraining):
         masks = batch["known_mask"].reshape(b, 1, t, 1, 1)
         known = mask_pixels(batch["pixels"], masks)
         if self.options.add_noise_to_condition:
-            known = np.concatenate([add_noise_to_condition(known[i:i + 1], masks[i:i + 1], generator)
-                                    for i, generator in enumerate(generators)])
+            known = np.concatenate(
+                [
+                    add_noise_to_condition(known[i : i + 1], masks[i : i + 1], generator)
+                    for i, generator in enumerate(generators)
+                ]
+            )
         strides = self.vae.config.spatial_stride, self.vae.config.spatial_stride, self.vae.config.temporal_stride
         compressed = MaskCompressor(*strides)(np.broadcast_to(masks, (b, 1, t, h, w)))
         return ops.cat((self.encode(known, generators), Tensor(compressed)), 1)

@@ -1,4 +1,5 @@
 """Learning-rate schedules by their names in diffusers; steps are optimizer steps."""
+
 from __future__ import annotations
 
 import math

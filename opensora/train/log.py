@@ -1,4 +1,5 @@
 """What a run tells: a line on the screen, a row of a table, a point of a curve."""
+
 from __future__ import annotations
 
 import csv
@@ -8,9 +9,10 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Mapping, Sequence
 from datetime import timedelta
 from pathlib import Path
-from typing import Mapping, Optional, Sequence, Union
+from typing import Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -50,8 +52,12 @@ class TrainingLog:
             self.since_shown = []
             seconds = (time.perf_counter() - self.start) / (step - self.first_step) * (self.total_steps - step)
             shown = " | ".join(name if mean is None else f"{name} {mean:.4g}" for name, mean in means.items())
-            print(f"step {step}/{self.total_steps} | {shown} | {peak_memory() / 1e9:.2f} GB | "
-                  f"{timedelta(seconds=round(seconds))} left", file=sys.stderr, flush=True)
+            print(
+                f"step {step}/{self.total_steps} | {shown} | {peak_memory() / 1e9:.2f} GB | "
+                f"{timedelta(seconds=round(seconds))} left",
+                file=sys.stderr,
+                flush=True,
+            )
 
     def validation(self, step: int, values: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None:
         """Results on held-out data; pictures are uint8 (H, W, 3)."""

@@ -1,10 +1,11 @@
 """Loss scaling for float16 (Micikevicius et al. 2018, arXiv:1710.03740), which would lose small gradients."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 GROWTH_INTERVAL = 1000  # steps without overflow until the scale doubles
-LARGEST = 2.0 ** 24
+LARGEST = 2.0**24
 
 
 @dataclass

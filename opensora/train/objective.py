@@ -3,6 +3,7 @@
 All of it is linear in the clean latents and the noise, so a sample's timestep becomes five numbers (`Coefficients`),
 computed on the host in float64; the device only mixes.
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -49,8 +50,10 @@ class ObjectiveOptions:
         if self.snr_gamma is not None and self.snr_gamma <= 0:
             raise ValueError(f"--snr_gamma {self.snr_gamma} must be above 0; leave it out for no weighting")
         if self.snr_gamma is not None and (self.rf_scheduler or self.prediction_type == "sample"):
-            raise ValueError("--snr_gamma weighs epsilon and v_prediction; leave it out with --rf_scheduler or "
-                             "--prediction_type sample")
+            raise ValueError(
+                "--snr_gamma weighs epsilon and v_prediction; leave it out with --rf_scheduler or "
+                "--prediction_type sample"
+            )
 
 
 class Coefficients(NamedTuple):
@@ -123,7 +126,7 @@ class RectifiedFlow:
     def coefficients(self, timesteps: np.ndarray) -> Coefficients:
         sigma = timesteps / TRAIN_TIMESTEPS
         one = np.ones_like(sigma)
-        weight = {"sigma_sqrt": sigma ** -2.0, "cosmap": 2 / (np.pi * (1 - 2 * sigma + 2 * sigma ** 2))}
+        weight = {"sigma_sqrt": sigma**-2.0, "cosmap": 2 / (np.pi * (1 - 2 * sigma + 2 * sigma**2))}
         return _coefficients(timesteps, 1 - sigma, sigma, -one, one, weight.get(self.options.weighting_scheme, one))
 
 
@@ -151,9 +154,21 @@ class DenoisingLoss(nn.Cell):
         super().__init__()
         self.model = model
 
-    def construct(self, x0: Tensor, eps: Tensor, timestep: Tensor, signal: Tensor, noise: Tensor,
-                  target_signal: Tensor, target_noise: Tensor, weight: Tensor, text: Tensor, text_mask: Optional[Tensor],
-                  mask: Optional[Tensor] = None, condition: Optional[Tensor] = None) -> Tensor:
+    def construct(
+        self,
+        x0: Tensor,
+        eps: Tensor,
+        timestep: Tensor,
+        signal: Tensor,
+        noise: Tensor,
+        target_signal: Tensor,
+        target_noise: Tensor,
+        weight: Tensor,
+        text: Tensor,
+        text_mask: Optional[Tensor],
+        mask: Optional[Tensor] = None,
+        condition: Optional[Tensor] = None,
+    ) -> Tensor:
         x = mix(signal, x0, noise, eps)
         if condition is not None:
             x = ops.cat((x, condition), 1)

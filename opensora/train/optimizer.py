@@ -1,9 +1,11 @@
 """From losses to new weights: gradients, clipping, AdamW, EMA; on one process or divided over many (ZeRO)."""
+
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Callable, Iterable, Iterator, Mapping, NamedTuple, Optional, Sequence
+from typing import Callable, NamedTuple, Optional
 
 import mindspore as ms
 import numpy as np
@@ -43,15 +45,23 @@ class Optimizer:
         ValueError: an impossible setting, or weights that differ between processes.
     """
 
-    def __init__(self, model: PretrainedModel, adamw: AdamW = AdamW(), ema: Optional[EMA] = None,
-                 max_grad_norm: Optional[float] = 1.0, zero_stage: int = 0, world: World = World(),
-                 gradient_checkpointing: bool = False):
+    def __init__(
+        self,
+        model: PretrainedModel,
+        adamw: AdamW = AdamW(),
+        ema: Optional[EMA] = None,
+        max_grad_norm: Optional[float] = 1.0,
+        zero_stage: int = 0,
+        world: World = World(),
+        gradient_checkpointing: bool = False,
+    ):
         graph_mode = ms.get_context("mode") == ms.GRAPH_MODE
         if zero_stage not in STAGES:
             raise ValueError(f"--zero_stage {zero_stage} is not one of {', '.join(map(str, STAGES))}")
         if zero_stage == 3 and graph_mode:
-            raise ValueError("--zero_stage 3 gathers weights block by block, which graph mode cannot: use --mode 1, "
-                             "or a lower stage")
+            raise ValueError(
+                "--zero_stage 3 gathers weights block by block, which graph mode cannot: use --mode 1, or a lower stage"
+            )
         self.adamw, self.ema, self.max_grad_norm, self.world = adamw, ema, max_grad_norm, world
         self.stage = stage = zero_stage if world.size > 1 else 0
 
@@ -61,8 +71,12 @@ class Optimizer:
         self.outside, inside = _divide(parameters, blocks, stage, world)
         self.buckets = [*self.outside, *(bucket for buckets in inside for bucket in buckets)]
         if stage == 3 or (stage == 2 and gradient_checkpointing and not graph_mode):
-            model.call_blocks([GatheredBlock(block, buckets) if buckets else block  # none: it is not trained
-                               for block, buckets in zip(blocks, inside)])
+            model.call_blocks(
+                [
+                    GatheredBlock(block, buckets) if buckets else block  # none: it is not trained
+                    for block, buckets in zip(blocks, inside)
+                ]
+            )
             self.recorded = self.outside
         else:
             if gradient_checkpointing:
@@ -76,7 +90,7 @@ class Optimizer:
         self.shadows = [ops.deepcopy(bucket.own_weights()) for bucket in self.buckets] if ema else []
         self.steps = self.micro_steps = 0
         is_float16 = any(bucket.dtype == ms.float16 for bucket in self.buckets)
-        self.loss_scale = LossScale(2.0 ** 16, dynamic=True) if is_float16 else LossScale()
+        self.loss_scale = LossScale(2.0**16, dynamic=True) if is_float16 else LossScale()
 
     def backward(self, forward: nn.Cell, *inputs):
         """Runs `forward`, adds the gradients of its loss, and returns what it returned.
@@ -173,9 +187,14 @@ class Optimizer:
             for name, parameter in bucket.parameters.items():
                 stored = tensors.get(f"{kind}.{name}")
                 if stored is None or tuple(stored.shape) != tuple(parameter.shape):
-                    raise ValueError(f"optimizer state: {kind}.{name} is " + (
-                        "missing" if stored is None
-                        else f"{tuple(stored.shape)}, the model's is {tuple(parameter.shape)}"))
+                    raise ValueError(
+                        f"optimizer state: {kind}.{name} is "
+                        + (
+                            "missing"
+                            if stored is None
+                            else f"{tuple(stored.shape)}, the model's is {tuple(parameter.shape)}"
+                        )
+                    )
         for kind, bucket, own in kept:
             names = {name: f"{kind}.{name}" for name in bucket.parameters}
             ops.assign(own, bucket.own_part({name: tensors[stored] for name, stored in names.items()}))
@@ -191,13 +210,20 @@ class Optimizer:
         """What this process keeps now, named as by `opensora.parallel.plan.memory`, and "ema"."""
         kept = [bucket.bytes() for bucket in self.buckets]
         own = 4 * sum(bucket.own_size for bucket in self.buckets)
-        return {**{name: sum(one[name] for one in kept) for name in kept[0]},
-                "optimizer states": 2 * own, "ema": own if self.ema else 0}
+        return {
+            **{name: sum(one[name] for one in kept) for name in kept[0]},
+            "optimizer states": 2 * own,
+            "ema": own if self.ema else 0,
+        }
 
     def _kept(self) -> Iterator[tuple[str, Bucket, Tensor]]:
         """(kind, bucket, own part) of all state."""
-        kinds = {"exp_avg": self.exp_avg, "exp_avg_sq": self.exp_avg_sq, "ema": self.shadows,
-                 "master": [bucket.master if bucket.dtype != ms.float32 else None for bucket in self.buckets]}
+        kinds = {
+            "exp_avg": self.exp_avg,
+            "exp_avg_sq": self.exp_avg_sq,
+            "ema": self.shadows,
+            "master": [bucket.master if bucket.dtype != ms.float32 else None for bucket in self.buckets],
+        }
         for kind, parts in kinds.items():
             for bucket, own in zip(self.buckets, parts):
                 if own is not None:

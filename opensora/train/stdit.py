@@ -1,10 +1,12 @@
 """Training of STDiT2, Open-Sora v1.1's transformer, by a config file."""
+
 from __future__ import annotations
 
 import random
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Mapping, Optional
+from typing import Any, Optional
 
 import numpy as np
 from mindspore import Tensor
@@ -55,13 +57,16 @@ class STDiTTrainOptions:
         if variable and self.bucket_config is None:
             raise ValueError("VariableVideoTextDataset needs bucket_config, which says what its samples are made to")
         if not variable and self.bucket_config is not None:
-            raise ValueError(f"bucket_config is for VariableVideoTextDataset; samples of {self.dataset['type']} have one "
-                             f"shape")
+            raise ValueError(
+                f"bucket_config is for VariableVideoTextDataset; samples of {self.dataset['type']} have one shape"
+            )
         if not variable and (self.batch_size or 0) < 1:
             raise ValueError(f"batch_size {self.batch_size}: {self.dataset['type']} needs a number from 1 on")
         if self.sp_size < 1 or (not variable and self.batch_size % self.sp_size):
-            raise ValueError(f"sp_size {self.sp_size} does not divide the batch_size {self.batch_size}, which as many "
-                             f"processes share")
+            raise ValueError(
+                f"sp_size {self.sp_size} does not divide the batch_size {self.batch_size}, which as many "
+                f"processes share"
+            )
 
 
 class STDiTTraining:
@@ -77,8 +82,14 @@ class STDiTTraining:
         ValueError, OSError: what is wrong with the options or the data, before models are loaded.
     """
 
-    def __init__(self, options: STDiTTrainOptions, config: Mapping[str, Any], device: Device, world: World,
-                 checkpoint: Optional[Path]):
+    def __init__(
+        self,
+        options: STDiTTrainOptions,
+        config: Mapping[str, Any],
+        device: Device,
+        world: World,
+        checkpoint: Optional[Path],
+    ):
         self.options, self.world = options, world
         if world.size % options.sp_size:
             raise ValueError(f"sp_size {options.sp_size} does not divide {world.size} processes")
@@ -96,9 +107,15 @@ class STDiTTraining:
         model.y_embedder.dropout = 0.0  # drawn here, so that it follows from the sample's seed, too
         self.loss = TrainingLoss(model, self.pipeline.scheduler)
         # Without weight decay, and with averages that begin at once.
-        self.optimizer = Optimizer(model, AdamW(adam_epsilon=1e-8, adam_weight_decay=0.0),
-                                   EMA(options.ema_decay, warm_up=False), options.grad_clip, options.zero_stage, world,
-                                   options.grad_checkpoint)
+        self.optimizer = Optimizer(
+            model,
+            AdamW(adam_epsilon=1e-8, adam_weight_decay=0.0),
+            EMA(options.ema_decay, warm_up=False),
+            options.grad_clip,
+            options.zero_stage,
+            world,
+            options.grad_checkpoint,
+        )
         self.trained = {"": Trained(model, self.optimizer)}
         self.batch, self.samples_per_step = 0, 0
         self.batches = iter(self.loader)
@@ -115,12 +132,20 @@ class STDiTTraining:
     def make_sampler(self, dataset: VideoTextDataset, show: bool) -> Sampler:
         options, world = self.options, self.world
         if not isinstance(dataset, VariableVideoTextDataset):
-            return BatchSampler([np.arange(len(dataset))], options.batch_size // options.sp_size, world.rank,
-                                world.size, options.seed)
+            return BatchSampler(
+                [np.arange(len(dataset))], options.batch_size // options.sp_size, world.rank, world.size, options.seed
+            )
         buckets = Buckets(options.bucket_config)
         group, part = divmod(world.rank, options.sp_size)
-        sampler = BucketSampler(dataset.shapes, buckets, dataset.frame_interval, group, world.size // options.sp_size,
-                                options.seed, part=(part, options.sp_size))
+        sampler = BucketSampler(
+            dataset.shapes,
+            buckets,
+            dataset.frame_interval,
+            group,
+            world.size // options.sp_size,
+            options.seed,
+            part=(part, options.sp_size),
+        )
         if show:
             print(buckets.table(sampler.assigned(0)), flush=True)
         return sampler
@@ -141,16 +166,29 @@ class STDiTTraining:
         uniform, text_draws = (np.array([generator.random() for generator in generators]) for _ in range(2))
         frames, mask = batch["video"].shape[2], None
         if self.masks is not None:
-            mask = Tensor(np.stack([self.masks.draw(frames, random.Random(int(generator.integers(1 << 63))))
-                                    for generator in generators]).astype(np.float32))
+            mask = Tensor(
+                np.stack(
+                    [
+                        self.masks.draw(frames, random.Random(int(generator.integers(1 << 63))))
+                        for generator in generators
+                    ]
+                ).astype(np.float32)
+            )
         pipeline = self.pipeline
-        draws = FrameNoise(draw(generators, pipeline.latent_shape(batch["video"].shape[2:])),
-                           pipeline.vae.config.micro_batch_size)
+        draws = FrameNoise(
+            draw(generators, pipeline.latent_shape(batch["video"].shape[2:])), pipeline.vae.config.micro_batch_size
+        )
         latents = pipeline.vae.encode(Tensor(batch["video"]), draws)
         noise = Tensor(draw(generators, latents.shape[1:]))
         timesteps = Tensor(pipeline.scheduler.timesteps(uniform))
-        return (latents, noise, timesteps, *self.text(batch, text_draws < self.dropout),
-                *(Tensor(batch[name]) for name in NUMBERS), mask)
+        return (
+            latents,
+            noise,
+            timesteps,
+            *self.text(batch, text_draws < self.dropout),
+            *(Tensor(batch[name]) for name in NUMBERS),
+            mask,
+        )
 
     def text(self, batch: Mapping, dropped: np.ndarray) -> tuple[Tensor, Tensor]:
         """States (B, 1, L, D), those of no prompt where it is dropped, and mask (B, L)."""

@@ -1,11 +1,13 @@
 """Training of the diffusion transformer on videos and images with captions."""
+
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
-from typing import Iterator, Mapping, Optional, Sequence
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -77,8 +79,10 @@ class T2VTrainOptions:
             raise ValueError(f"--model is missing: one of {', '.join(PRESETS)}, or a folder with a config.json")
         shared = self.sp_size * self.train_batch_size
         if self.sp_size > 1 and shared % self.train_sp_batch_size:
-            raise ValueError(f"--train_sp_batch_size {self.train_sp_batch_size} does not divide the {shared} samples "
-                             f"of a group's batch (sp_size {self.sp_size} x train_batch_size {self.train_batch_size})")
+            raise ValueError(
+                f"--train_sp_batch_size {self.train_sp_batch_size} does not divide the {shared} samples "
+                f"of a group's batch (sp_size {self.sp_size} x train_batch_size {self.train_batch_size})"
+            )
         if self.sp_size > 1 and self.train_batch_size > 1 and not self.data.group_data:
             raise ValueError("--sp_size with --train_batch_size above 1 needs --group_data: padding cannot be split")
         if self.text_encoder_name_1 is None and not self.data.text_embed_cache:
@@ -123,13 +127,22 @@ class T2VTraining:
             self.text_encoder.set_train(False)
             width = self.text_encoder.config.d_model
             if width != model.config.caption_channels:
-                raise ValueError(f"{options.text_encoder_name_1} has {width} channels, the transformer is made for "
-                                 f"caption_channels {model.config.caption_channels}")
+                raise ValueError(
+                    f"{options.text_encoder_name_1} has {width} channels, the transformer is made for "
+                    f"caption_channels {model.config.caption_channels}"
+                )
 
         self.objective = make_objective(options.objective)
         self.loss = DenoisingLoss(model.set_train())
-        self.optimizer = Optimizer(model, options.adamw, options.ema, options.max_grad_norm, options.zero_stage, world,
-                                   options.gradient_checkpointing)
+        self.optimizer = Optimizer(
+            model,
+            options.adamw,
+            options.ema,
+            options.max_grad_norm,
+            options.zero_stage,
+            world,
+            options.gradient_checkpointing,
+        )
         self.trained = {"": Trained(model, self.optimizer)}
         self.batch, self.slices_done = -1, self.slices_per_batch  # of the newest batch so many were trained on
         self.sampler_before = self.loader.sampler.state_dict()
@@ -164,8 +177,12 @@ class T2VTraining:
             config = PRESETS[options.model]
         else:
             config = read_config(options.model or source)
-            check_kind(config, options.model or source, (self.model_class.__name__, OpenSoraT2V_v1_3.__name__),
-                       "--model" if options.model else "--pretrained")
+            check_kind(
+                config,
+                options.model or source,
+                (self.model_class.__name__, OpenSoraT2V_v1_3.__name__),
+                "--model" if options.model else "--pretrained",
+            )
         config = {**config, **options.model_changes}
         if source is not None:
             return self.start_from(source, config)
@@ -177,8 +194,10 @@ class T2VTraining:
         config = read_config(source)
         for name, value in self.options.model_changes.items():
             if config.get(name) != value:
-                raise ValueError(f"{checkpoint}: was trained with {name} {config.get(name)}, now it is {value}: resume "
-                                 f"with the same flags, or begin a new run with --pretrained {source}")
+                raise ValueError(
+                    f"{checkpoint}: was trained with {name} {config.get(name)}, now it is {value}: resume "
+                    f"with the same flags, or begin a new run with --pretrained {source}"
+                )
         return self.model_class.from_pretrained(source, self.device.dtype, config)
 
     def start_from(self, source: str, config: Mapping) -> OpenSoraT2V_v1_3:
@@ -188,10 +207,15 @@ class T2VTraining:
         try:
             missing, unexpected = model.load_torch_state(state, strict=False)
         except ValueError as error:
-            raise ValueError(f"{source}: {error}; name the folder of its config.json, or its preset, with --model") from error
+            raise ValueError(
+                f"{source}: {error}; name the folder of its config.json, or its preset, with --model"
+            ) from error
         if self.device.is_main and (missing or unexpected):
-            print(f"{source}: {len(missing)} parameters are not in it and start at random, {len(unexpected)} of its "
-                  f"tensors are not used", file=sys.stderr)
+            print(
+                f"{source}: {len(missing)} parameters are not in it and start at random, {len(unexpected)} of its "
+                f"tensors are not used",
+                file=sys.stderr,
+            )
         return model
 
     def make_loader(self, data: T2VDataOptions, tokenizer: Optional[Tokenizer], batch_size: int) -> Loader:
@@ -237,7 +261,7 @@ class T2VTraining:
             inputs = self.shared(self.inputs(batch, TRAINING, self.batch))
             for i in range(first, self.slices_per_batch):
                 self.slices_done = i + 1
-                yield tuple(x if x is None else x[i * self.slice_size:(i + 1) * self.slice_size] for x in inputs)
+                yield tuple(x if x is None else x[i * self.slice_size : (i + 1) * self.slice_size] for x in inputs)
             first = 0
 
     def inputs(self, batch: Mapping, purpose: int, number: int) -> tuple:
@@ -252,8 +276,14 @@ class T2VTraining:
         if self.options.objective.noise_offset:
             eps += np.float32(self.options.objective.noise_offset) * draw(generators, (latents.shape[1], 1, 1, 1))
         mask = batch["attention_mask"]
-        return (latents, Tensor(eps), *map(Tensor, self.objective.coefficients(timesteps)), *self.text(batch),
-                None if mask is None else Tensor(mask), self.condition(batch, generators))
+        return (
+            latents,
+            Tensor(eps),
+            *map(Tensor, self.objective.coefficients(timesteps)),
+            *self.text(batch),
+            None if mask is None else Tensor(mask),
+            self.condition(batch, generators),
+        )
 
     def condition(self, batch: Mapping, generators: Sequence[np.random.Generator]) -> Optional[Tensor]:
         """What the model is given beside the noisy latents."""
@@ -288,8 +318,9 @@ class T2VTraining:
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
         """The mean loss of the validation data, once through, with the same noise every time."""
         data, options = self.val_loader, self.options
-        sampler = BatchSampler(data.dataset.buckets, options.val_batch_size, self.world.rank, self.world.size,
-                               options.seed)
+        sampler = BatchSampler(
+            data.dataset.buckets, options.val_batch_size, self.world.rank, self.world.size, options.seed
+        )
         loader = Loader(data.dataset, sampler, data.collate, data.num_workers)
         losses = []
         with self.optimizer.weights_outside_blocks():
@@ -310,5 +341,7 @@ def check_same_samples(world: World, dataset: T2VDataset) -> None:
     own = dataset.index.fingerprint
     first = int(world.sum(Tensor([float(own if world.rank == 0 else 0)])).asnumpy()[0])
     if own != first:
-        raise ValueError(f"{dataset.options.data}: this process and the first one have selected different samples: did "
-                         f"annotations or files change meanwhile, or do the machines see different files?")
+        raise ValueError(
+            f"{dataset.options.data}: this process and the first one have selected different samples: did "
+            f"annotations or files change meanwhile, or do the machines see different files?"
+        )

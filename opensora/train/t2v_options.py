@@ -1,9 +1,11 @@
 """The flags of the training commands of the diffusion transformer."""
+
 from __future__ import annotations
 
 import argparse
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Optional, Sequence
+from typing import Any, Optional
 
 from opensora import device
 from opensora.datasets.options import T2VDataOptions
@@ -32,10 +34,18 @@ def add_arguments(parser: argparse.ArgumentParser, datasets: tuple = ("t2v",)) -
 
 def _add_model(group) -> None:
     group.add_argument("--model", help=f"{', '.join(PRESETS)}, or a folder with a config.json; default: --pretrained's")
-    group.add_argument("--pretrained", "--pretrained_transformer_model_path", help="weights to start from: a folder, a .safetensors or a torch file")
+    group.add_argument(
+        "--pretrained",
+        "--pretrained_transformer_model_path",
+        help="weights to start from: a folder, a .safetensors or a torch file",
+    )
     group.add_argument("--sparse1d", type=str2bool, nargs="?", const=True, default=False, help="skiparse attention")
-    group.add_argument("--sparse_n", type=int, default=2,
-                       help="sparsity of skiparse attention: each token attends to one n-th of the sequence")
+    group.add_argument(
+        "--sparse_n",
+        type=int,
+        default=2,
+        help="sparsity of skiparse attention: each token attends to one n-th of the sequence",
+    )
     for axis in "thw":
         group.add_argument(f"--interpolation_scale_{axis}", type=float, default=1.0, help="of the rotary positions")
     group.add_argument("--ae", choices=tuple(VAES), default="WFVAEModel_D8_4x8x8", help="name of the autoencoder")
@@ -49,24 +59,37 @@ def _add_data(group, datasets: tuple) -> None:
     group.add_argument("--dataset", choices=datasets, default=datasets[0], help="kind of data set")
     group.add_argument("--data", required=True, help="text file with a line `root,annotation.json` for each source")
     group.add_argument("--num_frames", type=int, default=65, help="of videos: 4n+1; 1: images only")
-    group.add_argument("--max_height", type=int, default=320,
-                       help="height of the frames with --force_resolution, in pixels")
-    group.add_argument("--max_width", type=int, default=240,
-                       help="width of the frames with --force_resolution, in pixels")
+    group.add_argument(
+        "--max_height", type=int, default=320, help="height of the frames with --force_resolution, in pixels"
+    )
+    group.add_argument(
+        "--max_width", type=int, default=240, help="width of the frames with --force_resolution, in pixels"
+    )
     group.add_argument("--force_resolution", action="store_true", help="all samples are max_height x max_width")
     group.add_argument("--max_hxw", type=int, help="most pixels of a frame, without --force_resolution")
     group.add_argument("--min_hxw", type=int, help="default: a quarter of --max_hxw")
     group.add_argument("--hw_stride", type=int, default=32, help="sides are multiples of it")
     group.add_argument("--train_fps", type=int, default=24, help="frame rate that videos are resampled to")
-    group.add_argument("--speed_factor", type=float, default=1.0,
-                       help="largest speed-up of videos that have frames to spare; 1: none")
-    group.add_argument("--drop_short_ratio", type=float, default=1.0,
-                       help="probability of leaving out a video with fewer than --num_frames frames")
+    group.add_argument(
+        "--speed_factor", type=float, default=1.0, help="largest speed-up of videos that have frames to spare; 1: none"
+    )
+    group.add_argument(
+        "--drop_short_ratio",
+        type=float,
+        default=1.0,
+        help="probability of leaving out a video with fewer than --num_frames frames",
+    )
     group.add_argument("--group_data", action="store_true", help="batches of one size")
     group.add_argument("--cfg", type=float, default=0.1, help="probability that a caption is left out")
     group.add_argument("--model_max_length", type=int, default=512, help="tokens of a caption")
-    group.add_argument("--text_embed_cache", type=str2bool, nargs="?", const=True, default=False,
-                       help="embeddings made by sample_text_embed.py, named in --data, instead of a text encoder")
+    group.add_argument(
+        "--text_embed_cache",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="embeddings made by sample_text_embed.py, named in --data, instead of a text encoder",
+    )
     group.add_argument("--cache_dir", default="./cache_dir", help="for the index of the data and broken samples")
     group.add_argument("--train_batch_size", type=int, default=1, help="of one process")
     group.add_argument("--dataloader_num_workers", type=int, default=4, help="processes that read data")
@@ -77,15 +100,21 @@ def _add_data(group, datasets: tuple) -> None:
 def _add_objective(group) -> None:
     group.add_argument("--prediction_type", choices=PREDICTION_TYPES, default="epsilon", help="what the model predicts")
     group.add_argument("--snr_gamma", type=float, help="min-SNR weighting, 5.0 is usual; default: none")
-    group.add_argument("--noise_offset", type=float, default=0.0,
-                       help="strength of the noise shared by all positions of a channel")
-    group.add_argument("--rescale_betas_zero_snr", action="store_true",
-                       help="noise schedule with zero signal at the last step")
+    group.add_argument(
+        "--noise_offset", type=float, default=0.0, help="strength of the noise shared by all positions of a channel"
+    )
+    group.add_argument(
+        "--rescale_betas_zero_snr", action="store_true", help="noise schedule with zero signal at the last step"
+    )
     group.add_argument("--cogvideox_scheduler", action="store_true", help="noise schedule of CogVideoX")
     group.add_argument("--v1_5_scheduler", action="store_true", help="noise schedule of Stable Diffusion 1.5")
     group.add_argument("--rf_scheduler", action="store_true", help="rectified flow")
-    group.add_argument("--weighting_scheme", choices=WEIGHTING_SCHEMES, default="logit_normal",
-                       help="how rectified flow draws and weights timesteps")
+    group.add_argument(
+        "--weighting_scheme",
+        choices=WEIGHTING_SCHEMES,
+        default="logit_normal",
+        help="how rectified flow draws and weights timesteps",
+    )
     group.add_argument("--logit_mean", type=float, default=0.0, help="mean of logit_normal")
     group.add_argument("--logit_std", type=float, default=1.0, help="standard deviation of logit_normal")
     group.add_argument("--mode_scale", type=float, default=1.29, help="scale of the weighting scheme mode")
@@ -96,23 +125,48 @@ def _add_optimizer(group) -> None:
     group.add_argument("--adam_beta2", type=float, default=0.999, help="decay of AdamW's second moment")
     group.add_argument("--adam_epsilon", type=float, default=1e-15, help="added to the denominator of AdamW")
     group.add_argument("--adam_weight_decay", type=float, default=1e-2, help="weight decay of AdamW")
-    group.add_argument("--clip_grad", type=str2bool, nargs="?", const=True, default=True,
-                       help="clip the norm of the gradient to --max_grad_norm")
+    group.add_argument(
+        "--clip_grad",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=True,
+        help="clip the norm of the gradient to --max_grad_norm",
+    )
     group.add_argument("--max_grad_norm", type=float, default=1.0, help="largest norm of the gradient")
     group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches of each optimizer step")
-    group.add_argument("--gradient_checkpointing", type=str2bool, nargs="?", const=True, default=False,
-                       help="less memory: blocks run again on the way back")
-    group.add_argument("--use_ema", type=str2bool, nargs="?", const=True, default=False,
-                       help="keep an exponential moving average of the weights")
+    group.add_argument(
+        "--gradient_checkpointing",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="less memory: blocks run again on the way back",
+    )
+    group.add_argument(
+        "--use_ema",
+        type=str2bool,
+        nargs="?",
+        const=True,
+        default=False,
+        help="keep an exponential moving average of the weights",
+    )
     group.add_argument("--ema_decay", type=float, default=0.9999, help="decay of the moving average per step")
     group.add_argument("--ema_start_step", type=int, default=0, help="optimizer step at which the average starts")
 
 
 def _add_parallel(group) -> None:
-    group.add_argument("--parallel_mode", choices=PARALLEL_MODES,
-                       help="data: all whole on each process; optim: optimizer states divided; zero: by --zero_stage")
-    group.add_argument("--zero_stage", type=int, choices=(0, 1, 2, 3),
-                       help="of --parallel_mode zero: 1 shards optimizer states, 2 gradients too, 3 weights too")
+    group.add_argument(
+        "--parallel_mode",
+        choices=PARALLEL_MODES,
+        help="data: all whole on each process; optim: optimizer states divided; zero: by --zero_stage",
+    )
+    group.add_argument(
+        "--zero_stage",
+        type=int,
+        choices=(0, 1, 2, 3),
+        help="of --parallel_mode zero: 1 shards optimizer states, 2 gradients too, 3 weights too",
+    )
     group.add_argument("--sp_size", type=int, default=1, help="processes that share a video")
     group.add_argument("--train_sp_batch_size", type=int, default=1, help="samples that they share at a time")
 
@@ -130,9 +184,12 @@ def zero_stage(parallel_mode: Optional[str], stage: Optional[int]) -> int:
 
 def model_changes(args: argparse.Namespace) -> dict[str, Any]:
     """Keys of the model's config.json that flags set."""
-    return {"sparse1d": args.sparse1d, "sparse_n": args.sparse_n,
-            "prediction_type": None if args.rf_scheduler else args.prediction_type,
-            **{f"interpolation_scale_{axis}": getattr(args, f"interpolation_scale_{axis}") for axis in "thw"}}
+    return {
+        "sparse1d": args.sparse1d,
+        "sparse_n": args.sparse_n,
+        "prediction_type": None if args.rf_scheduler else args.prediction_type,
+        **{f"interpolation_scale_{axis}": getattr(args, f"interpolation_scale_{axis}") for axis in "thw"},
+    }
 
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[TrainerOptions, T2VTrainOptions, argparse.Namespace]:
@@ -148,7 +205,14 @@ def training_options(options: type, args: argparse.Namespace, data: T2VDataOptio
     if args.validate and args.val_data is None:
         raise ValueError("--validate needs --val_data")
     return pick(
-        options, args, data=data, objective=pick(ObjectiveOptions, args), model_changes=model_changes(args),
+        options,
+        args,
+        data=data,
+        objective=pick(ObjectiveOptions, args),
+        model_changes=model_changes(args),
         val_data=replace(data, data=args.val_data, cfg=0.0, total_batch_size=0) if args.validate else None,
-        adamw=pick(AdamW, args), zero_stage=zero_stage(args.parallel_mode, args.zero_stage),
-        ema=pick(EMA, args) if args.use_ema else None, max_grad_norm=args.max_grad_norm if args.clip_grad else None)
+        adamw=pick(AdamW, args),
+        zero_stage=zero_stage(args.parallel_mode, args.zero_stage),
+        ema=pick(EMA, args) if args.use_ema else None,
+        max_grad_norm=args.max_grad_norm if args.clip_grad else None,
+    )

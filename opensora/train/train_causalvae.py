@@ -3,6 +3,7 @@
     python opensora/train/train_causalvae.py --model_config scripts/causalvae/wfvae_8dim.json \\
         --video_path DIR --output_dir DIR
 """
+
 from __future__ import annotations
 
 import sys
@@ -15,9 +16,9 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
+from opensora.train.trainer import run  # noqa: E402
 from opensora.train.vae import VAETraining  # noqa: E402
 from opensora.train.vae_options import parse_options  # noqa: E402
-from opensora.train.trainer import run  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
 if __name__ == "__main__":

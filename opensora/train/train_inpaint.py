@@ -4,6 +4,7 @@
         --text_encoder_name_1 DIR --pretrained T2V_WEIGHTS \
         --mask_config scripts/train_configs/mask_config.yaml --output_dir DIR
 """
+
 from __future__ import annotations
 
 import sys

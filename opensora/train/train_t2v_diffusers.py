@@ -3,6 +3,7 @@
     python opensora/train/train_t2v_diffusers.py --data merge_data.txt --model OpenSoraT2V_v1_3-2B/122 --ae_path DIR \\
         --text_encoder_name_1 DIR --output_dir DIR
 """
+
 from __future__ import annotations
 
 import sys

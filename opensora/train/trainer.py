@@ -1,13 +1,15 @@
 """The loop of every training: steps, the log, validation, checkpoints."""
+
 from __future__ import annotations
 
 import argparse
 import signal
 import sys
 import time
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, Mapping, NamedTuple, Optional, Protocol
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 import numpy as np
 from mindspore import Tensor
@@ -17,8 +19,17 @@ from opensora.device import setup as set_up_device
 from opensora.parallel.collectives import barrier
 from opensora.parallel.flat import World
 from opensora.train.arguments import check_arguments, recorded
-from opensora.train.checkpoint import (Trained, checkpoint_bytes, checkpoint_path, checkpoints, find_checkpoint,
-                                       load_state, named_checkpoint, parse_name, save_checkpoint)
+from opensora.train.checkpoint import (
+    Trained,
+    checkpoint_bytes,
+    checkpoint_path,
+    checkpoints,
+    find_checkpoint,
+    load_state,
+    named_checkpoint,
+    parse_name,
+    save_checkpoint,
+)
 from opensora.train.learning_rate import DECAYS, learning_rate
 from opensora.train.log import TrainingLog
 from opensora.utils.cli import str2bool
@@ -54,8 +65,14 @@ class TrainerOptions:
     def __post_init__(self):
         if self.lr_scheduler not in DECAYS:
             raise ValueError(f"--lr_scheduler {self.lr_scheduler} is not one of {', '.join(DECAYS)}")
-        for name in ("max_train_steps", "checkpointing_steps", "log_interval", "val_interval", "val_interval_steps",
-                     "checkpoints_total_limit"):
+        for name in (
+            "max_train_steps",
+            "checkpointing_steps",
+            "log_interval",
+            "val_interval",
+            "val_interval_steps",
+            "checkpoints_total_limit",
+        ):
             value = getattr(self, name)
             if value is not None and value < 1:
                 raise ValueError(f"--{name} {value} must be 1 or more")
@@ -65,24 +82,52 @@ class TrainerOptions:
         group = parser.add_argument_group("run")
         group.add_argument("--output_dir", required=True, help="for checkpoints and logs")
         group.add_argument("--max_train_steps", "--max_steps", type=int, default=1_000_000, help="optimizer steps")
-        group.add_argument("--start_learning_rate", "--learning_rate", type=float, default=1e-4,
-                           help="learning rate after the warm-up")
-        group.add_argument("--lr_scheduler", choices=tuple(DECAYS), default="constant",
-                           help="how the learning rate changes over the run")
+        group.add_argument(
+            "--start_learning_rate", "--learning_rate", type=float, default=1e-4, help="learning rate after the warm-up"
+        )
+        group.add_argument(
+            "--lr_scheduler",
+            choices=tuple(DECAYS),
+            default="constant",
+            help="how the learning rate changes over the run",
+        )
         group.add_argument("--lr_warmup_steps", type=int, default=0, help="optimizer steps; not for constant")
         group.add_argument("--checkpointing_steps", "--save_steps", type=int, default=500, help="steps between two")
-        group.add_argument("--checkpoints_total_limit", type=int,
-                           help="how many to keep in --output_dir, of those written last; default: all")
-        group.add_argument("--resume_from_checkpoint", type=_resume, metavar="True|latest|FOLDER",
-                           help="resume from the newest sound checkpoint in --output_dir, or from this one")
-        group.add_argument("--allow_changed_arguments", type=str2bool, nargs="?", const=True, default=False,
-                           help="resume even if the model, the objective, the data or the seed are others than before")
+        group.add_argument(
+            "--checkpoints_total_limit",
+            type=int,
+            help="how many to keep in --output_dir, of those written last; default: all",
+        )
+        group.add_argument(
+            "--resume_from_checkpoint",
+            type=_resume,
+            metavar="True|latest|FOLDER",
+            help="resume from the newest sound checkpoint in --output_dir, or from this one",
+        )
+        group.add_argument(
+            "--allow_changed_arguments",
+            type=str2bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="resume even if the model, the objective, the data or the seed are others than before",
+        )
         group.add_argument("--log_interval", type=int, default=10, help="steps between two lines on the screen")
-        group.add_argument("--validate", type=str2bool, nargs="?", const=True, default=False,
-                           help="compute the loss on held-out data during training")
+        group.add_argument(
+            "--validate",
+            type=str2bool,
+            nargs="?",
+            const=True,
+            default=False,
+            help="compute the loss on held-out data during training",
+        )
         group.add_argument("--val_interval", type=int, help="epochs between validations; default: 1")
-        group.add_argument("--val_interval_steps", "--eval_steps", type=int,
-                           help="steps between validations, instead of or besides --val_interval")
+        group.add_argument(
+            "--val_interval_steps",
+            "--eval_steps",
+            type=int,
+            help="steps between validations, instead of or besides --val_interval",
+        )
 
     def checkpoint(self, world: World) -> Optional[Path]:
         """Where to resume from, the same on every process; None: from the beginning."""
@@ -112,8 +157,10 @@ class TrainerOptions:
         every_steps = self.val_interval_steps
         every_epochs = self.val_interval or (1 if every_steps is None else None)
         return self.validate and (
-            step == self.max_train_steps or (every_steps is not None and step % every_steps == 0)
-            or (every_epochs is not None and epochs // every_epochs > epochs_before // every_epochs))
+            step == self.max_train_steps
+            or (every_steps is not None and step % every_steps == 0)
+            or (every_epochs is not None and epochs // every_epochs > epochs_before // every_epochs)
+        )
 
 
 class Report(NamedTuple):
@@ -174,8 +221,14 @@ class Trainer:
         ValueError: the checkpoint is of another model or other data.
     """
 
-    def __init__(self, training: Training, options: TrainerOptions, device: Device, checkpoint: Optional[Path] = None,
-                 arguments: Optional[Mapping[str, Any]] = None):
+    def __init__(
+        self,
+        training: Training,
+        options: TrainerOptions,
+        device: Device,
+        checkpoint: Optional[Path] = None,
+        arguments: Optional[Mapping[str, Any]] = None,
+    ):
         self.training, self.options, self.device, self.arguments = training, options, device, arguments or {}
         self.steps = self.skipped = self.skipped_in_a_row = 0
         self.saved: Optional[Path] = None  # the checkpoint of the present step, if there is one
@@ -183,9 +236,11 @@ class Trainer:
             self._resume(checkpoint)
         elif device.is_main and checkpoints(options.output_dir):
             limit = f"; --checkpoints_total_limit {options.checkpoints_total_limit} counts them, too"
-            print(f"note: {options.output_dir} holds checkpoints of another run, and this one begins at step 0 (to "
-                  f"resume, add --resume_from_checkpoint True){limit if options.checkpoints_total_limit else ''}",
-                  file=sys.stderr)
+            print(
+                f"note: {options.output_dir} holds checkpoints of another run, and this one begins at step 0 (to "
+                f"resume, add --resume_from_checkpoint True){limit if options.checkpoints_total_limit else ''}",
+                file=sys.stderr,
+            )
         if device.is_main:
             check_free_space(options.output_dir, checkpoint_bytes(training.trained))
         self.log = TrainingLog(options.output_dir, self.steps, options.max_train_steps) if device.is_main else None
@@ -204,8 +259,10 @@ class Trainer:
                 self.step()
                 if self.skipped_in_a_row == MOST_SKIPPED:
                     self.save()
-                    raise ValueError(f"no finite gradient in {MOST_SKIPPED} consecutive steps; the last good weights are in "
-                                     f"{self.saved}: lower --start_learning_rate, or check the data")
+                    raise ValueError(
+                        f"no finite gradient in {MOST_SKIPPED} consecutive steps; the last good weights are in "
+                        f"{self.saved}: lower --start_learning_rate, or check the data"
+                    )
                 stops = self.steps < options.max_train_steps and self.any_process_stops(request)
                 if not stops and options.validates(self.steps, epochs, self.epochs):
                     self.validate()
@@ -217,11 +274,15 @@ class Trainer:
             self.log.close()
         if self.steps < options.max_train_steps:
             barrier(self.device.world_size)  # no process leaves before the checkpoint is complete
-            raise Stopped(request.signal or signal.SIGTERM, f"stopped after step {self.steps}; to resume from "
-                                                            f"{self.saved}, add --resume_from_checkpoint True")
+            raise Stopped(
+                request.signal or signal.SIGTERM,
+                f"stopped after step {self.steps}; to resume from {self.saved}, add --resume_from_checkpoint True",
+            )
         if self.log:
-            print(f"trained {self.steps} steps, {self.skipped} of them skipped; the newest checkpoint is {self.saved}",
-                  flush=True)
+            print(
+                f"trained {self.steps} steps, {self.skipped} of them skipped; the newest checkpoint is {self.saved}",
+                flush=True,
+            )
 
     def any_process_stops(self, request: StopRequest) -> bool:
         """The same on all processes: they have to stop after the same step."""
@@ -236,8 +297,13 @@ class Trainer:
     def step(self) -> None:
         """One optimizer step and its place in the log."""
         training, options = self.training, self.options
-        rate = learning_rate(options.lr_scheduler, self.steps, options.start_learning_rate, options.lr_warmup_steps,
-                             options.max_train_steps)
+        rate = learning_rate(
+            options.lr_scheduler,
+            self.steps,
+            options.start_learning_rate,
+            options.lr_warmup_steps,
+            options.max_train_steps,
+        )
         start, waited = time.perf_counter(), training.wait_seconds
         report = training.step(rate)
         seconds = time.perf_counter() - start
@@ -246,11 +312,18 @@ class Trainer:
         self.skipped_in_a_row = 0 if report.applied else self.skipped_in_a_row + 1
         self.skipped += not report.applied
         if self.log:
-            self.log.step(self.steps, {**report.losses, "lr": rate, "grad_norm": report.grad_norm,
-                                       "samples_per_second": training.samples_per_step / seconds,
-                                       "data_wait": (training.wait_seconds - waited) / seconds,
-                                       "skipped": float(not report.applied)},
-                          show=self.steps % options.log_interval == 0 or self.steps == options.max_train_steps)
+            self.log.step(
+                self.steps,
+                {
+                    **report.losses,
+                    "lr": rate,
+                    "grad_norm": report.grad_norm,
+                    "samples_per_second": training.samples_per_step / seconds,
+                    "data_wait": (training.wait_seconds - waited) / seconds,
+                    "skipped": float(not report.applied),
+                },
+                show=self.steps % options.log_interval == 0 or self.steps == options.max_train_steps,
+            )
 
     def validate(self) -> None:
         values, pictures = self.training.validate()
@@ -261,8 +334,14 @@ class Trainer:
         """Writes a checkpoint of the present step, unless there is one; all processes call it, after any step."""
         if self.saved is None:
             state = {"skipped_steps": self.skipped, "position": self.training.position(), "arguments": self.arguments}
-            save_checkpoint(self.options.output_dir, self.steps, self.training.trained, state,
-                            self.options.checkpoints_total_limit, self.device.is_main)
+            save_checkpoint(
+                self.options.output_dir,
+                self.steps,
+                self.training.trained,
+                state,
+                self.options.checkpoints_total_limit,
+                self.device.is_main,
+            )
             self.saved = checkpoint_path(self.options.output_dir, self.steps)
 
     def _resume(self, checkpoint: Path) -> None:
@@ -276,8 +355,9 @@ class Trainer:
                 raise
             self.training.restore({**position, "sampler": first["sampler"]})
             if self.device.is_main:
-                print(f"note: the data are not those of {checkpoint}; they begin with their first epoch",
-                      file=sys.stderr)
+                print(
+                    f"note: the data are not those of {checkpoint}; they begin with their first epoch", file=sys.stderr
+                )
         if checkpoint.parent.resolve() == Path(self.options.output_dir).resolve():
             self.saved = checkpoint
         if self.device.is_main:

@@ -1,10 +1,12 @@
 """Training of WFVAE on videos, with a discriminator against it."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Iterator, Mapping, Optional
+from typing import Optional
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -83,7 +85,9 @@ class VAETraining:
         lpips = LPIPS.load(options.lpips_path) if options.loss.perceptual_weight > 0 else None
         self.eval_lpips = SpatialLPIPS(options.eval_lpips) if options.eval_lpips else None
         dataset = VAEDataset(options.data)
-        sampler = BatchSampler([np.arange(len(dataset))], options.train_batch_size, world.rank, world.size, options.seed)
+        sampler = BatchSampler(
+            [np.arange(len(dataset))], options.train_batch_size, world.rank, world.size, options.seed
+        )
         self.loader = Loader(dataset, sampler, num_workers=options.dataloader_num_workers)
         self.val_dataset = VAEDataset(options.val_data, random_start=False) if options.val_data else None
 
@@ -91,13 +95,16 @@ class VAETraining:
         if options.freeze_encoder:
             for parameter in self.vae.encoder.get_parameters():
                 parameter.requires_grad = False
-        self.optimizer = Optimizer(self.vae, options.adamw, options.ema, options.max_grad_norm, options.zero_stage, world)
+        self.optimizer = Optimizer(
+            self.vae, options.adamw, options.ema, options.max_grad_norm, options.zero_stage, world
+        )
         self.trained = {"": Trained(self.vae, self.optimizer)}
         discriminator = None
         if options.use_discriminator:
             discriminator = self.build_discriminator(checkpoint).set_train()
-            self.disc_optimizer = Optimizer(discriminator, options.disc_adamw, None, options.disc_max_grad_norm,
-                                            options.zero_stage, world)
+            self.disc_optimizer = Optimizer(
+                discriminator, options.disc_adamw, None, options.disc_max_grad_norm, options.zero_stage, world
+            )
             self.disc_loss = DiscriminatorLoss(discriminator, options.loss)
             self.trained["discriminator_"] = Trained(discriminator, self.disc_optimizer)
         for _, optimizer in self.trained.values():
@@ -162,10 +169,20 @@ class VAETraining:
         video = Tensor(batch["video"]).astype(self.device.dtype)
         config = self.vae.config
         _, _, t, h, w = video.shape
-        shape = (config.latent_dim, (t - 1) // config.temporal_stride + 1, h // config.spatial_stride,
-                 w // config.spatial_stride)
-        noise = np.stack([np.random.default_rng([self.options.seed, TRAINING, self.batch, int(place)])
-                          .standard_normal(shape, dtype=np.float32) for place in batch["positions"]])
+        shape = (
+            config.latent_dim,
+            (t - 1) // config.temporal_stride + 1,
+            h // config.spatial_stride,
+            w // config.spatial_stride,
+        )
+        noise = np.stack(
+            [
+                np.random.default_rng([self.options.seed, TRAINING, self.batch, int(place)]).standard_normal(
+                    shape, dtype=np.float32
+                )
+                for place in batch["positions"]
+            ]
+        )
         self.batch += 1
         return video, Tensor(noise).astype(self.device.dtype)
 
@@ -173,8 +190,12 @@ class VAETraining:
         return self.vae.decode(self.vae.encode(video).sample(noise))
 
     def position(self) -> dict:
-        return {"sampler": self.loader.sampler.state_dict(), "steps": self.steps, "batch": self.batch,
-                "logged": self.logged}
+        return {
+            "sampler": self.loader.sampler.state_dict(),
+            "steps": self.steps,
+            "batch": self.batch,
+            "logged": self.logged,
+        }
 
     def restore(self, position: dict) -> None:
         self.loader.sampler.load_state_dict(position["sampler"])
@@ -213,8 +234,9 @@ class VAETraining:
     def averaged_weights(self) -> Iterator[None]:
         """The VAE has the moving averages of its weights meanwhile."""
         trained = self.vae.torch_state()
-        self.vae.load_torch_state({name: tensor.numpy() for name, tensor in self.optimizer.ema_weights().items()},
-                                  strict=False)
+        self.vae.load_torch_state(
+            {name: tensor.numpy() for name, tensor in self.optimizer.ema_weights().items()}, strict=False
+        )
         try:
             yield
         finally:

@@ -13,11 +13,13 @@ each by itself; one step further back, from the reconstruction to W, gives the t
 through the model then takes the weighted sum. No network is passed twice, and the networks that judge leave nothing
 in memory.
 """
+
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Optional, Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -87,8 +89,13 @@ class GeneratorLoss(nn.Cell):
 
     parts = ("nll_loss", "kl_loss", "wl_loss", "d_weight", "g_loss")
 
-    def __init__(self, vae: WFVAEModel, options: VAELossOptions, lpips: Optional[LPIPS] = None,
-                 discriminator: Optional[NLayerDiscriminator3D] = None):
+    def __init__(
+        self,
+        vae: WFVAEModel,
+        options: VAELossOptions,
+        lpips: Optional[LPIPS] = None,
+        discriminator: Optional[NLayerDiscriminator3D] = None,
+    ):
         """Raises ValueError: graph mode, or a perceptual_weight without LPIPS."""
         super().__init__(auto_prefix=False)
         if ms.get_context("mode") == ms.GRAPH_MODE:
@@ -103,8 +110,16 @@ class GeneratorLoss(nn.Cell):
         reconstruction, *decoder_levels, last_input = self.vae.decode_with_coefficients(posterior.sample(noise))
         return self.compare(video, reconstruction, last_input, posterior, encoder_levels, decoder_levels, adversarial)
 
-    def compare(self, video: Tensor, reconstruction: Tensor, last_input: Optional[Tensor], posterior: DiagonalGaussian,
-                encoder_levels: Sequence[Tensor], decoder_levels: Sequence[Tensor], adversarial: bool) -> tuple:
+    def compare(
+        self,
+        video: Tensor,
+        reconstruction: Tensor,
+        last_input: Optional[Tensor],
+        posterior: DiagonalGaussian,
+        encoder_levels: Sequence[Tensor],
+        decoder_levels: Sequence[Tensor],
+        adversarial: bool,
+    ) -> tuple:
         """The same from what the VAE gave; levels are wavelet coefficients, (B, C, T, H, W) of two sizes."""
         # Sums over millions of values need float32, whatever the VAE computes in.
         loss, _, d_weight, g = self.judge(reconstruction.astype(ms.float32), video, last_input, adversarial)
@@ -126,8 +141,13 @@ class Judge(nn.Cell):
     discriminator's weights may be changed in place, and never replaced.
     """
 
-    def __init__(self, decoder: Decoder, options: VAELossOptions, lpips: Optional[LPIPS],
-                 discriminator: Optional[NLayerDiscriminator3D]):
+    def __init__(
+        self,
+        decoder: Decoder,
+        options: VAELossOptions,
+        lpips: Optional[LPIPS],
+        discriminator: Optional[NLayerDiscriminator3D],
+    ):
         super().__init__(auto_prefix=False)
         self.options = options
         self.last_weight = decoder.conv_out.weight
@@ -140,21 +160,24 @@ class Judge(nn.Cell):
         if not adversarial:
             return nll, gradient, Tensor(0.0), Tensor(0.0)
         g, g_gradient = self.adversarial(reconstruction)
-        nll_norm, g_norm = [ops.norm(self.last_weight_gradient(self.last_weight, last_input, of))
-                            for of in (gradient, g_gradient)]
+        nll_norm, g_norm = [
+            ops.norm(self.last_weight_gradient(self.last_weight, last_input, of)) for of in (gradient, g_gradient)
+        ]
         d_weight = ops.clamp(nll_norm / (g_norm + 1e-4), 0.0, 1e4) * self.options.disc_weight
         return nll + d_weight * g, gradient + d_weight * g_gradient, d_weight, g
 
     # No tensor may be returned twice: its gradient would arrive at one of the places alone.
-    def bprop(self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool, out: tuple,
-              dout: tuple) -> tuple:
+    def bprop(
+        self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool, out: tuple, dout: tuple
+    ) -> tuple:
         return out[1] * dout[0], ops.zeros_like(video), ops.zeros_like(last_input), adversarial
 
     def _likelihood(self, reconstruction: Tensor, video: Tensor) -> tuple:
         """The negative log-likelihood of a frame, and its gradient with regard to the reconstruction."""
         b, c, t, h, w = video.shape
-        pairs = zip(*[ops.split(swap_frames_channels(clip).reshape(b * t, c, h, w), FRAMES)
-                      for clip in (reconstruction, video)])
+        pairs = zip(
+            *[ops.split(swap_frames_channels(clip).reshape(b * t, c, h, w), FRAMES) for clip in (reconstruction, video)]
+        )
         errors, gradients = zip(*[self.error(*pair) for pair in pairs])
         scale = math.exp(-self.options.logvar_init) / (b * t)
         nll = scale * sum(errors) + self.options.logvar_init * c * h * w

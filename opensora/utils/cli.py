@@ -1,4 +1,5 @@
 """What every command-line entry point shares."""
+
 from __future__ import annotations
 
 import argparse
@@ -6,9 +7,10 @@ import difflib
 import os
 import signal
 import sys
+from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
-from typing import Any, Callable, NoReturn, Optional, Sequence
+from typing import Any, Callable, NoReturn, Optional
 
 import yaml
 

@@ -9,6 +9,7 @@ not given:
     --data-path                           dataset.data_path
     --num-frames and all others           num_frames
 """
+
 from __future__ import annotations
 
 import argparse
@@ -16,8 +17,9 @@ import difflib
 import math
 import os
 import sys
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any, Iterable, Mapping, NamedTuple, Optional, Sequence, Union
+from typing import Any, NamedTuple, Optional, Union
 
 from mmengine.config import Config, ConfigDict
 
@@ -25,21 +27,64 @@ from opensora.sample.prompt_files import check_is_no_file, read_prompt_file
 from opensora.utils.cli import CommandParser, check_seed, finite_float, seed, str2bool
 from opensora.utils.numbers import finite_number
 
-PLACES = {"ckpt_path": ("model", "from_pretrained"), "cfg_scale": ("scheduler", "cfg_scale"),
-          "num_sampling_steps": ("scheduler", "num_sampling_steps"), "data_path": ("dataset", "data_path")}
+PLACES = {
+    "ckpt_path": ("model", "from_pretrained"),
+    "cfg_scale": ("scheduler", "cfg_scale"),
+    "num_sampling_steps": ("scheduler", "num_sampling_steps"),
+    "data_path": ("dataset", "data_path"),
+}
 # Fields that are floats; the text "1e-4" counts as one.
 NUMBERS = ("lr", "grad_clip", "ema_decay", "scheduler.cfg_scale")
 # Fields that no flag sets and every config may hold.
-SHARED_FIELDS = ("model", "vae", "text_encoder", "scheduler", "dtype", "multi_resolution", "config", "jit_level",
-                 "max_device_memory")
+SHARED_FIELDS = (
+    "model",
+    "vae",
+    "text_encoder",
+    "scheduler",
+    "dtype",
+    "multi_resolution",
+    "config",
+    "jit_level",
+    "max_device_memory",
+)
 INFERENCE_FIELDS = (*SHARED_FIELDS, "frame_interval", "divide_fps", "cache_dir")
-TRAINING_FIELDS = (*SHARED_FIELDS, "dataset", "bucket_config", "mask_ratios", "num_workers", "num_bucket_build_workers",
-                   "plugin", "sp_size", "grad_checkpoint", "outputs", "epochs", "max_train_steps", "log_every",
-                   "ckpt_every", "lr", "grad_clip", "ema_decay", "validate", "gradient_accumulation_steps")
-INFERENCE_DEFAULTS = {"reference_path": None, "loop": 1, "frame_interval": 1, "sample_name": None, "num_sample": 1,
-                      "prompt_as_path": False, "multi_resolution": False}
-TRAINING_DEFAULTS = {"mask_ratios": None, "bucket_config": None, "start_from_scratch": False,
-                     "num_bucket_build_workers": 1, "multi_resolution": False}
+TRAINING_FIELDS = (
+    *SHARED_FIELDS,
+    "dataset",
+    "bucket_config",
+    "mask_ratios",
+    "num_workers",
+    "num_bucket_build_workers",
+    "plugin",
+    "sp_size",
+    "grad_checkpoint",
+    "outputs",
+    "epochs",
+    "max_train_steps",
+    "log_every",
+    "ckpt_every",
+    "lr",
+    "grad_clip",
+    "ema_decay",
+    "validate",
+    "gradient_accumulation_steps",
+)
+INFERENCE_DEFAULTS = {
+    "reference_path": None,
+    "loop": 1,
+    "frame_interval": 1,
+    "sample_name": None,
+    "num_sample": 1,
+    "prompt_as_path": False,
+    "multi_resolution": False,
+}
+TRAINING_DEFAULTS = {
+    "mask_ratios": None,
+    "bucket_config": None,
+    "start_from_scratch": False,
+    "num_bucket_build_workers": 1,
+    "multi_resolution": False,
+}
 
 
 class Flag(NamedTuple):
@@ -146,8 +191,9 @@ def read_config_file(path: Union[str, Path]) -> ConfigDict:
         fields = Config.fromfile(str(path), lazy_import=False).items()
     except Exception as error:  # whatever the user's program may do
         raise ValueError(f"{path}: this config cannot be run: {type(error).__name__}: {error}") from error
-    return ConfigDict({name: value for name, value in fields
-                       if not name.startswith("_") and not isinstance(value, type)})
+    return ConfigDict(
+        {name: value for name, value in fields if not name.startswith("_") and not isinstance(value, type)}
+    )
 
 
 def check_fields(config: Mapping, needed: Iterable[str]) -> None:
@@ -180,15 +226,28 @@ def device_arguments(config: Mapping) -> argparse.Namespace:
     """
     launched = "MS_WORKER_NUM" in os.environ  # by msrun
     return argparse.Namespace(
-        device=config.get("device"), mode=config.get("mode", 1), precision=precision(config.get("dtype")),
-        jit_level=config.get("jit_level"), max_device_memory=config.get("max_device_memory"),
-        seed=config.get("seed", 42), use_parallel=config.get("use_parallel", launched))
+        device=config.get("device"),
+        mode=config.get("mode", 1),
+        precision=precision(config.get("dtype")),
+        jit_level=config.get("jit_level"),
+        max_device_memory=config.get("max_device_memory"),
+        seed=config.get("seed", 42),
+        use_parallel=config.get("use_parallel", launched),
+    )
 
 
 def precision(dtype: Optional[str]) -> Optional[str]:
     """A config's word for a dtype as `opensora.device` has it; None leaves the choice to the device."""
-    words = {None: None, "fp32": "fp32", "float32": "fp32", "fp16": "fp16", "float16": "fp16", "half": "fp16",
-             "bf16": "bf16", "bfloat16": "bf16"}
+    words = {
+        None: None,
+        "fp32": "fp32",
+        "float32": "fp32",
+        "fp16": "fp16",
+        "float16": "fp16",
+        "half": "fp16",
+        "bf16": "bf16",
+        "bfloat16": "bf16",
+    }
     if dtype not in words:
         raise ValueError(f"dtype {dtype!r} is not one of {', '.join(word for word in words if word)}")
     return words[dtype]
@@ -196,8 +255,11 @@ def precision(dtype: Optional[str]) -> Optional[str]:
 
 def _parser(flags: Sequence[Flag]) -> argparse.ArgumentParser:
     """Flags that are not given are not in its result."""
-    parser = CommandParser(description="Runs what a config file describes. A flag replaces a field of the config.",
-                           argument_default=argparse.SUPPRESS, allow_abbrev=False)
+    parser = CommandParser(
+        description="Runs what a config file describes. A flag replaces a field of the config.",
+        argument_default=argparse.SUPPRESS,
+        allow_abbrev=False,
+    )
     parser.add_argument("config", help="a config file, such as those in configs/")
     for flag in flags:
         spellings = dict.fromkeys((f"--{flag.name}", f"--{flag.name.replace('-', '_')}"))
@@ -235,8 +297,11 @@ def _name_misplaced(config: Mapping, path: str) -> None:
     for name, (parent, field) in PLACES.items():
         part = config.get(parent)
         if config.get(name) is not None and isinstance(part, Mapping) and part.get(field) != config[name]:
-            print(f"note: {path}: {name} = {config[name]!r} has no effect at the top of the config; the field that is "
-                  f"read is {parent}.{field}", file=sys.stderr)
+            print(
+                f"note: {path}: {name} = {config[name]!r} has no effect at the top of the config; the field that is "
+                f"read is {parent}.{field}",
+                file=sys.stderr,
+            )
 
 
 def _choose_prompts(config: ConfigDict, given: Mapping[str, Any]) -> None:
@@ -247,8 +312,9 @@ def _choose_prompts(config: ConfigDict, given: Mapping[str, Any]) -> None:
     if prompts is None:
         path = config.get("prompt_path")
         if path is None:
-            raise ValueError("there are no prompts: give --prompt or --prompt-path, or prompt or prompt_path in the "
-                             "config")
+            raise ValueError(
+                "there are no prompts: give --prompt or --prompt-path, or prompt or prompt_path in the config"
+            )
         prompts = read_prompt_file(str(path))
     if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
         raise ValueError(f"{given['config']}: prompt {prompts!r}: should be a list of texts")

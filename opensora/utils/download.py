@@ -5,6 +5,7 @@ a name is resolved once, its addresses are checked, and the connection goes to a
 the connection open beyond the time limit, not even by sending its headers slowly. Proxies of the environment are not
 used, because they resolve names themselves.
 """
+
 from __future__ import annotations
 
 import fcntl
@@ -23,8 +24,8 @@ from urllib.parse import quote, unquote, urljoin, urlsplit
 
 from opensora.utils.files import atomic_write
 
-SECONDS = 120.0   # for a file, from the connection to its last byte, redirects included
-SILENCE = 20.0    # seconds without a byte
+SECONDS = 120.0  # for a file, from the connection to its last byte, redirects included
+SILENCE = 20.0  # seconds without a byte
 MOST_BYTES = 1 << 30
 MOST_REDIRECTS = 5
 PIECE = 1 << 18  # bytes read at a time
@@ -39,8 +40,13 @@ def is_url(path: Union[str, Path]) -> bool:
     return str(path).lower().startswith(("http://", "https://"))
 
 
-def fetch(url: str, folder: Union[str, Path], seconds: float = SECONDS, most_bytes: int = MOST_BYTES,
-          allow_local: bool = False) -> Path:
+def fetch(
+    url: str,
+    folder: Union[str, Path],
+    seconds: float = SECONDS,
+    most_bytes: int = MOST_BYTES,
+    allow_local: bool = False,
+) -> Path:
     """The file of a URL in `folder`, from there if it was fetched before. Processes that want the same file wait.
 
     Its name is the URL's last part, after some digits that distinguish URLs with the same last part.
@@ -64,8 +70,9 @@ def fetch(url: str, folder: Union[str, Path], seconds: float = SECONDS, most_byt
             try:
                 _download(url, path, time.monotonic() + seconds, most_bytes, allow_local)
             except (HTTPException, OSError, ValueError) as error:
-                raise OSError(f"{url}: cannot be fetched ({error}); fetch it yourself and give the file's path"
-                              ) from error
+                raise OSError(
+                    f"{url}: cannot be fetched ({error}); fetch it yourself and give the file's path"
+                ) from error
     return path
 
 

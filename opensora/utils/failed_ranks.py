@@ -5,6 +5,7 @@
 msrun itself prints the surroundings of every line that looks like an error, from every log. This prints one line per
 reason, with the ranks that give it and the path of a log. MindSpore is not imported.
 """
+
 from __future__ import annotations
 
 import re
@@ -13,8 +14,8 @@ from typing import NamedTuple, Optional
 
 from opensora.utils.cli import CommandParser
 
-LONGEST_LINE = 1 << 16   # bytes; the rest of a longer line is read as another line
-LONGEST_REASON = 500     # characters
+LONGEST_LINE = 1 << 16  # bytes; the rest of a longer line is read as another line
+LONGEST_REASON = 500  # characters
 # How sure it is that a line names the cause: what a command or the supervision prints, an exception that nothing
 # caught, an error of MindSpore, which may follow from another rank's failure.
 NAMED, UNCAUGHT, LOGGED = range(3)
@@ -75,8 +76,9 @@ def find_reason(log: Path) -> Optional[Reason]:
 
 
 def _logs(log_dir: Path, pattern: str, since: float) -> list[Path]:
-    return sorted((log for log in log_dir.glob(pattern) if log.is_file() and log.stat().st_mtime >= since),
-                  key=_rank_of)
+    return sorted(
+        (log for log in log_dir.glob(pattern) if log.is_file() and log.stat().st_mtime >= since), key=_rank_of
+    )
 
 
 def _rank_of(log: Path) -> int:
@@ -101,8 +103,12 @@ def _last_words(log: Path) -> str:
 def main() -> None:
     parser = CommandParser(description="Says why a run under msrun failed.")
     parser.add_argument("log_dir", type=Path, help="folder of worker_*.log and scheduler.log, --log_dir of msrun")
-    parser.add_argument("--since", type=float, default=0.0, help="ignore logs that were last written before this time, "
-                                                                 "in seconds of the epoch")
+    parser.add_argument(
+        "--since",
+        type=float,
+        default=0.0,
+        help="ignore logs that were last written before this time, in seconds of the epoch",
+    )
     args = parser.parse_args()
     for line in failure_report(args.log_dir, args.since):
         print(f"error: {line}")

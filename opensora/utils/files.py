@@ -1,13 +1,15 @@
 """Files that appear whole or not at all, and locks that end with the process that holds them."""
+
 from __future__ import annotations
 
 import fcntl
 import os
 import re
 import secrets
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, Optional, Union
+from typing import Optional, Union
 
 RANDOM_PART = "[0-9a-f]{8}"
 

@@ -1,13 +1,15 @@
 """One run per output folder, and an early end for a run whose results would not fit or could not be written."""
+
 from __future__ import annotations
 
 import os
 import shutil
 import socket
 import sys
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Iterator, Optional, Union
+from typing import Optional, Union
 
 from opensora.utils.files import lock_file
 
@@ -57,8 +59,10 @@ def check_free_space(folder: Union[str, Path], needed_bytes: float) -> None:
     """Raises OSError if the disk of an existing folder has not as many bytes left as a run is expected to write."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
-        raise OSError(f"{folder}: about {needed_bytes / 1e9:.2g} GB will be written, but {free / 1e9:.2g} GB are free; "
-                      f"free some space or choose another folder")
+        raise OSError(
+            f"{folder}: about {needed_bytes / 1e9:.2g} GB will be written, but {free / 1e9:.2g} GB are free; "
+            f"free some space or choose another folder"
+        )
 
 
 def compressed_bytes(num_frames: int, pixels: int) -> float:
@@ -74,15 +78,20 @@ def _lock(folder: Path) -> Optional[int]:
         raise OSError(f"{folder}: this user may not write to the output folder; choose another folder") from error
     except OSError as error:
         if not os.access(folder, os.W_OK):
-            raise OSError(f"{folder}: the output folder cannot be written to ({error.strerror}); "
-                          f"choose another folder") from error
-        print(f"note: {folder} cannot be locked ({error.strerror}); make sure that no other run writes to it",
-              file=sys.stderr)
+            raise OSError(
+                f"{folder}: the output folder cannot be written to ({error.strerror}); choose another folder"
+            ) from error
+        print(
+            f"note: {folder} cannot be locked ({error.strerror}); make sure that no other run writes to it",
+            file=sys.stderr,
+        )
         return None
     if descriptor is None:
         hint = " (under msrun, --use_parallel True makes one run of all processes)" if "MS_ROLE" in os.environ else ""
-        raise ValueError(f"{folder}: another run writes to this folder ({_owner(path)}); wait for it to end, stop it, "
-                         f"or choose another folder{hint}")
+        raise ValueError(
+            f"{folder}: another run writes to this folder ({_owner(path)}); wait for it to end, stop it, "
+            f"or choose another folder{hint}"
+        )
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"process {os.getpid()} on {socket.gethostname()}".encode())
     return descriptor

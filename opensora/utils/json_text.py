@@ -1,4 +1,5 @@
 """Strict, bounded reading of json that came from elsewhere."""
+
 from __future__ import annotations
 
 import json
@@ -17,8 +18,13 @@ def parse_json(data: bytes) -> Any:
         ValueError: no json, nested too deep, keys that come twice, or numbers that are NaN, infinite or absurdly long.
     """
     try:
-        return json.loads(data.decode("utf-8-sig"), object_pairs_hook=_unique_keys, parse_int=_integer,
-                          parse_float=_finite, parse_constant=_no_number)
+        return json.loads(
+            data.decode("utf-8-sig"),
+            object_pairs_hook=_unique_keys,
+            parse_int=_integer,
+            parse_float=_finite,
+            parse_constant=_no_number,
+        )
     except RecursionError as error:
         raise ValueError("nested too deep") from error
 

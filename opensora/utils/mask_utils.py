@@ -3,13 +3,15 @@
 A mask is float32, (T,) where a frame is given as a whole, as all types here have it, else (B, 1, T, H, W). Needs no
 MindSpore, so that the processes that load data can use it.
 """
+
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
-from typing import Mapping, Optional, Union
+from typing import Optional, Union
 
 import cv2
 import numpy as np
@@ -29,7 +31,7 @@ class MaskType(Enum):
     random_temporal = "a random choice"
 
     @classmethod
-    def of(cls, name: Union[str, "MaskType"]) -> "MaskType":
+    def of(cls, name: Union[str, MaskType]) -> MaskType:
         """Raises ValueError, with the known names, for one that is none of them."""
         if isinstance(name, cls):
             return name
@@ -51,18 +53,28 @@ class MaskConfig:
 
     min_clear_ratio: float = 0.0  # share of the frames that continuation and random_temporal give
     max_clear_ratio: float = 1.0
-    mask_type_ratio_dict_video: Mapping[str, float] = field(default_factory=lambda: {
-        "t2iv": 1, "i2v": 8, "transition": 8, "continuation": 2, "clear": 0, "random_temporal": 1})
+    mask_type_ratio_dict_video: Mapping[str, float] = field(
+        default_factory=lambda: {
+            "t2iv": 1,
+            "i2v": 8,
+            "transition": 8,
+            "continuation": 2,
+            "clear": 0,
+            "random_temporal": 1,
+        }
+    )
     mask_type_ratio_dict_image: Mapping[str, float] = field(default_factory=lambda: {"t2iv": 0, "clear": 0})
 
     def __post_init__(self):
         MaskProcessor(self.min_clear_ratio, self.max_clear_ratio)
-        for name, allowed in (("mask_type_ratio_dict_video", tuple(MaskType)),
-                              ("mask_type_ratio_dict_image", IMAGE_TYPES)):
+        for name, allowed in (
+            ("mask_type_ratio_dict_video", tuple(MaskType)),
+            ("mask_type_ratio_dict_image", IMAGE_TYPES),
+        ):
             object.__setattr__(self, name, _normalised(name, getattr(self, name), allowed))
 
     @classmethod
-    def from_file(cls, path: Union[str, Path]) -> "MaskConfig":
+    def from_file(cls, path: Union[str, Path]) -> MaskConfig:
         """Reads a yaml file such as scripts/train_configs/mask_config.yaml; what it leaves out has the defaults above.
 
         Raises:
@@ -99,10 +111,14 @@ class MaskProcessor:
     """
 
     def __init__(self, min_clear_ratio: float = 0.0, max_clear_ratio: float = 1.0):
-        if not all(map(_is_number, (min_clear_ratio, max_clear_ratio))) or \
-                not 0 <= min_clear_ratio <= max_clear_ratio <= 1:
-            raise ValueError(f"min_clear_ratio {min_clear_ratio!r} and max_clear_ratio {max_clear_ratio!r}: should be "
-                             f"0 <= min <= max <= 1")
+        if (
+            not all(map(_is_number, (min_clear_ratio, max_clear_ratio)))
+            or not 0 <= min_clear_ratio <= max_clear_ratio <= 1
+        ):
+            raise ValueError(
+                f"min_clear_ratio {min_clear_ratio!r} and max_clear_ratio {max_clear_ratio!r}: should be "
+                f"0 <= min <= max <= 1"
+            )
         self.min_clear_ratio, self.max_clear_ratio = min_clear_ratio, max_clear_ratio
 
     def __call__(self, mask_type: MaskType, num_frames: int, rng: np.random.Generator) -> np.ndarray:
@@ -113,7 +129,7 @@ class MaskProcessor:
         elif mask_type is MaskType.transition:
             mask[[0, -1]] = 0
         elif mask_type is MaskType.continuation:
-            mask[:self._how_many(num_frames, rng)] = 0
+            mask[: self._how_many(num_frames, rng)] = 0
         elif mask_type is MaskType.clear:
             mask[:] = 0
         elif mask_type is MaskType.random_temporal:
@@ -121,8 +137,13 @@ class MaskProcessor:
         return mask
 
     def _how_many(self, num_frames: int, rng: np.random.Generator) -> int:
-        return int(rng.integers(math.floor(num_frames * self.min_clear_ratio),
-                                math.ceil(num_frames * self.max_clear_ratio), endpoint=True))
+        return int(
+            rng.integers(
+                math.floor(num_frames * self.min_clear_ratio),
+                math.ceil(num_frames * self.max_clear_ratio),
+                endpoint=True,
+            )
+        )
 
 
 def mask_pixels(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
@@ -145,16 +166,20 @@ class MaskCompressor:
         """
         batch, _, frames, height, width = mask.shape
         size = height // self.strides[0], width // self.strides[1]
-        small = np.stack([cv2.resize(np.ascontiguousarray(frame, np.float32), size[::-1],
-                                     interpolation=cv2.INTER_LINEAR)
-                          for frame in mask.reshape(-1, height, width)]).reshape(batch, frames, *size)
+        small = np.stack(
+            [
+                cv2.resize(np.ascontiguousarray(frame, np.float32), size[::-1], interpolation=cv2.INTER_LINEAR)
+                for frame in mask.reshape(-1, height, width)
+            ]
+        ).reshape(batch, frames, *size)
         if frames % 2:
             small = np.concatenate([np.repeat(small[:, :1], self.ae_stride_t, 1), small[:, 1:]], 1)
         return small.reshape(batch, -1, self.ae_stride_t, *size).swapaxes(1, 2)
 
 
-def add_noise_to_condition(masked_pixels: np.ndarray, mask: np.ndarray, rng: np.random.Generator,
-                           noise_strength: Optional[float] = None) -> np.ndarray:
+def add_noise_to_condition(
+    masked_pixels: np.ndarray, mask: np.ndarray, rng: np.random.Generator, noise_strength: Optional[float] = None
+) -> np.ndarray:
     """Gaussian noise on the given frames: what moves in a video hides how sharp a still picture is.
 
     Its standard deviation is log-normal, one draw a sample: in training (no `noise_strength`) about exp(-3), and one

@@ -1,4 +1,5 @@
 """Numbers from files and command lines: finite, in range, and not something else that Python takes for a number."""
+
 from __future__ import annotations
 
 import math
@@ -13,8 +14,11 @@ Number = Union[int, float, Fraction]
 
 def is_missing(value: Any) -> bool:
     """Whether a table or a json file has no value here: null, blank text or NaN, which pandas writes for a gap."""
-    return value is None or (isinstance(value, float) and math.isnan(value)) or \
-        (isinstance(value, str) and not value.strip())
+    return (
+        value is None
+        or (isinstance(value, float) and math.isnan(value))
+        or (isinstance(value, str) and not value.strip())
+    )
 
 
 def finite_number(value: Any, name: str, least: float = -LARGEST, most: float = LARGEST) -> float:

@@ -3,14 +3,16 @@
 By default they raise `Stopped` in the main thread, so that files are closed and half-written ones removed. Work that
 can be saved catches them with `graceful_stop` instead, which only notes the request.
 """
+
 from __future__ import annotations
 
 import os
 import signal
 import sys
 import time
+from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Iterator, Optional
+from typing import Optional
 
 from opensora.utils import supervision
 

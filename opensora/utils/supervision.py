@@ -15,6 +15,7 @@ worker fails or stops, its supervisor tells the others, because a collective ope
 
 This module must not import MindSpore.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -120,6 +121,7 @@ def _set_name(name: str) -> None:
 
 # The front ------------------------------------------------------------------------------------------------------------
 
+
 def _be_front() -> None:
     run = _Run(os.getppid())
     received = {*USER_SIGNALS, LAUNCHER_DIED, signal.SIGCHLD}
@@ -164,6 +166,7 @@ def _pass_signals_on(run: _Run, supervisor: int, received: set, front_end: int) 
 
 
 # The supervisor -------------------------------------------------------------------------------------------------------
+
 
 def _be_supervisor(run: _Run, requests: int, mask: set) -> None:
     """Returns in the worker."""
@@ -260,7 +263,7 @@ class _Supervisor:
     def handle_report(self, data: bytes) -> None:
         for message in data.decode().splitlines():
             if message.startswith(STATUS):
-                self.reported = int(message[len(STATUS):])
+                self.reported = int(message[len(STATUS) :])
                 self.end_within(SHUTDOWN_SECONDS)
             else:
                 self.saves_first = message == LONG_STOP
@@ -324,6 +327,7 @@ class _Supervisor:
 
 # The run and its processes --------------------------------------------------------------------------------------------
 
+
 class _Run:
     """The processes that have one parent: msrun, or whatever else set MindSpore's variables.
 
@@ -335,8 +339,9 @@ class _Run:
     def __init__(self, launcher: int):
         self.launcher, self._started = launcher, _stat_field(launcher, START_TIME)
         arguments = _command_line(launcher)
-        is_msrun = any(Path(argument).name == "msrun" or argument.startswith("mindspore.parallel")
-                       for argument in arguments[:4])
+        is_msrun = any(
+            Path(argument).name == "msrun" or argument.startswith("mindspore.parallel") for argument in arguments[:4]
+        )
         self.launcher_waits = is_msrun and flag_value(arguments, "--join").lower() in ("true", "1")
 
     def launcher_is_alive(self) -> bool:
@@ -402,7 +407,7 @@ def _role(pid: int) -> str:
     with suppress(OSError):
         for variable in Path(f"/proc/{pid}/environ").read_bytes().split(b"\0"):
             if variable.startswith(b"MS_ROLE="):
-                return variable[len(b"MS_ROLE="):].decode()
+                return variable[len(b"MS_ROLE=") :].decode()
     return ""
 
 
@@ -424,7 +429,7 @@ def flag_value(arguments: list[str], name: str) -> str:
         if argument == name:
             return following
         if argument.startswith(f"{name}="):
-            return argument[len(name) + 1:]
+            return argument[len(name) + 1 :]
     return ""
 
 

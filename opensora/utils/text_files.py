@@ -1,10 +1,12 @@
 """Text and csv files of users: UTF-8, with or without a byte order mark; the error for others says how to convert."""
+
 from __future__ import annotations
 
 import csv
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Iterator, Optional, TextIO, Union
+from typing import Optional, TextIO, Union
 
 LONGEST_FIELD = 1 << 24  # characters of a csv file's field
 
@@ -50,9 +52,13 @@ def check_characters(text: str, name: str) -> None:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(f"{name}: has half of a surrogate pair, {ascii(text[error.start])}, which is no letter") from error
+        raise ValueError(
+            f"{name}: has half of a surrogate pair, {ascii(text[error.start])}, which is no letter"
+        ) from error
 
 
 def _not_utf8(path: Union[str, Path], encoding: str) -> str:
-    return (f"{path}: not UTF-8 text; convert it, if it is {encoding} for example with: "
-            f"iconv -f {encoding} -t UTF-8 OLD > NEW")
+    return (
+        f"{path}: not UTF-8 text; convert it, if it is {encoding} for example with: "
+        f"iconv -f {encoding} -t UTF-8 OLD > NEW"
+    )

@@ -1,7 +1,8 @@
 """Stores the float32 tensors of a safetensors file as float16, which halves it; they are read as before:
 
-    python tools/ckpt/cast_safetensors.py -i FILE -o FILE
+python tools/ckpt/cast_safetensors.py -i FILE -o FILE
 """
+
 from __future__ import annotations
 
 import sys
@@ -33,8 +34,10 @@ def main() -> None:
     parser.add_argument("-i", "--input_path", required=True, help="safetensors file with float32 tensors")
     parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write, with float16 tensors")
     args = parser.parse_args()
-    tensors = {name: as_float16(f"{args.input_path}: {name}", tensor)
-               for name, tensor in read_safetensors(args.input_path).items()}
+    tensors = {
+        name: as_float16(f"{args.input_path}: {name}", tensor)
+        for name, tensor in read_safetensors(args.input_path).items()
+    }
     write_safetensors(args.output_path, tensors)
 
 

@@ -4,6 +4,7 @@
 
 -f may be the index's name in DIR or its full path.
 """
+
 from __future__ import annotations
 
 import sys

@@ -4,6 +4,7 @@
 
 They are measured on videos and written to DIR/config.json.
 """
+
 from __future__ import annotations
 
 import sys
@@ -19,12 +20,13 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
+from mindspore import Tensor  # noqa: E402, after opensora, which sets how its threads wait
+
 from opensora import device  # noqa: E402
 from opensora.datasets.vae_dataset import VAEDataOptions, VAEDataset  # noqa: E402
 from opensora.models import WFVAEModel  # noqa: E402
 from opensora.models.checkpoint_files import read_config  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
-from mindspore import Tensor  # noqa: E402, after opensora, which sets how its threads wait
 
 
 def latent_moments(vae: WFVAEModel, videos: VAEDataset, count: int) -> tuple[np.ndarray, np.ndarray]:
@@ -36,7 +38,7 @@ def latent_moments(vae: WFVAEModel, videos: VAEDataset, count: int) -> tuple[np.
         sums, squares = sums + z.sum((0, 2, 3, 4)), squares + np.square(z).sum((0, 2, 3, 4))
         values += z[:, 0].size
     mean = sums / values
-    return mean, np.sqrt(squares / values - mean ** 2)
+    return mean, np.sqrt(squares / values - mean**2)
 
 
 def main() -> None:
@@ -49,12 +51,19 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=200, help="videos measured at most")
     device.add_arguments(parser)
     args = parser.parse_args()
-    videos = VAEDataset(VAEDataOptions(args.video_path, num_frames=args.num_frames, resolution=args.resolution,
-                                       sample_rate=args.sample_rate))
+    videos = VAEDataset(
+        VAEDataOptions(
+            args.video_path, num_frames=args.num_frames, resolution=args.resolution, sample_rate=args.sample_rate
+        )
+    )
     device.setup(args)
     vae = WFVAEModel.from_pretrained(args.ae_path)
     mean, deviation = latent_moments(vae, videos, args.count)
-    config = {**read_config(args.ae_path), "scale": [float(x) for x in 1 / deviation], "shift": [float(x) for x in mean]}
+    config = {
+        **read_config(args.ae_path),
+        "scale": [float(x) for x in 1 / deviation],
+        "shift": [float(x) for x in mean],
+    }
     WFVAEModel.without_weights(**config).save_config(Path(args.ae_path))
     for name in ("scale", "shift"):
         print(name, " ".join(f"{x:.4f}" for x in config[name]))

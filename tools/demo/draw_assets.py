@@ -1,14 +1,15 @@
 """Draws the pictures that the guides use as given frames:
 
-    python tools/demo/draw_assets.py [--output_dir assets/images/condition]
+python tools/demo/draw_assets.py [--output_dir assets/images/condition]
 
-    wave.png  ship.png  sunset1.png  sunset2.png      240 x 426 pixels each
+wave.png  ship.png  sunset1.png  sunset2.png      240 x 426 pixels each
 """
+
 from __future__ import annotations
 
 import sys
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence
 
 import cv2
 import numpy as np
@@ -36,7 +37,7 @@ def blend(picture: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
 
 def ripples(picture: np.ndarray, horizon: int, strength: float) -> np.ndarray:
     """Brightness waves on the water below the horizon, wider the nearer they are."""
-    y, x = np.mgrid[0:HEIGHT - horizon, 0:WIDTH].astype(float)
+    y, x = np.mgrid[0 : HEIGHT - horizon, 0:WIDTH].astype(float)
     depth = 1 + y / 12
     waves = np.sin(6 * np.pi * np.sqrt(y + 1) + 0.8 * np.sin(x / (9 * depth))) * np.sin(x / (16 * depth) + y)
     result = picture.copy()
@@ -51,18 +52,19 @@ def sunset(sun_height: int, sky: tuple[Color, Color], sea: tuple[Color, Color]) 
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     distance = np.hypot(x - WIDTH / 2, y - (horizon - sun_height))
     above = y < horizon
-    picture = blend(picture, above * np.exp(-(distance / 90) ** 2) * 0.6, (255, 190, 90))
+    picture = blend(picture, above * np.exp(-((distance / 90) ** 2)) * 0.6, (255, 190, 90))
     picture = blend(picture, above * np.clip(26 - distance, 0, 1), (255, 232, 170))
     width = 8 + 0.5 * np.maximum(y - horizon, 0)  # of the light on the water
-    glitter = (y >= horizon) * np.exp(-((x - WIDTH / 2) / width) ** 2)
+    glitter = (y >= horizon) * np.exp(-(((x - WIDTH / 2) / width) ** 2))
     return ripples(blend(picture, glitter * (0.7 if sun_height > 0 else 0.2), (255, 205, 120)), horizon, 9)
 
 
 def wave() -> np.ndarray:
     """A breaking wave in front of a beach."""
     horizon = 80
-    picture = np.concatenate([gradient((120, 185, 235), (215, 235, 245), horizon),
-                              gradient((25, 95, 140), (60, 165, 170), HEIGHT - horizon)])
+    picture = np.concatenate(
+        [gradient((120, 185, 235), (215, 235, 245), horizon), gradient((25, 95, 140), (60, 165, 170), HEIGHT - horizon)]
+    )
     picture = ripples(picture, horizon, 7)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)
     crest = 138 - 14 * np.sin(x / 95) + 3 * np.sin(x / 11)
@@ -77,13 +79,23 @@ def wave() -> np.ndarray:
 def ship() -> np.ndarray:
     """A sailing ship on a calm sea."""
     horizon = 160
-    picture = ripples(np.concatenate([gradient((150, 200, 240), (235, 240, 240), horizon),
-                                      gradient((70, 130, 165), (30, 85, 120), HEIGHT - horizon)]), horizon, 6)
-    for color, corners in (((110, 70, 45), [(150, 150), (280, 150), (262, 182), (168, 182)]),
-                           ((90, 60, 40), [(212, 40), (216, 40), (216, 150), (212, 150)]),
-                           ((250, 248, 238), [(218, 48), (218, 142), (276, 142)]),
-                           ((238, 234, 220), [(210, 60), (210, 142), (162, 142)]),
-                           ((200, 45, 50), [(216, 36), (240, 43), (216, 50)])):
+    picture = ripples(
+        np.concatenate(
+            [
+                gradient((150, 200, 240), (235, 240, 240), horizon),
+                gradient((70, 130, 165), (30, 85, 120), HEIGHT - horizon),
+            ]
+        ),
+        horizon,
+        6,
+    )
+    for color, corners in (
+        ((110, 70, 45), [(150, 150), (280, 150), (262, 182), (168, 182)]),
+        ((90, 60, 40), [(212, 40), (216, 40), (216, 150), (212, 150)]),
+        ((250, 248, 238), [(218, 48), (218, 142), (276, 142)]),
+        ((238, 234, 220), [(210, 60), (210, 142), (162, 142)]),
+        ((200, 45, 50), [(216, 36), (240, 43), (216, 50)]),
+    ):
         mask = np.zeros((HEIGHT * 4, WIDTH * 4), np.float32)
         cv2.fillPoly(mask, [np.array(corners, np.int32) * 4], 1.0)
         picture = blend(picture, cv2.resize(mask, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), color)
@@ -100,8 +112,9 @@ PICTURES = {
 
 def main() -> None:
     parser = CommandParser(description="Draws the pictures that the guides use as given frames.")
-    parser.add_argument("--output_dir", type=Path, default=ROOT / "assets/images/condition",
-                        help="folder of the pictures")
+    parser.add_argument(
+        "--output_dir", type=Path, default=ROOT / "assets/images/condition", help="folder of the pictures"
+    )
     args = parser.parse_args()
     for name, draw in PICTURES.items():
         save_image(args.output_dir / name, np.rint(np.clip(draw(), 0, 255)).astype(np.uint8))

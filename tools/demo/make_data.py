@@ -1,12 +1,13 @@
 """Training data of the demo: clips and pictures of coloured shapes with captions, and held-out clips:
 
-    python tools/demo/make_data.py --output_dir DIR
+python tools/demo/make_data.py --output_dir DIR
 
-    DIR/train/clips/*.mp4, captions.json            training, videos
-    DIR/train/pictures/*.png, pictures.json         training, images
-    DIR/held_out/clips/*.mp4, captions.json         combinations that training never sees
-    DIR/{train,train_pictures,held_out}.txt         data files; embeddings belong in DIR/embeddings/<the same name>
+DIR/train/clips/*.mp4, captions.json            training, videos
+DIR/train/pictures/*.png, pictures.json         training, images
+DIR/held_out/clips/*.mp4, captions.json         combinations that training never sees
+DIR/{train,train_pictures,held_out}.txt         data files; embeddings belong in DIR/embeddings/<the same name>
 """
+
 from __future__ import annotations
 
 import json
@@ -37,8 +38,14 @@ def write_clip(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
     if not path.exists():
         with write_video(path, FPS) as write:
             write(clip)
-    return {"path": path.name, "cap": scene.caption(background_first=rng.random() < 0.25), "resolution": RESOLUTION,
-            "num_frames": FRAMES, "fps": FPS, "cut": [0, FRAMES]}
+    return {
+        "path": path.name,
+        "cap": scene.caption(background_first=rng.random() < 0.25),
+        "resolution": RESOLUTION,
+        "num_frames": FRAMES,
+        "fps": FPS,
+        "cut": [0, FRAMES],
+    }
 
 
 def write_picture(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
@@ -75,12 +82,23 @@ def main() -> None:
     root = Path(args.output_dir)
     rng = np.random.default_rng(0)
     with exclusive_folder(root):
-        write_part(root / "train/pictures", "train_pictures", draw_scenes(args.pictures, False, rng), PICTURES,
-                   root / "train/pictures.json")
-        write_part(root / "train/clips", "train", draw_scenes(args.clips, False, rng), TRAIN,
-                   root / "train/captions.json")
-        write_part(root / "held_out/clips", "held_out", draw_scenes(args.held_out, True, rng), HELD_OUT,
-                   root / "held_out/captions.json")
+        write_part(
+            root / "train/pictures",
+            "train_pictures",
+            draw_scenes(args.pictures, False, rng),
+            PICTURES,
+            root / "train/pictures.json",
+        )
+        write_part(
+            root / "train/clips", "train", draw_scenes(args.clips, False, rng), TRAIN, root / "train/captions.json"
+        )
+        write_part(
+            root / "held_out/clips",
+            "held_out",
+            draw_scenes(args.held_out, True, rng),
+            HELD_OUT,
+            root / "held_out/captions.json",
+        )
 
 
 if __name__ == "__main__":

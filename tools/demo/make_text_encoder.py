@@ -6,6 +6,7 @@ A frozen encoder has only to tell captions apart. Random weights do, if attentio
 its biases by distance are drawn wide here, so that each head looks at few of them, and `red` before `circle` becomes
 something else than `red` before `background`. The transformer learns to read what comes out.
 """
+
 from __future__ import annotations
 
 import sys
@@ -20,8 +21,15 @@ from opensora.demo.scenes import scenes  # noqa: E402
 from opensora.models import MT5EncoderModel  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
-SIZES = dict(d_model=128, d_kv=32, d_ff=256, num_layers=2, num_heads=4, relative_attention_num_buckets=32,
-             relative_attention_max_distance=64)
+SIZES = dict(
+    d_model=128,
+    d_kv=32,
+    d_ff=256,
+    num_layers=2,
+    num_heads=4,
+    relative_attention_num_buckets=32,
+    relative_attention_max_distance=64,
+)
 VOCABULARY = 130  # pieces: enough for every word to be one
 BIAS_SPREAD = 3.0  # standard deviation: the likeliest distance gets most of a head's attention
 
@@ -31,8 +39,17 @@ def make_vocabulary(folder: Path) -> int:
     captions = [scene.caption(order) for scene in scenes(False) + scenes(True) for order in (False, True)]
     words = sorted({word for caption in captions for word in caption.split()})
     sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words), model_prefix=str(folder / "spiece"), model_type="bpe", vocab_size=VOCABULARY,
-        pad_id=0, eos_id=1, unk_id=2, bos_id=-1, num_threads=1, minloglevel=2)
+        sentence_iterator=iter(words),
+        model_prefix=str(folder / "spiece"),
+        model_type="bpe",
+        vocab_size=VOCABULARY,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
     (folder / "spiece.vocab").unlink()
     return sentencepiece.SentencePieceProcessor(model_file=str(folder / "spiece.model")).vocab_size()
 

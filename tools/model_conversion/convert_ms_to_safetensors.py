@@ -3,6 +3,7 @@
     python tools/model_conversion/convert_ms_to_safetensors.py --src model.ckpt \
         --target diffusion_pytorch_model.safetensors --config config.json
 """
+
 from __future__ import annotations
 
 import sys

@@ -3,6 +3,7 @@
     python tools/model_conversion/convert_pytorch_ckpt_to_safetensors.py --src google/mt5-xxl/pytorch_model.bin \
         --target google/mt5-xxl/model.safetensors --config google/mt5-xxl/config.json
 """
+
 from __future__ import annotations
 
 import sys

@@ -3,6 +3,7 @@
     python tools/model_conversion/convert_wfvae.py --src vae/merged.ckpt \
         --target vae/diffusion_pytorch_model.safetensors --config vae/config.json
 """
+
 from __future__ import annotations
 
 import sys

@@ -3,19 +3,9 @@ num_frames = 93
 fps = 18
 image_size = (352, 640)
 
-model = dict(
-    type="OpenSoraT2V_v1_3-2B/122",
-    from_pretrained="LanguageBind/Open-Sora-Plan-v1.3.0/any93x640x640",
-)
-vae = dict(
-    type="WFVAEModel_D8_4x8x8",
-    from_pretrained="LanguageBind/Open-Sora-Plan-v1.3.0/vae",
-)
-text_encoder = dict(
-    type="mt5",
-    from_pretrained="google/mt5-xxl",
-    model_max_length=512,
-)
+model = dict(type="OpenSoraT2V_v1_3-2B/122", from_pretrained="LanguageBind/Open-Sora-Plan-v1.3.0/any93x640x640")
+vae = dict(type="WFVAEModel_D8_4x8x8", from_pretrained="LanguageBind/Open-Sora-Plan-v1.3.0/vae")
+text_encoder = dict(type="mt5", from_pretrained="google/mt5-xxl", model_max_length=512)
 scheduler = dict(
     type="EulerAncestralDiscrete",
     num_sampling_steps=100,

@@ -20,20 +20,10 @@ model = dict(
     type="OpenSoraT2V_v1_3-2B/122",
     from_pretrained=None,  # weights to start from; --ckpt-path
 )
-vae = dict(
-    type="WFVAEModel_D8_4x8x8",
-    from_pretrained="LanguageBind/Open-Sora-Plan-v1.3.0/vae",
-)
-text_encoder = dict(
-    type="mt5",
-    from_pretrained="google/mt5-xxl",
-    model_max_length=512,
-)
+vae = dict(type="WFVAEModel_D8_4x8x8", from_pretrained="LanguageBind/Open-Sora-Plan-v1.3.0/vae")
+text_encoder = dict(type="mt5", from_pretrained="google/mt5-xxl", model_max_length=512)
 scheduler = dict(
-    type="EulerAncestralDiscrete",
-    prediction_type="v_prediction",
-    rescale_betas_zero_snr=True,
-    snr_gamma=5.0,
+    type="EulerAncestralDiscrete", prediction_type="v_prediction", rescale_betas_zero_snr=True, snr_gamma=5.0
 )
 
 seed = 1234

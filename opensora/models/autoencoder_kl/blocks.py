@@ -2,6 +2,7 @@
 
 Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", appendix G.
 """
+
 from __future__ import annotations
 
 from mindspore import Tensor, nn
@@ -64,8 +65,9 @@ class MidBlock(nn.Cell):
 class DownBlock(nn.Cell):
     def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, halves: bool):
         super().__init__()
-        self.resnets = nn.SequentialCell([ResnetBlock2D(out_channels if i else in_channels, out_channels, groups)
-                                          for i in range(layers)])
+        self.resnets = nn.SequentialCell(
+            [ResnetBlock2D(out_channels if i else in_channels, out_channels, groups) for i in range(layers)]
+        )
         self.downsamplers = nn.SequentialCell([Downsample(out_channels)] if halves else [])
 
     def construct(self, x: Tensor) -> Tensor:
@@ -75,8 +77,9 @@ class DownBlock(nn.Cell):
 class UpBlock(nn.Cell):
     def __init__(self, in_channels: int, out_channels: int, layers: int, groups: int, doubles: bool):
         super().__init__()
-        self.resnets = nn.SequentialCell([ResnetBlock2D(out_channels if i else in_channels, out_channels, groups)
-                                          for i in range(layers)])
+        self.resnets = nn.SequentialCell(
+            [ResnetBlock2D(out_channels if i else in_channels, out_channels, groups) for i in range(layers)]
+        )
         self.upsamplers = nn.SequentialCell([Upsample(out_channels)] if doubles else [])
 
     def construct(self, x: Tensor) -> Tensor:
@@ -91,9 +94,12 @@ class Encoder(nn.Cell):
         channels, groups = tuple(config.block_out_channels), config.norm_num_groups
         last = len(channels) - 1
         self.conv_in = Conv2d(config.in_channels, channels[0])
-        self.down_blocks = nn.SequentialCell([
-            DownBlock(channels[max(i - 1, 0)], channels[i], config.layers_per_block, groups, halves=i < last)
-            for i in range(last + 1)])
+        self.down_blocks = nn.SequentialCell(
+            [
+                DownBlock(channels[max(i - 1, 0)], channels[i], config.layers_per_block, groups, halves=i < last)
+                for i in range(last + 1)
+            ]
+        )
         self.mid_block = MidBlock(channels[-1], groups)
         self.conv_norm_out = GroupNorm(channels[-1], groups, per_frame=True, silu=True)
         self.conv_out = Conv2d(channels[-1], 2 * config.latent_channels)
@@ -112,9 +118,12 @@ class Decoder(nn.Cell):
         last = len(channels) - 1
         self.conv_in = Conv2d(config.latent_channels, channels[0])
         self.mid_block = MidBlock(channels[0], groups)
-        self.up_blocks = nn.SequentialCell([
-            UpBlock(channels[max(i - 1, 0)], channels[i], config.layers_per_block + 1, groups, doubles=i < last)
-            for i in range(last + 1)])
+        self.up_blocks = nn.SequentialCell(
+            [
+                UpBlock(channels[max(i - 1, 0)], channels[i], config.layers_per_block + 1, groups, doubles=i < last)
+                for i in range(last + 1)
+            ]
+        )
         self.conv_norm_out = GroupNorm(channels[-1], groups, per_frame=True, silu=True)
         self.conv_out = Conv2d(channels[-1], config.out_channels)
 

@@ -1,8 +1,10 @@
 """Configuration of the autoencoder, with the names of diffusers' config.json."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Optional, Sequence
+from typing import ClassVar, Optional
 
 from opensora.models.loading import ModelConfig
 
@@ -30,21 +32,37 @@ class AutoencoderKLConfig(ModelConfig):
     micro_batch_size: Optional[int] = None
 
     # Open-Sora v1.1 scales latents by 0.18215 whatever `scaling_factor` says.
-    ignored: ClassVar[tuple] = ("sample_size", "scaling_factor", "shift_factor", "latents_mean", "latents_std",
-                                "force_upcast", "cache_dir", "local_files_only")
-    fixed: ClassVar[dict] = {"act_fn": "silu", "mid_block_add_attention": True, "use_quant_conv": True,
-                             "use_post_quant_conv": True}
+    ignored: ClassVar[tuple] = (
+        "sample_size",
+        "scaling_factor",
+        "shift_factor",
+        "latents_mean",
+        "latents_std",
+        "force_upcast",
+        "cache_dir",
+        "local_files_only",
+    )
+    fixed: ClassVar[dict] = {
+        "act_fn": "silu",
+        "mid_block_add_attention": True,
+        "use_quant_conv": True,
+        "use_post_quant_conv": True,
+    }
 
     def __post_init__(self):
         for name, value in self.fixed.items():
             if getattr(self, name) != value:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; autoencoders of Stable Diffusion 1 "
-                                 f"and 2 have {value!r}")
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is not supported; autoencoders of Stable Diffusion 1 "
+                    f"and 2 have {value!r}"
+                )
         count = len(self.block_out_channels)
         for name, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if list(getattr(self, name)) != [known] * count:
-                raise ValueError(f"{name} {list(getattr(self, name))} is not supported: there should be {count} times "
-                                 f"{known!r}, as block_out_channels has {count} values")
+                raise ValueError(
+                    f"{name} {list(getattr(self, name))} is not supported: there should be {count} times "
+                    f"{known!r}, as block_out_channels has {count} values"
+                )
         wrong = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
         if wrong:
             raise ValueError(f"block_out_channels {wrong[0]} is no multiple of norm_num_groups {self.norm_num_groups}")

@@ -1,8 +1,10 @@
 """The autoencoder of Stable Diffusion (Rombach et al. 2022), applied to a video's frames: what Open-Sora v1.1 uses."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Callable, Mapping, Optional, Sequence, Union
+from typing import Any, Callable, Optional, Union
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -53,8 +55,14 @@ class VideoAutoencoderKL(PretrainedModel):
         self.module = AutoencoderKL(self.config)
 
     @classmethod
-    def from_pretrained(cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None,
-                        use_ema: bool = True, **changes) -> "VideoAutoencoderKL":
+    def from_pretrained(
+        cls,
+        path: Union[str, Path],
+        dtype=ms.float32,
+        config: Optional[Mapping[str, Any]] = None,
+        use_ema: bool = True,
+        **changes,
+    ) -> VideoAutoencoderKL:
         """As `PretrainedModel.from_pretrained`; `changes` (micro_batch_size) stand over what config.json says."""
         config = cls.published_config(path) if config is None else config
         return super().from_pretrained(path, dtype, {**config, **changes}, use_ema)

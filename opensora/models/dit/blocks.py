@@ -1,4 +1,5 @@
 """The transformer block: self-attention, cross-attention to the text, feed-forward."""
+
 from __future__ import annotations
 
 import math
@@ -119,10 +120,19 @@ class TransformerBlock(nn.Cell):
         self.scale_shift_table = scale_shift_table(6, config.hidden_size)
         self.eps = config.norm_eps
 
-    def construct(self, x: Tensor, modulation: Tensor, bias: Optional[Tensor], cos: Tensor, sin: Tensor,
-                  text: Union[Tensor, tuple], text_bias: Optional[Tensor]) -> Tensor:
+    def construct(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        bias: Optional[Tensor],
+        cos: Tensor,
+        sin: Tensor,
+        text: Union[Tensor, tuple],
+        text_bias: Optional[Tensor],
+    ) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = ops.split(
-            self.scale_shift_table + modulation, 1, 1)
+            self.scale_shift_table + modulation, 1, 1
+        )
         h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps)
         x = gated_residual(x, gate_attn, self.attn1(h, bias, cos, sin))
         x = x + self.attn2(x, text, text_bias)

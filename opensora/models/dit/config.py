@@ -1,8 +1,10 @@
 """Configuration of the diffusion transformers, with the names of the published config.json."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Optional, Sequence, Union
+from typing import ClassVar, Optional, Union
 
 from opensora.models.loading import ModelConfig
 
@@ -45,15 +47,22 @@ class OpenSoraConfig(ModelConfig):
     prediction_type: Optional[str] = None
 
     fixed: ClassVar[dict] = {
-        "dropout": 0.0, "activation_fn": "gelu-approximate", "norm_elementwise_affine": False, "patch_size_t": 1,
-        "only_cross_attention": False, "double_self_attention": False, "upcast_attention": False,
+        "dropout": 0.0,
+        "activation_fn": "gelu-approximate",
+        "norm_elementwise_affine": False,
+        "patch_size_t": 1,
+        "only_cross_attention": False,
+        "double_self_attention": False,
+        "upcast_attention": False,
     }
 
     def __post_init__(self):
         for name, value in self.fixed.items():
             if getattr(self, name) != value:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; "
-                                 f"all weights of Open-Sora-Plan v1.3 have {value!r}")
+                raise ValueError(
+                    f"{name} {getattr(self, name)!r} is not supported; "
+                    f"all weights of Open-Sora-Plan v1.3 have {value!r}"
+                )
         if self.out_channels is None:
             object.__setattr__(self, "out_channels", self.in_channels)
 
@@ -74,8 +83,13 @@ class OpenSoraInpaintConfig(OpenSoraConfig):
 
 
 _SIZE_2B = {
-    "num_layers": 32, "num_attention_heads": 24, "attention_head_dim": 96, "caption_channels": 4096,
-    "cross_attention_dim": 2304, "sparse1d": True, "sparse_n": 4,
+    "num_layers": 32,
+    "num_attention_heads": 24,
+    "attention_head_dim": 96,
+    "caption_channels": 4096,
+    "cross_attention_dim": 2304,
+    "sparse1d": True,
+    "sparse_n": 4,
 }
 # Published configurations by name, as keys of `OpenSoraConfig`.
 PRESETS = {"OpenSoraT2V_v1_3-2B/122": _SIZE_2B, "OpenSoraInpaint_v1_3-2B/122": _SIZE_2B}

@@ -1,4 +1,5 @@
 """What goes into the transformer: patches of latents, the timestep, the text."""
+
 from __future__ import annotations
 
 import mindspore as ms

@@ -1,9 +1,11 @@
 """The diffusion transformer that knows parts of its video (Open-Sora-Plan v1.3: image to video and the like)."""
+
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Mapping, Optional, Union
+from typing import Any, Optional, Union
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
@@ -46,8 +48,9 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
         return self.pos_embed(noisy) + self.pos_embed_masked_hidden_states(masked) + self.pos_embed_mask(mask)
 
     @classmethod
-    def start_from(cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None,
-                   use_ema: bool = True) -> "OpenSoraInpaint_v1_3":
+    def start_from(
+        cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None, use_ema: bool = True
+    ) -> OpenSoraInpaint_v1_3:
         """A model to train further: from weights of its own kind, or from those of a text-to-video transformer.
 
         The latter have no parts for the condition. These start such that they add nothing: their projections are zero.
@@ -60,14 +63,23 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
             return cls.from_pretrained(path, dtype, config, use_ema)
         model = cls(**(read_config(path) if config is None else config))
         model.dtype = dtype
-        new = {name: parameter.asnumpy() for name, parameter in model.parameters_and_names()
-               if name.startswith(CONDITION_PARTS)}
-        copied = {name.replace("pos_embed.", "pos_embed_masked_hidden_states.0."): tensor
-                  for name, tensor in state.items() if name.startswith("pos_embed.")}
+        new = {
+            name: parameter.asnumpy()
+            for name, parameter in model.parameters_and_names()
+            if name.startswith(CONDITION_PARTS)
+        }
+        copied = {
+            name.replace("pos_embed.", "pos_embed_masked_hidden_states.0."): tensor
+            for name, tensor in state.items()
+            if name.startswith("pos_embed.")
+        }
         try:
             model.load_torch_state({**new, **copied, **state})
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
-        print(f"{source}: weights of a text-to-video model; the parts for the condition are new, and add nothing "
-              f"before they are trained: {', '.join(name + '*' for name in CONDITION_PARTS)}", file=sys.stderr)
+        print(
+            f"{source}: weights of a text-to-video model; the parts for the condition are new, and add nothing "
+            f"before they are trained: {', '.join(name + '*' for name in CONDITION_PARTS)}",
+            file=sys.stderr,
+        )
         return model

@@ -1,7 +1,9 @@
 """The diffusion transformer of Open-Sora-Plan v1.3 (Lin et al. 2024, arXiv:2412.00131)."""
+
 from __future__ import annotations
 
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -37,7 +39,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.transformer_blocks = nn.CellList([TransformerBlock(config, i) for i in range(config.num_layers)])
         self.called_blocks = tuple(self.transformer_blocks)
         self.scale_shift_table = scale_shift_table(2, width)
-        self.proj_out = Linear(width, config.patch_size ** 2 * config.out_channels)
+        self.proj_out = Linear(width, config.patch_size**2 * config.out_channels)
 
         self.scales = (config.interpolation_scale_t, config.interpolation_scale_h, config.interpolation_scale_w)
         # Which mask each block's self-attention takes: 0 dense, 1 single skip, 2 group skip.
@@ -45,9 +47,15 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.sequence = WholeSequence()
         self.mask_of_block = tuple(1 + i % 2 if config.is_sparse(i) else 0 for i in range(config.num_layers))
 
-    def construct(self, hidden_states: Tensor, timestep: Tensor, encoder_hidden_states: Optional[Tensor],
-                  attention_mask: Optional[Tensor] = None, encoder_attention_mask: Optional[Tensor] = None,
-                  text_states: Optional[tuple] = None) -> Tensor:
+    def construct(
+        self,
+        hidden_states: Tensor,
+        timestep: Tensor,
+        encoder_hidden_states: Optional[Tensor],
+        attention_mask: Optional[Tensor] = None,
+        encoder_attention_mask: Optional[Tensor] = None,
+        text_states: Optional[tuple] = None,
+    ) -> Tensor:
         """(B, C, T, H, W), (B,), (B, 1, L, D), (B, T, H, W) 1 = visible, (B, 1, L) 1 = visible -> (B, C, T, H, W).
 
         No mask means that everything is visible. `text_states`, from the method of that name, may stand for
@@ -104,8 +112,9 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         """Biases (or None where all is visible) for dense, single-skip and group-skip self-attention."""
         visible = None
         if attention_mask is not None:
-            visible = ops.max_pool2d(attention_mask.astype(ms.float32), self.config.patch_size,
-                                     self.config.patch_size)  # B T H W -> B T H/p W/p
+            visible = ops.max_pool2d(
+                attention_mask.astype(ms.float32), self.config.patch_size, self.config.patch_size
+            )  # B T H W -> B T H/p W/p
             visible = visible.reshape(batch, length)
         biases = (None if visible is None else key_bias(visible),)
         for skip in self.skips:

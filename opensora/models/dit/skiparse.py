@@ -4,6 +4,7 @@ Single skip deals tokens one by one: group j holds tokens j, n + j, 2n + j, ... 
 group j holds runs j, n + j, ... Alternating, two blocks connect every token with every other
 (Lin et al. 2024, Open-Sora Plan, arXiv:2412.00131, section 3.2).
 """
+
 from __future__ import annotations
 
 from mindspore import Tensor, ops

@@ -1,4 +1,5 @@
 """The 3-D PatchGAN discriminator (Isola et al. 2017, arXiv:1611.07004, section 3.2.2, with time as a third axis)."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -36,10 +37,13 @@ class NLayerDiscriminator3D(PretrainedModel):
         layers = [Conv3d(self.config.input_nc, self.config.ndf, 2, 2, bias=True), nn.LeakyReLU(0.2)]
         channels = self.config.ndf
         for n in range(1, self.config.n_layers + 1):
-            out_channels = self.config.ndf * min(2 ** n, 8)
+            out_channels = self.config.ndf * min(2**n, 8)
             halves = n < self.config.n_layers
-            layers += [Conv3d(channels, out_channels, 2 if n == 1 and halves else 1, 2 if halves else 1),
-                       BatchNorm3d(out_channels), nn.LeakyReLU(0.2)]
+            layers += [
+                Conv3d(channels, out_channels, 2 if n == 1 and halves else 1, 2 if halves else 1),
+                BatchNorm3d(out_channels),
+                nn.LeakyReLU(0.2),
+            ]
             channels = out_channels
         layers.append(Conv3d(channels, 1, 1, 1, bias=True))
         self.main = nn.SequentialCell(layers)

@@ -1,10 +1,12 @@
 """LPIPS, the learned perceptual distance of two pictures (Zhang et al. 2018, arXiv:1801.03924)."""
+
 from __future__ import annotations
 
 from collections import OrderedDict
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Mapping, NamedTuple, Union
+from typing import NamedTuple, Union
 
 import mindspore as ms
 import numpy as np
@@ -38,14 +40,34 @@ class Backbone(NamedTuple):
 
 
 BACKBONES = {
-    "vgg": Backbone(((Convolution(64),) * 2, (Convolution(128),) * 2, (Convolution(256),) * 3,
-                     (Convolution(512),) * 3, (Convolution(512),) * 3), pool_size=2, pooled=(1, 2, 3, 4)),
-    "alex": Backbone(((Convolution(64, 11, 4, 2),), (Convolution(192, 5, 1, 2),), (Convolution(384),),
-                      (Convolution(256),), (Convolution(256),)), pool_size=3, pooled=(1, 2)),
+    "vgg": Backbone(
+        (
+            (Convolution(64),) * 2,
+            (Convolution(128),) * 2,
+            (Convolution(256),) * 3,
+            (Convolution(512),) * 3,
+            (Convolution(512),) * 3,
+        ),
+        pool_size=2,
+        pooled=(1, 2, 3, 4),
+    ),
+    "alex": Backbone(
+        (
+            (Convolution(64, 11, 4, 2),),
+            (Convolution(192, 5, 1, 2),),
+            (Convolution(384),),
+            (Convolution(256),),
+            (Convolution(256),),
+        ),
+        pool_size=3,
+        pooled=(1, 2),
+    ),
 }
 # What brings pixels in [-1, 1] to the range the classifiers were trained with.
-SCALING = {"shift": np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 3, 1, 1),
-           "scale": np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 3, 1, 1)}
+SCALING = {
+    "shift": np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 3, 1, 1),
+    "scale": np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 3, 1, 1),
+}
 
 
 @dataclass(frozen=True)
@@ -77,12 +99,13 @@ class LPIPS(PretrainedModel):
         self.shift, self.scale = Tensor(SCALING["shift"]), Tensor(SCALING["scale"])
         self.net = Features(backbone)
         self.lin0, self.lin1, self.lin2, self.lin3, self.lin4 = [
-            ChannelSum(convolutions[-1].channels) for convolutions in backbone.slices]
+            ChannelSum(convolutions[-1].channels) for convolutions in backbone.slices
+        ]
         for parameter in self.get_parameters():
             parameter.requires_grad = False
 
     @classmethod
-    def load(cls, path: Union[str, Path], net: str = "vgg") -> "LPIPS":
+    def load(cls, path: Union[str, Path], net: str = "vgg") -> LPIPS:
         """The network with the weights of a file: MindSpore's `lpips_vgg-426bf45c.ckpt` or a torch state dict.
 
         Raises:
@@ -94,7 +117,8 @@ class LPIPS(PretrainedModel):
         except FileNotFoundError as error:
             raise FileNotFoundError(
                 f"{path}: no such file. LPIPS needs its weights: {_where_to_get(net)}with the PyTorch package lpips "
-                f"write torch.save(lpips.LPIPS(net={net!r}).state_dict(), {str(path)!r})") from error
+                f"write torch.save(lpips.LPIPS(net={net!r}).state_dict(), {str(path)!r})"
+            ) from error
         return cls.from_pretrained(path, config={"net": net})
 
     def construct(self, x: Tensor, y: Tensor) -> Tensor:
@@ -107,8 +131,9 @@ class LPIPS(PretrainedModel):
         """The distance at each position for each of the five depths, (N, 1, h, w)."""
         x, y = self.net((x - self.shift) / self.scale), self.net((y - self.shift) / self.scale)
         sums = (self.lin0, self.lin1, self.lin2, self.lin3, self.lin4)
-        return tuple(weighted_sum(ops.square(_unit_length(a) - _unit_length(b)))
-                     for weighted_sum, a, b in zip(sums, x, y))
+        return tuple(
+            weighted_sum(ops.square(_unit_length(a) - _unit_length(b))) for weighted_sum, a, b in zip(sums, x, y)
+        )
 
     def constants(self) -> dict[str, np.ndarray]:
         return {f"scaling_layer.{name}": value for name, value in SCALING.items()}
@@ -116,14 +141,18 @@ class LPIPS(PretrainedModel):
     def _with_aliases(self, state: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
         """Accepts MindSpore's names too, which number the layers of each slice from 0."""
         state = super()._with_aliases(state)
-        renamed = {self.net.mindspore_names[name]: tensor for name, tensor in state.items()
-                   if name in self.net.mindspore_names}
+        renamed = {
+            self.net.mindspore_names[name]: tensor for name, tensor in state.items() if name in self.net.mindspore_names
+        }
         if set(renamed) <= set(state):
             return state
         state = {name: tensor for name, tensor in state.items() if not name.startswith("net.")}
         # MindCV's VGG16, which that file was made with, has no biases.
-        zeros = {name: ArrayTensor(np.zeros(parameter.shape, np.float32))
-                 for name, parameter in self.parameters_and_names() if name.endswith(".bias")}
+        zeros = {
+            name: ArrayTensor(np.zeros(parameter.shape, np.float32))
+            for name, parameter in self.parameters_and_names()
+            if name.endswith(".bias")
+        }
         return {**zeros, **state, **renamed}
 
 
@@ -141,8 +170,9 @@ class Features(nn.Cell):
                 layers[str(index)] = nn.MaxPool2d(backbone.pool_size, 2)
                 index += 1
             for out_channels, kernel_size, stride, padding in convolutions:
-                layers[str(index)] = nn.Conv2d(channels, out_channels, kernel_size, stride, pad_mode="pad",
-                                               padding=padding, has_bias=True)
+                layers[str(index)] = nn.Conv2d(
+                    channels, out_channels, kernel_size, stride, pad_mode="pad", padding=padding, has_bias=True
+                )
                 layers[str(index + 1)] = nn.ReLU()
                 for kind in ("weight", "bias"):
                     name = f"net.slice{number + 1}"

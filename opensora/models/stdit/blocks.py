@@ -3,6 +3,7 @@
 Letters: B batch, T frames, S tokens of a frame, L tokens of the text, C width, N heads, D width of a head; F is T where
 frames differ in what is known of them, else 1.
 """
+
 from __future__ import annotations
 
 from typing import Optional
@@ -100,12 +101,22 @@ class STDiT2Block(nn.Cell):
         self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
         self.width = width
 
-    def construct(self, x: Tensor, modulation: Tensor, temporal: Tensor, text: Tensor, text_bias: Optional[Tensor],
-                  cos: Tensor, sin: Tensor) -> Tensor:
+    def construct(
+        self,
+        x: Tensor,
+        modulation: Tensor,
+        temporal: Tensor,
+        text: Tensor,
+        text_bias: Optional[Tensor],
+        cos: Tensor,
+        sin: Tensor,
+    ) -> Tensor:
         shift_space, scale_space, gate_space, shift_mlp, scale_mlp, gate_mlp = ops.split(
-            self.scale_shift_table.reshape(-1) + modulation, self.width, -1)
+            self.scale_shift_table.reshape(-1) + modulation, self.width, -1
+        )
         shift_time, scale_time, gate_time = ops.split(
-            self.scale_shift_table_temporal.reshape(-1) + temporal, self.width, -1)
+            self.scale_shift_table_temporal.reshape(-1) + temporal, self.width, -1
+        )
 
         h = modulated_layer_norm(x, shift_space, scale_space, EPS)
         x = gated_residual(x, gate_space, self.attn(h, cos, sin))

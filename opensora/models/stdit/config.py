@@ -1,8 +1,10 @@
 """Configuration of STDiT2, with the names of the published config.json and of Open-Sora's configuration files."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Mapping, Optional, Sequence
+from typing import ClassVar, Optional
 
 from opensora.models.loading import ModelConfig
 
@@ -42,7 +44,7 @@ class STDiT2Config(ModelConfig):
     respelled: ClassVar[dict] = {"enable_flashattn": "enable_flash_attn"}
 
     @classmethod
-    def from_dict(cls, values: Mapping) -> "STDiT2Config":
+    def from_dict(cls, values: Mapping) -> STDiT2Config:
         return super().from_dict({cls.respelled.get(key, key): value for key, value in values.items()})
 
     def __post_init__(self):
@@ -50,8 +52,9 @@ class STDiT2Config(ModelConfig):
             if getattr(self, name) != value:
                 raise ValueError(f"{name} {getattr(self, name)!r} is not supported; STDiT2 has {value!r}")
         if self.hidden_size % 12 or self.hidden_size % (2 * self.num_heads):
-            raise ValueError(f"hidden_size {self.hidden_size} is no multiple of 12 and of twice num_heads "
-                             f"{self.num_heads}")
+            raise ValueError(
+                f"hidden_size {self.hidden_size} is no multiple of 12 and of twice num_heads {self.num_heads}"
+            )
         if self.freeze not in FREEZES:
             raise ValueError(f"freeze {self.freeze!r} is not one of {', '.join(map(repr, FREEZES))}")
 

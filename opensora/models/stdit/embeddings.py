@@ -1,8 +1,10 @@
 """What goes into STDiT2: patches of latents and their places, numbers that describe the video, the text."""
+
 from __future__ import annotations
 
 import math
-from typing import Optional, Sequence
+from collections.abc import Sequence
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -18,8 +20,9 @@ from opensora.ops.rope import inverse_frequencies
 SMALL = 0.02  # deviation of the first weights of what takes in the timestep and the text
 
 
-def make_linear(in_features: int, out_features: int, weight: Optional[Initializer] = None,
-                kind: type[Linear] = Linear) -> Linear:
+def make_linear(
+    in_features: int, out_features: int, weight: Optional[Initializer] = None, kind: type[Linear] = Linear
+) -> Linear:
     """A linear map that starts without bias and, unless told otherwise, Xavier-uniform (Glorot & Bengio 2010)."""
     layer = kind(in_features, out_features)
     layer.weight = Parameter(initializer(weight or XavierUniform(), (out_features, in_features), ms.float32))
@@ -109,8 +112,9 @@ class NumberEmbedder(nn.Cell):
     def __init__(self, embed_dim: int, weight: Optional[Initializer] = None):
         super().__init__()
         self.sinusoids = Sinusoids()
-        self.mlp = nn.SequentialCell(make_linear(TIMESTEP_CHANNELS, embed_dim, weight), nn.SiLU(),
-                                     make_linear(embed_dim, embed_dim, weight))
+        self.mlp = nn.SequentialCell(
+            make_linear(TIMESTEP_CHANNELS, embed_dim, weight), nn.SiLU(), make_linear(embed_dim, embed_dim, weight)
+        )
 
     def construct(self, values: Tensor) -> Tensor:
         return self.mlp(self.sinusoids(values).astype(self.mlp[0].weight.dtype))
@@ -125,8 +129,10 @@ class CaptionEmbedder(nn.Cell):
 
     def __init__(self, caption_channels: int, hidden_size: int, max_length: int, dropout: float):
         super().__init__()
-        self.y_embedding = Parameter(initializer(Normal(1 / math.sqrt(caption_channels)),
-                                                 (max_length, caption_channels), ms.float32), requires_grad=False)
+        self.y_embedding = Parameter(
+            initializer(Normal(1 / math.sqrt(caption_channels)), (max_length, caption_channels), ms.float32),
+            requires_grad=False,
+        )
         self.y_proj = Mlp(caption_channels, hidden_size, hidden_size, Normal(SMALL))
         self.dropout = dropout
 

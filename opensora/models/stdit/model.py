@@ -1,9 +1,11 @@
 """STDiT2, the diffusion transformer of Open-Sora v1.1 (hpcaitech, github.com/hpcaitech/Open-Sora, tag v1.1.0)."""
+
 from __future__ import annotations
 
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any, Mapping, Optional, Sequence, Union
+from typing import Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -14,8 +16,14 @@ from opensora.models.checkpoint_files import find_weights, open_state, resolve_p
 from opensora.models.loading import PretrainedModel
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
 from opensora.models.stdit.config import STDiT2Config
-from opensora.models.stdit.embeddings import (SMALL, CaptionEmbedder, FramePositions, NumberEmbedder, PatchEmbed3D,
-                                              make_linear)
+from opensora.models.stdit.embeddings import (
+    SMALL,
+    CaptionEmbedder,
+    FramePositions,
+    NumberEmbedder,
+    PatchEmbed3D,
+    make_linear,
+)
 from opensora.models.tensor_file import AnyTensor, ArrayTensor, few
 from opensora.ops.attention import key_bias
 from opensora.ops.layout import permute
@@ -48,17 +56,27 @@ class STDiT2(PretrainedModel):
         self.fps_embedder = NumberEmbedder(width)
         self.t_block = nn.SequentialCell(nn.SiLU(), make_linear(width, 6 * width, Normal(SMALL)))
         self.t_block_temp = nn.SequentialCell(nn.SiLU(), make_linear(width, 3 * width, Normal(SMALL)))
-        self.y_embedder = CaptionEmbedder(config.caption_channels, width, config.model_max_length,
-                                          config.class_dropout_prob)
+        self.y_embedder = CaptionEmbedder(
+            config.caption_channels, width, config.model_max_length, config.class_dropout_prob
+        )
         self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])
         self.called_blocks = tuple(self.blocks)
         self.final_layer = FinalLayer(width, int(np.prod(patch)) * config.out_channels)
         self._freeze(config.freeze)
 
-    def construct(self, x: Tensor, timestep: Tensor, y: Tensor, mask: Optional[Tensor] = None,
-                  x_mask: Optional[Tensor] = None, num_frames: Optional[Tensor] = None,
-                  height: Optional[Tensor] = None, width: Optional[Tensor] = None, ar: Optional[Tensor] = None,
-                  fps: Optional[Tensor] = None) -> Tensor:
+    def construct(
+        self,
+        x: Tensor,
+        timestep: Tensor,
+        y: Tensor,
+        mask: Optional[Tensor] = None,
+        x_mask: Optional[Tensor] = None,
+        num_frames: Optional[Tensor] = None,
+        height: Optional[Tensor] = None,
+        width: Optional[Tensor] = None,
+        ar: Optional[Tensor] = None,
+        fps: Optional[Tensor] = None,
+    ) -> Tensor:
         """(B, C, T, H, W), (B,), (B, 1, L, caption_channels) -> (B, out_channels, T, H, W) float32.
 
         Args:
@@ -81,8 +99,9 @@ class STDiT2(PretrainedModel):
         _, t, h, w, _ = tokens.shape
         tokens = tokens.reshape(batch, t, h * w, -1) + self.positions(h, w, height, width).astype(dtype)
 
-        size = ops.cat((self.csize_embedder(height), self.csize_embedder(width),
-                        self.ar_embedder(_repeated(ar, batch))), 1)
+        size = ops.cat(
+            (self.csize_embedder(height), self.csize_embedder(width), self.ar_embedder(_repeated(ar, batch))), 1
+        )
         length = self.fl_embedder(_repeated(num_frames, batch)) + self.fps_embedder(_repeated(fps, batch))
         time = self.t_embedder(timestep)
         modulation, temporal = self.t_block(time + size).expand_dims(1), self.t_block_temp(time + length).expand_dims(1)
@@ -102,7 +121,7 @@ class STDiT2(PretrainedModel):
             tokens = block(tokens, modulation, temporal, text, text_bias, cos, sin)
 
         patches = self.final_layer(tokens, time, x_mask, given)
-        return self.unpatchify(patches, t, h, w)[:, :, :frames, :x.shape[3], :x.shape[4]].astype(ms.float32)
+        return self.unpatchify(patches, t, h, w)[:, :, :frames, : x.shape[3], : x.shape[4]].astype(ms.float32)
 
     def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:
         """Patches (B, t, h w, pt ph pw C) -> (B, C, T, H, W)."""
@@ -124,8 +143,14 @@ class STDiT2(PretrainedModel):
         self.called_blocks = tuple(blocks)
 
     @classmethod
-    def from_pretrained(cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None,
-                        use_ema: bool = True, **changes) -> "STDiT2":
+    def from_pretrained(
+        cls,
+        path: Union[str, Path],
+        dtype=ms.float32,
+        config: Optional[Mapping[str, Any]] = None,
+        use_ema: bool = True,
+        **changes,
+    ) -> STDiT2:
         """As `PretrainedModel.from_pretrained`; also a training run's folder that has its weights in `model/`.
 
         Files of Open-Sora have no config.json beside them: then all of the configuration comes in `changes`, which also
@@ -151,8 +176,11 @@ class STDiT2(PretrainedModel):
         except ValueError as error:
             raise ValueError(f"{source}: {error}") from error
         if missing or unexpected:
-            print(f"{source}: {few('parameters are not in it', missing)}, they start as in training from scratch; "
-                  f"{few('of its tensors are not used', unexpected)}", file=sys.stderr)
+            print(
+                f"{source}: {few('parameters are not in it', missing)}, they start as in training from scratch; "
+                f"{few('of its tensors are not used', unexpected)}",
+                file=sys.stderr,
+            )
         return model
 
     def constants(self) -> dict[str, np.ndarray]:
@@ -162,8 +190,10 @@ class STDiT2(PretrainedModel):
         """The null text may have another length: it is cut, or its last row repeated."""
         heads = self.config.num_heads
         if ROPE in state and tuple(state[ROPE].shape) != (self.config.head_dim // 2,):
-            raise ValueError(f"{ROPE} has {state[ROPE].shape[0]} frequencies, which are not those of {heads} heads "
-                             f"(num_heads) of {self.config.head_dim} channels")
+            raise ValueError(
+                f"{ROPE} has {state[ROPE].shape[0]} frequencies, which are not those of {heads} heads "
+                f"(num_heads) of {self.config.head_dim} channels"
+            )
         state = super()._with_aliases(state)
         if NULL_TEXT in state and state[NULL_TEXT].shape[0] != self.config.model_max_length:
             rows = np.minimum(np.arange(self.config.model_max_length), state[NULL_TEXT].shape[0] - 1)

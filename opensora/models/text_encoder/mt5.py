@@ -1,4 +1,5 @@
 """The encoder of mT5 (Xue et al. 2021) and T5 v1.1 (Raffel et al. 2020; Shazeer 2020 for the gated feed-forward)."""
+
 from __future__ import annotations
 
 import math

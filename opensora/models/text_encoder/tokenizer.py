@@ -1,9 +1,11 @@
 """Tokenizers of the text encoders, read from a local folder."""
+
 from __future__ import annotations
 
 import os
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Sequence, Union
+from typing import Union
 
 import numpy as np
 
@@ -23,13 +25,17 @@ class Tokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         folder = resolve_path(folder)
         if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "spiece.model")):
-            raise ValueError(f"{folder} holds no tokenizer: tokenizer.json, or spiece.model and tokenizer_config.json, "
-                             f"should lie there beside the text encoder's weights")
+            raise ValueError(
+                f"{folder} holds no tokenizer: tokenizer.json, or spiece.model and tokenizer_config.json, "
+                f"should lie there beside the text encoder's weights"
+            )
         try:
             self.tokenizer = _read_tokenizer(folder)
         except Exception as error:  # the libraries raise whatever they happen to hit in a damaged file
-            raise ValueError(f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:300]}); download "
-                             f"or copy its files again") from error
+            raise ValueError(
+                f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:300]}); download "
+                f"or copy its files again"
+            ) from error
 
     @property
     def knows_chinese(self) -> bool:
@@ -38,8 +44,14 @@ class Tokenizer:
 
     def __call__(self, texts: Sequence[str], max_length: int) -> tuple[np.ndarray, np.ndarray]:
         """Ids and mask (1 = a token), both int32 (len(texts), max_length)."""
-        encoded = self.tokenizer(list(texts), padding="max_length", max_length=max_length, truncation=True,
-                                 return_attention_mask=True, return_tensors="np")
+        encoded = self.tokenizer(
+            list(texts),
+            padding="max_length",
+            max_length=max_length,
+            truncation=True,
+            return_attention_mask=True,
+            return_tensors="np",
+        )
         return encoded["input_ids"].astype(np.int32), encoded["attention_mask"].astype(np.int32)
 
     def count(self, text: str) -> int:
@@ -49,6 +61,7 @@ class Tokenizer:
 
 def _read_tokenizer(folder: Path):
     from transformers import AutoTokenizer, T5TokenizerFast
+
     if (folder / "tokenizer_config.json").is_file() or (folder / "tokenizer.json").is_file():
         return AutoTokenizer.from_pretrained(str(folder), local_files_only=True)
     # A space before the text, as when mT5 and T5 v1.1 were trained; released tokenizer_config.json say the same.

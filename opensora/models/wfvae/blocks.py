@@ -9,9 +9,10 @@ a memory of earlier frames take part through two arguments and a second result:
 no chunk follows (then the past that comes back is empty). Called with x alone, a cell sees the whole clip. Where several processes
 share a stream (`opensora.parallel.stream`), the past comes from the process with the chunk before.
 """
+
 from __future__ import annotations
 
-from typing import Sequence
+from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops
 
@@ -72,8 +73,14 @@ class CausalConv3d(nn.Cell):
 
     streams = True
 
-    def __init__(self, in_channels: int, out_channels: int, stride: int = 1,
-                 padding: Sequence[int] = (1, 1, 1, 1), resent: int = 0):
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int = 1,
+        padding: Sequence[int] = (1, 1, 1, 1),
+        resent: int = 0,
+    ):
         super().__init__()
         self.conv = Conv3d(in_channels, out_channels, 3, stride, padding)
         self.kept = 3 - stride
@@ -165,8 +172,10 @@ class AttnBlock3DFix(nn.Cell):
     def construct(self, x: Tensor) -> Tensor:
         b, t, c, h, w = x.shape
         y = self.norm(x)
-        q, k, v = [permute(projected.reshape(b * t, 1, c, h * w), (0, 3, 1, 2))  # B T C H W -> (B T) (H W) 1 C
-                   for projected in (self.q(y), self.k(y), self.v(y))]
+        q, k, v = [
+            permute(projected.reshape(b * t, 1, c, h * w), (0, 3, 1, 2))  # B T C H W -> (B T) (H W) 1 C
+            for projected in (self.q(y), self.k(y), self.v(y))
+        ]
         y = permute(attention(q, k, v), (0, 2, 3, 1)).reshape(b, t, c, h, w)
         return x + self.proj_out(y)
 

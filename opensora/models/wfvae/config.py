@@ -1,8 +1,10 @@
 """Configuration of WFVAE, with the names of the published config.json."""
+
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import ClassVar, Optional, Sequence
+from typing import ClassVar, Optional
 
 from opensora.models.loading import ModelConfig
 from opensora.models.wfvae.blocks import NORM_TYPES, T_INTERPOLATIONS
@@ -10,8 +12,12 @@ from opensora.models.wfvae.blocks import NORM_TYPES, T_INTERPOLATIONS
 L1_BLOCKS = {
     # (downsample block, its wavelet, upsample block, its wavelet): does level 1 halve time?
     ("Downsample", "HaarWaveletTransform2D", "Upsample", "InverseHaarWaveletTransform2D"): False,
-    ("Spatial2xTime2x3DDownsample", "HaarWaveletTransform3D",
-     "Spatial2xTime2x3DUpsample", "InverseHaarWaveletTransform3D"): True,
+    (
+        "Spatial2xTime2x3DDownsample",
+        "HaarWaveletTransform3D",
+        "Spatial2xTime2x3DUpsample",
+        "InverseHaarWaveletTransform3D",
+    ): True,
 }
 
 
@@ -50,8 +56,12 @@ class WFVAEConfig(ModelConfig):
         _one_of("t_interpolation", self.t_interpolation, T_INTERPOLATIONS)
         _one_of("attention_type", self.attention_type, ("AttnBlock3DFix",))
         _one_of("level-1 blocks", self._l1_blocks, tuple(L1_BLOCKS))
-        l2_blocks = (self.l2_dowmsample_block, self.l2_downsample_wavelet,
-                     self.l2_upsample_block, self.l2_upsample_wavelet)
+        l2_blocks = (
+            self.l2_dowmsample_block,
+            self.l2_downsample_wavelet,
+            self.l2_upsample_block,
+            self.l2_upsample_wavelet,
+        )
         _one_of("level-2 blocks", l2_blocks, tuple(blocks for blocks, temporal in L1_BLOCKS.items() if temporal))
         for name, value, default in (("scale", self.scale, self.default_scale), ("shift", self.shift, 0.0)):
             value = (default,) * self.latent_dim if value is None else tuple(value)
@@ -92,8 +102,10 @@ class WFVAEConfig(ModelConfig):
 
         Linear interpolation needs a frame's successor; where frames are resent, that has come already.
         """
-        return (int(self.streams_exactly and self.t_interpolation == "trilinear"),
-                int(self.streams_exactly and self.l1_is_temporal))
+        return (
+            int(self.streams_exactly and self.t_interpolation == "trilinear"),
+            int(self.streams_exactly and self.l1_is_temporal),
+        )
 
 
 def _one_of(name: str, value, known: tuple) -> None:

@@ -1,11 +1,19 @@
 """The decoder: a convolutional backbone that emits wavelet coefficients at both levels on its way to the video."""
+
 from __future__ import annotations
 
 from mindspore import Tensor, nn
 
 from opensora.models.layers import Conv2d, Upsample
-from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, ResnetBlock3D,
-                                          Spatial2xTime2x3DUpsample, Wait, normalize)
+from opensora.models.wfvae.blocks import (
+    AttnBlock3DFix,
+    CausalConv3d,
+    Chain,
+    ResnetBlock3D,
+    Spatial2xTime2x3DUpsample,
+    Wait,
+    normalize,
+)
 from opensora.models.wfvae.wavelet import InverseHaarTransform2D, InverseHaarTransform3D
 from opensora.ops.layout import cut, join, part, swap_frames_channels
 from opensora.parallel.stream import OneStream
@@ -25,32 +33,41 @@ class Decoder(nn.Cell):
         temporal_l1 = config.l1_is_temporal
         resent = config.decoder_resent
         delay_l2, delay_l1 = config.decoder_delays
-        resent_l2 = 2 * resent                                   # after the level-2 upsampling
+        resent_l2 = 2 * resent  # after the level-2 upsampling
         resent_l1 = 2 * resent_l2 if temporal_l1 else resent_l2  # after the level-1 upsampling
 
         def res(inside, outside, again):
             return ResnetBlock3D(inside, outside, norm, dropout, again)
 
         def connection(out_channels, again):
-            return Chain([*[res(flow, flow, again) for _ in range(config.connect_res_layer_num)],
-                          Conv2d(flow, out_channels)])
+            return Chain(
+                [*[res(flow, flow, again) for _ in range(config.connect_res_layer_num)], Conv2d(flow, out_channels)]
+            )
 
         self.conv_in = CausalConv3d(config.latent_dim, base * 4, resent=resent)
-        self.mid = Chain([
-            res(base * 4, base * 4, resent),
-            *([AttnBlock3DFix(base * 4, norm)] if config.use_attention else []),
-            res(base * 4, base * 4 + flow, resent),
-        ])
-        self.up2 = Chain([
-            *[res(base * 4, base * 4, resent) for _ in range(config.decoder_num_resblocks)],
-            Spatial2xTime2x3DUpsample(base * 4, config.t_interpolation, delay_l2, resent),
-            res(base * 4, base * 4 + flow, resent_l2),
-        ])
-        self.up1 = Chain([
-            *[res(base * (2 if i else 4), base * 2, resent_l2) for i in range(config.decoder_num_resblocks)],
-            Spatial2xTime2x3DUpsample(base * 2, "trilinear", delay_l1, resent_l2) if temporal_l1 else Upsample(base * 2),
-            res(base * 2, base * 2, resent_l1),
-        ])
+        self.mid = Chain(
+            [
+                res(base * 4, base * 4, resent),
+                *([AttnBlock3DFix(base * 4, norm)] if config.use_attention else []),
+                res(base * 4, base * 4 + flow, resent),
+            ]
+        )
+        self.up2 = Chain(
+            [
+                *[res(base * 4, base * 4, resent) for _ in range(config.decoder_num_resblocks)],
+                Spatial2xTime2x3DUpsample(base * 4, config.t_interpolation, delay_l2, resent),
+                res(base * 4, base * 4 + flow, resent_l2),
+            ]
+        )
+        self.up1 = Chain(
+            [
+                *[res(base * (2 if i else 4), base * 2, resent_l2) for i in range(config.decoder_num_resblocks)],
+                Spatial2xTime2x3DUpsample(base * 2, "trilinear", delay_l1, resent_l2)
+                if temporal_l1
+                else Upsample(base * 2),
+                res(base * 2, base * 2, resent_l1),
+            ]
+        )
         self.layer = Chain([res(base * (1 if i else 2), base, resent_l1) for i in range(2)])
         self.connect_l1 = connection(24 if temporal_l1 else 12, resent_l2)
         self.connect_l2 = connection(24, resent)
@@ -78,8 +95,9 @@ class Decoder(nn.Cell):
     def backbone(self, z: Tensor, past=None, last: bool = True):
         """What enters the last layer, the low band of the video, both levels' coefficients, past."""
         first = past is None and self.stream.index == 0
-        (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
-         waiting1, waiting2) = (None,) * 9 if past is None else past
+        (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2, waiting1, waiting2) = (
+            (None,) * 9 if past is None else past
+        )
 
         h, past_in = self.conv_in(swap_frames_channels(z), past_in, last)
         h, past_mid = self.mid(h, past_mid, last)
@@ -95,8 +113,11 @@ class Decoder(nn.Cell):
 
         h, past_up1 = self.up1(h, past_up1, last)
         h, past_layer = self.layer(h, past_layer, last)
-        past = () if last else (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2,
-                              waiting1, waiting2)
+        past = (
+            ()
+            if last
+            else (past_in, past_mid, past_up2, past_up1, past_layer, past_connect1, past_connect2, waiting1, waiting2)
+        )
         return self.norm_out(h), low, swap_frames_channels(l1), swap_frames_channels(l2), past
 
     def to_video(self, h: Tensor, low: Tensor, first: bool = True) -> Tensor:

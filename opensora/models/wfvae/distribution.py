@@ -1,4 +1,5 @@
 """The encoder's posterior."""
+
 from __future__ import annotations
 
 from typing import Optional
@@ -30,5 +31,5 @@ class DiagonalGaussian:
 
     def kl(self) -> Tensor:
         """KL divergence from N(0, 1), summed over all but the batch: (B,) (Kingma & Welling 2014, appendix B)."""
-        terms = self.mean ** 2 + ops.exp(self.logvar) - 1.0 - self.logvar
+        terms = self.mean**2 + ops.exp(self.logvar) - 1.0 - self.logvar
         return 0.5 * terms.reshape(terms.shape[0], -1).sum(1)

@@ -1,11 +1,19 @@
 """The encoder: two wavelet levels feed ("energy flow") into a convolutional backbone that halves its size with them."""
+
 from __future__ import annotations
 
 from mindspore import Tensor, nn
 
 from opensora.models.layers import Conv2d, Downsample
-from opensora.models.wfvae.blocks import (AttnBlock3DFix, CausalConv3d, Chain, ResnetBlock2D, ResnetBlock3D,
-                                          Spatial2xTime2x3DDownsample, normalize)
+from opensora.models.wfvae.blocks import (
+    AttnBlock3DFix,
+    CausalConv3d,
+    Chain,
+    ResnetBlock2D,
+    ResnetBlock3D,
+    Spatial2xTime2x3DDownsample,
+    normalize,
+)
 from opensora.models.wfvae.wavelet import HaarTransform2D, HaarTransform3D
 from opensora.ops.layout import join, part, swap_frames_channels
 
@@ -26,21 +34,27 @@ class Encoder(nn.Cell):
         self.wavelet_transform_l2 = HaarTransform3D()
         self.connect_l1 = Conv2d(24 if temporal_l1 else 12, flow)
         self.connect_l2 = Conv2d(24, flow)
-        self.down1 = Chain([
-            Conv2d(24, base),
-            *[ResnetBlock2D(base, norm, dropout) for _ in range(config.encoder_num_resblocks)],
-            Spatial2xTime2x3DDownsample(base) if temporal_l1 else Downsample(base),
-        ])
-        self.down2 = Chain([
-            Conv2d(base + flow, base * 2),
-            *[ResnetBlock3D(base * 2, base * 2, norm, dropout) for _ in range(config.encoder_num_resblocks)],
-            Spatial2xTime2x3DDownsample(base * 2),
-        ])
-        self.mid = Chain([
-            ResnetBlock3D(base * 2 + flow, base * 4, norm, dropout),
-            *([AttnBlock3DFix(base * 4, norm)] if config.use_attention else []),
-            ResnetBlock3D(base * 4, base * 4, norm, dropout),
-        ])
+        self.down1 = Chain(
+            [
+                Conv2d(24, base),
+                *[ResnetBlock2D(base, norm, dropout) for _ in range(config.encoder_num_resblocks)],
+                Spatial2xTime2x3DDownsample(base) if temporal_l1 else Downsample(base),
+            ]
+        )
+        self.down2 = Chain(
+            [
+                Conv2d(base + flow, base * 2),
+                *[ResnetBlock3D(base * 2, base * 2, norm, dropout) for _ in range(config.encoder_num_resblocks)],
+                Spatial2xTime2x3DDownsample(base * 2),
+            ]
+        )
+        self.mid = Chain(
+            [
+                ResnetBlock3D(base * 2 + flow, base * 4, norm, dropout),
+                *([AttnBlock3DFix(base * 4, norm)] if config.use_attention else []),
+                ResnetBlock3D(base * 4, base * 4, norm, dropout),
+            ]
+        )
         self.norm_out = normalize(base * 4, norm, silu=True)
         self.conv_out = CausalConv3d(base * 4, config.latent_dim * 2)
 

@@ -1,7 +1,9 @@
 """WFVAE: video <-> latents (Li et al. 2024, arXiv:2411.17459)."""
+
 from __future__ import annotations
 
-from typing import Iterator, Optional
+from collections.abc import Iterator
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -135,8 +137,10 @@ class WFVAEModel(PretrainedModel):
             raise ValueError(f"a video must be (B, 3, T, H, W), not {tuple(x.shape)}")
         _, _, t, h, w = x.shape
         if (t - 1) % stride or h % 8 or w % 8:
-            raise ValueError(f"a video of {t} frames of {h}x{w} cannot be encoded: frames must be {stride}n+1, "
-                             f"height and width multiples of 8")
+            raise ValueError(
+                f"a video of {t} frames of {h}x{w} cannot be encoded: frames must be {stride}n+1, "
+                f"height and width multiples of 8"
+            )
 
     def _check_latents(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.config.latent_dim:
@@ -144,8 +148,11 @@ class WFVAEModel(PretrainedModel):
 
     def constants(self) -> dict[str, np.ndarray]:
         """The wavelet filters, which PyTorch checkpoints hold as weights and buffers."""
-        return {f"{cell_name}.{name}": value for cell_name, cell in self.cells_and_names()
-                for name, value in getattr(cell, "filters", {}).items()}
+        return {
+            f"{cell_name}.{name}": value
+            for cell_name, cell in self.cells_and_names()
+            for name, value in getattr(cell, "filters", {}).items()
+        }
 
 
 def _stream_input(past: Optional[tuple]) -> Optional[tuple]:

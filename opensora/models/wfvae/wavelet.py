@@ -6,6 +6,7 @@ multiplies that axis by a Hadamard matrix. The matrix is symmetric, so the inver
 
 In time, a clip's first frame forms a block with a copy of itself ("causal"): 1 + 2n frames become 1 + n.
 """
+
 from __future__ import annotations
 
 import numpy as np
@@ -18,11 +19,15 @@ HADAMARD_4 = np.kron(HADAMARD_2, HADAMARD_2) / 2
 HADAMARD_8 = np.kron(HADAMARD_2, np.kron(HADAMARD_2, HADAMARD_2)) * np.float32(0.3536)
 
 # The same as filters under their published names. PyTorch checkpoints hold them; here they are constants.
-FILTERS_3D = {name: row.reshape(1, 1, 2, 2, 2)
-              for name, row in zip(("h", "g", "hh", "gh", "h_v", "g_v", "hh_v", "gh_v"), HADAMARD_8)}
+FILTERS_3D = {
+    name: row.reshape(1, 1, 2, 2, 2)
+    for name, row in zip(("h", "g", "hh", "gh", "h_v", "g_v", "hh_v", "gh_v"), HADAMARD_8)
+}
 # Rows and columns of HADAMARD_4 run along W, then H; a filter is (H, W).
-FILTERS_2D = {name: np.ascontiguousarray(row.reshape(2, 2).T).reshape(1, 1, 2, 2)
-              for name, row in zip(("aa", "ad", "da", "dd"), HADAMARD_4)}
+FILTERS_2D = {
+    name: np.ascontiguousarray(row.reshape(2, 2).T).reshape(1, 1, 2, 2)
+    for name, row in zip(("aa", "ad", "da", "dd"), HADAMARD_4)
+}
 
 
 class HaarTransform2D(nn.Cell):

@@ -4,6 +4,7 @@ The cache is `$XDG_CACHE_HOME/opensora` (by default `~/.cache/opensora`). The fi
 depends on: sources, flags, compiler and CPU. Loading a library runs its code, so a cached one is loaded only if nobody
 but this user can have written it, and if it is intact: it ends with the SHA-256 of what precedes it.
 """
+
 from __future__ import annotations
 
 import ctypes
@@ -17,10 +18,11 @@ import stat
 import subprocess
 import sys
 import tempfile
+from collections.abc import Iterator
 from contextlib import contextmanager
 from functools import lru_cache
 from pathlib import Path
-from typing import Iterator, NamedTuple, Optional
+from typing import NamedTuple, Optional
 
 from opensora.utils.files import atomic_write
 
@@ -28,8 +30,16 @@ SOURCE = Path(__file__).parent / "src"
 COMPILER = "g++"
 # No -ffast-math: only errno and traps are given up, so that loops are vectorised. Sums that may be reassociated are
 # marked in the sources (`omp simd reduction`).
-FLAGS = ("-O3", "-fno-math-errno", "-fno-trapping-math", "-fopenmp", "-std=c++14", "-shared", "-fPIC",
-         *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []))
+FLAGS = (
+    "-O3",
+    "-fno-math-errno",
+    "-fno-trapping-math",
+    "-fopenmp",
+    "-std=c++14",
+    "-shared",
+    "-fPIC",
+    *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),
+)
 SWITCH = "OPENSORA_CPU_KERNELS"  # environment variable; 0: stock operators only
 MARCH = "OPENSORA_MARCH"  # environment variable; the instruction set, a value of g++'s -march
 CHECKSUM = b"SHA-256 of the bytes before: "  # a loader ignores what follows the last section of a library
@@ -105,7 +115,9 @@ def instruction_set(compiler: str) -> str:
         raise ValueError(f"{MARCH}={march}: {COMPILER} knows no such instruction set; {remedy}")
     missing = sorted(wanted - (_features(compiler, "native") or set()))
     if missing:
-        raise ValueError(f"{MARCH}={march}: this CPU lacks {', '.join(name.strip('_') for name in missing[:5])}; {remedy}")
+        raise ValueError(
+            f"{MARCH}={march}: this CPU lacks {', '.join(name.strip('_') for name in missing[:5])}; {remedy}"
+        )
     return march
 
 
@@ -118,8 +130,9 @@ def check_settings() -> None:
 
 def _features(compiler: str, march: str) -> Optional[set[str]]:
     """The macros that g++ defines for an instruction set, such as __AVX2__; None if it does not know it."""
-    shown = subprocess.run([compiler, f"-march={march}", "-dM", "-E", "-x", "c++", os.devnull],
-                           capture_output=True, text=True)
+    shown = subprocess.run(
+        [compiler, f"-march={march}", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True
+    )
     return None if shown.returncode else set(re.findall("^#define (__[A-Z0-9_]+) 1$", shown.stdout, re.MULTILINE))
 
 
@@ -140,7 +153,9 @@ def _cpu() -> str:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
         return platform.processor()
-    return platform.machine() + "".join(sorted({line for line in lines if line.startswith(("flags", "Features", "model"))}))
+    return platform.machine() + "".join(
+        sorted({line for line in lines if line.startswith(("flags", "Features", "model"))})
+    )
 
 
 def _cache_folders() -> Iterator[Path]:
@@ -179,7 +194,11 @@ def _load_or_compile(path: Path, compiler: str, march: str, name: str) -> Librar
 def _load(path: Path, name: str) -> Library:
     """Raises OSError: the file is missing, damaged, not private to this user, or the dynamic loader refuses it."""
     status = path.lstat()
-    if not stat.S_ISREG(status.st_mode) or status.st_uid != os.geteuid() or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
+    if (
+        not stat.S_ISREG(status.st_mode)
+        or status.st_uid != os.geteuid()
+        or status.st_mode & (stat.S_IWGRP | stat.S_IWOTH)
+    ):
         raise PermissionError(f"{path.name} can be written by other users")
     content = path.read_bytes()
     end = len(content) - hashlib.sha256().digest_size
@@ -206,8 +225,12 @@ def _compile(path: Path, compiler: str, march: str) -> None:
     print("building the CPU kernels, once (some 20 s)", file=sys.stderr, flush=True)
     with atomic_write(path) as temporary:
         sources = sorted(map(str, SOURCE.glob("*.cc")))
-        built = subprocess.run([compiler, f"-march={march}", *FLAGS, *sources, "-o", str(temporary), "-ldl"],
-                               capture_output=True, text=True, timeout=COMPILE_SECONDS)
+        built = subprocess.run(
+            [compiler, f"-march={march}", *FLAGS, *sources, "-o", str(temporary), "-ldl"],
+            capture_output=True,
+            text=True,
+            timeout=COMPILE_SECONDS,
+        )
         if built.returncode:
             raise subprocess.SubprocessError((built.stderr.strip().splitlines() or [f"{COMPILER} failed"])[0])
         content = temporary.read_bytes() + CHECKSUM

@@ -3,13 +3,15 @@
 Each computes what the function of its name in `opensora.ops` does, which calls it where `available` says so. The
 library is built and loaded, and operators are made, at their first use.
 """
+
 from __future__ import annotations
 
 import ctypes
-from functools import lru_cache
+from collections.abc import Sequence
+from functools import cache, lru_cache
 from itertools import count
 from pathlib import Path
-from typing import Optional, Sequence
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -24,7 +26,7 @@ def available(dtype) -> bool:
     return dtype == ms.float32 and ms.get_context("device_target") == "CPU" and library() is not None
 
 
-@lru_cache(maxsize=None)
+@cache
 def _tensor(values: tuple) -> Tensor:
     array = np.array(values, np.float32)
     if any(isinstance(value, int) and int(number) != value for value, number in zip(values, array)):
@@ -43,6 +45,7 @@ _made = count(1)
 
 def _operator(name: str, *outputs, bprop=None):
     """The kernel `name`. Each output is told by the input whose shape it has, or by a function of the inputs' shapes."""
+
     def shape(*shapes):
         results = [shapes[output] if isinstance(output, int) else output(*shapes) for output in outputs]
         return results[0] if len(results) == 1 else tuple(results)
@@ -58,7 +61,8 @@ def _operator(name: str, *outputs, bprop=None):
 
 # Norms
 
-@lru_cache(maxsize=None)
+
+@cache
 def _modulated():
     grad = _operator("modulated_layer_norm_grad", 0, 1, 1)
 
@@ -73,7 +77,7 @@ def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) ->
     return _modulated()(x, shift, scale, numbers(eps))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _rms():
     grad = _operator("rms_norm_grad", 0, 1)
 
@@ -88,7 +92,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     return _rms()(x, weight, numbers(eps))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _video_norm(name: str):
     """A norm of x by weight, bias and settings."""
     grad = _operator(f"{name}_grad", 0, 1, 2)
@@ -111,7 +115,8 @@ def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float,
 
 # Element by element
 
-@lru_cache(maxsize=None)
+
+@cache
 def _bias_gelu():
     grad = _operator("bias_gelu_grad", 0, 1)
 
@@ -125,7 +130,7 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
     return _bias_gelu()(x, bias)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _gated_residual():
     grad = _operator("gated_residual_grad", 0, 1)
 
@@ -140,12 +145,17 @@ def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     return _gated_residual()(x, gate, y)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _rope():
     rotate_back = _operator("rope", 0)
 
     def bprop(x, cos, sin, direction, out, dout):
-        return rotate_back(dout, cos, sin, -direction), ops.zeros_like(cos), ops.zeros_like(sin), ops.zeros_like(direction)
+        return (
+            rotate_back(dout, cos, sin, -direction),
+            ops.zeros_like(cos),
+            ops.zeros_like(sin),
+            ops.zeros_like(direction),
+        )
 
     return _operator("rope", 0, bprop=bprop)
 
@@ -177,11 +187,12 @@ def multiplies(dtype) -> bool:
 
 # Attention
 
+
 def _per_head_and_query(q, *others):
     return [q[0], q[2], q[1]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _attention():
     grad = _operator("attention_grad", 0, 1, 2)
 
@@ -198,11 +209,12 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor, scale: float) -> Te
 
 # Linear maps
 
+
 def _rows_by_outputs(x, weight, *bias):
     return [x[0], weight[0]]
 
 
-@lru_cache(maxsize=None)
+@cache
 def _linear(has_bias: bool):
     input_grad = _operator("linear_input_grad", lambda weight, dy: [dy[0], weight[1]])
     weight_grad = _operator("linear_weight_grad", lambda x, dy: [dy[1], x[1]])
@@ -226,7 +238,8 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
 
 # Convolutions
 
-@lru_cache(maxsize=None)
+
+@cache
 def _convolution(stride: int, padding: tuple, copies: int, has_past: bool):
     """The operator on ([past], x, weight, bias, settings) -> y, frames laid out (B, T, C, H, W)."""
     top, bottom, left, right = padding
@@ -237,14 +250,22 @@ def _convolution(stride: int, padding: tuple, copies: int, has_past: bool):
     def shape(*shapes):
         (b, t, _, h, w), (o, _, frames, height, width) = shapes[i], shapes[i + 1]
         t = t + (shapes[0][1] if has_past else copies) - frames
-        return [b, t // stride + 1, o, (h + top + bottom - height) // stride + 1, (w + left + right - width) // stride + 1]
+        return [
+            b,
+            t // stride + 1,
+            o,
+            (h + top + bottom - height) // stride + 1,
+            (w + left + right - width) // stride + 1,
+        ]
 
     if has_past:
+
         def bprop(past, x, weight, bias, settings, out, dout):
             dpast, dx = inputs_grad(past, x, weight, bias, settings, dout)
             dweight, dbias = parameters_grad(past, x, weight, bias, settings, dout)
             return dpast, dx, dweight, dbias, ops.zeros_like(settings)
     else:
+
         def bprop(x, weight, bias, settings, out, dout):
             dweight, dbias = parameters_grad(x, weight, bias, settings, dout)
             return inputs_grad(x, weight, bias, settings, dout), dweight, dbias, ops.zeros_like(settings)
@@ -257,8 +278,9 @@ def convolves(weight: Tensor, stride: int) -> bool:
     return stride in (1, 2) and weight.shape[-2:] in ((1, 1), (3, 3))
 
 
-def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple, past: Optional[Tensor] = None,
-             copies: int = 0) -> Tensor:
+def convolve(
+    x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tuple, past: Optional[Tensor] = None, copies: int = 0
+) -> Tensor:
     """x (B, T, C, H, W), weight (O, C, k, k', k'), padding (top, bottom, left, right); before x stand the frames of
     `past`, or as many copies of its first."""
     settings = numbers(*padding, copies, stride)
@@ -269,13 +291,14 @@ def convolve(x: Tensor, weight: Tensor, bias: Tensor, stride: int, padding: tupl
 
 # Steps of an optimizer, in PyNative mode; all but `flatten` change tensors in place
 
-@lru_cache(maxsize=None)
+
+@cache
 def _in_place(name: str):
     """The output is a dummy: MindSpore has no operators without one."""
     return _operator(name, lambda *shapes: [1])
 
 
-@lru_cache(maxsize=None)
+@cache
 def _flatten(size: int):
     return _operator("flatten", lambda *shapes: [size])
 
@@ -290,10 +313,29 @@ def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     _in_place("unflatten")(flat, *tensors)
 
 
-def adamw(weights: Tensor, exp_avg: Tensor, exp_avg_sq: Tensor, gradient: Tensor, factor: float, learning_rate: float,
-          weight_decay: float, beta1: float, beta2: float, epsilon: float, step: int) -> None:
-    settings = (factor, learning_rate, learning_rate * weight_decay, beta1, beta2, 1 / (1 - beta1 ** step),
-                1 / (1 - beta2 ** step), epsilon)
+def adamw(
+    weights: Tensor,
+    exp_avg: Tensor,
+    exp_avg_sq: Tensor,
+    gradient: Tensor,
+    factor: float,
+    learning_rate: float,
+    weight_decay: float,
+    beta1: float,
+    beta2: float,
+    epsilon: float,
+    step: int,
+) -> None:
+    settings = (
+        factor,
+        learning_rate,
+        learning_rate * weight_decay,
+        beta1,
+        beta2,
+        1 / (1 - beta1**step),
+        1 / (1 - beta2**step),
+        epsilon,
+    )
     _in_place("adamw")(weights, exp_avg, exp_avg_sq, gradient, Tensor(np.array(settings, np.float32)))
 
 
@@ -304,7 +346,8 @@ def move_towards(shadow: Tensor, weights: Tensor, part: float) -> None:
 
 # Layout
 
-@lru_cache(maxsize=None)
+
+@cache
 def _permute():
     permute_back = _operator("permute", 0)
 
@@ -338,7 +381,7 @@ def _axis_operator(name: str, *lengths: int, bprop=None):
     return _operator(name, *[lambda x, _, length=length: [x[0], length, x[2]] for length in lengths], bprop=bprop)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _part_operator(length: int, count: int):
     put_back = _axis_operator("part_grad", length)
 
@@ -353,7 +396,7 @@ def part(x: Tensor, start: int, count: int) -> Tensor:
     return _part_operator(x.shape[1], count)(x, numbers(start))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _cut_operator(front: int, back: int):
     joined = _operator("join", _joined_shape)
 
@@ -368,7 +411,7 @@ def cut(x: Tensor, at: int) -> tuple[Tensor, Tensor]:
     return _cut_operator(at, x.shape[1] - at)(x, numbers(at))
 
 
-@lru_cache(maxsize=None)
+@cache
 def _join_operator(front: int, back: int):
     parted = _axis_operator("cut", front, back)
 
@@ -383,9 +426,10 @@ def join(front: Tensor, back: Tensor) -> Tensor:
     return _join_operator(front.shape[1], back.shape[1])(front, back)
 
 
-@lru_cache(maxsize=None)
+@cache
 def _doubling(name: str, *doubled_axes: int):
     """An operator on three axes, some of which it doubles."""
+
     def scaled(shape, up, down):
         return [size * up // down if axis in doubled_axes else size for axis, size in enumerate(shape)]
 
@@ -419,6 +463,7 @@ def linear_pictures_2x(x: Tensor) -> Tensor:
 
 # Processes of one run
 
+
 def check_ranks_agree() -> None:
     """Compares what the processes of a run compute with; collective, after `ms.communication.init`, on a CPU.
 
@@ -436,8 +481,12 @@ def check_ranks_agree() -> None:
         return
     without = [rank for rank, row in enumerate(rows) if not row[0]]
     if without:
-        raise ValueError(f"rank {', '.join(map(str, without))} of {len(rows)} has no fused CPU kernels and would compute "
-                         f"differently; its log, worker_{without[0]}.log, says why; mend that, or set {SWITCH}=0 for all")
-    raise ValueError(f"rank {', '.join(map(str, others))} has other CPU kernels than rank 0 (another CPU, compiler or "
-                     f"version of the program) and would compute differently; set {MARCH}=x86-64-v3 for all if only CPUs "
-                     f"differ, or {SWITCH}=0 for all")
+        raise ValueError(
+            f"rank {', '.join(map(str, without))} of {len(rows)} has no fused CPU kernels and would compute "
+            f"differently; its log, worker_{without[0]}.log, says why; mend that, or set {SWITCH}=0 for all"
+        )
+    raise ValueError(
+        f"rank {', '.join(map(str, others))} has other CPU kernels than rank 0 (another CPU, compiler or "
+        f"version of the program) and would compute differently; set {MARCH}=x86-64-v3 for all if only CPUs "
+        f"differ, or {SWITCH}=0 for all"
+    )

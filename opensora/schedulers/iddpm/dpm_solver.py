@@ -1,8 +1,10 @@
 """DPM-Solver++(2M) over times of equal distance, as Open-Sora v1.1 runs it."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Mapping
+from typing import Any
 
 import numpy as np
 from mindspore import Tensor
@@ -41,8 +43,15 @@ class DPMSolver:
         self.solver = TimeUniform()
         self.solver.set_timesteps(self.num_sampling_steps)
 
-    def sample(self, model, latents: Any, model_args: Mapping[str, Any], mask: Any = None, noise: Noise = None,
-               progress: bool = False) -> Tensor:
+    def sample(
+        self,
+        model,
+        latents: Any,
+        model_args: Mapping[str, Any],
+        mask: Any = None,
+        noise: Noise = None,
+        progress: bool = False,
+    ) -> Tensor:
         """From noise to latents; the package's docstring explains the arguments. Draws no noise.
 
         Raises:
@@ -52,7 +61,7 @@ class DPMSolver:
             raise ValueError("dpm-solver makes all frames and keeps none: for references use the scheduler iddpm")
         predict, x = guided(model, model_args, self.cfg_scale), as_latents(latents)
         for t in tqdm(self.solver.timesteps, desc="denoising", unit="step", leave=False, disable=not progress):
-            x = self.solver.step(predict(x, float(t), None)[:, :x.shape[1]], t, x)
+            x = self.solver.step(predict(x, float(t), None)[:, : x.shape[1]], t, x)
         return x
 
     def training_losses(self, *args, **kwargs):

@@ -1,8 +1,10 @@
 """What the samplers share: the guided model, and fresh noise."""
+
 from __future__ import annotations
 
+from collections.abc import Mapping
 from itertools import count
-from typing import Any, Callable, Mapping, Optional
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np

@@ -2,6 +2,7 @@
 
 Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", sections 3.1 and 3.2.
 """
+
 from __future__ import annotations
 
 import math
@@ -29,9 +30,16 @@ class DiffusionLoss(nn.Cell):
         weights: (N,) factors of the squared error, by timestep.
     """
 
-    def __init__(self, tables: Tables, learn_sigma: bool = True, sigma_small: bool = False,
-                 predict_xstart: bool = False, use_kl: bool = False, rescale: bool = False,
-                 weights: Optional[np.ndarray] = None):
+    def __init__(
+        self,
+        tables: Tables,
+        learn_sigma: bool = True,
+        sigma_small: bool = False,
+        predict_xstart: bool = False,
+        use_kl: bool = False,
+        rescale: bool = False,
+        weights: Optional[np.ndarray] = None,
+    ):
         super().__init__()
         self.signal = Tensor(tables.sqrt_alphas_cumprod)
         self.deviation = Tensor(tables.sqrt_one_minus_alphas_cumprod)
@@ -58,8 +66,9 @@ class DiffusionLoss(nn.Cell):
             return x
         return ops.where(_frames(mask) > 0, x, self.signal[0] * x0 + self.deviation[0] * noise)
 
-    def construct(self, output: Tensor, x0: Tensor, x: Tensor, noise: Tensor, t: Tensor,
-                  mask: Optional[Tensor] = None) -> tuple:
+    def construct(
+        self, output: Tensor, x0: Tensor, x: Tensor, noise: Tensor, t: Tensor, mask: Optional[Tensor] = None
+    ) -> tuple:
         """(loss, mse, vb), each (B,), of the model's output for x = noised(x0, noise, t, mask); given frames count
         nothing. mse or vb is None where it is no part of the loss."""
         output = output.astype(ms.float32)
@@ -84,8 +93,13 @@ class DiffusionLoss(nn.Cell):
         predicted_x0 = prediction if self.predict_xstart else at(self.recip, t) * x - at(self.recipm1, t) * prediction
         mean, true_mean = coef1 * predicted_x0 + coef2 * x, coef1 * x0 + coef2 * x
         log_variance = self.log_variance(variance, t)
-        divergence = 0.5 * (log_variance - log_posterior - 1 + ops.exp(log_posterior - log_variance)
-                            + (true_mean - mean).square() * ops.exp(-log_variance))
+        divergence = 0.5 * (
+            log_variance
+            - log_posterior
+            - 1
+            + ops.exp(log_posterior - log_variance)
+            + (true_mean - mean).square() * ops.exp(-log_variance)
+        )
         likelihood = log_likelihood_of_levels(x0, mean, 0.5 * log_variance)
         return ops.where(t.reshape(-1, 1, 1, 1, 1) == 0, -likelihood, divergence) / math.log(2)
 
@@ -110,13 +124,25 @@ class TrainingLoss(nn.Cell):
         self.losses = scheduler.losses
         self.timestep_map = Tensor(scheduler.tables.timestep_map.astype(np.float32))
 
-    def construct(self, x0: Tensor, noise: Tensor, t: Tensor, text: Tensor, text_mask: Optional[Tensor],
-                  num_frames: Tensor, height: Tensor, width: Tensor, ar: Tensor, fps: Tensor,
-                  mask: Optional[Tensor] = None) -> Tensor:
+    def construct(
+        self,
+        x0: Tensor,
+        noise: Tensor,
+        t: Tensor,
+        text: Tensor,
+        text_mask: Optional[Tensor],
+        num_frames: Tensor,
+        height: Tensor,
+        width: Tensor,
+        ar: Tensor,
+        fps: Tensor,
+        mask: Optional[Tensor] = None,
+    ) -> Tensor:
         x = self.losses.noised(x0, noise, t, mask)
         x_mask = None if mask is None else mask > 0
-        output = self.model(x, ops.gather(self.timestep_map, t, 0), text, text_mask, x_mask, num_frames, height, width,
-                            ar, fps)
+        output = self.model(
+            x, ops.gather(self.timestep_map, t, 0), text, text_mask, x_mask, num_frames, height, width, ar, fps
+        )
         return self.losses(output, x0, x, noise, t, mask)[0].mean()
 
 

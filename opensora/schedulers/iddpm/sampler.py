@@ -1,8 +1,10 @@
 """IDDPM: Nichol & Dhariwal 2021, "Improved Denoising Diffusion Probabilistic Models", with frames that are given."""
+
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Iterator, Mapping, Optional
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -36,23 +38,39 @@ class IDDPM:
 
     def __post_init__(self):
         if self.num_sampling_steps is not None and self.timestep_respacing is not None:
-            raise ValueError(f"num_sampling_steps {self.num_sampling_steps} and timestep_respacing "
-                             f"{self.timestep_respacing!r} say the same: leave one out")
+            raise ValueError(
+                f"num_sampling_steps {self.num_sampling_steps} and timestep_respacing "
+                f"{self.timestep_respacing!r} say the same: leave one out"
+            )
         if self.cfg_channel is not None and (type(self.cfg_channel) is not int or self.cfg_channel < 1):
             raise ValueError(f"cfg_channel {self.cfg_channel!r}: should be a number of channels, 1 or more")
         respacing = self.timestep_respacing or ""
         if self.num_sampling_steps is not None:
             respacing = str(self.num_sampling_steps)
         self.tables = make_tables(self.noise_schedule, self.diffusion_steps, respacing)
-        self.losses = DiffusionLoss(self.tables, self.learn_sigma, self.sigma_small, self.predict_xstart, self.use_kl,
-                                    self.rescale_learned_sigmas, self.error_weights())
+        self.losses = DiffusionLoss(
+            self.tables,
+            self.learn_sigma,
+            self.sigma_small,
+            self.predict_xstart,
+            self.use_kl,
+            self.rescale_learned_sigmas,
+            self.error_weights(),
+        )
 
     def error_weights(self) -> Optional[np.ndarray]:
         """Factors of the squared error in training, by timestep."""
         return None
 
-    def sample(self, model, latents: Any, model_args: Mapping[str, Any], mask: Any = None, noise: Noise = None,
-               progress: bool = False) -> Tensor:
+    def sample(
+        self,
+        model,
+        latents: Any,
+        model_args: Mapping[str, Any],
+        mask: Any = None,
+        noise: Noise = None,
+        progress: bool = False,
+    ) -> Tensor:
         """From noise to latents; the package's docstring explains the arguments."""
         predict = guided(model, model_args, self.cfg_scale, self.cfg_channel)
         states = self.trajectory(predict, as_latents(latents), mask, noise)
@@ -90,8 +108,10 @@ class IDDPM:
         """At which step each frame takes on noise, (n, T), from edit rates; N, none of them, for a rate of 1."""
         rates = np.asarray(mask.asnumpy() if isinstance(mask, Tensor) else mask, np.float32)
         if rates.shape != (x.shape[0], x.shape[2]) or rates.min() < 0 or rates.max() > 1:
-            raise ValueError(f"the mask should be edit rates from 0 to 1 of {x.shape[0]} x {x.shape[2]} frames, not "
-                             f"{rates.shape} from {rates.min():g} to {rates.max():g}")
+            raise ValueError(
+                f"the mask should be edit rates from 0 to 1 of {x.shape[0]} x {x.shape[2]} frames, not "
+                f"{rates.shape} from {rates.min():g} to {rates.max():g}"
+            )
         return np.trunc(rates * np.float32(self.num_steps)).astype(np.int64)
 
     def step(self, output: Tensor, i: int, x: Tensor, noise: Tensor) -> Tensor:
@@ -112,8 +132,15 @@ class IDDPM:
         """Training timesteps (B,) from numbers (B,) in [0, 1): each as likely."""
         return np.floor(np.asarray(uniform) * self.num_steps).astype(np.int32)
 
-    def training_losses(self, model, x: Tensor, model_args: Mapping[str, Any], mask: Optional[Tensor] = None,
-                        noise: Optional[Tensor] = None, t: Optional[Tensor] = None) -> dict[str, Tensor]:
+    def training_losses(
+        self,
+        model,
+        x: Tensor,
+        model_args: Mapping[str, Any],
+        mask: Optional[Tensor] = None,
+        noise: Optional[Tensor] = None,
+        t: Optional[Tensor] = None,
+    ) -> dict[str, Tensor]:
         """The losses of each sample, {"loss": (B,)} and the parts it has: "mse", "vb".
 
         In PyNative mode; `TrainingLoss` is for graph mode too.

@@ -2,6 +2,7 @@
 
 Wang et al. 2024, "A Closer Look at Time Steps is Worthy of Triple Speed-Up for Diffusion Model Training" (SpeeD).
 """
+
 from __future__ import annotations
 
 from dataclasses import dataclass
@@ -34,7 +35,7 @@ class IDDPMSpeed(IDDPM):
         """Training timesteps (B,): half of them drawn, and beside each drawn t its mirror |M - t|."""
         batch = len(uniform)
         cumulative = np.cumsum(self.probabilities)
-        drawn = np.searchsorted(cumulative / cumulative[-1], uniform[:batch // 2 + 1], side="right")
+        drawn = np.searchsorted(cumulative / cumulative[-1], uniform[: batch // 2 + 1], side="right")
         return np.concatenate([drawn, np.abs(self.meaningful_steps - drawn)])[:batch].astype(np.int32)
 
     def sample(self, *args, **kwargs):

@@ -2,6 +2,7 @@
 
 Notation: x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε (Ho et al. 2020, eq. 4).
 """
+
 from __future__ import annotations
 
 import math
@@ -48,10 +49,19 @@ def make_tables(noise_schedule: str, total: int, respacing: str) -> Tables:
     # The first is 0; the second stands in for it where its logarithm is wanted.
     clipped = np.append(variance[1:2], variance[1:]) if len(kept) > 1 else betas
     return Tables(
-        kept, betas, alphas_cumprod, previous, np.sqrt(alphas_cumprod), np.sqrt(one - alphas_cumprod),
-        np.sqrt(one / alphas_cumprod), np.sqrt(one / alphas_cumprod - one), variance, np.log(clipped),
+        kept,
+        betas,
+        alphas_cumprod,
+        previous,
+        np.sqrt(alphas_cumprod),
+        np.sqrt(one - alphas_cumprod),
+        np.sqrt(one / alphas_cumprod),
+        np.sqrt(one / alphas_cumprod - one),
+        variance,
+        np.log(clipped),
         betas * np.sqrt(previous) / (one - alphas_cumprod),
-        (one - previous) * np.sqrt(one - betas) / (one - alphas_cumprod))
+        (one - previous) * np.sqrt(one - betas) / (one - alphas_cumprod),
+    )
 
 
 def training_betas(noise_schedule: str, total: int) -> np.ndarray:
@@ -76,11 +86,13 @@ def kept_timesteps(respacing: str, total: int) -> np.ndarray:
         return np.arange(total)
     try:
         if respacing.startswith("ddim"):
-            return _strided(int(respacing[len("ddim"):]), total)
+            return _strided(int(respacing[len("ddim") :]), total)
         return _of_sections([int(count) for count in respacing.split(",")], total)
     except ValueError as error:
-        raise ValueError(f"timestep_respacing {respacing!r}: {error}; should be such as 'ddim25', '100' or "
-                         f"'10,15,20', within {total} timesteps") from error
+        raise ValueError(
+            f"timestep_respacing {respacing!r}: {error}; should be such as 'ddim25', '100' or "
+            f"'10,15,20', within {total} timesteps"
+        ) from error
 
 
 def _strided(count: int, total: int) -> np.ndarray:
