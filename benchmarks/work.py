@@ -13,13 +13,13 @@ from dataclasses import dataclass
 from mindspore import nn
 
 from benchmarks.cases import SAMPLING_STEPS, Case
+from opensora.cost_model import VAE, Run, linear_maps, row_counts
 from opensora.models import WFVAEModel
+from opensora.models.common.layers import Conv2d, Conv3d
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.skiparse import Skiparse
-from opensora.models.layers import Conv2d, Conv3d
 from opensora.models.text_encoder.config import MT5Config
 from opensora.models.wfvae.blocks import AttnBlock3DFix
-from opensora.parallel.plan import VAE, Run, linear_maps, row_counts
 
 FLOAT = 4
 

@@ -16,17 +16,17 @@ from typing import Any, Callable, NamedTuple, Optional
 
 import mindspore as ms
 
-from opensora.datasets.variable_video import VariableVideoTextDataset, VideoTextDataset
+from opensora.checkpoint.files import resolve_path
+from opensora.datasets.bucketed.dataset import VariableVideoTextDataset, VideoTextDataset
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, WFVAEModel, get_vae
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
-from opensora.models.checkpoint_files import resolve_path
 from opensora.models.dit.config import PRESETS as DIT_PRESETS
 from opensora.models.dit.config import OpenSoraConfig
-from opensora.models.loading import ModelConfig
-from opensora.models.registry import VAES
+from opensora.models.pretrained import ModelConfig
 from opensora.models.stdit.config import PRESETS as STDIT_PRESETS
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.models.vaes import VAES
 from opensora.pipelines.text import TextEncoder
 from opensora.schedulers import SCHEDULERS, get_scheduler
 from opensora.schedulers.base import ScheduleOptions, Scheduler

@@ -17,9 +17,9 @@ if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
 from opensora import device  # noqa: E402
+from opensora.config.mmengine import device_arguments, parse_configs  # noqa: E402
 from opensora.sample.config_inference import run  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
-from opensora.utils.config_utils import device_arguments, parse_configs  # noqa: E402
 
 
 def main() -> None:

@@ -3,25 +3,17 @@
 from __future__ import annotations
 
 import signal
-import socket
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from processes import ROOT
 
 import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
 from opensora.utils.supervision import USER_SIGNALS
 
-ROOT = Path(__file__).resolve().parents[1]
 SHARED = ROOT.parent / "shared"
-
-
-def free_port() -> int:
-    """A port of this machine that nobody uses, for msrun: several test runs may share a machine."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return probe.getsockname()[1]
 
 
 def _folder(name: str) -> Path:

@@ -12,9 +12,9 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
 from opensora.eval.pairs import Metric, Sampling, measure_all, pair_videos  # noqa: E402
-from opensora.eval.psnr import psnr  # noqa: E402
 from opensora.eval.report import print_skipped, print_table  # noqa: E402
-from opensora.eval.ssim import ssim  # noqa: E402
+from opensora.metrics.peak_signal import psnr  # noqa: E402
+from opensora.metrics.structural import ssim  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 METRICS = ("psnr", "ssim", "lpips")
@@ -44,7 +44,7 @@ def parse_args() -> argparse.Namespace:
 
 def get_metric(args: argparse.Namespace) -> Metric:
     if args.metric == "lpips":
-        from opensora.eval.lpips import SpatialLPIPS  # takes seconds to import
+        from opensora.metrics.perceptual import SpatialLPIPS  # takes seconds to import
 
         return SpatialLPIPS(args.lpips_path)
     return {"psnr": psnr, "ssim": ssim}[args.metric]

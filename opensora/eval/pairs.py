@@ -13,7 +13,7 @@ from tqdm import tqdm
 
 from opensora.datasets import transforms
 from opensora.datasets.media import BATCH, VideoReader, sample_indices
-from opensora.datasets.video_files import list_videos
+from opensora.datasets.media.folders import list_videos
 
 Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two (T, 3, H, W) in [0, 1] -> (T,)
 

@@ -13,7 +13,7 @@ MODELS = {
     "VideoAutoencoderKL": "opensora.models.autoencoder_kl.model",
     "MT5EncoderModel": "opensora.models.text_encoder.mt5",
 }
-_HOMES = {**MODELS, "get_vae": "opensora.models.registry"}
+_HOMES = {**MODELS, "get_vae": "opensora.models.vaes"}
 
 __all__ = list(_HOMES)
 

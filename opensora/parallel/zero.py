@@ -18,9 +18,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from opensora.models.tensor_file import AnyTensor
+from opensora.checkpoint.lazy_tensor import AnyTensor
 from opensora.ops import updates
-from opensora.parallel.flat import World
+from opensora.parallel.process_group import World
 
 STAGES = (0, 1, 2, 3)
 
@@ -109,7 +109,7 @@ class Bucket:
         }
 
     def bytes(self) -> dict[str, int]:
-        """What this process keeps of weights and gradients now, named as by `opensora.parallel.plan.memory`."""
+        """What this process keeps of weights and gradients now, named as by `opensora.cost_model.memory`."""
         own, is_float32 = 4 * self.own_size, self.dtype == ms.float32
         weights = sum(parameter.nbytes for parameter in self.parameters.values()) if self.is_whole else 0
         master = own if self.master is not None else 0

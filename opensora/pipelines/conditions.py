@@ -9,10 +9,10 @@ from typing import Optional, Union
 
 import numpy as np
 
+from opensora.datasets.masks import BLACK, MaskProcessor, MaskType
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReader, read_image
 from opensora.datasets.transforms import crop, limit_area, resize_crop, stride_box, to_float
 from opensora.pipelines.sizes import SIZE_STEP
-from opensora.utils.mask_utils import BLACK, MaskProcessor, MaskType
 
 MIN_HXW, MAX_HXW = 102400, 236544  # pixels of a frame: what the published weights were trained on
 

@@ -9,13 +9,13 @@ from typing import Optional, Union
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.datasets.masks import MaskCompressor, MaskType, add_noise_to_condition, check_noise_strength
 from opensora.datasets.transforms import to_float
 from opensora.models import OpenSoraInpaint_v1_3
 from opensora.pipelines.conditions import MAX_HXW, Condition, condition_generator, read_condition
 from opensora.pipelines.denoise import StepNoise
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.t2v import OUTPUT_TYPES, OpenSoraPipeline
-from opensora.utils.mask_utils import MaskCompressor, MaskType, add_noise_to_condition, check_noise_strength
 
 
 class OpenSoraInpaintPipeline(OpenSoraPipeline):

@@ -10,7 +10,7 @@ import json
 import re
 from typing import Any, Optional
 
-from opensora.datasets.text_cleaning import clean_caption
+from opensora.datasets.t2v.text_cleaning import clean_caption
 
 OVERRIDES = ("reference_path", "mask_strategy")
 

@@ -14,9 +14,9 @@ from mindspore import Tensor
 
 from opensora.datasets import transforms
 from opensora.datasets.media import VideoReader, read_image, sample_indices, save_image, write_video
-from opensora.eval.psnr import psnr
-from opensora.eval.ssim import ssim
-from opensora.models.registry import VAES
+from opensora.metrics.peak_signal import psnr
+from opensora.metrics.structural import ssim
+from opensora.models.vaes import VAES
 
 SMALLEST = 16  # pixels: SSIM looks through windows of 11x11
 

@@ -17,7 +17,7 @@ import numpy as np
 from tqdm import tqdm
 
 from opensora.datasets.media import WRITERS, write_video
-from opensora.datasets.video_files import list_videos, listed_videos
+from opensora.datasets.media.folders import list_videos, listed_videos
 from opensora.pipelines.reconstruct import Clip, Reconstructor, Scores, as_frames, read_clip
 from opensora.utils.files import atomic_write
 

@@ -10,7 +10,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from opensora.datasets.variable_video import IMAGE_FPS
+from opensora.datasets.bucketed.dataset import IMAGE_FPS
 from opensora.pipelines.text import TextEncoder
 from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build
 

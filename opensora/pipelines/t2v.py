@@ -10,12 +10,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from opensora.checkpoint.files import find_weights
 from opensora.datasets.transforms import to_uint8
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
-from opensora.models.checkpoint_files import find_weights
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines.denoise import StepNoise, denoise
-from opensora.pipelines.parts import Part
+from opensora.pipelines.lazy import Part
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.text import TextEmbedding, embed_text

@@ -23,7 +23,7 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 from opensora import device as devices  # noqa: E402
-from opensora.models.checkpoint_files import find_weights, open_state, read_config, resolve_path  # noqa: E402
+from opensora.checkpoint.files import find_weights, open_state, read_config, resolve_path  # noqa: E402
 from opensora.sample import refiner_process  # noqa: E402
 from opensora.sample.options import read_prompts  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main, seed  # noqa: E402

@@ -11,10 +11,10 @@ import numpy as np
 
 from opensora.datasets.media import save_image, write_video
 from opensora.device import Device
-from opensora.models.registry import VAES
+from opensora.models.vaes import VAES
 from opensora.parallel.collectives import barrier
+from opensora.pipelines.lazy import Part
 from opensora.pipelines.long_video import Scene, make_long_video
-from opensora.pipelines.parts import Part
 from opensora.pipelines.references import read_reference
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize, STDiTPipeline

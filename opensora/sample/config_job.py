@@ -10,10 +10,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
+from opensora.config.mmengine import check_fields
 from opensora.pipelines.mask_strategy import check_strategy, parse_strategy
 from opensora.pipelines.prompt_syntax import clip_texts, loop_texts, split_overrides
 from opensora.pipelines.references import find_reference, split_paths
-from opensora.utils.config_utils import check_fields
 from opensora.utils.folder_lock import compressed_bytes
 from opensora.utils.text_files import check_characters
 

@@ -1,4 +1,4 @@
-"""The captions of an annotation file, embedded once: the files are those of `opensora.datasets.text_embeddings`."""
+"""The captions of an annotation file, embedded once: the files are those of `opensora.datasets.t2v.text_embeddings`."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from typing import Any, NamedTuple, Optional, Union
 
 from tqdm import tqdm
 
-from opensora.datasets.annotations import read_items
 from opensora.datasets.broken import printable
-from opensora.datasets.entries import check_entry
-from opensora.datasets.text_cleaning import clean_caption
-from opensora.datasets.text_embeddings import (
+from opensora.datasets.t2v.annotations import read_items
+from opensora.datasets.t2v.entries import check_entry
+from opensora.datasets.t2v.text_cleaning import clean_caption
+from opensora.datasets.t2v.text_embeddings import (
     EMPTY_TEXT,
     Origin,
     digest,

@@ -11,9 +11,9 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
+from opensora.checkpoint.files import read_config
 from opensora.device import Device
 from opensora.models import get_vae
-from opensora.models.checkpoint_files import read_config
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import barrier
@@ -22,7 +22,7 @@ from opensora.parallel.sequence import SplitSequence
 from opensora.parallel.stream import SharedStream
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
 from opensora.pipelines.conditions import Condition, read_condition
-from opensora.pipelines.parts import Part
+from opensora.pipelines.lazy import Part
 from opensora.pipelines.text import TextEmbedding, note_if_cut
 from opensora.sample.caption_refiner import refine_prompts
 from opensora.sample.options import SampleOptions, read_inputs

@@ -8,16 +8,16 @@ from dataclasses import asdict, dataclass, fields, replace
 from typing import Optional
 
 from opensora import device
+from opensora.checkpoint.files import find_weights
+from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
-from opensora.models.checkpoint_files import find_weights
-from opensora.models.registry import VAES
+from opensora.models.vaes import VAES
 from opensora.pipelines.conditions import MAX_HXW
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import check_size
 from opensora.sample.prompt_files import PROMPT_COLUMNS, pair, prompt_entries, read_prompts
 from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS
 from opensora.utils.cli import CommandParser, parse_with_config
-from opensora.utils.mask_utils import MaskType, check_noise_strength
 from opensora.utils.text_files import check_characters
 
 INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same thing

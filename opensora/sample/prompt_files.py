@@ -10,8 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from opensora.datasets.annotations import read_items
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from opensora.datasets.t2v.annotations import read_items
 from opensora.utils.text_files import check_characters, open_csv, open_text, read_text
 
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")

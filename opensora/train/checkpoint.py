@@ -25,9 +25,9 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
-from opensora.models.loading import WEIGHTS_NAME, PretrainedModel
-from opensora.models.safetensors_file import read_safetensors, write_safetensors
-from opensora.models.tensor_file import AnyTensor, ArrayTensor
+from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
+from opensora.checkpoint.lazy_tensor import AnyTensor, ArrayTensor
+from opensora.models.pretrained import WEIGHTS_NAME, PretrainedModel
 from opensora.train.optimizer import Optimizer
 from opensora.utils.files import sync
 

@@ -13,10 +13,11 @@ from typing import Any, Optional
 
 from mindspore import Tensor
 
-from opensora.datasets.options import T2VDataOptions
+from opensora.config.mmengine import PLACES, check_fields, field_names
+from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.device import Device
-from opensora.models.registry import VAES
-from opensora.parallel.flat import World
+from opensora.models.vaes import VAES
+from opensora.parallel.process_group import World
 from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, check_family, check_folders, check_part
 from opensora.schedulers import SCHEDULERS
 from opensora.train.adamw import AdamW
@@ -27,7 +28,6 @@ from opensora.train.objective import ObjectiveOptions
 from opensora.train.stdit import STDiTTraining, STDiTTrainOptions
 from opensora.train.t2v import T2VTraining, T2VTrainOptions
 from opensora.train.trainer import Trainer, TrainerOptions, Training
-from opensora.utils.config_utils import PLACES, check_fields, field_names
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
 

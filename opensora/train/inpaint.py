@@ -8,10 +8,10 @@ from dataclasses import dataclass
 import numpy as np
 from mindspore import Tensor, ops
 
-from opensora.datasets.inpaint import InpaintDataset
+from opensora.datasets.masks import MaskCompressor, add_noise_to_condition, mask_pixels
+from opensora.datasets.t2v.inpaint import InpaintDataset
 from opensora.models import OpenSoraInpaint_v1_3
 from opensora.train.t2v import T2VTraining, T2VTrainOptions
-from opensora.utils.mask_utils import MaskCompressor, add_noise_to_condition, mask_pixels
 
 
 @dataclass(frozen=True)

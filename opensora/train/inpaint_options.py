@@ -7,12 +7,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
 
-from opensora.datasets.inpaint import InpaintDataOptions
+from opensora.datasets.masks import MaskConfig
+from opensora.datasets.t2v.inpaint import InpaintDataOptions
 from opensora.train.inpaint import InpaintTrainOptions
 from opensora.train.t2v_options import add_arguments, training_options
 from opensora.train.trainer import TrainerOptions
 from opensora.utils.cli import CommandParser, parse_with_config, pick, str2bool
-from opensora.utils.mask_utils import MaskConfig
 
 
 def parse_options(

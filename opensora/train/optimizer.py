@@ -11,9 +11,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from opensora.models.loading import PretrainedModel
-from opensora.models.tensor_file import AnyTensor
-from opensora.parallel.flat import World
+from opensora.checkpoint.lazy_tensor import AnyTensor
+from opensora.models.pretrained import PretrainedModel
+from opensora.parallel.process_group import World
 from opensora.parallel.zero import STAGES, Bucket, GatheredBlock, WholeTensors, add_gradients, make_buckets
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
@@ -207,7 +207,7 @@ class Optimizer:
             self.loss_scale.good_steps = int(numbers["good_steps"])
 
     def bytes(self) -> dict[str, int]:
-        """What this process keeps now, named as by `opensora.parallel.plan.memory`, and "ema"."""
+        """What this process keeps now, named as by `opensora.cost_model.memory`, and "ema"."""
         kept = [bucket.bytes() for bucket in self.buckets]
         own = 4 * sum(bucket.own_size for bucket in self.buckets)
         return {

@@ -11,14 +11,14 @@ from typing import Any, Optional
 import numpy as np
 from mindspore import Tensor
 
-from opensora.datasets.bucket import Buckets
-from opensora.datasets.bucket_sampler import BucketSampler
+from opensora.datasets.bucketed.buckets import Buckets
+from opensora.datasets.bucketed.dataset import NUMBERS, VariableVideoTextDataset, VideoTextDataset, collate
+from opensora.datasets.bucketed.mask_ratios import MaskGenerator
+from opensora.datasets.bucketed.sampler import BucketSampler
 from opensora.datasets.loader import Loader
-from opensora.datasets.mask_ratios import MaskGenerator
 from opensora.datasets.sampler import BatchSampler, Sampler
-from opensora.datasets.variable_video import NUMBERS, VariableVideoTextDataset, VideoTextDataset, collate
 from opensora.device import Device, set_seed
-from opensora.parallel.flat import World
+from opensora.parallel.process_group import World
 from opensora.pipelines.stdit import FrameNoise, STDiTPipeline
 from opensora.registry import DATASET, build
 from opensora.schedulers.iddpm import TrainingLoss

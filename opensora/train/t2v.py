@@ -13,19 +13,19 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.checkpoint.files import find_weights, open_state, read_config
+from opensora.checkpoint.shape_check import check_kind
 from opensora.datasets.loader import Loader
-from opensora.datasets.options import T2VDataOptions
 from opensora.datasets.sampler import BatchSampler
-from opensora.datasets.t2v import T2VDataset
+from opensora.datasets.t2v.dataset import T2VDataset
+from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.device import Device
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel, get_vae
-from opensora.models.checkpoint_files import find_weights, open_state, read_config
 from opensora.models.dit.config import PRESETS
-from opensora.models.known_shapes import check_kind
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import AllGather
-from opensora.parallel.flat import World
 from opensora.parallel.groups import sequence_group
+from opensora.parallel.process_group import World
 from opensora.parallel.sequence import SplitSequence
 from opensora.pipelines.text import LENGTH_STEP
 from opensora.train.adamw import AdamW

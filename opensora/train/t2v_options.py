@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any, Optional
 
 from opensora import device
-from opensora.datasets.options import T2VDataOptions
+from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.models.dit.config import PRESETS
-from opensora.models.registry import VAES
+from opensora.models.vaes import VAES
 from opensora.schedulers.base import PREDICTION_TYPES
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA

@@ -17,7 +17,7 @@ from mindspore import Tensor
 from opensora.device import Device
 from opensora.device import setup as set_up_device
 from opensora.parallel.collectives import barrier
-from opensora.parallel.flat import World
+from opensora.parallel.process_group import World
 from opensora.train.arguments import check_arguments, recorded
 from opensora.train.checkpoint import (
     Trained,

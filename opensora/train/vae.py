@@ -14,15 +14,15 @@ from mindspore import Tensor, ops
 from opensora.datasets.loader import Loader
 from opensora.datasets.sampler import BatchSampler
 from opensora.datasets.transforms import to_uint8
-from opensora.datasets.vae_dataset import VAEDataOptions, VAEDataset
+from opensora.datasets.vae import VAEDataOptions, VAEDataset
 from opensora.device import Device
-from opensora.eval.lpips import SpatialLPIPS
-from opensora.eval.psnr import psnr
-from opensora.eval.ssim import ssim
+from opensora.metrics.peak_signal import psnr
+from opensora.metrics.perceptual import SpatialLPIPS
+from opensora.metrics.structural import ssim
 from opensora.models import WFVAEModel
-from opensora.models.losses.discriminator import NLayerDiscriminator3D
-from opensora.models.losses.lpips import LPIPS
-from opensora.parallel.flat import World
+from opensora.models.discriminator import NLayerDiscriminator3D
+from opensora.models.lpips import LPIPS
+from opensora.parallel.process_group import World
 from opensora.train.adamw import AdamW
 from opensora.train.checkpoint import Trained
 from opensora.train.ema import EMA

@@ -24,10 +24,10 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from opensora.models.losses.discriminator import NLayerDiscriminator3D
-from opensora.models.losses.lpips import LPIPS
+from opensora.models.common.distribution import DiagonalGaussian
+from opensora.models.discriminator import NLayerDiscriminator3D
+from opensora.models.lpips import LPIPS
 from opensora.models.wfvae.decoder import Decoder
-from opensora.models.wfvae.distribution import DiagonalGaussian
 from opensora.models.wfvae.model import WFVAEModel
 from opensora.ops.conv import conv2d
 from opensora.ops.layout import swap_frames_channels

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Optional
 
 from opensora import device
-from opensora.datasets.vae_dataset import VAEDataOptions
+from opensora.datasets.vae import VAEDataOptions
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
 from opensora.train.trainer import TrainerOptions

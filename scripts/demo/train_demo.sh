@@ -101,6 +101,6 @@ for name in videos:transformer:$video_steps inpaint:inpaint:$inpaint_steps; do
     python tools/ckpt/cast_safetensors.py -i "$(newest "$training" "$steps")/$weights" -o "$model/$target/$weights"
 done
 part "score"
-python -m opensora.eval.demo_score --count "${PROMPTS:-100}" --model_path "$model/transformer" --ae_path "$model/vae" \
+python -m opensora.demo.score --count "${PROMPTS:-100}" --model_path "$model/transformer" --ae_path "$model/vae" \
     --text_encoder_name_1 "$model/text_encoder" --output_dir "$folder/score" "${device[@]}"
 part "done: $model"

@@ -12,8 +12,8 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
-from opensora.models.safetensors_file import read_safetensors, write_safetensors  # noqa: E402
-from opensora.models.tensor_file import AnyTensor, ArrayTensor  # noqa: E402
+from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors  # noqa: E402
+from opensora.checkpoint.lazy_tensor import AnyTensor, ArrayTensor  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 

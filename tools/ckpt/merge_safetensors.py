@@ -12,8 +12,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
-from opensora.models.checkpoint_files import open_state, resolve_path  # noqa: E402
-from opensora.models.safetensors_file import write_safetensors  # noqa: E402
+from opensora.checkpoint.files import open_state, resolve_path  # noqa: E402
+from opensora.checkpoint.formats.safetensors import write_safetensors  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 

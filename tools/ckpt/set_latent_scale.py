@@ -23,9 +23,9 @@ if __name__ == "__main__":
 from mindspore import Tensor  # noqa: E402, after opensora, which sets how its threads wait
 
 from opensora import device  # noqa: E402
-from opensora.datasets.vae_dataset import VAEDataOptions, VAEDataset  # noqa: E402
+from opensora.checkpoint.files import read_config  # noqa: E402
+from opensora.datasets.vae import VAEDataOptions, VAEDataset  # noqa: E402
 from opensora.models import WFVAEModel  # noqa: E402
-from opensora.models.checkpoint_files import read_config  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 

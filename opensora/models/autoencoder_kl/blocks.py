@@ -8,7 +8,7 @@ from __future__ import annotations
 from mindspore import Tensor, nn
 
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
-from opensora.models.layers import Conv2d, Downsample, GroupNorm, Linear, Upsample
+from opensora.models.common.layers import Conv2d, Downsample, GroupNorm, Linear, Upsample
 from opensora.ops.attention import attention
 from opensora.ops.layout import permute
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
-from opensora.models.loading import ModelConfig
+from opensora.models.pretrained import ModelConfig
 
 
 @dataclass(frozen=True)

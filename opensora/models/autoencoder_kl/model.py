@@ -9,12 +9,12 @@ from typing import Any, Callable, Optional, Union
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from opensora.checkpoint.lazy_tensor import AnyTensor
 from opensora.models.autoencoder_kl.blocks import NO_PADDING, Decoder, Encoder
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
-from opensora.models.layers import Conv2d
-from opensora.models.loading import PretrainedModel
-from opensora.models.tensor_file import AnyTensor
-from opensora.models.wfvae.distribution import DiagonalGaussian
+from opensora.models.common.distribution import DiagonalGaussian
+from opensora.models.common.layers import Conv2d
+from opensora.models.pretrained import PretrainedModel
 
 SCALE = 0.18215  # makes latents of about unit variance
 PREFIX = "module."

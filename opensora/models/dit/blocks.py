@@ -9,9 +9,9 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+from opensora.models.common.layers import Linear, LinearGELU
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.skiparse import Skiparse
-from opensora.models.layers import Linear, LinearGELU
 from opensora.ops.attention import attention
 from opensora.ops.norms import gated_residual, modulated_layer_norm
 from opensora.ops.rope import apply_rope

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Union
 
-from opensora.models.loading import ModelConfig
+from opensora.models.pretrained import ModelConfig
 
 # Skiparse blocks are those with FIRST_SPARSE <= index < END_SPARSE; so it is fixed in the published model.
 FIRST_SPARSE, END_SPARSE = 2, 30

@@ -6,7 +6,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from opensora.models.layers import Conv2d, Linear, LinearGELU
+from opensora.models.common.layers import Conv2d, Linear, LinearGELU
 from opensora.ops.layout import permute, swap_frames_channels
 from opensora.ops.rope import inverse_frequencies
 

@@ -11,11 +11,11 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from opensora.models.checkpoint_files import find_weights, open_state, read_config
+from opensora.checkpoint.files import find_weights, open_state, read_config
+from opensora.models.common.layers import Linear
 from opensora.models.dit.config import OpenSoraInpaintConfig
 from opensora.models.dit.embeddings import PatchEmbed2D
 from opensora.models.dit.model import OpenSoraT2V_v1_3
-from opensora.models.layers import Linear
 
 CONDITION_PARTS = ("pos_embed_masked_hidden_states.", "pos_embed_mask.")
 
@@ -24,7 +24,7 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
     """The text-to-video transformer with a condition: latents of known frames, and a mask that tells which they are.
 
     `hidden_states` (B, 2 C + M, T, H, W) holds along its channels the C noisy latents, the C latents of the video whose
-    unknown frames are black, and the M = `vae_scale_factor_t` channels of the mask (`opensora.utils.mask_utils`). All
+    unknown frames are black, and the M = `vae_scale_factor_t` channels of the mask (`opensora.datasets.masks`). All
     three become tokens of their own, which are added; those of the condition pass a projection that starts at zero.
     """
 

@@ -8,12 +8,12 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from opensora.models.common.layers import Linear
 from opensora.models.dit.blocks import TransformerBlock, scale_shift_table
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.embeddings import AdaLayerNormSingle, PatchEmbed2D, TextProjection
 from opensora.models.dit.skiparse import Skiparse
-from opensora.models.layers import Linear
-from opensora.models.loading import PretrainedModel
+from opensora.models.pretrained import PretrainedModel
 from opensora.ops.attention import key_bias
 from opensora.ops.layout import permute
 from opensora.ops.norms import modulated_layer_norm

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
-from opensora.models.loading import ModelConfig
+from opensora.models.pretrained import ModelConfig
 
 FREEZES = (None, "not_temporal", "text")
 

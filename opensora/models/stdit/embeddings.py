@@ -11,8 +11,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, Uniform, XavierUniform, initializer
 
+from opensora.models.common.layers import Linear, LinearGELU
 from opensora.models.dit.embeddings import TIMESTEP_CHANNELS, Sinusoids
-from opensora.models.layers import Linear, LinearGELU
 from opensora.ops.layout import permute
 from opensora.ops.linear import linear
 from opensora.ops.rope import inverse_frequencies

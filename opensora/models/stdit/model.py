@@ -12,8 +12,9 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
-from opensora.models.checkpoint_files import find_weights, open_state, resolve_path
-from opensora.models.loading import PretrainedModel
+from opensora.checkpoint.files import find_weights, open_state, resolve_path
+from opensora.checkpoint.lazy_tensor import AnyTensor, ArrayTensor, few
+from opensora.models.pretrained import PretrainedModel
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.stdit.embeddings import (
@@ -24,7 +25,6 @@ from opensora.models.stdit.embeddings import (
     PatchEmbed3D,
     make_linear,
 )
-from opensora.models.tensor_file import AnyTensor, ArrayTensor, few
 from opensora.ops.attention import key_bias
 from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies

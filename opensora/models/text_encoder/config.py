@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
-from opensora.models.loading import ModelConfig
+from opensora.models.pretrained import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -11,8 +11,8 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from opensora.models.layers import Linear
-from opensora.models.loading import PretrainedModel
+from opensora.models.common.layers import Linear
+from opensora.models.pretrained import PretrainedModel
 from opensora.models.text_encoder.config import MT5Config
 from opensora.ops.activations import gelu_tanh
 from opensora.ops.attention import unscaled_attention

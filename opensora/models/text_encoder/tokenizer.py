@@ -9,7 +9,7 @@ from typing import Union
 
 import numpy as np
 
-from opensora.models.checkpoint_files import resolve_path
+from opensora.checkpoint.files import resolve_path
 
 
 class Tokenizer:

@@ -16,7 +16,7 @@ from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops
 
-from opensora.models.layers import ChannelLayerNorm, Conv2d, Conv3d, GroupNorm
+from opensora.models.common.layers import ChannelLayerNorm, Conv2d, Conv3d, GroupNorm
 from opensora.ops.attention import attention
 from opensora.ops.layout import join, part, permute
 from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn
 
-from opensora.models.layers import Conv2d, Downsample
+from opensora.models.common.layers import Conv2d, Downsample
 from opensora.models.wfvae.blocks import (
     AttnBlock3DFix,
     CausalConv3d,

@@ -9,10 +9,10 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from opensora.models.loading import PretrainedModel
+from opensora.models.common.distribution import DiagonalGaussian
+from opensora.models.pretrained import PretrainedModel
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.decoder import Decoder
-from opensora.models.wfvae.distribution import DiagonalGaussian
 from opensora.models.wfvae.encoder import Encoder
 from opensora.parallel.stream import OneStream
 

@@ -1,0 +1,148 @@
+"""Reads MindSpore checkpoints (.ckpt) without MindSpore, tensor by tensor.
+
+`mindspore.load_checkpoint` takes a whole file into memory, and one of a training run holds twice the weights' size in
+optimizer state besides. The file is a protocol buffer of the fields
+
+    1 value: { 1 name,  2 tensor: { 1 dimension (repeated),  2 type,  3 bytes } }
+
+A large tensor's bytes are cut into slices: several values of the same name, one after the other.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Union
+
+from opensora.checkpoint.lazy_tensor import MOST_AXES, OpenFile, ScatteredFile, StoredTensor, cut_off, element_count
+
+TYPES = {
+    "Float64": "F64",
+    "Float32": "F32",
+    "Float16": "F16",
+    "BFloat16": "BF16",
+    "Int64": "I64",
+    "Int32": "I32",
+    "Int16": "I16",
+    "Int8": "I8",
+    "UInt64": "U64",
+    "UInt32": "U32",
+    "UInt16": "U16",
+    "UInt8": "U8",
+    "Bool": "BOOL",
+}
+VARINT, BYTES = 0, 2  # wire types
+CHECKSUM = b"crc_num"  # what follows the values of a file saved with crc_check
+WINDOW = 4096  # bytes read at a time; names, shapes and types lie close together
+LONGEST_NAME = 4096
+MOST_FIELDS = MOST_AXES + 2  # of a tensor
+
+
+def is_mindspore_file(start: bytes) -> bool:
+    """Whether a file with these first bytes could be a MindSpore checkpoint."""
+    return start[:1] == bytes([1 << 3 | BYTES])
+
+
+def read_mindspore_file(path: Union[str, Path]) -> dict[str, StoredTensor]:
+    """The tensors of a checkpoint by name; texts and what else it may hold are left out.
+
+    Raises:
+        ValueError: a damaged or encrypted file.
+    """
+    file = OpenFile(Path(path))
+    reader = _Reader(file)
+    tensors: dict[str, StoredTensor] = {}
+    slices: dict[str, list] = {}
+    end = file.size
+    if file.size > 17 and file.read(file.size - 17, 7) == CHECKSUM:
+        end -= 17
+    for field, wire, start, size in reader.fields(0, end):
+        if (field, wire) != (1, BYTES):
+            raise _damaged(file)
+        value = reader.message(start, size, most=3)
+        if 2 not in value:  # a table of a recommender model
+            continue
+        name = reader.text(value.get(1, [(start, 0)])[0])
+        shape, kind, place = _tensor(reader, *value[2][0])
+        if not name or name in tensors and (tensors[name].shape, tensors[name].dtype) != (shape, TYPES.get(kind)):
+            raise _damaged(file)
+        if kind in TYPES:
+            slices.setdefault(name, []).append(place)
+            tensors[name] = StoredTensor(file, place[0], shape, TYPES[kind])
+    for name, tensor in tensors.items():
+        if sum(size for _, size in slices[name]) != tensor.nbytes:
+            raise cut_off(file.path, name)
+        if len(slices[name]) > 1:
+            tensors[name] = tensor._replace(file=ScatteredFile(file, slices[name]), offset=0)
+    return tensors
+
+
+def _tensor(reader: _Reader, start: int, size: int) -> tuple:
+    """(shape, name of the type, (offset, size) of the bytes)."""
+    fields = reader.message(start, size, most=MOST_FIELDS)
+    shape = tuple(value for _, value in fields.get(1, ()))
+    try:
+        element_count(shape)
+    except ValueError as error:
+        raise ValueError(f"{reader.file.path}: a damaged MindSpore checkpoint ({error})") from error
+    kind = reader.text(fields[2][0]) if 2 in fields else ""
+    return shape, kind, fields.get(3, [(start, 0)])[0]
+
+
+class _Reader:
+    """Reads a protocol buffer with a window over the file, so that short fields cost no system calls."""
+
+    def __init__(self, file: OpenFile):
+        self.file = file
+        self.start, self.data = 0, b""
+
+    def message(self, start: int, size: int, most: int) -> dict[int, list]:
+        """The (offset, size) of a message's fields by their number; of a number, its value stands for the size."""
+        found: dict[int, list] = {}
+        for count, (number, _, *place) in enumerate(self.fields(start, start + size)):
+            if count == most or not 1 <= number <= 3:
+                raise _damaged(self.file)
+            found.setdefault(number, []).append(tuple(place))
+        return found
+
+    def fields(self, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
+        """(field number, wire type, offset, size) of each field; of a number, its value stands for the size."""
+        while position < end:
+            key, position = self._varint(position)
+            value, position = self._varint(position)
+            if key & 7 not in (VARINT, BYTES):
+                raise _damaged(self.file)
+            yield key >> 3, key & 7, position, value
+            if key & 7 == BYTES:
+                position += value
+            if position > end:
+                raise cut_off(self.file.path)
+
+    def text(self, place: tuple) -> str:
+        start, size = place
+        if size > LONGEST_NAME:
+            raise _damaged(self.file)
+        return self.file.read(start, size).decode("utf-8", errors="replace")
+
+    def _varint(self, position: int) -> tuple[int, int]:
+        """A number of 7 bits a byte, the lowest first, and the position after it."""
+        value = 0
+        for shift in range(0, 70, 7):
+            byte = self._byte(position)
+            position += 1
+            value |= (byte & 127) << shift
+            if byte < 128:
+                return value, position
+        raise _damaged(self.file)
+
+    def _byte(self, position: int) -> int:
+        if not self.start <= position < self.start + len(self.data):
+            if position >= self.file.size:
+                raise cut_off(self.file.path)
+            self.start = position
+            self.data = self.file.read(position, min(WINDOW, self.file.size - position))
+        return self.data[position - self.start]
+
+
+def _damaged(file: OpenFile) -> ValueError:
+    return ValueError(f"{file.path}: not a MindSpore checkpoint, or a damaged or encrypted one")

@@ -1,0 +1,69 @@
+"""Reading videos with decord, for those who ask for it. It is imported only then."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from collections.abc import Sequence
+from functools import cache
+from pathlib import Path
+from typing import Optional
+from unittest import mock
+
+import numpy as np
+
+from opensora.datasets.media.packet_index import PacketIndex
+
+BATCH = 16  # frames decord decodes at a time: bounds memory
+
+
+@cache
+def import_decord():
+    """The decord module.
+
+    Raises:
+        ValueError: it is not installed.
+    """
+    try:
+        # decord shows all its symbols to libraries loaded later, and mindspore among them aborts on that.
+        with mock.patch.object(ctypes, "RTLD_GLOBAL", ctypes.RTLD_LOCAL):
+            import decord
+    except (ImportError, OSError) as error:
+        raise ValueError("the decord backend needs the decord package: pip install decord") from error
+    decord.logging.set_level(decord.logging.QUIET)
+    return decord
+
+
+class DecordReader:
+    """Frames by number from decord.
+
+    decord numbers frames by packets, ignores edit lists and gives wrong frames for negative time stamps, so it is used
+    only where `packets` (the file's packet index) determines the frames and all times are those of the file.
+    """
+
+    def __init__(self, path: Path, shape: tuple[int, int]):
+        self.shape = shape
+        self._reader = import_decord().VideoReader(os.path.abspath(path), num_threads=1)
+
+    @classmethod
+    def open(cls, path: Path, packets: Optional[PacketIndex], shape: tuple[int, int]) -> Optional[DecordReader]:
+        """A reader of frames (height, width), or None where decord does not read this file correctly."""
+        if packets is None or packets.has_negative_times:
+            return None
+        try:
+            reader = cls(path, shape)
+        except import_decord().DECORDError:
+            return None
+        return reader if len(reader._reader) == len(packets) else None
+
+    def read(self, indices: Sequence[int]) -> Optional[np.ndarray]:
+        """uint8 RGB (len(indices), H, W, 3); None if decord fails."""
+        decord = import_decord()
+        frames = np.empty((len(indices), *self.shape, 3), np.uint8)
+        try:
+            for start in range(0, len(indices), BATCH):
+                batch = indices[start : start + BATCH]
+                frames[start : start + len(batch)] = self._reader.get_batch(batch).asnumpy()
+        except (decord.DECORDError, decord.DECORDLimitReachedError, IndexError, ValueError):
+            return None
+        return frames

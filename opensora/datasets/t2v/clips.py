@@ -1,0 +1,78 @@
+"""The pixels of one annotated sample."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+import numpy as np
+
+from opensora.datasets import transforms
+from opensora.datasets.media import BATCH, VideoReader, read_image
+from opensora.datasets.t2v.options import T2VDataOptions
+from opensora.datasets.t2v.selection import Shape
+from opensora.datasets.temporal_sampling import resampled, sample_frames
+
+
+def read_pixels(
+    path: Path, record: dict, shape: Shape, options: T2VDataOptions, rng: np.random.Generator
+) -> np.ndarray:
+    """The sample as float32 in [-1, 1], (3, T, H, W) of `shape`.
+
+    `record` is the index' record; of a video longer than a sample `rng` draws the part.
+
+    Raises:
+        FileNotFoundError: no such file.
+        ValueError: it cannot be read, or is not what its annotation says.
+    """
+    pixels = np.empty((shape.frames, 3, shape.height, shape.width), np.float32)
+    position = 0
+    for frames in _frames(path, record, options, rng):
+        frames = _crop(frames, record.get("crop"), path)
+        frames = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))  # (t, H, W, 3) -> (t, 3, H, W)
+        frames = _resize(frames, options)
+        if frames.shape[-2:] != shape[1:]:
+            raise ValueError(
+                f"{path}: gives {'x'.join(map(str, frames.shape[-2:]))} instead of "
+                f"{shape.height}x{shape.width}: its annotated resolution is wrong"
+            )
+        pixels[position : position + len(frames)] = frames
+        position += len(frames)
+    if position != shape.frames:
+        raise ValueError(f"{path}: {position} frames at the training rate instead of {shape.frames}")
+    pixels *= 2
+    pixels -= 1
+    return pixels.swapaxes(0, 1)
+
+
+def _frames(path: Path, record: dict, options: T2VDataOptions, rng: np.random.Generator):
+    """The sample's frames, uint8 (t, H, W, 3), some at a time: a whole clip at full size can take gigabytes."""
+    if "num_frames" not in record:
+        yield read_image(path)[None]
+        return
+    available = resampled(record["start"], record["num_frames"], record["fps"], options.train_fps)
+    numbers = sample_frames(
+        available, options.num_frames, rng, options.speed_factor, options.ae_stride_t, options.sp_size
+    )
+    with VideoReader(path) as reader:
+        yield from reader.chunks(numbers, BATCH)
+
+
+def _crop(frames: np.ndarray, crop: Optional[Sequence[int]], path: Path) -> np.ndarray:
+    """`crop` is [left, right, top, bottom] in the pixels of the file."""
+    if crop is None:
+        return frames
+    left, right, top, bottom = crop
+    height, width = frames.shape[1:3]
+    if not (0 <= left < right <= width and 0 <= top < bottom <= height):
+        raise ValueError(f"{path}: its crop {list(crop)} does not lie in {height}x{width}")
+    return frames[:, top:bottom, left:right]
+
+
+def _resize(frames: np.ndarray, options: T2VDataOptions) -> np.ndarray:
+    """uint8 -> float32 in [0, 1], resized without rounding."""
+    frames = np.divide(frames, 255, dtype=np.float32)
+    if options.force_resolution:
+        return transforms.resize_crop(frames, options.max_height, options.max_width)
+    return transforms.resize_max_area(frames, options.max_hxw, options.hw_stride)

@@ -1,0 +1,143 @@
+"""One entry of an annotation file, checked: every key has its type and range, or the entry is refused with its key."""
+
+from __future__ import annotations
+
+from pathlib import PurePosixPath
+from typing import Any, Optional
+
+from opensora.datasets.broken import printable
+from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
+from opensora.datasets.t2v.annotations import Damaged
+from opensora.utils.numbers import finite_number, is_missing, whole_number
+from opensora.utils.text_files import check_characters
+
+MOST_PIXELS = 1 << 16  # of a side
+MOST_FRAMES = 10**8
+LEAST_FPS, MOST_FPS = 0.01, 1000.0
+HIGHEST_SCORE = 100.0  # aesthetic predictors give about 0 to 10
+
+
+def check_entry(item: Any) -> dict:
+    """The entry with its known keys alone, numbers as numbers.
+
+    Returns:
+        path; cap, a text or a list of texts, or None; aes, the aesthetic score, or None; crop, four whole numbers, or
+        None; resolution, {"height", "width"} after the crop, or None. Of videos also start; num_frames, or None; fps,
+        or None; is_range, whether `frame_idx` names the frames to take.
+
+    Raises:
+        ValueError: an entry that cannot be used; the message names the key, the value and what it should be.
+    """
+    if isinstance(item, Damaged):
+        raise ValueError(item.reason)
+    if not isinstance(item, dict):
+        raise ValueError(f"{_short(item)} should be an object with `path` and `cap`")
+    is_video = check_is_video(item)
+    crop = _crop(item.get("crop"))
+    entry = {
+        "path": item["path"],
+        "cap": _caption(item.get("cap")),
+        "aes": _score(item),
+        "crop": crop,
+        "resolution": _resolution(item.get("resolution"), crop),
+    }
+    return {**entry, **_frames(item)} if is_video else entry
+
+
+def check_is_video(item: dict) -> bool:
+    """Whether the sample is a video, by its suffix; it is an image otherwise."""
+    path = item.get("path")
+    if not isinstance(path, str) or not path:
+        raise ValueError(f"{_short(item)}: has no `path`")
+    if "\0" in path:
+        raise ValueError(f"path {_short(path)}: a path cannot have a NUL character")
+    suffix = PurePosixPath(path).suffix.lower()
+    if suffix not in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
+        raise ValueError(
+            f"{printable(path)}: neither a video ({', '.join(VIDEO_SUFFIXES)}) nor an image "
+            f"({', '.join(IMAGE_SUFFIXES)}) by its name"
+        )
+    return suffix in VIDEO_SUFFIXES
+
+
+def _caption(value: Any) -> Any:
+    if is_missing(value) and not isinstance(value, str):
+        return None
+    texts = [value] if isinstance(value, str) else value
+    if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
+        raise ValueError(f"cap {_short(value)}: should be a text or a list of texts")
+    for text in texts:
+        check_characters(text, f"cap {_short(value)}")
+    return value
+
+
+def _score(item: dict) -> Optional[float]:
+    for key in ("aesthetic", "aes"):
+        if not is_missing(item.get(key)):
+            return finite_number(item[key], key, -HIGHEST_SCORE, HIGHEST_SCORE)
+    return None
+
+
+def _crop(value: Any) -> Optional[list]:
+    if not value:
+        return None
+    if not isinstance(value, list) or len(value) != 4:
+        raise ValueError(f"crop {_short(value)}: should be [left, right, top, bottom]")
+    left, right, top, bottom = (whole_number(side, "crop", 0, MOST_PIXELS) for side in value)
+    if left >= right or top >= bottom:
+        raise ValueError(f"crop {value}: should be [left, right, top, bottom]")
+    return [left, right, top, bottom]
+
+
+def _resolution(value: Any, crop: Optional[list]) -> Optional[dict]:
+    if value is None or value == {}:
+        return crop and {"height": crop[3] - crop[2], "width": crop[1] - crop[0]}
+    if not isinstance(value, dict):  # of [64, 96] it is not clear which is which
+        raise ValueError(f'resolution {_short(value)}: should be {{"height": 720, "width": 1280}}')
+    sides = {
+        name: whole_number(value[name], f"resolution: {name}", 0, MOST_PIXELS)
+        for name in ("height", "width")
+        if value.get(name) is not None
+    }
+    return sides if len(sides) == 2 and all(sides.values()) else None
+
+
+def _frames(item: dict) -> dict:
+    fps = None if item.get("fps") in (None, 0) else finite_number(item["fps"], "fps", LEAST_FPS, MOST_FPS)
+    count = None if item.get("num_frames") is None else _frame_number(item["num_frames"], "num_frames")
+    start, end = _cut(item.get("cut")) if item.get("cut") else (0, None)
+    is_range = item.get("frame_idx") is not None
+    if is_range:
+        start, end = _range(item["frame_idx"])
+        count = min(count or MOST_FRAMES, end - start)
+    elif not count and end is not None and end > start:
+        count = end - start
+    return {"start": start, "num_frames": count or None, "fps": fps, "is_range": is_range}
+
+
+def _cut(value: Any) -> tuple[int, Optional[int]]:
+    """[first frame, behind the last]; the second may be missing."""
+    if not isinstance(value, list) or len(value) > 2:
+        raise ValueError(f"cut {_short(value)}: should be [first frame, last frame]")
+    start, *end = value
+    return _frame_number(start, "cut"), int(finite_number(end[0], "cut")) if end and end[0] is not None else None
+
+
+def _range(value: Any) -> tuple[int, int]:
+    """ "0:513" or [0, 513]: the first frame, and the one behind the last."""
+    parts = value.split(":") if isinstance(value, str) else value
+    if not isinstance(parts, list) or len(parts) != 2:
+        raise ValueError(f'frame_idx {_short(value)}: should be "first:end", such as "0:513"')
+    start, end = (_frame_number(part, "frame_idx") for part in parts)
+    if start >= end:
+        raise ValueError(f"frame_idx {_short(value)}: there are no frames between these")
+    return start, end
+
+
+def _frame_number(value: Any, name: str) -> int:
+    return whole_number(value, name, 0, MOST_FRAMES)
+
+
+def _short(value: Any) -> str:
+    text = ascii(value) if not isinstance(value, str) else f"'{printable(value)}'"
+    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,0 +1,153 @@
+"""Writes the index of the selected samples, see `opensora.datasets.t2v.index` for its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from array import array
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+from tqdm import tqdm
+
+from opensora.datasets.broken import printable
+from opensora.datasets.t2v.annotations import Source, read_items
+from opensora.datasets.t2v.entries import LEAST_FPS, MOST_FPS, check_entry
+from opensora.datasets.t2v.options import T2VDataOptions
+from opensora.datasets.t2v.probing import Media, Prober, signature
+from opensora.datasets.t2v.selection import DEFAULT_FPS, REASONS, Shape, longest, select_entry
+
+WINDOW = 4096  # entries checked together, so that their files can be probed in parallel
+MOST_NAMED = 10  # faulty entries, and files that cannot be read, that the report names
+MOST_REMEMBERED = 100  # files that cannot be read: when one of them changes, the index is made anew
+DRAW_SEED = 42  # of the short videos to leave out: the same in every run, as the published training has it
+
+
+class _Report:
+    """What is wrong with entries and files."""
+
+    def __init__(self):
+        self.faulty = 0
+        self.named: dict[str, list[str]] = {"faulty entry": [], "cannot be read": []}
+        self.unread: list = []
+
+    def add_fault(self, place: str, error: Exception) -> None:
+        self.faulty += 1
+        self._name("faulty entry", f"{place}: {error}")
+
+    def add_unread(self, place: str, path: str, reason: str) -> None:
+        if len(self.unread) < MOST_REMEMBERED:
+            self.unread.append([path, signature(path)])
+        self._name("cannot be read", f"{place}: {reason}")
+
+    def lines(self) -> list[str]:
+        return [f"{kind}: {line}" for kind, lines in self.named.items() for line in lines]
+
+    def _name(self, kind: str, line: str) -> None:
+        if len(self.named[kind]) < MOST_NAMED:
+            self.named[kind].append(printable(" ".join(line.split())))
+
+
+def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions, media: Path) -> None:
+    """Writes the files of the index into `folder`; `media` is the database of probed files.
+
+    Raises:
+        ValueError: an annotation file that cannot be read, or all entries are faulty.
+    """
+    shapes: dict[Shape, int] = {}
+    shape_of, offsets, left_out = array("i"), array("q", [0]), Counter(dict.fromkeys(REASONS, 0))
+    report, rng = _Report(), np.random.default_rng(DRAW_SEED)
+    with open(folder / "records.jsonl", "wb") as records, closing(Prober(media)) as prober:
+        for number, entry in _entries(sources, prober, report):
+            shape = select_entry(entry, options, rng)
+            if isinstance(shape, str):
+                left_out[shape] += 1
+                continue
+            record = json.dumps(_record(entry, number, options), ensure_ascii=False)
+            offsets.append(offsets[-1] + records.write(record.encode("utf-8", "surrogatepass") + b"\n"))
+            shape_of.append(shapes.setdefault(shape, len(shapes)))
+    left_out["faulty entry"] = report.faulty
+    if report.faulty and report.faulty == len(shape_of) + sum(left_out.values()):
+        raise ValueError(f"{options.data}: none of {report.faulty} entries can be used; {'; '.join(report.lines())}")
+    np.save(folder / "shapes.npy", np.asarray(shape_of))
+    np.save(folder / "offsets.npy", np.asarray(offsets))
+    summary = {
+        "shapes": list(shapes),
+        "left_out": left_out,
+        "faults": report.lines(),
+        "unread": report.unread,
+        "sources": [(source.root, source.embedding_root, str(source.annotation)) for source in sources],
+    }
+    (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
+
+
+def _entries(sources: Sequence[Source], prober: Prober, report: _Report) -> Iterator[tuple[int, dict]]:
+    """The sound entries in order, each with the number of its source, completed from their files."""
+    size = sum(source.annotation.stat().st_size for source in sources)
+    with tqdm(total=size, desc="annotations", unit="B", unit_scale=True, delay=1) as progress:
+        for number, source in enumerate(sources):
+            items = enumerate(read_items(source.annotation, progress.update))
+            for window in iter(lambda: list(islice(items, WINDOW)), []):
+                for entry in _complete(_checked(window, source, report), source, prober, report):
+                    yield number, entry
+
+
+def _checked(items: Iterable[tuple], source: Source, report: _Report) -> list[tuple[int, dict]]:
+    entries = []
+    for place, item in items:
+        try:
+            entries.append((place, check_entry(item)))
+        except (ValueError, RecursionError) as error:
+            report.add_fault(f"{source.annotation}: entry {place}", error)
+    return entries
+
+
+def _complete(entries: Sequence[tuple[int, dict]], source: Source, prober: Prober, report: _Report) -> Iterator[dict]:
+    """The entries; what they lack is taken from their files."""
+    paths = {
+        place: os.path.abspath(os.path.join(source.root, entry["path"]))
+        for place, entry in entries
+        if _is_incomplete(entry)
+    }
+    found = prober.probe(list(paths.values())) if paths else {}
+    for place, entry in entries:
+        if place in paths:
+            about = found[paths[place]]
+            if isinstance(about, Media):
+                entry = _completed(entry, about)
+            else:
+                report.add_unread(f"{source.annotation}: entry {place}", paths[place], about)
+        yield entry
+
+
+def _is_incomplete(entry: dict) -> bool:
+    if entry["cap"] is None:
+        return False  # left out anyway
+    return entry["resolution"] is None or ("num_frames" in entry and not (entry["num_frames"] and entry["fps"]))
+
+
+def _completed(entry: dict, media: Media) -> dict:
+    entry = {**entry, "resolution": entry["resolution"] or {"height": media.height, "width": media.width}}
+    if "num_frames" in entry:
+        left = max(0, media.frames - entry["start"])
+        entry["num_frames"] = min(entry["num_frames"] or left, left)
+        entry["fps"] = entry["fps"] or (media.fps if LEAST_FPS <= media.fps <= MOST_FPS else None)
+    return entry
+
+
+def _record(entry: dict, source: int, options: T2VDataOptions) -> dict:
+    """What `clips` and the caption need of an entry."""
+    record = {"source": source, "path": entry["path"], "cap": entry["cap"]}
+    if entry["aes"] is not None:
+        record["aes"] = entry["aes"]
+    if entry["crop"]:
+        record["crop"] = entry["crop"]
+    if "num_frames" in entry:
+        fps = entry["fps"] or float(DEFAULT_FPS)
+        frames = min(entry["num_frames"], longest(fps, options)) if entry["is_range"] else entry["num_frames"]
+        record.update(start=entry["start"], num_frames=frames, fps=fps)
+    return record

@@ -1,0 +1,99 @@
+"""Which annotated samples are trained on, and in which shape."""
+
+from __future__ import annotations
+
+from typing import NamedTuple, Union
+
+import numpy as np
+
+from opensora.datasets import transforms
+from opensora.datasets.t2v.entries import check_entry
+from opensora.datasets.t2v.options import T2VDataOptions
+from opensora.datasets.temporal_sampling import resampled, usable_length
+
+MOST_ELONGATED = 2.0  # height over width, or width over height; with force_resolution, of the aspect asked for
+TOO_LONG = 5.0  # a video this many times longer than a sample is rarely one scene
+DEFAULT_FPS = 24  # of annotations without `fps`
+
+# The reasons to leave a sample out, in the order they are checked.
+REASONS = (
+    "faulty entry",
+    "no caption",
+    "no resolution",
+    "smaller than hw_stride",
+    "fewer pixels than min_hxw",
+    "too elongated",
+    "no num_frames",
+    "too long",
+    "too short",
+)
+
+
+class Shape(NamedTuple):
+    """A sample as the models get it."""
+
+    frames: int
+    height: int
+    width: int
+
+    def __str__(self) -> str:
+        return f"{self.frames}x{self.height}x{self.width}"
+
+
+def select(item: dict, options: T2VDataOptions, rng: np.random.Generator) -> Union[Shape, str]:
+    """The shape of an annotated sample, or one of `REASONS` to leave it out.
+
+    `rng` decides which of the short videos go, with probability `drop_short_ratio`.
+
+    Raises:
+        ValueError: a faulty entry, see `check_entry`.
+    """
+    return select_entry(check_entry(item), options, rng)
+
+
+def select_entry(entry: dict, options: T2VDataOptions, rng: np.random.Generator) -> Union[Shape, str]:
+    """As `select`, of an entry that `check_entry` gave."""
+    if entry["cap"] is None:
+        return "no caption"
+    if entry["resolution"] is None:
+        return "no resolution"
+    size = _frame_size(entry["resolution"]["height"], entry["resolution"]["width"], options)
+    if isinstance(size, str):
+        return size
+    frames = _frame_count(entry, options, rng) if "num_frames" in entry else 1
+    return frames if isinstance(frames, str) else Shape(frames, *size)
+
+
+def longest(fps: float, options: T2VDataOptions) -> int:
+    """The most frames that a video may have."""
+    return int(TOO_LONG * (options.num_frames * fps / options.train_fps * options.speed_factor))
+
+
+def _frame_size(height: int, width: int, options: T2VDataOptions) -> Union[tuple[int, int], str]:
+    if options.force_resolution:
+        aspect = options.max_height / options.max_width
+        elongated = not aspect / MOST_ELONGATED <= height / width <= aspect * MOST_ELONGATED
+        return "too elongated" if elongated else (options.max_height, options.max_width)
+    box = transforms.stride_box(*transforms.limit_area(height, width, options.max_hxw), options.hw_stride)
+    if not box.height or not box.width:
+        return "smaller than hw_stride"
+    if box.height * box.width < options.smallest_area:
+        return "fewer pixels than min_hxw"
+    if not 1 / MOST_ELONGATED <= box.height / box.width <= MOST_ELONGATED:
+        return "too elongated"
+    return box.height, box.width
+
+
+def _frame_count(entry: dict, options: T2VDataOptions, rng: np.random.Generator) -> Union[int, str]:
+    total, fps = entry["num_frames"], entry["fps"] or DEFAULT_FPS
+    if not total:
+        return "no num_frames"
+    if total > longest(fps, options):
+        if not entry["is_range"]:
+            return "too long"
+        total = longest(fps, options)
+    available = len(resampled(entry["start"], total, fps, options.train_fps))
+    if available < options.num_frames and rng.random() < options.drop_short_ratio:
+        return "too short"
+    length = usable_length(min(available, options.num_frames), options.num_frames, options.ae_stride_t, options.sp_size)
+    return "too short" if length is None else length

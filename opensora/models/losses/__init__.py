@@ -1,1 +1,0 @@
-"""Networks that judge a reconstruction while the VAE is trained."""

@@ -1,0 +1,170 @@
+"""Signals, kills and crashes of the processes of a real msrun: nothing outlives it, nothing is lost, and the exit
+status is that of the work. MindSpore itself is not started, so this is quick."""
+
+from __future__ import annotations
+
+import os
+import re
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+from processes import ROOT, free_port
+
+MSRUN = Path(sys.executable).with_name("msrun")
+LAUNCHER = [sys.executable, "-m", "opensora.launch"]
+
+
+class Run:
+    def __init__(self, folder: Path, mode: str, command=(MSRUN,), prefix=()):
+        self.folder = folder
+        self.screen = open(folder / "screen", "w")
+        self.process = subprocess.Popen(
+            [
+                *prefix,
+                *command,
+                "--worker_num=2",
+                "--local_worker_num=2",
+                f"--master_port={free_port()}",
+                f"--log_dir={folder}/logs",
+                "--join=True",
+                "tests/helpers/supervised.py",
+                folder,
+                mode,
+            ],
+            cwd=ROOT,
+            env={**os.environ, "PATH": f"{MSRUN.parent}:{os.environ['PATH']}"},
+            stdout=self.screen,
+            stderr=self.screen,
+        )
+
+    def wait_until(self, condition) -> None:
+        deadline = time.monotonic() + 60
+        while not condition():
+            assert time.monotonic() < deadline, (self.folder / "screen").read_text()[-2000:]
+            time.sleep(0.02)
+
+    def wait_until_ready(self) -> None:
+        self.wait_until(
+            lambda: len(list(self.folder.glob("*.ready"))) == 2 and (self.folder / "scheduler.pid").exists()
+        )
+
+    def pid(self, name: str) -> int:
+        return int((self.folder / name).read_text())
+
+    def ancestor(self, role: str, generation: int) -> psutil.Process:
+        """0 is the worker, 1 its supervisor, 2 its front."""
+        return ([process := psutil.Process(self.pid(f"{role}.pid"))] + process.parents())[generation]
+
+    def saved(self) -> int:
+        return len(list(self.folder.glob("*.saved")))
+
+    def left(self) -> list:
+        """Processes of this run that are alive."""
+        mark = str(self.folder)
+        children = {self.pid(path.name) for path in self.folder.glob("*.child")}
+        found = []
+        for process in psutil.process_iter(["pid", "cmdline", "status"]):
+            if process.info["status"] != psutil.STATUS_ZOMBIE and process.pid != self.process.pid:
+                if process.pid in children or any(mark in argument for argument in process.info["cmdline"] or []):
+                    found.append(process)
+        return found
+
+    def end(self, timeout: float = 30) -> int:
+        """The exit status, after nothing is left of the run."""
+        status = self.process.wait(timeout)
+        deadline = time.monotonic() + timeout
+        while self.left():
+            assert time.monotonic() < deadline, self.left()
+            time.sleep(0.05)
+        return status
+
+    def text(self) -> str:
+        self.screen.close()
+        return (self.folder / "screen").read_text()
+
+
+def test_a_crash_after_the_work_is_no_failure(tmp_path):
+    run = Run(tmp_path, "crash at exit")
+    run.wait_until(lambda: (tmp_path / "scheduler.pid").exists())
+    (tmp_path / "finished").touch()
+    assert run.end() == 0
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
+def test_ranks_save_and_end_when_msrun_is_ended(number, tmp_path):
+    run = Run(tmp_path, "graceful")
+    run.wait_until_ready()
+    run.process.send_signal(number)
+    assert run.end() != 0
+    assert run.saved() == 2
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+def test_the_launcher_waits_for_the_ranks(number, tmp_path):
+    run = Run(tmp_path, "graceful", LAUNCHER)
+    run.wait_until_ready()
+    run.process.send_signal(number)
+    run.process.wait(30)
+    assert run.saved() == 2 and run.end() == 128 + number
+
+
+def test_a_second_signal_to_the_launcher_ends_at_once(tmp_path):
+    run = Run(tmp_path, "stuck", LAUNCHER)
+    run.wait_until_ready()
+    run.process.send_signal(signal.SIGTERM)
+    time.sleep(1)
+    assert run.process.poll() is None
+    run.process.send_signal(signal.SIGTERM)
+    assert run.end(10) == 128 + signal.SIGTERM and run.saved() == 0
+
+
+def test_killing_the_launcher(tmp_path):
+    run = Run(tmp_path, "graceful", LAUNCHER)
+    run.wait_until_ready()
+    run.process.kill()
+    run.end()
+    assert run.saved() == 2
+
+
+@pytest.mark.parametrize(
+    "generation, shown",
+    [
+        (0, "ERROR in rank 1: ended by SIGKILL"),
+        (1, "ERROR in rank 1: its supervising process was ended by SIGKILL"),
+        (2, "ERROR in rank 1: process [0-9]+ was killed"),
+    ],
+    ids=["worker", "supervisor", "front"],
+)
+def test_a_killed_rank_is_named_at_once(generation, shown, tmp_path):
+    run = Run(tmp_path, "graceful")
+    run.wait_until_ready()
+    start = time.monotonic()
+    run.ancestor("rank1", generation).kill()
+    assert run.end() != 0
+    assert time.monotonic() - start < 30  # msrun alone takes 40 s
+    assert re.search(shown, run.text())
+
+
+def test_an_error_ends_the_other_ranks(tmp_path):
+    run = Run(tmp_path, "error")
+    assert run.end() == 1
+    assert "ERROR in rank 1: clip.mp4: cannot be read" in run.text()
+
+
+@pytest.mark.slow
+def test_under_nice_19_and_load(tmp_path):
+    load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
+    try:
+        run = Run(tmp_path, "crash at exit", prefix=["nice", "-n", "19"])
+        run.wait_until(lambda: (tmp_path / "scheduler.pid").exists())
+        (tmp_path / "finished").touch()
+        assert run.end(60) == 0
+    finally:
+        for process in load:
+            process.kill()
+            process.wait()

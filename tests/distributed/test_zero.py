@@ -1,0 +1,72 @@
+"""Training divided over several real processes gives what one process gives."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from golden_cases import relative_difference
+from processes import msrun
+from zero_checks import HALF, STEPS, make_model, make_optimizer, save, train
+
+from opensora.checkpoint.formats.safetensors import read_safetensors
+
+
+@pytest.fixture(scope="module")
+def reference(tmp_path_factory) -> Path:
+    """A folder with one process's losses, weights and state, at the end and half-way."""
+    folder = tmp_path_factory.mktemp("reference")
+    model = make_model()
+    optimizer = make_optimizer(model)
+    losses = train(model, optimizer, range(HALF))
+    save(folder / "half", optimizer)
+    losses += train(model, optimizer, range(HALF, STEPS))
+    assert losses[-1] < losses[0]
+    save(folder, optimizer)
+    np.save(folder / "losses.npy", np.array(losses, np.float32))
+    return folder
+
+
+@pytest.mark.parametrize(
+    "workers, sp_size, mode, stages",
+    [
+        (2, 1, 1, ("0", "1", "2c", "3")),
+        pytest.param(4, 2, 1, ("3",), marks=pytest.mark.slow),
+        pytest.param(2, 1, 0, ("2",), marks=pytest.mark.slow),
+    ],
+)
+def test_stages(workers, sp_size, mode, stages, reference, tmp_path):
+    finished, logs = msrun(
+        workers,
+        tmp_path,
+        "tests/helpers/zero_checks.py",
+        "--device",
+        "CPU",
+        "--use_parallel",
+        "True",
+        "--sp_size",
+        sp_size,
+        "--reference",
+        reference,
+        "--mode",
+        mode,
+        "--stages",
+        *stages,
+    )
+    assert finished.returncode == 0, finished.stdout[-1000:] + logs[0][-3000:]
+    assert all(f"CHECKED {rank}" in log for rank, log in enumerate(logs)) and len(logs) == workers
+    if "3" in stages:
+        goes_on_alone(reference / f"of_{workers}_{sp_size}", np.load(reference / "losses.npy"))
+
+
+def goes_on_alone(stored: Path, expected: np.ndarray) -> None:
+    """From what several processes stored."""
+    model = make_model()
+    model.load_torch_state(read_safetensors(stored / "weights.safetensors"))
+    optimizer = make_optimizer(model)
+    optimizer.load_state(
+        {"steps": HALF + 2, "loss_scale": 1.0, "good_steps": 0}, read_safetensors(stored / "state.safetensors")
+    )
+    losses = train(model, optimizer, range(HALF + 2, HALF + 4))
+    assert relative_difference(losses, expected[HALF + 2 : HALF + 4]) < 1e-4

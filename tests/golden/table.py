@@ -1,0 +1,39 @@
+"""Prints how far every golden case is from its reference: python tests/golden/table.py [prefix]"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / "helpers")]  # runs from a fresh clone
+
+from golden_cases import case_names  # noqa: E402
+from golden_iddpm import MEASURES  # noqa: E402
+from golden_models import OPENSORA_CASES, dit_rows, mt5_rows, sd_vae_rows, stdit_rows, wfvae_rows  # noqa: E402
+from golden_schedulers import golden_rows  # noqa: E402
+
+# What measures the cases whose names begin so, and the file that describes them.
+KINDS = [
+    (prefix, measure, "cases.json")
+    for prefix, measure in (("wfvae_", wfvae_rows), ("dit_", dit_rows), ("inpaint_", dit_rows), ("mt5_", mt5_rows))
+]
+KINDS += [
+    (prefix, measure, OPENSORA_CASES)
+    for prefix, measure in (("stdit2_", stdit_rows), ("sd_vae_", sd_vae_rows), *MEASURES.items())
+]
+
+
+def main() -> None:
+    prefix = sys.argv[1] if len(sys.argv) > 1 else ""
+    rows = []
+    for kind, measure, file in KINDS:
+        for name in case_names(kind, file):
+            if name.startswith(prefix):
+                rows += [(f"{name}: {output}", difference) for output, difference in measure(name).items()]
+    rows += [(name, difference) for name, difference in golden_rows() if name.startswith(prefix)]
+    for name, difference in rows:
+        print(f"| {name} | {difference:.1e} |")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,51 @@
+"""The golden cases of the samplers."""
+
+from __future__ import annotations
+
+import numpy as np
+from golden_cases import case, case_names, given, load_case, relative_difference
+
+from opensora.schedulers import get_scheduler
+
+GOLDEN = case_names("sched_")
+
+
+SHAPE = (1, 4, 3, 4, 4)
+
+
+def run_golden(name: str, kind) -> tuple:
+    """The scheduler of a case after its run, all states of the run, and the numbers of its draws."""
+    description = case(name)
+    scheduler = get_scheduler(description["scheduler"], **description["kwargs"])
+    scheduler.set_timesteps(description["num_steps"])
+    target, draws = given(name, "target", SHAPE), []
+
+    def noise(k):
+        draws.append(k)
+        return kind(given(name, f"noise{k}", SHAPE))
+
+    x = kind(given(name, "x", SHAPE)) * scheduler.init_noise_sigma
+    states = [x]
+    for t in scheduler.timesteps:
+        seen = as_numpy(scheduler.scale_model_input(x, t))
+        prediction = (0.7 * np.tanh(seen) + 0.3 * target * np.cos(t / 300)).astype(np.float32)
+        x = scheduler.step(kind(prediction), t, x, noise=noise)
+        states.append(x)
+    return scheduler, states, draws
+
+
+def largest_difference(states: list, expected: np.ndarray) -> float:
+    """Over the states of a run, each measured by itself: the first ones may be thousands of times the last."""
+    assert len(states) == len(expected)
+    return max(relative_difference(as_numpy(state), reference) for state, reference in zip(states, expected))
+
+
+def golden_rows() -> list:
+    """(case, largest relative difference) of every golden case."""
+    return [
+        (name, largest_difference(run_golden(name, np.asarray)[1], load_case(name)["trajectory"])) for name in GOLDEN
+    ]
+
+
+def as_numpy(x) -> np.ndarray:
+    return x if isinstance(x, np.ndarray) else x.asnumpy()

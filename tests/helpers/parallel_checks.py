@@ -1,0 +1,146 @@
+"""What each process of tests/distributed/test_parallel.py runs under msrun."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+
+sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]  # msrun starts it as a script
+
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
+import mindspore as ms  # noqa: E402
+import numpy as np  # noqa: E402
+from golden_cases import relative_difference  # noqa: E402
+from mindspore import Tensor, nn, ops  # noqa: E402
+from tiny_models import DIT, VAE  # noqa: E402
+
+from opensora import device  # noqa: E402
+from opensora.models import OpenSoraT2V_v1_3, WFVAEModel  # noqa: E402
+from opensora.parallel.collectives import AllGather, AllReduce, AllToAll, Broadcast, ReduceScatter  # noqa: E402
+from opensora.parallel.groups import Group, sequence_group  # noqa: E402
+from opensora.parallel.sequence import SplitSequence  # noqa: E402
+from opensora.parallel.stream import SharedStream  # noqa: E402
+from opensora.utils.cli import run_main  # noqa: E402
+
+
+def member_input(rank: int) -> np.ndarray:
+    return np.random.RandomState(rank).standard_normal((2, 4, 8, 3)).astype(np.float32)
+
+
+def weight_of(rank: int, shape) -> np.ndarray:
+    return np.random.RandomState(100 + rank).standard_normal(shape).astype(np.float32)
+
+
+def check_collectives(group: Group, rank: int) -> None:
+    """Values and gradients against numpy; each member's loss is the sum of its output times a weight of its own."""
+    inputs = [member_input(member) for member in group.ranks]
+
+    def gathered(axis):
+        return np.concatenate(inputs, axis)
+
+    def exchanged(arrays, index, split, join):
+        return np.concatenate([np.array_split(array, group.size, split)[index] for array in arrays], join)
+
+    for axis in (0, 1):
+        collective, expected = AllGather(group, axis), gathered(axis)
+        value, gradient = value_and_gradient(collective, rank)
+        assert (value == expected).all()
+        total = sum(weight_of(member, expected.shape) for member in group.ranks)
+        own = np.array_split(total, group.size, axis)[group.index]
+        assert np.allclose(gradient, own, atol=1e-5)
+        value, gradient = value_and_gradient(ReduceScatter(group, axis + 1), rank)
+        assert np.allclose(value, np.array_split(sum(inputs), group.size, axis + 1)[group.index], atol=1e-5)
+        weights = [weight_of(member, value.shape) for member in group.ranks]
+        assert (gradient == np.concatenate(weights, axis + 1)).all()
+    total = sum(weight_of(member, inputs[0].shape) for member in group.ranks)
+    value, gradient = value_and_gradient(AllReduce(group), rank)
+    assert np.allclose(value, sum(inputs), atol=1e-5) and np.allclose(gradient, total, atol=1e-5)
+    value, gradient = value_and_gradient(Broadcast(group), rank)
+    assert (value == inputs[0]).all() and np.allclose(gradient, total if group.is_first else 0, atol=1e-5)
+    for split, join in ((2, 1), (1, 2)):
+        value, gradient = value_and_gradient(AllToAll(group, split, join), rank)
+        expected = exchanged(inputs, group.index, split, join)
+        assert (value == expected).all()
+        weights = [weight_of(member, expected.shape) for member in group.ranks]
+        assert np.allclose(gradient, exchanged(weights, group.index, join, split), atol=1e-5)
+
+
+class Loss(nn.Cell):
+    def __init__(self, collective: nn.Cell, weight: Tensor):
+        super().__init__()
+        self.collective, self.weight = collective, weight
+
+    def construct(self, x: Tensor) -> Tensor:
+        return (self.collective(x) * self.weight).sum()
+
+
+def value_and_gradient(collective: nn.Cell, rank: int):
+    x = Tensor(member_input(rank))
+    value = collective(x).asnumpy()
+    return value, ms.grad(Loss(collective, Tensor(weight_of(rank, value.shape))))(x).asnumpy()
+
+
+def check_transformer(group: Group) -> None:
+    """Split over the group, the transformer gives what it gives whole."""
+    ms.set_seed(5)
+    whole = OpenSoraT2V_v1_3(**DIT).set_train(False)
+    split = OpenSoraT2V_v1_3(**DIT).set_train(False)
+    split.load_torch_state(whole.torch_state())
+    split.parallelize(SplitSequence(group))
+    random = np.random.RandomState(1)
+    timestep = Tensor([500.0, 30.0])
+    for frames, size in ((1, 8), (3, 10)):  # 25 tokens a frame do not divide
+        latents = Tensor(random.standard_normal((2, 8, frames, size, size)).astype(np.float32))
+        text = Tensor(random.standard_normal((2, 1, 6, 32)).astype(np.float32))
+        difference = relative_difference(
+            split(latents, timestep, text).asnumpy(), whole(latents, timestep, text).asnumpy()
+        )
+        assert difference < 1e-5, difference
+
+
+def check_decoding(group: Group) -> None:
+    """The chunks of a clip, decoded side by side, are those of one process."""
+    eight_fold = dict(
+        l1_dowmsample_block="Spatial2xTime2x3DDownsample",
+        l1_downsample_wavelet="HaarWaveletTransform3D",
+        l1_upsample_block="Spatial2xTime2x3DUpsample",
+        l1_upsample_wavelet="InverseHaarWaveletTransform3D",
+    )
+    groups = dict(
+        norm_type="groupnorm", base_channels=32, encoder_energy_flow_hidden_size=32, decoder_energy_flow_hidden_size=32
+    )
+    for change in ({}, groups, eight_fold):
+        ms.set_seed(6)
+        alone = WFVAEModel(**{**VAE, **change}).set_train(False)
+        together = WFVAEModel(**{**VAE, **change}).set_train(False)
+        together.load_torch_state(alone.torch_state())
+        together.share_decoding(SharedStream(group))
+        for frames in (1, 4, 9):
+            latents = Tensor(np.random.RandomState(frames).standard_normal((1, 8, frames, 2, 2)).astype(np.float32))
+            pieces, expected = list(together.decode_chunks(latents)), list(alone.decode_chunks(latents))
+            assert [piece.shape for piece in pieces] == [piece.shape for piece in expected]
+            difference = relative_difference(ops.cat(pieces, 2).asnumpy(), ops.cat(expected, 2).asnumpy())
+            assert difference < 1e-5, (change, frames, difference)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--sp_size", type=int, required=True)
+    device.add_arguments(parser)
+    args = parser.parse_args()
+    dev = device.setup(args)
+    group = sequence_group(dev, args.sp_size, heads=4)
+    check_collectives(group, dev.rank)
+    check_transformer(group)
+    if args.mode == ms.PYNATIVE_MODE:
+        check_decoding(group)
+    print("CHECKED", dev.rank)
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,42 @@
+"""Processes that work together until one of them comes to an end; run under msrun by tests/distributed/test_parallel.py."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import signal
+import sys
+import time
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # msrun starts it as a script
+
+from opensora.utils.supervision import supervise  # noqa: E402
+
+if __name__ == "__main__":
+    supervise()  # under msrun, before MindSpore is imported
+
+from opensora import device  # noqa: E402
+from opensora.parallel.collectives import barrier  # noqa: E402
+from opensora.utils.cli import run_main  # noqa: E402
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--end", choices=("error", "kill"), required=True)
+    parser.add_argument("--wait_for", type=Path, required=True, help="the end comes when this file is there")
+    device.add_arguments(parser)
+    args = parser.parse_args()
+    dev = device.setup(args)
+    print("JOINED", flush=True)
+    while True:
+        barrier(dev.world_size)
+        time.sleep(0.1)
+        if dev.rank == 1 and args.wait_for.exists():
+            if args.end == "kill":
+                os.kill(os.getpid(), signal.SIGKILL)
+            raise ValueError("clip.mp4: cannot be read")
+
+
+if __name__ == "__main__":
+    run_main(main)

@@ -1,0 +1,85 @@
+"""`--help` of every command."""
+
+from __future__ import annotations
+
+import argparse
+import re
+import shlex
+import subprocess
+
+import pytest
+from command_parsers import COMMANDS, ROOT, parser_of
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_every_flag_has_a_text_and_its_default(command):
+    parser = parser_of(command)
+    formatter = parser._get_formatter()
+    assert parser.description, "a command says what it does"
+    for action in parser._actions:
+        assert action.help and action.help.strip(), f"{command} {action.option_strings or action.dest} has no help"
+        if action.option_strings and not action.required and not isinstance(action, argparse._HelpAction):
+            assert "default" in formatter._expand_help(action), f"{command} {action.option_strings}: no default shown"
+    assert parser.format_help()
+
+
+def test_no_command_is_left_out():
+    listed = subprocess.run(
+        ["git", "grep", "-l", "CommandParser(description\\|parse_configs(training"],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
+    if listed.returncode:
+        pytest.skip("not a clone of the repository")
+    elsewhere = {
+        "opensora/sample/options.py",
+        "opensora/train/t2v_options.py",
+        "opensora/train/inpaint_options.py",
+        "opensora/train/vae_options.py",
+        "opensora/utils/cli.py",
+        "opensora/config/mmengine.py",
+        "opensora/sample/config_inference.py",
+        "opensora/train/config_run.py",
+    }
+    files = {name for name in listed.stdout.split() if name.endswith(".py") and not name.startswith("tests/")}
+    assert files - elsewhere <= set(COMMANDS)
+
+
+def commands_in(page: str) -> list[list[str]]:
+    """The lines of the page's shell blocks as words, continued lines joined."""
+    blocks = re.findall(r"```bash\n(.*?)```", (ROOT / page).read_text(), re.S)
+    lines = "\n".join(blocks).replace("\\\n", " ").splitlines()
+    return [words for line in lines for words in [shlex.split(line, comments=True)] if words]
+
+
+@pytest.mark.parametrize(
+    "page",
+    [
+        "README.md",
+        "docs/commands.md",
+        "docs/config.md",
+        "docs/parallelism.md",
+        "docs/training.md",
+        "docs/performance.md",
+        "examples/demo_model/README.md",
+    ],
+)
+def test_commands_of_the_documentation_exist(page):
+    for words in commands_in(page):
+        files = [word for word in words if re.fullmatch(r"[\w./-]+\.(py|sh)", word) and "configs/" not in word]
+        if "-m" in words and words[words.index("-m") + 1].startswith("opensora."):
+            files.append(words[words.index("-m") + 1].replace(".", "/") + ".py")
+        for file in files:
+            assert (ROOT / file).is_file(), f"{page}: {file} does not exist"
+        commands = [file for file in files if file in COMMANDS]
+        if commands:
+            known = parser_of(commands[0])._option_string_actions
+            unknown = [
+                word
+                for word in words[words.index(commands[0]) if commands[0] in words else 3 :]
+                if word.startswith("--") and word.partition("=")[0] not in known and word != "--config"
+            ]
+            assert not unknown, f"{page}: {commands[0]} has no {unknown}"
+        pictures = [word for word in words if word.startswith("assets/")]
+        assert all((ROOT / picture).is_file() for picture in pictures)

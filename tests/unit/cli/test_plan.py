@@ -1,0 +1,224 @@
+"""The plan of a run against what the model itself does."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+
+import mindspore as ms
+import numpy as np
+import pytest
+from mindspore import Tensor, nn, ops
+from processes import ROOT
+from tiny_models import DIT
+
+from opensora.cost_model import Run, flops, load_config, memory, parameter_count, traffic
+from opensora.models import OpenSoraT2V_v1_3
+from opensora.models.common import layers
+from opensora.models.common.layers import Conv2d
+from opensora.models.dit import blocks
+from opensora.models.dit.config import PRESETS, OpenSoraConfig
+from opensora.parallel.sequence import SplitSequence, WholeSequence
+
+PRESET = "OpenSoraT2V_v1_3-2B/122"
+CONFIG = OpenSoraConfig.from_dict(DIT)
+TEXT = 7
+SIZE = {"num_frames": 9, "height": 96, "width": 160}  # 3 x 6 x 10 tokens: 4 divides them, skiparse pads to 192
+ODD = {"num_frames": 5, "height": 96, "width": 96}  # 2 x 6 x 6 tokens: 5 does not divide them
+
+
+class Exchange(nn.Cell):
+    """Shapes of an all-to-all seen from the first member; counts what it would send."""
+
+    def __init__(self, size: int, split_axis: int, join_axis: int, sent: list):
+        super().__init__()
+        self.size, self.split_axis, self.join_axis, self.sent = size, split_axis, join_axis, sent
+
+    def construct(self, x: Tensor) -> Tensor:
+        self.sent.append(x.size * x.itemsize * (self.size - 1) // self.size)
+        return ops.cat(
+            [x.narrow(self.split_axis, 0, x.shape[self.split_axis] // self.size)] * self.size, self.join_axis
+        )
+
+
+class Gather(Exchange):
+    def construct(self, x: Tensor) -> Tensor:
+        self.sent.append(x.size * x.itemsize * (self.size - 1))
+        return ops.cat([x] * self.size, self.join_axis)
+
+
+class FirstMember(SplitSequence):
+    """The first of `size` members, without the others: the real splitting and padding, no communication."""
+
+    def __init__(self, size: int):
+        WholeSequence.__init__(self)
+        self.size, self.index = size, 0
+        self.sent = {"to_heads": [], "to_tokens": [], "gather": []}
+        self.tokens_to_heads = Exchange(size, 2, 1, self.sent["to_heads"])
+        self.heads_to_tokens = Exchange(size, 1, 2, self.sent["to_tokens"])
+        self.gather_tokens = Gather(size, 1, 1, self.sent["gather"])
+
+
+def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, list[int]]]:
+    """FLOPs and bytes sent of a real forward pass, counted where they arise."""
+    counts = dict.fromkeys(("linear", "text", "self", "cross"), 0)
+    kind = "linear"
+    multiply, convolve, attend = layers.linear, Conv2d.construct, blocks.attention
+
+    def count_product(x, weight, bias=None):
+        counts[kind] += 2 * x.size * weight.shape[0]
+        return multiply(x, weight, bias)
+
+    def count_convolution(self, x):
+        y = convolve(self, x)
+        counts[kind] += 2 * y.size * int(np.prod(self.weight.shape[1:]))
+        return y
+
+    def count_attention(q, k, v, bias=None):
+        counts["cross" if k.shape[1] == run.max_sequence_length else "self"] += 2 * 2 * q.size * k.shape[1]
+        return attend(q, k, v, bias)
+
+    monkeypatch.setattr(layers, "linear", count_product)
+    monkeypatch.setattr(Conv2d, "construct", count_convolution)
+    monkeypatch.setattr(blocks, "attention", count_attention)
+    model = OpenSoraT2V_v1_3(**run.config.to_dict()).set_train(False)
+    member = FirstMember(run.sp_size)
+    model.parallelize(member)
+    latents = ops.ones((run.batch, *run.latents), ms.float32)
+    text = ops.ones((run.batch, 1, run.max_sequence_length, run.config.caption_channels), ms.float32)
+    kind = "text"
+    states = model.text_states(text)
+    kind = "linear"
+    output = model(latents, ops.ones((run.batch,), ms.float32), None, None, None, states)
+    assert output.shape == (run.batch, run.config.out_channels, *run.latents[1:])
+    return counts, member.sent
+
+
+@pytest.mark.parametrize(
+    "config, size, sp_size, guidance_scale",
+    [
+        (DIT, SIZE, 1, 1.0),
+        (DIT, SIZE, 4, 7.5),
+        (DIT, ODD, 2, 1.0),
+        (
+            {
+                **DIT,
+                "num_attention_heads": 5,
+                "cross_attention_dim": 120,
+                "sparse1d": False,
+                "in_channels": 4,
+                "attention_bias": False,
+            },
+            ODD,
+            5,
+            1.0,
+        ),
+    ],
+)
+def test_work_and_traffic_are_those_of_the_model(config, size, sp_size, guidance_scale, monkeypatch):
+    run = Run(
+        OpenSoraConfig.from_dict(config),
+        **size,
+        sp_size=sp_size,
+        world_size=sp_size,
+        precision="fp32",
+        max_sequence_length=TEXT,
+        guidance_scale=guidance_scale,
+    )
+    counts, sent = counted_forward(run, monkeypatch)
+    planned = flops(run)
+    assert planned["linear maps"] == counts["linear"]
+    assert planned["self-attention, dense"] + planned["self-attention, skiparse"] == counts["self"]
+    assert planned["cross-attention"] == counts["cross"]
+    assert planned["once per prompt: linear maps of the text"] == counts["text"]
+    moved = traffic(run)
+    assert moved["all-to-all of q, k, v"] == sum(sent["to_heads"]) and len(sent["to_heads"]) == 3 * 4
+    assert moved["all-to-all of attention's output"] == sum(sent["to_tokens"])
+    assert moved["all-gather of the prediction"] == sum(sent["gather"])
+
+
+@pytest.mark.parametrize("changes", [{}, {"attention_bias": False, "num_layers": 3}, {"out_channels": 4}])
+def test_parameters_are_those_of_the_model(changes):
+    config = {**DIT, **changes}
+    model = OpenSoraT2V_v1_3.without_weights(**config)
+    assert parameter_count(OpenSoraConfig.from_dict(config)) == sum(p.size for p in model.get_parameters())
+
+
+def test_preset_is_the_published_model():
+    model = OpenSoraT2V_v1_3.without_weights(**PRESETS[PRESET])  # shapes alone
+    assert parameter_count(load_config(PRESET)) == sum(p.size for p in model.get_parameters())
+    run = Run(load_config(PRESET))
+    assert run.latents == (8, 24, 44, 80) and run.tokens == 24 * 22 * 40
+    assert Run(load_config(PRESET), sp_size=8, world_size=8).own_tokens == 24 * 22 * 40 // 8
+
+
+@pytest.mark.parametrize("stage, bytes_a_parameter", [(0, 16), (1, 4 + 12 / 64), (2, 2 + 14 / 64), (3, 16 / 64)])
+def test_zero_memory_is_that_of_the_paper(stage, bytes_a_parameter):
+    """Rajbhandari et al. 2020, figure 1: 120, 31.4, 16.6 and 1.9 GB for 7.5 billion parameters on 64 processes."""
+    run = Run(CONFIG, world_size=64, zero_stage=stage, training=True)
+    parts = memory(run)
+    states = sum(parts[name] for name in ("weights", "gradients", "float32 master weights", "optimizer states"))
+    assert states == pytest.approx(bytes_a_parameter * parameter_count(CONFIG))
+    published = {0: 120, 1: 31.4, 2: 16.6, 3: 1.9}[stage]
+    assert 7.5 * states / parameter_count(CONFIG) == pytest.approx(published, abs=0.05)
+
+
+def test_training_traffic_follows_the_stage():
+    def gradients(stage, world_size):
+        run = Run(CONFIG, world_size=world_size, zero_stage=stage, training=True, precision="fp32")
+        return traffic(run)["sum"] / (4 * parameter_count(CONFIG))
+
+    assert [gradients(stage, 4) for stage in range(4)] == pytest.approx([1.5, 1.5, 1.5, 2.25])
+    assert gradients(2, 1) == 0
+
+
+def test_checkpointing_trades_work_for_memory():
+    plain = Run(CONFIG, sp_size=2, world_size=2, training=True)
+    saving = replace(plain, gradient_checkpointing=True)
+    assert memory(saving)["activations (estimate)"] < memory(plain)["activations (estimate)"]
+    assert flops(saving)["cross-attention"] * 3 == flops(plain)["cross-attention"] * 4
+    assert traffic(saving)["all-to-all of q, k, v"] * 2 == traffic(plain)["all-to-all of q, k, v"] * 3
+    forward = Run(CONFIG, sp_size=2, world_size=2)
+    once = flops(forward)["once per prompt: linear maps of the text"]
+    assert flops(plain)["sum"] == 3 * (flops(forward)["sum"] + once)
+
+
+@pytest.mark.parametrize(
+    "settings, message",
+    [
+        ({"sp_size": 5, "world_size": 5}, "24 attention heads.*1, 2, 3, 4, 6, 8, 12, 24"),
+        ({"sp_size": 3, "world_size": 8}, "8 processes.*1, 2, 4, 8"),
+        ({"num_frames": 92}, "num_frames 92.*89, 93"),
+        ({"height": 360}, "height 360.*352, 384"),
+        ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
+        ({"precision": "int8"}, "int8 is not one of bf16, fp16, fp32"),
+        ({"zero_stage": 4, "training": True}, "zero_stage 4 is not one of 0, 1, 2, 3"),
+        ({"zero_stage": 2}, "zero_stage is for training"),
+        ({"guidance_scale": 7.5, "training": True}, "guidance_scale 7.5 is for sampling"),
+    ],
+)
+def test_impossible_settings(settings, message):
+    with pytest.raises(ValueError, match=message):
+        Run(load_config(PRESET), **settings)
+
+
+def test_command_on_a_folder(run, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(DIT))
+    finished = run("-m", "opensora.cost_model", "--model", tmp_path, "--sp_size", 1, 4, "--num_frames", 5)
+    assert finished.returncode == 0, finished.stderr
+    assert f"{parameter_count(CONFIG):,} parameters" in finished.stdout
+    assert "| tokens | 1,760 | 440 |" in finished.stdout
+
+    (tmp_path / "config.json").write_text(json.dumps({"latent_dim": 8}))
+    for model, message in ((tmp_path, "latent_dim"), ("2B/122", PRESET)):
+        finished = run("-m", "opensora.cost_model", "--model", model)
+        assert finished.returncode == 1 and message in finished.stderr
+        assert finished.stderr.startswith("error: ") and finished.stderr.count("\n") == 1
+
+
+def test_documented_tables_are_the_commands_output(run):
+    text = (ROOT / "docs/parallelism.md").read_text(encoding="utf-8").replace("\\\n", " ")
+    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("python -m opensora.cost_model")]
+    assert len(commands) == 3
+    for command in commands:
+        assert run(*command).stdout in text

@@ -1,0 +1,312 @@
+"""The C++ kernels against the stock operators, on odd shapes, values and gradients."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+import mindspore as ms
+import numpy as np
+import pytest
+from golden_cases import relative_difference
+from mindspore import Tensor, ops
+from processes import ROOT
+
+from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
+from opensora.ops.attention import attention, key_bias, unscaled_attention
+from opensora.ops.conv import conv2d, conv3d
+from opensora.ops.cpu import build, kernels
+from opensora.ops.layout import cut, join, part, permute
+from opensora.ops.linear import linear
+from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
+from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x, nearest_pictures_2x
+from opensora.ops.rope import apply_rope, rope_cos, rope_sin
+
+EPS = 1e-6
+pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no kernels here: no CPU target, or no g++")
+
+
+def normal(*shape, seed: int = 0) -> Tensor:
+    return Tensor(np.random.RandomState(seed).standard_normal(shape).astype(np.float32))
+
+
+def rope(x: Tensor) -> Tensor:
+    scales = (1.0, 1.0, 1.0)
+    return apply_rope(x, rope_cos(2, 3, 3, 24, scales), rope_sin(2, 3, 3, 24, scales))
+
+
+def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    visible = np.arange(k.shape[1]) < np.array([[k.shape[1]], [max(1, k.shape[1] // 3)]])
+    return attention(q, k, v, key_bias(Tensor(visible.astype(np.float32))))
+
+
+def permuted(x: Tensor) -> Tensor:
+    return permute(x, (3, 0, 2, 1))
+
+
+def middle(x: Tensor) -> Tensor:
+    return part(x, 2, 1, 4)
+
+
+def halves(x: Tensor) -> Tensor:
+    front, back = cut(x, 1, 3)
+    return ops.cat((2 * front, back**2), 1)
+
+
+def joined(x: Tensor, y: Tensor) -> Tensor:
+    return join(x, y, 1)
+
+
+def strided_conv3d(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
+    return conv3d(x, weight, bias, 2, (0, 1, 0, 1), past)
+
+
+def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
+    return conv3d(x, weight, bias, 1, (1, 1, 1, 1), past)
+
+
+def normalized(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
+    return modulated_layer_norm(x, shift, scale, EPS)
+
+
+def biased_by_distance(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    return unscaled_attention(q, k, v, normal(1, q.shape[2], q.shape[1], k.shape[1], seed=9))
+
+
+CASES = {
+    "modulated_layer_norm": (normalized, (3, 17, 37), (3, 1, 37), (3, 1, 37)),
+    "modulated_per_frame": (normalized, (2, 3, 5, 7), (2, 3, 1, 7), (2, 3, 1, 7)),
+    "modulated_per_clip": (normalized, (2, 3, 5, 7), (2, 1, 1, 7), (2, 1, 1, 7)),
+    "gated_residual": (gated_residual, (3, 17, 37), (3, 1, 37), (3, 17, 37)),
+    "gated_residual_per_frame": (gated_residual, (2, 3, 5, 7), (2, 3, 1, 7), (2, 3, 5, 7)),
+    "rms_norm": (lambda x, w: rms_norm(x, w, EPS), (3, 17, 37), (37,)),
+    "channel_layer_norm": (lambda x, w, b: channel_layer_norm(x, w, b, EPS), (2, 3, 5, 7, 23), (5,), (5,)),
+    "channel_layer_norm_silu": (
+        lambda x, w, b: channel_layer_norm(x, w, b, EPS, True),
+        (1, 2, 33, 11, 13),
+        (33,),
+        (33,),
+    ),
+    **{
+        f"group_norm_{per_frame}_{silu}": (
+            lambda x, w, b, per_frame=per_frame, silu=silu: group_norm(x, 4, w, b, EPS, per_frame, silu),
+            (2, 3, 8, 5, 9),
+            (8,),
+            (8,),
+        )
+        for per_frame in (False, True)
+        for silu in (False, True)
+    },
+    "bias_gelu": (bias_gelu_tanh, (3, 17, 37), (37,)),
+    "gelu": (gelu_tanh, (3, 17, 37)),
+    "rope": (rope, (2, 18, 4, 24)),
+    "attention": (attention, (2, 31, 3, 24), (2, 31, 3, 24), (2, 31, 3, 24)),
+    "attention_long": (attention, (1, 300, 2, 96), (1, 197, 2, 96), (1, 197, 2, 96)),
+    "attention_wide": (attention, (3, 50, 1, 512), (3, 50, 1, 512), (3, 50, 1, 512)),
+    "attention_few_queries": (masked, (2, 5, 1, 72), (2, 200, 1, 72), (2, 200, 1, 72)),
+    "attention_masked": (masked, (2, 100, 2, 8), (2, 63, 2, 8), (2, 63, 2, 8)),
+    "attention_biased": (biased_by_distance, (2, 50, 3, 16), (2, 50, 3, 16), (2, 50, 3, 16)),
+    "linear": (linear, (2, 37, 50), (70, 50), (70,)),
+    "linear_of_two_rows": (linear, (2, 130), (300, 130), (300,)),
+    "linear_to_few": (linear, (190, 33), (5, 33), (5,)),
+    "linear_no_bias": (linear, (3, 5, 17), (34, 17)),
+    "linear_2x": (lambda x: linear_2x(x, 1), (3, 7, 5)),
+    "linear_2x_of_one": (lambda x: linear_2x(x, 1), (4, 1, 6)),
+    "nearest_2x": (lambda x: nearest_2x(x, 2), (3, 7, 5)),
+    "bilinear_pictures_2x": (bilinear_pictures_2x, (2, 1, 3, 7, 5)),
+    "bilinear_pictures_2x_thin": (bilinear_pictures_2x, (1, 1, 2, 4, 1)),
+    "nearest_pictures_2x": (nearest_pictures_2x, (2, 1, 3, 7, 5)),
+    "permute": (lambda x: permute(x, (0, 2, 1, 3)), (3, 5, 7, 2)),
+    "permute_inner": (permuted, (3, 35, 7, 18)),
+    "permute_blocks": (lambda x: permute(x, (0, 1, 2, 5, 7, 3, 4, 6)), (1, 2, 2, 3, 4, 2, 5, 2)),
+    "part": (middle, (2, 3, 5, 7)),
+    "part_other": (lambda x: part(x, 2, 0, 2), (2, 3, 5, 7)),  # the same shapes, another length
+    "cut": (halves, (3, 5, 4)),
+    "cut_one_half": (lambda x: cut(x, 2, 1)[1], (3, 5, 4)),
+    "join": (joined, (3, 5, 4), (3, 2, 4)),
+    "join_last": (lambda x, y: join(x, y, 2), (3, 5, 4), (3, 5, 1)),
+    "conv2d": (lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)), (2, 3, 11, 9, 13), (17, 11, 3, 3), (17,)),
+    "conv2d_wide": (lambda x, w, b: conv2d(x, w, b, 1, (0, 1, 2, 1)), (1, 1, 3, 17, 150), (40, 3, 3, 3), (40,)),
+    "conv2d_pointwise": (lambda x, w, b: conv2d(x, w, b), (1, 2, 75, 5, 9), (33, 75, 1, 1), (33,)),
+    "conv3d": (causal_conv3d, (2, 5, 4, 6, 8), (7, 4, 3, 3, 3), (7,), (2, 2, 4, 6, 8)),
+    "conv3d_one_frame_past": (
+        lambda x, w, b, p: conv3d(x, w, b, past=p),
+        (1, 2, 70, 9, 10),
+        (24, 70, 3, 3, 3),
+        (24,),
+        (1, 1, 70, 9, 10),
+    ),
+    "conv3d_copies": (
+        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2),
+        (2, 3, 10, 20, 21),
+        (48, 10, 3, 3, 3),
+        (48,),
+    ),
+    "conv3d_copies_of_one": (
+        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2),
+        (2, 1, 5, 4, 4),
+        (6, 5, 3, 3, 3),
+        (6,),
+    ),
+    "conv3d_pointwise": (lambda x, w, b: conv3d(x, w, b), (2, 3, 130, 4, 5), (10, 130, 1, 1, 1), (10,)),
+    # Many channels and positions go by tiles.
+    "conv2d_tiles": (lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)), (2, 2, 48, 19, 22), (50, 48, 3, 3), (50,)),
+    "conv2d_tiles_wide": (lambda x, w, b: conv2d(x, w, b, 1, (0, 1, 2, 1)), (1, 2, 64, 20, 17), (49, 64, 3, 3), (49,)),
+    "conv3d_tiles": (causal_conv3d, (2, 3, 48, 13, 17), (52, 48, 3, 3, 3), (52,), (2, 2, 48, 13, 17)),
+    "conv3d_tiles_copies": (
+        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2),
+        (1, 4, 50, 12, 15),
+        (48, 50, 3, 3, 3),
+        (48,),
+    ),
+    "conv3d_tiles_unpadded": (lambda x, w, b: conv3d(x, w, b), (1, 5, 48, 18, 18), (48, 48, 3, 3, 3), (48,)),
+    "conv2d_tiles_frames_in_parts": (
+        lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)),
+        (1, 20, 512, 5, 77),
+        (48, 512, 3, 3),
+        (48,),
+    ),
+    "conv3d_tiles_outputs_in_parts": (
+        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1)),
+        (1, 5, 400, 13, 14),
+        (130, 400, 3, 3, 3),
+        (130,),
+    ),
+    "conv2d_stride": (lambda x, w, b: conv2d(x, w, b, 2, (0, 1, 0, 1)), (2, 3, 10, 9, 14), (40, 10, 3, 3), (40,)),
+    "conv2d_stride_odd": (lambda x, w, b: conv2d(x, w, b, 2, (1, 1, 1, 1)), (1, 2, 35, 9, 70), (6, 35, 3, 3), (6,)),
+    "conv2d_stride_unpadded": (lambda x, w, b: conv2d(x, w, b, 2), (1, 1, 3, 75, 66), (4, 3, 3, 3), (4,)),
+    "conv3d_stride_copies": (
+        lambda x, w, b: conv3d(x, w, b, 2, (0, 1, 0, 1), copies=2),
+        (2, 5, 40, 8, 6),
+        (33, 40, 3, 3, 3),
+        (33,),
+    ),
+    "conv3d_stride_of_one_frame": (
+        lambda x, w, b: conv3d(x, w, b, 2, (0, 1, 0, 1), copies=2),
+        (1, 1, 4, 6, 8),
+        (5, 4, 3, 3, 3),
+        (5,),
+    ),
+    # An odd width less a tap's offset would be negative.
+    "conv2d_stride_of_two_columns": (
+        lambda x, w, b: conv2d(x, w, b, 2, (0, 1, 0, 1)),
+        (2, 3, 5, 8, 2),
+        (7, 5, 3, 3),
+        (7,),
+    ),
+    "conv2d_stride_of_one_column": (
+        lambda x, w, b: conv2d(x, w, b, 2, (0, 0, 2, 2)),
+        (1, 2, 5, 8, 1),
+        (7, 5, 3, 3),
+        (7,),
+    ),
+    "conv3d_stride_of_two_columns": (strided_conv3d, (1, 4, 3, 2, 2), (6, 3, 3, 3, 3), (6,), (1, 1, 3, 2, 2)),
+    "conv3d_stride": (strided_conv3d, (2, 6, 4, 6, 8), (7, 4, 3, 3, 3), (7,), (2, 1, 4, 6, 8)),
+}
+
+
+def values_and_gradients(function, inputs) -> list[np.ndarray]:
+    y = function(*inputs)
+    weight = normal(*y.shape)
+    gradients = ms.grad(lambda *tensors: (function(*tensors) * weight).sum(), tuple(range(len(inputs))))(*inputs)
+    return [tensor.asnumpy() for tensor in (y, *(gradients if len(inputs) > 1 else [gradients]))]
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_kernels_compute_what_stock_operators_do(name, monkeypatch):
+    function, *shapes = CASES[name]
+    inputs = [normal(*shape, seed=number) for number, shape in enumerate(shapes)]
+    fused = values_and_gradients(function, inputs)
+    monkeypatch.setattr(kernels, "library", lambda: None)
+    assert not kernels.available(ms.float32)
+    for number, (actual, expected) in enumerate(zip(fused, values_and_gradients(function, inputs))):
+        assert relative_difference(actual, expected) < 5e-6, number
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "modulated_layer_norm",
+        "attention_masked",
+        "conv3d",
+        "conv3d_tiles",
+        "conv3d_stride",
+        "permute_inner",
+        "linear",
+        "part",
+        "cut",
+        "join",
+        "rope",
+    ],
+)
+def test_kernels_in_graph_mode(name):
+    function, *shapes = CASES[name]
+    inputs = [normal(*shape, seed=number) for number, shape in enumerate(shapes)]
+    compiled = values_and_gradients(ms.jit(function), inputs)
+    for actual, expected in zip(compiled, values_and_gradients(function, inputs)):
+        assert relative_difference(actual, expected) < 1e-6
+
+
+def test_large_scores_and_fully_hidden_keys():
+    q = normal(1, 40, 1, 16) * 100
+    bias = Tensor(np.where(np.arange(150) < 100, -10000, 0).astype(np.float32).reshape(1, 1, 1, 150))
+    k, v = normal(1, 150, 1, 16, seed=1), normal(1, 150, 1, 16, seed=2) + 1
+    assert (
+        relative_difference(attention(q, k, v, bias).asnumpy(), attention(q, k[:, 100:], v[:, 100:]).asnumpy()) < 1e-5
+    )
+
+
+@pytest.mark.parametrize(
+    "function, shapes",
+    [
+        (attention, [(2, 5, 3, 8), (2, 7, 2, 8), (2, 7, 2, 8)]),
+        (lambda *x: attention(*x), [(2, 5, 3, 8), (2, 7, 3, 8), (2, 7, 3, 8), (2, 1, 1, 8)]),
+        (conv3d, [(1, 3, 5, 4, 4), (7, 6, 3, 3, 3), (7,)]),
+        (lambda *x: conv3d(*x[:3], past=x[3]), [(1, 3, 5, 4, 4), (7, 5, 3, 3, 3), (7,), (1, 2, 5, 4, 3)]),
+        (conv3d, [(1, 3, 5, 4, 4), (7, 5, 3, 3, 3), (6,)]),
+        (conv2d, [(1, 3, 5, 4, 2), (7, 5, 3, 3), (7,)]),  # smaller than the filter
+        (lambda *x: conv2d(*x, 2), [(1, 3, 5, 2, 4), (7, 5, 3, 3), (7,)]),
+        (lambda *x: rms_norm(*x, EPS), [(3, 8), (7,)]),
+        (normalized, [(2, 3, 8), (2, 1, 7), (2, 1, 8)]),
+        (lambda *x: channel_layer_norm(*x, EPS), [(1, 1, 5, 2, 2), (4,), (5,)]),
+        (lambda *x: group_norm(x[0], 4, *x[1:], EPS), [(1, 1, 6, 2, 2), (6,), (6,)]),
+        (bias_gelu_tanh, [(3, 8), (7,)]),
+        (gated_residual, [(2, 3, 8), (2, 1, 8), (2, 3, 7)]),
+        (rope, [(2, 17, 4, 24)]),
+        (linear, [(3, 8), (5, 7), (5,)]),
+        (linear, [(3, 8), (5, 8), (4,)]),
+        (joined, [(3, 5, 4), (3, 2, 5)]),
+        (lambda x: part(x, 1, 3, 6), [(2, 5, 4)]),
+    ],
+    ids=str,
+)
+def test_tensors_that_do_not_fit_are_refused(function, shapes):
+    """Otherwise memory beyond a tensor would be read or written."""
+    with pytest.raises((RuntimeError, ValueError)):
+        function(*[normal(*shape) for shape in shapes]).asnumpy()
+
+
+@pytest.mark.parametrize("change", [{"PATH": "/nowhere"}, {build.SWITCH: "0"}], ids=["no compiler", "switched off"])
+def test_without_kernels_stock_operators_serve(change, tmp_path):
+    code = (
+        "import mindspore as ms; from opensora.ops.norms import rms_norm; from opensora.ops.cpu import kernels; "
+        "print(rms_norm(ms.ops.ones((2, 4)), ms.ops.ones(4), 1e-6).asnumpy().sum(), kernels.library())"
+    )
+    finished = subprocess.run(
+        [sys.executable, "-c", code],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        check=True,
+        env={**os.environ, "XDG_CACHE_HOME": str(tmp_path), **change},
+    )
+    assert finished.stdout.startswith("7.99") and finished.stdout.endswith(" None\n")
+    assert finished.stderr.count("no fused CPU kernels (g++ was not found)") == ("PATH" in change)
+
+
+def test_sizes_that_float32_does_not_hold_are_refused():
+    """A kernel's settings are float32."""
+    assert kernels.numbers(1 << 24, 1 << 30).shape == (2,)
+    with pytest.raises(ValueError, match="16777217"):
+        kernels.numbers((1 << 24) + 1)

@@ -1,0 +1,412 @@
+"""Text to video: the pipeline against the reference, and sample.py as a user runs it."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+import yaml
+from golden_cases import case, given, load_case, relative_difference
+from mindspore import Tensor
+from processes import ROOT
+from tiny_models import make_release
+
+from opensora.datasets.media import VideoReader, read_image
+from opensora.pipelines import OpenSoraPipeline
+from opensora.sample.options import parse_options, read_prompts
+from opensora.sample.outputs import check_same_run, plan_samples
+
+SAMPLE = "opensora/sample/sample.py"
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory):
+    return make_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture
+def flags(release, tmp_path):
+    """The flags of a small run; results go to tmp_path/out."""
+    return [
+        "--model_path",
+        release / "transformer",
+        "--ae_path",
+        release / "vae",
+        "--text_encoder_name_1",
+        release / "text",
+        "--save_img_path",
+        tmp_path / "out",
+        "--num_frames",
+        5,
+        "--height",
+        32,
+        "--width",
+        64,
+        "--num_sampling_steps",
+        2,
+        "--max_sequence_length",
+        64,
+        "--rescale_betas_zero_snr",
+        "--device",
+        "CPU",
+    ]
+
+
+def outputs(folder) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("name", ["release_e2e_t2v", "release_e2e_t2i"])
+def test_golden(name, release_tiny, mode):
+    run, reference = case(name, "release_e2e.json"), load_case(name)
+    folder = release_tiny / "LanguageBind/Open-Sora-Plan-v1.3.0"
+    pipeline = OpenSoraPipeline.from_pretrained(
+        folder / "any93x640x640", folder / "vae", release_tiny / "google/mt5-xxl"
+    )
+    shape = reference["latents"].shape
+    latents = pipeline(
+        run["prompt"],
+        run["num_frames"],
+        run["height"],
+        run["width"],
+        run["steps"],
+        run["guidance_scale"],
+        max_sequence_length=run["max_sequence_length"],
+        latents=given(name, "init", shape),
+        step_noise=lambda k: given(name, f"noise{k}", shape),
+        output_type="latent",
+    )
+    assert relative_difference(latents, reference["latents"]) < 1e-3
+    frames = pipeline.output(Tensor(latents), "frames")
+    assert frames.shape == reference["frames"].shape and frames.dtype == np.uint8
+    assert (np.abs(frames.astype(int) - reference["frames"]) <= 1).mean() >= 0.999
+
+
+def test_pipeline_is_repeatable(release):
+    pipeline = OpenSoraPipeline.from_pretrained(release / "transformer", release / "vae", release / "text")
+    arguments = dict(num_frames=5, height=32, width=32, num_inference_steps=2, max_sequence_length=64)
+    first = pipeline("a", **arguments, seed=1, output_type="video")
+    assert (first == pipeline("a", **arguments, seed=1, output_type="video")).all()
+    assert (first != pipeline("a", **arguments, seed=2, output_type="video")).any()
+    assert (first != pipeline("b", **arguments, seed=1, output_type="video")).any()
+    with pytest.raises(ValueError, match=r"num_frames 6 is not 4n\+1 .nearest: 5, 9.; height 40 .*nearest: 32, 64"):
+        pipeline("a", num_frames=6, height=40, width=32)
+    with pytest.raises(ValueError, match="latents are"):
+        pipeline("a", **arguments, latents=np.zeros((1, 8, 1, 4, 4), np.float32))
+
+
+def test_videos_from_a_file_and_resume(run, flags, tmp_path):
+    (tmp_path / "prompts.txt").write_text("a red circle\n\na blue square\n")
+    finished = run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
+    assert finished.returncode == 0, finished.stderr
+    out = tmp_path / "out"
+    names = [f"EulerAncestralDiscrete_{part}gs7.5_s2" for part in ("0_", "1_", "")]
+    assert outputs(out) == sorted(
+        [f"{names[0]}.json", f"{names[0]}.mp4", f"{names[1]}.json", f"{names[1]}.mp4", f"{names[2]}.mp4"]
+    )
+    with VideoReader(out / f"{names[0]}.mp4") as video:
+        assert (len(video), video.height, video.width, round(video.fps)) == (5, 32, 64, 18)
+    record = json.loads((out / f"{names[1]}.json").read_text())
+    assert record["prompt"] == "a blue square" and record["arguments"]["num_sampling_steps"] == 2
+
+    before = (out / f"{names[1]}.mp4").read_bytes()
+    (out / f"{names[0]}.mp4").unlink()
+    finished = run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
+    assert "1 of 2 results" in finished.stderr and (out / f"{names[0]}.mp4").exists()
+    (out / f"{names[1]}.mp4").unlink()
+    run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
+    assert (out / f"{names[1]}.mp4").read_bytes() == before  # made alone, it is what it was beside the other
+    (tmp_path / "prompts.txt").write_text("a red circle\na green square\n")
+    finished = run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
+    assert finished.returncode == 1 and "was made with prompt 'a blue square'" in finished.stderr
+    assert (out / f"{names[1]}.mp4").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    "text, reason",
+    [
+        ("", "no json"),
+        ("[" * 100000, "no json"),
+        ("{}", "no object with arguments"),
+        ("[]", "no object with arguments"),
+        ('{"arguments": []}', "no object with arguments"),
+        ('{"arguments": {}, "prompt": "a"}', "model_type is missing"),
+    ],
+)
+def test_a_result_whose_json_does_not_say_how_it_was_made(text, reason, flags, tmp_path):
+    options, _ = parse_options([*map(str, flags), "--text_prompt", "a"])
+    (sample,) = plan_samples(options, [("a", ())])
+    sample.path.parent.mkdir(exist_ok=True)
+    sample.metadata_path.write_text(text)
+    check_same_run(sample, options)  # there is no result yet
+    sample.path.write_bytes(b"")
+    with pytest.raises(ValueError, match=f"{sample.metadata_path.name} does not say how .*{reason}.*--overwrite"):
+        check_same_run(sample, options)
+    record = {"arguments": options.as_metadata(), "prompt": "a"}
+    sample.metadata_path.write_text(json.dumps(record))
+    check_same_run(sample, options)
+    del record["prompt"]
+    sample.metadata_path.write_text(json.dumps(record))
+    with pytest.raises(ValueError, match="prompt is missing"):
+        check_same_run(sample, options)
+
+
+def test_several_images_of_a_prompt(run, flags, tmp_path):
+    finished = run(
+        SAMPLE,
+        *flags,
+        "--text_prompt",
+        "a",
+        "--num_frames",
+        1,
+        "--num_samples_per_prompt",
+        3,
+        "--video_extension",
+        "png",
+        "--guidance_scale",
+        1,
+    )
+    assert finished.returncode == 0, finished.stderr
+    images = [read_image(tmp_path / f"out/EulerAncestralDiscrete_0_gs1_s2_i{k}.png") for k in range(3)]
+    assert images[0].shape == (32, 64, 3) and (images[0] != images[1]).any()
+    grid = read_image(tmp_path / "out/EulerAncestralDiscrete_0_gs1_s2.png")
+    assert grid.shape == (67, 131, 3) and (grid[1:33, 1:65] == images[0]).all()
+
+
+def test_latents_now_and_frames_later(run, flags, tmp_path):
+    base = [*flags, "--text_prompt", "a"]
+    for more in (["--save_latents"], ["--decode_latents"]):
+        finished = run(SAMPLE, *base, *more)
+        assert finished.returncode == 0, finished.stderr
+    stem = "EulerAncestralDiscrete_0_gs7.5_s2"
+    assert outputs(tmp_path / "out") == [f"{stem}.json", f"{stem}.mp4", f"{stem}.npy"]
+    two_runs = (tmp_path / "out" / f"{stem}.mp4").read_bytes()
+    finished = run(SAMPLE, *base, "--overwrite", "--save_memory")
+    assert finished.returncode == 0, finished.stderr
+    assert (tmp_path / "out" / f"{stem}.mp4").read_bytes() == two_runs
+    assert not (tmp_path / "out" / f"{stem}.npy").exists()
+
+
+def test_save_memory_goes_on_between_its_stages(run, flags, tmp_path):
+    base = [*flags, "--text_prompt", "a"]
+    run(SAMPLE, *base, "--save_latents")
+    latents = tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2.npy"
+    np.save(latents, np.zeros_like(np.load(latents)))  # what is decoded now shows where it came from
+    finished = run(SAMPLE, *base, "--save_memory")
+    assert finished.returncode == 0 and "denoising" not in finished.stderr and not latents.exists()
+    with VideoReader(latents.with_suffix(".mp4")) as video:
+        from_zeros = video.read(range(5))
+    run(SAMPLE, *base, "--overwrite")
+    with VideoReader(latents.with_suffix(".mp4")) as video:
+        assert (video.read(range(5)) != from_zeros).any()
+
+
+def test_a_killed_run_leaves_only_whole_files(flags, tmp_path):
+    def finished() -> list:
+        return sorted((tmp_path / "out").glob("[!.]*.mp4"))
+
+    command = [sys.executable, SAMPLE, *map(str, flags), "--text_prompt", *"abcdefgh", "--num_sampling_steps", "50"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
+    deadline = time.time() + 120
+    while time.time() < deadline and process.poll() is None and not finished():
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    videos = finished()
+    assert 1 <= len(videos) < 8
+    for video in videos:
+        with VideoReader(video) as reader:
+            assert len(reader) == 5
+
+
+def test_config_file(flags, tmp_path):
+    values = {"num_sampling_steps": 7, "guidance_scale": 3, "rescale_betas_zero_snr": False, "text_prompt": ["x", "y"]}
+    (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
+    strings = [str(flag) for flag in flags if flag != "--rescale_betas_zero_snr"]
+    options, _ = parse_options([*strings, "--config", str(tmp_path / "run.yaml")])
+    assert options.num_sampling_steps == 2 and options.guidance_scale == 3.0  # the command line wins
+    assert list(options.text_prompt) == ["x", "y"] and not options.rescale_betas_zero_snr
+    for text, message in (
+        ("num_sampling_step: 3", "num_sampling_steps"),
+        ("fps: many", "fps"),
+        ("sample_method: X", "not one of"),
+        ("- a", "flag: value"),
+        ("overwrite: 3", "true or false"),
+    ):
+        (tmp_path / "bad.yaml").write_text(text)
+        with pytest.raises(ValueError, match=message):
+            parse_options([*strings, "--text_prompt", "x", "--config", str(tmp_path / "bad.yaml")])
+
+
+@pytest.mark.parametrize(
+    "more, message",
+    [
+        (["--num_frames", "6"], "nearest: 5, 9"),
+        (["--height", "100"], "nearest: 96, 128"),
+        (["--ae", "WFVAEModel_D16_4x8x8"], "works on latents of 8 channels"),
+        (["--sparse_n", "2"], "contradicts"),
+        (["--video_extension", "png"], "for images"),
+        (["--fps", "0"], "--fps must be 1"),
+        (["--prompt_template", "a photo of"], "no {}, where the prompt goes"),
+        (["--model_path", "nowhere"], "nowhere"),
+        (["--save_latents", "--decode_latents"], "use one of them"),
+    ],
+)
+def test_wrong_arguments_are_told_before_loading(flags, more, message):
+    with pytest.raises((ValueError, OSError), match=message):
+        parse_options([*map(str, flags), "--text_prompt", "x", *more])
+
+
+def test_unknown_sampler_lists_the_known(run, flags):
+    finished = run(SAMPLE, *flags, "--text_prompt", "x", "--sample_method", "Euler")
+    assert finished.returncode != 0 and "EulerAncestralDiscrete" in finished.stderr
+
+
+def test_prompts(tmp_path):
+    (tmp_path / "a.csv").write_text('path,cap\n1.mp4,one\n2.mp4,"two, three"\n')
+    assert read_prompts([str(tmp_path / "a.csv")]) == ["one", "two, three"]
+    assert read_prompts(["one", "two"]) == ["one", "two"]
+    for name, text, message in (("b.csv", "x,y\n1,2\n", "none of prompt"), ("c.txt", "\n", "no prompts")):
+        (tmp_path / name).write_text(text)
+        with pytest.raises(ValueError, match=message):
+            read_prompts([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("a.TXT", "one\n\n two\n"),
+        ("a.CSV", "x, Prompt\n1,one\n2,\n3,two\n"),
+        ("a.md", "one\ntwo"),
+        ("dir.with/prompts", "one\ntwo"),
+        ("a.json", '["one", "", "two"]'),
+        ("a.JSON", '[{"path": "x", "cap": "one"}, {"prompt": "two"}]'),
+        ("a.jsonl", '"one"\n{"text": "two"}\n'),
+        ("b.jsonl", "one\ntwo\n"),
+        ("bom.txt", "\ufeffone\ntwo"),
+    ],
+)
+def test_kinds_of_prompt_files(tmp_path, name, text):
+    (tmp_path / name).parent.mkdir(exist_ok=True)
+    (tmp_path / name).write_text(text, encoding="utf-8")
+    assert read_prompts([str(tmp_path / name)]) == ["one", "two"]
+
+
+@pytest.mark.parametrize(
+    "name, content, message",
+    [
+        ("gbk.txt", "\u7ea2\u8272\u7684\u5706".encode("gbk"), "gbk.txt: not UTF-8 text; convert it"),
+        ("latin1.csv", b"prompt\ncaf\xe9\n", "latin1.csv: not UTF-8"),
+        ("utf16.txt", "a".encode("utf-16"), "UTF-16"),
+        ("a.json", b'["a", 1]', "entry 1: should be a text"),
+        ("b.json", b'["a", ', "b.json: after 1 objects"),
+        ("c.json", b'["half \\ud83d"]', "c.json: prompt 1: has half of a surrogate pair"),
+        ("a.docx", b"PK", "read from files that end with .txt"),
+        ("empty.json", b"[]", "holds no prompts"),
+    ],
+)
+def test_prompt_files_that_cannot_be_read(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=message):
+        read_prompts([str(tmp_path / name)])
+
+
+@pytest.mark.parametrize("prompt", ["no.txt", "no.TXT", "my prompts.csv", "no.json", "no.yaml", "nowhere/prompts"])
+def test_names_of_files_are_not_prompts(prompt):
+    with pytest.raises(FileNotFoundError, match="no such file of prompts"):
+        read_prompts([prompt])
+    with pytest.raises(ValueError, match="takes prompts or one file"):
+        read_prompts(["a cat", prompt])
+
+
+def test_prompts_that_look_a_little_like_files():
+    prompts = ["black/white stripes", "a report.pdf on a desk", "v1.5", "cat", "\u767d/\u9ed1", "", "a" * 5000]
+    for prompt in prompts:
+        assert read_prompts([prompt]) == [prompt]
+    assert read_prompts(prompts) == prompts
+    with pytest.raises(ValueError, match="prompt 2: has half of a surrogate pair"):
+        read_prompts(["a", "b\udcff"])
+
+
+def test_a_prompt_that_is_cut_is_named(run, flags):
+    finished = run(
+        SAMPLE,
+        *flags,
+        "--num_frames",
+        1,
+        "--max_sequence_length",
+        8,
+        "--text_prompt",
+        "a b c d e f g h i j",
+        "--prompt_template",
+        "{}",
+        "--negative_prompt",
+        "",
+    )
+    assert finished.returncode == 0, finished.stderr
+    (line,) = [line for line in finished.stderr.splitlines() if "has no effect" in line]
+    assert "'a b c d e f g h i j'... has " in line and "the first 8 " in line and "--max_sequence_length" in line
+
+
+def test_wording(release, run, flags, tmp_path, monkeypatch):
+    """What is written around a prompt, and what guidance leads away from, is the published wording or the user's."""
+
+    def texts_of(**wording) -> list[str]:
+        pipeline = OpenSoraPipeline.from_pretrained(
+            release / "transformer", release / "vae", release / "text", **wording
+        )
+        monkeypatch.setattr(pipeline, "embed", lambda texts, length: texts)
+        return [*pipeline.embed_prompt("a boat", 7.5), *pipeline.embed_prompt("{} %s", 1.0)]
+
+    negative, positive, alone = texts_of()
+    assert "worst quality" in negative and positive.split() == "high quality, high aesthetic, a boat".split()
+    assert alone.split() == "high quality, high aesthetic, {} %s".split()
+    assert texts_of(prompt_template="photo: {}", negative_prompt="") == ["", "photo: a boat", "photo: {} %s"]
+
+    finished = run(
+        SAMPLE, *flags, "--num_frames", 1, "--text_prompt", "x", "--prompt_template", "{}", "--negative_prompt", "y"
+    )
+    assert finished.returncode == 0, finished.stderr
+    (metadata,) = (tmp_path / "out").glob("*.json")
+    recorded = json.dumps(json.loads(metadata.read_text()))
+    assert '"prompt_template": "{}"' in recorded and '"negative_prompt": "y"' in recorded
+
+
+@pytest.mark.parametrize(
+    "flag, folder, message",
+    [
+        ("--model_path", "vae", "holds a WFVAEModel; --model_path with --model_type t2v needs an OpenSoraT2V_v1_3"),
+        ("--model_path", "text", "holds an? .*5.*; --model_path with --model_type t2v needs an OpenSoraT2V_v1_3"),
+        ("--ae_path", "transformer", "holds an OpenSoraT2V_v1_3; --ae_path needs a WFVAEModel"),
+        (
+            "--ae_path",
+            "causal",
+            "holds a CausalVAEModel .the autoencoder of Open-Sora-Plan v1.0 to v1.2.; --ae_path needs",
+        ),
+        ("--text_encoder_name_1", "vae", "holds a WFVAEModel; --text_encoder_name_1 needs an MT5EncoderModel"),
+        ("--ae_path", "empty", "empty: no weights in this folder"),
+        ("--ms_checkpoint", "gone.ckpt", "gone.ckpt: no such file"),
+    ],
+)
+def test_folders_of_other_models(release, flags, tmp_path, flag, folder, message):
+    """Refused with the flags, before a model is loaded, and by the pipeline too."""
+    (tmp_path / "causal").mkdir()
+    (tmp_path / "causal/config.json").write_text(json.dumps({"hidden_size_mult": [1, 2, 4, 4], "z_channels": 4}))
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty/config.json").write_text((release / "vae/config.json").read_text())
+    path = release / folder if (release / folder).exists() else tmp_path / folder
+    with pytest.raises((ValueError, FileNotFoundError), match=message):
+        parse_options([*map(str, flags), flag, str(path), "--text_prompt", "a"])
+    places = {
+        "--model_path": release / "transformer",
+        "--ae_path": release / "vae",
+        "--text_encoder_name_1": release / "text",
+    }
+    if flag in places:
+        with pytest.raises((ValueError, FileNotFoundError), match=message.split("; ")[0]):
+            OpenSoraPipeline.from_pretrained(*{**places, flag: path}.values())

@@ -1,0 +1,88 @@
+"""Choice of device, precision and processes, in processes of their own."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from processes import ROOT, free_port
+
+from opensora.device import choose_precision
+
+SCRIPT = """
+import argparse
+from opensora.utils.supervision import supervise
+supervise()
+from opensora import device
+from opensora.utils.cli import run_main
+
+def main():
+    parser = argparse.ArgumentParser()
+    device.add_arguments(parser)
+    dev = device.setup(parser.parse_args())
+    import mindspore as ms
+    print(f"RESULT {dev.target} mode={ms.get_context('mode')} {dev.dtype} rank {dev.rank} of {dev.world_size}",
+          ms.ops.standard_normal((2,)).asnumpy().tolist())
+
+run_main(main)
+"""
+
+
+@pytest.fixture
+def script(tmp_path) -> Path:
+    path = tmp_path / "setup_device.py"
+    path.write_text(f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{SCRIPT}")
+    return path
+
+
+def test_defaults_and_seed(run, script):
+    first, second, other = (run(script, "--device", "CPU", "--seed", seed) for seed in (5, 5, 6))
+    assert "RESULT CPU mode=1 Float32 rank 0 of 1" in first.stdout
+    assert first.stdout == second.stdout != other.stdout
+    assert "note:" not in first.stderr
+
+
+def test_flags(run, script):
+    finished = run(
+        script, "--device", "CPU", "--mode", 0, "--precision", "bf16", "--jit_level", "O0", "--max_device_memory", "4GB"
+    )
+    assert "RESULT CPU mode=0 Float32" in finished.stdout
+    assert finished.stderr.count("a CPU does not run bf16 here; running fp32 instead") == 1
+
+
+def test_precisions():
+    assert choose_precision("Ascend", None) == "bf16" and choose_precision("CPU", None) == "fp32"
+    assert choose_precision("Ascend", "fp16") == "fp16" and choose_precision("CPU", "fp16", quiet=True) == "fp32"
+
+
+def test_what_cannot_be_is_told(run, script):
+    absent = run(script, "--device", "Ascend")
+    if absent.returncode == 0:
+        pytest.skip("this machine has an Ascend")
+    assert absent.returncode == 1 and "error: --device Ascend" in absent.stderr and "CPU" in absent.stderr
+    assert "error: --use_parallel True needs msrun" in run(script, "--device", "CPU", "--use_parallel", "True").stderr
+
+
+def test_processes_of_msrun(script, tmp_path):
+    msrun = Path(sys.executable).with_name("msrun")
+    command = [
+        msrun,
+        "--worker_num=2",
+        "--local_worker_num=2",
+        f"--master_port={free_port()}",
+        f"--log_dir={tmp_path}/logs",
+        "--join=True",
+        script,
+        "--device",
+        "CPU",
+        "--use_parallel",
+        "True",
+    ]
+    environment = {**os.environ, "PATH": f"{msrun.parent}:{os.environ['PATH']}"}
+    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
+    logs = "".join(path.read_text() for path in (tmp_path / "logs").glob("worker_*.log"))
+    assert finished.returncode == 0, finished.stderr
+    assert "rank 0 of 2" in logs and "rank 1 of 2" in logs
