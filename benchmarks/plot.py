@@ -30,7 +30,7 @@ class Panel:
 
 
 class Pen:
-    """Draws in units of the finished picture."""
+    """NoiseSource in units of the finished picture."""
 
     def __init__(self, image: Image.Image, left: int):
         self.draw, self.left = ImageDraw.Draw(image), left

@@ -14,6 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
+
+from opensora.errors import UserError  # noqa: E402
 from opensora.utils.supervision import supervise  # noqa: E402
 
 if __name__ == "__main__":
@@ -98,7 +100,7 @@ def reconstruct(args: argparse.Namespace, clip: Clip, jobs: list[Job], dev: devi
         print_table(table)
     print_skipped(skipped)
     if jobs and not table:
-        raise ValueError(f"none of {len(jobs)} videos could be reconstructed")
+        raise UserError(f"none of {len(jobs)} videos could be reconstructed")
 
 
 if __name__ == "__main__":

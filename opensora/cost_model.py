@@ -18,6 +18,7 @@ from typing import NamedTuple
 
 from opensora.checkpoint.files import read_config
 from opensora.device import Device
+from opensora.errors import UserError
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
 from opensora.models.dit.embeddings import TIMESTEP_CHANNELS
 from opensora.models.dit.skiparse import Skiparse
@@ -36,7 +37,7 @@ class Run:
     """What is run, and on how many processes. `batch_size` counts the videos that one group shares in a step.
 
     Raises:
-        ValueError: a size the model cannot make, processes or heads that do not divide, or settings that contradict.
+        UserError: a size the model cannot make, processes or heads that do not divide, or settings that contradict.
     """
 
     config: OpenSoraConfig
@@ -57,15 +58,15 @@ class Run:
         check_size(self.num_frames, self.height, self.width, VAE.temporal_stride)
         for name in ("world_size", "batch_size", "max_sequence_length"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} must be 1 or more, not {getattr(self, name)}")
+                raise UserError(f"--{name} must be 1 or more, not {getattr(self, name)}")
         for name, known in (("precision", tuple(BYTES)), ("zero_stage", ZERO_STAGES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"--{name} {getattr(self, name)} is not one of {', '.join(map(str, known))}")
+                raise UserError(f"--{name} {getattr(self, name)} is not one of {', '.join(map(str, known))}")
         if self.training and self.guidance_scale > 1:
-            raise ValueError(f"--guidance_scale {self.guidance_scale} is for sampling: leave it out, or --training")
+            raise UserError(f"--guidance_scale {self.guidance_scale} is for sampling: leave it out, or --training")
         for name in ("zero_stage", "gradient_checkpointing"):
             if getattr(self, name) and not self.training:
-                raise ValueError(f"--{name} is for training: add --training, or leave it out")
+                raise UserError(f"--{name} is for training: add --training, or leave it out")
         # The checks of a real run; on a CPU making the group does nothing else.
         sequence_group(
             Device("CPU", 1, self.precision, world_size=self.world_size), self.sp_size, self.config.num_attention_heads
@@ -309,16 +310,16 @@ def load_config(model: str) -> OpenSoraConfig:
     """The configuration of a preset, or of the config.json at a path.
 
     Raises:
-        ValueError: neither, or a config.json of another model.
+        UserError: neither, or a config.json of another model.
     """
     if model in PRESETS:
         return OpenSoraConfig.from_dict(PRESETS[model])
     if not Path(model).exists():
-        raise ValueError(f"--model {model}: neither a folder nor one of {', '.join(PRESETS)}")
+        raise UserError(f"--model {model}: neither a folder nor one of {', '.join(PRESETS)}")
     try:
         return OpenSoraConfig.from_dict(read_config(model))
     except ValueError as error:
-        raise ValueError(f"--model {model}: {error}") from error
+        raise UserError(f"--model {model}: {error}") from error
 
 
 def parse_args() -> argparse.Namespace:

@@ -20,6 +20,7 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 
+from opensora.errors import UserError
 from opensora.ops.cpu import kernels
 from opensora.ops.cpu.build import check_settings
 from opensora.utils import supervision
@@ -76,14 +77,12 @@ def setup(args: argparse.Namespace) -> Device:
     """Applies the flags of `add_arguments` to MindSpore. Called once, before any tensor is made.
 
     Raises:
-        ValueError: the target is not on this machine, --use_parallel without msrun, `OPENSORA_MARCH` not of this CPU, or
+        UserError: the target is not on this machine, --use_parallel without msrun, `OPENSORA_MARCH` not of this CPU, or
             processes that would compute differently (`kernels.check_ranks_agree`).
     """
     target = args.device or default_target()
     if not ms.hal.is_available(target):
-        raise ValueError(
-            f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}"
-        )
+        raise UserError(f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}")
     if target == "CPU":
         check_settings()
     _choose_target(target)
@@ -107,7 +106,7 @@ def _choose_target(target: str) -> None:
         ms.set_device(target)
     except RuntimeError as error:
         if target != in_use:
-            raise ValueError(f"--device {target}: this process already computes on {in_use}; start another") from error
+            raise UserError(f"--device {target}: this process already computes on {in_use}; start another") from error
 
 
 def default_target() -> str:
@@ -138,14 +137,14 @@ def set_seed(seed: int) -> None:
 def join_processes() -> tuple[int, int]:
     """Joins the group of processes that msrun started; returns (rank, number of processes)."""
     if "MS_WORKER_NUM" not in os.environ:
-        raise ValueError(
+        raise UserError(
             "--use_parallel True needs msrun, as in: "
             "msrun --worker_num=2 --local_worker_num=2 --join=True opensora/sample/sample.py ..."
         )
     try:
         ms.communication.init()
     except RuntimeError as error:
-        raise ValueError(_why_not_joined(str(error))) from error
+        raise UserError(_why_not_joined(str(error))) from error
     from opensora.parallel.collectives import barrier  # which needs this module
 
     size = ms.communication.get_group_size()

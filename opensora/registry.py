@@ -18,6 +18,7 @@ import mindspore as ms
 
 from opensora.checkpoint.files import resolve_path
 from opensora.datasets.bucketed.dataset import VariableVideoTextDataset, VideoTextDataset
+from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, WFVAEModel, get_vae
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
 from opensora.models.dit.config import PRESETS as DIT_PRESETS
@@ -64,7 +65,7 @@ def build(config: Optional[Mapping[str, Any]], kind: Optional[str] = None, **con
 
     Raises:
         FileNotFoundError: weights or data that are not on this machine.
-        ValueError: an unknown type or field, a type of another kind, or what building it finds wrong.
+        UserError: an unknown type or field, a type of another kind, or what building it finds wrong.
     """
     if config is None:
         return None
@@ -76,32 +77,32 @@ def check_part(config: Mapping[str, Any], kind: Optional[str] = None) -> tuple[E
     """The entry that a part's `type` names, and the part's other fields, whose names are checked. Loads nothing.
 
     Raises:
-        ValueError: an unknown type or field, or a type of another kind.
+        UserError: an unknown type or field, or a type of another kind.
     """
     given = dict(config)
     name = given.pop("type", None)
     known = [key for key, entry in REGISTRY.items() if kind in (None, entry.kind)]
     if name not in known:
-        raise ValueError(
+        raise UserError(
             f"type {name!r} is no {kind or 'type'} that is known{_hint(name, known)}; choose from {', '.join(known)}"
         )
     entry = REGISTRY[name]
     for field in given:
         if field not in entry.fields:
-            raise ValueError(
+            raise UserError(
                 f"{name} has no field {field!r}{_hint(field, entry.fields)}; its fields are {', '.join(entry.fields)}"
             )
     return entry, given
 
 
 def check_family(config: Mapping[str, Any], families: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raises ValueError where the types of a config do not go together."""
+    """Raises UserError where the types of a config do not go together."""
     model = config["model"]["type"]
     if model not in families:
-        raise ValueError(f"model type {model!r} is not one of {', '.join(families)}")
+        raise UserError(f"model type {model!r} is not one of {', '.join(families)}")
     for name, allowed in families[model].items():
         if config[name]["type"] not in allowed:
-            raise ValueError(
+            raise UserError(
                 f"{name} type {config[name]['type']!r} does not go with the model {model}; choose from "
                 f"{', '.join(allowed)}"
             )
@@ -112,7 +113,7 @@ def check_folders(config: Mapping[str, Any]) -> None:
 
     Raises:
         FileNotFoundError: a folder is not on this machine.
-        ValueError: one is of another model.
+        UserError: one is of another model.
     """
     for part in (config[name] for name in (MODEL, VAE, TEXT_ENCODER) if config.get(name)):
         entry = REGISTRY.get(part.get("type"))
@@ -189,7 +190,7 @@ def _wfvae_entry(name: str) -> Entry:
         enable_tiling: bool = False,
     ):
         if from_pretrained is None:
-            raise ValueError(f"{name}: the field from_pretrained is missing, the folder of the autoencoder")
+            raise UserError(f"{name}: the field from_pretrained is missing, the folder of the autoencoder")
         vae: WFVAEModel = get_vae(name, local_weights(from_pretrained, cache_dir), dtype)
         vae.enable_tiling(enable_tiling)
         return vae
@@ -207,7 +208,7 @@ def _text_encoder_entry(name: str, default_length: int, always_float32: bool) ->
         dtype=ms.float32,
     ) -> TextEncoder:
         if from_pretrained is None:
-            raise ValueError(f"{name}: the field from_pretrained is missing, the folder of the text encoder")
+            raise UserError(f"{name}: the field from_pretrained is missing, the folder of the text encoder")
         path = local_weights(from_pretrained, cache_dir)
         # `shardformer` means 16 bits; T5 computes in float32 without it, whatever the model does.
         encoder = MT5EncoderModel.from_pretrained(path, ms.float32 if always_float32 and not shardformer else dtype)

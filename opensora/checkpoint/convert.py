@@ -9,6 +9,7 @@ from typing import Union
 from opensora.checkpoint.files import open_state, read_config
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.shape_check import check_shapes, class_name
+from opensora.errors import UserError
 
 PathLike = Union[str, Path]
 
@@ -20,7 +21,7 @@ def convert(src: PathLike, target: PathLike, config_path: PathLike, use_ema: boo
     one find it.
 
     Raises:
-        FileNotFoundError, ValueError, OSError: before anything is written, if source or config cannot be used or
+        FileNotFoundError, UserError, OSError: before anything is written, if source or config cannot be used or
         do not belong together, or if the disk is full.
     """
     config = read_config(config_path)
@@ -43,9 +44,9 @@ def convert_mindspore(src: PathLike, target: PathLike, config_path: PathLike) ->
     try:
         model = model_class.without_weights(**config)
     except ValueError as error:
-        raise ValueError(f"{config_path}: {error}") from error
+        raise UserError(f"{config_path}: {error}") from error
     try:
         tensors = model.own_tensors(state)
     except ValueError as error:
-        raise ValueError(f"{src}: {error}") from error
+        raise UserError(f"{src}: {error}") from error
     write_safetensors(target, tensors, progress=True, check_finite=True)

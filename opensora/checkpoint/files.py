@@ -11,7 +11,8 @@ from opensora.checkpoint.formats.mindspore import is_mindspore_file, read_mindsp
 from opensora.checkpoint.formats.safetensors import is_safetensors_file, read_safetensors
 from opensora.checkpoint.formats.torch import UNREAD_TENSOR, is_torch_file, read_torch_file
 from opensora.checkpoint.formats.torch_pickle import Foreign
-from opensora.checkpoint.lazy_tensor import StoredTensor
+from opensora.checkpoint.lazy_tensor import FileTensor
+from opensora.errors import UserError
 from opensora.utils.json_text import read_json
 
 # In a folder the first of these that is there is taken; of the last ones there must be a single file.
@@ -89,12 +90,12 @@ def read_config(path: Union[str, Path]) -> dict[str, Any]:
 
     Raises:
         FileNotFoundError: there is none.
-        ValueError: it is no json object, or has a key twice or a number that is not finite.
+        UserError: it is no json object, or has a key twice or a number that is not finite.
     """
     path = config_path(path)
     config = read_json(path)
     if not isinstance(config, dict):
-        raise ValueError(f"{path}: should hold a json object")
+        raise UserError(f"{path}: should hold a json object")
     return config
 
 
@@ -128,7 +129,7 @@ def find_weights(path: Union[str, Path]) -> Path:
 
     Raises:
         FileNotFoundError: nothing there.
-        ValueError: several files, none of which has one of the usual names.
+        UserError: several files, none of which has one of the usual names.
     """
     path = resolve_path(path)
     if path.is_file():
@@ -139,7 +140,7 @@ def find_weights(path: Union[str, Path]) -> Path:
     for pattern in PATTERNS:
         found = sorted(path.glob(pattern))
         if len(found) > 1:
-            raise ValueError(
+            raise UserError(
                 f"{path} holds several files of weights ({', '.join(file.name for file in found[:3])}); "
                 f"name one of them, or if they are shards, add their index.json"
             )
@@ -148,7 +149,7 @@ def find_weights(path: Union[str, Path]) -> Path:
     raise FileNotFoundError(f"{path}: no weights in this folder ({', '.join(NAMES[::2])} ...)")
 
 
-def open_state(path: Union[str, Path], use_ema: bool = True) -> dict[str, StoredTensor]:
+def open_state(path: Union[str, Path], use_ema: bool = True) -> dict[str, FileTensor]:
     """The tensors at a path by name, to be read one by one.
 
     Reads safetensors, torch files (zip and legacy), shards named by an index, and MindSpore checkpoints; what a file
@@ -157,13 +158,13 @@ def open_state(path: Union[str, Path], use_ema: bool = True) -> dict[str, Stored
 
     Raises:
         FileNotFoundError: nothing there, or a shard is missing.
-        ValueError: a damaged file, one of another kind, or one without tensors.
+        UserError: a damaged file, one of another kind, or one without tensors.
     """
     path = find_weights(path)
     state = _open_shards(path, use_ema) if path.name.endswith(".json") else _open_file(path, use_ema)
     plain = dict(zip(unwrapped_names(state), state.values()))
     if len(plain) < len(state):
-        raise ValueError(f"{path}: has tensors twice, with and without the `_orig_mod.` of torch.compile or the like")
+        raise UserError(f"{path}: has tensors twice, with and without the `_orig_mod.` of torch.compile or the like")
     return plain
 
 
@@ -179,7 +180,7 @@ def unwrapped_names(names: Iterable[str]) -> list[str]:
         names = plain
 
 
-def _open_file(path: Path, use_ema: bool) -> dict[str, StoredTensor]:
+def _open_file(path: Path, use_ema: bool) -> dict[str, FileTensor]:
     with open(path, "rb") as file:
         start = file.read(16)
     if is_torch_file(start):
@@ -189,23 +190,23 @@ def _open_file(path: Path, use_ema: bool) -> dict[str, StoredTensor]:
     elif is_mindspore_file(start):
         state = read_mindspore_file(path)
     elif start.startswith(b"version https://"):
-        raise ValueError(f"{path}: a note of Git LFS where the weights should be; run `git lfs pull` in its folder")
+        raise UserError(f"{path}: a note of Git LFS where the weights should be; run `git lfs pull` in its folder")
     else:
-        raise ValueError(f"{path}: neither safetensors nor a torch file nor a MindSpore checkpoint, or cut off")
+        raise UserError(f"{path}: neither safetensors nor a torch file nor a MindSpore checkpoint, or cut off")
     if not state:
-        raise ValueError(f"{path}: holds no tensors")
+        raise UserError(f"{path}: holds no tensors")
     return state
 
 
-def _open_shards(index: Path, use_ema: bool) -> dict[str, StoredTensor]:
+def _open_shards(index: Path, use_ema: bool) -> dict[str, FileTensor]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:
-        raise ValueError(f"{index}: not an index of shards (no weight_map)")
+        raise UserError(f"{index}: not an index of shards (no weight_map)")
     shards = {}
     for name in weight_map.values():
         if not isinstance(name, str) or Path(name).name != name or name.endswith(".json") or len(name) > LONGEST_NAME:
-            raise ValueError(
+            raise UserError(
                 f"{index}: the shard {name!r:.100} is not in the index's own folder, or is no file of weights"
             )
     files = sorted(set(weight_map.values()))
@@ -215,20 +216,20 @@ def _open_shards(index: Path, use_ema: bool) -> dict[str, StoredTensor]:
         shards[name] = _open_file(index.parent / name, use_ema)
     absent = [name for name, file in weight_map.items() if name not in shards[file]]
     if absent:
-        raise ValueError(
+        raise UserError(
             f"{index.parent / weight_map[absent[0]]}: has no tensor {absent[0]!r:.100}, which {index.name} says it has"
         )
     return {name: shards[file][name] for name, file in weight_map.items()}
 
 
-def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, StoredTensor]:
+def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, FileTensor]:
     """The state dict in what a torch file held.
 
     Raises:
-        ValueError: there is none, or one of its tensors is of a kind that is not read.
+        UserError: there is none, or one of its tensors is of a kind that is not read.
     """
     if isinstance(content, Foreign):
-        raise ValueError(f"{path}: holds an object of {content.name:.100}, not weights; save its state_dict() instead")
+        raise UserError(f"{path}: holds an object of {content.name:.100}, not weights; save its state_dict() instead")
     content = content if isinstance(content, dict) else {}
     for key in EMA_KEYS:
         if use_ema and isinstance(content.get(key), Foreign):
@@ -240,8 +241,8 @@ def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, StoredTensor]:
     state = _find_state(content, EMA_KEYS + PLAIN_KEYS if use_ema else PLAIN_KEYS)
     if not state:
         if not use_ema and _find_state(content, EMA_KEYS + PLAIN_KEYS):
-            raise ValueError(f"{path}: holds EMA weights only, and plain ones are asked for")
-        raise ValueError(
+            raise UserError(f"{path}: holds EMA weights only, and plain ones are asked for")
+        raise UserError(
             f"{path}: holds no tensors"
             + (
                 "; a DeepSpeed ZeRO-3 checkpoint has its weights in other files: run its zero_to_fp32.py first"
@@ -251,10 +252,8 @@ def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, StoredTensor]:
         )
     for name, value in state.items():
         if _is_unread_tensor(value):
-            raise ValueError(
-                f"{path}: {name!r:.100} is a {value.name:.100}, which is not read here; save it as float32"
-            )
-    return {name: value for name, value in state.items() if isinstance(value, StoredTensor)}
+            raise UserError(f"{path}: {name!r:.100} is a {value.name:.100}, which is not read here; save it as float32")
+    return {name: value for name, value in state.items() if isinstance(value, FileTensor)}
 
 
 def _find_state(content: dict, keys: tuple, depth: int = 0) -> dict:
@@ -266,7 +265,7 @@ def _find_state(content: dict, keys: tuple, depth: int = 0) -> dict:
                 return state
     named = {name: value for name, value in content.items() if isinstance(name, str)}
     has_tensors = any(
-        isinstance(value, StoredTensor) and value.nbytes or _is_unread_tensor(value) for value in named.values()
+        isinstance(value, FileTensor) and value.nbytes or _is_unread_tensor(value) for value in named.values()
     )
     return named if has_tensors else {}
 

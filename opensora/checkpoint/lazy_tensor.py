@@ -11,6 +11,8 @@ from typing import BinaryIO, NamedTuple, Optional, Union
 
 import numpy as np
 
+from opensora.errors import UserError
+
 PIECE = 16 << 20  # bytes that are in memory at a time while a tensor is copied
 
 MOST_AXES = 32  # numpy's limit
@@ -38,22 +40,22 @@ BITS = ("BF16", "F8_E4M3", "F8_E5M2")  # types that are widened to float32, whic
 FLOATS = ("F64", "F32", "F16", *BITS)
 
 
-def cut_off(path: Path, what: str = "the file") -> ValueError:
+def truncated(path: Path, what: str = "the file") -> UserError:
     """The error of a file that ends too early."""
-    return ValueError(f"{path}: {what} is cut off; download or copy the file again")
+    return UserError(f"{path}: {what} is cut off; download or copy the file again")
 
 
 def element_count(shape: Sequence[int]) -> int:
-    """The product of a shape that a file claims. Raises ValueError if no tensor can have it."""
+    """The product of a shape that a file claims. Raises UserError if no tensor can have it."""
     if len(shape) > MOST_AXES:
-        raise ValueError(f"a tensor of {len(shape)} axes; at most {MOST_AXES} can be read")
+        raise UserError(f"a tensor of {len(shape)} axes; at most {MOST_AXES} can be read")
     count = 1
     for size in shape:
         if type(size) is not int or not 0 <= size <= LARGEST_TENSOR:
-            raise ValueError("a shape that is not made of sizes")
+            raise UserError("a shape that is not made of sizes")
         count *= size or 1
         if count > LARGEST_TENSOR:
-            raise ValueError(f"a tensor of more than 2**48 elements, {tuple(shape)}")
+            raise UserError(f"a tensor of more than 2**48 elements, {tuple(shape)}")
     return 0 if 0 in shape else count
 
 
@@ -66,9 +68,9 @@ class OpenFile:
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytearray:
-        """`size` bytes from `offset` on. Raises ValueError where the file ends before."""
+        """`size` bytes from `offset` on. Raises UserError where the file ends before."""
         if offset + size > self.size:
-            raise cut_off(self.path)
+            raise truncated(self.path)
         data = bytearray(size)
         view = memoryview(data)
         self._file.seek(offset)
@@ -76,7 +78,7 @@ class OpenFile:
         while done < size:
             count = self._file.readinto(view[done:])
             if not count:  # someone shortened it since
-                raise cut_off(self.path)
+                raise truncated(self.path)
             done += count
         return data
 
@@ -104,7 +106,7 @@ class ScatteredFile:
         return data
 
 
-class StoredTensor(NamedTuple):
+class FileTensor(NamedTuple):
     """A tensor in a file: `offset` is its first element's place in bytes, `strides` count elements.
 
     Two that are equal are the same bytes of the same open file.
@@ -151,12 +153,12 @@ class StoredTensor(NamedTuple):
 
 
 class ArrayTensor:
-    """An array in memory with the face of a `StoredTensor`."""
+    """An array in memory with the face of a `FileTensor`."""
 
     def __init__(self, array: np.ndarray):
         tags = {kind: tag for tag, kind in NUMPY_TYPES.items() if tag not in BITS}
         if array.dtype not in tags:
-            raise ValueError(f"an array of {array.dtype} cannot be stored")
+            raise UserError(f"an array of {array.dtype} cannot be stored")
         self.array = array
         self.dtype = tags[array.dtype]
         self.shape, self.nbytes = array.shape, array.nbytes
@@ -168,7 +170,7 @@ class ArrayTensor:
         return self.array
 
 
-AnyTensor = Union[StoredTensor, ArrayTensor]
+LazyTensor = Union[FileTensor, ArrayTensor]
 
 
 @cache

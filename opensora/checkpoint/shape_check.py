@@ -6,7 +6,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
-from opensora.checkpoint.lazy_tensor import StoredTensor
+from opensora.checkpoint.lazy_tensor import FileTensor
+from opensora.errors import UserError
 from opensora.utils.cli import with_article
 
 
@@ -105,7 +106,7 @@ def kind_of(config: Mapping[str, Any]) -> Optional[str]:
 
 
 def check_kind(config: Mapping[str, Any], folder: Union[str, Path], expected: Sequence[str], flag: str = "") -> None:
-    """Raises ValueError if a config.json, of `folder`, is for a class that is not one of `expected`.
+    """Raises UserError if a config.json, of `folder`, is for a class that is not one of `expected`.
 
     Args:
         expected: names a config.json may give the class; the first is shown.
@@ -115,7 +116,7 @@ def check_kind(config: Mapping[str, Any], folder: Union[str, Path], expected: Se
     if kind is None or kind in expected:
         return
     meaning = f" ({OTHER_KINDS[kind]})" if kind in OTHER_KINDS else ""
-    raise ValueError(
+    raise UserError(
         f"{folder}: holds {with_article(kind[:80])}{meaning}; {flag or 'what is loaded here'} needs "
         f"{with_article(expected[0])}"
     )
@@ -127,30 +128,30 @@ MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # what transf
 
 
 def class_name(config: Mapping[str, Any], config_path: Union[str, Path]) -> str:
-    """The class that a config.json is for. Raises ValueError if it is none of `KINDS`."""
+    """The class that a config.json is for. Raises UserError if it is none of `KINDS`."""
     published = kind_of(config)
     name = MODEL_TYPES.get(published, published)
     if name not in KINDS:
-        raise ValueError(f"{config_path}: the config of {published!r}; known are {', '.join([*KINDS, *MODEL_TYPES])}")
+        raise UserError(f"{config_path}: the config of {published!r}; known are {', '.join([*KINDS, *MODEL_TYPES])}")
     return name
 
 
 def check_shapes(
-    state: Mapping[str, StoredTensor], src: Union[str, Path], config: Mapping[str, Any], config_path: Union[str, Path]
+    state: Mapping[str, FileTensor], src: Union[str, Path], config: Mapping[str, Any], config_path: Union[str, Path]
 ) -> None:
-    """Raises ValueError, naming the key, if the tensors of `state`, from `src`, are not those of this config."""
+    """Raises UserError, naming the key, if the tensors of `state`, from `src`, are not those of this config."""
     kind = KINDS[class_name(config, config_path)]
     for tensor, axis, keys, expected in kind.sizes:
         if tensor not in state:
-            raise ValueError(f"{src}: has no {tensor!r}, so it does not hold the model that {config_path} describes")
+            raise UserError(f"{src}: has no {tensor!r}, so it does not hold the model that {config_path} describes")
         try:
             size = expected(config)
         except KeyError as error:
-            raise ValueError(f"{config_path}: has no key {error}") from error
+            raise UserError(f"{config_path}: has no key {error}") from error
         shape = tuple(state[tensor].shape)
         if shape[axis : axis + 1] != (size,):
-            raise ValueError(f"{config_path}: {keys} gives {size!r}, but {tensor} in {src} has the shape {shape}")
+            raise UserError(f"{config_path}: {keys} gives {size!r}, but {tensor} in {src} has the shape {shape}")
     if kind.layers:
         count = len({name[len(kind.layers) :].split(".")[0] for name in state if name.startswith(kind.layers)})
         if count != config.get("num_layers"):
-            raise ValueError(f"{config_path}: num_layers is {config.get('num_layers')!r}, but {src} has {count} layers")
+            raise UserError(f"{config_path}: num_layers is {config.get('num_layers')!r}, but {src} has {count} layers")

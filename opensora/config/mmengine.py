@@ -23,6 +23,7 @@ from typing import Any, NamedTuple, Optional, Union
 
 from mmengine.config import Config, ConfigDict
 
+from opensora.errors import UserError
 from opensora.sample.prompt_files import check_is_no_file, read_prompt_file
 from opensora.utils.cli import CommandParser, check_seed, finite_float, seed, str2bool
 from opensora.utils.numbers import finite_number
@@ -142,7 +143,7 @@ def parse_configs(training: bool, argv: Optional[Sequence[str]] = None) -> Confi
 
     Raises:
         FileNotFoundError: no such config or prompt file.
-        ValueError: the config cannot be run, a flag has no place in it, or no prompts are left.
+        UserError: the config cannot be run, a flag has no place in it, or no prompts are left.
     """
     given = vars(_parser((*COMMON_FLAGS, *(TRAINING_FLAGS if training else INFERENCE_FLAGS))).parse_args(argv))
     config = read_config_file(given["config"])
@@ -183,31 +184,31 @@ def read_config_file(path: Union[str, Path]) -> ConfigDict:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it cannot be run.
+        UserError: it cannot be run.
     """
     if not Path(path).is_file():
         raise FileNotFoundError(f"{path}: no such config file")
     try:
         fields = Config.fromfile(str(path), lazy_import=False).items()
     except Exception as error:  # whatever the user's program may do
-        raise ValueError(f"{path}: this config cannot be run: {type(error).__name__}: {error}") from error
+        raise UserError(f"{path}: this config cannot be run: {type(error).__name__}: {error}") from error
     return ConfigDict(
         {name: value for name, value in fields if not name.startswith("_") and not isinstance(value, type)}
     )
 
 
 def check_fields(config: Mapping, needed: Iterable[str]) -> None:
-    """Raises ValueError where one of the fields is missing; `model.type` is the field `type` of `model`."""
+    """Raises UserError where one of the fields is missing; `model.type` is the field `type` of `model`."""
     for name in needed:
         value: Any = config
         for part in name.split("."):
             value = value.get(part) if isinstance(value, Mapping) else None
         if value is None:
-            raise ValueError(f"{config.get('config', 'the config')}: the field {name} is missing")
+            raise UserError(f"{config.get('config', 'the config')}: the field {name} is missing")
 
 
 def check_finite(value: Any, name: str) -> None:
-    """Raises ValueError where a field, or a value inside of it, is NaN or infinite."""
+    """Raises UserError where a field, or a value inside of it, is NaN or infinite."""
     if isinstance(value, Mapping):
         for key, part in value.items():
             check_finite(part, f"{name}.{key}")
@@ -215,14 +216,14 @@ def check_finite(value: Any, name: str) -> None:
         for place, part in enumerate(value):
             check_finite(part, f"{name}[{place}]")
     elif isinstance(value, float) and not math.isfinite(value):
-        raise ValueError(f"{name} = {value}: should be a finite number")
+        raise UserError(f"{name} = {value}: should be a finite number")
 
 
 def device_arguments(config: Mapping) -> argparse.Namespace:
     """What `opensora.device.setup` takes, from the fields of a config.
 
     Raises:
-        ValueError: an unknown dtype.
+        UserError: an unknown dtype.
     """
     launched = "MS_WORKER_NUM" in os.environ  # by msrun
     return argparse.Namespace(
@@ -249,7 +250,7 @@ def precision(dtype: Optional[str]) -> Optional[str]:
         "bfloat16": "bf16",
     }
     if dtype not in words:
-        raise ValueError(f"dtype {dtype!r} is not one of {', '.join(word for word in words if word)}")
+        raise UserError(f"dtype {dtype!r} is not one of {', '.join(word for word in words if word)}")
     return words[dtype]
 
 
@@ -276,7 +277,7 @@ def _put(config: ConfigDict, place: Sequence[str], value: Any) -> None:
     *parents, name = place
     for parent in parents:
         if not isinstance(config.get(parent), Mapping):
-            raise ValueError(f"{'.'.join(place)} = {value!r} was asked for, but the config has no {parent} = dict(...)")
+            raise UserError(f"{'.'.join(place)} = {value!r} was asked for, but the config has no {parent} = dict(...)")
         config = config[parent]
     config[name] = value
 
@@ -312,18 +313,18 @@ def _choose_prompts(config: ConfigDict, given: Mapping[str, Any]) -> None:
     if prompts is None:
         path = config.get("prompt_path")
         if path is None:
-            raise ValueError(
+            raise UserError(
                 "there are no prompts: give --prompt or --prompt-path, or prompt or prompt_path in the config"
             )
         prompts = read_prompt_file(str(path))
     if not isinstance(prompts, (list, tuple)) or not all(isinstance(prompt, str) for prompt in prompts):
-        raise ValueError(f"{given['config']}: prompt {prompts!r}: should be a list of texts")
+        raise UserError(f"{given['config']}: prompt {prompts!r}: should be a list of texts")
     for prompt in prompts:
         check_is_no_file(prompt)
     start, end = config.get("start_index"), config.get("end_index")
     for name, value in (("start_index", start), ("end_index", end)):
         if value is not None and type(value) is not int:
-            raise ValueError(f"{given['config']}: {name} {value!r}: should be a whole number")
+            raise UserError(f"{given['config']}: {name} {value!r}: should be a whole number")
     first, stop, _ = slice(start, end).indices(len(prompts))
     for name in ("reference_path", "mask_strategy"):
         values = config.get(name)
@@ -334,4 +335,4 @@ def _choose_prompts(config: ConfigDict, given: Mapping[str, Any]) -> None:
             config[name] = list(values)[first:stop]
     config.prompt, config.earlier_prompts, config.first_index = list(prompts[first:stop]), list(prompts[:first]), first
     if not config.prompt:
-        raise ValueError(f"no prompts are left of {len(prompts)} from --start-index {start} to --end-index {end}")
+        raise UserError(f"no prompts are left of {len(prompts)} from --start-index {start} to --end-index {end}")

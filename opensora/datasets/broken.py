@@ -16,6 +16,8 @@ from typing import Any, Callable, Optional, TypeVar, Union
 
 import numpy as np
 
+from opensora.errors import UserError
+
 SECONDS = 60.0  # a sample that takes longer to read counts as broken
 LONGEST_REASON = 500  # letters
 TRIES = 10  # samples looked at for one place in a batch
@@ -131,7 +133,7 @@ def read_or_replace(
     the fault lies elsewhere, say in a disk that is not there.
 
     Raises:
-        ValueError: `TRIES` samples were broken.
+        UserError: `TRIES` samples were broken.
     """
     reasons: dict[str, str] = {}
     for tried in range(TRIES):
@@ -150,7 +152,7 @@ def read_or_replace(
             quarantine.add(broken, reason)
         return {**sample, "replaced": int(tried > 0)}
     last = list(reasons.values())[-1] if reasons else f"{name} is listed in {quarantine.path}"
-    raise ValueError(printable(f"none of {TRIES} samples of one shape could be read. The last: {last}"))
+    raise UserError(printable(f"none of {TRIES} samples of one shape could be read. The last: {last}"))
 
 
 def in_time(work: Callable[[], Result], seconds: float) -> Result:

@@ -10,6 +10,7 @@ from typing import Callable
 from opensora.datasets.collate import stack
 from opensora.datasets.sampler import Sampler
 from opensora.datasets.worker import Worker, make_batch
+from opensora.errors import UserError
 
 
 class Loader:
@@ -44,7 +45,7 @@ class Loader:
         prefetch: int = 2,
     ):
         if num_workers < 0 or prefetch < 1:
-            raise ValueError(f"num_workers {num_workers}, prefetch {prefetch}: should be at least 0 and 1")
+            raise UserError(f"num_workers {num_workers}, prefetch {prefetch}: should be at least 0 and 1")
         self.dataset, self.sampler, self.collate = dataset, sampler, collate
         self.num_workers, self.prefetch = num_workers, prefetch
         self.wait_seconds, self.batches, self.replaced = 0.0, 0, 0
@@ -53,7 +54,7 @@ class Loader:
         """Starts the workers; they end with the iterator.
 
         Raises:
-            ValueError: a batch could not be made, or workers keep ending.
+            UserError: a batch could not be made, or workers keep ending.
         """
         made = self._made_by_workers() if self.num_workers else self._made_here()
         while True:

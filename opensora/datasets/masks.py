@@ -17,6 +17,8 @@ import cv2
 import numpy as np
 import yaml
 
+from opensora.errors import UserError
+
 BLACK = -1.0  # of pixels in [-1, 1]: what the model sees where nothing is given
 
 
@@ -32,11 +34,11 @@ class MaskType(Enum):
 
     @classmethod
     def of(cls, name: Union[str, MaskType]) -> MaskType:
-        """Raises ValueError, with the known names, for one that is none of them."""
+        """Raises UserError, with the known names, for one that is none of them."""
         if isinstance(name, cls):
             return name
         if name not in cls.__members__:
-            raise ValueError(f"mask type {name!r} is not one of {', '.join(cls.__members__)}")
+            raise UserError(f"mask type {name!r} is not one of {', '.join(cls.__members__)}")
         return cls[name]
 
 
@@ -48,7 +50,7 @@ class MaskConfig:
     """How often training draws each type; ratios are normalised to a sum of 1, and if all are 0, each is as likely.
 
     Raises:
-        ValueError: an unknown type, one that images cannot have, or numbers that are no ratios.
+        UserError: an unknown type, one that images cannot have, or numbers that are no ratios.
     """
 
     min_clear_ratio: float = 0.0  # share of the frames that continuation and random_temporal give
@@ -79,7 +81,7 @@ class MaskConfig:
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: no yaml, an unknown key, or values that are refused.
+            UserError: no yaml, an unknown key, or values that are refused.
         """
         path = Path(path)
         if not path.is_file():
@@ -87,15 +89,15 @@ class MaskConfig:
         try:
             values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
         except yaml.YAMLError as error:
-            raise ValueError(f"{path}: not a yaml file: {error}") from error
+            raise UserError(f"{path}: not a yaml file: {error}") from error
         known = [item.name for item in fields(cls)]
         unknown = [key for key in values if key not in known] if isinstance(values, dict) else [values]
         if unknown:
-            raise ValueError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+            raise UserError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
         try:
             return cls(**values)
         except ValueError as error:
-            raise ValueError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error}") from error
 
     def draw(self, is_image: bool, rng: np.random.Generator) -> MaskType:
         """A random type, as often as the ratios have it."""
@@ -107,7 +109,7 @@ class MaskProcessor:
     """Makes masks. Where a type leaves the number of given frames open, it lies between the two ratios of all frames.
 
     Raises:
-        ValueError: ratios that are not 0 <= min <= max <= 1.
+        UserError: ratios that are not 0 <= min <= max <= 1.
     """
 
     def __init__(self, min_clear_ratio: float = 0.0, max_clear_ratio: float = 1.0):
@@ -115,7 +117,7 @@ class MaskProcessor:
             not all(map(_is_number, (min_clear_ratio, max_clear_ratio)))
             or not 0 <= min_clear_ratio <= max_clear_ratio <= 1
         ):
-            raise ValueError(
+            raise UserError(
                 f"min_clear_ratio {min_clear_ratio!r} and max_clear_ratio {max_clear_ratio!r}: should be "
                 f"0 <= min <= max <= 1"
             )
@@ -197,20 +199,20 @@ def add_noise_to_condition(
 
 
 def check_noise_strength(noise_strength: float) -> None:
-    """Raises ValueError unless it lies between 0 (no noise) and 1."""
+    """Raises UserError unless it lies between 0 (no noise) and 1."""
     if not 0 <= noise_strength <= 1:
-        raise ValueError(f"noise_strength {noise_strength} should lie between 0 and 1")
+        raise UserError(f"noise_strength {noise_strength} should lie between 0 and 1")
 
 
 def _normalised(name: str, ratios: Mapping[str, float], allowed: tuple) -> dict[str, float]:
     names = [mask_type.name for mask_type in allowed]
     if not isinstance(ratios, Mapping) or not ratios:
-        raise ValueError(f"{name} should give a ratio to some of {', '.join(names)}, not {ratios!r}")
+        raise UserError(f"{name} should give a ratio to some of {', '.join(names)}, not {ratios!r}")
     for key, value in ratios.items():
         if key not in names:
-            raise ValueError(f"{name}: {key!r} is not one of {', '.join(names)}")
+            raise UserError(f"{name}: {key!r} is not one of {', '.join(names)}")
         if not _is_number(value) or value < 0:
-            raise ValueError(f"{name}: {key} {value!r} should be a number of 0 or more")
+            raise UserError(f"{name}: {key} {value!r} should be a number of 0 or more")
     total = sum(ratios.values())
     return {key: value / total if total else 1 / len(ratios) for key, value in ratios.items()}
 

@@ -8,6 +8,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from opensora.errors import UserError
+
 ORDER, SAMPLE = 0, 1  # what a generator is for, part of its seed
 
 
@@ -109,11 +111,11 @@ class BatchSampler(Sampler):
         """Continues where `state_dict` was asked for, with the same dataset and seed.
 
         Raises:
-            ValueError: the dataset has changed.
+            UserError: the dataset has changed.
         """
         samples = sum(map(len, self.buckets))
         if state["samples"] != samples:
-            raise ValueError(
+            raise UserError(
                 f"the run that is resumed had {state['samples']} samples, now there are {samples}: resume "
                 f"it with its data, begin a new run from its weights, or add --allow_changed_arguments"
             )

@@ -6,6 +6,8 @@ from typing import Optional
 
 import numpy as np
 
+from opensora.errors import UserError
+
 SHORTEST = 29  # frames; published models were not trained on shorter videos, unless all are shorter
 
 
@@ -48,7 +50,7 @@ def sample_frames(
     what is too long a window is drawn; every start is as likely.
 
     Raises:
-        ValueError: fewer frames than the models take.
+        UserError: fewer frames than the models take.
     """
     spare = len(numbers) / num_frames
     if speed_factor > 1 and spare > 1:
@@ -59,5 +61,5 @@ def sample_frames(
         numbers = numbers[begin : begin + num_frames]
     length = usable_length(len(numbers), num_frames, ae_stride_t, sp_size)
     if length is None:
-        raise ValueError(f"{len(numbers)} frames at the training rate are too few")
+        raise UserError(f"{len(numbers)} frames at the training rate are too few")
     return numbers[:length]

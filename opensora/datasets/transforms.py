@@ -11,6 +11,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from opensora.errors import UserError
+
 BLOCK = 32  # rows of resize's matrix taken at a time
 
 
@@ -41,7 +43,7 @@ def short_side(height: int, width: int, size: int) -> tuple[int, int]:
 def center_box(height: int, width: int, crop_height: int, crop_width: int) -> Box:
     """The crop in the middle; of an odd margin the smaller half lies before it."""
     if crop_height > height or crop_width > width:
-        raise ValueError(f"cannot crop {crop_height}x{crop_width} out of {height}x{width}")
+        raise UserError(f"cannot crop {crop_height}x{crop_width} out of {height}x{width}")
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 

@@ -13,6 +13,7 @@ from opensora.datasets import transforms
 from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.media import VideoReader
 from opensora.datasets.media.folders import list_videos, listed_videos
+from opensora.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class VAEDataOptions:
     """The published names of the flags.
 
     Raises:
-        ValueError: a length, size or rate below 1.
+        UserError: a length, size or rate below 1.
     """
 
     video_path: str  # the folder of videos
@@ -35,7 +36,7 @@ class VAEDataOptions:
     def __post_init__(self):
         for name in ("num_frames", "resolution", "sample_rate"):
             if getattr(self, name) < 1:
-                raise ValueError(f"{name} {getattr(self, name)}: should be at least 1")
+                raise UserError(f"{name} {getattr(self, name)}: should be at least 1")
 
 
 class VAEDataset:
@@ -47,7 +48,7 @@ class VAEDataset:
 
     Raises:
         FileNotFoundError: no such folder or csv file.
-        ValueError: no videos, or no such column.
+        UserError: no videos, or no such column.
     """
 
     def __init__(self, options: VAEDataOptions, random_start: bool = True):
@@ -69,7 +70,7 @@ class VAEDataset:
             video, float32 (3, T, H, W) in [-1, 1]; replaced, 1 if it stands for a broken one, else 0.
 
         Raises:
-            ValueError: several videos are broken.
+            UserError: several videos are broken.
         """
         return read_or_replace(
             self._read,

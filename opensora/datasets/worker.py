@@ -35,6 +35,7 @@ import numpy as np
 
 from opensora.datasets import broken
 from opensora.datasets.sampler import Batch
+from opensora.errors import UserError
 from opensora.utils.supervision import USER_SIGNALS, die_with_parent
 
 MOST_DEATHS = 2 * broken.TRIES  # of workers, over one batch
@@ -63,7 +64,7 @@ def _item(dataset, index, rng: np.random.Generator) -> dict:
     """A sample. Datasets name what they read, see `broken.attempt`; for others the index has to do."""
     name = f"sample {index}"
     if name in broken.watch.lost:
-        raise ValueError(f"{name}: {broken.watch.lost[name]}")
+        raise UserError(f"{name}: {broken.watch.lost[name]}")
     broken.watch.begin(name)
     return dataset.item(index, rng)
 
@@ -91,7 +92,7 @@ class Worker:
         """The batch that was asked for first.
 
         Raises:
-            ValueError: it cannot be made, or workers die again and again over it.
+            UserError: it cannot be made, or workers die again and again over it.
         """
         for _ in range(MOST_DEATHS):
             answer = self._receive()
@@ -104,7 +105,7 @@ class Worker:
             self._start()
             for wanted in self._asked:
                 self._send((wanted, self.lost))
-        raise ValueError(
+        raise UserError(
             f"data worker {self.number} died {MOST_DEATHS} times over one batch, at last: {reason}. If "
             f"memory runs out, take fewer workers (--dataloader_num_workers) or smaller batches"
         )

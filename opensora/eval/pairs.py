@@ -14,6 +14,7 @@ from tqdm import tqdm
 from opensora.datasets import transforms
 from opensora.datasets.media import BATCH, VideoReader, sample_indices
 from opensora.datasets.media.folders import list_videos
+from opensora.errors import UserError
 
 Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two (T, 3, H, W) in [0, 1] -> (T,)
 
@@ -37,7 +38,7 @@ class Sampling:
         for name in ("num_frames", "sample_rate", "resolution", "crop_size", "batch_size"):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name} must be 1 or more, not {value}")
+                raise UserError(f"--{name} must be 1 or more, not {value}")
 
     def prepare(self, frames: np.ndarray) -> np.ndarray:
         """uint8 (T, H, W, 3) -> float32 (T, 3, h, w) in [0, 1]."""
@@ -64,7 +65,7 @@ def pair_videos(real_dir: Union[str, Path], generated_dir: Union[str, Path]) -> 
     """The pairs by file name (or by name without suffix, where the suffixes differ), and the names left over.
 
     Raises:
-        ValueError: no video of one folder is in the other.
+        UserError: no video of one folder is in the other.
     """
     real, generated = list_videos(real_dir), list_videos(generated_dir)
     by_name = {**{path.stem: path for path in real}, **{path.name: path for path in real}}
@@ -74,7 +75,7 @@ def pair_videos(real_dir: Union[str, Path], generated_dir: Union[str, Path]) -> 
         if path.name in by_name or path.stem in by_name
     ]
     if not pairs:
-        raise ValueError(
+        raise UserError(
             f"no file name is in both {real_dir} ({len(real)} videos) and {generated_dir} ({len(generated)} videos)"
         )
     paired = {path for pair in pairs for path in (pair.real, pair.generated)}
@@ -85,7 +86,7 @@ def frames_of_pair(pair: Pair, sampling: Sampling) -> Iterator[tuple[np.ndarray,
     """Yields prepared frames of both videos, `batch_size` at a time.
 
     Raises:
-        ValueError: a damaged or too short video, or frames of different sizes.
+        UserError: a damaged or too short video, or frames of different sizes.
     """
     with VideoReader(pair.real) as real, VideoReader(pair.generated) as generated:
         real.check()
@@ -95,7 +96,7 @@ def frames_of_pair(pair: Pair, sampling: Sampling) -> Iterator[tuple[np.ndarray,
         for a, b in zip(real_chunks, generated.chunks(range(count), sampling.batch_size)):
             a, b = sampling.prepare(a), sampling.prepare(b)
             if a.shape != b.shape:
-                raise ValueError(
+                raise UserError(
                     f"{pair.generated}: frames of {b.shape[2]}x{b.shape[3]}, the real ones are "
                     f"{a.shape[2]}x{a.shape[3]}; give --resolution and --crop_size"
                 )
@@ -113,7 +114,7 @@ def measure_all(
     """Measures `num_workers` pairs at a time: (name -> values per frame), (name -> why it was skipped).
 
     Raises:
-        ValueError: nothing could be measured.
+        UserError: nothing could be measured.
     """
 
     def measure_or_reason(pair: Pair) -> tuple[str, Union[np.ndarray, str]]:
@@ -127,5 +128,5 @@ def measure_all(
     values = {name: result for name, result in results.items() if not isinstance(result, str)}
     skipped = {name: result for name, result in results.items() if isinstance(result, str)}
     if not values:
-        raise ValueError(f"none of {len(pairs)} pairs could be measured; the first: {next(iter(skipped.values()))}")
+        raise UserError(f"none of {len(pairs)} pairs could be measured; the first: {next(iter(skipped.values()))}")
     return values, skipped

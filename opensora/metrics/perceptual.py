@@ -9,6 +9,7 @@ from typing import Union
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.errors import UserError
 from opensora.models.lpips import LPIPS
 
 
@@ -25,7 +26,7 @@ class SpatialLPIPS:
 
     def __call__(self, real: np.ndarray, generated: np.ndarray) -> np.ndarray:
         if real.shape != generated.shape:
-            raise ValueError(f"LPIPS needs equal shapes, not {real.shape} and {generated.shape}")
+            raise UserError(f"LPIPS needs equal shapes, not {real.shape} and {generated.shape}")
         with self.lock:
             maps = self.network.maps(*(Tensor(frames.astype(np.float32) * 2 - 1) for frames in (real, generated)))
             enlarged = [ops.interpolate(level, size=real.shape[-2:], mode="bilinear") for level in maps]

@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from opensora.errors import UserError
+
 TAPS, SIGMA = 11, 1.5
 C1, C2 = 0.01**2, 0.03**2
 
@@ -12,9 +14,9 @@ C1, C2 = 0.01**2, 0.03**2
 def ssim(real: np.ndarray, generated: np.ndarray) -> np.ndarray:
     """SSIM of each frame: (..., C, H, W) in [0, 1] -> (...) float64, the mean over channels and valid positions."""
     if real.shape != generated.shape:
-        raise ValueError(f"SSIM needs equal shapes, not {real.shape} and {generated.shape}")
+        raise UserError(f"SSIM needs equal shapes, not {real.shape} and {generated.shape}")
     if min(real.shape[-2:]) < TAPS:
-        raise ValueError(f"SSIM needs frames of {TAPS}x{TAPS} at least, not {real.shape[-2]}x{real.shape[-1]}")
+        raise UserError(f"SSIM needs frames of {TAPS}x{TAPS} at least, not {real.shape[-2]}x{real.shape[-1]}")
     planes = zip(real.reshape(-1, *real.shape[-2:]), generated.reshape(-1, *real.shape[-2:]))
     values = [_ssim_plane(a.astype(np.float64), b.astype(np.float64)) for a, b in planes]
     return np.reshape(values, real.shape[:-2]).mean(axis=-1)

@@ -13,7 +13,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from opensora.checkpoint.files import resolve_path
-from opensora.checkpoint.lazy_tensor import AnyTensor, ArrayTensor
+from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
+from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig, PretrainedModel
 
 # The published file of the weights with VGG.
@@ -72,13 +73,13 @@ SCALING = {
 
 @dataclass(frozen=True)
 class LPIPSConfig(ModelConfig):
-    """Raises ValueError for an unknown network."""
+    """Raises UserError for an unknown network."""
 
     net: str = "vgg"
 
     def __post_init__(self):
         if self.net not in BACKBONES:
-            raise ValueError(f"net {self.net!r} is not one of {', '.join(BACKBONES)}")
+            raise UserError(f"net {self.net!r} is not one of {', '.join(BACKBONES)}")
 
 
 class LPIPS(PretrainedModel):
@@ -110,7 +111,7 @@ class LPIPS(PretrainedModel):
 
         Raises:
             FileNotFoundError: no such file.
-            ValueError: it holds something else.
+            UserError: it holds something else.
         """
         try:
             path = resolve_path(path)
@@ -138,7 +139,7 @@ class LPIPS(PretrainedModel):
     def constants(self) -> dict[str, np.ndarray]:
         return {f"scaling_layer.{name}": value for name, value in SCALING.items()}
 
-    def _with_aliases(self, state: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Accepts MindSpore's names too, which number the layers of each slice from 0."""
         state = super()._with_aliases(state)
         renamed = {

@@ -18,8 +18,9 @@ from mindspore.nn.utils import no_init_parameters
 
 from opensora.checkpoint.files import config_path, find_weights, open_state, read_config
 from opensora.checkpoint.formats.safetensors import write_safetensors
-from opensora.checkpoint.lazy_tensor import FLOATS, AnyTensor, ArrayTensor, StoredTensor, few, is_finite
+from opensora.checkpoint.lazy_tensor import FLOATS, ArrayTensor, FileTensor, LazyTensor, few, is_finite
 from opensora.checkpoint.shape_check import check_kind
+from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
@@ -39,7 +40,7 @@ class ModelConfig:
         """The configuration; numbers that are written as text are read.
 
         Raises:
-            ValueError: unknown keys, or values of another type.
+            UserError: unknown keys, or values of another type.
         """
         known = [field.name for field in fields(cls)]
         types = get_type_hints(cls)
@@ -47,13 +48,13 @@ class ModelConfig:
         for key in kept:
             if key not in known:
                 close = difflib.get_close_matches(key, known, n=3)
-                raise ValueError(
+                raise UserError(
                     f"{cls.__name__} has no key {key!r:.100}" + (f"; did you mean {', '.join(close)}?" if close else "")
                 )
             try:
                 kept[key] = _as_type(kept[key], types[key])
             except (TypeError, ValueError) as error:
-                raise ValueError(f"{cls.__name__}: {key} {kept[key]!r:.60} is not {_type_name(types[key])}") from error
+                raise UserError(f"{cls.__name__}: {key} {kept[key]!r:.60} is not {_type_name(types[key])}") from error
         return cls(**kept)
 
     def to_dict(self) -> dict[str, Any]:
@@ -120,7 +121,7 @@ class PretrainedModel(nn.Cell):
             use_ema: take the EMA weights of a training checkpoint that has both.
 
         Raises:
-            FileNotFoundError, ValueError: no or damaged files; weights that do not fit the configuration.
+            FileNotFoundError, UserError: no or damaged files; weights that do not fit the configuration.
         """
         if config is None:
             try:
@@ -146,14 +147,14 @@ class PretrainedModel(nn.Cell):
 
         Raises:
             FileNotFoundError: there is none.
-            ValueError: it is for another model, or has keys or values that this one has no use for.
+            UserError: it is for another model, or has keys or values that this one has no use for.
         """
         config = read_config(path)
         check_kind(config, path, (cls.__name__, *cls.published_as), flag)
         try:
             values = cls.config_class.from_dict(config)
         except ValueError as error:
-            raise ValueError(f"{config_path(path)}: {error!s:.500}") from error
+            raise UserError(f"{config_path(path)}: {error!s:.500}") from error
         return {key: getattr(values, key, value) for key, value in config.items()}
 
     @classmethod
@@ -163,15 +164,15 @@ class PretrainedModel(nn.Cell):
             return cls(**config)
 
     def load_torch_state(
-        self, state: Mapping[str, Union[np.ndarray, StoredTensor]], strict: bool = True
+        self, state: Mapping[str, Union[np.ndarray, FileTensor]], strict: bool = True
     ) -> tuple[list[str], list[str]]:
         """Takes weights by their torch names, arrays or what `open_state` gives; returns (missing, unexpected) names.
 
         Raises:
-            ValueError: shapes that differ, and if `strict` names that are missing or unexpected; nothing is changed.
+            UserError: shapes that differ, and if `strict` names that are missing or unexpected; nothing is changed.
         """
         tensors = {
-            name: value if isinstance(value, StoredTensor) else ArrayTensor(np.asarray(value))
+            name: value if isinstance(value, FileTensor) else ArrayTensor(np.asarray(value))
             for name, value in state.items()
         }
         return self._fill(tensors, self.dtype, strict)
@@ -202,11 +203,11 @@ class PretrainedModel(nn.Cell):
         """Torch names and values of what is fixed here but stored in PyTorch's files."""
         return {}
 
-    def own_tensors(self, state: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    def own_tensors(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Of a checkpoint's tensors those of this model, and its constants: what PyTorch's model is made of.
 
         Raises:
-            ValueError: one is missing or has another shape.
+            UserError: one is missing or has another shape.
         """
         state = self._with_aliases(state)
         own = {name: state[name] for name, _ in self.parameters_and_names() if name in state}
@@ -223,7 +224,7 @@ class PretrainedModel(nn.Cell):
         return self
 
     def _fill(
-        self, state: Mapping[str, AnyTensor], dtype, strict: bool, source: Union[str, Path] = "weights"
+        self, state: Mapping[str, LazyTensor], dtype, strict: bool, source: Union[str, Path] = "weights"
     ) -> tuple[list[str], list[str]]:
         """Checks names and shapes, then reads tensor after tensor; notes what cannot be right in those of `source`."""
         state = self._with_aliases(state)
@@ -235,7 +236,7 @@ class PretrainedModel(nn.Cell):
                 value = state[name].numpy()
                 if not is_finite(value):
                     not_finite.append(name)
-                if isinstance(state[name], StoredTensor) and state[name].dtype not in FLOATS:
+                if isinstance(state[name], FileTensor) and state[name].dtype not in FLOATS:
                     integers.append(f"{name}: {state[name].dtype}")
                 _set(parameter, value, ms.float32 if name in single else dtype)
         if not_finite:
@@ -252,7 +253,7 @@ class PretrainedModel(nn.Cell):
         self.dtype = dtype
         return missing, unexpected
 
-    def _with_aliases(self, state: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The state without skipped parts, and with the parameter's own name where it has only another one."""
         state = {name: tensor for name, tensor in state.items() if not name.startswith(self.skipped)}
         for alias, name in self.aliases.items():
@@ -260,7 +261,7 @@ class PretrainedModel(nn.Cell):
                 state.setdefault(name, state[alias])
         return state
 
-    def _check(self, state: Mapping[str, AnyTensor], strict: bool) -> tuple[list[str], list[str]]:
+    def _check(self, state: Mapping[str, LazyTensor], strict: bool) -> tuple[list[str], list[str]]:
         """(missing, unexpected) names; an error where shapes or constants differ, or `strict` and names do."""
         parameters = dict(self.parameters_and_names())
         constants = self.constants()
@@ -269,7 +270,7 @@ class PretrainedModel(nn.Cell):
             name for name in state if name not in parameters and name not in constants and name not in self.aliases
         ]
         if strict and (missing or unexpected):
-            raise ValueError(
+            raise UserError(
                 f"weights do not fit {type(self).__name__}: {few('missing', missing)}; {few('unexpected', unexpected)}"
             )
         wrong = [
@@ -278,14 +279,14 @@ class PretrainedModel(nn.Cell):
             if name in state and tuple(state[name].shape) != tuple(parameter.shape)
         ]
         if wrong:
-            raise ValueError(
+            raise UserError(
                 f"weights do not fit the configuration of {type(self).__name__}: {few('wrong shapes', wrong)}"
             )
         for name, value in constants.items():
             if name in state and (
                 tuple(state[name].shape) != value.shape or not np.allclose(state[name].numpy(), value, atol=1e-3)
             ):
-                raise ValueError(f"{name} is not the constant {type(self).__name__} has built in")
+                raise UserError(f"{name} is not the constant {type(self).__name__} has built in")
         return missing, unexpected
 
     def _float32_parameters(self) -> set[str]:

@@ -7,6 +7,7 @@ from typing import Optional, Union
 
 import mindspore as ms
 
+from opensora.errors import UserError
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.model import WFVAEModel
 
@@ -23,14 +24,14 @@ def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Opt
     """The autoencoder `name` with the weights at `path`, or those of the file `checkpoint` with the config at `path`.
 
     Raises:
-        ValueError: an unknown name, or weights whose latents are not what the name says.
+        UserError: an unknown name, or weights whose latents are not what the name says.
     """
     if name not in VAES:
-        raise ValueError(f"--ae {name!r} is not one of {', '.join(VAES)}")
+        raise UserError(f"--ae {name!r} is not one of {', '.join(VAES)}")
     values = WFVAEModel.published_config(path)
     config = WFVAEConfig.from_dict(values)
     found = (config.latent_dim, config.temporal_stride, config.spatial_stride)
     if found != VAES[name]:
         channels, t, s = found
-        raise ValueError(f"{path} holds a WFVAEModel_D{channels}_{t}x{s}x{s}, not the {name} of --ae")
+        raise UserError(f"{path} holds a WFVAEModel_D{channels}_{t}x{s}x{s}, not the {name} of --ae")
     return WFVAEModel.from_pretrained(checkpoint or path, dtype=dtype, config=values)

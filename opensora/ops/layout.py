@@ -25,14 +25,14 @@ def swap_frames_channels(x: Tensor) -> Tensor:
     return permute(x, (0, 2, 1, 3, 4))
 
 
-def part(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
+def slice_axis(x: Tensor, axis: int, start: int, stop: int) -> Tensor:
     """x[start:stop] along `axis`; both are 0 or more."""
     if kernels.available(x.dtype):
         return kernels.part(folded(x, axis), start, stop - start).reshape(_with_length(x.shape, axis, stop - start))
     return ops.narrow(x, axis, start, stop - start)
 
 
-def cut(x: Tensor, axis: int, at: int) -> tuple[Tensor, Tensor]:
+def split(x: Tensor, axis: int, at: int) -> tuple[Tensor, Tensor]:
     """x[:at] and x[at:] along `axis`; neither is empty."""
     rest = x.shape[axis] - at
     if kernels.available(x.dtype):
@@ -41,7 +41,7 @@ def cut(x: Tensor, axis: int, at: int) -> tuple[Tensor, Tensor]:
     return ops.split(x, (at, rest), axis)
 
 
-def join(front: Tensor, back: Tensor, axis: int) -> Tensor:
+def concat(front: Tensor, back: Tensor, axis: int) -> Tensor:
     """One behind the other along `axis`."""
     if kernels.available(front.dtype):
         shape = _with_length(front.shape, axis, front.shape[axis] + back.shape[axis])

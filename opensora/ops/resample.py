@@ -26,7 +26,7 @@ def nearest_2x(x: Tensor, axis: int) -> Tensor:
     return _interleave(x, x, axis)
 
 
-def linear_2x(x: Tensor, axis: int) -> Tensor:
+def upsample_linear_2x(x: Tensor, axis: int) -> Tensor:
     """Linear interpolation to twice the length: y[2k] = (3 x[k] + x[k-1]) / 4, y[2k+1] = (3 x[k] + x[k+1]) / 4.
 
     Indices are clamped at the ends. Applied axis by axis this is bilinear and trilinear interpolation.
@@ -44,15 +44,15 @@ def linear_2x(x: Tensor, axis: int) -> Tensor:
     return _interleave(near + 0.25 * before, near + 0.25 * after, axis)
 
 
-def nearest_pictures_2x(x: Tensor) -> Tensor:
+def upsample_nearest_2x(x: Tensor) -> Tensor:
     """`nearest_2x` of height and width, x (B, T, C, H, W)."""
     if kernels.available(x.dtype):
         return kernels.nearest_pictures_2x(x.reshape((-1,) + x.shape[3:])).reshape(_twice(x.shape, 3, 4))
     return nearest_2x(nearest_2x(x, 3), 4)
 
 
-def bilinear_pictures_2x(x: Tensor) -> Tensor:
-    """`linear_2x` of height and width, x (B, T, C, H, W)."""
+def upsample_bilinear_2x(x: Tensor) -> Tensor:
+    """`upsample_linear_2x` of height and width, x (B, T, C, H, W)."""
     if kernels.available(x.dtype):
         return kernels.linear_pictures_2x(x.reshape((-1,) + x.shape[3:])).reshape(_twice(x.shape, 3, 4))
-    return linear_2x(linear_2x(x, 3), 4)
+    return upsample_linear_2x(upsample_linear_2x(x, 3), 4)

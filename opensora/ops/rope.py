@@ -11,6 +11,7 @@ from functools import lru_cache
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.errors import UserError
 from opensora.ops.cpu import kernels
 
 BASE = 10000.0
@@ -29,7 +30,7 @@ def _angles(frames: int, height: int, width: int, head_dim: int, scales: tuple) 
     tables by length. It shows only where scales differ.
     """
     if head_dim % 6:
-        raise ValueError(f"attention_head_dim {head_dim} is not a multiple of 6, which 3-D rope needs")
+        raise UserError(f"attention_head_dim {head_dim} is not a multiple of 6, which 3-D rope needs")
     dim = head_dim // 3
     lengths = (frames, height, width)
     scales = [scales[lengths.index(length)] for length in lengths]

@@ -73,7 +73,7 @@ def adamw(
     )
 
 
-def move_towards(shadow: Tensor, weights: Tensor, part: float) -> None:
+def lerp_(shadow: Tensor, weights: Tensor, part: float) -> None:
     """shadow += (weights - shadow) * part"""
     if kernels.available(shadow.dtype):
         kernels.move_towards(shadow, weights, part)

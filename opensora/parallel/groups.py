@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import mindspore as ms
 
 from opensora.device import Device
+from opensora.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -55,17 +56,17 @@ def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
     """The group of `sp_size` neighbouring ranks that this process shares sequences with.
 
     Raises:
-        ValueError: sp_size does not divide the number of processes, or the heads do not divide among the group.
+        UserError: sp_size does not divide the number of processes, or the heads do not divide among the group.
     """
     if sp_size < 1 or device.world_size % sp_size:
         sizes = [size for size in range(1, device.world_size + 1) if device.world_size % size == 0]
-        raise ValueError(
+        raise UserError(
             f"--sp_size {sp_size} does not divide {device.world_size} processes evenly; "
             f"choose one of {', '.join(map(str, sizes))}"
         )
     if heads % sp_size:
         sizes = [size for size in range(1, heads + 1) if heads % size == 0]
-        raise ValueError(
+        raise UserError(
             f"--sp_size {sp_size}: the model's {heads} attention heads do not divide among so many "
             f"processes; choose one of {', '.join(map(str, sizes))}"
         )

@@ -12,7 +12,7 @@ from opensora.parallel.collectives import AllGather, AllToAll
 from opensora.parallel.groups import Group
 
 
-class WholeSequence(nn.Cell):
+class NoSequenceParallel(nn.Cell):
     """One process has it all."""
 
     def split(self, x: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class WholeSequence(nn.Cell):
         return x
 
 
-class SplitSequence(WholeSequence):
+class UlyssesSequenceParallel(NoSequenceParallel):
     """Tokens split evenly over a group; behind the last come zeros until they divide."""
 
     def __init__(self, group: Group):

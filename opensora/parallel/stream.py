@@ -16,12 +16,12 @@ from opensora.parallel.collectives import AllGather
 from opensora.parallel.groups import Group
 
 
-class OneStream(nn.Cell):
+class LocalStream(nn.Cell):
     """One process has all chunks, one after the other."""
 
     size, index, is_shared = 1, 0, False
 
-    def hand_on(self, newest: Tensor, past: Optional[Tensor]) -> tuple:
+    def exchange_halo(self, newest: Tensor, past: Optional[Tensor]) -> tuple:
         """(what comes before this chunk, what to give as `past` with this process's next chunk).
 
         `newest` is what this chunk has for its successor; None before a chunk says that it begins the clip.
@@ -33,7 +33,7 @@ class OneStream(nn.Cell):
         yield chunk
 
 
-class SharedStream(OneStream):
+class ContextParallelStream(LocalStream):
     """Chunk k is for member k % size. Every member calls every layer in every round, whether it has a chunk or not."""
 
     is_shared = True
@@ -43,7 +43,7 @@ class SharedStream(OneStream):
         self.size, self.index = group.size, group.index
         self.gather = AllGather(group, 0)
 
-    def hand_on(self, newest: Tensor, past: Optional[Tensor]) -> tuple:
+    def exchange_halo(self, newest: Tensor, past: Optional[Tensor]) -> tuple:
         rows = ops.chunk(self.gather(newest), self.size)
         return (past if self.index == 0 else rows[self.index - 1]), rows[-1]
 

@@ -18,7 +18,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from opensora.checkpoint.lazy_tensor import AnyTensor
+from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.ops import updates
 from opensora.parallel.process_group import World
 
@@ -92,7 +92,7 @@ class Bucket:
             flat = self.world.sum_of_part(flat) if self.stage else self.world.sum(flat)
         return flat.astype(ms.float32)
 
-    def own_part(self, tensors: Mapping[str, AnyTensor]) -> Tensor:
+    def own_part(self, tensors: Mapping[str, LazyTensor]) -> Tensor:
         """The own part of whole tensors named as the parameters, float32; only those that it meets are read."""
         part = np.zeros(self.own_size, np.float32)
         for name, first, last in self._own_places():
@@ -141,7 +141,7 @@ class Bucket:
         return updates.flatten(pieces, self.own_size, self.dtype).astype(ms.float32)
 
 
-class GatheredBlock(nn.Cell):
+class ShardedBlock(nn.Cell):
     """A block whose weights and gradients are divided: called in its place.
 
     Nothing of the forward pass is kept but its inputs. The backward pass gathers the weights and runs the block once
@@ -205,11 +205,11 @@ def make_buckets(parameters: Mapping[str, Parameter], stage: int, world: World) 
 
 
 class WholeTensor:
-    """A tensor that is divided among the processes, with the face of a `StoredTensor`."""
+    """A tensor that is divided among the processes, with the face of a `FileTensor`."""
 
     dtype = "F32"
 
-    def __init__(self, tensors: WholeTensors, name: str, shape: tuple):
+    def __init__(self, tensors: GatheredTensors, name: str, shape: tuple):
         self.tensors, self.name, self.shape = tensors, name, shape
         self.nbytes = 4 * int(np.prod(shape))
 
@@ -220,7 +220,7 @@ class WholeTensor:
         yield np.ascontiguousarray(self.numpy()).reshape(-1).view(np.uint8)
 
 
-class WholeTensors(Mapping):
+class GatheredTensors(Mapping):
     """Divided tensors by name, gathered when they are read: all processes must read all, in order.
 
     A bucket's tensors come together; those of the last bucket stay in memory.

@@ -12,6 +12,7 @@ import numpy as np
 from opensora.datasets.masks import BLACK, MaskProcessor, MaskType
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReader, read_image
 from opensora.datasets.transforms import crop, limit_area, resize_crop, stride_box, to_float
+from opensora.errors import UserError
 from opensora.pipelines.sizes import SIZE_STEP
 
 MIN_HXW, MAX_HXW = 102400, 236544  # pixels of a frame: what the published weights were trained on
@@ -74,16 +75,16 @@ class Fit:
         """The smallest height and the smallest width of `sizes`, reduced in proportion to `max_hxw` pixels.
 
         Raises:
-            ValueError: a `max_hxw` the weights were not trained on, or frames smaller than 32 x 32.
+            UserError: a `max_hxw` the weights were not trained on, or frames smaller than 32 x 32.
         """
         if not MIN_HXW <= max_hxw <= MAX_HXW:
-            raise ValueError(
+            raise UserError(
                 f"max_hxw {max_hxw} should lie between {MIN_HXW} and {MAX_HXW}, which the weights were "
                 f"trained on; any other size can be asked for with crop_for_hw, height and width"
             )
         height, width = limit_area(min(size[0] for size in sizes), min(size[1] for size in sizes), max_hxw)
         if min(height, width) < SIZE_STEP:
-            raise ValueError(
+            raise UserError(
                 f"the condition's files come to {height}x{width}: too small, {SIZE_STEP}x{SIZE_STEP} is "
                 f"the least; with crop_for_hw, height and width they are enlarged"
             )
@@ -123,7 +124,7 @@ def read_condition(
         seed: of the choices that a mask type leaves open for a video.
 
     Raises:
-        FileNotFoundError, ValueError: files that cannot be read, or too many, too few, too short or too small ones.
+        FileNotFoundError, UserError: files that cannot be read, or too many, too few, too short or too small ones.
     """
     paths = [Path(path) for path in paths]
     is_video = _check_kind(paths)
@@ -135,7 +136,7 @@ def read_condition(
         )
     mask_type = MaskType.of(mask_type)
     if is_video and indices is not None:
-        raise ValueError(f"{paths[0]}: which frames of a video are known follows from the mask type, not from indices")
+        raise UserError(f"{paths[0]}: which frames of a video are known follows from the mask type, not from indices")
     if is_video:
         with VideoReader(paths[0]) as reader:
             known = _video_indices(mask_type, num_frames, seed)
@@ -149,7 +150,7 @@ def read_condition(
 
 
 def condition_generator(seed: Union[int, Sequence[int]]) -> np.random.Generator:
-    """Draws of the condition, independent of the sampler's noise, which `default_rng(seed)` gives."""
+    """NoiseSource of the condition, independent of the sampler's noise, which `default_rng(seed)` gives."""
     return np.random.default_rng(np.random.SeedSequence(seed).spawn(1)[0])
 
 
@@ -164,13 +165,13 @@ def _check_kind(paths: Sequence[Path]) -> bool:
     """Whether the paths are a video; ValueError if they are neither one nor images."""
     for path in paths:
         if path.suffix.lower() not in IMAGE_SUFFIXES + VIDEO_SUFFIXES:
-            raise ValueError(
+            raise UserError(
                 f"{path}: neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video "
                 f"({' '.join(VIDEO_SUFFIXES)}) by its name"
             )
     videos = [path for path in paths if path.suffix.lower() in VIDEO_SUFFIXES]
     if videos and len(paths) > 1:
-        raise ValueError(f"{', '.join(map(str, paths))}: a condition is one video or any number of images, not both")
+        raise UserError(f"{', '.join(map(str, paths))}: a condition is one video or any number of images, not both")
     return bool(videos)
 
 
@@ -185,7 +186,7 @@ def _image_indices(mask_type: MaskType, count: int, num_frames: int, indices: Op
     if indices is None:
         wanted = {**IMAGES, MaskType.clear: num_frames}[mask_type]
         if wanted not in (None, count):
-            raise ValueError(f"mask type {mask_type.name} takes {wanted} images for {num_frames} frames, not {count}")
+            raise UserError(f"mask type {mask_type.name} takes {wanted} images for {num_frames} frames, not {count}")
         if mask_type is MaskType.random_temporal:
             indices = np.linspace(0, num_frames - 1, count, dtype=int).tolist()
         elif mask_type is MaskType.transition:
@@ -193,10 +194,10 @@ def _image_indices(mask_type: MaskType, count: int, num_frames: int, indices: Op
         else:
             indices = [] if mask_type is MaskType.t2iv else list(range(count))
     elif len(indices) != count:
-        raise ValueError(f"{len(indices)} indices for {count} images: there should be one for each")
+        raise UserError(f"{len(indices)} indices for {count} images: there should be one for each")
     known = [index + num_frames if index < 0 else index for index in indices]
     if len(set(known)) < len(known) or not set(known) <= set(range(num_frames)):
-        raise ValueError(
+        raise UserError(
             f"the images cannot be the frames {list(indices)} of {num_frames} frames: each should be "
             f"another one, from 0 to {num_frames - 1}"
         )

@@ -11,6 +11,7 @@ from mindspore import Tensor, ops
 
 from opensora.datasets.masks import MaskCompressor, MaskType, add_noise_to_condition, check_noise_strength
 from opensora.datasets.transforms import to_float
+from opensora.errors import UserError
 from opensora.models import OpenSoraInpaint_v1_3
 from opensora.pipelines.conditions import MAX_HXW, Condition, condition_generator, read_condition
 from opensora.pipelines.denoise import StepNoise
@@ -58,11 +59,11 @@ class OpenSoraInpaintPipeline(OpenSoraPipeline):
             keep_condition: put the given frames themselves into the output, which as made only resemble them.
 
         Raises:
-            FileNotFoundError, ValueError: files or values that cannot be used.
+            FileNotFoundError, UserError: files or values that cannot be used.
         """
         if output_type not in OUTPUT_TYPES or (keep_condition and output_type == "latent"):
             allowed = OUTPUT_TYPES[:-1] if keep_condition else OUTPUT_TYPES
-            raise ValueError(f"output_type {output_type!r} is not one of {', '.join(allowed)}")
+            raise UserError(f"output_type {output_type!r} is not one of {', '.join(allowed)}")
         check_size(num_frames, height, width)
         check_noise_strength(noise_strength)
         if isinstance(conditional_pixel_values_path, (str, Path)):

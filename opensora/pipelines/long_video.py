@@ -21,7 +21,7 @@ class Scene:
     groups: Sequence[MaskGroup] = ()
 
 
-class Draws(Protocol):
+class NoiseSource(Protocol):
     """Standard normal numbers of a run."""
 
     def latents(self, clip: int, shape: tuple) -> np.ndarray:
@@ -38,7 +38,7 @@ def make_long_video(
     pipeline: STDiTPipeline,
     scenes: Sequence[Scene],
     size: ClipSize,
-    draws: Draws,
+    draws: NoiseSource,
     condition_frames: int = 0,
     progress: bool = False,
 ) -> Iterator[np.ndarray]:

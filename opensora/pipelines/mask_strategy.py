@@ -17,6 +17,8 @@ from typing import NamedTuple, Optional
 
 import numpy as np
 
+from opensora.errors import UserError
+
 
 class MaskGroup(NamedTuple):
     """One group, its numbers in their order; frames are those of latents."""
@@ -33,7 +35,7 @@ def parse_strategy(text: Optional[str]) -> list[MaskGroup]:
     """The groups of a strategy; none for None, "" and "None".
 
     Raises:
-        ValueError: a group that is not one to six numbers, or numbers that cannot be.
+        UserError: a group that is not one to six numbers, or numbers that cannot be.
     """
     if text is None or text.strip() in ("", "None"):
         return []
@@ -45,12 +47,12 @@ def _parse_group(group: str, text: str) -> MaskGroup:
     try:
         values = MaskGroup(*map(int, numbers[:5]), *map(float, numbers[5:]))
     except (TypeError, ValueError) as error:
-        raise ValueError(
+        raise UserError(
             f"mask strategy {text!r}: {group!r} should be one to six numbers: clip, reference, its first "
             f"frame, first frame in the clip, length, edit rate"
         ) from error
     if values.clip < 0 or values.reference < 0 or values.length < 1 or not 0 <= values.edit_rate <= 1:
-        raise ValueError(
+        raise UserError(
             f"mask strategy {text!r}: in {group!r} clip and reference should be 0 or more, the length 1 "
             f"or more, the edit rate between 0 and 1"
         )
@@ -58,13 +60,13 @@ def _parse_group(group: str, text: str) -> MaskGroup:
 
 
 def check_strategy(groups: Sequence[MaskGroup], references: int, loop: int) -> None:
-    """Raises ValueError where a group names a reference that there is not, given so many.
+    """Raises UserError where a group names a reference that there is not, given so many.
 
     Before its k-th clip a long video has k references more: the clips so far.
     """
     for group in groups:
         if group.clip < loop and group.reference >= references + group.clip:
-            raise ValueError(
+            raise UserError(
                 f"the mask strategy names reference {group.reference} for clip {group.clip}, counted "
                 f"from 0, but reference_path has {references}"
             )
@@ -86,7 +88,7 @@ def place_references(
         The latents, and the edit rate of every frame, float32 (n, T): 1 where no reference stands.
 
     Raises:
-        ValueError: a first frame that the reference or the clip does not have.
+        UserError: a first frame that the reference or the clip does not have.
     """
     latents = latents.copy()
     total = latents.shape[2]
@@ -111,5 +113,5 @@ def _from_start(frame: int, count: int, what: str, group: MaskGroup) -> int:
     place = max(0, frame + count) if frame < 0 else frame
     if place >= count:
         numbers = ",".join(f"{number:g}" for number in group)
-        raise ValueError(f"the mask strategy's group {numbers} wants frame {frame} of a {what} that has {count}")
+        raise UserError(f"the mask strategy's group {numbers} wants frame {frame} of a {what} that has {count}")
     return place

@@ -11,6 +11,7 @@ import re
 from typing import Any, Optional
 
 from opensora.datasets.t2v.text_cleaning import clean_caption
+from opensora.errors import UserError
 
 OVERRIDES = ("reference_path", "mask_strategy")
 
@@ -26,7 +27,7 @@ def split_overrides(prompt: str) -> tuple[str, dict[str, Optional[str]]]:
     Braces that hold no json are text.
 
     Raises:
-        ValueError: an object that was meant as such, but is no json; or values that are no texts.
+        UserError: an object that was meant as such, but is no json; or values that are no texts.
     """
     end = prompt.rstrip()
     for place in (match.start() for match in re.finditer("{", end)) if end.endswith("}") else ():
@@ -36,7 +37,7 @@ def split_overrides(prompt: str) -> tuple[str, dict[str, Optional[str]]]:
             continue
         return prompt[:place], {name: _joined(found[name], prompt) for name in OVERRIDES if name in found}
     if end.endswith("}") and re.search(r"\{[^{}]*(" + "|".join(OVERRIDES) + ")", end):
-        raise ValueError(
+        raise UserError(
             f"prompt {prompt!r}: what stands behind the text is no json; it should look like "
             f'{{"reference_path": "a.png", "mask_strategy": "0"}}'
         )
@@ -49,7 +50,7 @@ def _joined(value: Any, prompt: str) -> Optional[str]:
         return None
     parts = value if isinstance(value, list) else [value]
     if not all(isinstance(part, str) for part in parts):
-        raise ValueError(f'prompt {prompt!r}: {value!r} should be a text, such as "a.png;b.png" or "0;0,1,0,-1,1"')
+        raise UserError(f'prompt {prompt!r}: {value!r} should be a text, such as "a.png;b.png" or "0;0,1,0,-1,1"')
     return ";".join(parts)
 
 
@@ -65,12 +66,12 @@ def loop_texts(prompt: str, loop: int) -> list[str]:
     """The cleaned text of each of `loop` clips: of `|start|text|start|text ...` a text serves from its start on.
 
     Raises:
-        ValueError: starts that do not rise from 0.
+        UserError: starts that do not rise from 0.
     """
     starts, texts = zip(*clip_texts(prompt))
     starts, texts = list(starts), [clean_prompt(text) for text in texts]
     if starts != sorted(set(starts)):
-        raise ValueError(
+        raise UserError(
             f"prompt {prompt!r}: its texts should begin with clips 0 < ... in rising order, not with "
             f"{', '.join(map(str, starts))}"
         )

@@ -1,5 +1,7 @@
 """The wording the published weights of Open-Sora-Plan v1.3 were prompted with, white space included."""
 
+from opensora.errors import UserError
+
 POSITIVE = """
     high quality, high aesthetic, {}
     """
@@ -11,6 +13,6 @@ NEGATIVE = """
 
 
 def check_template(template: str) -> None:
-    """ValueError unless the prompt has a place in it."""
+    """UserError unless the prompt has a place in it."""
     if "{}" not in template:
-        raise ValueError(f"prompt_template {template!r} has no {{}}, where the prompt goes")
+        raise UserError(f"prompt_template {template!r} has no {{}}, where the prompt goes")

@@ -14,6 +14,7 @@ from mindspore import Tensor
 
 from opensora.datasets import transforms
 from opensora.datasets.media import VideoReader, read_image, sample_indices, save_image, write_video
+from opensora.errors import UserError
 from opensora.metrics.peak_signal import psnr
 from opensora.metrics.structural import ssim
 from opensora.models.vaes import VAES
@@ -37,23 +38,23 @@ class Clip:
     crop_size: Optional[int] = None
 
     def check(self, ae: str) -> None:
-        """ValueError unless the VAE of this name takes such clips; the message names the nearest it takes."""
+        """UserError unless the VAE of this name takes such clips; the message names the nearest it takes."""
         stride_t, stride_hw = strides(ae)
         if self.sample_rate < 1:
-            raise ValueError(f"--sample_rate must be 1 or more, not {self.sample_rate}")
+            raise UserError(f"--sample_rate must be 1 or more, not {self.sample_rate}")
         if self.num_frames < 1 or (self.num_frames - 1) % stride_t:
             nearest = _neighbours(self.num_frames - 1, stride_t, least=0, offset=1)
-            raise ValueError(f"--num_frames must be {stride_t}n+1 for {ae}, not {self.num_frames}: take {nearest}")
+            raise UserError(f"--num_frames must be {stride_t}n+1 for {ae}, not {self.num_frames}: take {nearest}")
         if (self.height is None) != (self.width is None):
-            raise ValueError("--height and --width belong together: give both or neither")
+            raise UserError("--height and --width belong together: give both or neither")
         for name in ("height", "width", "crop_size"):
             value = getattr(self, name)
             if value is not None and (value < SMALLEST or value % stride_hw):
                 nearest = _neighbours(value, stride_hw, least=SMALLEST)
-                raise ValueError(f"--{name} must be a multiple of {stride_hw}, not {value}: take {nearest}")
+                raise UserError(f"--{name} must be a multiple of {stride_hw}, not {value}: take {nearest}")
         least = self.crop_size or SMALLEST
         if self.height is None and (self.resolution or 0) < least:
-            raise ValueError(f"--resolution must be {least} or more, not {self.resolution}")
+            raise UserError(f"--resolution must be {least} or more, not {self.resolution}")
 
     def fit(self, pixels: np.ndarray, stride: int) -> np.ndarray:
         """(..., H, W), 0 .. 255 -> float32 of the size asked for."""
@@ -74,10 +75,10 @@ def strides(ae: str) -> tuple[int, int]:
     """The strides of a VAE in time and space, known by its name.
 
     Raises:
-        ValueError: an unknown name.
+        UserError: an unknown name.
     """
     if ae not in VAES:
-        raise ValueError(f"--ae {ae!r} is not one of {', '.join(VAES)}")
+        raise UserError(f"--ae {ae!r} is not one of {', '.join(VAES)}")
     return VAES[ae][1:]
 
 
@@ -90,7 +91,7 @@ def read_clip(path: Union[str, Path], clip: Clip, ae: str) -> np.ndarray:
     """The clip as the VAE named `ae` takes it: float32 (3, T, H, W) in [-1, 1].
 
     Raises:
-        ValueError: a damaged video, or one of too few frames.
+        UserError: a damaged video, or one of too few frames.
     """
     stride = strides(ae)[1]
     with VideoReader(path) as reader:
@@ -106,10 +107,10 @@ def read_picture(path: Union[str, Path], short_size: int, ae: str) -> np.ndarray
     """An image as a clip of one frame (3, 1, H, W): shorter side resized, then cut to multiples of the VAE's stride.
 
     Raises:
-        ValueError: a file that is no image, or a size too small.
+        UserError: a file that is no image, or a size too small.
     """
     if short_size < SMALLEST:
-        raise ValueError(f"--short_size must be {SMALLEST} or more, not {short_size}")
+        raise UserError(f"--short_size must be {SMALLEST} or more, not {short_size}")
     pixels = Clip(1, resolution=short_size).fit(read_image(path).transpose(2, 0, 1)[None], strides(ae)[1])
     return transforms.to_float(pixels.transpose(1, 0, 2, 3))
 

@@ -18,6 +18,7 @@ from tqdm import tqdm
 
 from opensora.datasets.media import WRITERS, write_video
 from opensora.datasets.media.folders import list_videos, listed_videos
+from opensora.errors import UserError
 from opensora.pipelines.reconstruct import Clip, Reconstructor, Scores, as_frames, read_clip
 from opensora.utils.files import atomic_write
 
@@ -48,7 +49,7 @@ def plan_jobs(
 
     Raises:
         FileNotFoundError: no such folder or csv file.
-        ValueError: no column `video`, nothing to do, or two videos that would get one name.
+        UserError: no column `video`, nothing to do, or two videos that would get one name.
     """
     real_dir, generated_dir = Path(real_dir), Path(generated_dir)
     if data_file:
@@ -60,7 +61,7 @@ def plan_jobs(
     for source in sources[: subset_size or None]:
         name = source.name if source.suffix.lower() in WRITERS else source.with_suffix(".mp4").name
         if name in jobs:
-            raise ValueError(f"{source} and {jobs[name].source} would both be written to {generated_dir / name}")
+            raise UserError(f"{source} and {jobs[name].source} would both be written to {generated_dir / name}")
         jobs[name] = Job(source, generated_dir / name, generated_dir / "origin" / name if output_origin else None)
     return list(jobs.values())
 
@@ -71,7 +72,7 @@ class Results:
     Videos whose scores cannot be read are made again.
 
     Raises:
-        ValueError: the folder holds reconstructions made with other settings.
+        UserError: the folder holds reconstructions made with other settings.
     """
 
     def __init__(self, folder: Path, settings: dict, rank: int = 0, world_size: int = 1):
@@ -83,7 +84,7 @@ class Results:
             made_with, videos = _read_scores(path)
             for key, value in settings.items():
                 if videos and made_with.get(key) != value:
-                    raise ValueError(
+                    raise UserError(
                         f"{folder} holds reconstructions with {key}={made_with.get(key)}, "
                         f"now it is {value}: choose another --generated_video_dir"
                     )

@@ -11,6 +11,7 @@ import numpy as np
 from opensora.datasets.bucketed.fit import resize_crop_image, resize_crop_video
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReader, read_image
 from opensora.datasets.transforms import to_float
+from opensora.errors import UserError
 from opensora.utils.download import fetch, is_url
 
 
@@ -28,12 +29,12 @@ def find_reference(path: str, cache_dir: Union[str, Path], allow_local: bool = F
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: neither an image nor a video by its name.
+        UserError: neither an image nor a video by its name.
         OSError: a URL that cannot be fetched.
     """
     found = fetch(path, cache_dir, allow_local=allow_local) if is_url(path) else Path(path)
     if found.suffix.lower() not in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
-        raise ValueError(
+        raise UserError(
             f"reference {path}: neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video "
             f"({' '.join(VIDEO_SUFFIXES)}) by its name"
         )
@@ -46,7 +47,7 @@ def read_reference(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
     """The frames of a video, some at a time, or of an image its one, float32 (3, t, height, width) in [-1, 1].
 
     Raises:
-        ValueError: the file cannot be read.
+        UserError: the file cannot be read.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         yield to_float(resize_crop_image(read_image(path), height, width))[:, None]

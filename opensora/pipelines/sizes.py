@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from opensora.errors import UserError
+
 SIZE_STEP = 32
 
 
 def check_size(num_frames: int, height: int, width: int, temporal_stride: int = 4) -> None:
-    """Raises ValueError, with the nearest valid values, where the size is none the model can make."""
+    """Raises UserError, with the nearest valid values, where the size is none the model can make."""
     problems = []
     if num_frames < 1 or (num_frames - 1) % temporal_stride:
         low = max(0, num_frames - 1) // temporal_stride * temporal_stride + 1
@@ -18,4 +20,4 @@ def check_size(num_frames: int, height: int, width: int, temporal_stride: int = 
             low = max(SIZE_STEP, value // SIZE_STEP * SIZE_STEP)
             problems.append(f"{name} {value} is not a multiple of {SIZE_STEP} (nearest: {low}, {low + SIZE_STEP})")
     if problems:
-        raise ValueError("; ".join(problems))
+        raise UserError("; ".join(problems))

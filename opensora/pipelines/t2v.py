@@ -12,6 +12,7 @@ from mindspore import Tensor
 
 from opensora.checkpoint.files import find_weights
 from opensora.datasets.transforms import to_uint8
+from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines.denoise import StepNoise, denoise
@@ -35,7 +36,7 @@ class OpenSoraPipeline:
         negative_prompt: what guidance leads away from.
 
     Raises:
-        ValueError: no {} in the template.
+        UserError: no {} in the template.
     """
 
     transformer_class = OpenSoraT2V_v1_3
@@ -74,7 +75,7 @@ class OpenSoraPipeline:
         """A pipeline from folders in the published layout; models load when they are first used.
 
         Raises:
-            FileNotFoundError, ValueError: a folder that holds another model, or none.
+            FileNotFoundError, UserError: a folder that holds another model, or none.
         """
         for model, folder in (
             (cls.transformer_class, model_path),
@@ -122,10 +123,10 @@ class OpenSoraPipeline:
                 "latent": float32 (1, C, 1 + n, height / 8, width / 8), as the transformer has them.
 
         Raises:
-            ValueError: a size the model cannot make, an unknown output_type.
+            UserError: a size the model cannot make, an unknown output_type.
         """
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
+            raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
         check_size(num_frames, height, width)
         text = self.embed_prompt(prompt, guidance_scale, max_sequence_length)
         latents = self.denoise(
@@ -163,9 +164,7 @@ class OpenSoraPipeline:
         if latents is None:
             latents = generator.standard_normal(shape, dtype=np.float32)
         elif tuple(latents.shape) != shape:
-            raise ValueError(
-                f"latents are {tuple(latents.shape)}; {num_frames} frames of {height}x{width} need {shape}"
-            )
+            raise UserError(f"latents are {tuple(latents.shape)}; {num_frames} frames of {height}x{width} need {shape}")
         if step_noise is None:
 
             def step_noise(_):

@@ -22,8 +22,10 @@ from tqdm import tqdm
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
+
 from opensora import device as devices  # noqa: E402
 from opensora.checkpoint.files import find_weights, open_state, read_config, resolve_path  # noqa: E402
+from opensora.errors import UserError  # noqa: E402
 from opensora.sample import refiner_process  # noqa: E402
 from opensora.sample.options import read_prompts  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main, seed  # noqa: E402
@@ -63,7 +65,7 @@ def refine_each(
         max_new_tokens: longest answer.
 
     Raises:
-        ValueError, OSError: mindnlp or the folder cannot be used, or the process broke down.
+        UserError, OSError: mindnlp or the folder cannot be used, or the process broke down.
     """
     check_refiner(folder)
     prompts = list(dict.fromkeys(prompts))
@@ -86,11 +88,11 @@ def refine_each(
 
 
 def check_refiner(folder: Union[str, Path]) -> None:
-    """Raises ValueError or OSError for what would stop the refiner, as far as that shows without loading it."""
+    """Raises UserError or OSError for what would stop the refiner, as far as that shows without loading it."""
     folder = resolve_path(folder)
     architectures = read_config(folder).get("architectures") or []
     if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
-        raise ValueError(
+        raise UserError(
             f"{folder}/config.json describes {', '.join(architectures) or 'no architecture'}, "
             f"not a causal language model such as LlamaForCausalLM"
         )
@@ -100,16 +102,16 @@ def check_refiner(folder: Union[str, Path]) -> None:
             f"tokenizer_config.json should lie there"
         )
     if not _has_chat_template(folder):
-        raise ValueError(
+        raise UserError(
             f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or "
             f"chat_template.jinja); the refiner is a model tuned for chats"
         )
     weights = find_weights(folder)
     if ".safetensors" not in weights.name:
-        raise ValueError(f"{weights}: the refiner's weights are read from .safetensors files only")
+        raise UserError(f"{weights}: the refiner's weights are read from .safetensors files only")
     open_state(weights)
     if importlib.util.find_spec("mindnlp") is None:
-        raise ValueError(refiner_process.MINDNLP_NEEDED)
+        raise UserError(refiner_process.MINDNLP_NEEDED)
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -128,7 +130,7 @@ def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
         for line in process.stdout:
             message = json.loads(line)
             if "error" in message:
-                raise ValueError(message["error"])
+                raise UserError(message["error"])
             answered += 1
             yield message["answer"]
         code = process.wait()
@@ -165,9 +167,9 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     if args.max_new_tokens < 1:
-        raise ValueError(f"--max_new_tokens must be 1 or more, not {args.max_new_tokens}")
+        raise UserError(f"--max_new_tokens must be 1 or more, not {args.max_new_tokens}")
     if args.output and Path(args.output).is_dir():
-        raise ValueError(f"--output {args.output}: is a folder; name a file")
+        raise UserError(f"--output {args.output}: is a folder; name a file")
     if args.caption_refiner == PUBLISHED_REFINER and not Path(PUBLISHED_REFINER).is_dir():
         raise FileNotFoundError(
             f"{PUBLISHED_REFINER}: no such folder; fetch the published refiner with huggingface-cli download "

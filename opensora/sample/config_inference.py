@@ -11,6 +11,7 @@ import numpy as np
 
 from opensora.datasets.media import save_image, write_video
 from opensora.device import Device
+from opensora.errors import UserError
 from opensora.models.vaes import VAES
 from opensora.parallel.collectives import barrier
 from opensora.pipelines.lazy import Part
@@ -52,7 +53,7 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     Under msrun the processes share the prompts. Noise follows from the seed and the prompt's place alone.
 
     Raises:
-        ValueError, OSError: what is wrong with the config or its files, before models are loaded where that is known.
+        UserError, OSError: what is wrong with the config or its files, before models are loaded where that is known.
     """
     if not long:
         check_single_clips(config)
@@ -130,16 +131,16 @@ class STDiTMaker:
 
     @staticmethod
     def check(config: Mapping[str, Any], job: Job, requests: Sequence[Request], long: bool) -> None:
-        """Raises ValueError for what the sampler cannot do."""
+        """Raises UserError for what the sampler cannot do."""
         build(config["scheduler"], SCHEDULER)
         keeps_frames = job.loop > 1 or any(request.groups for request in requests)
         if long and keeps_frames and config["scheduler"]["type"] != "iddpm":
-            raise ValueError(
+            raise UserError(
                 f"scheduler type {config['scheduler']['type']!r} keeps no frames; references and loop > 1 need 'iddpm'"
             )
 
     def make(self, requests: Sequence[Request], number: int) -> Iterator[np.ndarray]:
-        draws = SeededDraws(self.job.seed, [request.index for request in requests], number)
+        draws = SeededNoise(self.job.seed, [request.index for request in requests], number)
         return map(to_levels, self._pieces(requests, draws))  # keeps no piece while the next is made
 
     def note_cut_texts(self, request: Request) -> None:
@@ -147,7 +148,7 @@ class STDiTMaker:
         for text in dict.fromkeys(request.texts):
             note_if_cut(encoder.tokenizer, text, encoder.max_length, REMEDY)
 
-    def _pieces(self, requests: Sequence[Request], draws: SeededDraws) -> Iterator[np.ndarray]:
+    def _pieces(self, requests: Sequence[Request], draws: SeededNoise) -> Iterator[np.ndarray]:
         if self.long:
             scenes = [Scene(request.texts, self._references(request), request.groups) for request in requests]
             return make_long_video(
@@ -200,14 +201,14 @@ class PlanMaker:
 
     @staticmethod
     def check(config: Mapping[str, Any], job: Job, requests: Sequence[Request], long: bool) -> None:
-        """Raises ValueError for what the model cannot do."""
+        """Raises UserError for what the model cannot do."""
         check_size(job.num_frames, *job.image_size)
         if long:
-            raise ValueError(
+            raise UserError(
                 f"inference-long.py needs a model that can keep frames: STDiT2-XL/2, not {config['model']['type']}"
             )
         if job.divide_fps:
-            raise ValueError(f"divide_fps: the model {config['model']['type']} is told no frame rate; leave it out")
+            raise UserError(f"divide_fps: the model {config['model']['type']} is told no frame rate; leave it out")
 
     def note_cut_texts(self, request: Request) -> None:
         text = self.pipeline.prompt_template.replace("{}", request.prompt)
@@ -229,8 +230,8 @@ class PlanMaker:
         return self.pipeline.decode(latents)
 
 
-class SeededDraws:
-    """Draws of a batch; those of a prompt do not depend on the others in the batch."""
+class SeededNoise:
+    """NoiseSource of a batch; those of a prompt do not depend on the others in the batch."""
 
     def __init__(self, seed: int, indices: Sequence[int], number: int):
         self.keys = [[seed, index, number] for index in indices]

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
 from opensora.config.mmengine import check_fields
+from opensora.errors import UserError
 from opensora.pipelines.mask_strategy import check_strategy, parse_strategy
 from opensora.pipelines.prompt_syntax import clip_texts, loop_texts, split_overrides
 from opensora.pipelines.references import find_reference, split_paths
@@ -54,7 +55,7 @@ class Job:
     """The fields of an inference config that say what is made, checked.
 
     Raises:
-        ValueError: a field is missing or cannot be.
+        UserError: a field is missing or cannot be.
     """
 
     num_frames: int
@@ -75,26 +76,26 @@ class Job:
     def of(cls, config: Mapping[str, Any]) -> Job:
         check_fields(config, NEEDED)
         if config.get("multi_resolution") not in (None, False, "STDiT2"):
-            raise ValueError(f"multi_resolution {config['multi_resolution']!r} should be 'STDiT2'")
+            raise UserError(f"multi_resolution {config['multi_resolution']!r} should be 'STDiT2'")
         return cls(**{name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None})
 
     def __post_init__(self):
         for name in ("num_frames", "fps", "frame_interval", "batch_size", "num_sample", "loop"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} {value!r}: should be a whole number from 1 on")
+                raise UserError(f"{name} {value!r}: should be a whole number from 1 on")
         size = self.image_size
         if not isinstance(size, (list, tuple)) or len(size) != 2 or any(type(n) is not int or n < 8 for n in size):
-            raise ValueError(f"image_size {size!r}: should be height and width, whole numbers of 8 pixels or more")
+            raise UserError(f"image_size {size!r}: should be height and width, whole numbers of 8 pixels or more")
         if self.sample_name and len(Path(self.sample_name).name.encode()) > LONGEST_SAMPLE_NAME:
-            raise ValueError(f"sample_name {self.sample_name!r}: should be at most {LONGEST_SAMPLE_NAME} bytes long")
+            raise UserError(f"sample_name {self.sample_name!r}: should be at most {LONGEST_SAMPLE_NAME} bytes long")
         if self.fps < self.frame_interval:
-            raise ValueError(
+            raise UserError(
                 f"fps {self.fps} divided by frame_interval {self.frame_interval} is less than 1 frame a second"
             )
         kept = self.condition_frame_length
         if self.loop > 1 and not (type(kept) is int and 1 <= kept < self.num_frames):
-            raise ValueError(
+            raise UserError(
                 f"condition_frame_length {kept!r}: with loop {self.loop} it should be "
                 f"from 1 to {self.num_frames - 1}, frames that a clip takes over from the one before"
             )
@@ -129,7 +130,7 @@ def file_name(prompt: str, repeat: int = 0) -> str:
     prompts before it in the list. The name of the empty prompt is empty.
 
     Raises:
-        ValueError: json behind the text that cannot be read.
+        UserError: json behind the text that cannot be read.
     """
     name = UNSAFE.sub("_", split_overrides(prompt)[0].strip())
     encoded = name.encode()
@@ -150,17 +151,17 @@ def file_names(prompts: Sequence[str]) -> list[str]:
 
 
 def check_single_clips(config: Mapping[str, Any]) -> None:
-    """Raises ValueError where a config asks inference.py for what only inference-long.py makes."""
+    """Raises UserError where a config asks inference.py for what only inference-long.py makes."""
     remedy = "inference.py makes single clips without references; use scripts/inference-long.py"
     for name, default in LONG_FIELDS.items():
         value = config.get(name)
         if value is not None and value != default:
-            raise ValueError(f"{name} {value!r} (--{name.replace('_', '-')}): {remedy}, or leave it out")
+            raise UserError(f"{name} {value!r} (--{name.replace('_', '-')}): {remedy}, or leave it out")
     for prompt in config["prompt"]:
         if split_overrides(prompt)[1]:
-            raise ValueError(f"prompt {prompt!r} names references: {remedy}, or take away the json behind the text")
+            raise UserError(f"prompt {prompt!r} names references: {remedy}, or take away the json behind the text")
         if clip_texts(prompt)[1:]:
-            raise ValueError(f"prompt {prompt!r} has texts for several clips: {remedy}, or give one text")
+            raise UserError(f"prompt {prompt!r} has texts for several clips: {remedy}, or give one text")
 
 
 def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Request]:
@@ -169,7 +170,7 @@ def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Reque
     `long`: prompts may have references and a text for each clip.
 
     Raises:
-        ValueError: prompts, references and mask strategies that do not go together.
+        UserError: prompts, references and mask strategies that do not go together.
         OSError: a reference is not there or cannot be fetched.
     """
     prompts, first, earlier = config["prompt"], config.get("first_index", 0), config.get("earlier_prompts", [])
@@ -184,7 +185,7 @@ def plan_requests(config: Mapping[str, Any], job: Job, long: bool) -> list[Reque
     given = [config.get("reference_path"), config.get("mask_strategy")]
     rows = [[None] * len(prompts) if values is None else list(values) for values in given]
     if {len(row) for row in rows} != {len(prompts)}:
-        raise ValueError(
+        raise UserError(
             f"{len(prompts)} prompts, {len(rows[0])} entries of reference_path and {len(rows[1])} of "
             f"mask_strategy: there should be one for each prompt; None where there is none"
         )
@@ -223,13 +224,13 @@ def _plan_one(
 ) -> Request:
     text, overrides = split_overrides(prompt)
     if text != prompt and not overrides:
-        raise ValueError(f"prompt {prompt!r}: the json behind its text has neither reference_path nor mask_strategy")
+        raise UserError(f"prompt {prompt!r}: the json behind its text has neither reference_path nor mask_strategy")
     references = split_paths(overrides.get("reference_path", reference_path))
     groups = parse_strategy(overrides.get("mask_strategy", mask_strategy))
     try:
         check_strategy(groups, len(references), loop)
     except ValueError as error:
-        raise ValueError(f"prompt {prompt!r}: {error}") from error
+        raise UserError(f"prompt {prompt!r}: {error}") from error
     return Request(
         index, name, text, tuple(loop_texts(text, loop)), tuple(find(path) for path in references), tuple(groups)
     )

@@ -23,6 +23,7 @@ from opensora.datasets.t2v.text_embeddings import (
     read_origin,
     save_embedding,
 )
+from opensora.errors import UserError
 from opensora.pipelines.text import embed_text
 
 MOST_NAMED = 10  # faulty entries
@@ -50,7 +51,7 @@ def read_captions(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not json, or none of its entries has a usable `path` and `cap`.
+        UserError: the file is not json, or none of its entries has a usable `path` and `cap`.
     """
     captions = {EMPTY_TEXT: Caption("", Path(output_path) / EMPTY_TEXT, EMPTY_TEXT, digest(b""))}
     faults: list[str] = []
@@ -68,22 +69,22 @@ def read_captions(
                     break
     named = "; ".join(faults[:MOST_NAMED]) + ("; ..." if len(faults) > MOST_NAMED else "")
     if len(captions) == 1:
-        raise ValueError(f"{data_file}: holds no entry with a caption{': ' if faults else ''}{named}")
+        raise UserError(f"{data_file}: holds no entry with a caption{': ' if faults else ''}{named}")
     if faults:
         print(f"{data_file}: {len(faults)} entries are left out: {named}", file=sys.stderr)
     return list(captions.values())
 
 
 def _texts_of(item: Any) -> Iterator[tuple]:
-    """Number in the list, or None, and text of an entry's captions; raises ValueError if it cannot be used."""
+    """Number in the list, or None, and text of an entry's captions; raises UserError if it cannot be used."""
     if isinstance(item, dict) and isinstance(item.get("cap"), dict):
         item = {**item, "cap": list(item["cap"].values())}
     entry = check_entry(item)
     path = PurePosixPath(entry["path"])
     if path.is_absolute() or ".." in path.parts:
-        raise ValueError(f"the path {entry['path']!r} leads out of the folder of embeddings")
+        raise UserError(f"the path {entry['path']!r} leads out of the folder of embeddings")
     if entry["cap"] is None:
-        raise ValueError(f"{entry['path']} has no `cap`")
+        raise UserError(f"{entry['path']} has no `cap`")
     return enumerate(entry["cap"]) if isinstance(entry["cap"], list) else iter([(None, entry["cap"])])
 
 

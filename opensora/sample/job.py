@@ -13,13 +13,14 @@ from tqdm import tqdm
 
 from opensora.checkpoint.files import read_config
 from opensora.device import Device
+from opensora.errors import UserError
 from opensora.models import get_vae
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import barrier
 from opensora.parallel.groups import Group, deal, sequence_group
-from opensora.parallel.sequence import SplitSequence
-from opensora.parallel.stream import SharedStream
+from opensora.parallel.sequence import UlyssesSequenceParallel
+from opensora.parallel.stream import ContextParallelStream
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
 from opensora.pipelines.conditions import Condition, read_condition
 from opensora.pipelines.lazy import Part
@@ -50,7 +51,7 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Open
             options.ms_checkpoint or options.model_path, dtype=dtype, config=read_config(options.model_path)
         )
         if group.size > 1:
-            transformer.parallelize(SplitSequence(group))
+            transformer.parallelize(UlyssesSequenceParallel(group))
         return transformer
 
     def load_vae():
@@ -59,7 +60,7 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Open
         # Graph mode compiles a first, a later and a last chunk each in its own way, and with it their collectives.
         is_graph = device.mode == ms.GRAPH_MODE
         if group.size > 1 and not is_graph and (vae.use_tiling or vae.config.streams_exactly):
-            vae.share_decoding(SharedStream(group))
+            vae.share_decoding(ContextParallelStream(group))
         return vae
 
     return pipeline_class(
@@ -79,10 +80,10 @@ def run(options: SampleOptions, device: Device) -> None:
     Under msrun samples are dealt to groups of --sp_size processes; the processes of a group share each sample.
 
     Raises:
-        ValueError, OSError: prompts or files that cannot be used.
+        UserError, OSError: prompts or files that cannot be used.
     """
     if options.caption_refiner and device.world_size > 1:
-        raise ValueError(
+        raise UserError(
             "--caption_refiner runs in one process: refine the prompts first with "
             "opensora/sample/caption_refiner.py --output FILE.txt, then use --text_prompt FILE.txt"
         )

@@ -10,6 +10,7 @@ from typing import Optional
 from opensora import device
 from opensora.checkpoint.files import find_weights
 from opensora.datasets.masks import MaskType, check_noise_strength
+from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.vaes import VAES
 from opensora.pipelines.conditions import MAX_HXW
@@ -217,7 +218,7 @@ def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, 
     """The checked options of a run, and the parsed flags that `device.setup` takes.
 
     Raises:
-        ValueError, OSError: anything wrong that shows before weights are loaded.
+        UserError, OSError: anything wrong that shows before weights are loaded.
     """
     parser = CommandParser(description="Makes videos or images from text, and from given frames.")
     add_arguments(parser)
@@ -233,32 +234,30 @@ def check_options(options: SampleOptions) -> SampleOptions:
     check_size(options.num_frames, options.height, options.width, temporal_stride)
     for name in ("num_sampling_steps", "num_samples_per_prompt", "max_sequence_length", "fps", "sp_size"):
         if getattr(options, name) < 1:
-            raise ValueError(f"--{name} must be 1 or more, not {getattr(options, name)}")
+            raise UserError(f"--{name} must be 1 or more, not {getattr(options, name)}")
     if options.video_extension in ("jpg", "png") and not options.is_image:
-        raise ValueError(
-            f"--video_extension {options.video_extension} is for images: use --num_frames 1, or mp4 or gif"
-        )
+        raise UserError(f"--video_extension {options.video_extension} is for images: use --num_frames 1, or mp4 or gif")
     if options.save_latents and options.decode_latents:
-        raise ValueError("--save_latents stops where --decode_latents goes on: use one of them")
+        raise UserError("--save_latents stops where --decode_latents goes on: use one of them")
 
     check_template(options.prompt_template)
     for name in ("prompt_template", "negative_prompt"):
         check_characters(getattr(options, name), f"--{name}")
     if options.sp and options.sp_size > 1:
-        raise ValueError("--sp is --sp_size with the number of all processes: use one of them")
+        raise UserError("--sp is --sp_size with the number of all processes: use one of them")
     _check_condition_flags(options)
 
     transformer = options.transformer_class.published_config(
         options.model_path, f"--model_path with --model_type {options.model_type}"
     )
     if transformer.get("in_channels", channels) != channels:
-        raise ValueError(
+        raise UserError(
             f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
             f"--ae {options.ae} makes {channels}"
         )
     vae = WFVAEModel.published_config(options.ae_path, "--ae_path")
     if vae.get("latent_dim", 8) != channels:
-        raise ValueError(
+        raise UserError(
             f"{options.ae_path} holds an autoencoder of {vae.get('latent_dim', 8)} latent channels, "
             f"--ae {options.ae} has {channels}"
         )
@@ -273,7 +272,7 @@ def check_options(options: SampleOptions) -> SampleOptions:
     _agree(options, "sparse_n", options.sparse_n, transformer.get("sparse_n"))
     text = MT5EncoderModel.published_config(options.text_encoder_name_1, "--text_encoder_name_1")
     if transformer.get("caption_channels", text.get("d_model")) != text.get("d_model"):
-        raise ValueError(
+        raise UserError(
             f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
             f"{options.text_encoder_name_1} gives {text.get('d_model')}"
         )
@@ -284,18 +283,18 @@ def _check_condition_flags(options: SampleOptions) -> None:
     if not options.is_inpaint:
         for name in CONDITION_FLAGS:
             if getattr(options, name):
-                raise ValueError(f"--{name} is for --model_type {' or '.join(INPAINT_TYPES)}")
+                raise UserError(f"--{name} is for --model_type {' or '.join(INPAINT_TYPES)}")
         return
     if not options.conditional_pixel_values_path:
-        raise ValueError(f"--model_type {options.model_type} needs --conditional_pixel_values_path FILE.txt")
+        raise UserError(f"--model_type {options.model_type} needs --conditional_pixel_values_path FILE.txt")
     if options.caption_refiner:
-        raise ValueError("--caption_refiner is for --model_type t2v: it invents what the given frames do not show")
+        raise UserError("--caption_refiner is for --model_type t2v: it invents what the given frames do not show")
     check_noise_strength(options.noise_strength)
 
 
 def _agree(options: SampleOptions, name: str, given, recorded) -> None:
     if given is not None and recorded is not None and given != recorded:
-        raise ValueError(
+        raise UserError(
             f"--{name} {given} contradicts {options.model_path}/config.json, which has {recorded}: "
             f"the result would be noise; leave the flag out"
         )
@@ -305,7 +304,7 @@ def read_inputs(options: SampleOptions) -> list[tuple[str, tuple]]:
     """The prompts of a run, each with the files of its condition (none for text to video).
 
     Raises:
-        FileNotFoundError, ValueError: as `read_prompts`; a prompt without condition, or the other way round.
+        FileNotFoundError, UserError: as `read_prompts`; a prompt without condition, or the other way round.
     """
     if not options.is_inpaint:
         return [(prompt, ()) for prompt in read_prompts(options.text_prompt)]

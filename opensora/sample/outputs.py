@@ -16,6 +16,7 @@ import numpy as np
 import opensora
 from opensora.datasets.media import VideoReader, read_image, save_image, write_video
 from opensora.device import Device
+from opensora.errors import UserError
 from opensora.sample.options import SampleOptions
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import compressed_bytes
@@ -118,7 +119,7 @@ def write_metadata(
 
 
 def check_same_run(sample: Sample, options: SampleOptions) -> None:
-    """Raises ValueError if what is there under the sample's name was made from other inputs or with other arguments,
+    """Raises UserError if what is there under the sample's name was made from other inputs or with other arguments,
     or if the json beside it does not say so. Where there is only a json, a new one replaces it."""
     if not sample.metadata_path.exists() or not (sample.path.exists() or sample.latents_path.exists()):
         return
@@ -128,7 +129,7 @@ def check_same_run(sample: Sample, options: SampleOptions) -> None:
         if name not in FREE_ARGUMENTS and name not in made_with:
             raise _no_record(sample, f"{name} is missing")
         if name not in FREE_ARGUMENTS and made_with[name] != value:
-            raise ValueError(
+            raise UserError(
                 f"{sample.path} was made with {name} {made_with[name]!r}, now it is {value!r}: "
                 f"choose another --save_img_path, or --overwrite"
             )
@@ -146,8 +147,8 @@ def _made_with(sample: Sample) -> dict:
     return {"condition": [], **record["arguments"], **inputs}
 
 
-def _no_record(sample: Sample, reason: str) -> ValueError:
-    return ValueError(
+def _no_record(sample: Sample, reason: str) -> UserError:
+    return UserError(
         f"{sample.metadata_path} does not say how {sample.path.name} was made ({reason}): remove both to "
         f"make it again, choose another --save_img_path, or --overwrite"
     )

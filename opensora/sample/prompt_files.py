@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.t2v.annotations import read_items
+from opensora.errors import UserError
 from opensora.utils.text_files import check_characters, open_csv, open_text, read_text
 
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
@@ -54,7 +55,7 @@ def read_prompts(text_prompt: Sequence[str]) -> list[str]:
 
     Raises:
         FileNotFoundError: the file is not there.
-        ValueError: a file without prompts, of another form or encoding; several files; half a surrogate pair.
+        UserError: a file without prompts, of another form or encoding; several files; half a surrogate pair.
     """
     entries = prompt_entries(text_prompt)
     return [text for place, text in enumerate(entries.texts) if entries.has(place)]
@@ -64,7 +65,7 @@ def prompt_entries(text_prompt: Sequence[str]) -> Entries:
     """As `read_prompts`, with blank lines."""
     files = [text for text in text_prompt if _names_file(text)]
     if files and len(text_prompt) > 1:
-        raise ValueError(
+        raise UserError(
             f"--text_prompt takes prompts or one file; {files[0]!r} names a file, and there are "
             f"{len(text_prompt)} of them: join the files"
         )
@@ -79,9 +80,9 @@ def read_prompt_file(path: str) -> list[str]:
 
 
 def check_is_no_file(prompt: str) -> None:
-    """Raises ValueError for the name of a file where a prompt should be."""
+    """Raises UserError for the name of a file where a prompt should be."""
     if _has_suffix_of_text(prompt) and not any(letter.isspace() for letter in prompt):
-        raise ValueError(f"prompt {prompt!r} is the name of a file: use --prompt-path (prompt_path in a config)")
+        raise UserError(f"prompt {prompt!r} is the name of a file: use --prompt-path (prompt_path in a config)")
 
 
 def pair(prompts: Entries, source: str) -> list[tuple[str, tuple]]:
@@ -89,14 +90,14 @@ def pair(prompts: Entries, source: str) -> list[tuple[str, tuple]]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: an entry without its partner.
+        UserError: an entry without its partner.
     """
     conditions = _condition_entries(source)
     places = range(max(len(prompts.texts), len(conditions.texts)))
     for entries, others, partner in ((prompts, conditions, "condition"), (conditions, prompts, "prompt")):
         alone = [str(place + 1) for place in places if entries.has(place) and not others.has(place)]
         if alone:
-            raise ValueError(
+            raise UserError(
                 f"{prompts.source} has {prompts.count} prompts, {conditions.source} has {conditions.count} "
                 f"lines: prompt i goes with line i; line {', '.join(alone[:10])}"
                 f"{', ...' if len(alone) > 10 else ''} of {entries.source} has no {partner}"
@@ -140,7 +141,7 @@ def _file_entries(source: str, what: str, texts: list[str]) -> Entries:
     while texts and not texts[-1]:
         texts.pop()
     if not texts:
-        raise ValueError(f"{source}: holds no {what}")
+        raise UserError(f"{source}: holds no {what}")
     return Entries(source, texts, True)
 
 
@@ -153,7 +154,7 @@ def _prompts_of(path: Path) -> list[str]:
     if suffix in JSON and read_text(path).lstrip()[:1] in ("[", "{", '"'):
         return [_prompt_in(item, f"{path}: entry {place}") for place, item in enumerate(read_items(path))]
     if suffix in OTHERS:
-        raise ValueError(f"{path}: prompts are read from files that end with {', '.join((*LINES, *TABLES, *JSON))}")
+        raise UserError(f"{path}: prompts are read from files that end with {', '.join((*LINES, *TABLES, *JSON))}")
     return _lines(path, "prompts")
 
 
@@ -161,7 +162,7 @@ def _column(path: Path, rows) -> list[str]:
     names = {name.strip().lower(): name for name in rows.fieldnames or () if name}
     column = next((names[name] for name in PROMPT_COLUMNS if name in names), None)
     if column is None:
-        raise ValueError(
+        raise UserError(
             f"{path}: has columns {', '.join(rows.fieldnames or ())[:300]}, none of {', '.join(PROMPT_COLUMNS)}"
         )
     return [row[column] or "" for row in rows]
@@ -172,7 +173,7 @@ def _prompt_in(item: Any, place: str) -> str:
     if isinstance(item, dict):
         item = next((item[name] for name in PROMPT_COLUMNS if name in item), None)
     if not isinstance(item, str):
-        raise ValueError(f"{place}: should be a text, or an object with a text as {' or '.join(PROMPT_COLUMNS)}")
+        raise UserError(f"{place}: should be a text, or an object with a text as {' or '.join(PROMPT_COLUMNS)}")
     return item
 
 

@@ -18,6 +18,7 @@ from typing import TextIO
 import numpy as np
 
 from opensora import device
+from opensora.errors import UserError
 from opensora.utils.cli import CommandParser
 
 MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt"
@@ -45,7 +46,7 @@ def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator
     """The model's answer to each prompt. It depends on the prompt and the seed, not on the prompts before.
 
     Raises:
-        ValueError, OSError: mindnlp, the tokenizer or the weights cannot be used.
+        UserError, OSError: mindnlp, the tokenizer or the weights cannot be used.
     """
     place = device.setup(args)  # mindnlp looks at the target when it is imported
     try:
@@ -53,7 +54,7 @@ def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
-        raise ValueError(f"{MINDNLP_NEEDED} (importing it failed: {error})") from error
+        raise UserError(f"{MINDNLP_NEEDED} (importing it failed: {error})") from error
 
     local = {"local_files_only": True, "trust_remote_code": False}
     tokenizer = AutoTokenizer.from_pretrained(args.caption_refiner, **local)
@@ -61,7 +62,7 @@ def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator
         args.caption_refiner, ms_dtype=place.dtype, use_safetensors=True, output_loading_info=True, **local
     )
     if report["missing_keys"]:
-        raise ValueError(f"{args.caption_refiner}: the weights lack {sorted(report['missing_keys'])[0]}")
+        raise UserError(f"{args.caption_refiner}: the weights lack {sorted(report['missing_keys'])[0]}")
     model = model.to(TORCH_DEVICES[place.target]).eval()
 
     for prompt in prompts:

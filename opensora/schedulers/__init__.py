@@ -26,6 +26,7 @@ from __future__ import annotations
 
 from difflib import get_close_matches
 
+from opensora.errors import UserError
 from opensora.schedulers.base import PREDICTION_TYPES, Scheduler
 from opensora.schedulers.cogvideox import CogVideoX
 from opensora.schedulers.ddim import DDIM
@@ -70,10 +71,10 @@ def get_scheduler(name: str, **options) -> Scheduler:
     zero SNR in their published form: asked for it, they warn and keep their betas. DPMSolverSinglestep has no spacing
     but linspace, FlowMatchEulerDiscrete no use for any option.
 
-    Raises ValueError for an unknown name or an option's value that doesn't exist.
+    Raises UserError for an unknown name or an option's value that doesn't exist.
     """
     if name not in SCHEDULERS:
         close = get_close_matches(str(name), SCHEDULERS, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise ValueError(f"there is no sampler {name!r}: {hint}choose one of {', '.join(SCHEDULERS)}")
+        raise UserError(f"there is no sampler {name!r}: {hint}choose one of {', '.join(SCHEDULERS)}")
     return SCHEDULERS[name](**options)

@@ -6,6 +6,8 @@ from typing import TYPE_CHECKING, Union
 
 import numpy as np
 
+from opensora.errors import UserError
+
 if TYPE_CHECKING:
     from mindspore import Tensor
 
@@ -27,7 +29,7 @@ def rows(table: np.ndarray, t: Union[int, Array], x: Array) -> Array:
     t = _same_kind(np.asarray(t) if np.isscalar(t) else t, x)
     if isinstance(t, np.ndarray):
         if t.min() < 0 or t.max() >= len(table):
-            raise ValueError(f"timesteps are {t.min()} to {t.max()}: choose 0 to {len(table) - 1}")
+            raise UserError(f"timesteps are {t.min()} to {t.max()}: choose 0 to {len(table) - 1}")
         return per_sample(table[t.astype(np.int64)], x)
     return per_sample(_same_kind(table.astype(np.float32), x)[t.astype("int32")], x)
 

@@ -7,6 +7,7 @@ from typing import Callable, Optional, Union
 
 import numpy as np
 
+from opensora.errors import UserError
 from opensora.schedulers.arrays import Array, float32_like
 from opensora.schedulers.noise_schedule import BETA_SCHEDULES, TIMESTEP_SPACINGS, TRAIN_TIMESTEPS
 
@@ -39,7 +40,7 @@ class ScheduleOptions:
         for name in ("beta_start", "beta_end"):
             beta = getattr(self, name)
             if beta is not None and not 0 < beta < 1:
-                raise ValueError(f"{name} is {beta}: choose a number between 0 and 1")
+                raise UserError(f"{name} is {beta}: choose a number between 0 and 1")
 
     @property
     def prediction(self) -> str:
@@ -52,7 +53,7 @@ class ScheduleOptions:
 
 def _check(name: str, value: Optional[str], allowed: tuple) -> None:
     if value is not None and value not in allowed:
-        raise ValueError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
+        raise UserError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
 
 
 class Scheduler:
@@ -81,10 +82,10 @@ class Scheduler:
     def set_timesteps(self, num_inference_steps: int) -> None:
         """Chooses the timesteps (float32, one per call of the model) of runs of `num_inference_steps` steps.
 
-        Raises ValueError where the sampler can't run with so many steps.
+        Raises UserError where the sampler can't run with so many steps.
         """
         if num_inference_steps not in range(1, TRAIN_TIMESTEPS + 1):
-            raise ValueError(f"the number of steps is {num_inference_steps}: choose 1 to {TRAIN_TIMESTEPS}")
+            raise UserError(f"the number of steps is {num_inference_steps}: choose 1 to {TRAIN_TIMESTEPS}")
         self.timesteps = self._run_timesteps(int(num_inference_steps)).astype(np.float32)
         self._start_run()
 
@@ -132,7 +133,7 @@ class Scheduler:
             return self._next
         places = np.flatnonzero(self.timesteps == t)
         if not len(places):
-            raise ValueError(f"timestep {t:g} is none of this run's; set_timesteps(n) chooses them")
+            raise UserError(f"timestep {t:g} is none of this run's; set_timesteps(n) chooses them")
         return int(places[-1])
 
     def _draw(self, noise: Noise, x: Array) -> Array:
@@ -142,5 +143,5 @@ class Scheduler:
             noise = self._generator.standard_normal(x.shape, dtype=np.float32)
         self._draws += 1
         if tuple(noise.shape) != tuple(x.shape):
-            raise ValueError(f"the noise has shape {tuple(noise.shape)}, the sample {tuple(x.shape)}")
+            raise UserError(f"the noise has shape {tuple(noise.shape)}, the sample {tuple(x.shape)}")
         return float32_like(noise, x)

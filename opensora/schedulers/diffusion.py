@@ -7,6 +7,7 @@ from typing import Optional
 
 import numpy as np
 
+from opensora.errors import UserError
 from opensora.schedulers.arrays import Array, float32_like, rows
 from opensora.schedulers.base import Scheduler
 from opensora.schedulers.noise_schedule import TRAIN_TIMESTEPS, cumulative_alphas, spaced_timesteps
@@ -101,7 +102,7 @@ class TimestepScheduler(DiffusionScheduler):
         self.stride = TRAIN_TIMESTEPS // count
         timesteps = spaced_timesteps(self.options.spacing, count).round()
         if self.options.prediction == "epsilon" and self.alphas_cumprod[int(timesteps[0])] == 0:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} can't start where there is noise alone when the model predicts "
                 "noise: leave out rescale_betas_zero_snr, or use a model of prediction_type v_prediction"
             )

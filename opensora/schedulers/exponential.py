@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from opensora.errors import UserError
 from opensora.schedulers.arrays import Array
 from opensora.schedulers.noise_schedule import spaced_timesteps
 from opensora.schedulers.sigma_space import SigmaScheduler, variance_preserving
@@ -19,7 +20,7 @@ class ExponentialScheduler(SigmaScheduler):
     def _run_timesteps(self, count: int) -> np.ndarray:
         timesteps = spaced_timesteps(self.spacing, count, skip_zero=True).round()
         if len(np.unique(timesteps)) < count:
-            raise ValueError(
+            raise UserError(
                 f"{type(self).__name__} can't take {count} different steps with {self.spacing} spacing: choose fewer"
             )
         self._choose_sigmas(timesteps)

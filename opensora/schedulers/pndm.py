@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 
+from opensora.errors import UserError
 from opensora.schedulers.arrays import Array
 from opensora.schedulers.diffusion import TimestepScheduler
 
@@ -60,7 +61,7 @@ class PNDM(TimestepScheduler):
         if stage == 0:
             self._start, self._mean = x, 0
         if self._start is None:
-            raise ValueError(f"PNDM can't start a run at timestep {t}, in the middle of a step")
+            raise UserError(f"PNDM can't start a run at timestep {t}, in the middle of a step")
         self._mean = self._mean + RUNGE_KUTTA[stage] * output
         slope = self._mean if stage == 3 else output
         next_t = t - self.stride // 2 if stage in (0, 2) else t

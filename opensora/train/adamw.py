@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mindspore import Tensor
 
+from opensora.errors import UserError
 from opensora.ops import updates
 
 
@@ -21,10 +22,10 @@ class AdamW:
     def __post_init__(self):
         for name in ("adam_beta1", "adam_beta2"):
             if not 0 <= getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} is not in [0, 1)")
+                raise UserError(f"--{name} {getattr(self, name)} is not in [0, 1)")
         for name in ("adam_epsilon", "adam_weight_decay"):
             if not getattr(self, name) >= 0:
-                raise ValueError(f"--{name} {getattr(self, name)} is not 0 or more")
+                raise UserError(f"--{name} {getattr(self, name)} is not 0 or more")
 
     def update(
         self,

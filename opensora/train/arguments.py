@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from opensora.errors import UserError
 from opensora.train.checkpoint import read_state
 
 # What it means if an argument of the resumed run differs. An argument is a flag of a training command, or a field of a
@@ -102,11 +103,11 @@ def check_arguments(checkpoint: Path, now: Mapping[str, Any], allow: bool, quiet
     Checkpoints of versions that recorded none pass.
 
     Raises:
-        ValueError: something differs that makes the checkpoint's state meaningless, and `allow` is not given.
+        UserError: something differs that makes the checkpoint's state meaningless, and `allow` is not given.
     """
     found = changes(read_state(checkpoint).get("arguments", {}), now)
     if found["refused"] and not allow:
-        raise ValueError(
+        raise UserError(
             f"{checkpoint} is of a run with other arguments: {_joined(found['refused'])}; resume with the "
             f"same, or add --allow_changed_arguments to go on with the new ones"
         )

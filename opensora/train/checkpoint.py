@@ -26,7 +26,8 @@ from pathlib import Path
 from typing import NamedTuple, Optional, Union
 
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
-from opensora.checkpoint.lazy_tensor import AnyTensor, ArrayTensor
+from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
+from opensora.errors import UserError
 from opensora.models.pretrained import WEIGHTS_NAME, PretrainedModel
 from opensora.train.optimizer import Optimizer
 from opensora.utils.files import sync
@@ -37,7 +38,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 _sound: set[tuple] = set()  # `_identity` of the checkpoints that this process wrote or checked
 
 
-class Trained(NamedTuple):
+class ModelAndOptimizer(NamedTuple):
     """A model that is trained, and what trains it."""
 
     model: PretrainedModel
@@ -89,13 +90,13 @@ def find_checkpoint(output_dir: Union[str, Path], wanted: str) -> Optional[Path]
     Damaged ones are skipped and named on stderr. `wanted` may also be a checkpoint's name or path.
 
     Raises:
-        FileNotFoundError, ValueError: the one that was named is missing or damaged, or all of them are damaged.
+        FileNotFoundError, UserError: the one that was named is missing or damaged, or all of them are damaged.
     """
     if wanted != "latest":
         folder = named_checkpoint(output_dir, wanted)
         reason = damage(folder)
         if reason:
-            raise ValueError(f"--resume_from_checkpoint {folder}: {reason}; choose another, or latest")
+            raise UserError(f"--resume_from_checkpoint {folder}: {reason}; choose another, or latest")
         return folder
     candidates = checkpoints(output_dir)
     for folder in candidates:
@@ -104,7 +105,7 @@ def find_checkpoint(output_dir: Union[str, Path], wanted: str) -> Optional[Path]
             return folder
         print(f"note: {folder} is damaged ({reason}); trying the one written before it", file=sys.stderr)
     if candidates:
-        raise ValueError(f"--resume_from_checkpoint: all {len(candidates)} checkpoints in {output_dir} are damaged")
+        raise UserError(f"--resume_from_checkpoint: all {len(candidates)} checkpoints in {output_dir} are damaged")
     return None
 
 
@@ -132,21 +133,21 @@ def read_state(folder: Path) -> dict:
     """The contents of state.json.
 
     Raises:
-        ValueError: it cannot be read.
+        UserError: it cannot be read.
     """
     try:
         state = json.loads((folder / STATE).read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{STATE} is not readable ({error})") from error
+        raise UserError(f"{STATE} is not readable ({error})") from error
     if not isinstance(state, dict):
-        raise ValueError(f"{STATE} does not hold a json object")
+        raise UserError(f"{STATE} does not hold a json object")
     return state
 
 
 def save_checkpoint(
     output_dir: Union[str, Path],
     step: int,
-    trained: Mapping[str, Trained],
+    trained: Mapping[str, ModelAndOptimizer],
     state: dict,
     keep: Optional[int],
     is_main: bool,
@@ -178,7 +179,7 @@ def save_checkpoint(
             _rotate(output_dir, final, keep)
 
 
-def checkpoint_bytes(trained: Mapping[str, Trained]) -> int:
+def checkpoint_bytes(trained: Mapping[str, ModelAndOptimizer]) -> int:
     """The size of a checkpoint: float32 weights, their moving averages and the two moments of AdamW."""
     return sum(
         4 * parameter.size * (4 if optimizer.ema else 3)
@@ -187,13 +188,13 @@ def checkpoint_bytes(trained: Mapping[str, Trained]) -> int:
     )
 
 
-def load_state(folder: Path, trained: Mapping[str, Trained], quiet: bool = False) -> dict:
+def load_state(folder: Path, trained: Mapping[str, ModelAndOptimizer], quiet: bool = False) -> dict:
     """Gives the optimizers what was saved; returns the state. The models' weights were loaded from the folder before.
 
     Moving averages that the checkpoint does not have start from its weights; that is said, unless `quiet`.
 
     Raises:
-        ValueError: the checkpoint is of another model.
+        UserError: the checkpoint is of another model.
     """
     state = read_state(folder)
     for prefix, (_, optimizer) in trained.items():
@@ -207,11 +208,11 @@ def load_state(folder: Path, trained: Mapping[str, Trained], quiet: bool = False
         try:
             optimizer.load_state(state["optimizers"][prefix], tensors)
         except ValueError as error:
-            raise ValueError(f"{folder}: {error}") from error
+            raise UserError(f"{folder}: {error}") from error
     return state
 
 
-def _save_model(folder: Path, model: PretrainedModel, weights: Mapping[str, AnyTensor], is_main: bool) -> None:
+def _save_model(folder: Path, model: PretrainedModel, weights: Mapping[str, LazyTensor], is_main: bool) -> None:
     constants = {name: ArrayTensor(value) for name, value in model.constants().items()}
     frozen = {name: ArrayTensor(p.float().asnumpy()) for name, p in model.parameters_and_names() if name not in weights}
     _write(folder / WEIGHTS_NAME, {**constants, **frozen, **weights}, is_main)
@@ -219,7 +220,7 @@ def _save_model(folder: Path, model: PretrainedModel, weights: Mapping[str, AnyT
         model.save_config(folder)
 
 
-def _write(path: Path, tensors: Mapping[str, AnyTensor], is_main: bool) -> None:
+def _write(path: Path, tensors: Mapping[str, LazyTensor], is_main: bool) -> None:
     """Reading a divided tensor takes all processes, so those that do not write read too."""
     if is_main:
         write_safetensors(path, tensors)
@@ -345,7 +346,7 @@ def _files(state: Mapping) -> list[str]:
         ]
     files = state["files"]
     if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise ValueError(f"{STATE} does not list the files")
+        raise UserError(f"{STATE} does not list the files")
     return files
 
 
@@ -355,10 +356,10 @@ def _read_sums(folder: Path) -> dict[str, str]:
         lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
         sums = {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}
     except ValueError as error:
-        raise ValueError(f"{SUMS} is damaged") from error
+        raise UserError(f"{SUMS} is damaged") from error
     for name in sums:
         if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise ValueError(f"{SUMS} is damaged")
+            raise UserError(f"{SUMS} is damaged")
     return sums
 
 
@@ -383,7 +384,7 @@ def _present(folder: Path) -> list[str]:
 
 def _checksum(path: Path) -> str:
     if path.exists() and not path.is_file():  # reading a pipe or a device might not end
-        raise ValueError(f"{path.name} is not a file")
+        raise UserError(f"{path.name} is not a file")
     with open(path, "rb") as file:
         checksum = hashlib.sha256()
         while piece := file.read(1 << 22):

@@ -16,6 +16,7 @@ from mindspore import Tensor
 from opensora.config.mmengine import PLACES, check_fields, field_names
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.device import Device
+from opensora.errors import UserError
 from opensora.models.vaes import VAES
 from opensora.parallel.process_group import World
 from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, check_family, check_folders, check_part
@@ -57,17 +58,17 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     """Trains as a config of `parse_configs` says.
 
     Raises:
-        ValueError, OSError: what is wrong with the config or its files, before models are loaded where that is known.
+        UserError, OSError: what is wrong with the config or its files, before models are loaded where that is known.
     """
     check_fields(config, NEEDED)
     check_family(config, FAMILIES)
     check_folders(config)
     if config.get("wandb") and find_spec("wandb") is None:
-        raise ValueError("wandb = True needs the package wandb: pip install wandb; curves are in tensorboard/ anyway")
+        raise UserError("wandb = True needs the package wandb: pip install wandb; curves are in tensorboard/ anyway")
     _check_unread(config)
     plugin = config.get("plugin") or "ddp"
     if plugin not in PLUGINS:
-        raise ValueError(f"plugin {plugin!r} is not one of {', '.join(PLUGINS)}")
+        raise UserError(f"plugin {plugin!r} is not one of {', '.join(PLUGINS)}")
     make_options = stdit_options if config["model"]["type"] == STDIT else plan_options
     options = make_options(config, PLUGINS[plugin])
     checkpoint = find_load(config.get("load"))
@@ -95,11 +96,11 @@ def run(config: Mapping[str, Any], device: Device) -> None:
 
 
 def _check_unread(config: Mapping[str, Any]) -> None:
-    """Raises ValueError for fields that the config's model cannot follow, and for unknown fields of its parts."""
+    """Raises UserError for fields that the config's model cannot follow, and for unknown fields of its parts."""
     is_stdit, model = config["model"]["type"] == STDIT, config["model"]["type"]
     for name, nothing in UNREAD[model].items():
         if config.get(name) and config[name] != nothing:
-            raise ValueError(f"{name} {config[name]!r} has no effect on the training of {model}; leave it out")
+            raise UserError(f"{name} {config[name]!r} has no effect on the training of {model}; leave it out")
     for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` has the rest
         check_part(config[kind], kind)
     if is_stdit and config.get("bucket_config") and config.get("batch_size"):
@@ -166,7 +167,7 @@ def fill(options: type, values: Mapping[str, Any], where: str) -> Any:
         if name not in known:
             close = difflib.get_close_matches(name, known, n=1)
             hint = f" (did you mean {close[0]}?)" if close else ""
-            raise ValueError(f"{where} has no field {name!r}{hint}; its fields are {', '.join(known)}")
+            raise UserError(f"{where} has no field {name!r}{hint}; its fields are {', '.join(known)}")
     return options(**values)
 
 
@@ -192,7 +193,7 @@ def find_load(load: Optional[str]) -> Optional[Path]:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: it is damaged, or no checkpoint.
+        UserError: it is damaged, or no checkpoint.
     """
     if load is None:
         return None
@@ -202,7 +203,7 @@ def find_load(load: Optional[str]) -> Optional[Path]:
         return find_checkpoint(load, "latest")
     reason = damage(Path(load))
     if reason:
-        raise ValueError(f"load {load}: no sound checkpoint, nor a folder of such: {reason}")
+        raise UserError(f"load {load}: no sound checkpoint, nor a folder of such: {reason}")
     return Path(load)
 
 

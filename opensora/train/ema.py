@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 from mindspore import Tensor
 
+from opensora.errors import UserError
 from opensora.ops import updates
 
 
@@ -23,9 +24,9 @@ class EMA:
 
     def __post_init__(self):
         if not 0 <= self.ema_decay <= 1:
-            raise ValueError(f"--ema_decay {self.ema_decay} is not in [0, 1]")
+            raise UserError(f"--ema_decay {self.ema_decay} is not in [0, 1]")
         if self.ema_start_step < 0:
-            raise ValueError(f"--ema_start_step {self.ema_start_step} is not 0 or more")
+            raise UserError(f"--ema_start_step {self.ema_start_step} is not 0 or more")
 
     def decay(self, update: int) -> float:
         """The decay of an update, counted from 1."""
@@ -36,4 +37,4 @@ class EMA:
 
     def update(self, shadow: Tensor, weights: Tensor, update: int) -> None:
         """Changes `shadow` in place."""
-        updates.move_towards(shadow, weights, 1 - self.decay(update))
+        updates.lerp_(shadow, weights, 1 - self.decay(update))

@@ -10,6 +10,7 @@ from mindspore import Tensor, ops
 
 from opensora.datasets.masks import MaskCompressor, add_noise_to_condition, mask_pixels
 from opensora.datasets.t2v.inpaint import InpaintDataset
+from opensora.errors import UserError
 from opensora.models import OpenSoraInpaint_v1_3
 from opensora.train.t2v import T2VTraining, T2VTrainOptions
 
@@ -23,7 +24,7 @@ class InpaintTrainOptions(T2VTrainOptions):
     def __post_init__(self):
         super().__post_init__()
         if self.train_batch_size > 1 and not self.data.group_data:
-            raise ValueError("--train_batch_size above 1 needs --group_data: masks are for videos of one length")
+            raise UserError("--train_batch_size above 1 needs --group_data: masks are for videos of one length")
 
 
 class InpaintTraining(T2VTraining):
@@ -32,8 +33,8 @@ class InpaintTraining(T2VTraining):
     model_class = OpenSoraInpaint_v1_3
     dataset_class = InpaintDataset
 
-    def start_from(self, source: str, config: Mapping) -> OpenSoraInpaint_v1_3:
-        return OpenSoraInpaint_v1_3.start_from(source, self.device.dtype, config)
+    def init_from(self, source: str, config: Mapping) -> OpenSoraInpaint_v1_3:
+        return OpenSoraInpaint_v1_3.init_from(source, self.device.dtype, config)
 
     def condition(self, batch: Mapping, generators: Sequence[np.random.Generator]) -> Tensor:
         """Latents of the known frames and the compressed mask, (B, C + 4, t, h, w)."""

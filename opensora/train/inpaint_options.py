@@ -18,7 +18,7 @@ from opensora.utils.cli import CommandParser, parse_with_config, pick, str2bool
 def parse_options(
     argv: Optional[Sequence[str]] = None,
 ) -> tuple[TrainerOptions, InpaintTrainOptions, argparse.Namespace]:
-    """Raises FileNotFoundError, ValueError: no or a faulty mask configuration; flags that contradict."""
+    """Raises FileNotFoundError, UserError: no or a faulty mask configuration; flags that contradict."""
     parser = CommandParser(description="Trains the inpaint model on videos and images with captions.")
     add_arguments(parser, datasets=("inpaint", "i2v"))
     group = parser.add_argument_group("what is given")

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import math
 
+from opensora.errors import UserError
+
 POLYNOMIAL_END = 1e-7
 
 
@@ -29,15 +31,15 @@ def learning_rate(schedule: str, step: int, base: float, warmup_steps: int, tota
     to 1e-7) at `total_steps`.
 
     Raises:
-        ValueError: an unknown schedule, or a polynomial one from below its end.
+        UserError: an unknown schedule, or a polynomial one from below its end.
     """
     if schedule not in DECAYS:
-        raise ValueError(f"--lr_scheduler {schedule} is not one of {', '.join(DECAYS)}")
+        raise UserError(f"--lr_scheduler {schedule} is not one of {', '.join(DECAYS)}")
     if schedule != "constant" and step < warmup_steps:
         return base * step / warmup_steps
     factor = DECAYS[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps))
     if schedule != "polynomial":
         return base * factor
     if base <= POLYNOMIAL_END:
-        raise ValueError(f"--learning_rate {base}: the polynomial schedule needs more than {POLYNOMIAL_END}, its end")
+        raise UserError(f"--learning_rate {base}: the polynomial schedule needs more than {POLYNOMIAL_END}, its end")
     return POLYNOMIAL_END + (base - POLYNOMIAL_END) * factor

@@ -14,6 +14,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from opensora.errors import UserError
 from opensora.schedulers.base import PREDICTION_TYPES
 from opensora.schedulers.noise_schedule import TRAIN_TIMESTEPS, cumulative_alphas
 
@@ -25,7 +26,7 @@ class ObjectiveOptions:
     """Names and meanings are those of the training command's flags.
 
     Raises:
-        ValueError: an unknown name, or settings that contradict.
+        UserError: an unknown name, or settings that contradict.
     """
 
     prediction_type: str = "epsilon"
@@ -42,15 +43,15 @@ class ObjectiveOptions:
 
     def __post_init__(self):
         if self.prediction_type not in PREDICTION_TYPES:
-            raise ValueError(f"--prediction_type {self.prediction_type} is not one of {', '.join(PREDICTION_TYPES)}")
+            raise UserError(f"--prediction_type {self.prediction_type} is not one of {', '.join(PREDICTION_TYPES)}")
         if self.weighting_scheme not in WEIGHTING_SCHEMES:
-            raise ValueError(f"--weighting_scheme {self.weighting_scheme} is not one of {', '.join(WEIGHTING_SCHEMES)}")
+            raise UserError(f"--weighting_scheme {self.weighting_scheme} is not one of {', '.join(WEIGHTING_SCHEMES)}")
         if self.cogvideox_scheduler + self.v1_5_scheduler + self.rf_scheduler > 1:
-            raise ValueError("choose one of --cogvideox_scheduler, --v1_5_scheduler and --rf_scheduler")
+            raise UserError("choose one of --cogvideox_scheduler, --v1_5_scheduler and --rf_scheduler")
         if self.snr_gamma is not None and self.snr_gamma <= 0:
-            raise ValueError(f"--snr_gamma {self.snr_gamma} must be above 0; leave it out for no weighting")
+            raise UserError(f"--snr_gamma {self.snr_gamma} must be above 0; leave it out for no weighting")
         if self.snr_gamma is not None and (self.rf_scheduler or self.prediction_type == "sample"):
-            raise ValueError(
+            raise UserError(
                 "--snr_gamma weighs epsilon and v_prediction; leave it out with --rf_scheduler or "
                 "--prediction_type sample"
             )

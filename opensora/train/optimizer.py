@@ -11,10 +11,11 @@ import mindspore as ms
 import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
-from opensora.checkpoint.lazy_tensor import AnyTensor
+from opensora.checkpoint.lazy_tensor import LazyTensor
+from opensora.errors import UserError
 from opensora.models.pretrained import PretrainedModel
 from opensora.parallel.process_group import World
-from opensora.parallel.zero import STAGES, Bucket, GatheredBlock, WholeTensors, add_gradients, make_buckets
+from opensora.parallel.zero import STAGES, Bucket, GatheredTensors, ShardedBlock, add_gradients, make_buckets
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
 from opensora.train.loss_scale import LossScale
@@ -42,7 +43,7 @@ class Optimizer:
             block's gradients at once; else all are there before they are divided.
 
     Raises:
-        ValueError: an impossible setting, or weights that differ between processes.
+        UserError: an impossible setting, or weights that differ between processes.
     """
 
     def __init__(
@@ -57,9 +58,9 @@ class Optimizer:
     ):
         graph_mode = ms.get_context("mode") == ms.GRAPH_MODE
         if zero_stage not in STAGES:
-            raise ValueError(f"--zero_stage {zero_stage} is not one of {', '.join(map(str, STAGES))}")
+            raise UserError(f"--zero_stage {zero_stage} is not one of {', '.join(map(str, STAGES))}")
         if zero_stage == 3 and graph_mode:
-            raise ValueError(
+            raise UserError(
                 "--zero_stage 3 gathers weights block by block, which graph mode cannot: use --mode 1, or a lower stage"
             )
         self.adamw, self.ema, self.max_grad_norm, self.world = adamw, ema, max_grad_norm, world
@@ -71,9 +72,9 @@ class Optimizer:
         self.outside, inside = _divide(parameters, blocks, stage, world)
         self.buckets = [*self.outside, *(bucket for buckets in inside for bucket in buckets)]
         if stage == 3 or (stage == 2 and gradient_checkpointing and not graph_mode):
-            model.call_blocks(
+            model.replace_blocks(
                 [
-                    GatheredBlock(block, buckets) if buckets else block  # none: it is not trained
+                    ShardedBlock(block, buckets) if buckets else block  # none: it is not trained
                     for block, buckets in zip(blocks, inside)
                 ]
             )
@@ -148,24 +149,24 @@ class Optimizer:
             for bucket in self.outside:
                 bucket.release()
 
-    def weights(self) -> WholeTensors:
+    def weights(self) -> GatheredTensors:
         """All trained weights by name, float32."""
-        tensors = WholeTensors()
+        tensors = GatheredTensors()
         for bucket in self.buckets:
             tensors.add("", bucket, bucket.own_weights)
         return tensors
 
-    def ema_weights(self) -> WholeTensors:
+    def ema_weights(self) -> GatheredTensors:
         """Their moving averages, by the same names."""
-        tensors = WholeTensors()
+        tensors = GatheredTensors()
         for bucket, shadow in zip(self.buckets, self.shadows):
             tensors.add("", bucket, lambda own=shadow: own)
         return tensors
 
-    def state_tensors(self) -> WholeTensors:
+    def state_tensors(self) -> GatheredTensors:
         """What is to be stored beside the weights, named `<kind>.<parameter>`; any stage and number of processes
         can go on from it. Kinds: exp_avg, exp_avg_sq; ema; master, float32 weights where the model's have 16 bits."""
-        tensors = WholeTensors()
+        tensors = GatheredTensors()
         for kind, bucket, own in self._kept():
             tensors.add(f"{kind}.", bucket, lambda own=own: own)
         return tensors
@@ -174,12 +175,12 @@ class Optimizer:
         """What is to be stored beside `state_tensors`."""
         return {"steps": self.steps, "loss_scale": self.loss_scale.value, "good_steps": self.loss_scale.good_steps}
 
-    def load_state(self, numbers: Mapping[str, float], tensors: Mapping[str, AnyTensor]) -> None:
+    def load_state(self, numbers: Mapping[str, float], tensors: Mapping[str, LazyTensor]) -> None:
         """Goes on from what `state_numbers` and `state_tensors` gave; a kind (ema, master) that was not kept then
         starts from the weights.
 
         Raises:
-            ValueError: a tensor is missing or has another shape; nothing is changed.
+            UserError: a tensor is missing or has another shape; nothing is changed.
         """
         found = {name.split(".", 1)[0] for name in tensors} | {"exp_avg", "exp_avg_sq"}
         kept = [(kind, bucket, own) for kind, bucket, own in self._kept() if kind in found]
@@ -187,7 +188,7 @@ class Optimizer:
             for name, parameter in bucket.parameters.items():
                 stored = tensors.get(f"{kind}.{name}")
                 if stored is None or tuple(stored.shape) != tuple(parameter.shape):
-                    raise ValueError(
+                    raise UserError(
                         f"optimizer state: {kind}.{name} is "
                         + (
                             "missing"
@@ -249,11 +250,11 @@ def _divide(parameters: Mapping[str, Parameter], blocks: Sequence[nn.Cell], stag
 
 
 def _check_same(parameters: Iterable[Parameter], world: World) -> None:
-    """Raises ValueError where the first numbers of the weights differ between processes."""
+    """Raises UserError where the first numbers of the weights differ between processes."""
     sample = ops.cat([parameter.reshape(-1)[:8].astype(ms.float32) for parameter in parameters])
     samples = world.join(sample).asnumpy().reshape(world.size, -1)
     if not np.array_equal(samples, np.broadcast_to(samples[0], samples.shape), equal_nan=True):
-        raise ValueError("the processes have different weights: load the same file on all, or use the same --seed")
+        raise UserError("the processes have different weights: load the same file on all, or use the same --seed")
 
 
 class _ScaledLoss(nn.Cell):

@@ -18,12 +18,13 @@ from opensora.datasets.bucketed.sampler import BucketSampler
 from opensora.datasets.loader import Loader
 from opensora.datasets.sampler import BatchSampler, Sampler
 from opensora.device import Device, set_seed
+from opensora.errors import UserError
 from opensora.parallel.process_group import World
 from opensora.pipelines.stdit import FrameNoise, STDiTPipeline
 from opensora.registry import DATASET, build
 from opensora.schedulers.iddpm import TrainingLoss
 from opensora.train.adamw import AdamW
-from opensora.train.checkpoint import Trained
+from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
 from opensora.train.optimizer import Optimizer
 from opensora.train.t2v import draw
@@ -37,7 +38,7 @@ class STDiTTrainOptions:
     """Fields of a training config, by their names there.
 
     Raises:
-        ValueError: fields that cannot be, or contradict.
+        UserError: fields that cannot be, or contradict.
     """
 
     dataset: Mapping[str, Any]
@@ -55,15 +56,15 @@ class STDiTTrainOptions:
     def __post_init__(self):
         variable = self.dataset["type"] == "VariableVideoTextDataset"
         if variable and self.bucket_config is None:
-            raise ValueError("VariableVideoTextDataset needs bucket_config, which says what its samples are made to")
+            raise UserError("VariableVideoTextDataset needs bucket_config, which says what its samples are made to")
         if not variable and self.bucket_config is not None:
-            raise ValueError(
+            raise UserError(
                 f"bucket_config is for VariableVideoTextDataset; samples of {self.dataset['type']} have one shape"
             )
         if not variable and (self.batch_size or 0) < 1:
-            raise ValueError(f"batch_size {self.batch_size}: {self.dataset['type']} needs a number from 1 on")
+            raise UserError(f"batch_size {self.batch_size}: {self.dataset['type']} needs a number from 1 on")
         if self.sp_size < 1 or (not variable and self.batch_size % self.sp_size):
-            raise ValueError(
+            raise UserError(
                 f"sp_size {self.sp_size} does not divide the batch_size {self.batch_size}, which as many "
                 f"processes share"
             )
@@ -79,7 +80,7 @@ class STDiTTraining:
         checkpoint: its weights are taken instead of the pretrained ones.
 
     Raises:
-        ValueError, OSError: what is wrong with the options or the data, before models are loaded.
+        UserError, OSError: what is wrong with the options or the data, before models are loaded.
     """
 
     def __init__(
@@ -92,7 +93,7 @@ class STDiTTraining:
     ):
         self.options, self.world = options, world
         if world.size % options.sp_size:
-            raise ValueError(f"sp_size {options.sp_size} does not divide {world.size} processes")
+            raise UserError(f"sp_size {options.sp_size} does not divide {world.size} processes")
         self.masks = MaskGenerator(options.mask_ratios) if options.mask_ratios else None
         dataset: VideoTextDataset = build(options.dataset, DATASET)
         sampler = self.make_sampler(dataset, show=device.is_main)
@@ -116,7 +117,7 @@ class STDiTTraining:
             world,
             options.grad_checkpoint,
         )
-        self.trained = {"": Trained(model, self.optimizer)}
+        self.trained = {"": ModelAndOptimizer(model, self.optimizer)}
         self.batch, self.samples_per_step = 0, 0
         self.batches = iter(self.loader)
 

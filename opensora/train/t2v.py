@@ -20,16 +20,17 @@ from opensora.datasets.sampler import BatchSampler
 from opensora.datasets.t2v.dataset import T2VDataset
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.device import Device
+from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel, get_vae
 from opensora.models.dit.config import PRESETS
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import AllGather
 from opensora.parallel.groups import sequence_group
 from opensora.parallel.process_group import World
-from opensora.parallel.sequence import SplitSequence
+from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.pipelines.text import LENGTH_STEP
 from opensora.train.adamw import AdamW
-from opensora.train.checkpoint import Trained
+from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
 from opensora.train.objective import DenoisingLoss, ObjectiveOptions, make_objective
 from opensora.train.optimizer import Optimizer
@@ -44,7 +45,7 @@ class T2VTrainOptions:
     """Names and meanings are those of the flags of train_t2v_diffusers.py.
 
     Raises:
-        ValueError: settings that contradict.
+        UserError: settings that contradict.
     """
 
     data: T2VDataOptions
@@ -74,19 +75,19 @@ class T2VTrainOptions:
     def __post_init__(self):
         for name in ("train_batch_size", "val_batch_size", "gradient_accumulation_steps", "train_sp_batch_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be 1 or more")
+                raise UserError(f"--{name} {getattr(self, name)} must be 1 or more")
         if self.model is None and self.pretrained is None:
-            raise ValueError(f"--model is missing: one of {', '.join(PRESETS)}, or a folder with a config.json")
+            raise UserError(f"--model is missing: one of {', '.join(PRESETS)}, or a folder with a config.json")
         shared = self.sp_size * self.train_batch_size
         if self.sp_size > 1 and shared % self.train_sp_batch_size:
-            raise ValueError(
+            raise UserError(
                 f"--train_sp_batch_size {self.train_sp_batch_size} does not divide the {shared} samples "
                 f"of a group's batch (sp_size {self.sp_size} x train_batch_size {self.train_batch_size})"
             )
         if self.sp_size > 1 and self.train_batch_size > 1 and not self.data.group_data:
-            raise ValueError("--sp_size with --train_batch_size above 1 needs --group_data: padding cannot be split")
+            raise UserError("--sp_size with --train_batch_size above 1 needs --group_data: padding cannot be split")
         if self.text_encoder_name_1 is None and not self.data.text_embed_cache:
-            raise ValueError("--text_encoder_name_1 is missing; only --text_embed_cache does without")
+            raise UserError("--text_encoder_name_1 is missing; only --text_embed_cache does without")
 
 
 class T2VTraining:
@@ -110,7 +111,7 @@ class T2VTraining:
         model = self.build_model(checkpoint)
         self.group = sequence_group(device, options.sp_size, model.config.num_attention_heads)
         if self.group.size > 1:
-            model.parallelize(SplitSequence(self.group))
+            model.parallelize(UlyssesSequenceParallel(self.group))
             self.gather = AllGather(self.group, 0)
         # Before models that are large and frozen are loaded: what is wrong with the data shows at once.
         tokenizer = None if options.data.text_embed_cache else Tokenizer(options.text_encoder_name_1)
@@ -127,7 +128,7 @@ class T2VTraining:
             self.text_encoder.set_train(False)
             width = self.text_encoder.config.d_model
             if width != model.config.caption_channels:
-                raise ValueError(
+                raise UserError(
                     f"{options.text_encoder_name_1} has {width} channels, the transformer is made for "
                     f"caption_channels {model.config.caption_channels}"
                 )
@@ -143,8 +144,8 @@ class T2VTraining:
             world,
             options.gradient_checkpointing,
         )
-        self.trained = {"": Trained(model, self.optimizer)}
-        self.batch, self.slices_done = -1, self.slices_per_batch  # of the newest batch so many were trained on
+        self.trained = {"": ModelAndOptimizer(model, self.optimizer)}
+        self.batch, self.micro_batches_done = -1, self.slices_per_batch  # of the newest batch so many were trained on
         self.sampler_before = self.loader.sampler.state_dict()
         self.slices = self.training_slices(first=0)
 
@@ -171,7 +172,7 @@ class T2VTraining:
         if checkpoint is not None:
             return self.continue_from(checkpoint)
         if options.model in PRESETS and not options.model.startswith(self.model_class.__name__):
-            raise ValueError(f"--model {options.model}: this command trains {self.model_class.__name__}")
+            raise UserError(f"--model {options.model}: this command trains {self.model_class.__name__}")
         source = options.pretrained
         if options.model in PRESETS:
             config = PRESETS[options.model]
@@ -185,7 +186,7 @@ class T2VTraining:
             )
         config = {**config, **options.model_changes}
         if source is not None:
-            return self.start_from(source, config)
+            return self.init_from(source, config)
         return self.model_class(**config).cast(self.device.dtype)
 
     def continue_from(self, checkpoint: Path) -> OpenSoraT2V_v1_3:
@@ -194,20 +195,20 @@ class T2VTraining:
         config = read_config(source)
         for name, value in self.options.model_changes.items():
             if config.get(name) != value:
-                raise ValueError(
+                raise UserError(
                     f"{checkpoint}: was trained with {name} {config.get(name)}, now it is {value}: resume "
                     f"with the same flags, or begin a new run with --pretrained {source}"
                 )
         return self.model_class.from_pretrained(source, self.device.dtype, config)
 
-    def start_from(self, source: str, config: Mapping) -> OpenSoraT2V_v1_3:
+    def init_from(self, source: str, config: Mapping) -> OpenSoraT2V_v1_3:
         """A model with those pretrained weights that it has; others start at random."""
         model = self.model_class(**config).cast(self.device.dtype)
         state = open_state(find_weights(source))
         try:
             missing, unexpected = model.load_torch_state(state, strict=False)
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{source}: {error}; name the folder of its config.json, or its preset, with --model"
             ) from error
         if self.device.is_main and (missing or unexpected):
@@ -239,10 +240,10 @@ class T2VTraining:
         return [self.world.size, self.group.size, self.slice_size]
 
     def position(self) -> dict:
-        if self.slices_done == self.slices_per_batch:
+        if self.micro_batches_done == self.slices_per_batch:
             place = {"sampler": self.loader.sampler.state_dict(), "batch": self.batch + 1, "slices": 0}
         else:
-            place = {"sampler": self.sampler_before, "batch": self.batch, "slices": self.slices_done}
+            place = {"sampler": self.sampler_before, "batch": self.batch, "slices": self.micro_batches_done}
         return {**place, "sharing": self.sharing}
 
     def restore(self, position: dict) -> None:
@@ -260,7 +261,7 @@ class T2VTraining:
             self.batch += 1
             inputs = self.shared(self.inputs(batch, TRAINING, self.batch))
             for i in range(first, self.slices_per_batch):
-                self.slices_done = i + 1
+                self.micro_batches_done = i + 1
                 yield tuple(x if x is None else x[i * self.slice_size : (i + 1) * self.slice_size] for x in inputs)
             first = 0
 
@@ -312,7 +313,7 @@ class T2VTraining:
         if self.group.size == 1:
             return inputs
         if inputs[ATTENTION_MASK] is not None:
-            raise ValueError("--sp_size splits whole batches only, and this one is padded: use --group_data")
+            raise UserError("--sp_size splits whole batches only, and this one is padded: use --group_data")
         return tuple(x if x is None else self.gather(x) for x in inputs)
 
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
@@ -337,11 +338,11 @@ def draw(generators: Sequence[np.random.Generator], shape: tuple) -> np.ndarray:
 
 
 def check_same_samples(world: World, dataset: T2VDataset) -> None:
-    """Raises ValueError where this process has selected other samples than the first one, say of files that change."""
+    """Raises UserError where this process has selected other samples than the first one, say of files that change."""
     own = dataset.index.fingerprint
     first = int(world.sum(Tensor([float(own if world.rank == 0 else 0)])).asnumpy()[0])
     if own != first:
-        raise ValueError(
+        raise UserError(
             f"{dataset.options.data}: this process and the first one have selected different samples: did "
             f"annotations or files change meanwhile, or do the machines see different files?"
         )

@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from opensora import device
 from opensora.datasets.t2v.options import T2VDataOptions
+from opensora.errors import UserError
 from opensora.models.dit.config import PRESETS
 from opensora.models.vaes import VAES
 from opensora.schedulers.base import PREDICTION_TYPES
@@ -172,13 +173,13 @@ def _add_parallel(group) -> None:
 
 
 def zero_stage(parallel_mode: Optional[str], stage: Optional[int]) -> int:
-    """Raises ValueError where --zero_stage is given to a mode that has none, or missing where it is needed."""
+    """Raises UserError where --zero_stage is given to a mode that has none, or missing where it is needed."""
     if parallel_mode in (None, "zero"):
         if stage is None and parallel_mode == "zero":
-            raise ValueError("--parallel_mode zero needs --zero_stage 1, 2 or 3")
+            raise UserError("--parallel_mode zero needs --zero_stage 1, 2 or 3")
         return stage or 0
     if stage is not None:
-        raise ValueError(f"--zero_stage {stage} is for --parallel_mode zero, not {parallel_mode}")
+        raise UserError(f"--zero_stage {stage} is for --parallel_mode zero, not {parallel_mode}")
     return 1 if parallel_mode == "optim" else 0
 
 
@@ -193,7 +194,7 @@ def model_changes(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[TrainerOptions, T2VTrainOptions, argparse.Namespace]:
-    """Raises ValueError for flags that contradict."""
+    """Raises UserError for flags that contradict."""
     parser = CommandParser(description="Trains the diffusion transformer on videos and images with captions.")
     add_arguments(parser)
     args = parse_with_config(parser, argv)
@@ -203,7 +204,7 @@ def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[TrainerOptions,
 def training_options(options: type, args: argparse.Namespace, data: T2VDataOptions) -> T2VTrainOptions:
     """`options`, which are those of text-to-video training or extend them."""
     if args.validate and args.val_data is None:
-        raise ValueError("--validate needs --val_data")
+        raise UserError("--validate needs --val_data")
     return pick(
         options,
         args,

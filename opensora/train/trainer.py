@@ -16,11 +16,12 @@ from mindspore import Tensor
 
 from opensora.device import Device
 from opensora.device import setup as set_up_device
+from opensora.errors import UserError
 from opensora.parallel.collectives import barrier
 from opensora.parallel.process_group import World
 from opensora.train.arguments import check_arguments, recorded
 from opensora.train.checkpoint import (
-    Trained,
+    ModelAndOptimizer,
     checkpoint_bytes,
     checkpoint_path,
     checkpoints,
@@ -45,7 +46,7 @@ class TrainerOptions:
     follows every epoch.
 
     Raises:
-        ValueError: numbers that cannot be.
+        UserError: numbers that cannot be.
     """
 
     output_dir: str
@@ -64,7 +65,7 @@ class TrainerOptions:
 
     def __post_init__(self):
         if self.lr_scheduler not in DECAYS:
-            raise ValueError(f"--lr_scheduler {self.lr_scheduler} is not one of {', '.join(DECAYS)}")
+            raise UserError(f"--lr_scheduler {self.lr_scheduler} is not one of {', '.join(DECAYS)}")
         for name in (
             "max_train_steps",
             "checkpointing_steps",
@@ -75,7 +76,7 @@ class TrainerOptions:
         ):
             value = getattr(self, name)
             if value is not None and value < 1:
-                raise ValueError(f"--{name} {value} must be 1 or more")
+                raise UserError(f"--{name} {value} must be 1 or more")
 
     @staticmethod
     def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -175,7 +176,7 @@ class Report(NamedTuple):
 class Training(Protocol):
     """What is particular to a training."""
 
-    trained: Mapping[str, Trained]
+    trained: Mapping[str, ModelAndOptimizer]
     samples_per_step: int  # of all processes
 
     def step(self, learning_rate: float) -> Report:
@@ -186,7 +187,7 @@ class Training(Protocol):
         whose `epoch` counts complete passes."""
 
     def restore(self, position: dict) -> None:
-        """Continues from a `position`. Raises ValueError, and changes nothing, if it is one in other data."""
+        """Continues from a `position`. Raises UserError, and changes nothing, if it is one in other data."""
 
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
         """Results on held-out data, and pictures uint8 (H, W, 3)."""
@@ -218,7 +219,7 @@ class Trainer:
         arguments: of the run, see `opensora.train.arguments.recorded`; checkpoints record them.
 
     Raises:
-        ValueError: the checkpoint is of another model or other data.
+        UserError: the checkpoint is of another model or other data.
     """
 
     def __init__(
@@ -249,7 +250,7 @@ class Trainer:
         """Trains to the end, or until a signal asks for a stop.
 
         Raises:
-            ValueError: gradients were not finite in `MOST_SKIPPED` consecutive steps; the state is saved.
+            UserError: gradients were not finite in `MOST_SKIPPED` consecutive steps; the state is saved.
             Stopped: a process of the run got SIGTERM, SIGINT or SIGHUP; the state after the step is saved.
         """
         options = self.options
@@ -259,7 +260,7 @@ class Trainer:
                 self.step()
                 if self.skipped_in_a_row == MOST_SKIPPED:
                     self.save()
-                    raise ValueError(
+                    raise UserError(
                         f"no finite gradient in {MOST_SKIPPED} consecutive steps; the last good weights are in "
                         f"{self.saved}: lower --start_learning_rate, or check the data"
                     )

@@ -16,6 +16,7 @@ from opensora.datasets.sampler import BatchSampler
 from opensora.datasets.transforms import to_uint8
 from opensora.datasets.vae import VAEDataOptions, VAEDataset
 from opensora.device import Device
+from opensora.errors import UserError
 from opensora.metrics.peak_signal import psnr
 from opensora.metrics.perceptual import SpatialLPIPS
 from opensora.metrics.structural import ssim
@@ -24,7 +25,7 @@ from opensora.models.discriminator import NLayerDiscriminator3D
 from opensora.models.lpips import LPIPS
 from opensora.parallel.process_group import World
 from opensora.train.adamw import AdamW
-from opensora.train.checkpoint import Trained
+from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
 from opensora.train.optimizer import Optimizer
 from opensora.train.trainer import Report
@@ -38,7 +39,7 @@ class VAETrainOptions:
     """Names and meanings are those of the flags of train_causalvae.py.
 
     Raises:
-        ValueError: numbers that cannot be, or no weights of LPIPS where they are needed.
+        UserError: numbers that cannot be, or no weights of LPIPS where they are needed.
     """
 
     data: VAEDataOptions
@@ -68,9 +69,9 @@ class VAETrainOptions:
     def __post_init__(self):
         for name in ("train_batch_size", "gradient_accumulation_steps", "eval_subset_size"):
             if getattr(self, name) < 1:
-                raise ValueError(f"--{name} {getattr(self, name)} must be 1 or more")
+                raise UserError(f"--{name} {getattr(self, name)} must be 1 or more")
         if self.model_config is None and self.pretrained_model_name_or_path is None:
-            raise ValueError("--model_config is missing: a json file such as scripts/causalvae/wfvae_8dim.json")
+            raise UserError("--model_config is missing: a json file such as scripts/causalvae/wfvae_8dim.json")
 
 
 class VAETraining:
@@ -98,7 +99,7 @@ class VAETraining:
         self.optimizer = Optimizer(
             self.vae, options.adamw, options.ema, options.max_grad_norm, options.zero_stage, world
         )
-        self.trained = {"": Trained(self.vae, self.optimizer)}
+        self.trained = {"": ModelAndOptimizer(self.vae, self.optimizer)}
         discriminator = None
         if options.use_discriminator:
             discriminator = self.build_discriminator(checkpoint).set_train()
@@ -106,7 +107,7 @@ class VAETraining:
                 discriminator, options.disc_adamw, None, options.disc_max_grad_norm, options.zero_stage, world
             )
             self.disc_loss = DiscriminatorLoss(discriminator, options.loss)
-            self.trained["discriminator_"] = Trained(discriminator, self.disc_optimizer)
+            self.trained["discriminator_"] = ModelAndOptimizer(discriminator, self.disc_optimizer)
         for _, optimizer in self.trained.values():
             optimizer.loss_scale.start(options.init_loss_scale)
         self.loss = GeneratorLoss(self.vae, options.loss, lpips, discriminator)

@@ -24,6 +24,7 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from opensora.errors import UserError
 from opensora.models.common.distribution import DiagonalGaussian
 from opensora.models.discriminator import NLayerDiscriminator3D
 from opensora.models.lpips import LPIPS
@@ -57,7 +58,7 @@ DISC_LOSSES = {"hinge": hinge_loss, "vanilla": vanilla_loss}
 class VAELossOptions:
     """Weights of the parts of the loss; adversarial training begins with step `disc_start`.
 
-    Raises ValueError for an unknown `loss_type` or `disc_loss`.
+    Raises UserError for an unknown `loss_type` or `disc_loss`.
     """
 
     loss_type: str = "l1"
@@ -73,7 +74,7 @@ class VAELossOptions:
     def __post_init__(self):
         for name, known in (("loss_type", LOSS_TYPES), ("disc_loss", DISC_LOSSES)):
             if getattr(self, name) not in known:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
+                raise UserError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
 
     def trains_discriminator(self, step: int) -> bool:
         """Whose turn it is, steps counted from 0: once it has begun, odd steps are the discriminator's."""
@@ -96,14 +97,14 @@ class GeneratorLoss(nn.Cell):
         lpips: Optional[LPIPS] = None,
         discriminator: Optional[NLayerDiscriminator3D] = None,
     ):
-        """Raises ValueError: graph mode, or a perceptual_weight without LPIPS."""
+        """Raises UserError: graph mode, or a perceptual_weight without LPIPS."""
         super().__init__(auto_prefix=False)
         if ms.get_context("mode") == ms.GRAPH_MODE:
-            raise ValueError("the VAE is trained in PyNative mode: use --mode 1")
+            raise UserError("the VAE is trained in PyNative mode: use --mode 1")
         if options.perceptual_weight > 0 and lpips is None:
-            raise ValueError(f"perceptual_weight {options.perceptual_weight} needs the weights of LPIPS")
+            raise UserError(f"perceptual_weight {options.perceptual_weight} needs the weights of LPIPS")
         self.vae, self.options = vae, options
-        self.judge = Judge(vae.decoder, options, lpips, discriminator)
+        self.judge = AdaptiveAdversarialLoss(vae.decoder, options, lpips, discriminator)
 
     def construct(self, video: Tensor, noise: Optional[Tensor] = None, adversarial: bool = False) -> tuple:
         posterior, *encoder_levels = self.vae.encode_with_coefficients(video)
@@ -133,7 +134,7 @@ class GeneratorLoss(nn.Cell):
         return loss, tuple(ops.stop_gradient(part) for part in (nll, kl, wavelet, d_weight, g))
 
 
-class Judge(nn.Cell):
+class AdaptiveAdversarialLoss(nn.Cell):
     """nll + w g of a reconstruction; differentiated while it is computed, so that backward has nothing left to do.
 
     `last_input` is what entered the decoder's last layer. Returns that value, its gradient with regard to the
@@ -153,7 +154,7 @@ class Judge(nn.Cell):
         self.last_weight = decoder.conv_out.weight
         self.error = ms.jit(ms.value_and_grad(FrameError(options, lpips)))
         self.adversarial = ms.jit(ms.value_and_grad(AdversarialError(discriminator)))
-        self.last_weight_gradient = ms.jit(ms.grad(LastLayer(decoder)))
+        self.last_weight_gradient = ms.jit(ms.grad(LastLayerGrad(decoder)))
 
     def construct(self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool) -> tuple:
         nll, gradient = self._likelihood(reconstruction, video)
@@ -213,7 +214,7 @@ class AdversarialError(nn.Cell):
         return -self.discriminator(reconstruction).mean()
 
 
-class LastLayer(nn.Cell):
+class LastLayerGrad(nn.Cell):
     """A product whose gradient with regard to the last layer's `weight` is that of a loss, given `gradient`, that of
     the loss with regard to the video.
 

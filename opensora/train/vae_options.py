@@ -10,6 +10,7 @@ from typing import Optional
 
 from opensora import device
 from opensora.datasets.vae import VAEDataOptions
+from opensora.errors import UserError
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
 from opensora.train.trainer import TrainerOptions
@@ -121,12 +122,12 @@ def _add_optimizer(group) -> None:
 
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[TrainerOptions, VAETrainOptions, argparse.Namespace]:
-    """Raises ValueError for flags that contradict."""
+    """Raises UserError for flags that contradict."""
     parser = CommandParser(description="Trains WFVAE on videos.")
     add_arguments(parser)
     args = parse_with_config(parser, argv)
     if args.validate and args.eval_video_path is None:
-        raise ValueError("--validate needs --eval_video_path")
+        raise UserError("--validate needs --eval_video_path")
     if args.val_interval is None and args.val_interval_steps is None:
         args.val_interval_steps = EVAL_STEPS
     data = pick(VAEDataOptions, args, num_frames=args.video_num_frames)

@@ -14,6 +14,7 @@ from typing import Any, Callable, NoReturn, Optional
 
 import yaml
 
+from opensora.errors import UserError
 from opensora.utils import supervision
 from opensora.utils.numbers import finite_number, whole_number
 from opensora.utils.stopping import Stopped, handle_signals, ignore_signals
@@ -68,7 +69,7 @@ def check_seed(value: Any, name: str) -> int:
     try:
         return whole_number(value, name, 0, LARGEST_SEED)
     except ValueError as error:
-        raise ValueError(f"{name} {str(value)[:60]!r}: should be a whole number from 0 to {LARGEST_SEED}") from error
+        raise UserError(f"{name} {str(value)[:60]!r}: should be a whole number from 0 to {LARGEST_SEED}") from error
 
 
 def seed(text: str) -> int:
@@ -83,7 +84,7 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
     """Parses the command line; `--config FILE.yaml` changes the defaults, and flags win over the file.
 
     Raises:
-        ValueError: the file is no mapping, or has a key or value that is none of the command's flags.
+        UserError: the file is no mapping, or has a key or value that is none of the command's flags.
     """
     parser.register("type", float, finite_float)  # flags declared with type=float
     parser.add_argument("--config", help="yaml file with values for these flags; the command line wins over it")
@@ -109,12 +110,12 @@ def pick(options: type, args: argparse.Namespace, **given):
 def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
     values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
     if not isinstance(values, dict):
-        raise ValueError(f"{path}: should hold `flag: value` lines")
+        raise UserError(f"{path}: should hold `flag: value` lines")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     for key, value in values.items():
         if key not in actions:
             close = difflib.get_close_matches(str(key), actions, n=3)
-            raise ValueError(f"{path}: unknown key {key!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
+            raise UserError(f"{path}: unknown key {key!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
         actions[key].required = False
         convert = parser._registry_get("type", actions[key].type, actions[key].type) or str
         parser.set_defaults(**{key: _config_value(actions[key], convert, value, f"{path}: {key}: {value!r}")})
@@ -126,7 +127,7 @@ def _config_value(action: argparse.Action, convert: Callable, value, place: str)
         return None
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
-            raise ValueError(f"{place} should be true or false")
+            raise UserError(f"{place} should be true or false")
         return value
     several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
     try:
@@ -135,13 +136,13 @@ def _config_value(action: argparse.Action, convert: Callable, value, place: str)
         else:
             value = convert(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
-        raise ValueError(f"{place}: {error}") from error
+        raise UserError(f"{place}: {error}") from error
     if several:
         if isinstance(action.nargs, int) and len(value) != action.nargs:
-            raise ValueError(f"{place}: should be a list of {action.nargs}")
+            raise UserError(f"{place}: should be a list of {action.nargs}")
         return value
     if action.choices is not None and value not in action.choices:
-        raise ValueError(f"{place} is not one of {', '.join(map(str, action.choices))}")
+        raise UserError(f"{place} is not one of {', '.join(map(str, action.choices))}")
     return value
 
 

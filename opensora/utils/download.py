@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Union
 from urllib.parse import quote, unquote, urljoin, urlsplit
 
+from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 SECONDS = 120.0  # for a file, from the connection to its last byte, redirects included
@@ -55,13 +56,13 @@ def fetch(
         allow_local: also connect to addresses that are not public, such as those of this machine and its network.
 
     Raises:
-        ValueError: no http or https URL of a file.
+        UserError: no http or https URL of a file.
         OSError: it cannot be fetched, is larger than `most_bytes`, takes longer than `seconds`, ends too early, or its
             address, or that of a redirect, is not allowed.
     """
     name = re.sub(r"[^\w.\-]", "_", Path(unquote(_split(url).path)).name)
     if not name.strip("."):
-        raise ValueError(f"{url}: should be a http or https URL that ends with the name of a file")
+        raise UserError(f"{url}: should be a http or https URL that ends with the name of a file")
     path = Path(folder) / f"{hashlib.sha256(url.encode()).hexdigest()[:10]}_{name[-100:]}"
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path.parent / ".lock", "w", encoding="utf-8") as lock:
@@ -101,7 +102,7 @@ def _split(url: str):
             return parts
     except ValueError:  # no number as port, or brackets that do not match
         pass
-    raise ValueError(f"{url}: should be a http or https URL that ends with the name of a file")
+    raise UserError(f"{url}: should be a http or https URL that ends with the name of a file")
 
 
 def _download(url: str, path: Path, deadline: float, most_bytes: int, allow_local: bool) -> None:

@@ -11,6 +11,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Optional, Union
 
+from opensora.errors import UserError
 from opensora.utils.files import lock_file
 
 LOCK_NAME = ".lock"
@@ -28,7 +29,7 @@ def exclusive_folder(folder: Union[str, Path], is_main: bool = True) -> Iterator
         is_main: False in the processes of a run other than its first, which holds the lock for all.
 
     Raises:
-        ValueError: another process writes to the folder.
+        UserError: another process writes to the folder.
         OSError: the folder cannot be made or written to.
     """
     folder = Path(folder)
@@ -88,7 +89,7 @@ def _lock(folder: Path) -> Optional[int]:
         return None
     if descriptor is None:
         hint = " (under msrun, --use_parallel True makes one run of all processes)" if "MS_ROLE" in os.environ else ""
-        raise ValueError(
+        raise UserError(
             f"{folder}: another run writes to this folder ({_owner(path)}); wait for it to end, stop it, "
             f"or choose another folder{hint}"
         )

@@ -7,6 +7,8 @@ import math
 from pathlib import Path
 from typing import Any, Union
 
+from opensora.errors import UserError
+
 LONGEST_FILE = 100_000_000  # bytes
 LONGEST_NUMBER = 25  # digits of an integer; longer ones take Python quadratic time
 
@@ -15,7 +17,7 @@ def parse_json(data: bytes) -> Any:
     """The content of json text in UTF-8, with or without a byte order mark.
 
     Raises:
-        ValueError: no json, nested too deep, keys that come twice, or numbers that are NaN, infinite or absurdly long.
+        UserError: no json, nested too deep, keys that come twice, or numbers that are NaN, infinite or absurdly long.
     """
     try:
         return json.loads(
@@ -26,7 +28,7 @@ def parse_json(data: bytes) -> Any:
             parse_constant=_no_number,
         )
     except RecursionError as error:
-        raise ValueError("nested too deep") from error
+        raise UserError("nested too deep") from error
 
 
 def read_json(path: Union[str, Path]) -> Any:
@@ -34,16 +36,16 @@ def read_json(path: Union[str, Path]) -> Any:
 
     Raises:
         OSError: it cannot be read.
-        ValueError: as `parse_json`, with the file's name; a file that is too large.
+        UserError: as `parse_json`, with the file's name; a file that is too large.
     """
     path = Path(path)
     size = path.stat().st_size
     if size > LONGEST_FILE:
-        raise ValueError(f"{path}: a json file of {size / 1e6:.0f} MB; at most {LONGEST_FILE / 1e6:.0f} MB are read")
+        raise UserError(f"{path}: a json file of {size / 1e6:.0f} MB; at most {LONGEST_FILE / 1e6:.0f} MB are read")
     try:
         return parse_json(path.read_bytes())
     except ValueError as error:
-        raise ValueError(f"{path}: not a json file ({error})") from error
+        raise UserError(f"{path}: not a json file ({error})") from error
 
 
 def _unique_keys(pairs: list) -> dict:
@@ -51,22 +53,22 @@ def _unique_keys(pairs: list) -> dict:
     if len(content) < len(pairs):
         seen = set()
         twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise ValueError(f"the key {twice!r:.100} comes twice")
+        raise UserError(f"the key {twice!r:.100} comes twice")
     return content
 
 
 def _integer(text: str) -> int:
     if len(text) > LONGEST_NUMBER:
-        raise ValueError(f"a number of {len(text)} digits")
+        raise UserError(f"a number of {len(text)} digits")
     return int(text)
 
 
 def _finite(text: str) -> float:
     value = float(text)
     if not math.isfinite(value):
-        raise ValueError(f"the number {text:.30} is out of range")
+        raise UserError(f"the number {text:.30} is out of range")
     return value
 
 
 def _no_number(text: str) -> None:
-    raise ValueError(f"{text} is not a number in json")
+    raise UserError(f"{text} is not a number in json")

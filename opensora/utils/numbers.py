@@ -6,6 +6,8 @@ import math
 from fractions import Fraction
 from typing import Any, Optional, Union
 
+from opensora.errors import UserError
+
 LARGEST = 1e9  # nothing that people annotate or configure (pixels, frames, rates, scores, steps) is larger
 MOST_DIGITS = 40  # of a number written as text
 
@@ -27,7 +29,7 @@ def finite_number(value: Any, name: str, least: float = -LARGEST, most: float = 
     `name` is that of the key, column or flag, for the error.
 
     Raises:
-        ValueError: not a number (true and false are not), NaN, infinite, or out of range.
+        UserError: not a number (true and false are not), NaN, infinite, or out of range.
     """
     return float(_number(value, name, "a number", least, most))
 
@@ -41,7 +43,7 @@ def _number(value: Any, name: str, kind: str, least: float, most: float) -> Numb
     number = value if type(value) is int else _parse(value)  # most are; annotation files hold millions
     # The comparison is false for NaN, and exact for whole numbers too large for a float.
     if number is None or not least <= number <= most or (kind == "a whole number" and number != int(number)):
-        raise ValueError(f"{name} {_shown(value)}: should be {kind} from {least:g} to {most:g}")
+        raise UserError(f"{name} {_shown(value)}: should be {kind} from {least:g} to {most:g}")
     return number
 
 

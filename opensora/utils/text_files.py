@@ -8,6 +8,8 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Optional, TextIO, Union
 
+from opensora.errors import UserError
+
 LONGEST_FIELD = 1 << 24  # characters of a csv file's field
 
 
@@ -17,16 +19,16 @@ def open_text(path: Union[str, Path], newline: Optional[str] = None) -> Iterator
 
     Raises:
         OSError: it cannot be opened.
-        ValueError: it turns out not to be UTF-8, now or while it is read in the `with` block.
+        UserError: it turns out not to be UTF-8, now or while it is read in the `with` block.
     """
     with open(path, encoding="utf-8-sig", newline=newline) as file:
         start = file.buffer.peek(4)[:4]
         if b"\0" in start or start[:2] in (b"\xff\xfe", b"\xfe\xff"):
-            raise ValueError(_not_utf8(path, "UTF-16"))
+            raise UserError(_not_utf8(path, "UTF-16"))
         try:
             yield file
         except UnicodeDecodeError as error:
-            raise ValueError(_not_utf8(path, "GBK")) from error
+            raise UserError(_not_utf8(path, "GBK")) from error
 
 
 def read_text(path: Union[str, Path]) -> str:
@@ -44,15 +46,15 @@ def open_csv(path: Union[str, Path]) -> Iterator[csv.DictReader]:
         try:
             yield rows
         except csv.Error as error:  # a NUL character, or a field without end
-            raise ValueError(f"{path}: line {rows.line_num + 1}: {error}") from error
+            raise UserError(f"{path}: line {rows.line_num + 1}: {error}") from error
 
 
 def check_characters(text: str, name: str) -> None:
-    """Raises ValueError, beginning with `name`, for half a surrogate pair, which no encoder or tokenizer takes."""
+    """Raises UserError, beginning with `name`, for half a surrogate pair, which no encoder or tokenizer takes."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError(
+        raise UserError(
             f"{name}: has half of a surrogate pair, {ascii(text[error.start])}, which is no letter"
         ) from error
 

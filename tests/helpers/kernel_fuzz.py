@@ -314,7 +314,7 @@ def optimizer(draw: Draw) -> Iterator[Call]:
         [weights64 - change, m64, v64],
         changed=3,
     )
-    yield Call("move_towards", [weights, gradient, [0.25]], [0.75 * weights64 + 0.25 * gradient], changed=1)
+    yield Call("lerp_", [weights, gradient, [0.25]], [0.75 * weights64 + 0.25 * gradient], changed=1)
 
 
 def permute(draw: Draw) -> Iterator[Call]:

@@ -23,8 +23,8 @@ from opensora import device  # noqa: E402
 from opensora.models import OpenSoraT2V_v1_3, WFVAEModel  # noqa: E402
 from opensora.parallel.collectives import AllGather, AllReduce, AllToAll, Broadcast, ReduceScatter  # noqa: E402
 from opensora.parallel.groups import Group, sequence_group  # noqa: E402
-from opensora.parallel.sequence import SplitSequence  # noqa: E402
-from opensora.parallel.stream import SharedStream  # noqa: E402
+from opensora.parallel.sequence import UlyssesSequenceParallel  # noqa: E402
+from opensora.parallel.stream import ContextParallelStream  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
 
@@ -91,7 +91,7 @@ def check_transformer(group: Group) -> None:
     whole = OpenSoraT2V_v1_3(**DIT).set_train(False)
     split = OpenSoraT2V_v1_3(**DIT).set_train(False)
     split.load_torch_state(whole.torch_state())
-    split.parallelize(SplitSequence(group))
+    split.parallelize(UlyssesSequenceParallel(group))
     random = np.random.RandomState(1)
     timestep = Tensor([500.0, 30.0])
     for frames, size in ((1, 8), (3, 10)):  # 25 tokens a frame do not divide
@@ -119,7 +119,7 @@ def check_decoding(group: Group) -> None:
         alone = WFVAEModel(**{**VAE, **change}).set_train(False)
         together = WFVAEModel(**{**VAE, **change}).set_train(False)
         together.load_torch_state(alone.torch_state())
-        together.share_decoding(SharedStream(group))
+        together.share_decoding(ContextParallelStream(group))
         for frames in (1, 4, 9):
             latents = Tensor(np.random.RandomState(frames).standard_normal((1, 8, frames, 2, 2)).astype(np.float32))
             pieces, expected = list(together.decode_chunks(latents)), list(alone.decode_chunks(latents))

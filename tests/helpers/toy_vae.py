@@ -26,7 +26,7 @@ class ToyVAE:
         return Tensor(np.tanh(z.asnumpy()[:, :3] / 2).repeat(8, 3).repeat(8, 4))
 
 
-class GoldenDraws:
+class GoldenNoise:
     """Counts the draws of a whole run as the published script makes them, and keeps what the sampler was given."""
 
     def __init__(self, name: str):

@@ -7,7 +7,7 @@ import numpy as np
 HEIGHT, WIDTH, FRAMES = 48, 64, 30
 
 
-def moving_picture(frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
+def moving_image(frames: int = FRAMES, height: int = HEIGHT, width: int = WIDTH) -> np.ndarray:
     """Smooth colours that differ in every frame and have no symmetry: uint8 (T, H, W, 3)."""
     t, y, x = np.ogrid[:frames, :height, :width]
     waves = np.broadcast_arrays(np.sin(x / 9 + t / 3), np.sin(y / 7 - t / 4 + 1), np.cos((x + 2 * y) / 11 + t / 5))

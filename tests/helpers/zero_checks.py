@@ -27,7 +27,7 @@ from opensora.cost_model import Run, memory  # noqa: E402
 from opensora.models import OpenSoraT2V_v1_3  # noqa: E402
 from opensora.parallel.groups import sequence_group  # noqa: E402
 from opensora.parallel.process_group import World  # noqa: E402
-from opensora.parallel.sequence import SplitSequence, WholeSequence  # noqa: E402
+from opensora.parallel.sequence import NoSequenceParallel, UlyssesSequenceParallel  # noqa: E402
 from opensora.train.adamw import AdamW  # noqa: E402
 from opensora.train.ema import EMA  # noqa: E402
 from opensora.train.optimizer import Optimizer  # noqa: E402
@@ -46,7 +46,7 @@ class Loss(nn.Cell):
         return (self.model(latents, timestep, text, None, mask) - target).square().mean()
 
 
-def make_model(sequence: nn.Cell = WholeSequence(), seed: int = 5) -> OpenSoraT2V_v1_3:
+def make_model(sequence: nn.Cell = NoSequenceParallel(), seed: int = 5) -> OpenSoraT2V_v1_3:
     ms.set_seed(seed)
     model = OpenSoraT2V_v1_3(**CONFIG)
     model.parallelize(sequence)
@@ -98,7 +98,7 @@ def check_stage(stage: int, checkpointing: bool, reference: Path, dev: device.De
     """Learns what one process learns and keeps what the plan says; stage 3 goes on from what one process stored."""
     world = World(dev.rank, dev.world_size)
     group = sequence_group(dev, sp_size, heads=4)
-    sequence = SplitSequence(group) if sp_size > 1 else WholeSequence()
+    sequence = UlyssesSequenceParallel(group) if sp_size > 1 else NoSequenceParallel()
     own = BATCH // group.count
     part = slice(group.number * own, (group.number + 1) * own)
     expected = np.load(reference / "losses.npy")

@@ -12,20 +12,22 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
+
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors  # noqa: E402
-from opensora.checkpoint.lazy_tensor import AnyTensor, ArrayTensor  # noqa: E402
+from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor  # noqa: E402
+from opensora.errors import UserError  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
-def as_float16(name: str, tensor: AnyTensor) -> AnyTensor:
-    """Raises ValueError for numbers that float16 does not reach."""
+def as_float16(name: str, tensor: LazyTensor) -> LazyTensor:
+    """Raises UserError for numbers that float16 does not reach."""
     if tensor.dtype != "F32":
         return tensor
     values = tensor.numpy()
     with np.errstate(over="ignore"):
         halved = values.astype(np.float16)
     if not np.isfinite(halved[np.isfinite(values)]).all():
-        raise ValueError(f"{name}: holds {np.abs(values).max():g}, more than float16's 65504; leave the file as it is")
+        raise UserError(f"{name}: holds {np.abs(values).max():g}, more than float16's 65504; leave the file as it is")
     return ArrayTensor(halved)
 
 

@@ -12,8 +12,10 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
+
 from opensora.checkpoint.files import open_state, resolve_path  # noqa: E402
 from opensora.checkpoint.formats.safetensors import write_safetensors  # noqa: E402
+from opensora.errors import UserError  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
@@ -23,7 +25,7 @@ def find_index(folder: str, name: str) -> Path:
     for place in (folder / name, Path(name)):
         if place.is_file():
             if place.resolve().parent != folder.resolve():
-                raise ValueError(f"{place}: is not in {folder}, the folder of the shards (-i)")
+                raise UserError(f"{place}: is not in {folder}, the folder of the shards (-i)")
             return place
     raise FileNotFoundError(f"{name}: no such index, neither here nor in {folder}")
 

@@ -1,4 +1,4 @@
-"""Draws the pictures that the guides use as given frames:
+"""NoiseSource the pictures that the guides use as given frames:
 
 python tools/demo/draw_assets.py [--output_dir assets/images/condition]
 
@@ -111,7 +111,7 @@ PICTURES = {
 
 
 def main() -> None:
-    parser = CommandParser(description="Draws the pictures that the guides use as given frames.")
+    parser = CommandParser(description="NoiseSource the pictures that the guides use as given frames.")
     parser.add_argument(
         "--output_dir", type=Path, default=ROOT / "assets/images/condition", help="folder of the pictures"
     )

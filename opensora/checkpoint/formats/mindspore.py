@@ -14,7 +14,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Union
 
-from opensora.checkpoint.lazy_tensor import MOST_AXES, OpenFile, ScatteredFile, StoredTensor, cut_off, element_count
+from opensora.checkpoint.lazy_tensor import MOST_AXES, FileTensor, OpenFile, ScatteredFile, element_count, truncated
+from opensora.errors import UserError
 
 TYPES = {
     "Float64": "F64",
@@ -43,15 +44,15 @@ def is_mindspore_file(start: bytes) -> bool:
     return start[:1] == bytes([1 << 3 | BYTES])
 
 
-def read_mindspore_file(path: Union[str, Path]) -> dict[str, StoredTensor]:
+def read_mindspore_file(path: Union[str, Path]) -> dict[str, FileTensor]:
     """The tensors of a checkpoint by name; texts and what else it may hold are left out.
 
     Raises:
-        ValueError: a damaged or encrypted file.
+        UserError: a damaged or encrypted file.
     """
     file = OpenFile(Path(path))
     reader = _Reader(file)
-    tensors: dict[str, StoredTensor] = {}
+    tensors: dict[str, FileTensor] = {}
     slices: dict[str, list] = {}
     end = file.size
     if file.size > 17 and file.read(file.size - 17, 7) == CHECKSUM:
@@ -68,10 +69,10 @@ def read_mindspore_file(path: Union[str, Path]) -> dict[str, StoredTensor]:
             raise _damaged(file)
         if kind in TYPES:
             slices.setdefault(name, []).append(place)
-            tensors[name] = StoredTensor(file, place[0], shape, TYPES[kind])
+            tensors[name] = FileTensor(file, place[0], shape, TYPES[kind])
     for name, tensor in tensors.items():
         if sum(size for _, size in slices[name]) != tensor.nbytes:
-            raise cut_off(file.path, name)
+            raise truncated(file.path, name)
         if len(slices[name]) > 1:
             tensors[name] = tensor._replace(file=ScatteredFile(file, slices[name]), offset=0)
     return tensors
@@ -84,7 +85,7 @@ def _tensor(reader: _Reader, start: int, size: int) -> tuple:
     try:
         element_count(shape)
     except ValueError as error:
-        raise ValueError(f"{reader.file.path}: a damaged MindSpore checkpoint ({error})") from error
+        raise UserError(f"{reader.file.path}: a damaged MindSpore checkpoint ({error})") from error
     kind = reader.text(fields[2][0]) if 2 in fields else ""
     return shape, kind, fields.get(3, [(start, 0)])[0]
 
@@ -116,7 +117,7 @@ class _Reader:
             if key & 7 == BYTES:
                 position += value
             if position > end:
-                raise cut_off(self.file.path)
+                raise truncated(self.file.path)
 
     def text(self, place: tuple) -> str:
         start, size = place
@@ -138,11 +139,11 @@ class _Reader:
     def _byte(self, position: int) -> int:
         if not self.start <= position < self.start + len(self.data):
             if position >= self.file.size:
-                raise cut_off(self.file.path)
+                raise truncated(self.file.path)
             self.start = position
             self.data = self.file.read(position, min(WINDOW, self.file.size - position))
         return self.data[position - self.start]
 
 
-def _damaged(file: OpenFile) -> ValueError:
-    return ValueError(f"{file.path}: not a MindSpore checkpoint, or a damaged or encrypted one")
+def _damaged(file: OpenFile) -> UserError:
+    return UserError(f"{file.path}: not a MindSpore checkpoint, or a damaged or encrypted one")

@@ -19,14 +19,15 @@ from tqdm import tqdm
 
 from opensora.checkpoint.lazy_tensor import (
     NUMPY_TYPES,
-    AnyTensor,
+    FileTensor,
+    LazyTensor,
     OpenFile,
-    StoredTensor,
-    cut_off,
     element_count,
     few,
     is_finite_piece,
+    truncated,
 )
+from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 from opensora.utils.json_text import parse_json
 
@@ -39,41 +40,41 @@ def is_safetensors_file(start: bytes) -> bool:
     return start[8:9] == b"{"
 
 
-def read_safetensors(path: Union[str, Path]) -> dict[str, StoredTensor]:
+def read_safetensors(path: Union[str, Path]) -> dict[str, FileTensor]:
     """The tensors of a file by name, in the order of the header.
 
     A file is refused where the format's reference reader (safetensors in Rust) refuses it: the tensors' bytes must
     follow each other without gaps or overlaps and end with the file.
 
     Raises:
-        ValueError: a damaged file, or a type of tensor that is not read here.
+        UserError: a damaged file, or a type of tensor that is not read here.
     """
     file = OpenFile(Path(path))
     (length,) = struct.unpack("<Q", file.read(0, 8))
     if length > LONGEST_HEADER:
-        raise ValueError(f"{path}: not a safetensors file: its header would have {length} bytes")
+        raise UserError(f"{path}: not a safetensors file: its header would have {length} bytes")
     if length > file.size - 8:
-        raise cut_off(file.path, "the header")
+        raise truncated(file.path, "the header")
     try:
         header = parse_json(bytes(file.read(8, length)))
         if type(header) is not dict:
-            raise ValueError("it is no json object")
+            raise UserError("it is no json object")
         _check_metadata(header.pop("__metadata__", None))
         tensors = {name: _stored_tensor(file, 8 + length, entry, name) for name, entry in header.items()}
     except ValueError as error:
         if str(error).startswith(f"{path}: "):
             raise
-        raise ValueError(f"{path}: a damaged safetensors header ({error}); download or copy the file again") from error
+        raise UserError(f"{path}: a damaged safetensors header ({error}); download or copy the file again") from error
     _check_places(file, 8 + length, tensors)
     return tensors
 
 
 def _check_metadata(notes: Any) -> None:
     if notes is not None and not (type(notes) is dict and all(type(value) is str for value in notes.values())):
-        raise ValueError("its __metadata__ is not made of texts")
+        raise UserError("its __metadata__ is not made of texts")
 
 
-def _stored_tensor(file: OpenFile, start: int, entry: Any, name: str) -> StoredTensor:
+def _stored_tensor(file: OpenFile, start: int, entry: Any, name: str) -> FileTensor:
     """The tensor of an entry of the header; `start` is where the header ends."""
     try:
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
@@ -83,25 +84,23 @@ def _stored_tensor(file: OpenFile, start: int, entry: Any, name: str) -> StoredT
             or not type(begin) is type(end) is int
             or not 0 <= begin <= end
         ):
-            raise ValueError("a dtype, shape or data_offsets of a wrong type")
+            raise UserError("a dtype, shape or data_offsets of a wrong type")
         count = element_count(shape)
         name.encode()  # a text of json may not be one of Unicode
     except (LookupError, TypeError, ValueError) as error:
-        raise ValueError(f"{name!r:.100}: {error!s:.100}") from error
+        raise UserError(f"{name!r:.100}: {error!s:.100}") from error
     if kind not in NUMPY_TYPES:
-        raise ValueError(
-            f"{file.path}: {name!r:.100} is of type {kind:.20}, which is not read here; save it as float32"
-        )
+        raise UserError(f"{file.path}: {name!r:.100} is of type {kind:.20}, which is not read here; save it as float32")
     if count * NUMPY_TYPES[kind].itemsize != end - begin:
-        raise ValueError(f"{name!r:.100} of shape {shape} and type {kind} has {end - begin} bytes")
-    return StoredTensor(file, start + begin, tuple(shape), kind)
+        raise UserError(f"{name!r:.100} of shape {shape} and type {kind} has {end - begin} bytes")
+    return FileTensor(file, start + begin, tuple(shape), kind)
 
 
-def _check_places(file: OpenFile, position: int, tensors: Mapping[str, StoredTensor]) -> None:
-    """Raises ValueError unless the tensors' bytes fill the file from `position` to its end, each of them once."""
+def _check_places(file: OpenFile, position: int, tensors: Mapping[str, FileTensor]) -> None:
+    """Raises UserError unless the tensors' bytes fill the file from `position` to its end, each of them once."""
     for start, size, name in sorted((tensor.offset, tensor.nbytes, name) for name, tensor in tensors.items()):
         if start != position:
-            raise ValueError(
+            raise UserError(
                 f"{file.path}: a damaged safetensors file: the bytes of {name!r:.100} "
                 + (
                     "overlap those of another tensor"
@@ -111,16 +110,16 @@ def _check_places(file: OpenFile, position: int, tensors: Mapping[str, StoredTen
             )
         position += size
     if position > file.size:
-        raise cut_off(file.path)
+        raise truncated(file.path)
     if position < file.size:
-        raise ValueError(
+        raise UserError(
             f"{file.path}: a damaged safetensors file: {file.size - position} bytes after the last tensor "
             f"belong to none; download or copy it again"
         )
 
 
 def write_safetensors(
-    path: Union[str, Path], tensors: Mapping[str, AnyTensor], progress: bool = False, check_finite: bool = False
+    path: Union[str, Path], tensors: Mapping[str, LazyTensor], progress: bool = False, check_finite: bool = False
 ) -> None:
     """Writes a file tensor by tensor; it appears when whole.
 
@@ -129,12 +128,12 @@ def write_safetensors(
         check_finite: say which tensors hold NaN or infinity.
 
     Raises:
-        ValueError: a name that does not end in .safetensors.
+        UserError: a name that does not end in .safetensors.
         OSError: the disk cannot hold it (found out before writing, where it can be), or cannot be written to.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise ValueError(f"{path}: the name of a safetensors file should end in .safetensors")
+        raise UserError(f"{path}: the name of a safetensors file should end in .safetensors")
     header, position = {"__metadata__": {"format": "pt"}}, 0
     # Largest element first: every tensor then begins at a multiple of its element's size.
     names = sorted(tensors, key=lambda name: -NUMPY_TYPES[tensors[name].dtype].itemsize)

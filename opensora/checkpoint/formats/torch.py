@@ -16,13 +16,14 @@ from typing import Any, Callable, NamedTuple, Union
 from opensora.checkpoint.formats.torch_pickle import Foreign, Harmful, call, read_pickle
 from opensora.checkpoint.lazy_tensor import (
     NUMPY_TYPES,
+    FileTensor,
     OpenFile,
     ScatteredFile,
-    StoredTensor,
     contiguous_strides,
-    cut_off,
     element_count,
+    truncated,
 )
+from opensora.errors import UserError
 
 LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 ZIP_START = b"PK\x03\x04"
@@ -84,20 +85,20 @@ def _rebuild_tensor_v3(storage, start, shape, strides, requires_grad, hooks, dty
     return storage if type(storage) is Foreign else _tensor(storage, start, shape, strides, DTYPES[dtype.name])
 
 
-def _tensor(storage: _Storage, start: int, shape: tuple, strides: tuple, tag: str) -> StoredTensor:
+def _tensor(storage: _Storage, start: int, shape: tuple, strides: tuple, tag: str) -> FileTensor:
     size = NUMPY_TYPES[tag].itemsize
     count = span = element_count(shape)
     is_contiguous = strides == contiguous_strides(shape)
     if not is_contiguous:
         if len(strides) != len(shape) or any(type(stride) is not int or stride < 0 for stride in strides):
-            raise ValueError(f"a tensor of shape {shape} with impossible strides")
+            raise UserError(f"a tensor of shape {shape} with impossible strides")
         span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides))
     nbytes = storage.count * NUMPY_TYPES[storage.tag].itemsize
     if type(start) is not int or start < 0 or count and start + span > nbytes // size:
-        raise ValueError("a tensor reaches out of its storage")
+        raise UserError("a tensor reaches out of its storage")
     if count * size > max(nbytes, SMALL_VIEW):
-        raise ValueError(f"a tensor of shape {shape} repeats the {nbytes} bytes of its storage")
-    return StoredTensor(storage.file, storage.offset + start * size, shape, tag, None if is_contiguous else strides)
+        raise UserError(f"a tensor of shape {shape} repeats the {nbytes} bytes of its storage")
+    return FileTensor(storage.file, storage.offset + start * size, shape, tag, None if is_contiguous else strides)
 
 
 def _rebuild_from_type(rebuild, kind, arguments, *_):
@@ -137,23 +138,23 @@ def is_torch_file(start: bytes) -> bool:
 
 
 def read_torch_file(path: Union[str, Path]) -> Any:
-    """What torch.save was given: dicts, lists, tuples, texts and numbers, with a `StoredTensor` for every tensor.
+    """What torch.save was given: dicts, lists, tuples, texts and numbers, with a `FileTensor` for every tensor.
 
     OrderedDicts become dicts; objects of other classes become `torch_pickle.Foreign`, without their content. Time and
     memory grow with the file's length, not with what it says of itself.
 
     Raises:
-        ValueError: a damaged file, or one that names functions which run commands or open files.
+        UserError: a damaged file, or one that names functions which run commands or open files.
     """
     path = Path(path)
     file = OpenFile(path)
     start = bytes(file.read(0, min(file.size, len(LEGACY_START))))
     if not is_torch_file(start):
-        raise ValueError(f"{path}: not a torch file")
+        raise UserError(f"{path}: not a torch file")
     try:
         return _read_zip(file) if start.startswith(ZIP_START) else _read_legacy(file)
     except Harmful as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: names {error}, which is not part of a tensor; refused, since running it could do "
             f"anything. Save a plain state dict, or use safetensors"
         ) from error
@@ -162,7 +163,7 @@ def read_torch_file(path: Union[str, Path]) -> Any:
     except Exception as error:  # damaged pickles and archives raise whatever they happen to hit
         if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
             raise
-        raise ValueError(f"{path}: a damaged torch file ({error!s:.200}); download or copy it again") from error
+        raise UserError(f"{path}: a damaged torch file ({error!s:.200}); download or copy it again") from error
 
 
 def _read_zip(file: OpenFile) -> Any:
@@ -170,15 +171,15 @@ def _read_zip(file: OpenFile) -> Any:
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         if len(entries) < len(archive.infolist()):
-            raise ValueError("two entries of one name")
+            raise UserError("two entries of one name")
     content = next((name for name in entries if name.split("/", 1)[-1] == "data.pkl"), None)
     if content is None:
-        raise ValueError(f"{path}: a zip file, but not one of torch.save")
+        raise UserError(f"{path}: a zip file, but not one of torch.save")
     folder = content[: -len("data.pkl")]
     if folder + "constants.pkl" in entries:
-        raise ValueError(f"{path}: a TorchScript program, not weights; save the model's state dict instead")
+        raise UserError(f"{path}: a TorchScript program, not weights; save the model's state dict instead")
     if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
-        raise ValueError(f"{path}: a compressed zip file, which torch.save never writes")
+        raise UserError(f"{path}: a compressed zip file, which torch.save never writes")
     _check_places(file, entries.values())
 
     def place(name: str) -> int:
@@ -186,19 +187,19 @@ def _read_zip(file: OpenFile) -> Any:
         info = entries[name]
         signature, name_length, extra_length = struct.unpack("<4s22xHH", file.read(info.header_offset, LOCAL_HEADER))
         if signature != ZIP_START:
-            raise ValueError(f"no entry {name:.80} where one should be")
+            raise UserError(f"no entry {name:.80} where one should be")
         offset = info.header_offset + LOCAL_HEADER + name_length + extra_length
         if offset + info.file_size > file.size:
-            raise cut_off(path, f"storage {name.split('/')[-1]:.80}")
+            raise truncated(path, f"storage {name.split('/')[-1]:.80}")
         return offset
 
     def read(name: str) -> bytes:
         info = entries[name]
         if info.file_size > LONGEST_PICKLE:
-            raise ValueError(f"{name:.80} of {info.file_size} bytes")
+            raise UserError(f"{name:.80} of {info.file_size} bytes")
         data = bytes(file.read(place(name), info.file_size))
         if info.CRC and zlib.crc32(data) != info.CRC:
-            raise ValueError(f"wrong checksum of {name:.80}")
+            raise UserError(f"wrong checksum of {name:.80}")
         return data
 
     if folder + "byteorder" in entries:
@@ -207,7 +208,7 @@ def _read_zip(file: OpenFile) -> Any:
     def find_storage(key: str, count: int, tag: str) -> _Storage:
         name = f"{folder}data/{key}"
         if entries[name].file_size < count * NUMPY_TYPES[tag].itemsize:
-            raise cut_off(path, f"storage {key:.80}")
+            raise truncated(path, f"storage {key:.80}")
         return _Storage(file, place(name), count, tag)
 
     return read_pickle(read(content), 0, FUNCTIONS, _storage_finder(find_storage))[0]
@@ -218,10 +219,10 @@ def _check_places(file: OpenFile, entries) -> None:
     end = 0
     for start, size in sorted((info.header_offset, info.file_size) for info in entries):
         if start < end:
-            raise ValueError("entries that overlap")
+            raise UserError("entries that overlap")
         end = start + LOCAL_HEADER + size
     if end > file.size:
-        raise cut_off(file.path)
+        raise truncated(file.path)
 
 
 def _storage_finder(find_storage: Callable[[str, int, str], _Storage]) -> Callable:
@@ -232,7 +233,7 @@ def _storage_finder(find_storage: Callable[[str, int, str], _Storage]) -> Callab
         if kind == "module":  # a class, with its source, in an old file of a whole model
             return rest[0] if rest and type(rest[0]) is Foreign else Foreign("module")
         if kind != "storage" or len(rest) not in (4, 5) or rest[4:] not in ([], [None]):  # views: before PyTorch 0.4
-            raise ValueError("an unknown reference")
+            raise UserError("an unknown reference")
         storage_type, key, _, count = rest[:4]
         if type(storage_type) is not Foreign or type(key) is not str or type(count) is not int or count < 0:
             raise TypeError("a reference that is none of a storage")
@@ -274,14 +275,14 @@ def _read_legacy_start(file: OpenFile, data: bytes) -> Any:
         position += 8
         nbytes = count * NUMPY_TYPES[storage.tag].itemsize
         if count < storage.count or position + nbytes > file.size:
-            raise cut_off(file.path, f"storage {key:.80}")
+            raise truncated(file.path, f"storage {key:.80}")
         storage.file.places.append((position, nbytes))
         position += nbytes
     if storages:
-        raise ValueError("storages without a place")
+        raise UserError("storages without a place")
     return content
 
 
 def _check_byte_order(path: Path, is_little: bool) -> None:
     if not is_little:
-        raise ValueError(f"{path}: written on a big-endian machine; save it again on a little-endian one")
+        raise UserError(f"{path}: written on a big-endian machine; save it again on a little-endian one")

@@ -15,6 +15,8 @@ from collections.abc import Mapping
 from struct import Struct
 from typing import Any, Callable
 
+from opensora.errors import UserError
+
 LONGEST_NAME = 1000  # characters of a module's or class's name
 LARGEST_KEY = 1 << 63
 MOST_ARGUMENTS = 16  # of a function that rebuilds a tensor
@@ -126,7 +128,7 @@ class Foreign:
         self.name = name
 
 
-class Harmful(ValueError):
+class Harmful(UserError):
     """A pickle names something that could do harm if a careless reader called it; the argument is the name."""
 
 
@@ -168,7 +170,7 @@ def read_pickle(
 
     def memoize(index: int) -> None:
         if index > len(memo):  # picklers count from 0
-            raise ValueError(f"memo index {index} after {len(memo)}")
+            raise UserError(f"memo index {index} after {len(memo)}")
         memo[index : index + 1] = [stack[-1]]
 
     def line() -> str:
@@ -289,14 +291,14 @@ def read_pickle(
             since_mark()
         elif op == PROTO:
             if not 2 <= data[position] <= 5:
-                raise ValueError(f"a pickle of protocol {data[position]}")
+                raise UserError(f"a pickle of protocol {data[position]}")
             position += 1
         elif op == FRAME:  # its size matters to readers of streams only
             position += 8
         elif op == STOP:
             return pop(), position
         else:
-            raise ValueError(f"opcode {bytes((op,))!r}, which torch.save does not write")
+            raise UserError(f"opcode {bytes((op,))!r}, which torch.save does not write")
 
 
 def _foreign(module: str, attribute: str) -> Foreign:

@@ -11,6 +11,8 @@ import math
 from collections.abc import Mapping
 from functools import cache
 
+from opensora.errors import UserError
+
 # Pixels of a frame. 2k, 2048 and 2880 came with Open-Sora v1.2.
 PIXELS = {
     "144p": 36864,
@@ -85,11 +87,11 @@ def resolution(name) -> str:
     """The name as the tables have it: text, in small letters.
 
     Raises:
-        ValueError: there is no such resolution.
+        UserError: there is no such resolution.
     """
     key = str(name).lower()
     if key not in PIXELS:
-        raise ValueError(f"there is no resolution {name!r}; choose from {', '.join(PIXELS)}")
+        raise UserError(f"there is no resolution {name!r}; choose from {', '.join(PIXELS)}")
     return key
 
 
@@ -98,7 +100,7 @@ def aspect_sizes(name: str) -> Mapping[str, tuple[int, int]]:
     """Ratio, as it is written -> (height, width), in the table's order.
 
     Raises:
-        ValueError: there is no such resolution.
+        UserError: there is no such resolution.
     """
     name = resolution(name)
     if name == "2880":

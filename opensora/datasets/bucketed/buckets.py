@@ -21,6 +21,7 @@ from typing import Any, NamedTuple, Optional
 import numpy as np
 
 from opensora.datasets.bucketed.aspect import PIXELS, aspect_sizes, resolution
+from opensora.errors import UserError
 
 SMALLEST_AREA = 0.8  # of a resolution's pixels that a sample must have
 UNUSED = -1
@@ -54,7 +55,7 @@ class Buckets:
             two of Open-Sora v1.2. Names of resolutions are those of `opensora.datasets.bucketed.aspect`.
 
     Raises:
-        ValueError: an unknown resolution, or an entry of another form.
+        UserError: an unknown resolution, or an entry of another form.
     """
 
     def __init__(self, config: Mapping[Any, Mapping[int, Sequence]]):
@@ -69,7 +70,7 @@ class Buckets:
                 )
                 self._buckets += [Bucket(name, frames, ratio) for ratio in aspect_sizes(name)]
         if not self.levels:
-            raise ValueError("the bucket config is empty; an entry is '480p': {16: (1.0, 4)}")
+            raise UserError("the bucket config is empty; an entry is '480p': {16: (1.0, 4)}")
 
     def __len__(self) -> int:
         return len(self._buckets)
@@ -90,7 +91,7 @@ class Buckets:
     ) -> np.ndarray:
         """The bucket of every sample, (N,) numbers of buckets, `UNUSED` for those that are left out.
 
-        A clip is `frame_interval` times as long in its video, and the video longer than that. Draws follow from the
+        A clip is `frame_interval` times as long in its video, and the video longer than that. NoiseSource follow from the
         seed, the sample's number and the level alone.
         """
         found = np.full(len(frames), UNUSED)
@@ -167,15 +168,15 @@ def _entry(name: str, frames: int, entry: Sequence) -> tuple[float, Optional[flo
     """(keep, keep_frames, batch size) of one entry."""
     where = f"bucket_config[{name!r}][{frames!r}] = {entry!r}"
     if not isinstance(frames, int) or frames < 1:
-        raise ValueError(f"{where}: the number of frames should be a whole number from 1 on")
+        raise UserError(f"{where}: the number of frames should be a whole number from 1 on")
     try:
         keep, batch_size = entry
         keep, keep_frames = keep if isinstance(keep, (tuple, list)) else (keep, None)
         probabilities = [float(keep)] + ([] if keep_frames is None else [float(keep_frames)])
     except (TypeError, ValueError) as error:
-        raise ValueError(f"{where}: should be (probability, batch size)") from error
+        raise UserError(f"{where}: should be (probability, batch size)") from error
     if not all(0 <= probability <= 1 for probability in probabilities):
-        raise ValueError(f"{where}: a probability lies between 0 and 1")
+        raise UserError(f"{where}: a probability lies between 0 and 1")
     if keep > 0 and (not isinstance(batch_size, int) or batch_size < 1):
-        raise ValueError(f"{where}: the batch size should be a whole number from 1 on; None is for probability 0")
+        raise UserError(f"{where}: the batch size should be a whole number from 1 on; None is for probability 0")
     return float(keep), keep_frames, batch_size

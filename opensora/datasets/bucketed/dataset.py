@@ -17,6 +17,7 @@ from opensora.datasets.bucketed.fit import TRANSFORMS
 from opensora.datasets.bucketed.sampler import BucketSample
 from opensora.datasets.bucketed.table import read_table
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReader, read_image
+from opensora.errors import UserError
 
 DEFAULT_FPS = 24.0  # of videos that do not say
 IMAGE_FPS = 120.0  # what the models know images by
@@ -36,7 +37,7 @@ class VideoTextDataset:
 
     Raises:
         FileNotFoundError: no such table.
-        ValueError: a faulty table, or settings that contradict.
+        UserError: a faulty table, or settings that contradict.
     """
 
     with_sizes = False
@@ -52,9 +53,9 @@ class VideoTextDataset:
         cache_dir: str = "./cache_dir",
     ):
         if transform_name not in TRANSFORMS:
-            raise ValueError(f"transform_name {transform_name!r} is not one of {', '.join(TRANSFORMS)}")
+            raise UserError(f"transform_name {transform_name!r} is not one of {', '.join(TRANSFORMS)}")
         if not isinstance(frame_interval, int) or frame_interval < 1:
-            raise ValueError(f"frame_interval {frame_interval!r}: should be a whole number from 1 on")
+            raise UserError(f"frame_interval {frame_interval!r}: should be a whole number from 1 on")
         self.num_frames, self.frame_interval, self.image_size = num_frames, frame_interval, image_size
         self.fit_video, self.fit_image = TRANSFORMS[transform_name]
         self._check_shape(transform_name)
@@ -73,20 +74,20 @@ class VideoTextDataset:
             replaced, 1 if it stands for a broken one, else 0.
 
         Raises:
-            ValueError: several samples are broken.
+            UserError: several samples are broken.
         """
         shape = (self.num_frames, *self.image_size)
         return self._read_or_replace(int(index), range(len(self)), shape, rng)
 
     def _check_shape(self, transform_name: str) -> None:
         if not self.num_frames or self.num_frames < 1 or not self.image_size or None in self.image_size:
-            raise ValueError(
+            raise UserError(
                 f"num_frames {self.num_frames}, image_size {self.image_size}: VideoTextDataset makes all "
                 f"samples of one shape, such as 16 and (256, 256); buckets are for "
                 f"VariableVideoTextDataset"
             )
         if transform_name == "center" and self.image_size[0] != self.image_size[1]:
-            raise ValueError(
+            raise UserError(
                 f"transform_name 'center' cuts out squares, image_size is {tuple(self.image_size)}: use 'resize_crop'"
             )
 
@@ -108,7 +109,7 @@ class VideoTextDataset:
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             video, fps = np.stack([self.fit_image(read_image(path), height, width)] * frames), IMAGE_FPS
         else:
-            raise ValueError(
+            raise UserError(
                 f"{path}: neither a video ({' '.join(VIDEO_SUFFIXES)}) nor an image "
                 f"({' '.join(IMAGE_SUFFIXES)}) by its name"
             )
@@ -162,7 +163,7 @@ class VariableVideoTextDataset(VideoTextDataset):
 
     def _check_shape(self, transform_name: str) -> None:
         if transform_name == "center":
-            raise ValueError("transform_name 'center' cuts out squares, which buckets are not: use 'resize_crop'")
+            raise UserError("transform_name 'center' cuts out squares, which buckets are not: use 'resize_crop'")
 
 
 def last_begin(available: int, num_frames: int, frame_interval: int = 1) -> int:
@@ -174,11 +175,11 @@ def temporal_crop(begin: int, available: int, num_frames: int, frame_interval: i
     """Numbers of frames spread evenly over num_frames * frame_interval of the `available` ones, or over those left.
 
     Raises:
-        ValueError: fewer frames are left than the clip has.
+        UserError: fewer frames are left than the clip has.
     """
     end = min(begin + num_frames * frame_interval, available)
     if end - begin < num_frames:
-        raise ValueError(f"{end - begin} frames are left for a clip of {num_frames}")
+        raise UserError(f"{end - begin} frames are left for a clip of {num_frames}")
     return np.linspace(begin, end - 1, num_frames, dtype=int)
 
 

@@ -11,6 +11,8 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from opensora.errors import UserError
+
 QUARTER, IMAGE = "quarter_", "image_"
 PARTS = ("random", "head", "tail", "head_tail")
 NAMES = ("identity", *(size + part for size in (QUARTER, IMAGE) for part in PARTS), "random", "interpolate")
@@ -19,14 +21,14 @@ SPELLINGS = {"no": "identity", "intepolate": "interpolate"}
 
 
 class MaskGenerator:
-    """Draws masks.
+    """NoiseSource masks.
 
     Args:
         mask_ratios: how often each of `NAMES` is drawn. They add up to 1; without "identity", which gives no frame,
             that takes the rest.
 
     Raises:
-        ValueError: an unknown name, or ratios that are none.
+        UserError: an unknown name, or ratios that are none.
     """
 
     def __init__(self, mask_ratios: Mapping[str, float]):
@@ -34,15 +36,15 @@ class MaskGenerator:
         for spelling, ratio in mask_ratios.items():
             name = _name(spelling)
             if name in ratios:
-                raise ValueError(f"mask_ratios: {spelling!r} says again what {name!r} says")
+                raise UserError(f"mask_ratios: {spelling!r} says again what {name!r} says")
             if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
-                raise ValueError(f"mask_ratios: {spelling} is {ratio!r}, should be a number from 0 to 1")
+                raise UserError(f"mask_ratios: {spelling} is {ratio!r}, should be a number from 0 to 1")
             ratios[name] = float(ratio)
         total = math.fsum(ratios.values())
         if "identity" not in ratios and total < 1:
             ratios["identity"], total = 1 - total, 1.0
         if abs(total - 1) > 1e-6:
-            raise ValueError(f"mask_ratios add up to {total:g}, should be 1")
+            raise UserError(f"mask_ratios add up to {total:g}, should be 1")
         self.ratios = ratios
 
     def draw(self, num_frames: int, rng: random.Random) -> np.ndarray:
@@ -87,5 +89,5 @@ def _name(spelling: str) -> str:
     name = spelling[len("mask_") :] if spelling.startswith("mask_") else spelling
     name = SPELLINGS.get(name, name)
     if name not in NAMES:
-        raise ValueError(f"mask_ratios: {spelling!r} is not one of {', '.join(NAMES)}")
+        raise UserError(f"mask_ratios: {spelling!r} is not one of {', '.join(NAMES)}")
     return name

@@ -9,6 +9,7 @@ import numpy as np
 from opensora.datasets.broken import TRIES
 from opensora.datasets.bucketed.buckets import UNUSED, Buckets
 from opensora.datasets.sampler import SAMPLE, Batch, Sampler
+from opensora.errors import UserError
 
 EPOCHS_WITHOUT_BATCH = 10  # on end, after which there will be none
 
@@ -95,7 +96,7 @@ class BucketSampler(Sampler):
         part: (number, of how many): processes that share a batch take every so many-th sample of it.
 
     Raises:
-        ValueError: no bucket has a batch, or a batch size that does not divide among those that share it.
+        UserError: no bucket has a batch, or a batch size that does not divide among those that share it.
     """
 
     def __init__(
@@ -115,7 +116,7 @@ class BucketSampler(Sampler):
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         for level in buckets.levels:
             if level.batch_size and level.batch_size % part[1]:
-                raise ValueError(
+                raise UserError(
                     f"bucket_config: the batch of {level.batch_size} at {level.resolution}, "
                     f"{level.frames} frames does not divide among the sp_size {part[1]} processes that "
                     f"share it"
@@ -153,11 +154,11 @@ class BucketSampler(Sampler):
         """Continues where `state_dict` was asked for, with the same data and buckets.
 
         Raises:
-            ValueError: the data or the seed has changed.
+            UserError: the data or the seed has changed.
         """
         for name, value in (("samples", len(self.shapes)), ("seed", self.seed)):
             if state[name] != value:
-                raise ValueError(
+                raise UserError(
                     f"the run that is resumed had {name} {state[name]}, now it is {value}: resume it with "
                     f"its data and seed, begin a new run from its weights, or add "
                     f"--allow_changed_arguments"
@@ -177,7 +178,7 @@ class BucketSampler(Sampler):
             if self._batches:
                 return
         rows = "; ".join(" ".join(row.split()) for row in self.buckets.table(assigned).splitlines()[1:])
-        raise ValueError(
+        raise UserError(
             f"the buckets do not have a full batch for each of {self.world_size} processes: {rows}; "
             f"smaller batches, other buckets or more data are needed"
         )

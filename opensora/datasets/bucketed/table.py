@@ -16,6 +16,7 @@ from typing import Optional, Union
 import numpy as np
 
 from opensora.datasets.broken import printable
+from opensora.errors import UserError
 from opensora.utils.numbers import is_missing, whole_number
 from opensora.utils.text_files import open_csv
 
@@ -39,10 +40,10 @@ def read_table(path: Union[str, Path, None], sizes: bool = False) -> VideoTable:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: not a table, a column is missing, a row has a value that cannot be, or there are no rows.
+        UserError: not a table, a column is missing, a row has a value that cannot be, or there are no rows.
     """
     if path is None:
-        raise ValueError("data_path is missing: the csv file of the training data, in the config or by --data-path")
+        raise UserError("data_path is missing: the csv file of the training data, in the config or by --data-path")
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such table of training data")
@@ -50,18 +51,18 @@ def read_table(path: Union[str, Path, None], sizes: bool = False) -> VideoTable:
     paths, texts, shapes = [], [], []
     for number, (file, text, *shape) in enumerate(_rows(path, wanted)):
         if is_missing(file):
-            raise ValueError(f"{path}: row {number}: path is empty")
+            raise UserError(f"{path}: row {number}: path is empty")
         paths.append(str(file))
         texts.append("" if is_missing(text) else str(text))
         try:
             shapes += map(whole_number, shape, SIZE_COLUMNS, (1, 1, 1))  # tables made with pandas have 240.0
         except ValueError as error:
-            raise ValueError(
+            raise UserError(
                 f"{path}: row {number}, {printable(paths[-1])[:300]}: {', '.join(SIZE_COLUMNS)} are "
                 f"{', '.join(map(str, shape))[:100]}; they should be 1 or more: {error!s:.300}"
             ) from error
     if not paths:
-        raise ValueError(f"{path}: has no rows")
+        raise UserError(f"{path}: has no rows")
     shapes = np.array(shapes, np.int64).reshape(-1, len(SIZE_COLUMNS)) if sizes else None
     return VideoTable(paths, texts, shapes)
 
@@ -80,7 +81,7 @@ def _parquet_rows(path: Path, columns: tuple) -> Iterator[list]:
     try:
         from pyarrow import ArrowException, parquet
     except ImportError as error:
-        raise ValueError(
+        raise UserError(
             f"{path}: reading parquet needs the package pyarrow; install it, or write the table as csv"
         ) from error
     try:
@@ -89,12 +90,12 @@ def _parquet_rows(path: Path, columns: tuple) -> Iterator[list]:
         for batch in file.iter_batches(columns=list(columns)):
             yield from map(list, zip(*(batch.column(column).to_pylist() for column in columns)))
     except (ArrowException, OSError) as error:
-        raise ValueError(f"{path}: not a parquet file that can be read: {error}") from error
+        raise UserError(f"{path}: not a parquet file that can be read: {error}") from error
 
 
 def _check_columns(path: Path, wanted: tuple, found: tuple) -> None:
     missing = [column for column in wanted if column not in found]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{path}: has no column {', '.join(missing)}; its columns are {', '.join(found)[:300] or 'none'}"
         )

@@ -16,6 +16,8 @@ from typing import Optional
 import av
 import numpy as np
 
+from opensora.errors import UserError
+
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a frame is 200 MB of RGB
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # code points of ITU-T H.273
 
@@ -32,7 +34,7 @@ class RgbConverter:
     the first one's, as ffmpeg does.
 
     Raises:
-        ValueError: more than MAX_PIXELS pixels.
+        UserError: more than MAX_PIXELS pixels.
     """
 
     def __init__(self, frame: av.VideoFrame, sample_aspect: Optional[Fraction]):
@@ -41,7 +43,7 @@ class RgbConverter:
         if sample_aspect and sample_aspect > 0:
             width = max(1, round(width * sample_aspect))
         if width * height > MAX_PIXELS:
-            raise ValueError(f"frames of {width}x{height} pixels are too large; the limit is {MAX_PIXELS} pixels")
+            raise UserError(f"frames of {width}x{height} pixels are too large; the limit is {MAX_PIXELS} pixels")
         if any(name == "transpose" for name, _ in self._orientation):
             width, height = height, width
         self.width, self.height = width, height

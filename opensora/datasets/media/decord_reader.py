@@ -13,6 +13,7 @@ from unittest import mock
 import numpy as np
 
 from opensora.datasets.media.packet_index import PacketIndex
+from opensora.errors import UserError
 
 BATCH = 16  # frames decord decodes at a time: bounds memory
 
@@ -22,14 +23,14 @@ def import_decord():
     """The decord module.
 
     Raises:
-        ValueError: it is not installed.
+        UserError: it is not installed.
     """
     try:
         # decord shows all its symbols to libraries loaded later, and mindspore among them aborts on that.
         with mock.patch.object(ctypes, "RTLD_GLOBAL", ctypes.RTLD_LOCAL):
             import decord
     except (ImportError, OSError) as error:
-        raise ValueError("the decord backend needs the decord package: pip install decord") from error
+        raise UserError("the decord backend needs the decord package: pip install decord") from error
     decord.logging.set_level(decord.logging.QUIET)
     return decord
 

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Union
 
 from opensora.datasets.media import VIDEO_SUFFIXES
+from opensora.errors import UserError
 from opensora.utils.text_files import open_csv
 
 
@@ -14,7 +15,7 @@ def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: no videos in it.
+        UserError: no videos in it.
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -26,7 +27,7 @@ def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]
         if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
     )
     if not videos:
-        raise ValueError(f"{folder}: no videos in this folder ({', '.join(VIDEO_SUFFIXES)})")
+        raise UserError(f"{folder}: no videos in this folder ({', '.join(VIDEO_SUFFIXES)})")
     return videos
 
 
@@ -35,13 +36,13 @@ def listed_videos(folder: Union[str, Path], data_file: Union[str, Path], column:
 
     Raises:
         FileNotFoundError: no such csv file.
-        ValueError: no such column, or nothing in it.
+        UserError: no such column, or nothing in it.
     """
     with open_csv(data_file) as rows:
         if column not in (rows.fieldnames or ()):
             found = ", ".join(rows.fieldnames or ()) or "none"
-            raise ValueError(f"{data_file}: needs a column {column!r}, has {found}")
+            raise UserError(f"{data_file}: needs a column {column!r}, has {found}")
         paths = [Path(folder) / row[column] for row in rows if row[column]]
     if not paths:
-        raise ValueError(f"{data_file}: lists no videos")
+        raise UserError(f"{data_file}: lists no videos")
     return paths

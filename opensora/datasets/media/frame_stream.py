@@ -11,6 +11,7 @@ import av
 
 from opensora.datasets.media.color import MAX_PIXELS
 from opensora.datasets.media.packet_index import Keyframe, PacketIndex
+from opensora.errors import UserError
 
 # Containers that hold the video themselves. Playlists, concat scripts and image sequences refer to other files.
 CONTAINERS = (
@@ -43,19 +44,19 @@ def open_container(path: Path) -> av.container.InputContainer:
     """Opens a file for demuxing: never a protocol, whatever its name, and never a file that refers to others.
 
     Raises:
-        ValueError: not a video, or a container that is not read.
+        UserError: not a video, or a container that is not read.
     """
     try:
         # not `options`: PyAV 14 and 15 crash on them where streams are found while reading (.mpg)
         container = av.open(f"file:{path}", container_options=OPEN_OPTIONS, metadata_errors="replace")
     except Exception as error:  # PyAV's errors have many types; a bad file must not end the program
-        raise ValueError(
+        raise UserError(
             f"{path}: not a video that can be read (damaged, empty, or another kind of file; playlists "
             f"are refused): {reason(error)}"
         ) from error
     if not container.streams.video or container.streams.video[0].codec_context is None:
         container.close()
-        raise ValueError(f"{path}: not a video that can be read: it has no video stream of a known codec")
+        raise UserError(f"{path}: not a video that can be read: it has no video stream of a known codec")
     return container
 
 
@@ -82,7 +83,7 @@ class FrameStream:
         damage: what is wrong with the file, as far as it was decoded; None if nothing is. Decoding stops at errors.
 
     Raises:
-        ValueError: not a video, or frames of more than MAX_PIXELS pixels.
+        UserError: not a video, or frames of more than MAX_PIXELS pixels.
     """
 
     def __init__(self, path: Path):
@@ -92,7 +93,7 @@ class FrameStream:
         self.codec = decoder.codec
         if decoder.width * decoder.height > MAX_PIXELS:
             self.container.close()
-            raise ValueError(
+            raise UserError(
                 f"{path}: frames of {decoder.width}x{decoder.height} pixels are too large; the limit is "
                 f"{MAX_PIXELS} pixels"
             )

@@ -10,6 +10,7 @@ from typing import Union
 import numpy as np
 from PIL import Image, ImageOps
 
+from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
@@ -26,7 +27,7 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: the file is not an image, is damaged, or has more pixels than Pillow's limit (179 million).
+        UserError: the file is not an image, is damaged, or has more pixels than Pillow's limit (179 million).
     """
     path = Path(path)
     if not path.is_file():
@@ -38,7 +39,7 @@ def read_image(path: Union[str, Path]) -> np.ndarray:
                 image.load()
                 return np.array(_to_rgb(_upright(image)))
     except Exception as error:  # Pillow's plugins raise nearly anything for damaged files
-        raise ValueError(f"{path}: cannot read this image: {str(error) or type(error).__name__}") from error
+        raise UserError(f"{path}: cannot read this image: {str(error) or type(error).__name__}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
@@ -80,13 +81,13 @@ def save_grid(path: Union[str, Path], rows: Sequence[np.ndarray], columns: int =
 
 
 def check_image_suffix(path: Union[str, Path]) -> None:
-    """ValueError unless `save_image` can write a file of this name."""
+    """UserError unless `save_image` can write a file of this name."""
     check_suffix(Path(path), IMAGE_SUFFIXES)
 
 
 def check_suffix(path: Path, allowed: Iterable[str]) -> None:
-    """ValueError unless the file name's suffix is one of `allowed` (lower case, with the dot)."""
+    """UserError unless the file name's suffix is one of `allowed` (lower case, with the dot)."""
     if path.suffix.lower() not in allowed:
-        raise ValueError(
+        raise UserError(
             f"{path}: cannot write {path.suffix or 'a file without suffix'}; choose from {', '.join(allowed)}"
         )

@@ -14,6 +14,7 @@ from opensora.datasets.media.decord_reader import DecordReader, import_decord
 from opensora.datasets.media.frame_stream import FrameStream, UnexpectedFrame, demux, open_container
 from opensora.datasets.media.packet_index import PacketIndex, index_packets
 from opensora.datasets.media.truncation import is_truncated
+from opensora.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts")
 BACKENDS = ("decord", "opencv", "pyav")
@@ -39,7 +40,7 @@ class VideoReader:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: no frame can be decoded, frames of more than 67 million pixels, or an unknown backend.
+        UserError: no frame can be decoded, frames of more than 67 million pixels, or an unknown backend.
     """
 
     def __init__(self, path: Union[str, Path], backend: Optional[str] = None):
@@ -47,7 +48,7 @@ class VideoReader:
         if not self.path.is_file():
             raise FileNotFoundError(f"{self.path}: no such file")
         if backend not in (None, *BACKENDS):
-            raise ValueError(f"unknown video backend {backend!r}; choose from {', '.join(BACKENDS)}")
+            raise UserError(f"unknown video backend {backend!r}; choose from {', '.join(BACKENDS)}")
         if backend == "decord":
             import_decord()
         self._count: Optional[int] = None  # unknown before _scan
@@ -96,13 +97,13 @@ class VideoReader:
         """Decodes the file once, from end to end.
 
         Raises:
-            ValueError: the file is damaged: decoding fails before the end, or the file is truncated.
+            UserError: the file is damaged: decoding fails before the end, or the file is truncated.
         """
         self._scan()
         if self._damage:
             announced = self._stream.stream.frames
             promise = f", its header promises {announced}" if announced else ""
-            raise ValueError(
+            raise UserError(
                 f"{self.path}: damaged: {self._count} frames can be read{promise} ({self._damage}); "
                 "replace the file or leave it out"
             )
@@ -111,7 +112,7 @@ class VideoReader:
         """Frames by number, in the order asked for: uint8 RGB (len(indices), H, W, 3).
 
         Raises:
-            ValueError: the file has fewer frames than asked for, or cannot be decoded that far.
+            UserError: the file has fewer frames than asked for, or cannot be decoded that far.
         """
         return next(self.chunks(indices, max(1, len(indices))))
 
@@ -119,7 +120,7 @@ class VideoReader:
         """The same as `read`, `size` frames at a time: long videos in constant memory."""
         indices = [int(index) for index in indices]
         if not indices or min(indices) < 0:
-            raise ValueError(f"{self.path}: frames {indices} asked for; give one number at least, counted from 0")
+            raise UserError(f"{self.path}: frames {indices} asked for; give one number at least, counted from 0")
         for start in range(0, len(indices), size):
             yield self._read(indices[start : start + size], needed=max(indices) + 1)
 
@@ -143,11 +144,11 @@ class VideoReader:
     def _rgb(self, index: int, needed: int) -> np.ndarray:
         if not self._go_to(index):
             reason = f" ({self._stream.damage})" if self._stream.damage else ""
-            raise ValueError(f"{self.path}: {needed} frames needed, {self._stream.position} can be read{reason}")
+            raise UserError(f"{self.path}: {needed} frames needed, {self._stream.position} can be read{reason}")
         try:
             return self._convert(self._stream.current)
         except Exception as error:  # of FFmpeg's filters
-            raise ValueError(f"{self.path}: frame {index} cannot be converted to RGB: {error}") from error
+            raise UserError(f"{self.path}: frame {index} cannot be converted to RGB: {error}") from error
 
     def _go_to(self, index: int) -> bool:
         """Decodes frame `index` into the stream's `current`; False if the stream ends before it."""
@@ -217,14 +218,14 @@ class VideoReader:
             note_hdr(stream.codec_context.color_trc)
         try:
             if not self._stream.advance():
-                raise ValueError(
+                raise UserError(
                     f"no frame of at most {MAX_PIXELS} pixels can be decoded "
                     f"({self._stream.damage or 'no frame found'})"
                 )
             self._first_time = self._stream.current.pts
             return RgbConverter(self._stream.current, stream.sample_aspect_ratio)
         except ValueError as error:
-            raise ValueError(f"{self.path}: not a video that can be read: {error}") from error
+            raise UserError(f"{self.path}: not a video that can be read: {error}") from error
 
 
 def frame_rate(stream: av.VideoStream) -> float:

@@ -15,6 +15,7 @@ import numpy as np
 
 from opensora.datasets.media.frame_stream import count_packets
 from opensora.datasets.media.images import check_suffix
+from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 H264 = {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 6}
@@ -36,13 +37,13 @@ def write_video(path: Union[str, Path], fps: float) -> Iterator[Callable[[np.nda
     ends without an error; otherwise nothing is left under its name.
 
     Raises:
-        ValueError: a suffix or fps that cannot be written, frames of another size than the first, or no frames at all.
+        UserError: a suffix or fps that cannot be written, frames of another size than the first, or no frames at all.
         OSError: the file could not be written; the message names the cause.
     """
     path = Path(path)
     check_video_suffix(path)
     if not 0 < fps < math.inf:
-        raise ValueError(f"{path}: a video needs a positive number of frames per second, not {fps}")
+        raise UserError(f"{path}: a video needs a positive number of frames per second, not {fps}")
     with atomic_write(path) as temporary:
         temporary.touch()  # a folder that cannot be written to shows before frames are made
         stream = _FfmpegStream(path, temporary, fps)
@@ -54,7 +55,7 @@ def write_video(path: Union[str, Path], fps: float) -> Iterator[Callable[[np.nda
 
 
 def check_video_suffix(path: Union[str, Path]) -> None:
-    """ValueError unless `write_video` can write a file of this name."""
+    """UserError unless `write_video` can write a file of this name."""
     check_suffix(Path(path), WRITERS)
 
 
@@ -68,10 +69,10 @@ class _FfmpegStream:
 
     def write(self, frames: np.ndarray) -> None:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
-            raise ValueError(f"{self.path}: frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
+            raise UserError(f"{self.path}: frames must be uint8 (T, H, W, 3), not {frames.dtype} {frames.shape}")
         self.shape = self.shape or frames.shape[1:]
         if frames.shape[1:] != self.shape:
-            raise ValueError(f"{self.path}: frames of {frames.shape[1:]} after frames of {self.shape}")
+            raise UserError(f"{self.path}: frames of {frames.shape[1:]} after frames of {self.shape}")
         if self.options is H264:
             height, width = self.shape[:2]
             frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
@@ -91,7 +92,7 @@ class _FfmpegStream:
     def finish(self) -> None:
         """Ends the file and makes sure that it is whole: ffmpeg's exit code is not passed on."""
         if self.count == 0:
-            raise ValueError(f"{self.path}: no frames to write")
+            raise UserError(f"{self.path}: no frames to write")
         self.close()
         written = count_packets(self.temporary)
         if written != self.count:

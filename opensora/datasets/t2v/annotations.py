@@ -14,6 +14,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
+from opensora.errors import UserError
 from opensora.utils.text_files import open_text, read_text
 
 CHUNK = 1 << 20  # characters read at a time
@@ -43,7 +44,7 @@ def read_data_file(path: Union[str, Path]) -> list[Source]:
 
     Raises:
         FileNotFoundError: the data file or an annotation file is not there.
-        ValueError: a line of another form, a file that is not UTF-8, or an annotation file that is no json.
+        UserError: a line of another form, a file that is not UTF-8, or an annotation file that is no json.
     """
     path = Path(path)
     sources = []
@@ -52,13 +53,13 @@ def read_data_file(path: Union[str, Path]) -> list[Source]:
             continue
         parts = [part.strip() for part in line.split(",")]
         if len(parts) not in (2, 3) or not all(parts):
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: {line.strip()!r:.300} should be `root,annotation.json` or "
                 f"`root,embedding_root,annotation.json`"
             )
         source = Source(parts[0], parts[1] if len(parts) == 3 else None, Path(parts[-1]))
         if source.annotation.suffix == ".pkl":
-            raise ValueError(
+            raise UserError(
                 f"{path}, line {number}: {source.annotation} is a pickle, which can run code when it is "
                 f"opened; write its list as json where it was made: json.dump(pickle.load(...), ...)"
             )
@@ -66,7 +67,7 @@ def read_data_file(path: Union[str, Path]) -> list[Source]:
             raise FileNotFoundError(f"{path}, line {number}: {str(source.annotation)[:300]}: no such file")
         sources.append(source)
     if not sources:
-        raise ValueError(f"{path}: names no annotation file; a line should be `root,annotation.json`")
+        raise UserError(f"{path}: names no annotation file; a line should be `root,annotation.json`")
     return sources
 
 
@@ -78,7 +79,7 @@ def read_items(path: Union[str, Path], on_read: Callable[[int], None] = lambda s
     `on_read` is told the bytes of each piece that was read, for a progress bar.
 
     Raises:
-        ValueError: the file is not UTF-8, not json, has something else behind a list, or ends too early.
+        UserError: the file is not UTF-8, not json, has something else behind a list, or ends too early.
     """
     with open_text(path) as file:
 
@@ -107,7 +108,7 @@ def read_items(path: Union[str, Path], on_read: Callable[[int], None] = lambda s
                     if not piece and position == len(text) and not in_list:
                         return
                     if not piece or len(text) - position > LONGEST_ITEM or isinstance(error, RecursionError):
-                        raise ValueError(
+                        raise UserError(
                             f"{path}: after {count} objects: {reason}; is the file cut off or no json, or "
                             f"does something else follow its list?"
                         ) from error

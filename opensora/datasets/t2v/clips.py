@@ -13,6 +13,7 @@ from opensora.datasets.media import BATCH, VideoReader, read_image
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.datasets.t2v.selection import Shape
 from opensora.datasets.temporal_sampling import resampled, sample_frames
+from opensora.errors import UserError
 
 
 def read_pixels(
@@ -24,7 +25,7 @@ def read_pixels(
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: it cannot be read, or is not what its annotation says.
+        UserError: it cannot be read, or is not what its annotation says.
     """
     pixels = np.empty((shape.frames, 3, shape.height, shape.width), np.float32)
     position = 0
@@ -33,14 +34,14 @@ def read_pixels(
         frames = np.ascontiguousarray(frames.transpose(0, 3, 1, 2))  # (t, H, W, 3) -> (t, 3, H, W)
         frames = _resize(frames, options)
         if frames.shape[-2:] != shape[1:]:
-            raise ValueError(
+            raise UserError(
                 f"{path}: gives {'x'.join(map(str, frames.shape[-2:]))} instead of "
                 f"{shape.height}x{shape.width}: its annotated resolution is wrong"
             )
         pixels[position : position + len(frames)] = frames
         position += len(frames)
     if position != shape.frames:
-        raise ValueError(f"{path}: {position} frames at the training rate instead of {shape.frames}")
+        raise UserError(f"{path}: {position} frames at the training rate instead of {shape.frames}")
     pixels *= 2
     pixels -= 1
     return pixels.swapaxes(0, 1)
@@ -66,7 +67,7 @@ def _crop(frames: np.ndarray, crop: Optional[Sequence[int]], path: Path) -> np.n
     left, right, top, bottom = crop
     height, width = frames.shape[1:3]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise ValueError(f"{path}: its crop {list(crop)} does not lie in {height}x{width}")
+        raise UserError(f"{path}: its crop {list(crop)} does not lie in {height}x{width}")
     return frames[:, top:bottom, left:right]
 
 

@@ -18,6 +18,7 @@ from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.datasets.t2v.selection import Shape
 from opensora.datasets.t2v.text_cleaning import clean_caption
 from opensora.datasets.t2v.text_embeddings import EMPTY_TEXT, find_embedding, load_embedding
+from opensora.errors import UserError
 
 FEWEST_STEPS = 4  # a shape with fewer samples than this many optimizer steps take is left out
 
@@ -31,19 +32,19 @@ class T2VDataset:
         quiet: no table of what was left out; for all ranks but one.
 
     Raises:
-        ValueError: faulty annotations, no sample left, or embeddings that are not named in the data file.
+        UserError: faulty annotations, no sample left, or embeddings that are not named in the data file.
         FileNotFoundError: a file of annotations, or the embedding of the empty text, is not there.
     """
 
     def __init__(self, options: T2VDataOptions, tokenizer, quiet: bool = False):
         if (tokenizer is None) != options.text_embed_cache:
-            raise ValueError("a tokenizer and text_embed_cache: give one of the two")
+            raise UserError("a tokenizer and text_embed_cache: give one of the two")
         self.options, self.tokenizer = options, tokenizer
         self.index: SampleIndex = open_index(options)
         self.fewest = FEWEST_STEPS * options.total_batch_size
         notes = self._check_embeddings() if options.text_embed_cache else []
         if not len(self):
-            raise ValueError(f"{options.data}: no sample is left to train on: {self.index.why_none(self.fewest)}")
+            raise UserError(f"{options.data}: no sample is left to train on: {self.index.why_none(self.fewest)}")
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_samples.tsv")
         if not quiet:
             print("\n".join([self.index.table(self.fewest), *notes]))
@@ -64,7 +65,7 @@ class T2VDataset:
         """What makes batches of this dataset's samples; batches of several sizes are padded to the largest asked for.
 
         Raises:
-            ValueError: samples larger than batches are padded to.
+            UserError: samples larger than batches are padded to.
         """
         options = self.options
         size = None
@@ -72,7 +73,7 @@ class T2VDataset:
             size = Shape(options.num_frames, options.max_height, options.max_width)
             for shape, count in zip(self.index.shapes, self.index.shape_counts):
                 if count >= self.fewest and any(side > limit for side, limit in zip(shape, size)):
-                    raise ValueError(
+                    raise UserError(
                         f"{options.data}: samples of {shape}, but without group_data batches are padded "
                         f"to num_frames, max_height and max_width, {size}: raise them"
                     )
@@ -90,7 +91,7 @@ class T2VDataset:
             `text_embed_cache` cond, float32 (1, L, D); replaced, 1 if it stands for a broken one, else 0.
 
         Raises:
-            ValueError: several samples of this shape are broken.
+            UserError: several samples of this shape are broken.
         """
 
         def of_the_same_shape() -> np.ndarray:
@@ -123,7 +124,7 @@ class T2VDataset:
             file = os.path.join(root, EMPTY_TEXT)
         states, mask = load_embedding(file)
         if mask.shape[1] != self.options.model_max_length:
-            raise ValueError(
+            raise UserError(
                 f"{file}: made with --model_max_length {mask.shape[1]}, but training has "
                 f"{self.options.model_max_length}"
             )
@@ -137,10 +138,10 @@ class T2VDataset:
         return ""
 
     def _check_embeddings(self) -> list[str]:
-        """Notes to print; raises ValueError or FileNotFoundError for embeddings that cannot be used."""
+        """Notes to print; raises UserError or FileNotFoundError for embeddings that cannot be used."""
         for source in self.index.sources:
             if source.embedding_root is None:
-                raise ValueError(
+                raise UserError(
                     f"{self.options.data}: text_embed_cache needs `root,embedding_root,annotation.json` "
                     f"in every line; {source.annotation} has no embedding_root"
                 )

@@ -18,6 +18,7 @@ from opensora.datasets.t2v.text_embeddings import (
     load_embedding,
     read_origin,
 )
+from opensora.errors import UserError
 
 MOST_NAMED = 10  # files in an error or a note
 WINDOW = 4096  # captions looked at together
@@ -36,7 +37,7 @@ def check_embeddings(index: SampleIndex, max_length: int) -> list[str]:
 
     Raises:
         FileNotFoundError: the embedding of the empty text is missing.
-        ValueError: embeddings of other captions, of several text encoders, of another length, or, in caches of earlier
+        UserError: embeddings of other captions, of several text encoders, of another length, or, in caches of earlier
             versions, of which it is unclear to which caption they belong.
     """
     encoders = {}
@@ -44,11 +45,11 @@ def check_embeddings(index: SampleIndex, max_length: int) -> list[str]:
         empty = Path(root) / EMPTY_TEXT
         _, mask = load_embedding(empty)
         if mask.shape[1] != max_length:
-            raise ValueError(f"{empty}: made with --model_max_length {mask.shape[1]}, but training has {max_length}")
+            raise UserError(f"{empty}: made with --model_max_length {mask.shape[1]}, but training has {max_length}")
         origin = read_origin(empty)
         encoders[root] = origin and origin.encoder
     if len(set(encoders.values()) - {None}) > 1:
-        raise ValueError(
+        raise UserError(
             f"embeddings in {', '.join(encoders)} were made by different text encoders; run sample_text_embed.py again"
         )
     wrong, unread, unmarked = [], [], {}
@@ -67,7 +68,7 @@ def check_embeddings(index: SampleIndex, max_length: int) -> list[str]:
         elif origin.encoder != encoders[wanted.root]:
             wrong.append(f"{found}: made by another text encoder than {EMPTY_TEXT}; run sample_text_embed.py again")
     if wrong:
-        raise ValueError(f"{len(wrong)} text embeddings cannot be used: {_first(wrong)}")
+        raise UserError(f"{len(wrong)} text embeddings cannot be used: {_first(wrong)}")
     notes = []
     if unread:
         notes.append(

@@ -8,6 +8,7 @@ from typing import Any, Optional
 from opensora.datasets.broken import printable
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.t2v.annotations import Damaged
+from opensora.errors import UserError
 from opensora.utils.numbers import finite_number, is_missing, whole_number
 from opensora.utils.text_files import check_characters
 
@@ -26,12 +27,12 @@ def check_entry(item: Any) -> dict:
         or None; is_range, whether `frame_idx` names the frames to take.
 
     Raises:
-        ValueError: an entry that cannot be used; the message names the key, the value and what it should be.
+        UserError: an entry that cannot be used; the message names the key, the value and what it should be.
     """
     if isinstance(item, Damaged):
-        raise ValueError(item.reason)
+        raise UserError(item.reason)
     if not isinstance(item, dict):
-        raise ValueError(f"{_short(item)} should be an object with `path` and `cap`")
+        raise UserError(f"{_short(item)} should be an object with `path` and `cap`")
     is_video = check_is_video(item)
     crop = _crop(item.get("crop"))
     entry = {
@@ -48,12 +49,12 @@ def check_is_video(item: dict) -> bool:
     """Whether the sample is a video, by its suffix; it is an image otherwise."""
     path = item.get("path")
     if not isinstance(path, str) or not path:
-        raise ValueError(f"{_short(item)}: has no `path`")
+        raise UserError(f"{_short(item)}: has no `path`")
     if "\0" in path:
-        raise ValueError(f"path {_short(path)}: a path cannot have a NUL character")
+        raise UserError(f"path {_short(path)}: a path cannot have a NUL character")
     suffix = PurePosixPath(path).suffix.lower()
     if suffix not in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
-        raise ValueError(
+        raise UserError(
             f"{printable(path)}: neither a video ({', '.join(VIDEO_SUFFIXES)}) nor an image "
             f"({', '.join(IMAGE_SUFFIXES)}) by its name"
         )
@@ -65,7 +66,7 @@ def _caption(value: Any) -> Any:
         return None
     texts = [value] if isinstance(value, str) else value
     if not isinstance(texts, list) or not texts or not all(isinstance(text, str) for text in texts):
-        raise ValueError(f"cap {_short(value)}: should be a text or a list of texts")
+        raise UserError(f"cap {_short(value)}: should be a text or a list of texts")
     for text in texts:
         check_characters(text, f"cap {_short(value)}")
     return value
@@ -82,10 +83,10 @@ def _crop(value: Any) -> Optional[list]:
     if not value:
         return None
     if not isinstance(value, list) or len(value) != 4:
-        raise ValueError(f"crop {_short(value)}: should be [left, right, top, bottom]")
+        raise UserError(f"crop {_short(value)}: should be [left, right, top, bottom]")
     left, right, top, bottom = (whole_number(side, "crop", 0, MOST_PIXELS) for side in value)
     if left >= right or top >= bottom:
-        raise ValueError(f"crop {value}: should be [left, right, top, bottom]")
+        raise UserError(f"crop {value}: should be [left, right, top, bottom]")
     return [left, right, top, bottom]
 
 
@@ -93,7 +94,7 @@ def _resolution(value: Any, crop: Optional[list]) -> Optional[dict]:
     if value is None or value == {}:
         return crop and {"height": crop[3] - crop[2], "width": crop[1] - crop[0]}
     if not isinstance(value, dict):  # of [64, 96] it is not clear which is which
-        raise ValueError(f'resolution {_short(value)}: should be {{"height": 720, "width": 1280}}')
+        raise UserError(f'resolution {_short(value)}: should be {{"height": 720, "width": 1280}}')
     sides = {
         name: whole_number(value[name], f"resolution: {name}", 0, MOST_PIXELS)
         for name in ("height", "width")
@@ -118,7 +119,7 @@ def _frames(item: dict) -> dict:
 def _cut(value: Any) -> tuple[int, Optional[int]]:
     """[first frame, behind the last]; the second may be missing."""
     if not isinstance(value, list) or len(value) > 2:
-        raise ValueError(f"cut {_short(value)}: should be [first frame, last frame]")
+        raise UserError(f"cut {_short(value)}: should be [first frame, last frame]")
     start, *end = value
     return _frame_number(start, "cut"), int(finite_number(end[0], "cut")) if end and end[0] is not None else None
 
@@ -127,10 +128,10 @@ def _range(value: Any) -> tuple[int, int]:
     """ "0:513" or [0, 513]: the first frame, and the one behind the last."""
     parts = value.split(":") if isinstance(value, str) else value
     if not isinstance(parts, list) or len(parts) != 2:
-        raise ValueError(f'frame_idx {_short(value)}: should be "first:end", such as "0:513"')
+        raise UserError(f'frame_idx {_short(value)}: should be "first:end", such as "0:513"')
     start, end = (_frame_number(part, "frame_idx") for part in parts)
     if start >= end:
-        raise ValueError(f"frame_idx {_short(value)}: there are no frames between these")
+        raise UserError(f"frame_idx {_short(value)}: there are no frames between these")
     return start, end
 
 

@@ -29,6 +29,7 @@ from opensora.datasets.t2v.index_builder import write_index
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.datasets.t2v.probing import signature
 from opensora.datasets.t2v.selection import Shape
+from opensora.errors import UserError
 
 FORMAT = 2  # raised when the files' meaning changes, so that older ones are made anew
 
@@ -74,7 +75,7 @@ class SampleIndex:
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
         self._records = open(folder / "records.jsonl", "rb")
         if not len(self._offsets) == len(self) + 1 or self._offsets[-1] != os.stat(self._records.fileno()).st_size:
-            raise ValueError(f"{folder}: damaged")
+            raise UserError(f"{folder}: damaged")
 
     def __reduce__(self):
         return SampleIndex, (self.folder,)
@@ -132,7 +133,7 @@ def open_index(options: T2VDataOptions) -> SampleIndex:
     Faulty entries of the annotation files are left out and counted.
 
     Raises:
-        ValueError: an annotation file that cannot be read, or all entries are faulty.
+        UserError: an annotation file that cannot be read, or all entries are faulty.
         OSError: an annotation file is not there, or the cache cannot be written.
     """
     sources = read_data_file(options.data)

@@ -20,6 +20,7 @@ from opensora.datasets.t2v.entries import LEAST_FPS, MOST_FPS, check_entry
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.datasets.t2v.probing import Media, Prober, signature
 from opensora.datasets.t2v.selection import DEFAULT_FPS, REASONS, Shape, longest, select_entry
+from opensora.errors import UserError
 
 WINDOW = 4096  # entries checked together, so that their files can be probed in parallel
 MOST_NAMED = 10  # faulty entries, and files that cannot be read, that the report names
@@ -56,7 +57,7 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
     """Writes the files of the index into `folder`; `media` is the database of probed files.
 
     Raises:
-        ValueError: an annotation file that cannot be read, or all entries are faulty.
+        UserError: an annotation file that cannot be read, or all entries are faulty.
     """
     shapes: dict[Shape, int] = {}
     shape_of, offsets, left_out = array("i"), array("q", [0]), Counter(dict.fromkeys(REASONS, 0))
@@ -72,7 +73,7 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
             shape_of.append(shapes.setdefault(shape, len(shapes)))
     left_out["faulty entry"] = report.faulty
     if report.faulty and report.faulty == len(shape_of) + sum(left_out.values()):
-        raise ValueError(f"{options.data}: none of {report.faulty} entries can be used; {'; '.join(report.lines())}")
+        raise UserError(f"{options.data}: none of {report.faulty} entries can be used; {'; '.join(report.lines())}")
     np.save(folder / "shapes.npy", np.asarray(shape_of))
     np.save(folder / "offsets.npy", np.asarray(offsets))
     summary = {

@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from math import inf
 from typing import Optional
 
+from opensora.errors import UserError
+
 
 @dataclass(frozen=True)
 class T2VDataOptions:
@@ -15,7 +17,7 @@ class T2VDataOptions:
     min_hxw to max_hxw pixels (`min_hxw` is a quarter of `max_hxw` if it is not given).
 
     Raises:
-        ValueError: values that no sample could meet.
+        UserError: values that no sample could meet.
     """
 
     data: str  # the data file, see `annotations`
@@ -43,31 +45,31 @@ class T2VDataOptions:
 
     def __post_init__(self):
         if self.num_frames < 1 or (self.num_frames - 1) % self.ae_stride_t:
-            raise ValueError(f"num_frames {self.num_frames}: should be 1 + a multiple of {self.ae_stride_t}")
+            raise UserError(f"num_frames {self.num_frames}: should be 1 + a multiple of {self.ae_stride_t}")
         latent_frames = (self.num_frames - 1) // self.ae_stride_t + 1
         if self.num_frames > 1 and latent_frames % self.sp_size:
-            raise ValueError(
+            raise UserError(
                 f"num_frames {self.num_frames} gives {latent_frames} latent frames, which cannot be split "
                 f"among sp_size {self.sp_size} processes"
             )
         if not self.force_resolution and self.max_hxw is None:
-            raise ValueError(
+            raise UserError(
                 "give max_hxw, the most pixels of a frame, or force_resolution with max_height and max_width"
             )
         sides = (self.max_height, self.max_width) if self.force_resolution else (self.hw_stride,)
         if any(side <= 0 or side % self.ae_stride for side in sides):
             name = "max_height and max_width" if self.force_resolution else "hw_stride"
-            raise ValueError(f"{name} {', '.join(map(str, sides))}: should be multiples of {self.ae_stride}")
+            raise UserError(f"{name} {', '.join(map(str, sides))}: should be multiples of {self.ae_stride}")
         if self.max_hxw is not None and not 0 < self.smallest_area <= self.max_hxw:
-            raise ValueError(f"min_hxw {self.min_hxw}, max_hxw {self.max_hxw}: should be positive, in this order")
+            raise UserError(f"min_hxw {self.min_hxw}, max_hxw {self.max_hxw}: should be positive, in this order")
         if not 1 <= self.speed_factor < inf or not self.train_fps > 0:
-            raise ValueError(
+            raise UserError(
                 f"speed_factor {self.speed_factor}, train_fps {self.train_fps}: the first should be at "
                 f"least 1, the second positive"
             )
         for name in ("cfg", "drop_short_ratio"):
             if not 0 <= getattr(self, name) <= 1:
-                raise ValueError(f"{name} {getattr(self, name)}: a probability should lie between 0 and 1")
+                raise UserError(f"{name} {getattr(self, name)}: a probability should lie between 0 and 1")
 
     @property
     def smallest_area(self) -> int:

@@ -46,7 +46,7 @@ def select(item: dict, options: T2VDataOptions, rng: np.random.Generator) -> Uni
     `rng` decides which of the short videos go, with probability `drop_short_ratio`.
 
     Raises:
-        ValueError: a faulty entry, see `check_entry`.
+        UserError: a faulty entry, see `check_entry`.
     """
     return select_entry(check_entry(item), options, rng)
 

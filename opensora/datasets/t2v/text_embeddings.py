@@ -25,6 +25,7 @@ from zipfile import BadZipFile
 
 import numpy as np
 
+from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 EMPTY_TEXT = "_empty.npz"
@@ -86,13 +87,13 @@ def load_embedding(file: Union[str, Path]) -> tuple[np.ndarray, np.ndarray]:
 
     Raises:
         FileNotFoundError: no such file.
-        ValueError: a damaged file, or one of another kind.
+        UserError: a damaged file, or one of another kind.
     """
     file = _short_name_of(Path(file))
     with _open(file) as content:
         tokens, mask = content["states"], content["mask"]
     if tokens.ndim != 2 or mask.ndim != 1 or len(tokens) > len(mask) or not np.isfinite(tokens).all():
-        raise ValueError(
+        raise UserError(
             f"{file}: not a text embedding: states {tokens.shape} and mask {mask.shape} should be finite "
             f"and of shape (tokens, D) and (model_max_length,)"
         )
@@ -115,7 +116,7 @@ def find_embedding(
     Raises:
         FileNotFoundError: there is none.
         StaleEmbedding: it was made from another caption.
-        ValueError: a damaged file.
+        UserError: a damaged file.
     """
     other = None
     wanted = digest(caption.encode())
@@ -137,7 +138,7 @@ def find_embedding(
     )
 
 
-class StaleEmbedding(ValueError):
+class StaleEmbedding(UserError):
     """An embedding that belongs to another caption."""
 
 
@@ -150,7 +151,7 @@ def _open(file: Union[str, Path]) -> Iterator[np.lib.npyio.NpzFile]:
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{file}: no such embedding; sample_text_embed.py makes it") from error
     except (KeyError, ValueError, TypeError, AttributeError, EOFError, BadZipFile, zlib.error) as error:
-        raise ValueError(f"{file}: not a text embedding: {error}") from error
+        raise UserError(f"{file}: not a text embedding: {error}") from error
 
 
 def _short_name_of(file: Path) -> Path:

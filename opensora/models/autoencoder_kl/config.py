@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig
 
 
@@ -14,7 +15,7 @@ class AutoencoderKLConfig(ModelConfig):
     """`micro_batch_size`, ours: how many frames go through at a time (None: all); it changes memory, no result.
 
     Raises:
-        ValueError: values this implementation has no blocks for.
+        UserError: values this implementation has no blocks for.
     """
 
     in_channels: int = 3
@@ -52,22 +53,22 @@ class AutoencoderKLConfig(ModelConfig):
     def __post_init__(self):
         for name, value in self.fixed.items():
             if getattr(self, name) != value:
-                raise ValueError(
+                raise UserError(
                     f"{name} {getattr(self, name)!r} is not supported; autoencoders of Stable Diffusion 1 "
                     f"and 2 have {value!r}"
                 )
         count = len(self.block_out_channels)
         for name, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if list(getattr(self, name)) != [known] * count:
-                raise ValueError(
+                raise UserError(
                     f"{name} {list(getattr(self, name))} is not supported: there should be {count} times "
                     f"{known!r}, as block_out_channels has {count} values"
                 )
         wrong = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
         if wrong:
-            raise ValueError(f"block_out_channels {wrong[0]} is no multiple of norm_num_groups {self.norm_num_groups}")
+            raise UserError(f"block_out_channels {wrong[0]} is no multiple of norm_num_groups {self.norm_num_groups}")
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
-            raise ValueError(f"micro_batch_size {self.micro_batch_size} must be 1 or more; None: all frames at once")
+            raise UserError(f"micro_batch_size {self.micro_batch_size} must be 1 or more; None: all frames at once")
 
     @property
     def spatial_stride(self) -> int:

@@ -9,7 +9,7 @@ from typing import Any, Callable, Optional, Union
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from opensora.checkpoint.lazy_tensor import AnyTensor
+from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.models.autoencoder_kl.blocks import NO_PADDING, Decoder, Encoder
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
 from opensora.models.common.distribution import DiagonalGaussian
@@ -101,7 +101,7 @@ class VideoAutoencoderKL(PretrainedModel):
         frames = x.astype(self.dtype).swapaxes(1, 2).reshape(1, b * t, c, h, w)
         return ops.split(frames, self.config.micro_batch_size or b * t, 1)
 
-    def _with_aliases(self, state: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Under this model's names: files of diffusers have no prefix, old ones other names for the attention."""
         renamed = {}
         for name, tensor in state.items():

@@ -6,14 +6,14 @@ from typing import Optional
 
 from mindspore import Tensor, ops
 
-from opensora.ops.layout import cut
+from opensora.ops.layout import split
 
 
 class DiagonalGaussian:
     """N(mean, exp(logvar)) for every element; `moments` (B, 2C, ...) holds mean and logvar along axis 1."""
 
     def __init__(self, moments: Tensor):
-        self.mean, logvar = cut(moments, 1, moments.shape[1] // 2)
+        self.mean, logvar = split(moments, 1, moments.shape[1] // 2)
         self.logvar = ops.clamp(logvar, -30.0, 20.0)
 
     @property

@@ -10,11 +10,12 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Uniform, initializer
 
+from opensora.errors import UserError
 from opensora.ops.activations import bias_gelu_tanh
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.linear import linear
 from opensora.ops.norms import channel_layer_norm, group_norm
-from opensora.ops.resample import nearest_pictures_2x
+from opensora.ops.resample import upsample_nearest_2x
 
 
 def _uniform(shape: Sequence[int], fan_in: int) -> Parameter:
@@ -89,7 +90,7 @@ class Upsample(nn.Cell):
         self.conv = Conv2d(channels, channels)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.conv(nearest_pictures_2x(x))
+        return self.conv(upsample_nearest_2x(x))
 
 
 class ChannelLayerNorm(nn.Cell):
@@ -112,7 +113,7 @@ class GroupNorm(nn.Cell):
     """GroupNorm of (B, T, C, H, W), over whole clips or `per_frame`, with SiLU after it if `silu`.
 
     Raises:
-        ValueError: channels that do not divide into the groups.
+        UserError: channels that do not divide into the groups.
     """
 
     keep_float32 = True
@@ -120,7 +121,7 @@ class GroupNorm(nn.Cell):
     def __init__(self, channels: int, groups: int = 32, eps: float = 1e-6, per_frame: bool = False, silu: bool = False):
         super().__init__()
         if channels % groups:
-            raise ValueError(f"GroupNorm: {channels} channels do not divide into {groups} groups")
+            raise UserError(f"GroupNorm: {channels} channels do not divide into {groups} groups")
         self.weight = _filled("ones", channels)
         self.bias = _filled("zeros", channels)
         self.groups = groups

@@ -15,7 +15,7 @@ from opensora.models.dit.skiparse import Skiparse
 from opensora.ops.attention import attention
 from opensora.ops.norms import gated_residual, modulated_layer_norm
 from opensora.ops.rope import apply_rope
-from opensora.parallel.sequence import WholeSequence
+from opensora.parallel.sequence import NoSequenceParallel
 
 
 def scale_shift_table(rows: int, hidden_size: int) -> Parameter:
@@ -52,7 +52,7 @@ class SelfAttention(Projections):
     def __init__(self, config: OpenSoraConfig, block: int):
         super().__init__(config, config.hidden_size)
         self.skiparse = Skiparse(config.sparse_n, block % 2 == 1) if config.is_sparse(block) else None
-        self.sequence = WholeSequence()
+        self.sequence = NoSequenceParallel()
 
     def construct(self, x: Tensor, bias: Optional[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
         b, s, _ = x.shape

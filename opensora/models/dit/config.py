@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional, Union
 
+from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig
 
 # Skiparse blocks are those with FIRST_SPARSE <= index < END_SPARSE; so it is fixed in the published model.
@@ -59,7 +60,7 @@ class OpenSoraConfig(ModelConfig):
     def __post_init__(self):
         for name, value in self.fixed.items():
             if getattr(self, name) != value:
-                raise ValueError(
+                raise UserError(
                     f"{name} {getattr(self, name)!r} is not supported; "
                     f"all weights of Open-Sora-Plan v1.3 have {value!r}"
                 )

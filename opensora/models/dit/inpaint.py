@@ -12,6 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from opensora.checkpoint.files import find_weights, open_state, read_config
+from opensora.errors import UserError
 from opensora.models.common.layers import Linear
 from opensora.models.dit.config import OpenSoraInpaintConfig
 from opensora.models.dit.embeddings import PatchEmbed2D
@@ -48,7 +49,7 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
         return self.pos_embed(noisy) + self.pos_embed_masked_hidden_states(masked) + self.pos_embed_mask(mask)
 
     @classmethod
-    def start_from(
+    def init_from(
         cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None, use_ema: bool = True
     ) -> OpenSoraInpaint_v1_3:
         """A model to train further: from weights of its own kind, or from those of a text-to-video transformer.
@@ -76,7 +77,7 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
         try:
             model.load_torch_state({**new, **copied, **state})
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            raise UserError(f"{source}: {error}") from error
         print(
             f"{source}: weights of a text-to-video model; the parts for the condition are new, and add nothing "
             f"before they are trained: {', '.join(name + '*' for name in CONDITION_PARTS)}",

@@ -18,7 +18,7 @@ from opensora.ops.attention import key_bias
 from opensora.ops.layout import permute
 from opensora.ops.norms import modulated_layer_norm
 from opensora.ops.rope import rope_cos, rope_sin
-from opensora.parallel.sequence import WholeSequence
+from opensora.parallel.sequence import NoSequenceParallel
 
 
 class OpenSoraT2V_v1_3(PretrainedModel):
@@ -37,14 +37,14 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.caption_projection = TextProjection(config.caption_channels, width)
         self.adaln_single = AdaLayerNormSingle(width)
         self.transformer_blocks = nn.CellList([TransformerBlock(config, i) for i in range(config.num_layers)])
-        self.called_blocks = tuple(self.transformer_blocks)
+        self.blocks_to_run = tuple(self.transformer_blocks)
         self.scale_shift_table = scale_shift_table(2, width)
         self.proj_out = Linear(width, config.patch_size**2 * config.out_channels)
 
         self.scales = (config.interpolation_scale_t, config.interpolation_scale_h, config.interpolation_scale_w)
         # Which mask each block's self-attention takes: 0 dense, 1 single skip, 2 group skip.
         self.skips = (Skiparse(config.sparse_n, False), Skiparse(config.sparse_n, True))
-        self.sequence = WholeSequence()
+        self.sequence = NoSequenceParallel()
         self.mask_of_block = tuple(1 + i % 2 if config.is_sparse(i) else 0 for i in range(config.num_layers))
 
     def construct(
@@ -71,11 +71,11 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         modulation, embedded = self.adaln_single(timestep)
         cos = rope_cos(t, h, w, config.attention_head_dim, self.scales)
         sin = rope_sin(t, h, w, config.attention_head_dim, self.scales)
-        biases = self.self_attention_biases(attention_mask, x.shape[0], length)
+        biases = self.self_attention_masks(attention_mask, x.shape[0], length)
         text_bias = None if encoder_attention_mask is None else key_bias(encoder_attention_mask[:, 0])
 
         x = self.sequence.split(x)
-        for i, block in enumerate(self.called_blocks):
+        for i, block in enumerate(self.blocks_to_run):
             block_text = text if text_states is None else text_states[i]
             x = block(x, modulation, biases[self.mask_of_block[i]], cos, sin, block_text, text_bias)
 
@@ -83,15 +83,15 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         x = self.proj_out(modulated_layer_norm(x, shift, scale, 1e-6))
         return self.unpatchify(self.sequence.gather(x, length), t, h, w)
 
-    def parallelize(self, sequence: WholeSequence) -> None:
+    def parallelize(self, sequence: NoSequenceParallel) -> None:
         """Splits the tokens as `sequence` has it, over the processes of a group."""
         self.sequence = sequence
         for block in self.transformer_blocks:
             block.attn1.sequence = sequence
 
-    def call_blocks(self, blocks: Sequence[nn.Cell]) -> None:
+    def replace_blocks(self, blocks: Sequence[nn.Cell]) -> None:
         """Calls other Cells in place of the transformer blocks, such as blocks that gather their weights first."""
-        self.called_blocks = tuple(blocks)
+        self.blocks_to_run = tuple(blocks)
 
     def text_states(self, encoder_hidden_states: Tensor) -> tuple:
         """The keys and values of every block's cross-attention, which depend on the text alone.
@@ -108,7 +108,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         """(B, C, T, H, W) -> tokens (B, S, D)."""
         return self.pos_embed(hidden_states.astype(self.proj_out.weight.dtype))
 
-    def self_attention_biases(self, attention_mask: Optional[Tensor], batch: int, length: int) -> tuple:
+    def self_attention_masks(self, attention_mask: Optional[Tensor], batch: int, length: int) -> tuple:
         """Biases (or None where all is visible) for dense, single-skip and group-skip self-attention."""
         visible = None
         if attention_mask is not None:

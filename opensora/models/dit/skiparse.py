@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mindspore import Tensor, ops
 
-from opensora.ops.layout import join, part, permute
+from opensora.ops.layout import concat, permute, slice_axis
 
 
 class Skiparse:
@@ -28,7 +28,7 @@ class Skiparse:
         b, s, d = x.shape
         padding = self.padding(s)
         if padding:
-            x = join(x, ops.zeros((b, padding, d), x.dtype), 1)
+            x = concat(x, ops.zeros((b, padding, d), x.dtype), 1)
         x = permute(x.reshape(b, -1, self.n, self.run, d), (0, 2, 1, 3, 4))  # B rounds n run D -> B n rounds run D
         return x.reshape(b * self.n, -1, d)
 
@@ -37,4 +37,4 @@ class Skiparse:
         groups, _, d = x.shape
         x = permute(x.reshape(groups // self.n, self.n, -1, self.run, d), (0, 2, 1, 3, 4))
         x = x.reshape(groups // self.n, -1, d)
-        return x if x.shape[1] == length else part(x, 1, 0, length)
+        return x if x.shape[1] == length else slice_axis(x, 1, 0, length)

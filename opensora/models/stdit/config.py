@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig
 
 FREEZES = (None, "not_temporal", "text")
@@ -50,13 +51,13 @@ class STDiT2Config(ModelConfig):
     def __post_init__(self):
         for name, value in self.fixed.items():
             if getattr(self, name) != value:
-                raise ValueError(f"{name} {getattr(self, name)!r} is not supported; STDiT2 has {value!r}")
+                raise UserError(f"{name} {getattr(self, name)!r} is not supported; STDiT2 has {value!r}")
         if self.hidden_size % 12 or self.hidden_size % (2 * self.num_heads):
-            raise ValueError(
+            raise UserError(
                 f"hidden_size {self.hidden_size} is no multiple of 12 and of twice num_heads {self.num_heads}"
             )
         if self.freeze not in FREEZES:
-            raise ValueError(f"freeze {self.freeze!r} is not one of {', '.join(map(repr, FREEZES))}")
+            raise UserError(f"freeze {self.freeze!r} is not one of {', '.join(map(repr, FREEZES))}")
 
     @property
     def head_dim(self) -> int:

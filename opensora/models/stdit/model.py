@@ -13,7 +13,8 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
 from opensora.checkpoint.files import find_weights, open_state, resolve_path
-from opensora.checkpoint.lazy_tensor import AnyTensor, ArrayTensor, few
+from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, few
+from opensora.errors import UserError
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
 from opensora.models.stdit.config import STDiT2Config
@@ -60,7 +61,7 @@ class STDiT2(PretrainedModel):
             config.caption_channels, width, config.model_max_length, config.class_dropout_prob
         )
         self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])
-        self.called_blocks = tuple(self.blocks)
+        self.blocks_to_run = tuple(self.blocks)
         self.final_layer = FinalLayer(width, int(np.prod(patch)) * config.out_channels)
         self._freeze(config.freeze)
 
@@ -87,9 +88,10 @@ class STDiT2(PretrainedModel):
         All but the first three may have fewer rows, of which B is a multiple: they are repeated.
 
         Raises:
-            ValueError: one of the numbers that describe the video is missing.
+            UserError: one of the numbers that describe the video is missing.
         """
         if num_frames is None or height is None or width is None or ar is None or fps is None:
+            # Graph mode compiles no exception classes but Python's own.
             raise ValueError("STDiT2 needs num_frames, height, width, ar and fps of every sample")
         batch, frames = x.shape[0], x.shape[2]
         dtype = self.t_block[1].weight.dtype
@@ -117,7 +119,7 @@ class STDiT2(PretrainedModel):
         text = self.y_embedder(y[:, 0])
         text_bias = None if mask is None else key_bias(_repeated(mask.reshape(-1, y.shape[2]), batch))
         cos, sin = interleaved_cos(t, self.head_dim), interleaved_sin(t, self.head_dim)
-        for block in self.called_blocks:
+        for block in self.blocks_to_run:
             tokens = block(tokens, modulation, temporal, text, text_bias, cos, sin)
 
         patches = self.final_layer(tokens, time, x_mask, given)
@@ -138,9 +140,9 @@ class STDiT2(PretrainedModel):
         """What training recomputes or divides over processes, block by block."""
         return self.blocks
 
-    def call_blocks(self, blocks: Sequence[nn.Cell]) -> None:
+    def replace_blocks(self, blocks: Sequence[nn.Cell]) -> None:
         """Calls other Cells in place of the transformer blocks, such as blocks that gather their weights first."""
-        self.called_blocks = tuple(blocks)
+        self.blocks_to_run = tuple(blocks)
 
     @classmethod
     def from_pretrained(
@@ -157,7 +159,7 @@ class STDiT2(PretrainedModel):
         stand over a config.json. Parameters that the file lacks start as for training from scratch, and that is said.
 
         Raises:
-            FileNotFoundError, ValueError: no or damaged files; weights of another model or another size.
+            FileNotFoundError, UserError: no or damaged files; weights of another model or another size.
         """
         path = resolve_path(path)
         source = find_weights(path / "model" if (path / "model").is_dir() else path)
@@ -169,12 +171,12 @@ class STDiT2(PretrainedModel):
             model = cls.without_weights(**config)
             missing, unexpected = model._check(model._with_aliases(state), strict=False)
             if len(missing) == len(model.parameters_dict()):
-                raise ValueError(f"holds none of the weights of {cls.__name__}")
+                raise UserError(f"holds none of the weights of {cls.__name__}")
             if missing:
                 model = cls(**config)
             model._fill(state, dtype, strict=False, source=source)
         except ValueError as error:
-            raise ValueError(f"{source}: {error}") from error
+            raise UserError(f"{source}: {error}") from error
         if missing or unexpected:
             print(
                 f"{source}: {few('parameters are not in it', missing)}, they start as in training from scratch; "
@@ -186,11 +188,11 @@ class STDiT2(PretrainedModel):
     def constants(self) -> dict[str, np.ndarray]:
         return {ROPE: inverse_frequencies(self.config.head_dim).astype(np.float32)}
 
-    def _with_aliases(self, state: Mapping[str, AnyTensor]) -> dict[str, AnyTensor]:
+    def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The null text may have another length: it is cut, or its last row repeated."""
         heads = self.config.num_heads
         if ROPE in state and tuple(state[ROPE].shape) != (self.config.head_dim // 2,):
-            raise ValueError(
+            raise UserError(
                 f"{ROPE} has {state[ROPE].shape[0]} frequencies, which are not those of {heads} heads "
                 f"(num_heads) of {self.config.head_dim} channels"
             )

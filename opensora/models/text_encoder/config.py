@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig
 
 
@@ -61,6 +62,6 @@ class MT5Config(ModelConfig):
 
     def __post_init__(self):
         if self.feed_forward_proj != "gated-gelu":
-            raise ValueError(
+            raise UserError(
                 f"feed_forward_proj {self.feed_forward_proj!r} is not supported: mT5 and T5 v1.1 have 'gated-gelu'"
             )

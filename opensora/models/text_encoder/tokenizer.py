@@ -10,6 +10,7 @@ from typing import Union
 import numpy as np
 
 from opensora.checkpoint.files import resolve_path
+from opensora.errors import UserError
 
 
 class Tokenizer:
@@ -17,7 +18,7 @@ class Tokenizer:
 
     Raises:
         FileNotFoundError: no such folder.
-        ValueError: the folder holds no tokenizer, or a damaged one.
+        UserError: the folder holds no tokenizer, or a damaged one.
     """
 
     def __init__(self, folder: Union[str, Path]):
@@ -25,14 +26,14 @@ class Tokenizer:
         os.environ.setdefault("TRANSFORMERS_NO_ADVISORY_WARNINGS", "1")
         folder = resolve_path(folder)
         if not any((folder / name).is_file() for name in ("tokenizer_config.json", "tokenizer.json", "spiece.model")):
-            raise ValueError(
+            raise UserError(
                 f"{folder} holds no tokenizer: tokenizer.json, or spiece.model and tokenizer_config.json, "
                 f"should lie there beside the text encoder's weights"
             )
         try:
             self.tokenizer = _read_tokenizer(folder)
         except Exception as error:  # the libraries raise whatever they happen to hit in a damaged file
-            raise ValueError(
+            raise UserError(
                 f"{folder}: its tokenizer cannot be read ({' '.join(str(error).split())[:300]}); download "
                 f"or copy its files again"
             ) from error

@@ -18,9 +18,9 @@ from mindspore import Tensor, nn, ops
 
 from opensora.models.common.layers import ChannelLayerNorm, Conv2d, Conv3d, GroupNorm
 from opensora.ops.attention import attention
-from opensora.ops.layout import join, part, permute
-from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x
-from opensora.parallel.stream import OneStream
+from opensora.ops.layout import concat, permute, slice_axis
+from opensora.ops.resample import nearest_2x, upsample_bilinear_2x, upsample_linear_2x
+from opensora.parallel.stream import LocalStream
 
 NORM_TYPES = ("groupnorm", "layernorm")
 T_INTERPOLATIONS = ("nearest", "trilinear")
@@ -85,12 +85,12 @@ class CausalConv3d(nn.Cell):
         self.conv = Conv3d(in_channels, out_channels, 3, stride, padding)
         self.kept = 3 - stride
         self.resent = resent
-        self.stream = OneStream()
+        self.stream = LocalStream()
 
     def construct(self, x: Tensor, past=None, last: bool = True):
         kept = None
         if self.stream.is_shared or not last:
-            past, kept = self.stream.hand_on(self.newest(x, past), past)
+            past, kept = self.stream.exchange_halo(self.newest(x, past), past)
         return self.conv(x, past, 2 if past is None else 0), () if last else kept
 
     def newest(self, x: Tensor, past) -> Tensor:
@@ -100,9 +100,9 @@ class CausalConv3d(nn.Cell):
         """
         start = x.shape[1] - self.resent - self.kept
         if start < 0:
-            x = join(ops.tile(part(x, 1, 0, 1), (1, 2, 1, 1, 1)) if past is None else past, x, 1)
+            x = concat(ops.tile(slice_axis(x, 1, 0, 1), (1, 2, 1, 1, 1)) if past is None else past, x, 1)
             start = max(0, start + 2)
-        return part(x, 1, start, start + self.kept)
+        return slice_axis(x, 1, start, start + self.kept)
 
 
 class PointwiseConv3d(nn.Cell):
@@ -204,11 +204,11 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
 
     def __init__(self, channels: int, t_interpolation: str, delay: int = 0, resent: int = 0):
         super().__init__()
-        self.t_upsample = nearest_2x if t_interpolation == "nearest" else linear_2x
+        self.t_upsample = nearest_2x if t_interpolation == "nearest" else upsample_linear_2x
         self.conv = CausalConv3d(channels, channels, resent=2 * resent)
         self.delay = delay
         self.resent = resent
-        self.stream = OneStream()
+        self.stream = LocalStream()
 
     def construct(self, x: Tensor, past=None, last: bool = True):
         previous, conv_past = (None, None) if past is None else past
@@ -217,17 +217,17 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
         if self.stream.is_shared or not last:
             # The clip's first frame takes no part in interpolation, so it never serves as the previous one.
             newest = max(min(1, frames - 1), frames - 1 - self.resent)
-            previous, kept = self.stream.hand_on(part(x, 1, newest, newest + 1), previous)
+            previous, kept = self.stream.exchange_halo(slice_axis(x, 1, newest, newest + 1), previous)
         held_back = 0 if last else self.delay
         if previous is None:
-            y = part(x, 1, 0, 1)
+            y = slice_axis(x, 1, 0, 1)
             if frames > 1:
-                doubled = self.t_upsample(part(x, 1, 1, frames), 1)
-                y = join(y, part(doubled, 1, 0, 2 * (frames - 1) - held_back), 1)
+                doubled = self.t_upsample(slice_axis(x, 1, 1, frames), 1)
+                y = concat(y, slice_axis(doubled, 1, 0, 2 * (frames - 1) - held_back), 1)
         else:
-            doubled = self.t_upsample(join(previous, x, 1), 1)
-            y = part(doubled, 1, 2 - self.delay, 2 * (frames + 1) - held_back)
-        y, conv_past = self.conv(bilinear_pictures_2x(y), conv_past, last)
+            doubled = self.t_upsample(concat(previous, x, 1), 1)
+            y = slice_axis(doubled, 1, 2 - self.delay, 2 * (frames + 1) - held_back)
+        y, conv_past = self.conv(upsample_bilinear_2x(y), conv_past, last)
         return y, () if last else (kept, conv_past)
 
 
@@ -237,14 +237,14 @@ class Wait(nn.Cell):
     def __init__(self, delay: int):
         super().__init__()
         self.delay = delay
-        self.stream = OneStream()
+        self.stream = LocalStream()
 
     def construct(self, x: Tensor, past=None, last: bool = True):
         if self.delay == 0:
             return x, ()
         end, kept = x.shape[1] - self.delay, ()
         if self.stream.is_shared or not last:
-            past, kept = self.stream.hand_on(x[:, end:], past)
+            past, kept = self.stream.exchange_halo(x[:, end:], past)
         if not last:
             x = x[:, :end]
         if past is not None:

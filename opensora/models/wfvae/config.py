@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig
 from opensora.models.wfvae.blocks import NORM_TYPES, T_INTERPOLATIONS
 
@@ -23,7 +24,7 @@ L1_BLOCKS = {
 
 @dataclass(frozen=True)
 class WFVAEConfig(ModelConfig):
-    """Raises ValueError for values this implementation has no blocks for."""
+    """Raises UserError for values this implementation has no blocks for."""
 
     latent_dim: int = 8
     base_channels: int = 128
@@ -66,7 +67,7 @@ class WFVAEConfig(ModelConfig):
         for name, value, default in (("scale", self.scale, self.default_scale), ("shift", self.shift, 0.0)):
             value = (default,) * self.latent_dim if value is None else tuple(value)
             if len(value) != self.latent_dim:
-                raise ValueError(f"{name} has {len(value)} values, but latent_dim is {self.latent_dim}")
+                raise UserError(f"{name} has {len(value)} values, but latent_dim is {self.latent_dim}")
             object.__setattr__(self, name, value)
 
     @property
@@ -110,4 +111,4 @@ class WFVAEConfig(ModelConfig):
 
 def _one_of(name: str, value, known: tuple) -> None:
     if value not in known:
-        raise ValueError(f"{name} {value!r} is not one of {', '.join(map(repr, known))}")
+        raise UserError(f"{name} {value!r} is not one of {', '.join(map(repr, known))}")

@@ -15,8 +15,8 @@ from opensora.models.wfvae.blocks import (
     normalize,
 )
 from opensora.models.wfvae.wavelet import InverseHaarTransform2D, InverseHaarTransform3D
-from opensora.ops.layout import cut, join, part, swap_frames_channels
-from opensora.parallel.stream import OneStream
+from opensora.ops.layout import concat, slice_axis, split, swap_frames_channels
+from opensora.parallel.stream import LocalStream
 
 
 class Decoder(nn.Cell):
@@ -82,14 +82,14 @@ class Decoder(nn.Cell):
         # An upsampling that holds a frame back makes the backbone late; the wavelet branch beside it waits as long.
         self.wait_l2 = Wait(delay_l2)
         self.wait_l1 = Wait(delay_l1)
-        self.stream = OneStream()
+        self.stream = LocalStream()
 
     def construct(self, z: Tensor, past=None, last: bool = True):
         """Returns (video, level-1 coefficients, level-2 coefficients, past); inside, frames come before channels."""
         h, low, l1, l2, new_past = self.backbone(z, past, last)
         video = self.to_video(h, low, past is None and self.stream.index == 0)
         if not last:
-            video = part(video, 2, 0, video.shape[2] - self.resent_frames)
+            video = slice_axis(video, 2, 0, video.shape[2] - self.resent_frames)
         return video, l1, l2, new_past
 
     def backbone(self, z: Tensor, past=None, last: bool = True):
@@ -101,12 +101,12 @@ class Decoder(nn.Cell):
 
         h, past_in = self.conv_in(swap_frames_channels(z), past_in, last)
         h, past_mid = self.mid(h, past_mid, last)
-        h, to_l2 = cut(h, 2, h.shape[2] - self.flow)
+        h, to_l2 = split(h, 2, h.shape[2] - self.flow)
         l2, past_connect2 = self.connect_l2(to_l2, past_connect2, last)
         low1, waiting2 = self.wait_l2(self.inverse_wavelet_transform_l2(l2, first), waiting2, last)
 
         h, past_up2 = self.up2(h, past_up2, last)
-        h, to_l1 = cut(h, 2, h.shape[2] - self.flow)
+        h, to_l1 = split(h, 2, h.shape[2] - self.flow)
         l1, past_connect1 = self.connect_l1(to_l1, past_connect1, last)
         l1 = _add_to_low_band(l1, low1)
         low, waiting1 = self.wait_l1(self.inverse_wavelet_transform_l1(l1, first), waiting1, last)
@@ -128,5 +128,5 @@ class Decoder(nn.Cell):
 
 def _add_to_low_band(coefficients: Tensor, low: Tensor) -> Tensor:
     """The first three channels, the low band of the three colours, plus what the coarser level gives for them."""
-    own, rest = cut(coefficients, 2, 3)
-    return join(own + low, rest, 2)
+    own, rest = split(coefficients, 2, 3)
+    return concat(own + low, rest, 2)

@@ -15,7 +15,7 @@ from opensora.models.wfvae.blocks import (
     normalize,
 )
 from opensora.models.wfvae.wavelet import HaarTransform2D, HaarTransform3D
-from opensora.ops.layout import join, part, swap_frames_channels
+from opensora.ops.layout import concat, slice_axis, swap_frames_channels
 
 
 class Encoder(nn.Cell):
@@ -64,13 +64,13 @@ class Encoder(nn.Cell):
         past_down1, past_down2, past_mid, past_out = (None,) * 4 if first else past
 
         coefficients = self.wavelet_transform_in(swap_frames_channels(x), first)
-        l1 = self.wavelet_transform_l1(part(coefficients, 2, 0, 3), first)
-        l2 = self.wavelet_transform_l2(part(l1, 2, 0, 3), first)
+        l1 = self.wavelet_transform_l1(slice_axis(coefficients, 2, 0, 3), first)
+        l2 = self.wavelet_transform_l2(slice_axis(l1, 2, 0, 3), first)
 
         h, past_down1 = self.down1(coefficients, past_down1, last)
-        h = join(h, self.connect_l1(l1), 2)
+        h = concat(h, self.connect_l1(l1), 2)
         h, past_down2 = self.down2(h, past_down2, last)
-        h = join(h, self.connect_l2(l2), 2)
+        h = concat(h, self.connect_l2(l2), 2)
         h, past_mid = self.mid(h, past_mid, last)
         moments, past_out = self.conv_out(self.norm_out(h), past_out, last)
         past = () if last else (past_down1, past_down2, past_mid, past_out)

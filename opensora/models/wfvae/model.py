@@ -9,12 +9,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.errors import UserError
 from opensora.models.common.distribution import DiagonalGaussian
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.decoder import Decoder
 from opensora.models.wfvae.encoder import Encoder
-from opensora.parallel.stream import OneStream
+from opensora.parallel.stream import LocalStream
 
 ENCODE_CHUNK = 8  # video frames, as published
 DECODE_CHUNK = 2  # latent frames, as published
@@ -41,13 +42,13 @@ class WFVAEModel(PretrainedModel):
         self.scale = Tensor(np.reshape(self.config.scale, (1, -1, 1, 1, 1)), ms.float32)
         self.shift = Tensor(np.reshape(self.config.shift, (1, -1, 1, 1, 1)), ms.float32)
         self.use_tiling = False
-        self.stream = OneStream()
+        self.stream = LocalStream()
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
         """Encode and decode in chunks along time from now on; see the class for what that changes."""
         self.use_tiling = use_tiling
 
-    def share_decoding(self, stream: OneStream) -> None:
+    def share_decoding(self, stream: LocalStream) -> None:
         """From now on the members of a group decode each clip's chunks side by side; all call with the same latents.
 
         PyNative mode: the members run different chunks at the same time, and their collectives must meet one by one.
@@ -61,7 +62,7 @@ class WFVAEModel(PretrainedModel):
         """The posterior of the latents of x (B, 3, T, H, W).
 
         Raises:
-            ValueError: T is not 1 + s n, or H or W no multiple of 8.
+            UserError: T is not 1 + s n, or H or W no multiple of 8.
         """
         self._check_video(x)
         if not self.use_tiling:
@@ -134,17 +135,17 @@ class WFVAEModel(PretrainedModel):
     def _check_video(self, x: Tensor) -> None:
         stride = self.config.temporal_stride
         if x.ndim != 5 or x.shape[1] != 3:
-            raise ValueError(f"a video must be (B, 3, T, H, W), not {tuple(x.shape)}")
+            raise UserError(f"a video must be (B, 3, T, H, W), not {tuple(x.shape)}")
         _, _, t, h, w = x.shape
         if (t - 1) % stride or h % 8 or w % 8:
-            raise ValueError(
+            raise UserError(
                 f"a video of {t} frames of {h}x{w} cannot be encoded: frames must be {stride}n+1, "
                 f"height and width multiples of 8"
             )
 
     def _check_latents(self, z: Tensor) -> None:
         if z.ndim != 5 or z.shape[1] != self.config.latent_dim:
-            raise ValueError(f"latents must be (B, {self.config.latent_dim}, T, H, W), not {tuple(z.shape)}")
+            raise UserError(f"latents must be (B, {self.config.latent_dim}, T, H, W), not {tuple(z.shape)}")
 
     def constants(self) -> dict[str, np.ndarray]:
         """The wavelet filters, which PyTorch checkpoints hold as weights and buffers."""

@@ -12,7 +12,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from opensora.ops.layout import join, part, permute
+from opensora.ops.layout import concat, permute, slice_axis
 
 HADAMARD_2 = np.array([[1, 1], [1, -1]], dtype=np.float32)
 HADAMARD_4 = np.kron(HADAMARD_2, HADAMARD_2) / 2
@@ -76,7 +76,7 @@ class HaarTransform3D(nn.Cell):
 
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
         if first:
-            x = join(part(x, 1, 0, 1), x, 1)
+            x = concat(slice_axis(x, 1, 0, 1), x, 1)
         b, t, c, h, w = x.shape
         x = x.reshape(b, t // 2, 2, c, h // 2, 2, w // 2, 2)
         x = permute(x, (0, 1, 2, 5, 7, 3, 4, 6))  # B T/2 2t 2h 2w C H/2 W/2
@@ -98,4 +98,4 @@ class InverseHaarTransform3D(nn.Cell):
         x = ops.matmul(self.matrix.astype(x.dtype), x.reshape(b * t, 8, -1))
         x = permute(x.reshape(b, t, 2, 2, 2, c // 8, h, w), (0, 1, 2, 5, 6, 3, 7, 4))  # B T 2t C H 2h W 2w
         x = x.reshape(b, 2 * t, c // 8, 2 * h, 2 * w)
-        return part(x, 1, 1, 2 * t) if first else x
+        return slice_axis(x, 1, 1, 2 * t) if first else x

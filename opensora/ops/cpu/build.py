@@ -24,6 +24,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple, Optional
 
+from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 SOURCE = Path(__file__).parent / "src"
@@ -59,7 +60,7 @@ def library() -> Optional[Library]:
     """The kernels, compiled if need be; None, with a note on stderr, where that fails or `OPENSORA_CPU_KERNELS=0`.
 
     Raises:
-        ValueError: `OPENSORA_MARCH` is no instruction set of this CPU.
+        UserError: `OPENSORA_MARCH` is no instruction set of this CPU.
     """
     if os.environ.get(SWITCH) == "0":
         return None
@@ -77,7 +78,7 @@ def build() -> Library:
     `$TMPDIR/opensora-UID` takes its place, with a note on stderr.
 
     Raises:
-        ValueError: `OPENSORA_MARCH` is no instruction set of this CPU.
+        UserError: `OPENSORA_MARCH` is no instruction set of this CPU.
         OSError: there is no compiler, or neither folder can be used.
         subprocess.SubprocessError: the compiler failed.
     """
@@ -104,7 +105,7 @@ def instruction_set(compiler: str) -> str:
     """The value for g++'s -march: `OPENSORA_MARCH`, by default "native", which is all that this CPU has.
 
     Raises:
-        ValueError: g++ does not know the value, or this CPU lacks some of it: the process would die of SIGILL.
+        UserError: g++ does not know the value, or this CPU lacks some of it: the process would die of SIGILL.
     """
     march = os.environ.get(MARCH) or "native"
     if march == "native":
@@ -112,17 +113,17 @@ def instruction_set(compiler: str) -> str:
     wanted = _features(compiler, march) if re.fullmatch("[a-z0-9][a-z0-9.+_-]*", march) else None
     remedy = "unset it for all that this CPU has, or name a value of -march of g++, such as x86-64-v3"
     if wanted is None:
-        raise ValueError(f"{MARCH}={march}: {COMPILER} knows no such instruction set; {remedy}")
+        raise UserError(f"{MARCH}={march}: {COMPILER} knows no such instruction set; {remedy}")
     missing = sorted(wanted - (_features(compiler, "native") or set()))
     if missing:
-        raise ValueError(
+        raise UserError(
             f"{MARCH}={march}: this CPU lacks {', '.join(name.strip('_') for name in missing[:5])}; {remedy}"
         )
     return march
 
 
 def check_settings() -> None:
-    """Raises ValueError for a bad `OPENSORA_MARCH`: before models are loaded, and without building anything."""
+    """Raises UserError for a bad `OPENSORA_MARCH`: before models are loaded, and without building anything."""
     compiler = shutil.which(COMPILER)
     if compiler is not None and os.environ.get(SWITCH) != "0":
         instruction_set(compiler)

@@ -17,6 +17,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.errors import UserError
 from opensora.ops.cpu.build import MARCH, SWITCH, library
 
 
@@ -30,7 +31,7 @@ def available(dtype) -> bool:
 def _tensor(values: tuple) -> Tensor:
     array = np.array(values, np.float32)
     if any(isinstance(value, int) and int(number) != value for value, number in zip(values, array)):
-        raise ValueError(f"{values}: the CPU kernels take sizes up to 2^24, or multiples of large powers of two")
+        raise UserError(f"{values}: the CPU kernels take sizes up to 2^24, or multiples of large powers of two")
     return Tensor(array)
 
 
@@ -471,7 +472,7 @@ def check_ranks_agree() -> None:
     results differ in the last digits, and the copies of the model would drift apart.
 
     Raises:
-        ValueError: on every rank, if not all have the same kernels or all have none.
+        UserError: on every rank, if not all have the same kernels or all have none.
     """
     found = library()
     digits = [0] * 17 if found is None else [1 + has_products(), *(int(digit, 16) for digit in found.key)]
@@ -481,11 +482,11 @@ def check_ranks_agree() -> None:
         return
     without = [rank for rank, row in enumerate(rows) if not row[0]]
     if without:
-        raise ValueError(
+        raise UserError(
             f"rank {', '.join(map(str, without))} of {len(rows)} has no fused CPU kernels and would compute "
             f"differently; its log, worker_{without[0]}.log, says why; mend that, or set {SWITCH}=0 for all"
         )
-    raise ValueError(
+    raise UserError(
         f"rank {', '.join(map(str, others))} has other CPU kernels than rank 0 (another CPU, compiler or "
         f"version of the program) and would compute differently; set {MARCH}=x86-64-v3 for all if only CPUs "
         f"differ, or {SWITCH}=0 for all"

@@ -10,6 +10,7 @@ import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
+from opensora.errors import UserError
 from opensora.schedulers.dpm_solver_multistep import DPMSolverMultistep
 from opensora.schedulers.iddpm.guidance import Noise, as_latents, guided
 from opensora.schedulers.noise_schedule import TRAIN_TIMESTEPS
@@ -52,17 +53,17 @@ class DPMSolver:
         noise: Noise = None,
         progress: bool = False,
     ) -> Tensor:
-        """From noise to latents; the package's docstring explains the arguments. Draws no noise.
+        """From noise to latents; the package's docstring explains the arguments. NoiseSource no noise.
 
         Raises:
-            ValueError: a mask by which frames are given.
+            UserError: a mask by which frames are given.
         """
         if mask is not None and np.min(mask.asnumpy() if isinstance(mask, Tensor) else mask) < 1:
-            raise ValueError("dpm-solver makes all frames and keeps none: for references use the scheduler iddpm")
+            raise UserError("dpm-solver makes all frames and keeps none: for references use the scheduler iddpm")
         predict, x = guided(model, model_args, self.cfg_scale), as_latents(latents)
         for t in tqdm(self.solver.timesteps, desc="denoising", unit="step", leave=False, disable=not progress):
             x = self.solver.step(predict(x, float(t), None)[:, : x.shape[1]], t, x)
         return x
 
     def training_losses(self, *args, **kwargs):
-        raise ValueError("dpm-solver is for sampling only: train with iddpm or iddpm-speed")
+        raise UserError("dpm-solver is for sampling only: train with iddpm or iddpm-speed")

@@ -10,6 +10,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.errors import UserError
+
 Noise = Optional[Callable[[int], Any]]  # k -> the k-th draw of a run, numpy or Tensor; None: drawn
 Predict = Callable[[Tensor, float, Optional[Tensor]], Tensor]  # x, timestep, x_mask -> the model's output
 
@@ -45,7 +47,7 @@ def drawing(noise: Noise, shape: tuple) -> Callable[[], Tensor]:
         drawn = noise(next(numbers))
         drawn = (drawn if isinstance(drawn, Tensor) else Tensor(np.asarray(drawn))).astype(ms.float32)
         if tuple(drawn.shape) != tuple(shape):
-            raise ValueError(f"the noise has shape {tuple(drawn.shape)}, the sample {tuple(shape)}")
+            raise UserError(f"the noise has shape {tuple(drawn.shape)}, the sample {tuple(shape)}")
         return drawn
 
     return draw

@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
+from opensora.errors import UserError
 from opensora.schedulers.iddpm.tables import Tables
 
 LEAST_PROBABILITY = 1e-12
@@ -57,10 +58,10 @@ class DiffusionLoss(nn.Cell):
         """What the model sees at timesteps t (B,): given frames, where `mask` (B, T) is 0, with the noise of the first.
 
         Raises:
-            ValueError: a mask with `use_kl`.
+            UserError: a mask with `use_kl`.
         """
         if mask is not None and self.use_kl:
-            raise ValueError("use_kl has no loss for a part of the frames: leave out mask_ratios or use_kl")
+            raise UserError("use_kl has no loss for a part of the frames: leave out mask_ratios or use_kl")
         x = at(self.signal, t) * x0 + at(self.deviation, t) * noise
         if mask is None:
             return x

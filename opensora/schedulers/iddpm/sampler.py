@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor, ops
 from tqdm import tqdm
 
+from opensora.errors import UserError
 from opensora.schedulers.iddpm.guidance import Noise, Predict, as_latents, drawing, guided
 from opensora.schedulers.iddpm.loss import DiffusionLoss
 from opensora.schedulers.iddpm.tables import make_tables
@@ -21,7 +22,7 @@ class IDDPM:
     """Fields are the keys of Open-Sora's configuration files; `num_sampling_steps` n is `timestep_respacing` "n".
 
     Raises:
-        ValueError: both of these, or values that are impossible.
+        UserError: both of these, or values that are impossible.
     """
 
     num_sampling_steps: Optional[int] = None
@@ -38,12 +39,12 @@ class IDDPM:
 
     def __post_init__(self):
         if self.num_sampling_steps is not None and self.timestep_respacing is not None:
-            raise ValueError(
+            raise UserError(
                 f"num_sampling_steps {self.num_sampling_steps} and timestep_respacing "
                 f"{self.timestep_respacing!r} say the same: leave one out"
             )
         if self.cfg_channel is not None and (type(self.cfg_channel) is not int or self.cfg_channel < 1):
-            raise ValueError(f"cfg_channel {self.cfg_channel!r}: should be a number of channels, 1 or more")
+            raise UserError(f"cfg_channel {self.cfg_channel!r}: should be a number of channels, 1 or more")
         respacing = self.timestep_respacing or ""
         if self.num_sampling_steps is not None:
             respacing = str(self.num_sampling_steps)
@@ -108,7 +109,7 @@ class IDDPM:
         """At which step each frame takes on noise, (n, T), from edit rates; N, none of them, for a rate of 1."""
         rates = np.asarray(mask.asnumpy() if isinstance(mask, Tensor) else mask, np.float32)
         if rates.shape != (x.shape[0], x.shape[2]) or rates.min() < 0 or rates.max() > 1:
-            raise ValueError(
+            raise UserError(
                 f"the mask should be edit rates from 0 to 1 of {x.shape[0]} x {x.shape[2]} frames, not "
                 f"{rates.shape} from {rates.min():g} to {rates.max():g}"
             )
@@ -150,7 +151,7 @@ class IDDPM:
             mask: (B, T), 1 where a frame is trained, 0 where it is given; the model gets it as `x_mask`.
 
         Raises:
-            ValueError: a mask with `use_kl`.
+            UserError: a mask with `use_kl`.
         """
         if t is None:
             t = self.timesteps(np.random.random(x.shape[0]))

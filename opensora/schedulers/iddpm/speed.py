@@ -9,6 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from opensora.errors import UserError
 from opensora.schedulers.iddpm.sampler import IDDPM
 
 # Slopes of sqrt(1 - ᾱ): timesteps above the first are drawn five times as often as the others; the one with less than
@@ -39,4 +40,4 @@ class IDDPMSpeed(IDDPM):
         return np.concatenate([drawn, np.abs(self.meaningful_steps - drawn)])[:batch].astype(np.int32)
 
     def sample(self, *args, **kwargs):
-        raise ValueError("iddpm-speed is for training only: sample with iddpm or dpm-solver")
+        raise UserError("iddpm-speed is for training only: sample with iddpm or dpm-solver")

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from opensora.errors import UserError
 from opensora.schedulers.noise_schedule import TRAIN_TIMESTEPS
 
 NOISE_SCHEDULES = ("linear", "squaredcos_cap_v2")
@@ -37,7 +38,7 @@ def make_tables(noise_schedule: str, total: int, respacing: str) -> Tables:
     """Tables of `total` timesteps, or of those that `respacing` keeps (see `kept_timesteps`).
 
     Raises:
-        ValueError: an unknown schedule, or a respacing that is impossible.
+        UserError: an unknown schedule, or a respacing that is impossible.
     """
     one = np.float32(1)
     kept = kept_timesteps(respacing, total)
@@ -68,7 +69,7 @@ def training_betas(noise_schedule: str, total: int) -> np.ndarray:
     """Variances of the training timesteps, (total,) float64: those of Ho et al. 2020 scaled to their number, or the
     cosine schedule of Nichol & Dhariwal 2021, eq. 17."""
     if noise_schedule not in NOISE_SCHEDULES:
-        raise ValueError(f"noise_schedule {noise_schedule!r} is not one of {', '.join(NOISE_SCHEDULES)}")
+        raise UserError(f"noise_schedule {noise_schedule!r} is not one of {', '.join(NOISE_SCHEDULES)}")
     if noise_schedule == "linear":
         scale = TRAIN_TIMESTEPS / total
         return np.linspace(scale * 1e-4, scale * 0.02, total)
@@ -89,7 +90,7 @@ def kept_timesteps(respacing: str, total: int) -> np.ndarray:
             return _strided(int(respacing[len("ddim") :]), total)
         return _of_sections([int(count) for count in respacing.split(",")], total)
     except ValueError as error:
-        raise ValueError(
+        raise UserError(
             f"timestep_respacing {respacing!r}: {error}; should be such as 'ddim25', '100' or "
             f"'10,15,20', within {total} timesteps"
         ) from error
@@ -99,7 +100,7 @@ def _strided(count: int, total: int) -> np.ndarray:
     for stride in range(1, total):
         if len(range(0, total, stride)) == count:
             return np.arange(0, total, stride)
-    raise ValueError(f"no stride gives {count} steps")
+    raise UserError(f"no stride gives {count} steps")
 
 
 def _of_sections(counts: list, total: int) -> np.ndarray:
@@ -108,7 +109,7 @@ def _of_sections(counts: list, total: int) -> np.ndarray:
     for section, count in enumerate(counts):
         length = size + (section < longer)
         if not 1 <= count <= length:
-            raise ValueError(f"{count} of a section's {length} timesteps")
+            raise UserError(f"{count} of a section's {length} timesteps")
         stride = (length - 1) / (count - 1) if count > 1 else 1
         place = 0.0
         for _ in range(count):  # a running sum, as published: its rounding decides ties

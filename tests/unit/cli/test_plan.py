@@ -18,7 +18,7 @@ from opensora.models.common import layers
 from opensora.models.common.layers import Conv2d
 from opensora.models.dit import blocks
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
-from opensora.parallel.sequence import SplitSequence, WholeSequence
+from opensora.parallel.sequence import NoSequenceParallel, UlyssesSequenceParallel
 
 PRESET = "OpenSoraT2V_v1_3-2B/122"
 CONFIG = OpenSoraConfig.from_dict(DIT)
@@ -47,11 +47,11 @@ class Gather(Exchange):
         return ops.cat([x] * self.size, self.join_axis)
 
 
-class FirstMember(SplitSequence):
+class FirstMember(UlyssesSequenceParallel):
     """The first of `size` members, without the others: the real splitting and padding, no communication."""
 
     def __init__(self, size: int):
-        WholeSequence.__init__(self)
+        NoSequenceParallel.__init__(self)
         self.size, self.index = size, 0
         self.sent = {"to_heads": [], "to_tokens": [], "gather": []}
         self.tokens_to_heads = Exchange(size, 2, 1, self.sent["to_heads"])

@@ -13,7 +13,7 @@ import imageio_ffmpeg
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
-from video_files import FRAMES, HEIGHT, WIDTH, difference, moving_picture
+from video_files import FRAMES, HEIGHT, WIDTH, difference, moving_image
 
 from opensora.datasets.media import BACKENDS as ALL_BACKENDS
 from opensora.datasets.media import VideoReader, read_image, save_grid, save_image, write_video
@@ -42,7 +42,7 @@ def run_ffmpeg(*arguments, stdin: bytes = b"") -> bytes:
 
 def make_video(path, *options, frames=None):
     """Encodes `frames` at 10 per second with ffmpeg's own options; returns the path."""
-    frames = moving_picture() if frames is None else frames
+    frames = moving_image() if frames is None else frames
     size = f"{frames.shape[2]}x{frames.shape[1]}"
     ffmpeg(
         "-f", "rawvideo", "-pix_fmt", "rgb24", "-s", size, "-r", FPS, "-i", "-", *options, path, stdin=frames.tobytes()
@@ -99,7 +99,7 @@ def test_frames_are_those_of_ffmpeg(name, tmp_path):
     if find_spec("decord"):
         with VideoReader(path, "decord") as reader:
             assert difference(reader.read(range(count)), truth) <= tolerance
-    original = moving_picture()
+    original = moving_image()
     if "variable" in name:
         original = original[[n for n in range(FRAMES) if n % 3 == 0 or n > 20]]
     if name == "grey.mp4":
@@ -159,7 +159,7 @@ def test_stream_that_begins_between_keyframes(tmp_path):
 
 
 def test_random_access_decodes_from_the_nearest_keyframe(tmp_path, monkeypatch):
-    path = make_video(tmp_path / "long.mp4", *YUV420, "-g", 10, "-bf", 2, frames=moving_picture(200))
+    path = make_video(tmp_path / "long.mp4", *YUV420, "-g", 10, "-bf", 2, frames=moving_image(200))
     truth = decode_with_ffmpeg(path, HEIGHT, WIDTH)
     decoded = []
     advance = FrameStream.advance
@@ -182,7 +182,7 @@ def test_hidden_frames():
 def test_display_matrix(backend, degrees, mirror, tmp_path):
     if not (degrees or mirror):
         return
-    make_video(tmp_path / "flat.mp4", *YUV420, frames=moving_picture(3))
+    make_video(tmp_path / "flat.mp4", *YUV420, frames=moving_image(3))
     ffmpeg(
         "-display_rotation",
         degrees,
@@ -193,7 +193,7 @@ def test_display_matrix(backend, degrees, mirror, tmp_path):
         "copy",
         tmp_path / "turned.mp4",
     )
-    upright = np.rot90(moving_picture(3), degrees // 90, axes=(1, 2))
+    upright = np.rot90(moving_image(3), degrees // 90, axes=(1, 2))
     if mirror:
         upright = np.flip(upright, 2 if mirror == "-display_hflip" else 1)
     with VideoReader(tmp_path / "turned.mp4", backend) as reader:
@@ -209,7 +209,7 @@ def test_display_matrix(backend, degrees, mirror, tmp_path):
 )
 def test_pixels_that_are_not_square(aspect, suffix, width, tmp_path):
     path = make_video(
-        tmp_path / f"wide.{suffix}", "-vf", f"setsar={aspect}", "-c:v", "libx264", *YUV420, frames=moving_picture(3)
+        tmp_path / f"wide.{suffix}", "-vf", f"setsar={aspect}", "-c:v", "libx264", *YUV420, frames=moving_image(3)
     )
     with VideoReader(path) as reader:
         assert (reader.height, reader.width) == (HEIGHT, width)
@@ -219,8 +219,8 @@ def test_pixels_that_are_not_square(aspect, suffix, width, tmp_path):
 
 def test_size_that_changes(tmp_path):
     """Later frames are scaled to the size of the first, as ffmpeg does."""
-    make_video(tmp_path / "a.ts", *YUV420, frames=moving_picture(5))
-    make_video(tmp_path / "b.ts", *YUV420, frames=moving_picture(5, 32, 40))
+    make_video(tmp_path / "a.ts", *YUV420, frames=moving_image(5))
+    make_video(tmp_path / "b.ts", *YUV420, frames=moving_image(5, 32, 40))
     path = tmp_path / "both.ts"
     path.write_bytes((tmp_path / "a.ts").read_bytes() + (tmp_path / "b.ts").read_bytes())
     truth = decode_with_ffmpeg(path, HEIGHT, WIDTH)
@@ -230,7 +230,7 @@ def test_size_that_changes(tmp_path):
 
 def test_one_frame(tmp_path):
     for name in ("one.mp4", "one.gif", "one.mkv"):
-        path = make_video(tmp_path / name, frames=moving_picture(1))
+        path = make_video(tmp_path / name, frames=moving_image(1))
         with VideoReader(path) as reader:
             reader.check()
             assert len(reader) == 1 and reader.read([0, 0]).shape == (2, HEIGHT, WIDTH, 3)
@@ -238,7 +238,7 @@ def test_one_frame(tmp_path):
 
 
 def test_transparent_gif(tmp_path):
-    frames = [Image.fromarray(frame).convert("RGBA") for frame in moving_picture(4)]
+    frames = [Image.fromarray(frame).convert("RGBA") for frame in moving_image(4)]
     for frame in frames:
         frame.paste((0, 0, 0, 0), (0, 0, 20, 20))
     frames[0].save(tmp_path / "clear.gif", save_all=True, append_images=frames[1:], duration=100, disposal=2)
@@ -257,7 +257,7 @@ def test_hdr_is_noted_once(tmp_path, capfd):
         "libx264",
         "-pix_fmt",
         "yuv420p10le",
-        frames=moving_picture(2),
+        frames=moving_image(2),
     )
     note_hdr.cache_clear()
     for _ in range(2):
@@ -270,11 +270,11 @@ def test_hdr_is_noted_once(tmp_path, capfd):
 def test_names_that_mean_something_to_ffmpeg(name, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with write_video(name, 10) as write:
-        write(moving_picture(3))
+        write(moving_image(3))
     for backend in (None, "decord") if find_spec("decord") else (None,):
         with VideoReader(name, backend) as reader:
             reader.check()
-            assert difference(reader.read(range(3)), moving_picture(3)) < 10
+            assert difference(reader.read(range(3)), moving_image(3)) < 10
 
 
 @pytest.mark.parametrize(
@@ -286,7 +286,7 @@ def test_names_that_mean_something_to_ffmpeg(name, tmp_path, monkeypatch):
     ],
 )
 def test_files_that_refer_to_others(text, tmp_path):
-    make_video(tmp_path / "real.mp4", *YUV420, frames=moving_picture(2))
+    make_video(tmp_path / "real.mp4", *YUV420, frames=moving_image(2))
     (tmp_path / "list.mp4").write_text(text)
     with pytest.raises(ValueError, match="list.mp4: not a video that can be read .*playlists are refused"):
         VideoReader(tmp_path / "list.mp4")
@@ -309,7 +309,7 @@ def test_decompression_bomb(tmp_path):
 
 
 def test_metadata_that_are_no_text(tmp_path):
-    make_video(tmp_path / "a.mkv", *YUV420, "-metadata", "title=abcdefgh", frames=moving_picture(2))
+    make_video(tmp_path / "a.mkv", *YUV420, "-metadata", "title=abcdefgh", frames=moving_image(2))
     path = tmp_path / "b.mkv"
     path.write_bytes((tmp_path / "a.mkv").read_bytes().replace(b"abcdefgh", b"\xff\xfe" * 4))
     assert len(VideoReader(path)) == 2
@@ -317,7 +317,7 @@ def test_metadata_that_are_no_text(tmp_path):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_odd_sizes(backend, tmp_path):
-    frames = moving_picture(8, 47, 63)
+    frames = moving_image(8, 47, 63)
     path = make_video(tmp_path / "odd.mkv", "-c:v", "ffv1", "-pix_fmt", "yuv444p", frames=frames)
     with VideoReader(path, backend) as reader:
         assert (reader.height, reader.width) == (47, 63)
@@ -338,7 +338,7 @@ def test_real_video(backend, media):
 
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_too_few_frames(backend, tmp_path):
-    path = make_video(tmp_path / "short.mp4", *YUV420, frames=moving_picture(5))
+    path = make_video(tmp_path / "short.mp4", *YUV420, frames=moving_image(5))
     with VideoReader(path, backend) as reader:
         reader.check()
         with pytest.raises(ValueError, match="short.mp4: 17 frames needed, 5 can be read"):
@@ -437,7 +437,7 @@ def test_mindspore_can_come_later(run):
 
 
 def test_unknown_backend(tmp_path):
-    path = make_video(tmp_path / "plain.mp4", *YUV420, frames=moving_picture(2))
+    path = make_video(tmp_path / "plain.mp4", *YUV420, frames=moving_image(2))
     with pytest.raises(ValueError, match="'torchvision'; choose from decord, opencv"):
         VideoReader(path, "torchvision")
 
@@ -447,7 +447,7 @@ def test_unknown_backend(tmp_path):
 
 @pytest.mark.parametrize("mode", ["RGB", "L", "CMYK", "P"])
 def test_images_of_all_modes(mode, tmp_path):
-    picture = Image.fromarray(moving_picture(1)[0]).convert(mode)
+    picture = Image.fromarray(moving_image(1)[0]).convert(mode)
     path = tmp_path / ("picture.tiff" if mode == "CMYK" else "picture.png")
     picture.save(path)
     assert (read_image(path) == np.asarray(picture.convert("RGB"))).all()
@@ -471,7 +471,7 @@ def test_sixteen_bit_image(tmp_path):
 
 
 def test_exif_orientation(tmp_path):
-    picture = moving_picture(1)[0]
+    picture = moving_image(1)[0]
     exif = Image.Exif()
     exif[0x0112] = 6  # the camera was held so that the picture must turn clockwise
     Image.fromarray(picture).save(tmp_path / "turned.png", exif=exif)
@@ -490,7 +490,7 @@ def test_exif_orientation(tmp_path):
     ],
 )
 def test_broken_exif_is_ignored(exif, suffix, tmp_path, recwarn):
-    picture = moving_picture(1)[0]
+    picture = moving_image(1)[0]
     Image.fromarray(picture).save(tmp_path / f"a{suffix}", exif=exif, lossless=True)
     assert (read_image(tmp_path / f"a{suffix}") == picture).all()
     assert not recwarn.list
@@ -498,7 +498,7 @@ def test_broken_exif_is_ignored(exif, suffix, tmp_path, recwarn):
 
 @pytest.mark.parametrize("error", [struct.error("x"), TypeError("x"), AttributeError("x"), RecursionError()])
 def test_whatever_pillow_raises_names_the_file(error, tmp_path, monkeypatch):
-    save_image(tmp_path / "a.png", moving_picture(1)[0])
+    save_image(tmp_path / "a.png", moving_image(1)[0])
 
     def fail(*_):
         raise error
@@ -511,7 +511,7 @@ def test_whatever_pillow_raises_names_the_file(error, tmp_path, monkeypatch):
 
 
 def test_whatever_pyav_raises_names_the_file(tmp_path, monkeypatch):
-    path = make_video(tmp_path / "a.mp4", *YUV420, frames=moving_picture(2))
+    path = make_video(tmp_path / "a.mp4", *YUV420, frames=moving_image(2))
 
     def fail(*_, **__):
         raise KeyError("x")
@@ -528,7 +528,7 @@ def test_image_formats_that_start_programs(tmp_path):
 
 
 def test_no_image(tmp_path):
-    save_image(tmp_path / "whole.png", moving_picture(1)[0])
+    save_image(tmp_path / "whole.png", moving_image(1)[0])
     whole = (tmp_path / "whole.png").read_bytes()
     (tmp_path / "half.png").write_bytes(whole[: len(whole) // 2])
     (tmp_path / "text.png").write_text("not an image")
@@ -540,7 +540,7 @@ def test_no_image(tmp_path):
 
 
 def test_save_image(tmp_path):
-    picture = moving_picture(1)[0]
+    picture = moving_image(1)[0]
     save_image(tmp_path / "folder" / "picture.png", picture)
     assert (read_image(tmp_path / "folder" / "picture.png") == picture).all()
     with pytest.raises(ValueError, match="choose from .jpg"):
@@ -548,7 +548,7 @@ def test_save_image(tmp_path):
 
 
 def test_grid(tmp_path):
-    clip = moving_picture(10)
+    clip = moving_image(10)
     save_grid(tmp_path / "sheet.png", [clip, clip[:, :24]], columns=4, gap=2)
     sheet = read_image(tmp_path / "sheet.png")
     assert sheet.shape == (2 * HEIGHT + 2, 4 * WIDTH + 3 * 2, 3)
@@ -561,7 +561,7 @@ def test_grid(tmp_path):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".gif"])
 def test_written_video_reads_back(suffix, tmp_path):
-    frames = moving_picture(9)
+    frames = moving_image(9)
     with write_video(tmp_path / f"clip{suffix}", fps=10) as write:
         write(frames[:1])
         write(frames[1:5])
@@ -574,7 +574,7 @@ def test_written_video_reads_back(suffix, tmp_path):
 
 def test_h264_for_every_player(tmp_path):
     with write_video(tmp_path / "clip.mp4", fps=24) as write:
-        write(moving_picture(3))
+        write(moving_image(3))
     about = subprocess.run(
         [imageio_ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / "clip.mp4"], stderr=subprocess.PIPE, text=True, check=False
     ).stderr
@@ -582,7 +582,7 @@ def test_h264_for_every_player(tmp_path):
 
 
 def test_odd_size_is_padded_not_rescaled(tmp_path):
-    frames = moving_picture(3, 47, 63)
+    frames = moving_image(3, 47, 63)
     with write_video(tmp_path / "odd.mp4", fps=10) as write:
         write(frames)
     back = VideoReader(tmp_path / "odd.mp4").read(range(3))
@@ -595,7 +595,7 @@ def test_stopped_run_leaves_nothing(tmp_path):
     (tmp_path / "clip.mp4").write_text("the video of the run before")
     with pytest.raises(KeyboardInterrupt):
         with write_video(tmp_path / "clip.mp4", fps=10) as write:
-            write(moving_picture(3))
+            write(moving_image(3))
             raise KeyboardInterrupt
     assert [path.name for path in tmp_path.iterdir()] == ["clip.mp4"]
     assert (tmp_path / "clip.mp4").read_text() == "the video of the run before"

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from golden_cases import case, given, load_case, relative_difference
-from video_files import moving_picture
+from video_files import moving_image
 
 from opensora.datasets.media import write_video
 from opensora.eval.pairs import Pair, Sampling, frames_of_pair, measure
@@ -50,7 +50,7 @@ def test_shapes_must_agree():
 @pytest.fixture
 def folders(tmp_path):
     """real and gen: `same` in both, `noisy` with noise and another suffix, `odd` and `extra` in one folder only."""
-    frames = moving_picture(20)
+    frames = moving_image(20)
     noise = np.random.default_rng(0).integers(-20, 21, frames.shape)
     noisy = np.clip(frames + noise, 0, 255).astype(np.uint8)
     for name, video in {
@@ -151,7 +151,7 @@ def test_sampling(folders):
     """Every second frame of the real video against a generated one written at half the rate."""
     pair = Pair(folders / "real" / "same.mp4", folders / "half.mp4")
     with write_video(pair.generated, fps=5) as write:
-        write(moving_picture(20)[np.linspace(0, 15, 8, dtype=int)])
+        write(moving_image(20)[np.linspace(0, 15, 8, dtype=int)])
     sampling = Sampling(num_frames=8, sample_rate=2, resolution=24, crop_size=16, batch_size=3)
     sizes = [real.shape for real, _ in frames_of_pair(pair, sampling)]
     assert sizes == [(3, 3, 16, 16), (3, 3, 16, 16), (2, 3, 16, 16)]
@@ -162,7 +162,7 @@ def test_sampling(folders):
 def test_sizes_must_agree(folders):
     pair = Pair(folders / "real" / "same.mp4", folders / "small.mp4")
     with write_video(pair.generated, fps=10) as write:
-        write(moving_picture(20)[:, ::2, ::2])
+        write(moving_image(20)[:, ::2, ::2])
     with pytest.raises(ValueError, match="24x32, the real ones are 48x64; give --resolution"):
         measure(psnr, pair, Sampling())
     assert measure(psnr, pair, Sampling(resolution=16)).shape == (20,)

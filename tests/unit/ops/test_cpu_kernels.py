@@ -17,10 +17,10 @@ from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
 from opensora.ops.attention import attention, key_bias, unscaled_attention
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.cpu import build, kernels
-from opensora.ops.layout import cut, join, part, permute
+from opensora.ops.layout import concat, permute, slice_axis, split
 from opensora.ops.linear import linear
 from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
-from opensora.ops.resample import bilinear_pictures_2x, linear_2x, nearest_2x, nearest_pictures_2x
+from opensora.ops.resample import nearest_2x, upsample_bilinear_2x, upsample_linear_2x, upsample_nearest_2x
 from opensora.ops.rope import apply_rope, rope_cos, rope_sin
 
 EPS = 1e-6
@@ -46,16 +46,16 @@ def permuted(x: Tensor) -> Tensor:
 
 
 def middle(x: Tensor) -> Tensor:
-    return part(x, 2, 1, 4)
+    return slice_axis(x, 2, 1, 4)
 
 
 def halves(x: Tensor) -> Tensor:
-    front, back = cut(x, 1, 3)
+    front, back = split(x, 1, 3)
     return ops.cat((2 * front, back**2), 1)
 
 
 def joined(x: Tensor, y: Tensor) -> Tensor:
-    return join(x, y, 1)
+    return concat(x, y, 1)
 
 
 def strided_conv3d(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
@@ -111,21 +111,21 @@ CASES = {
     "linear_of_two_rows": (linear, (2, 130), (300, 130), (300,)),
     "linear_to_few": (linear, (190, 33), (5, 33), (5,)),
     "linear_no_bias": (linear, (3, 5, 17), (34, 17)),
-    "linear_2x": (lambda x: linear_2x(x, 1), (3, 7, 5)),
-    "linear_2x_of_one": (lambda x: linear_2x(x, 1), (4, 1, 6)),
+    "upsample_linear_2x": (lambda x: upsample_linear_2x(x, 1), (3, 7, 5)),
+    "linear_2x_of_one": (lambda x: upsample_linear_2x(x, 1), (4, 1, 6)),
     "nearest_2x": (lambda x: nearest_2x(x, 2), (3, 7, 5)),
-    "bilinear_pictures_2x": (bilinear_pictures_2x, (2, 1, 3, 7, 5)),
-    "bilinear_pictures_2x_thin": (bilinear_pictures_2x, (1, 1, 2, 4, 1)),
-    "nearest_pictures_2x": (nearest_pictures_2x, (2, 1, 3, 7, 5)),
+    "upsample_bilinear_2x": (upsample_bilinear_2x, (2, 1, 3, 7, 5)),
+    "bilinear_pictures_2x_thin": (upsample_bilinear_2x, (1, 1, 2, 4, 1)),
+    "upsample_nearest_2x": (upsample_nearest_2x, (2, 1, 3, 7, 5)),
     "permute": (lambda x: permute(x, (0, 2, 1, 3)), (3, 5, 7, 2)),
     "permute_inner": (permuted, (3, 35, 7, 18)),
     "permute_blocks": (lambda x: permute(x, (0, 1, 2, 5, 7, 3, 4, 6)), (1, 2, 2, 3, 4, 2, 5, 2)),
     "part": (middle, (2, 3, 5, 7)),
-    "part_other": (lambda x: part(x, 2, 0, 2), (2, 3, 5, 7)),  # the same shapes, another length
+    "part_other": (lambda x: slice_axis(x, 2, 0, 2), (2, 3, 5, 7)),  # the same shapes, another length
     "cut": (halves, (3, 5, 4)),
-    "cut_one_half": (lambda x: cut(x, 2, 1)[1], (3, 5, 4)),
+    "cut_one_half": (lambda x: split(x, 2, 1)[1], (3, 5, 4)),
     "join": (joined, (3, 5, 4), (3, 2, 4)),
-    "join_last": (lambda x, y: join(x, y, 2), (3, 5, 4), (3, 5, 1)),
+    "join_last": (lambda x, y: concat(x, y, 2), (3, 5, 4), (3, 5, 1)),
     "conv2d": (lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)), (2, 3, 11, 9, 13), (17, 11, 3, 3), (17,)),
     "conv2d_wide": (lambda x, w, b: conv2d(x, w, b, 1, (0, 1, 2, 1)), (1, 1, 3, 17, 150), (40, 3, 3, 3), (40,)),
     "conv2d_pointwise": (lambda x, w, b: conv2d(x, w, b), (1, 2, 75, 5, 9), (33, 75, 1, 1), (33,)),
@@ -277,7 +277,7 @@ def test_large_scores_and_fully_hidden_keys():
         (linear, [(3, 8), (5, 7), (5,)]),
         (linear, [(3, 8), (5, 8), (4,)]),
         (joined, [(3, 5, 4), (3, 2, 5)]),
-        (lambda x: part(x, 1, 3, 6), [(2, 5, 4)]),
+        (lambda x: slice_axis(x, 1, 3, 6), [(2, 5, 4)]),
     ],
     ids=str,
 )

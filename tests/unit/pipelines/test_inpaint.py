@@ -127,7 +127,7 @@ def test_golden(release_tiny, mode):
 
 def test_start_from_text_to_video(release, capsys):
     t2v = OpenSoraT2V_v1_3.from_pretrained(release / "transformer")
-    model = OpenSoraInpaint_v1_3.start_from(release / "transformer")
+    model = OpenSoraInpaint_v1_3.init_from(release / "transformer")
     assert "weights of a text-to-video model" in capsys.readouterr().err
     x, text = given("start", "x", (1, 20, 2, 8, 8)), Tensor(given("start", "text", (1, 1, 6, 32)))
     plain = t2v(Tensor(x[:, :8]), Tensor([500]), text).asnumpy()
@@ -148,12 +148,12 @@ def test_start_from_text_to_video(release, capsys):
 
 
 def test_start_from_own_weights(release, tmp_path, capsys):
-    model = OpenSoraInpaint_v1_3.start_from(release / "inpaint")
+    model = OpenSoraInpaint_v1_3.init_from(release / "inpaint")
     assert not capsys.readouterr().err
     expected = OpenSoraInpaint_v1_3.from_pretrained(release / "inpaint").torch_state()
     assert all((value == expected[name]).all() for name, value in model.torch_state().items())
     with pytest.raises(ValueError, match="wrong shapes"):
-        OpenSoraInpaint_v1_3.start_from(release / "transformer", config={**DIT, "caption_channels": 40})
+        OpenSoraInpaint_v1_3.init_from(release / "transformer", config={**DIT, "caption_channels": 40})
 
 
 def test_what_files_mean(files, tmp_path):

@@ -11,7 +11,7 @@ import pytest
 from golden_cases import case, case_names, given, load_case, relative_difference
 from made_clips import moving_square
 from mindspore import Tensor, ops
-from toy_vae import GoldenDraws, ToyVAE
+from toy_vae import GoldenNoise, ToyVAE
 
 from opensora.datasets.media import save_image, write_video
 from opensora.pipelines.long_video import Scene, make_long_video
@@ -167,7 +167,7 @@ def test_golden_long_videos(name):
             config["prompt"], config["reference_path"] or [None] * count, config["mask_strategy"] or [None] * count
         )
     ]
-    draws, saved = GoldenDraws(name), []
+    draws, saved = GoldenNoise(name), []
     size = ClipSize(frames, height, width, config["fps"])
     for start in range(0, count, config["batch_size"]):
         batch = scenes[start : start + config["batch_size"]]

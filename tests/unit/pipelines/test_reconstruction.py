@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from golden_cases import case
 from PIL import Image
-from video_files import difference, moving_picture
+from video_files import difference, moving_image
 
 from opensora.datasets.media import VideoReader, read_image, write_video
 from opensora.datasets.transforms import to_float, to_uint8
@@ -53,10 +53,10 @@ def reconstruct(ae_path):
 def videos(tmp_path):
     """Three good videos, one of them smaller and one in a folder below, and one too short."""
     for name, frames in {
-        "a.mp4": moving_picture(12),
-        "b.mp4": moving_picture(12)[:, ::-1],
-        "below/c.mkv": moving_picture(12, 40, 80),
-        "short.mp4": moving_picture(3),
+        "a.mp4": moving_image(12),
+        "b.mp4": moving_image(12)[:, ::-1],
+        "below/c.mkv": moving_image(12, 40, 80),
+        "short.mp4": moving_image(3),
     }.items():
         with write_video(tmp_path / "videos" / name, fps=10) as write:
             write(frames)
@@ -109,7 +109,7 @@ def test_sample_rate(videos):
     """Of 12 frames at every third: 0, 3, 7, 11, as published: evenly from the first to the last of them."""
     clip = Clip(4, sample_rate=3, height=48, width=64)
     frames = as_frames(read_clip(videos / "a.mp4", clip, AE))
-    assert difference(frames, moving_picture(12)[[0, 3, 7, 11]]) < 8
+    assert difference(frames, moving_image(12)[[0, 3, 7, 11]]) < 8
 
 
 # ---- there and back
@@ -135,7 +135,7 @@ def test_scores_are_those_of_the_decoded_frames(reconstruct, videos, tmp_path):
 
 
 def test_tiling_changes_nothing(reconstruct):
-    video = to_float(moving_picture(17, 16, 16).transpose(3, 0, 1, 2))[None]
+    video = to_float(moving_image(17, 16, 16).transpose(3, 0, 1, 2))[None]
     whole = list(reconstruct(video))
     reconstruct.vae.enable_tiling(True)
     pieces = list(reconstruct(video))
@@ -145,7 +145,7 @@ def test_tiling_changes_nothing(reconstruct):
 
 
 def test_image(reconstruct, tmp_path):
-    picture = Image.fromarray(moving_picture(1, 50, 75)[0]).convert("RGBA")
+    picture = Image.fromarray(moving_image(1, 50, 75)[0]).convert("RGBA")
     picture.save(tmp_path / "picture.png")
     clip = read_picture(tmp_path / "picture.png", 32, AE)
     assert clip.shape == (3, 1, 32, 48)
@@ -385,7 +385,7 @@ def test_one_run_per_folder(run, videos):
 
 
 def test_rec_image_command(ae_path, run, tmp_path):
-    Image.fromarray(moving_picture(1, 60, 90)[0]).save(tmp_path / "picture.jpg")
+    Image.fromarray(moving_image(1, 60, 90)[0]).save(tmp_path / "picture.jpg")
     result = run(
         "examples/rec_image.py",
         "--ae",

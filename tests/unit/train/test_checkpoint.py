@@ -14,7 +14,14 @@ import numpy as np
 import pytest
 
 from opensora.checkpoint.lazy_tensor import ArrayTensor
-from opensora.train.checkpoint import Trained, checkpoints, damage, find_checkpoint, named_checkpoint, save_checkpoint
+from opensora.train.checkpoint import (
+    ModelAndOptimizer,
+    checkpoints,
+    damage,
+    find_checkpoint,
+    named_checkpoint,
+    save_checkpoint,
+)
 from opensora.train.log import Table, TrainingLog
 
 
@@ -53,7 +60,7 @@ class TinyOptimizer:
 
 def save(folder: Path, step: int, keep=None, mark: int = 0) -> None:
     """`mark` tells checkpoints of one step apart."""
-    trained = {"": Trained(TinyModel(), TinyOptimizer(step))}
+    trained = {"": ModelAndOptimizer(TinyModel(), TinyOptimizer(step))}
     save_checkpoint(folder, step, trained, {"skipped_steps": 0, "mark": mark}, keep, is_main=True)
 
 
