@@ -88,7 +88,7 @@ class STDiT2(PretrainedModel):
         All but the first three may have fewer rows, of which B is a multiple: they are repeated.
 
         Raises:
-            UserError: one of the numbers that describe the video is missing.
+            ValueError: one of the numbers that describe the video is missing.
         """
         if num_frames is None or height is None or width is None or ar is None or fps is None:
             # Graph mode compiles no exception classes but Python's own.
