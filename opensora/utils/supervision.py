@@ -40,6 +40,9 @@ STOPPED_SECONDS = 3.0  # a worker has to end after another rank stopped
 FAILED_SECONDS = 2.0  # a failed rank waits for the others to end, so that msrun sees the failure first
 SCHEDULER_PERIOD = 5.0  # seconds between two looks of the scheduler's supervisor at whether the ranks are still there
 
+# Of these, scripts that start ranks without msrun set one at most.
+SET_BY_MSRUN = ("MS_TOPO_TIMEOUT", "RANK_ID", "RANK_SIZE")
+
 LAUNCHER_DIED = signal.SIGUSR2  # to a front
 RANK_FAILED, RANK_STOPPED = signal.SIGUSR1, signal.SIGUSR2  # to a supervisor, from another
 USER_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
@@ -124,6 +127,9 @@ def _set_name(name: str) -> None:
 
 def _be_front() -> None:
     run = _Run(os.getppid())
+    if run.launcher_has_died():
+        print("error: msrun ended while this rank was starting; it ends too", file=sys.stderr, flush=True)
+        os._exit(128 + signal.SIGTERM)
     received = {*USER_SIGNALS, LAUNCHER_DIED, signal.SIGCHLD}
     received = {number for number in received if signal.getsignal(number) != signal.SIG_IGN}  # nohup
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, received)
@@ -343,6 +349,21 @@ class _Run:
             Path(argument).name == "msrun" or argument.startswith("mindspore.parallel") for argument in arguments[:4]
         )
         self.launcher_waits = is_msrun and flag_value(arguments, "--join").lower() in ("true", "1")
+
+    def launcher_has_died(self) -> bool:
+        """Whether this process is a rank of an msrun with --join=True that ended before the process could look.
+
+        Such a rank stays in the session of its msrun. The process that adopts orphans is of another. An msrun that
+        does not wait makes each rank the leader of a session.
+        """
+        session = os.getsid(0)
+        return (
+            not self.launcher_waits
+            and os.environ["MS_ROLE"] == "MS_WORKER"
+            and all(name in os.environ for name in SET_BY_MSRUN)
+            and session != os.getpid()
+            and _stat_field(self.launcher, SESSION) != str(session)
+        )
 
     def launcher_is_alive(self) -> bool:
         # The number may belong to another process by now, and Z is a process that has ended.

@@ -15,6 +15,8 @@ import psutil
 import pytest
 from processes import ROOT, free_port
 
+from opensora.utils.supervision import SET_BY_MSRUN
+
 MSRUN = Path(sys.executable).with_name("msrun")
 LAUNCHER = [sys.executable, "-m", "opensora.launch"]
 
@@ -88,6 +90,15 @@ class Run:
         return (self.folder / "screen").read_text()
 
 
+def processes_naming(folder: Path) -> list:
+    """Processes with `folder` in their command line."""
+    return [
+        process
+        for process in psutil.process_iter(["cmdline"])
+        if any(str(folder) in argument for argument in process.info["cmdline"] or [])
+    ]
+
+
 def test_a_crash_after_the_work_is_no_failure(tmp_path):
     run = Run(tmp_path, "crash at exit")
     run.wait_until(lambda: (tmp_path / "scheduler.pid").exists())
@@ -129,6 +140,40 @@ def test_killing_the_launcher(tmp_path):
     run.process.kill()
     run.end()
     assert run.saved() == 2
+
+
+@pytest.mark.parametrize("delay", [0.1, 0.3, 0.5, 0.8, 1.2])
+def test_msrun_killed_while_its_ranks_start(delay, tmp_path):
+    run = Run(tmp_path, "graceful")
+    time.sleep(delay)
+    run.process.kill()
+    assert run.end() == -signal.SIGKILL
+
+
+@pytest.mark.parametrize(
+    "prefix, msrun_set, ends",
+    [("", True, True), ("setsid", True, False), ("", False, False)],
+    ids=["msrun that waits", "msrun that does not wait", "a script"],
+)
+def test_rank_whose_launcher_has_died_before_it_looks(prefix, msrun_set, ends, tmp_path):
+    """Only ranks of an msrun with --join=True end with it."""
+    variables = dict.fromkeys(SET_BY_MSRUN, "1") if msrun_set else {"RANK_ID": "1"}
+    # The shell ends at once. The rank starts when it has been adopted by another process.
+    subprocess.run(
+        ["sh", "-c", f"(sleep 0.5; exec {prefix} {sys.executable} tests/helpers/supervised.py {tmp_path} graceful) &"],
+        cwd=ROOT,
+        env={**os.environ, "MS_ROLE": "MS_WORKER", **variables},
+        start_new_session=True,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    deadline = time.monotonic() + 30
+    while (left := processes_naming(tmp_path)) and not (tmp_path / "rank1.pid").exists():
+        assert time.monotonic() < deadline
+        time.sleep(0.05)
+    for process in left:
+        process.kill()
+    assert bool(left) != ends and (tmp_path / "rank1.pid").exists() != ends
 
 
 @pytest.mark.parametrize(
