@@ -1,7 +1,7 @@
-"""Makes long videos clip by clip, and videos that keep frames of references, as a config file says; flags change it:
+"""Samples long videos clip by clip from a config file, with optional reference frames. Flags override its fields:
 
     python scripts/inference-long.py configs/opensora-v1-1/inference/long.py --loop 4 --condition-frame-length 8 \\
-        --prompt "a prompt" --reference-path picture.png --mask-strategy "0"
+        --prompt "a prompt" --reference-path image.png --mask-strategy "0"
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Makes videos or images as a config file says; flags change it:
+"""Samples videos or images from a config file. Flags override its fields:
 
 python scripts/inference.py configs/opensora-v1-1/inference/video.py --ckpt-path DIR --prompt "a prompt"
 """

@@ -1,18 +1,20 @@
 #!/usr/bin/env bash
-# From a fresh clone to a video, on two CPU cores: bash scripts/quickstart.sh "a red circle moves right on a blue background"
-# More prompts may follow; without any it makes four videos, and brings a picture to life. They go to OUTPUT, by default
-# ./quickstart_videos. The demo model knows circles, squares, triangles and stars in red, orange, yellow, green, blue,
-# purple, black and white, which move left, right, up or down, turn, grow or shrink.
+# Sets up a fresh clone and samples videos from the demo model; two CPU cores are enough:
+#     bash scripts/quickstart.sh ["a red circle moves right on a blue background" [more prompts]]
+# Without prompts, it samples four videos from text and one from an image. Videos go to OUTPUT (default:
+# ./quickstart_videos). The demo model was trained on circles, squares, triangles and stars in red, orange, yellow,
+# green, blue, purple, black and white, which move left, right, up or down, turn, grow or shrink.
 set -euo pipefail
 output=$(realpath -m "${OUTPUT:-./quickstart_videos}")
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 bash scripts/setup.sh .venv
+# shellcheck source=/dev/null
 source .venv/bin/activate
 
 model=examples/demo_model
 sheet=$output/contact_sheet.png
 
-sample() { # folder of the transformer, folder of the results, further flags
+sample() { # folder of the transformer, folder of the results, more flags
     python opensora/sample/sample.py --model_path "$model/$1" --ae_path $model/vae \
         --text_encoder_name_1 $model/text_encoder --save_img_path "$2" --num_frames 17 --height 64 --width 64 --fps 8 \
         --num_sampling_steps 50 --guidance_scale 4 --prediction_type v_prediction --rescale_betas_zero_snr \

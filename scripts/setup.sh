@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Makes a virtual environment with everything the project needs: bash scripts/setup.sh [FOLDER=.venv]
-# PYTHON names the interpreter to use; without it, the newest of Python 3.11, 3.10 and 3.9 is looked for.
-# REQUIREMENTS names the list of packages.
+# Creates a virtual environment and installs the project with its dependencies: bash scripts/setup.sh [FOLDER=.venv]
+# Environment variables: PYTHON, the interpreter (default: the newest of Python 3.11, 3.10 and 3.9), and REQUIREMENTS,
+# the requirements file (default: requirements.txt).
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 venv=${1:-.venv}
@@ -20,16 +20,16 @@ find_python() {
     done
     cat >&2 <<EOF
 error: no Python 3.9, 3.10 or 3.11 with the venv module was found${PYTHON:+ (PYTHON=$PYTHON)}.
-MindSpore 2.7.0 has wheels for these only. Install one, for example with
+MindSpore 2.7.0 has wheels only for these versions. Install one of them, for example with
     apt-get install python3.11 python3.11-venv      or      conda create -n opensora python=3.11
-or name one: PYTHON=/path/to/python3.11 bash scripts/setup.sh
+or set PYTHON: PYTHON=/path/to/python3.11 bash scripts/setup.sh
 EOF
     return 1
 }
 
 if ! command -v g++ >/dev/null; then
-    echo "note: g++ was not found. Packages without a ready-made wheel for this machine cannot be built without it;" >&2
-    echo "      apt-get install g++ (or your system's equivalent) brings it." >&2
+    echo "note: g++ was not found. Packages without a wheel for this machine cannot be built without it." >&2
+    echo "      Install it with apt-get install g++ or your system's equivalent." >&2
 fi
 
 if [ ! -x "$venv/bin/python" ]; then
@@ -37,7 +37,7 @@ if [ ! -x "$venv/bin/python" ]; then
     "$python" -m venv "$venv"
 fi
 requirements=${REQUIREMENTS:-requirements.txt}
-# The stamp spares pip's work while the list of packages stays the same.
+# The stamp skips pip while the requirements are unchanged.
 stamp=$venv/.installed
 wanted=$(cat requirements.txt "$requirements" pyproject.toml | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Makes a virtual environment, installs everything and runs every test: bash scripts/test.sh [pytest arguments]
+# Creates a virtual environment, installs the project and runs the tests: bash scripts/test.sh [pytest arguments]
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 REQUIREMENTS=requirements-test.txt bash scripts/setup.sh .venv-test

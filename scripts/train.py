@@ -1,4 +1,4 @@
-"""Trains as a config file says; flags change it:
+"""Trains a model from a config file. Flags override its fields:
 
 python scripts/train.py configs/opensora-v1-1/train/video.py --data-path data.csv
 msrun --worker_num=8 --local_worker_num=8 --join=True scripts/train.py CONFIG --data-path data.csv

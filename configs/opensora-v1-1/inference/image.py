@@ -1,4 +1,5 @@
-# Images: python scripts/inference.py THIS_FILE --ckpt-path DIR. What is not here is as in video.py.
+# Text-to-image sampling with Open-Sora v1.1 (STDiT2): images of 512x512. The other fields are inherited from video.py.
+#     python scripts/inference.py configs/opensora-v1-1/inference/image.py --ckpt-path DIR
 _base_ = ["video.py"]
 
 num_frames = 1

@@ -1,4 +1,5 @@
-# Videos of 16 frames at 8 frames a second: python scripts/inference.py THIS_FILE --ckpt-path DIR
+# Text-to-video sampling with Open-Sora v1.1 (STDiT2): 16 frames of 240x426 at fps / frame_interval = 8 per second.
+#     python scripts/inference.py configs/opensora-v1-1/inference/video.py --ckpt-path DIR
 num_frames = 16
 frame_interval = 3
 fps = 24
@@ -19,7 +20,7 @@ scheduler = dict(
     type="iddpm",
     num_sampling_steps=100,
     cfg_scale=7.0,
-    cfg_channel=3,  # guidance for three of the four latent channels
+    cfg_channel=3,  # guidance applies to the first three of the four latent channels
 )
 dtype = "bf16"
 

@@ -1,8 +1,9 @@
-# Images of several resolutions: python scripts/train.py THIS_FILE --data-path data.csv. What is not here is as in video.py.
+# Text-to-image training of Open-Sora v1.1 (STDiT2) in buckets of resolution. Other fields are inherited from video.py.
+#     python scripts/train.py configs/opensora-v1-1/train/image.py --data-path data.csv
 _base_ = ["video.py"]
 
 dataset = dict(frame_interval=1)
-# Takes the place of the other file's buckets, where dicts are joined otherwise.
+# _delete_ replaces the buckets of video.py; without it, dicts are merged.
 bucket_config = {
     "_delete_": True,
     "256": {1: (1.0, 256)},

@@ -1,17 +1,19 @@
-# Videos of several resolutions and lengths: python scripts/train.py THIS_FILE --data-path data.csv
+# Text-to-video training of Open-Sora v1.1 (STDiT2) in buckets of resolution and number of frames.
+#     python scripts/train.py configs/opensora-v1-1/train/video.py --data-path data.csv
+# docs/commands.md has a command that shows how many samples of a csv file each bucket gets.
 dataset = dict(
     type="VariableVideoTextDataset",
-    data_path=None,  # a csv file with path, text, num_frames, height, width; --data-path
+    data_path=None,  # csv file with the columns path, text, num_frames, height, width; --data-path
     frame_interval=3,
     transform_name="resize_crop",
 )
-# resolution: frames: (probability that a sample that fits stays, batch size)
+# resolution: {frames: (probability of keeping a sample that fits the bucket, batch size)}
 bucket_config = {
     "240p": {16: (1.0, 16), 32: (1.0, 8), 64: (1.0, 4), 128: (1.0, 2)},
-    "480p": {16: (1.0, 4), 32: (0.0, None)},  # videos long enough for 32 frames go on to 240p
+    "480p": {16: (1.0, 4), 32: (0.0, None)},  # videos of 32 frames or more fall through to 240p
     "720p": {16: (0.5, 2)},
 }
-# how often which frames are given instead of trained
+# probabilities of the mask types, which choose the conditioning frames; these have no loss
 mask_ratios = {
     "identity": 0.75,
     "quarter_random": 0.025,
@@ -30,7 +32,7 @@ grad_checkpoint = True
 
 model = dict(
     type="STDiT2-XL/2",
-    from_pretrained=None,  # weights to start from; --ckpt-path
+    from_pretrained=None,  # initial weights; --ckpt-path
     input_sq_size=512,
     qk_norm=True,
     enable_flash_attn=True,
@@ -41,7 +43,7 @@ text_encoder = dict(
     type="t5",
     from_pretrained="DeepFloyd/t5-v1_1-xxl",
     model_max_length=200,
-    shardformer=True,  # 16 bits
+    shardformer=True,  # 16-bit weights
 )
 scheduler = dict(type="iddpm", timestep_respacing="")
 
@@ -50,6 +52,6 @@ outputs = "outputs"
 epochs = 1000
 log_every = 10
 ckpt_every = 500
-load = None  # a checkpoint to go on from; --load
+load = None  # checkpoint to resume from; --load
 lr = 2e-5
 grad_clip = 1.0

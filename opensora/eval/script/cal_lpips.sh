@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# LPIPS of generated videos against the real ones of the same names. The weights: see --lpips_path of eval.py.
+# LPIPS between generated and real videos of the same file names. The weights: see --lpips_path of eval.py.
 #   bash opensora/eval/script/cal_lpips.sh REAL_DIR GENERATED_DIR [more flags of eval.py]
 set -euo pipefail
 REAL=${1:-${REAL:?folder of real videos}}

@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# SSIM of generated videos against the real ones of the same names:
+# SSIM between generated and real videos of the same file names:
 #   bash opensora/eval/script/cal_ssim.sh REAL_DIR GENERATED_DIR [more flags of eval.py]
 set -euo pipefail
 REAL=${1:-${REAL:?folder of real videos}}

@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
-# Measures what prepare_eval.sh wrote, one metric after the other:
-#     METRICS="psnr ssim" bash scripts/causalvae/single-device/eval.sh [more flags]
-# The origin folder holds the very frames the VAE saw, so sizes and rates agree already.
+# Computes metrics of the reconstructions that prepare_eval.sh wrote:
+#     METRICS="psnr ssim" bash scripts/causalvae/single-device/eval.sh [more flags of eval.py]
+# The origin folder holds the frames that the VAE received, so sizes and frame rates already match.
 set -euo pipefail
 EXP_NAME=${EXP_NAME:-wfvae}
 SAMPLE_RATE=${SAMPLE_RATE:-1}

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# Reconstructs a folder of videos, for eval.sh to measure:
+# Reconstructs a folder of videos with the VAE, as input of eval.sh:
 #   REAL=test_video bash scripts/causalvae/single-device/prepare_eval.sh [more flags]
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../lib/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
 EXP_NAME=${EXP_NAME:-wfvae}
 SAMPLE_RATE=${SAMPLE_RATE:-1}
 NUM_FRAMES=${NUM_FRAMES:-33}

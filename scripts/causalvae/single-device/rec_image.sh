@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# An image through the VAE and back: IMAGE=photo.jpg bash scripts/causalvae/single-device/rec_image.sh [more flags]
+# Encodes and decodes an image with the VAE:
+#     IMAGE=photo.jpg bash scripts/causalvae/single-device/rec_image.sh [more flags]
 set -euo pipefail
 
 python examples/rec_image.py \

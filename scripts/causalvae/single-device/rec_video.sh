@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# A video through the VAE and back: VIDEO=clip.mp4 bash scripts/causalvae/single-device/rec_video.sh [more flags]
+# Encodes and decodes a video with the VAE:
+#     VIDEO=clip.mp4 bash scripts/causalvae/single-device/rec_video.sh [more flags]
 set -euo pipefail
 
 python examples/rec_video.py \

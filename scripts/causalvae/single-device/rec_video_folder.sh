@@ -1,9 +1,9 @@
 #!/usr/bin/env bash
-# A folder of videos, or those that DATA (a csv with a column "video") lists, through the VAE and back:
+# Encodes and decodes a folder of videos with the VAE. DATA is an optional csv file whose column "video" selects files:
 #     REAL=datasets/UCF-101 OUTPUT=recons/ucf101 bash scripts/causalvae/single-device/rec_video_folder.sh [more flags]
-# The flag --ms_checkpoint FILE takes the weights of that file in place of those in AE_PATH.
+# The flag --ms_checkpoint FILE loads the weights from FILE instead of AE_PATH.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../lib/launch.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
 
 launch examples/rec_video_folder.py \
     --ae "${AE:-WFVAEModel_D8_4x8x8}" \

@@ -1,9 +1,10 @@
 #!/usr/bin/env bash
-# Stage 3 of WFVAE, as stage 2 with the perceptual loss, whose weights LPIPS names:
-#     PRETRAINED=./checkpoints/wfvae_stage2/checkpoint-N/model bash scripts/causalvae/single-device/train_stage3.sh
-# The variables are those of `train_wfvae` in scripts/lib/published.sh.
+# Stage 3 of WFVAE: the settings of stage 2 plus the LPIPS perceptual loss. LPIPS is the path of its weights.
+#     PRETRAINED=./checkpoints/wfvae_stage2/checkpoint-N/model \
+#         bash scripts/causalvae/single-device/train_stage3.sh [more flags]
+# scripts/_launch.sh lists the environment variables.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../lib/published.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
 
 train_wfvae ./checkpoints/wfvae_stage3 --video_num_frames 49 --sample_rate 2 --max_steps 200000 \
     --perceptual_weight 0.1 --lpips_path "${LPIPS:-pretrained/lpips_vgg-426bf45c.ckpt}" "$@"

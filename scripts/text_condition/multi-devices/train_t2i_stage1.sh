@@ -1,7 +1,24 @@
 #!/usr/bin/env bash
-# ../single-device/train_t2i_stage1.sh on several devices, with ZeRO stage 2.
+# Stage 1 of text-to-video training: images of 256x256. ZeRO stage 2.
+#     bash scripts/text_condition/multi-devices/train_t2i_stage1.sh [more flags]
+# Run it first with the defaults: 150,000 steps with dense attention. Then set SPARSE1D=True, PRETRAINED to the first
+# run's checkpoint-N/model and OUTPUT to another folder: 100,000 steps that adapt the weights to skiparse attention.
+# The published batch is 1024 samples; --gradient_accumulation_steps reaches it on fewer devices.
 # --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
+# scripts/_launch.sh lists the environment variables.
 set -euo pipefail
-single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
+sparse1d=${SPARSE1D:-False}
+steps=150000
+if [ "$sparse1d" = True ]; then steps=100000; fi
+DATA=${DATA:-scripts/train_data/image_data_v1_2.txt}
 
-exec bash "$single_device/train_t2i_stage1.sh" --nproc_per_node "${WORKERS:-8}" "$@"
+train opensora/train/train_t2v_diffusers.py t2v.yaml ./checkpoints/t2i_stage1 \
+    --nproc_per_node "${WORKERS:-8}" \
+    --num_frames 1 \
+    --force_resolution --max_height 256 --max_width 256 \
+    --sparse1d "$sparse1d" --sparse_n 4 \
+    --train_batch_size 32 \
+    --start_learning_rate 2e-5 \
+    --max_train_steps "$steps" \
+    "$@"

@@ -1,7 +1,21 @@
 #!/usr/bin/env bash
-# ../single-device/train_t2v_stage3.sh on several devices, with ZeRO stage 2.
+# Stage 3 of text-to-video training: filtered videos of 93x352x640. ZeRO stage 2.
+#     PRETRAINED=./checkpoints/t2v_stage2/checkpoint-N/model \
+#         bash scripts/text_condition/multi-devices/train_t2v_stage3.sh [more flags]
+# The published run has 100,000 to 200,000 steps and a batch of 1024 samples; --gradient_accumulation_steps reaches that
+# batch on fewer devices.
 # --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
+# scripts/_launch.sh lists the environment variables.
 set -euo pipefail
-single_device=$(dirname "${BASH_SOURCE[0]}")/../single-device
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
 
-exec bash "$single_device/train_t2v_stage3.sh" --nproc_per_node "${WORKERS:-8}" "$@"
+train opensora/train/train_t2v_diffusers.py t2v.yaml ./checkpoints/t2v_stage3 \
+    --nproc_per_node "${WORKERS:-8}" \
+    --num_frames 93 \
+    --force_resolution --max_height 352 --max_width 640 \
+    --sparse1d True --sparse_n 4 \
+    --enable_tiling \
+    --train_batch_size 1 \
+    --start_learning_rate 1e-5 \
+    --max_train_steps 200000 \
+    "$@"

@@ -1,17 +1,17 @@
 #!/usr/bin/env bash
-# Videos from prompts and given frames: bash scripts/text_condition/single-device/sample_inpaint_v1_3.sh [more flags]
-# PROMPTS has one prompt per line. The same line of CONDITIONS has its images, separated by commas, or its video.
-# Defaults: prompt.txt and conditional_pixel_values_path.txt here, or those in assets/i2v where there is no prompt.txt.
-# The other variables are those of `sample` in scripts/lib/published.sh.
+# Sampling from prompts and conditioning frames: 93 frames of 352x640.
+#     bash scripts/text_condition/single-device/sample_inpaint_v1_3.sh [more flags]
+# PROMPTS has one prompt per line. The same line of CONDITIONS has the conditioning images, separated by commas, or the
+# conditioning video. Defaults: prompt.txt and conditional_pixel_values_path.txt in the current directory, or in
+# assets/i2v if the current directory has no prompt.txt.
+# scripts/_launch.sh lists the environment variables.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../lib/published.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
+set_inpaint_inputs
 
-folder=assets/i2v
-if [ -f prompt.txt ]; then folder=.; fi
-PROMPTS=${PROMPTS:-$folder/prompt.txt}
 sample any93x640x640_i2v ./sample_videos/inpaint_93x640 \
     --model_type inpaint \
-    --conditional_pixel_values_path "${CONDITIONS:-$folder/conditional_pixel_values_path.txt}" \
+    --conditional_pixel_values_path "$CONDITIONS" \
     --crop_for_hw \
     --noise_strength 0.0 \
     "$@"

@@ -1,12 +1,12 @@
 #!/usr/bin/env bash
-# The inpaint model, every aspect up to 93 frames and 236544 pixels (480x480, 352x640):
+# Training of the inpaint model: all aspect ratios up to 93 frames and 236544 pixels (480x480, 352x640).
 #     PRETRAINED=LanguageBind/Open-Sora-Plan-v1.3.0/any93x640x640 \
 #         bash scripts/text_condition/single-device/train_inpaint_v1_3.sh [more flags]
-# MODEL is the name or folder of the model's configuration, MASK_CONFIG the file that says which frames are given.
-# The published batch is 256 samples. The flag --gradient_accumulation_steps brings fewer devices there.
-# The variables are those of `train` in scripts/lib/published.sh.
+# MODEL is the name or folder of the model's configuration. MASK_CONFIG is the file with the ratios of the mask types.
+# The published batch is 256 samples; --gradient_accumulation_steps reaches it on fewer devices.
+# scripts/_launch.sh lists the environment variables.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../lib/published.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
 
 train opensora/train/train_inpaint.py inpaint.yaml ./checkpoints/inpaint_v1_3 \
     --model "${MODEL:-OpenSoraInpaint_v1_3-2B/122}" \

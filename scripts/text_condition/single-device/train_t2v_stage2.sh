@@ -1,10 +1,11 @@
 #!/usr/bin/env bash
-# Stage 2, images and videos together, up to 93 frames and as many pixels as 640x640, every aspect:
-#     PRETRAINED=./checkpoints/t2i_stage1/checkpoint-N/model bash scripts/text_condition/single-device/train_t2v_stage2.sh
-# The published batch is 1024 samples. The flag --gradient_accumulation_steps brings fewer devices there.
-# The variables are those of `train` in scripts/lib/published.sh.
+# Stage 2 of text-to-video training: images and videos, up to 93 frames and 640x640 pixels, all aspect ratios.
+#     PRETRAINED=./checkpoints/t2i_stage1/checkpoint-N/model \
+#         bash scripts/text_condition/single-device/train_t2v_stage2.sh [more flags]
+# The published batch is 1024 samples; --gradient_accumulation_steps reaches it on fewer devices.
+# scripts/_launch.sh lists the environment variables.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../lib/published.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
 
 train opensora/train/train_t2v_diffusers.py t2v.yaml ./checkpoints/t2v_stage2 \
     --num_frames 93 \

@@ -1,11 +1,12 @@
 #!/usr/bin/env bash
-# Stage 3, filtered videos of 93x352x640:
-#     PRETRAINED=./checkpoints/t2v_stage2/checkpoint-N/model bash scripts/text_condition/single-device/train_t2v_stage3.sh
-# Published are 100,000 to 200,000 steps with a batch of 1024 samples. The flag --gradient_accumulation_steps brings
-# fewer devices there.
-# The variables are those of `train` in scripts/lib/published.sh.
+# Stage 3 of text-to-video training: filtered videos of 93x352x640.
+#     PRETRAINED=./checkpoints/t2v_stage2/checkpoint-N/model \
+#         bash scripts/text_condition/single-device/train_t2v_stage3.sh [more flags]
+# The published run has 100,000 to 200,000 steps and a batch of 1024 samples; --gradient_accumulation_steps reaches that
+# batch on fewer devices.
+# scripts/_launch.sh lists the environment variables.
 set -euo pipefail
-source "$(dirname "${BASH_SOURCE[0]}")/../../lib/published.sh"
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
 
 train opensora/train/train_t2v_diffusers.py t2v.yaml ./checkpoints/t2v_stage3 \
     --num_frames 93 \

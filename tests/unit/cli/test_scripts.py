@@ -130,6 +130,59 @@ def test_a_single_device_script_can_run_on_several(stubs):
     assert "--zero_stage 2" in " ".join(rest)
 
 
+@pytest.mark.parametrize(
+    "script, single_device, added",
+    [
+        (f"{TEXT}/multi-devices/sample_t2v_93x640_ddp.sh", "sample_t2v_93x640.sh", ()),
+        (f"{TEXT}/multi-devices/sample_t2v_93x640_sp.sh", "sample_t2v_93x640.sh", ("--sp_size", "8")),
+        *(
+            (f"{TEXT}/{folder}/sample_inpaint_v1_3{suffix}.sh", "sample_inpaint_v1_3.sh", added)
+            for folder, suffix, added in (
+                ("multi-devices", "_ddp", ()),
+                ("multi-devices", "_sp", ("--sp",)),
+                ("npu", "", ()),
+                ("gpu", "", ()),
+            )
+        ),
+        (f"{TEXT}/npu/train_inpaint_v1_3.sh", "train_inpaint_v1_3.sh", ()),
+        (f"{TEXT}/gpu/train_inpaint_v1_3.sh", "train_inpaint_v1_3.sh", ()),
+        (f"{TEXT}/multi-devices/train_t2i_stage1.sh", "train_t2i_stage1.sh", ()),
+        (
+            f"{TEXT}/multi-devices/train_t2v_stage2.sh",
+            "train_t2v_stage2.sh",
+            ("--sp_size", "8", "--train_sp_batch_size", "1"),
+        ),
+        (f"{TEXT}/multi-devices/train_t2v_stage3.sh", "train_t2v_stage3.sh", ()),
+        (f"{TEXT}/multi-devices/train_t2v_stage3_multi_node.sh", "train_t2v_stage3.sh", ("--sp_size", "8")),
+    ],
+)
+def test_settings_agree_with_the_single_device_script(stubs, script, single_device, added):
+    """The scripts repeat the published settings, so that each of them shows its own."""
+    variables = {"DEVICE": "Ascend", "NODES": "2", "NODE_RANK": "1", "MASTER_ADDR": "10.0.0.1", "SPARSE1D": "True"}
+    expected = composed(f"{TEXT}/single-device/{single_device}", "--nproc_per_node", "8", *added, **variables)
+    assert composed(script, **variables) == expected
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_vae_settings_agree_with_the_single_device_script(stubs, stage):
+    number = "" if stage == 1 else f"_stage{stage}"
+    expected = composed(f"{VAE}/single-device/train{number}.sh", "--nproc_per_node", "8")
+    for name in (f"train{number}.sh", f"train_stage_{stage}.sh"):
+        assert composed(f"{VAE}/multi-devices/{name}") == expected
+
+
+@pytest.mark.parametrize("name", ["train_t2v_stage2.sh", "train_inpaint_v1_3.sh"])
+def test_launch_training_takes_the_name_of_a_script(stubs, name):
+    expected = composed(f"{TEXT}/single-device/{name}", "--nproc_per_node", "4", "--seed", "7")
+    assert composed(f"{TEXT}/multi-devices/launch_training.sh", name, "--seed", "7", WORKERS="4") == expected
+
+
+@pytest.mark.parametrize("script", [*SINGLE_DEVICE, *MULTI_DEVICE])
+def test_scripts_use_no_script_but_the_launcher(script):
+    code = [line for line in (ROOT / script).read_text().splitlines() if not line.startswith("#")]
+    assert [line.split("/")[-1] for line in code if ".sh" in line] in ([], ['_launch.sh"'])
+
+
 def test_several_machines(stubs):
     launcher, _, rest = split(
         composed(
@@ -242,10 +295,10 @@ def test_launch_variable(stubs):
     assert line.startswith("srun opensora/sample/sample.py --use_parallel True --model_path")
 
 
-# A failed run: launch.sh with a program in place of msrun. Signals are in test_supervision.py.
+# A failed run: _launch.sh with a program in place of msrun. Signals are in test_supervision.py.
 
 LAUNCH_A_COMMAND = (
-    'set -euo pipefail; source scripts/lib/launch.sh; launch command.py --nproc_per_node 2 --output_dir "$1"'
+    'set -euo pipefail; source scripts/_launch.sh; launch command.py --nproc_per_node 2 --output_dir "$1"'
 )
 
 
