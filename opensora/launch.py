@@ -16,8 +16,8 @@ import sys
 import time
 from pathlib import Path
 
-from opensora.utils.failed_ranks import failure_report
-from opensora.utils.supervision import REPEATED_WITHIN, USER_SIGNALS, die_with_parent, flag_value, fronts_of
+from opensora.process.failed_ranks import failure_report
+from opensora.process.supervision import REPEATED_WITHIN, USER_SIGNALS, die_with_parent, flag_value, fronts_of
 
 
 def main() -> None:

@@ -19,6 +19,7 @@ from opensora.device import setup as set_up_device
 from opensora.errors import UserError
 from opensora.parallel.collectives import barrier
 from opensora.parallel.process_group import World
+from opensora.process.signals import Stopped, StopRequest, graceful_stop
 from opensora.train.arguments import check_arguments, recorded
 from opensora.train.checkpoint import (
     ModelAndOptimizer,
@@ -35,7 +36,6 @@ from opensora.train.learning_rate import DECAYS, learning_rate
 from opensora.train.log import TrainingLog
 from opensora.utils.cli import str2bool
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
-from opensora.utils.stopping import Stopped, StopRequest, graceful_stop
 
 MOST_SKIPPED = 50  # steps in a row without a finite gradient, after which a run stops
 

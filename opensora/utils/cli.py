@@ -15,9 +15,9 @@ from typing import Any, Callable, NoReturn, Optional
 import yaml
 
 from opensora.errors import UserError
-from opensora.utils import supervision
+from opensora.process import supervision
+from opensora.process.signals import Stopped, handle_signals, ignore_signals
 from opensora.utils.numbers import finite_number, whole_number
-from opensora.utils.stopping import Stopped, handle_signals, ignore_signals
 
 LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState and mindspore.set_seed
 

@@ -14,7 +14,7 @@ from opensora.device import choose_precision
 
 SCRIPT = """
 import argparse
-from opensora.utils.supervision import supervise
+from opensora.process.supervision import supervise
 supervise()
 from opensora import device
 from opensora.utils.cli import run_main

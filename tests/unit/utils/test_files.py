@@ -151,7 +151,7 @@ COMMAND = """
     import sys, time
     from opensora.utils.cli import run_main
     from opensora.utils.files import atomic_write
-    from opensora.utils.stopping import Stopped, graceful_stop
+    from opensora.process.signals import Stopped, graceful_stop
 
     def plain():
         with atomic_write(sys.argv[2]) as temporary:

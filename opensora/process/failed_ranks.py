@@ -1,6 +1,6 @@
 """Prints why a run under msrun failed, from the logs of its processes:
 
-    python -m opensora.utils.failed_ranks LOG_DIR [--since SECONDS]
+    python -m opensora.process.failed_ranks LOG_DIR [--since SECONDS]
 
 msrun itself prints the surroundings of every line that looks like an error, from every log. This prints one line per
 reason, with the ranks that give it and the path of a log. MindSpore is not imported.

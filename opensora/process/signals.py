@@ -14,7 +14,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Optional
 
-from opensora.utils import supervision
+from opensora.process import supervision
 
 
 class Stopped(KeyboardInterrupt):

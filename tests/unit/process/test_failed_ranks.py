@@ -9,7 +9,7 @@ import sys
 import pytest
 from processes import ROOT
 
-from opensora.utils.failed_ranks import failure_report
+from opensora.process.failed_ranks import failure_report
 
 NAMED = "ERROR in rank {}: clip.mp4: no frames; remove it from the list"
 TRACEBACK = """Traceback (most recent call last):
@@ -85,7 +85,7 @@ def test_command_needs_no_mindspore(tmp_path):
     write(tmp_path, worker_0=NAMED.format(0))
     check = (
         "import runpy, sys; sys.modules['mindspore'] = None; sys.argv = ['x', sys.argv[1]]; "
-        "runpy.run_module('opensora.utils.failed_ranks', run_name='__main__')"
+        "runpy.run_module('opensora.process.failed_ranks', run_name='__main__')"
     )
     finished = subprocess.run([sys.executable, "-c", check, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert finished.stdout.startswith("error: rank 0: clip.mp4"), finished.stderr
