@@ -20,23 +20,23 @@ class World:
             self._all_reduce, self._all_gather = ops.AllReduce(), ops.AllGather()
             self._reduce_scatter = ops.ReduceScatter() if device.on_ascend() else None  # a CPU has none
 
-    def sum(self, x: Tensor) -> Tensor:
+    def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of the processes' x, on each of them."""
         return x if self.size == 1 else self._all_reduce(x)
 
-    def mean(self, x: Tensor) -> np.ndarray:
+    def all_reduce_mean(self, x: Tensor) -> np.ndarray:
         """The mean of the processes' x (n,), on each of them."""
-        return self.sum(x).asnumpy() / self.size
+        return self.all_reduce(x).asnumpy() / self.size
 
-    def sum_of_part(self, x: Tensor) -> Tensor:
+    def reduce_scatter(self, x: Tensor) -> Tensor:
         """Of the sum of the processes' x (size n,) the part (n,) of this process, in order of rank."""
         if self.size == 1:
             return x
         if self._reduce_scatter is not None:
             return self._reduce_scatter(x)
         n = x.shape[0] // self.size
-        return ops.deepcopy(self.sum(x)[self.rank * n : (self.rank + 1) * n])  # a view would keep the whole sum alive
+        return ops.deepcopy(self.all_reduce(x)[self.rank * n : (self.rank + 1) * n])  # a view would keep the whole sum alive
 
-    def join(self, part: Tensor) -> Tensor:
+    def all_gather(self, shard: Tensor) -> Tensor:
         """The processes' parts (n,) one behind the other, in order of rank: (size n,)."""
-        return part if self.size == 1 else self._all_gather(part)
+        return shard if self.size == 1 else self._all_gather(shard)

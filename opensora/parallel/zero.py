@@ -82,14 +82,14 @@ class Bucket:
         """Adds this process's gradients of the parameters, in their order. Sums of several are float32."""
         flat = updates.flatten(gradients, self.size + self.padding, self.dtype)
         if self.stage >= 2:
-            flat = self.world.sum_of_part(flat)
+            flat = self.world.reduce_scatter(flat)
         self.gradient = flat if self.gradient is None else self.gradient.astype(ms.float32) + flat
 
     def take_gradient(self) -> Tensor:
         """The own part of all that was added since the last call, summed over processes: (own_size,) float32."""
         flat, self.gradient = self.gradient, None
         if self.stage < 2:
-            flat = self.world.sum_of_part(flat) if self.stage else self.world.sum(flat)
+            flat = self.world.reduce_scatter(flat) if self.stage else self.world.all_reduce(flat)
         return flat.astype(ms.float32)
 
     def own_part(self, tensors: Mapping[str, LazyTensor]) -> Tensor:
@@ -120,7 +120,7 @@ class Bucket:
         }
 
     def _joined(self, own: Tensor) -> Tensor:
-        return self.world.join(own) if self.stage else own
+        return self.world.all_gather(own) if self.stage else own
 
     def _own_places(self) -> Iterator[tuple[str, int, int]]:
         """(name, first, last): the elements of parameters that lie in the own part."""

@@ -223,7 +223,7 @@ def new_folder(outputs: str, model: str, world: World) -> Path:
                 break
             except FileExistsError:  # of a run that starts at the same time
                 number += 1
-    number = int(world.sum(Tensor([float(number)])).asnumpy()[0])
+    number = int(world.all_reduce(Tensor([float(number)])).asnumpy()[0])
     return Path(outputs) / f"{number:03d}-{model}"
 
 

@@ -234,7 +234,7 @@ class Optimizer:
         """Of all parameters' gradients together, from own parts."""
         squares = ops.stack([gradient.square().sum() for gradient in gradients]).sum().reshape(1)
         if self.stage:
-            squares = self.world.sum(squares)
+            squares = self.world.all_reduce(squares)
         return math.sqrt(float(squares.asnumpy()[0]))
 
 
@@ -252,7 +252,7 @@ def _divide(parameters: Mapping[str, Parameter], blocks: Sequence[nn.Cell], stag
 def _check_same(parameters: Iterable[Parameter], world: World) -> None:
     """Raises UserError where the first numbers of the weights differ between processes."""
     sample = ops.cat([parameter.reshape(-1)[:8].astype(ms.float32) for parameter in parameters])
-    samples = world.join(sample).asnumpy().reshape(world.size, -1)
+    samples = world.all_gather(sample).asnumpy().reshape(world.size, -1)
     if not np.array_equal(samples, np.broadcast_to(samples[0], samples.shape), equal_nan=True):
         raise UserError("the processes have different weights: load the same file on all, or use the same --seed")
 

@@ -156,7 +156,7 @@ class STDiTTraining:
         self.samples_per_step = self.world.size * len(batch["text"])
         loss = self.optimizer.backward(self.loss, *self.inputs(batch))
         self.batch += 1
-        (loss,) = self.world.mean(loss.reshape(1))
+        (loss,) = self.world.all_reduce_mean(loss.reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
         return Report({"loss": float(loss)}, norm, applied)
 

@@ -230,7 +230,7 @@ class T2VTraining:
         losses = []
         for _ in range(self.options.gradient_accumulation_steps):
             losses.append(self.optimizer.backward(self.loss, *next(self.slices)))
-        (loss,) = self.world.mean(ops.stack(losses).mean().reshape(1))
+        (loss,) = self.world.all_reduce_mean(ops.stack(losses).mean().reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
         return Report({"loss": float(loss)}, norm, applied)
 
@@ -328,7 +328,7 @@ class T2VTraining:
             for number, batch in enumerate(islice(loader, len(sampler))):
                 inputs = self.shared(self.inputs(batch, VALIDATION, number))
                 losses.append(self.loss(*inputs))
-        (loss,) = self.world.mean(ops.stack(losses).mean().reshape(1))
+        (loss,) = self.world.all_reduce_mean(ops.stack(losses).mean().reshape(1))
         return {"loss": float(loss)}, {}
 
 
@@ -340,7 +340,7 @@ def draw(generators: Sequence[np.random.Generator], shape: tuple) -> np.ndarray:
 def check_same_samples(world: World, dataset: T2VDataset) -> None:
     """Raises UserError where this process has selected other samples than the first one, say of files that change."""
     own = dataset.index.fingerprint
-    first = int(world.sum(Tensor([float(own if world.rank == 0 else 0)])).asnumpy()[0])
+    first = int(world.all_reduce(Tensor([float(own if world.rank == 0 else 0)])).asnumpy()[0])
     if own != first:
         raise UserError(
             f"{dataset.options.data}: this process and the first one have selected different samples: did "

@@ -145,7 +145,7 @@ class TrainerOptions:
             else:
                 if folder is not None and wanted == "latest":
                     found = [0.0, *map(float, parse_name(folder))]
-        shared = world.sum(Tensor(found if world.rank == 0 else [0.0, 0.0, 0.0])).asnumpy()
+        shared = world.all_reduce(Tensor(found if world.rank == 0 else [0.0, 0.0, 0.0])).asnumpy()
         failed, step, replaced = map(int, shared)
         if failed:
             raise failure or ValueError("--resume_from_checkpoint: rank 0 found no sound checkpoint; its log says why")
@@ -288,7 +288,7 @@ class Trainer:
     def any_process_stops(self, request: StopRequest) -> bool:
         """The same on all processes: they have to stop after the same step."""
         world = World(self.device.rank, self.device.world_size)
-        return bool(world.mean(Tensor([float(request.signal is not None)]))[0])
+        return bool(world.all_reduce_mean(Tensor([float(request.signal is not None)]))[0])
 
     @property
     def epochs(self) -> int:

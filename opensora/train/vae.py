@@ -159,7 +159,7 @@ class VAETraining:
             with self.optimizer.weights_outside_blocks():
                 loss, parts = optimizer.backward(forward, *inputs)
             outputs.append(ops.stack([loss, *parts]))
-        values = self.world.mean(ops.stack(outputs).mean(0))
+        values = self.world.all_reduce_mean(ops.stack(outputs).mean(0))
         names = ["discriminator_loss" if discriminates else "loss", *forward.parts]
         self.logged.update({name: float(value) for name, value in zip(names, values) if name in self.logged})
         norm, applied = optimizer.step(learning_rate)
@@ -228,7 +228,7 @@ class VAETraining:
             sums += [*(metric(*pair).mean() for metric in metrics.values()), 1]
             if index < self.options.eval_num_video_log:
                 pictures[f"{prefix}reconstruction_{index}"] = above_and_below(video, reconstruction)
-        *totals, measured = self.world.sum(Tensor(sums)).asnumpy()
+        *totals, measured = self.world.all_reduce(Tensor(sums)).asnumpy()
         return {prefix + name: float(total / measured) for name, total in zip(metrics, totals)}, pictures
 
     @contextmanager

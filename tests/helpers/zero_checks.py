@@ -129,7 +129,7 @@ def check_stage(stage: int, checkpointing: bool, reference: Path, dev: device.De
 
 
 def assert_same_losses(losses: list[float], expected: np.ndarray, world: World) -> None:
-    mean = world.sum(Tensor(np.array(losses, np.float32))).asnumpy() / world.size
+    mean = world.all_reduce(Tensor(np.array(losses, np.float32))).asnumpy() / world.size
     assert relative_difference(mean, expected) < 1e-4, (mean, expected)
 
 

@@ -304,6 +304,6 @@ def test_processes_that_selected_different_samples():
     """As when files change between the start of one process and that of the next."""
     dataset = SimpleNamespace(index=SimpleNamespace(fingerprint=0xFFFFFF), options=SimpleNamespace(data="data.txt"))
     check_same_samples(World(), dataset)
-    others = SimpleNamespace(rank=1, sum=lambda x: Tensor([5.0]))
+    others = SimpleNamespace(rank=1, all_reduce=lambda x: Tensor([5.0]))
     with pytest.raises(ValueError, match="data.txt: this process and the first one have selected different samples"):
         check_same_samples(others, dataset)
