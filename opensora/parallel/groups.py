@@ -40,14 +40,14 @@ class Group:
         return self.index == 0
 
 
-def deal(items: Sequence, group: Group, in_step: bool) -> list[tuple]:
+def shard_list(items: Sequence, group: Group, equal_counts: bool) -> list[tuple]:
     """The items that fall to a group, as (item, whether it is this group's to keep).
 
-    `in_step`: every group gets as many, so that all processes call the same collectives; where items run out, one that
+    `equal_counts`: every group gets as many, so that all processes call the same collectives; where items run out, one that
     another group has at that moment is made twice, and one of the two thrown away.
     """
     mine = [(item, True) for item in items[group.number :: group.count]]
-    if in_step and len(mine) * group.count < len(items):
+    if equal_counts and len(mine) * group.count < len(items):
         mine.append((items[len(mine) * group.count], False))
     return mine
 

@@ -15,7 +15,7 @@ from tiny_models import make_release
 
 from opensora.datasets.media import VideoReader
 from opensora.device import Device
-from opensora.parallel.groups import deal, sequence_group
+from opensora.parallel.groups import sequence_group, shard_list
 
 
 @pytest.mark.parametrize(
@@ -147,9 +147,9 @@ def test_a_process_that_ends_takes_the_run_down(end, shown, tmp_path):
 
 def test_uneven_items_are_dealt_out():
     groups = [sequence_group(Device("CPU", 1, "fp32", rank, 4), 2, 4) for rank in (0, 2)]
-    assert deal("abc", groups[0], in_step=True) == [("a", True), ("c", True)]
-    assert deal("abc", groups[1], in_step=True) == [("b", True), ("c", False)]
-    assert deal("abc", groups[1], in_step=False) == [("b", True)]
+    assert shard_list("abc", groups[0], equal_counts=True) == [("a", True), ("c", True)]
+    assert shard_list("abc", groups[1], equal_counts=True) == [("b", True), ("c", False)]
+    assert shard_list("abc", groups[1], equal_counts=False) == [("b", True)]
 
 
 def test_sizes_that_cannot_be():
