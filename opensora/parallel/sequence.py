@@ -23,12 +23,12 @@ class NoSequenceParallel(nn.Cell):
         """(B, s, D) of each member -> (B, S, D), S being `length`."""
         return x
 
-    def to_heads(self, x: Tensor, length: int) -> Tensor:
+    def all_to_all_heads(self, x: Tensor, length: int) -> Tensor:
         """Own tokens of all heads (B, s, N, D) -> all tokens of own heads (B, S, N / size, D)."""
         return x
 
-    def to_tokens(self, x: Tensor) -> Tensor:
-        """The inverse of `to_heads`."""
+    def all_to_all_tokens(self, x: Tensor) -> Tensor:
+        """The inverse of `all_to_all_heads`."""
         return x
 
 
@@ -50,10 +50,10 @@ class UlyssesSequenceParallel(NoSequenceParallel):
     def gather(self, x: Tensor, length: int) -> Tensor:
         return self.gather_tokens(x)[:, :length]
 
-    def to_heads(self, x: Tensor, length: int) -> Tensor:
+    def all_to_all_heads(self, x: Tensor, length: int) -> Tensor:
         return self.tokens_to_heads(x)[:, :length]
 
-    def to_tokens(self, x: Tensor) -> Tensor:
+    def all_to_all_tokens(self, x: Tensor) -> Tensor:
         return self.heads_to_tokens(self.pad(x))
 
     def pad(self, x: Tensor) -> Tensor:

@@ -53,9 +53,9 @@ class FirstMember(UlyssesSequenceParallel):
     def __init__(self, size: int):
         NoSequenceParallel.__init__(self)
         self.size, self.index = size, 0
-        self.sent = {"to_heads": [], "to_tokens": [], "gather": []}
-        self.tokens_to_heads = Exchange(size, 2, 1, self.sent["to_heads"])
-        self.heads_to_tokens = Exchange(size, 1, 2, self.sent["to_tokens"])
+        self.sent = {"all_to_all_heads": [], "all_to_all_tokens": [], "gather": []}
+        self.tokens_to_heads = Exchange(size, 2, 1, self.sent["all_to_all_heads"])
+        self.heads_to_tokens = Exchange(size, 1, 2, self.sent["all_to_all_tokens"])
         self.gather_tokens = Gather(size, 1, 1, self.sent["gather"])
 
 
@@ -132,8 +132,8 @@ def test_work_and_traffic_are_those_of_the_model(config, size, sp_size, guidance
     assert planned["cross-attention"] == counts["cross"]
     assert planned["once per prompt: linear maps of the text"] == counts["text"]
     moved = traffic(run)
-    assert moved["all-to-all of q, k, v"] == sum(sent["to_heads"]) and len(sent["to_heads"]) == 3 * 4
-    assert moved["all-to-all of attention's output"] == sum(sent["to_tokens"])
+    assert moved["all-to-all of q, k, v"] == sum(sent["all_to_all_heads"]) and len(sent["all_to_all_heads"]) == 3 * 4
+    assert moved["all-to-all of attention's output"] == sum(sent["all_to_all_tokens"])
     assert moved["all-gather of the prediction"] == sum(sent["gather"])
 
 
