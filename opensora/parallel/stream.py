@@ -28,7 +28,7 @@ class LocalStream(nn.Cell):
         """
         return past, newest
 
-    def in_order(self, chunk: Tensor, count: int) -> Iterator[Tensor]:
+    def gather_in_order(self, chunk: Tensor, count: int) -> Iterator[Tensor]:
         """The members' chunks (B, C, t, H, W), each with a length of its own, of a round that has `count` of them."""
         yield chunk
 
@@ -47,7 +47,7 @@ class ContextParallelStream(LocalStream):
         rows = ops.chunk(self.gather(newest), self.size)
         return (past if self.index == 0 else rows[self.index - 1]), rows[-1]
 
-    def in_order(self, chunk: Tensor, count: int) -> Iterator[Tensor]:
+    def gather_in_order(self, chunk: Tensor, count: int) -> Iterator[Tensor]:
         lengths = self.gather(Tensor([chunk.shape[2]], ms.int32)).asnumpy().tolist()
         missing = max(lengths) - chunk.shape[2]
         if missing:
