@@ -28,7 +28,7 @@ from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
 from opensora.train.optimizer import Optimizer
 from opensora.train.t2v import draw
-from opensora.train.trainer import Report
+from opensora.train.trainer import StepResult
 
 OWN_SEED = 1024  # of initial weights, timesteps and noise; a config's seed is that of its data
 
@@ -151,14 +151,14 @@ class STDiTTraining:
             print(buckets.table(sampler.assigned(0)), flush=True)
         return sampler
 
-    def step(self, learning_rate: float) -> Report:
+    def step(self, learning_rate: float) -> StepResult:
         batch = next(self.batches)
         self.samples_per_step = self.world.size * len(batch["text"])
         loss = self.optimizer.backward(self.loss, *self.inputs(batch))
         self.batch += 1
         (loss,) = self.world.all_reduce_mean(loss.reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
-        return Report({"loss": float(loss)}, norm, applied)
+        return StepResult({"loss": float(loss)}, norm, applied)
 
     def inputs(self, batch: Mapping) -> tuple:
         """What `TrainingLoss` takes. What is random follows from the batch's number and the sample's place among those
@@ -199,10 +199,10 @@ class STDiTTraining:
             states[dropped] = self.pipeline.transformer.null_text(1).float().asnumpy()
         return Tensor(states), Tensor(embedding.mask)
 
-    def position(self) -> dict:
+    def state_dict(self) -> dict:
         return {"sampler": self.loader.sampler.state_dict(), "batch": self.batch}
 
-    def restore(self, position: dict) -> None:
-        self.loader.sampler.load_state_dict(position["sampler"])
-        self.batch = position["batch"]
+    def load_state_dict(self, state: dict) -> None:
+        self.loader.sampler.load_state_dict(state["sampler"])
+        self.batch = state["batch"]
         self.batches = iter(self.loader)

@@ -34,7 +34,7 @@ from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
 from opensora.train.objective import DenoisingLoss, ObjectiveOptions, make_objective
 from opensora.train.optimizer import Optimizer
-from opensora.train.trainer import Report
+from opensora.train.trainer import StepResult
 
 TRAINING, VALIDATION = 0, 1  # what noise is for, part of its seed
 ATTENTION_MASK = -2  # its place among the inputs of the loss
@@ -226,31 +226,31 @@ class T2VTraining:
         sampler = BatchSampler(dataset.buckets, batch_size, world.rank, world.size, options.seed)
         return Loader(dataset, sampler, dataset.collate(batch_size), options.dataloader_num_workers)
 
-    def step(self, learning_rate: float) -> Report:
+    def step(self, learning_rate: float) -> StepResult:
         losses = []
         for _ in range(self.options.gradient_accumulation_steps):
             losses.append(self.optimizer.backward(self.loss, *next(self.slices)))
         (loss,) = self.world.all_reduce_mean(ops.stack(losses).mean().reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
-        return Report({"loss": float(loss)}, norm, applied)
+        return StepResult({"loss": float(loss)}, norm, applied)
 
     @property
     def sharing(self) -> list[int]:
         """How a batch is shared, on which its slices depend."""
         return [self.world.size, self.group.size, self.slice_size]
 
-    def position(self) -> dict:
+    def state_dict(self) -> dict:
         if self.micro_batches_done == self.slices_per_batch:
             place = {"sampler": self.loader.sampler.state_dict(), "batch": self.batch + 1, "slices": 0}
         else:
             place = {"sampler": self.sampler_before, "batch": self.batch, "slices": self.micro_batches_done}
         return {**place, "sharing": self.sharing}
 
-    def restore(self, position: dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         """A batch that was begun is gone on with; where it is shared in another way now, it is begun again."""
-        self.loader.sampler.load_state_dict(position["sampler"])
-        self.batch = position["batch"] - 1
-        self.slices = self.training_slices(first=position["slices"] if position["sharing"] == self.sharing else 0)
+        self.loader.sampler.load_state_dict(state["sampler"])
+        self.batch = state["batch"] - 1
+        self.slices = self.training_slices(first=state["slices"] if state["sharing"] == self.sharing else 0)
 
     def training_slices(self, first: int) -> Iterator[tuple]:
         """The inputs of micro-steps, without end, from slice `first` of the next batch on."""

@@ -164,7 +164,7 @@ class TrainerOptions:
         )
 
 
-class Report(NamedTuple):
+class StepResult(NamedTuple):
     """What a step did: losses (means over the processes; None before a loss exists), the gradient's norm, whether the
     weights were changed."""
 
@@ -179,14 +179,14 @@ class Training(Protocol):
     trained: Mapping[str, ModelAndOptimizer]
     samples_per_step: int  # of all processes
 
-    def step(self, learning_rate: float) -> Report:
+    def step(self, learning_rate: float) -> StepResult:
         """One optimizer step."""
 
-    def position(self) -> dict:
+    def state_dict(self) -> dict:
         """Where in the data the next step begins; the same on all processes. `sampler` is the state of the sampler,
         whose `epoch` counts complete passes."""
 
-    def restore(self, position: dict) -> None:
+    def load_state_dict(self, state: dict) -> None:
         """Continues from a `position`. Raises UserError, and changes nothing, if it is one in other data."""
 
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
@@ -293,7 +293,7 @@ class Trainer:
     @property
     def epochs(self) -> int:
         """Complete passes over the data."""
-        return self.training.position()["sampler"]["epoch"]
+        return self.training.state_dict()["sampler"]["epoch"]
 
     def step(self) -> None:
         """One optimizer step and its place in the log."""
@@ -334,7 +334,7 @@ class Trainer:
     def save(self) -> None:
         """Writes a checkpoint of the present step, unless there is one; all processes call it, after any step."""
         if self.saved is None:
-            state = {"skipped_steps": self.skipped, "position": self.training.position(), "arguments": self.arguments}
+            state = {"skipped_steps": self.skipped, "position": self.training.state_dict(), "arguments": self.arguments}
             save_checkpoint(
                 self.options.output_dir,
                 self.steps,
@@ -348,13 +348,13 @@ class Trainer:
     def _resume(self, checkpoint: Path) -> None:
         state = load_state(checkpoint, self.training.trained, quiet=not self.device.is_main)
         self.steps, self.skipped = state["step"], state["skipped_steps"]
-        position, first = state["position"], self.training.position()
+        position, first = state["position"], self.training.state_dict()
         try:
-            self.training.restore(position)
+            self.training.load_state_dict(position)
         except ValueError:
             if not self.options.allow_changed_arguments:
                 raise
-            self.training.restore({**position, "sampler": first["sampler"]})
+            self.training.load_state_dict({**position, "sampler": first["sampler"]})
             if self.device.is_main:
                 print(
                     f"note: the data are not those of {checkpoint}; they begin with their first epoch", file=sys.stderr

@@ -28,7 +28,7 @@ from opensora.train.adamw import AdamW
 from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
 from opensora.train.optimizer import Optimizer
-from opensora.train.trainer import Report
+from opensora.train.trainer import StepResult
 from opensora.train.vae_loss import DiscriminatorLoss, GeneratorLoss, VAELossOptions
 
 TRAINING = 0  # what noise is for, part of its seed; validation takes the posterior's mean
@@ -143,7 +143,7 @@ class VAETraining:
             names += [*GeneratorLoss.parts, *(DiscriminatorLoss.parts if self.options.use_discriminator else ())]
         return names
 
-    def step(self, learning_rate: float) -> Report:
+    def step(self, learning_rate: float) -> StepResult:
         options, step = self.options, self.steps
         self.steps += 1
         discriminates = options.use_discriminator and options.loss.trains_discriminator(step)
@@ -163,7 +163,7 @@ class VAETraining:
         names = ["discriminator_loss" if discriminates else "loss", *forward.parts]
         self.logged.update({name: float(value) for name, value in zip(names, values) if name in self.logged})
         norm, applied = optimizer.step(learning_rate)
-        return Report(dict(self.logged), norm, applied)
+        return StepResult(dict(self.logged), norm, applied)
 
     def inputs(self, batch: Mapping) -> tuple[Tensor, Tensor]:
         """The videos and the noise of their latents, which follows from the seed, the batch and the video's place."""
@@ -190,7 +190,7 @@ class VAETraining:
     def reconstruct(self, video: Tensor, noise: Tensor) -> Tensor:
         return self.vae.decode(self.vae.encode(video).sample(noise))
 
-    def position(self) -> dict:
+    def state_dict(self) -> dict:
         return {
             "sampler": self.loader.sampler.state_dict(),
             "steps": self.steps,
@@ -198,10 +198,10 @@ class VAETraining:
             "logged": self.logged,
         }
 
-    def restore(self, position: dict) -> None:
-        self.loader.sampler.load_state_dict(position["sampler"])
-        self.steps, self.batch = position["steps"], position["batch"]
-        self.logged.update({name: value for name, value in position["logged"].items() if name in self.logged})
+    def load_state_dict(self, state: dict) -> None:
+        self.loader.sampler.load_state_dict(state["sampler"])
+        self.steps, self.batch = state["steps"], state["batch"]
+        self.logged.update({name: value for name, value in state["logged"].items() if name in self.logged})
 
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
         """PSNR, SSIM and, with `eval_lpips`, LPIPS of reconstructions from the posterior's mean: of the weights, and
