@@ -145,22 +145,25 @@ class T2VTraining:
             options.gradient_checkpointing,
         )
         self.trained = {"": ModelAndOptimizer(model, self.optimizer)}
-        self.batch, self.micro_batches_done = -1, self.slices_per_batch  # of the newest batch so many were trained on
+        self.batch, self.micro_batches_done = (
+            -1,
+            self.micro_batches_per_batch,
+        )  # of the newest batch so many were trained on
         self.sampler_before = self.loader.sampler.state_dict()
-        self.slices = self.training_slices(first=0)
+        self.micro_batches = self.micro_batch_inputs(first=0)
 
     @property
-    def slice_size(self) -> int:
+    def micro_batch_size(self) -> int:
         """Samples of a micro-step of a group."""
         return self.options.train_batch_size if self.group.size == 1 else self.options.train_sp_batch_size
 
     @property
-    def slices_per_batch(self) -> int:
-        return self.group.size * self.options.train_batch_size // self.slice_size
+    def micro_batches_per_batch(self) -> int:
+        return self.group.size * self.options.train_batch_size // self.micro_batch_size
 
     @property
     def samples_per_step(self) -> int:
-        return self.slice_size * self.group.count * self.options.gradient_accumulation_steps
+        return self.micro_batch_size * self.group.count * self.options.gradient_accumulation_steps
 
     @property
     def wait_seconds(self) -> float:
@@ -229,30 +232,32 @@ class T2VTraining:
     def step(self, learning_rate: float) -> StepResult:
         losses = []
         for _ in range(self.options.gradient_accumulation_steps):
-            losses.append(self.optimizer.backward(self.loss, *next(self.slices)))
+            losses.append(self.optimizer.backward(self.loss, *next(self.micro_batches)))
         (loss,) = self.world.all_reduce_mean(ops.stack(losses).mean().reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
         return StepResult({"loss": float(loss)}, norm, applied)
 
     @property
-    def sharing(self) -> list[int]:
+    def parallel_layout(self) -> list[int]:
         """How a batch is shared, on which its slices depend."""
-        return [self.world.size, self.group.size, self.slice_size]
+        return [self.world.size, self.group.size, self.micro_batch_size]
 
     def state_dict(self) -> dict:
-        if self.micro_batches_done == self.slices_per_batch:
+        if self.micro_batches_done == self.micro_batches_per_batch:
             place = {"sampler": self.loader.sampler.state_dict(), "batch": self.batch + 1, "slices": 0}
         else:
             place = {"sampler": self.sampler_before, "batch": self.batch, "slices": self.micro_batches_done}
-        return {**place, "sharing": self.sharing}
+        return {**place, "sharing": self.parallel_layout}
 
     def load_state_dict(self, state: dict) -> None:
         """A batch that was begun is gone on with; where it is shared in another way now, it is begun again."""
         self.loader.sampler.load_state_dict(state["sampler"])
         self.batch = state["batch"] - 1
-        self.slices = self.training_slices(first=state["slices"] if state["sharing"] == self.sharing else 0)
+        self.micro_batches = self.micro_batch_inputs(
+            first=state["slices"] if state["sharing"] == self.parallel_layout else 0
+        )
 
-    def training_slices(self, first: int) -> Iterator[tuple]:
+    def micro_batch_inputs(self, first: int) -> Iterator[tuple]:
         """The inputs of micro-steps, without end, from slice `first` of the next batch on."""
         batches = iter(self.loader)
         while True:
@@ -260,9 +265,11 @@ class T2VTraining:
             batch = next(batches)
             self.batch += 1
             inputs = self.shared(self.inputs(batch, TRAINING, self.batch))
-            for i in range(first, self.slices_per_batch):
+            for i in range(first, self.micro_batches_per_batch):
                 self.micro_batches_done = i + 1
-                yield tuple(x if x is None else x[i * self.slice_size : (i + 1) * self.slice_size] for x in inputs)
+                yield tuple(
+                    x if x is None else x[i * self.micro_batch_size : (i + 1) * self.micro_batch_size] for x in inputs
+                )
             first = 0
 
     def inputs(self, batch: Mapping, purpose: int, number: int) -> tuple:
