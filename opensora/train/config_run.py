@@ -23,7 +23,7 @@ from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, chec
 from opensora.schedulers import SCHEDULERS
 from opensora.train.adamw import AdamW
 from opensora.train.arguments import check_arguments, recorded
-from opensora.train.checkpoint import checkpoints, damage, find_checkpoint, load_state
+from opensora.train.checkpoint import checkpoints, find_checkpoint, find_corruption, load_state
 from opensora.train.ema import EMA
 from opensora.train.objective import ObjectiveOptions
 from opensora.train.stdit import STDiTTraining, STDiTTrainOptions
@@ -201,7 +201,7 @@ def find_load(load: Optional[str]) -> Optional[Path]:
         raise FileNotFoundError(f"load {load}: no such folder")
     if checkpoints(load):
         return find_checkpoint(load, "latest")
-    reason = damage(Path(load))
+    reason = find_corruption(Path(load))
     if reason:
         raise UserError(f"load {load}: no sound checkpoint, nor a folder of such: {reason}")
     return Path(load)

@@ -21,7 +21,7 @@ from tiny_models import make_release
 from training_runs import assert_same, rows
 from training_runs import t2v_command as flags
 
-from opensora.train.checkpoint import checkpoints, damage
+from opensora.train.checkpoint import checkpoints, find_corruption
 
 STEPS = 12
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -92,7 +92,7 @@ def trial(folder: Path, layout: str, output: str, longest: float, rng: random.Ra
     for _ in range(rng.randint(1, 3)):
         happened.append(interrupt(folder, layout, output, longest, rng))
         found = (
-            [path for path in checkpoints(folder / output) if damage(path) is None]
+            [path for path in checkpoints(folder / output) if find_corruption(path) is None]
             if (folder / output).exists()
             else []
         )

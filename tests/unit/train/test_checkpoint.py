@@ -17,8 +17,8 @@ from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.train.checkpoint import (
     ModelAndOptimizer,
     checkpoints,
-    damage,
     find_checkpoint,
+    find_corruption,
     named_checkpoint,
     save_checkpoint,
 )
@@ -129,7 +129,7 @@ def test_damaged_checkpoints_do_not_count_as_kept(tmp_path, capsys):
     assert "checkpoint-16 is damaged" in capsys.readouterr().err
     corrupt(tmp_path / "checkpoint-12")
     save(tmp_path, 10, keep=1)  # resumed from checkpoint-8
-    assert names(tmp_path) == ["checkpoint-10"] and damage(tmp_path / "checkpoint-10") is None
+    assert names(tmp_path) == ["checkpoint-10"] and find_corruption(tmp_path / "checkpoint-10") is None
 
 
 def test_what_is_checked_once_is_checked_again_after_it_changed(tmp_path):
@@ -169,11 +169,11 @@ def test_checksums_of_files_elsewhere_are_damage(tmp_path):
         if name == "pipe":
             os.mkfifo(tmp_path / "checkpoint-4/pipe")
         sums.write_text(f"{text}{'0' * 64}  {name}\n")
-        assert damage(tmp_path / "checkpoint-4") is not None, name
+        assert find_corruption(tmp_path / "checkpoint-4") is not None, name
     for state in ("[1]", "{", "[" * 100_000, '{"files": 3}'):
         (tmp_path / "checkpoint-4/state.json").write_text(state)
         rewrite_sums(tmp_path / "checkpoint-4", lambda name: name != "pipe")
-        assert "state.json" in damage(tmp_path / "checkpoint-4")
+        assert "state.json" in find_corruption(tmp_path / "checkpoint-4")
         assert names(tmp_path) == ["checkpoint-4"]
 
 
@@ -182,7 +182,7 @@ def test_checkpoints_of_earlier_versions(tmp_path):
     as_by_an_earlier_version(tmp_path / "checkpoint-16")
     assert find_checkpoint(tmp_path, "latest").name == "checkpoint-16"
     rewrite_sums(tmp_path / "checkpoint-16", lambda name: name != "optimizer.safetensors")
-    assert damage(tmp_path / "checkpoint-16") == "optimizer.safetensors is missing from SHA256SUMS"
+    assert find_corruption(tmp_path / "checkpoint-16") == "optimizer.safetensors is missing from SHA256SUMS"
 
 
 @pytest.mark.parametrize(
@@ -210,7 +210,7 @@ def test_a_checkpoint_that_is_a_link(tmp_path):
     (tmp_path / "checkpoint-8").symlink_to(tmp_path / "elsewhere")
     assert names(tmp_path) == ["checkpoint-8"]
     save(tmp_path, 16, keep=1)
-    assert names(tmp_path) == ["checkpoint-16"] and damage(tmp_path / "elsewhere") is None
+    assert names(tmp_path) == ["checkpoint-16"] and find_corruption(tmp_path / "elsewhere") is None
 
 
 class Crash(BaseException):
@@ -258,11 +258,11 @@ def test_nothing_is_lost_wherever_a_save_crashes(tmp_path, monkeypatch):
             except Crash:
                 pass
         found = find_checkpoint(folder, "latest")
-        assert found is not None and damage(found) is None, (point, calls)
+        assert found is not None and find_corruption(found) is None, (point, calls)
         step_8 = [path for path in checkpoints(folder) if path.name.startswith("checkpoint-8")]
-        assert len(step_8) == 1 and damage(step_8[0]) is None, (point, calls)
+        assert len(step_8) == 1 and find_corruption(step_8[0]) is None, (point, calls)
         assert found == step_8[0] == named_checkpoint(folder, "checkpoint-8"), (point, calls)
-        assert mark_of(found) == 2 or damage(folder / "checkpoint-4") is None, (point, calls)
+        assert mark_of(found) == 2 or find_corruption(folder / "checkpoint-4") is None, (point, calls)
         save(folder, 12, keep=2, mark=3)  # the run that resumes tidies up
         assert names(folder) == ["checkpoint-12", "checkpoint-8"], (point, calls)
         assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-12", "checkpoint-8"], (point, calls)
@@ -297,7 +297,7 @@ def test_nothing_is_lost_where_a_save_fails(tmp_path, monkeypatch):
             except OSError:
                 saved = False
         found = find_checkpoint(folder, "latest")
-        assert found.name == "checkpoint-8" and damage(found) is None, point
+        assert found.name == "checkpoint-8" and find_corruption(found) is None, point
         assert mark_of(found) == 2 or not saved, point
         assert saved or len(list(folder.iterdir())) == 1, (point, list(folder.iterdir()))
         if not failed:

@@ -24,7 +24,7 @@ from opensora.checkpoint.formats.safetensors import read_safetensors, write_safe
 from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.parallel.process_group import World
-from opensora.train.checkpoint import checkpoints, damage, find_checkpoint
+from opensora.train.checkpoint import checkpoints, find_checkpoint, find_corruption
 from opensora.train.t2v import check_same_samples
 from opensora.train.t2v_options import parse_options
 from opensora.train.trainer import MOST_SKIPPED
@@ -70,7 +70,7 @@ def test_what_a_run_leaves(folder, run):
     output = folder / "run"
     assert "samples used" in finished.stdout and "step 24/24 | loss" in finished.stderr
     assert [path.name for path in checkpoints(output)] == ["checkpoint-24", "checkpoint-16"]
-    assert damage(output / "checkpoint-24") is None
+    assert find_corruption(output / "checkpoint-24") is None
     subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=output / "checkpoint-24", check=True)
     losses = [float(loss) for _, loss in rows(output, ("step", "loss"))]
     assert len(losses) == 24 and np.mean(losses[-6:]) < np.mean(losses[:6])
@@ -187,7 +187,7 @@ def test_a_signal_saves_the_step_and_the_run_resumes(processes, folder, unbroken
         assert time.monotonic() < deadline
         time.sleep(0.05)
     (saved,) = checkpoints(output)
-    assert saved.name == f"checkpoint-{len(rows(output))}" and len(rows(output)) < 12 and damage(saved) is None
+    assert saved.name == f"checkpoint-{len(rows(output))}" and len(rows(output)) < 12 and find_corruption(saved) is None
     if processes == 1:
         assert run(*flags(folder, name, *more, "--train_batch_size", 4)).returncode == 0
         assert_same(output / "checkpoint-12", unbroken / "checkpoint-12")
