@@ -136,10 +136,10 @@ def test_many_runs_at_once_take_turns(tmp_path):
 def test_folders_that_cannot_be_used(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(OSError, match="a file stands where the output folder should be"):
+        with pytest.raises(OSError, match="the output folder or its parent is a file"):
             with exclusive_folder(folder):
                 pass
-    with pytest.raises(OSError, match="output folder cannot be made.*choose another"):
+    with pytest.raises(OSError, match="output folder cannot be created.*choose another"):
         with exclusive_folder("/proc/new"):
             pass
     with pytest.raises(OSError, match="will be written, but .* are free"):
