@@ -1,4 +1,4 @@
-"""Collectives of flat buffers over all processes of a run, without gradients: what ZeRO exchanges.
+"""Collectives of flat buffers over all processes of a run, without gradients, for ZeRO.
 
 The Ascend branch follows MindSpore's documentation and was not run on this project's CPU machines.
 """
@@ -12,13 +12,13 @@ from opensora import device
 
 
 class World:
-    """All processes of the run; on one process every method gives back what it is given."""
+    """The group of all processes of the run; on one process every method returns its input."""
 
     def __init__(self, rank: int = 0, size: int = 1):
         self.rank, self.size = rank, size
         if size > 1:
             self._all_reduce, self._all_gather = ops.AllReduce(), ops.AllGather()
-            self._reduce_scatter = ops.ReduceScatter() if device.on_ascend() else None  # a CPU has none
+            self._reduce_scatter = ops.ReduceScatter() if device.on_ascend() else None  # not available on a CPU
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of the processes' x, on each of them."""
@@ -29,14 +29,15 @@ class World:
         return self.all_reduce(x).asnumpy() / self.size
 
     def reduce_scatter(self, x: Tensor) -> Tensor:
-        """Of the sum of the processes' x (size n,) the part (n,) of this process, in order of rank."""
+        """The sum of the processes' x (size n,), of which each process gets its shard (n,) in order of rank."""
         if self.size == 1:
             return x
         if self._reduce_scatter is not None:
             return self._reduce_scatter(x)
         n = x.shape[0] // self.size
-        return ops.deepcopy(self.all_reduce(x)[self.rank * n : (self.rank + 1) * n])  # a view would keep the whole sum alive
+        shard = self.all_reduce(x)[self.rank * n : (self.rank + 1) * n]
+        return ops.deepcopy(shard)  # a view would keep the whole sum alive
 
     def all_gather(self, shard: Tensor) -> Tensor:
-        """The processes' parts (n,) one behind the other, in order of rank: (size n,)."""
+        """The processes' shards (n,), concatenated in order of rank: (size n,)."""
         return shard if self.size == 1 else self._all_gather(shard)
