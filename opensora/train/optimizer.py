@@ -160,7 +160,7 @@ class Optimizer:
         """The moving averages of the weights, by the same names."""
         tensors = GatheredTensors()
         for bucket, shadow in zip(self.buckets, self.shadows):
-            tensors.add("", bucket, lambda shard=shadow: shard)
+            tensors.add("", bucket, _returning(shadow))
         return tensors
 
     def state_tensors(self) -> GatheredTensors:
@@ -170,7 +170,7 @@ class Optimizer:
         """
         tensors = GatheredTensors()
         for kind, bucket, shard in self._shards():
-            tensors.add(f"{kind}.", bucket, lambda shard=shard: shard)
+            tensors.add(f"{kind}.", bucket, _returning(shard))
         return tensors
 
     def state_numbers(self) -> dict[str, float]:
@@ -247,6 +247,10 @@ def _group(
         block_parameters = {name: outside.pop(name) for name, p in parameters.items() if id(p) in ids}
         inside.append(make_buckets(block_parameters, stage, world))
     return make_buckets(outside, stage, world), inside
+
+
+def _returning(shard: Tensor) -> Callable[[], Tensor]:
+    return lambda: shard
 
 
 def _check_same(parameters: Iterable[Parameter], world: World) -> None:
