@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opensora.errors import UserError
-from opensora.train.checkpoint import read_state
+from opensora.train.checkpoint_folder import read_state
 
 # What it means if an argument of the resumed run differs. An argument is a flag of a training command, or a field of a
 # config file; a dotted name is looked up whole, then by its first part.

@@ -23,7 +23,8 @@ from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, chec
 from opensora.schedulers import SCHEDULERS
 from opensora.train.adamw import AdamW
 from opensora.train.arguments import check_arguments, recorded
-from opensora.train.checkpoint import checkpoints, find_checkpoint, find_corruption, load_state
+from opensora.train.checkpoint import load_state
+from opensora.train.checkpoint_folder import checkpoints, find_checkpoint, find_corruption
 from opensora.train.ema import EMA
 from opensora.train.objective import ObjectiveOptions
 from opensora.train.stdit import STDiTTraining, STDiTTrainOptions

@@ -18,7 +18,7 @@ import mindspore as ms
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from opensora.train.checkpoint import free_name
+from opensora.train.checkpoint_folder import free_name
 from opensora.utils.files import atomic_write
 
 TABLE, VALIDATION = "train_log.csv", "result_val.log"

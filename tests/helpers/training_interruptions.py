@@ -21,7 +21,7 @@ from tiny_models import make_release
 from training_runs import assert_same, rows
 from training_runs import t2v_command as flags
 
-from opensora.train.checkpoint import checkpoints, find_corruption
+from opensora.train.checkpoint_folder import checkpoints, find_corruption
 
 STEPS = 12
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)

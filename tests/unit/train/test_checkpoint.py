@@ -14,14 +14,8 @@ import numpy as np
 import pytest
 
 from opensora.checkpoint.lazy_tensor import ArrayTensor
-from opensora.train.checkpoint import (
-    ModelAndOptimizer,
-    checkpoints,
-    find_checkpoint,
-    find_corruption,
-    named_checkpoint,
-    save_checkpoint,
-)
+from opensora.train.checkpoint import ModelAndOptimizer, save_checkpoint
+from opensora.train.checkpoint_folder import checkpoints, find_checkpoint, find_corruption, named_checkpoint
 from opensora.train.log import Table, TrainingLog
 
 
@@ -126,7 +120,7 @@ def test_damaged_checkpoints_do_not_count_as_kept(tmp_path, capsys):
     (tmp_path / "checkpoint-20").mkdir()  # of another step, and not even a state
     save(tmp_path, 12, keep=2)  # resumed from checkpoint-8
     assert names(tmp_path) == ["checkpoint-12", "checkpoint-8"]
-    assert "checkpoint-16 is damaged" in capsys.readouterr().err
+    assert "checkpoint-16 is corrupt" in capsys.readouterr().err
     corrupt(tmp_path / "checkpoint-12")
     save(tmp_path, 10, keep=1)  # resumed from checkpoint-8
     assert names(tmp_path) == ["checkpoint-10"] and find_corruption(tmp_path / "checkpoint-10") is None

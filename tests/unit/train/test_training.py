@@ -24,7 +24,7 @@ from opensora.checkpoint.formats.safetensors import read_safetensors, write_safe
 from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.parallel.process_group import World
-from opensora.train.checkpoint import checkpoints, find_checkpoint, find_corruption
+from opensora.train.checkpoint_folder import checkpoints, find_checkpoint, find_corruption
 from opensora.train.t2v import check_same_samples
 from opensora.train.t2v_options import parse_options
 from opensora.train.trainer import MOST_SKIPPED
@@ -156,8 +156,8 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(folder,
         file.write(bytes([byte ^ 1]))
     finished = run(*command)
     assert finished.returncode == 0, finished.stderr
-    assert f"{newest.name} is damaged ({Path('model') / WEIGHTS} has changed" in finished.stderr
-    assert "going on after step" in finished.stdout
+    assert f"{newest.name} is corrupt ({Path('model') / WEIGHTS} has changed" in finished.stderr
+    assert "resuming after step" in finished.stdout
     assert rows(output) == rows(unbroken)
     assert_same(output / "checkpoint-12", unbroken / "checkpoint-12")
     assert not list(output.glob("*.part"))
@@ -257,7 +257,7 @@ def test_weights_that_are_not_numbers_stop_the_run(folder, run, tmp_path):
         )
     )
     assert finished.returncode == 1
-    assert f"error: no finite gradient in {MOST_SKIPPED} consecutive steps" in finished.stderr
+    assert f"error: {MOST_SKIPPED} consecutive steps with non-finite gradients" in finished.stderr
     kept = state(folder / "nan" / f"checkpoint-{MOST_SKIPPED}")
     assert all(np.isfinite(value).all() for name, value in kept.items() if "proj_out.bias" not in name)
 

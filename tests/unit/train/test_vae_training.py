@@ -14,7 +14,7 @@ from training_runs import rows, state
 from training_runs import vae_command as flags
 
 from opensora.models import WFVAEModel
-from opensora.train.checkpoint import checkpoints
+from opensora.train.checkpoint_folder import checkpoints
 from opensora.train.vae_options import parse_options
 
 
