@@ -321,7 +321,7 @@ def test_damaged_lines_of_the_table_are_left_out_and_named(tmp_path, capsys):
     Table(path, last_step=6)
     assert [row["step"] for row in table(path)] == list("123456")
     assert table(path)[0] == {"step": "1", "loss": "0.5", "discriminator_loss": "", "lr": "1e-3"}
-    assert "left out 9 damaged lines (6, 7, 8, 9, 10, 11, 12, 13, 18)" in capsys.readouterr().err
+    assert "removed 9 corrupt lines (6, 7, 8, 9, 10, 11, 12, 13, 18)" in capsys.readouterr().err
     Table(path, last_step=6)
     assert capsys.readouterr().err == ""
 
@@ -329,9 +329,9 @@ def test_damaged_lines_of_the_table_are_left_out_and_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"ste", "damaged line"),
-        (b"\x00" * 200_000, "damaged line"),
-        (b"1,0.5\n2,0.4\n", "damaged line"),
+        (b"ste", "corrupt line"),
+        (b"\x00" * 200_000, "corrupt line"),
+        (b"1,0.5\n2,0.4\n", "corrupt line"),
         (b"", None),
         (b"step,loss\n1,2.0\n", "another run"),
     ],

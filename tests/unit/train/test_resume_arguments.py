@@ -1,4 +1,4 @@
-"""Resuming with other arguments: some are silent, some are listed, those that make the state meaningless are refused."""
+"""Resuming with other arguments: silent, listed and refused differences."""
 
 from __future__ import annotations
 
@@ -132,7 +132,7 @@ def test_other_data_by_leave(folder, capsys):
     ]
     train(folder, "t2v", *more, steps=3)
     errors = capsys.readouterr().err
-    assert "note: these arguments are not those of" in errors and "fewer/merge_data.txt" in errors
+    assert "note: these arguments differ from those of" in errors and "fewer/merge_data.txt" in errors
     assert "they begin with their first epoch" in errors
     assert [step for step, *_ in rows(folder / "by_leave")] == ["2", "3"]
     saved = json.loads((folder / "by_leave/checkpoint-3/state.json").read_text())
