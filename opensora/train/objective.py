@@ -69,7 +69,7 @@ class Coefficients(NamedTuple):
 
 
 class Diffusion:
-    """Diffusion over timesteps 0 ... 999 (Ho et al. 2020) with min-SNR-gamma weights (Hang et al. 2023, section 3.4)."""
+    """Timesteps 0 ... 999 (Ho et al. 2020), weighted by min-SNR-gamma (Hang et al. 2023, section 3.4)."""
 
     def __init__(self, options: ObjectiveOptions):
         self.options = options
