@@ -1,5 +1,5 @@
-"""Signals, kills and crashes of the processes of a real msrun: nothing outlives it, nothing is lost, and the exit
-status is that of the work. MindSpore itself is not started, so this is quick."""
+"""Signals, kills and crashes of the processes of a real msrun: no process outlives it, every rank saves, and the exit
+status is that of the work. MindSpore itself is not started, so the tests are quick."""
 
 from __future__ import annotations
 
@@ -57,7 +57,7 @@ class Run:
         return int((self.folder / name).read_text())
 
     def ancestor(self, role: str, generation: int) -> psutil.Process:
-        """0 is the worker, 1 its supervisor, 2 its front."""
+        """The process of a role: generation 0 is the worker, 1 its supervisor, 2 its front."""
         return ([process := psutil.Process(self.pid(f"{role}.pid"))] + process.parents())[generation]
 
     def saved(self) -> int:
@@ -75,7 +75,7 @@ class Run:
         return found
 
     def end(self, timeout: float = 30) -> int:
-        """The exit status, after nothing is left of the run."""
+        """The exit status, after all processes of the run have ended."""
         status = self.process.wait(timeout)
         deadline = time.monotonic() + timeout
         while self.left():
@@ -88,7 +88,7 @@ class Run:
         return (self.folder / "screen").read_text()
 
 
-def test_a_crash_after_the_work_is_no_failure(tmp_path):
+def test_crash_after_the_work_is_not_a_failure(tmp_path):
     run = Run(tmp_path, "crash at exit")
     run.wait_until(lambda: (tmp_path / "scheduler.pid").exists())
     (tmp_path / "finished").touch()
@@ -96,7 +96,7 @@ def test_a_crash_after_the_work_is_no_failure(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_ranks_save_and_end_when_msrun_is_ended(number, tmp_path):
+def test_ranks_save_and_end_when_msrun_gets_a_signal(number, tmp_path):
     run = Run(tmp_path, "graceful")
     run.wait_until_ready()
     run.process.send_signal(number)
@@ -105,7 +105,7 @@ def test_ranks_save_and_end_when_msrun_is_ended(number, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_launcher_waits_for_the_ranks(number, tmp_path):
+def test_launcher_waits_for_the_ranks(number, tmp_path):
     run = Run(tmp_path, "graceful", LAUNCHER)
     run.wait_until_ready()
     run.process.send_signal(number)
@@ -113,7 +113,7 @@ def test_the_launcher_waits_for_the_ranks(number, tmp_path):
     assert run.saved() == 2 and run.end() == 128 + number
 
 
-def test_a_second_signal_to_the_launcher_ends_at_once(tmp_path):
+def test_second_signal_to_the_launcher_ends_at_once(tmp_path):
     run = Run(tmp_path, "stuck", LAUNCHER)
     run.wait_until_ready()
     run.process.send_signal(signal.SIGTERM)
@@ -123,7 +123,7 @@ def test_a_second_signal_to_the_launcher_ends_at_once(tmp_path):
     assert run.end(10) == 128 + signal.SIGTERM and run.saved() == 0
 
 
-def test_killing_the_launcher(tmp_path):
+def test_ranks_save_and_end_when_the_launcher_is_killed(tmp_path):
     run = Run(tmp_path, "graceful", LAUNCHER)
     run.wait_until_ready()
     run.process.kill()
@@ -140,7 +140,7 @@ def test_killing_the_launcher(tmp_path):
     ],
     ids=["worker", "supervisor", "front"],
 )
-def test_a_killed_rank_is_named_at_once(generation, shown, tmp_path):
+def test_killed_rank_is_reported_at_once(generation, shown, tmp_path):
     run = Run(tmp_path, "graceful")
     run.wait_until_ready()
     start = time.monotonic()
@@ -150,14 +150,14 @@ def test_a_killed_rank_is_named_at_once(generation, shown, tmp_path):
     assert re.search(shown, run.text())
 
 
-def test_an_error_ends_the_other_ranks(tmp_path):
+def test_error_ends_the_other_ranks(tmp_path):
     run = Run(tmp_path, "error")
     assert run.end() == 1
     assert "ERROR in rank 1: clip.mp4: cannot be read" in run.text()
 
 
 @pytest.mark.slow
-def test_under_nice_19_and_load(tmp_path):
+def test_supervision_works_under_load_with_nice_19(tmp_path):
     load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
     try:
         run = Run(tmp_path, "crash at exit", prefix=["nice", "-n", "19"])
