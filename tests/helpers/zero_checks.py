@@ -34,7 +34,7 @@ from opensora.train.optimizer import Optimizer  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
 CONFIG = {**DIT, "num_layers": 3, "attention_head_dim": 12, "cross_attention_dim": 48}  # two dense blocks, one sparse
-STEPS, HALF, BATCH = 20, 10, 4
+STEPS, HALF, BATCH = 12, 6, 4
 
 
 class Loss(nn.Cell):
