@@ -16,7 +16,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fres
 
 
 from opensora.errors import UserError  # noqa: E402
-from opensora.utils.supervision import supervise  # noqa: E402
+from opensora.process.supervision import supervise  # noqa: E402
 
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported

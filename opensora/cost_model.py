@@ -1,17 +1,17 @@
-"""What a run costs one process, counted before it starts: work, traffic and memory of one step.
+"""FLOPs, communication and memory of one step on one process, computed from the configuration without a run.
 
     python -m opensora.cost_model --model OpenSoraT2V_v1_3-2B/122 --height 352 --width 640 --sp_size 1 2 4 8
 
-Everything follows from the configuration; nothing is measured. A step is one call of the transformer when sampling,
-forward and backward and the optimizer when training. Letters: B batch, S tokens of a video, s those of one process,
-L tokens of the text, D width, p processes that share a sequence, N all processes.
+Nothing is measured. A step is one call of the transformer when sampling, and forward, backward and the optimizer when
+training. Symbols: B batch, S tokens of a video, s tokens of one process, L tokens of the text, D width, p processes
+that share a sequence (sp_size), N all processes.
 """
 
 from __future__ import annotations
 
 import argparse
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
@@ -34,10 +34,10 @@ VAE = WFVAEConfig()  # strides 4, 8, 8
 
 @dataclass(frozen=True)
 class Run:
-    """What is run, and on how many processes. `batch_size` counts the videos that one group shares in a step.
+    """The run whose cost is computed. `batch_size` is the number of videos of one group in a step.
 
     Raises:
-        UserError: a size the model cannot make, processes or heads that do not divide, or settings that contradict.
+        UserError: an unsupported size, an sp_size that does not divide processes or heads, or contradictory settings.
     """
 
     config: OpenSoraConfig
@@ -67,7 +67,7 @@ class Run:
         for name in ("zero_stage", "gradient_checkpointing"):
             if getattr(self, name) and not self.training:
                 raise UserError(f"--{name} is for training: add --training, or leave it out")
-        # The checks of a real run; on a CPU making the group does nothing else.
+        # The checks of a real run; on a CPU, making the group has no other effect.
         sequence_group(
             Device("CPU", 1, self.precision, world_size=self.world_size), self.sp_size, self.config.num_attention_heads
         )
@@ -84,36 +84,36 @@ class Run:
 
     @property
     def tokens(self) -> int:
-        """S: the patches of one video."""
+        """S: patches of one video."""
         _, t, h, w = self.latents
         return t * (h // self.config.patch_size) * (w // self.config.patch_size)
 
     @property
     def own_tokens(self) -> int:
-        """s: the tokens of one process, with the zeros behind the last that make them divide."""
+        """s: tokens of one process, with the zero padding that makes S divisible."""
         return -(-self.tokens // self.sp_size)
 
     @property
     def batch(self) -> int:
-        """B: the rows of the transformer's input; guidance adds one with the negative prompt for each."""
+        """B: the batch of the transformer's input; guidance doubles it with the negative prompts."""
         return self.batch_size * (2 if self.guidance_scale > 1 else 1)
 
     @property
     def bytes(self) -> int:
-        """Of one number in the precision of the run."""
+        """Bytes of one element in the precision of the run."""
         return BYTES[self.precision]
 
     @property
     def forwards(self) -> int:
-        """How often a step runs the blocks forward: checkpointing runs them again on the way back."""
+        """Forward passes through the blocks in a step: gradient checkpointing recomputes them in the backward pass."""
         return 2 if self.gradient_checkpointing else 1
 
 
 class LinearMap(NamedTuple):
-    """`count` linear maps of one shape, applied to the rows of `over` (a key of `row_counts`)."""
+    """`maps` linear maps of one shape, applied to the rows of `over` (a key of `row_counts`)."""
 
     over: str
-    count: int
+    maps: int
     inputs: int
     outputs: int
     bias: bool = True
@@ -123,6 +123,7 @@ def linear_maps(config: OpenSoraConfig) -> list[LinearMap]:
     """All linear maps of the transformer, in the order of its data flow."""
     d, layers, bias = config.hidden_size, config.num_layers, config.attention_bias
     patch = config.patch_size**2
+    out_channels = config.out_channels or config.in_channels
     return [
         LinearMap("patches", 1, patch * config.in_channels, d),  # a convolution whose stride is its kernel
         LinearMap("timestep", 1, TIMESTEP_CHANNELS, d),
@@ -135,50 +136,50 @@ def linear_maps(config: OpenSoraConfig) -> list[LinearMap]:
         LinearMap("blocks", 2 * layers, d, d),  # outputs of both attentions
         LinearMap("blocks", layers, d, 4 * d),
         LinearMap("blocks", layers, 4 * d, d),
-        LinearMap("output", 1, d, patch * config.out_channels),
+        LinearMap("output", 1, d, patch * out_channels),
     ]
 
 
 def parameter_count(config: OpenSoraConfig) -> int:
-    """How many numbers the transformer's weights are."""
-    maps = sum(m.count * m.outputs * (m.inputs + m.bias) for m in linear_maps(config))
-    return maps + (6 * config.num_layers + 2) * config.hidden_size  # the tables of shifts and scales
+    """The number of the transformer's parameters."""
+    maps = sum(m.maps * m.outputs * (m.inputs + m.bias) for m in linear_maps(config))
+    return maps + (6 * config.num_layers + 2) * config.hidden_size  # shift and scale tables
 
 
 def row_counts(run: Run) -> dict[str, int]:
-    """Rows that one process puts through each kind of linear map.
+    """The number of rows that each kind of linear map processes on one process.
 
-    Patches are embedded before the sequence is split, and the text is whole on every process.
+    Patches are embedded before the sequence is split, and every process has the whole text.
     """
-    own = run.batch * run.own_tokens
+    rows = run.batch * run.own_tokens
     return {
         "patches": run.batch * run.tokens,
         "timestep": run.batch,
         "text": run.batch * run.max_sequence_length,
-        "blocks": own,
-        "output": own,
+        "blocks": rows,
+        "output": rows,
     }
 
 
 def flops(run: Run) -> dict[str, float]:
-    """Floating-point operations by kind; a multiply-add is two. Elementwise work and norms are left out.
+    """Floating-point operations by kind; a multiply-add counts as two. Elementwise work and norms are not counted.
 
-    A backward pass counts as twice the forward one. When sampling, the text's keys and values are made once per
-    prompt: they stand by themselves.
+    A backward pass counts as two forward passes. When sampling, the text's keys and values are computed once per
+    prompt and listed separately.
     """
     config, rows = run.config, row_counts(run)
-    inside = (2 if run.training else 0) + run.forwards  # passes through blocks, in units of a forward one
+    inside = (2 if run.training else 0) + run.forwards  # passes through blocks, in units of a forward pass
     outside = 3 if run.training else 1
     linear = {
-        over: sum(2 * rows[over] * m.count * m.inputs * m.outputs for m in linear_maps(config) if m.over == over)
+        over: sum(2 * rows[over] * m.maps * m.inputs * m.outputs for m in linear_maps(config) if m.over == over)
         for over in rows
     }
 
-    own_width = config.hidden_size // run.sp_size
+    width = config.hidden_size // run.sp_size
     sparse_blocks = sum(config.is_sparse(i) for i in range(config.num_layers))
     padded = run.tokens + Skiparse(config.sparse_n, group_skip=False).padding(run.tokens)
-    dense = 4 * run.batch * run.tokens**2 * own_width  # scores, and their product with the values
-    sparse = 4 * run.batch * padded**2 // config.sparse_n * own_width  # n groups of S / n tokens
+    dense = 4 * run.batch * run.tokens**2 * width  # scores, and their product with the values
+    sparse = 4 * run.batch * padded**2 // config.sparse_n * width  # n groups of S / n tokens
     cross = 4 * run.batch * run.own_tokens * run.max_sequence_length * config.hidden_size
 
     text = {"linear maps of the text": outside * linear["text"]}
@@ -198,38 +199,39 @@ def flops(run: Run) -> dict[str, float]:
 def traffic(run: Run) -> dict[str, float]:
     """Bytes that one process sends in a step, by collective.
 
-    Sequence parallelism: every block exchanges q, k, v before attention and its result after (Jacobs et al. 2023,
-    DeepSpeed-Ulysses, section 3.2), each time all but the 1 / p that stays. Gradients: Rajbhandari et al. 2020 (ZeRO),
-    section 7; stages 1 and 2 move what a ring all-reduce moves, stage 3 half as much again. Weights are the same on all
-    N processes, those of one sequence too, so gradients are reduced over all N. These are Ascend's collectives; on a
-    CPU, where all of them are all-gathers, more is sent.
+    Sequence parallelism: every block exchanges q, k, v before attention and its output after it (Jacobs et al. 2023,
+    DeepSpeed-Ulysses, section 3.2); each time a process sends all but the 1 / p that it keeps. Gradients: Rajbhandari
+    et al. 2020 (ZeRO), section 7; stages 1 and 2 send as much as a ring all-reduce, stage 3 half as much again.
+    Weights are the same on all N processes, also on those of one sequence, so gradients are reduced over all N. These
+    are Ascend's collectives; on a CPU all of them are all-gathers, which send more.
     """
     config, p = run.config, run.sp_size
-    exchanges = config.num_layers * (run.forwards + run.training)  # the way back exchanges gradients
+    exchanges = config.num_layers * (run.forwards + run.training)  # the backward pass exchanges gradients
     tokens = run.batch * run.own_tokens * config.hidden_size * run.bytes
     exchanged = exchanges * tokens * (p - 1) / p
-    piece = run.batch * run.own_tokens * config.patch_size**2 * config.out_channels * run.bytes
+    out_channels = config.out_channels or config.in_channels
+    prediction = run.batch * run.own_tokens * config.patch_size**2 * out_channels * run.bytes
     result = {
         "all-to-all of q, k, v": 3 * exchanged,
         "all-to-all of attention's output": exchanged,
-        # On the way back each member gathers the gradients that all have of the whole prediction.
-        "all-gather of the prediction": (p - 1) * piece * (1 + p if run.training else 1),
+        # In the backward pass each member gathers all members' gradients of the whole prediction.
+        "all-gather of the prediction": (p - 1) * prediction * (1 + p if run.training else 1),
     }
     if run.training:
-        share = parameter_count(config) * run.bytes * (run.world_size - 1) / run.world_size
+        gradients = parameter_count(config) * run.bytes * (run.world_size - 1) / run.world_size
         if run.zero_stage == 0:
-            result["all-reduce of gradients"] = 2 * share
+            result["all-reduce of gradients"] = 2 * gradients
         else:
-            result["reduce-scatter of gradients"] = share
-            result["all-gather of weights"] = share * (2 if run.zero_stage == 3 else 1)
+            result["reduce-scatter of gradients"] = gradients
+            result["all-gather of weights"] = gradients * (2 if run.zero_stage == 3 else 1)
     return with_sum(result)
 
 
 def memory(run: Run) -> dict[str, float]:
-    """Bytes on one process, of the transformer alone.
+    """Bytes of the transformer on one process.
 
-    Weights, gradients and optimizer states: Rajbhandari et al. 2020 (ZeRO), section 5 and figure 1. In 16 bits Adam has
-    12 bytes a parameter, 4 of them float32 master weights; in float32 the weights are their own master.
+    Weights, gradients and optimizer states: Rajbhandari et al. 2020 (ZeRO), section 5 and figure 1. With 16-bit weights
+    Adam has 12 bytes per parameter, 4 of them float32 master weights; float32 weights need no master weights.
     """
     config, count = run.config, parameter_count(run.config)
     shards = [run.world_size if run.zero_stage >= stage else 1 for stage in ZERO_STAGES]
@@ -245,32 +247,33 @@ def memory(run: Run) -> dict[str, float]:
 
 
 def activations(run: Run) -> float:
-    """An estimate of the bytes of activations: the tensors of the size of the tokens, (B, s, D), that live at once.
+    """An estimate of the bytes of activations, as a number of tensors (B, s, D) that exist at the same time.
 
-    Sampling: in the feed-forward, where most are alive, the block's input and the normalised one, and the hidden layer
-    (4 D) before and after GELU; or the embedding of the whole sequence in two layouts, where that is more. Training:
-    what a block keeps for its gradient (counted as Korthikanti et al. 2022, section 4.1). In the run's precision that
-    is 19: the inputs of both attentions, of their output maps and of the feed-forward (5), self-attention's q, k, v and
-    cross-attention's q (4), both gated results (2), the hidden layer before and after GELU (8). In float32 it is 4: the
-    centred and the normalised input of both norms. With checkpointing every block keeps its input, and one at a time
-    the rest. Attention scores, which a fused kernel never has whole, and elementwise temporaries are not counted.
+    Sampling: the maximum is in the feed-forward, with the block's input, the normalized input, and the hidden layer
+    (4 D) before and after GELU; or the embedding of the whole sequence in two layouts, if that is larger. Training: the
+    tensors that a block keeps for its gradient (counted as in Korthikanti et al. 2022, section 4.1). In the run's
+    precision there are 19: the inputs of both attentions, of their output maps and of the feed-forward (5),
+    self-attention's q, k, v and cross-attention's q (4), both gated results (2), the hidden layer before and after GELU
+    (8). In float32 there are 4: the centered and the normalized input of both norms. With gradient checkpointing every
+    block keeps its input, and one block at a time the rest. Attention scores, which a fused kernel does not store, and
+    elementwise temporaries are not counted.
     """
-    numbers = run.batch * run.own_tokens * run.config.hidden_size
+    elements = run.batch * run.own_tokens * run.config.hidden_size
     embedding = 2 * run.batch * run.tokens * run.config.hidden_size * run.bytes
     if not run.training:
-        return max(10 * numbers * run.bytes, embedding)
-    block = numbers * (19 * run.bytes + 4 * BYTES["fp32"])
+        return max(10 * elements * run.bytes, embedding)
+    block = elements * (19 * run.bytes + 4 * BYTES["fp32"])
     if run.gradient_checkpointing:
-        return run.config.num_layers * numbers * run.bytes + block
+        return run.config.num_layers * elements * run.bytes + block
     return run.config.num_layers * block
 
 
-def with_sum(parts: dict[str, float]) -> dict[str, float]:
-    return {**parts, "sum": sum(parts.values())}
+def with_sum(values: Mapping[str, float]) -> dict[str, float]:
+    return {**values, "sum": sum(values.values())}
 
 
 def table(runs: Sequence[Run]) -> str:
-    """The figures of runs that differ in their processes alone, a column each, in Markdown."""
+    """A Markdown table with a column for each run; the runs differ only in their number of processes."""
     first = runs[0]
     lines = [
         [
@@ -289,13 +292,13 @@ def table(runs: Sequence[Run]) -> str:
 
 
 def three_digits(value: float) -> str:
-    """Three significant digits, never fewer than the whole ones."""
+    """Three significant digits, but never fewer than the digits before the point."""
     digits = 3 if value == 0 else max(0, 2 - math.floor(math.log10(abs(value))))
     return f"{value:,.{digits}f}" if value else "0"
 
 
 def summary(run: Run, model: str) -> str:
-    """What all columns of the table share."""
+    """The settings that all columns of the table share."""
     batch = f"batch {run.batch_size}" + (" x 2 for guidance" if run.batch > run.batch_size else "")
     kind = f"training, ZeRO stage {run.zero_stage}" if run.training else "sampling"
     return (
@@ -310,12 +313,12 @@ def load_config(model: str) -> OpenSoraConfig:
     """The configuration of a preset, or of the config.json at a path.
 
     Raises:
-        UserError: neither, or a config.json of another model.
+        UserError: neither of them, or a config.json of another model.
     """
     if model in PRESETS:
         return OpenSoraConfig.from_dict(PRESETS[model])
     if not Path(model).exists():
-        raise UserError(f"--model {model}: neither a folder nor one of {', '.join(PRESETS)}")
+        raise UserError(f"--model {model}: should be a folder or one of {', '.join(PRESETS)}")
     try:
         return OpenSoraConfig.from_dict(read_config(model))
     except ValueError as error:
@@ -323,7 +326,7 @@ def load_config(model: str) -> OpenSoraConfig:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = CommandParser(description="Work, traffic and memory of one step on one process, by formula.")
+    parser = CommandParser(description="Computes FLOPs, communication and memory of one step on one process.")
     parser.add_argument("--model", required=True, help=f"folder with a config.json, or {', '.join(PRESETS)}")
     parser.add_argument("--num_frames", type=int, default=93, help="4n+1")
     parser.add_argument("--height", type=int, default=352, help="of the frames in pixels")

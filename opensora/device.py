@@ -23,9 +23,9 @@ import numpy as np
 from opensora.errors import UserError
 from opensora.ops.cpu import kernels
 from opensora.ops.cpu.build import check_settings
-from opensora.utils import supervision
+from opensora.process import supervision
+from opensora.process.signals import handle_signals
 from opensora.utils.cli import seed, str2bool
-from opensora.utils.stopping import handle_signals
 
 TARGETS = ("Ascend", "GPU", "CPU")
 PRECISIONS = {"bf16": ms.bfloat16, "fp16": ms.float16, "fp32": ms.float32}

@@ -11,7 +11,7 @@ import pytest
 from processes import ROOT
 
 import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
-from opensora.utils.supervision import USER_SIGNALS
+from opensora.process.control import USER_SIGNALS
 
 SHARED = ROOT.parent / "shared"
 

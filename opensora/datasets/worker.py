@@ -36,7 +36,7 @@ import numpy as np
 from opensora.datasets import broken
 from opensora.datasets.sampler import Batch
 from opensora.errors import UserError
-from opensora.utils.supervision import USER_SIGNALS, die_with_parent
+from opensora.process.control import USER_SIGNALS, die_with_parent
 
 MOST_DEATHS = 2 * broken.TRIES  # of workers, over one batch
 SILENT_SECONDS = 600.0  # that a worker may take to start, or to make a batch of samples it has read

@@ -1,8 +1,8 @@
-"""Collectives on a group of processes, each with its gradient.
+"""Differentiable collectives on a group of processes.
 
-On Ascend they are MindSpore's own. On a CPU MindSpore gathers over all processes only, so there every collective is
-that, and a choice from what comes. All processes of a run must then call the same collectives with the same shapes.
-The Ascend branches follow MindSpore's documentation and were not run on this project's CPU machines.
+On Ascend they are MindSpore's own. On a CPU MindSpore supports all-gather over all processes only, so each collective
+is an all-gather followed by a selection. All processes of a run must then call the same collectives with the same
+shapes. The Ascend branches follow MindSpore's documentation and were not run on this project's CPU machines.
 """
 
 from __future__ import annotations
@@ -14,40 +14,41 @@ from opensora.parallel.groups import Group
 
 
 def barrier(world_size: int) -> None:
-    """Returns when all processes of the run have come here."""
+    """Returns when all processes of the run have called it."""
     if world_size > 1:
         ops.AllGather()(Tensor([0.0])).asnumpy()
 
 
-class _Rows(nn.Cell):
-    """What every member of the group has, in order of rank."""
+class _Collective(nn.Cell):
+    """The operations that the collectives share; `native`: MindSpore's own collectives are available."""
 
     def __init__(self, group: Group):
         super().__init__()
         self.group = group
         self.native = device.on_ascend()
-        self.first = 0 if self.native else group.ranks[0]  # of the group, or of the world
+        self.first = 0 if self.native else group.ranks[0]  # index of the group's first member in `gather`'s output
         self.gather = ops.AllGather(group.name) if self.native else ops.AllGather()
 
-    def rows(self, x: Tensor) -> list:
+    def gather_list(self, x: Tensor) -> list:
+        """The members' x, in order of rank."""
         gathered = self.gather(x.expand_dims(0))
         return [gathered[self.first + i] for i in range(self.group.size)]
 
-    def total(self, x: Tensor) -> Tensor:
-        """The sum over the members."""
-        rows = self.rows(x)
-        total = rows[0]
-        for row in rows[1:]:
-            total = total + row
+    def sum_members(self, x: Tensor) -> Tensor:
+        """The sum of the members' x."""
+        tensors = self.gather_list(x)
+        total = tensors[0]
+        for tensor in tensors[1:]:
+            total = total + tensor
         return total
 
-    def own_part(self, x: Tensor, axis: int) -> Tensor:
-        """This member's of as many equal parts of x as there are members."""
-        size = x.shape[axis] // self.group.size
-        return x.narrow(axis, self.group.index * size, size)
+    def shard(self, x: Tensor, axis: int) -> Tensor:
+        """This member's shard of x: (..., size n, ...) -> (..., n, ...)."""
+        n = x.shape[axis] // self.group.size
+        return x.narrow(axis, self.group.index * n, n)
 
 
-class AllReduce(_Rows):
+class AllReduce(_Collective):
     """The sum of the members' x, on every member."""
 
     def __init__(self, group: Group):
@@ -56,15 +57,15 @@ class AllReduce(_Rows):
             self.reduce = ops.AllReduce(ops.ReduceOp.SUM, group.name)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.reduce(x) if self.native else self.total(x)
+        return self.reduce(x) if self.native else self.sum_members(x)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
-        """Each member's x reaches every member's sum: their gradients are summed."""
-        return (self.reduce(dout) if self.native else self.total(dout),)
+        """Each member's x contributes to every member's output: the gradients are summed."""
+        return (self.reduce(dout) if self.native else self.sum_members(dout),)
 
 
-class ReduceScatter(_Rows):
-    """The sum of the members' x, cut along `axis`: (..., size n, ...) -> (..., n, ...), a part for each in order."""
+class ReduceScatter(_Collective):
+    """The sum of the members' x, sharded along `axis` in order of rank: (..., size n, ...) -> (..., n, ...)."""
 
     def __init__(self, group: Group, axis: int):
         super().__init__(group)
@@ -73,16 +74,16 @@ class ReduceScatter(_Rows):
             self.reduce = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.native:  # the operator knows axis 0 only
+        if self.native:  # the operator supports axis 0 only
             return self.reduce(x.swapaxes(0, self.axis).contiguous()).swapaxes(0, self.axis)
-        return self.own_part(self.total(x), self.axis)
+        return self.shard(self.sum_members(x), self.axis)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
-        """Every part of x went to one member, with weight one."""
-        return (ops.cat(self.rows(dout), self.axis),)
+        """Each shard of x contributes to one member's output with weight one."""
+        return (ops.cat(self.gather_list(dout), self.axis),)
 
 
-class Broadcast(_Rows):
+class Broadcast(_Collective):
     """The first member's x, on every member."""
 
     def __init__(self, group: Group):
@@ -92,31 +93,31 @@ class Broadcast(_Rows):
             self.reduce = ops.AllReduce(ops.ReduceOp.SUM, group.name)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.send((x,))[0] if self.native else self.rows(x)[0]
+        return self.send((x,))[0] if self.native else self.gather_list(x)[0]
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
-        """The first member's x reaches everyone; nobody else's matters, but all take part in the sum."""
-        total = self.reduce(dout) if self.native else self.total(dout)
+        """The first member's x reaches every member; the others' have no effect, but all join the reduction."""
+        total = self.reduce(dout) if self.native else self.sum_members(dout)
         return (total if self.group.is_first else ops.depend(ops.zeros_like(dout), total),)
 
 
-class AllGather(_Rows):
-    """Joins the members' x along `axis`, in order of rank: (..., n, ...) -> (..., size n, ...)."""
+class AllGather(_Collective):
+    """Concatenates the members' x along `axis` in order of rank: (..., n, ...) -> (..., size n, ...)."""
 
     def __init__(self, group: Group, axis: int):
         super().__init__(group)
         self.axis = axis
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.cat(self.rows(x), self.axis)
+        return ops.cat(self.gather_list(x), self.axis)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
-        """Each member's gradient reaches this one's part: they are summed."""
-        return (self.own_part(self.total(dout), self.axis),)
+        """A reduce-scatter: every member's gradient of this member's x is summed."""
+        return (self.shard(self.sum_members(dout), self.axis),)
 
 
-class AllToAll(_Rows):
-    """Cuts x along `split_axis`, sends a piece to each member, joins what comes along `join_axis` in order of rank."""
+class AllToAll(_Collective):
+    """Splits x along `split_axis`, sends one piece to each member, concatenates the received ones along `join_axis`."""
 
     def __init__(self, group: Group, split_axis: int, join_axis: int):
         super().__init__(group)
@@ -131,10 +132,10 @@ class AllToAll(_Rows):
         return self.exchange(x, self.split_axis, self.join_axis)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
-        """The way back is the exchange the other way round."""
+        """The gradient is the inverse exchange."""
         if self.native:
             return (self.backward(dout),)
         return (self.exchange(dout, self.join_axis, self.split_axis),)
 
     def exchange(self, x: Tensor, split_axis: int, join_axis: int) -> Tensor:
-        return ops.cat([self.own_part(row, split_axis) for row in self.rows(x)], join_axis)
+        return ops.cat([self.shard(tensor, split_axis) for tensor in self.gather_list(x)], join_axis)

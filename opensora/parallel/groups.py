@@ -1,21 +1,26 @@
-"""Groups of processes: data parallel across groups, sequence parallel inside a group of neighbouring ranks."""
+"""Groups of processes: data parallelism across groups, sequence parallelism within a group of consecutive ranks."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
 
 import mindspore as ms
 
-from opensora.device import Device
 from opensora.errors import UserError
+
+if TYPE_CHECKING:  # opensora.device imports the collectives
+    from opensora.device import Device
+
+Item = TypeVar("Item")
 
 
 @dataclass(frozen=True)
 class Group:
-    """Some of the run's processes, in order of rank; `index` is this process's place among them."""
+    """A group of the run's processes, in order of rank; `index` is this process's index in the group."""
 
-    ranks: tuple
+    ranks: tuple[int, ...]
     index: int
     world_size: int
     name: str
@@ -26,53 +31,54 @@ class Group:
 
     @property
     def number(self) -> int:
-        """This group's place among the run's groups."""
+        """This group's index among the run's groups."""
         return self.ranks[0] // self.size
 
     @property
     def count(self) -> int:
-        """How many groups the run has."""
+        """The number of groups of the run."""
         return self.world_size // self.size
 
     @property
     def is_first(self) -> bool:
-        """Whether this process speaks and writes for its group."""
+        """Whether this process prints and writes for its group."""
         return self.index == 0
 
 
-def deal(items: Sequence, group: Group, in_step: bool) -> list[tuple]:
-    """The items that fall to a group, as (item, whether it is this group's to keep).
+def shard_list(items: Sequence[Item], group: Group, equal_counts: bool) -> list[tuple[Item, bool]]:
+    """Every n-th item for a group, as (item, whether the group keeps its result).
 
-    `in_step`: every group gets as many, so that all processes call the same collectives; where items run out, one that
-    another group has at that moment is made twice, and one of the two thrown away.
+    Args:
+        equal_counts: give every group the same number of items, so that all processes call the same collectives. A
+            group that has one item too few repeats an item of another group and discards the result.
     """
     mine = [(item, True) for item in items[group.number :: group.count]]
-    if in_step and len(mine) * group.count < len(items):
+    if equal_counts and len(mine) * group.count < len(items):
         mine.append((items[len(mine) * group.count], False))
     return mine
 
 
 def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
-    """The group of `sp_size` neighbouring ranks that this process shares sequences with.
+    """The group of `sp_size` consecutive ranks that contains this process.
 
     Raises:
-        UserError: sp_size does not divide the number of processes, or the heads do not divide among the group.
+        UserError: sp_size does not divide the number of processes or of attention heads.
     """
     if sp_size < 1 or device.world_size % sp_size:
         sizes = [size for size in range(1, device.world_size + 1) if device.world_size % size == 0]
         raise UserError(
-            f"--sp_size {sp_size} does not divide {device.world_size} processes evenly; "
+            f"--sp_size {sp_size} does not divide the {device.world_size} processes; "
             f"choose one of {', '.join(map(str, sizes))}"
         )
     if heads % sp_size:
         sizes = [size for size in range(1, heads + 1) if heads % size == 0]
         raise UserError(
-            f"--sp_size {sp_size}: the model's {heads} attention heads do not divide among so many "
-            f"processes; choose one of {', '.join(map(str, sizes))}"
+            f"--sp_size {sp_size} does not divide the model's {heads} attention heads; "
+            f"choose one of {', '.join(map(str, sizes))}"
         )
     first = device.rank // sp_size * sp_size
     ranks = tuple(range(first, first + sp_size))
     name = f"sequence_{first}_{sp_size}"
-    if device.target == "Ascend" and sp_size > 1:  # a CPU has no groups but the world; not run here
+    if device.target == "Ascend" and sp_size > 1:  # a CPU has no group but the world; not tested on Ascend
         ms.communication.create_group(name, list(ranks))
     return Group(ranks, device.rank - first, device.world_size, name)

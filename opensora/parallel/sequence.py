@@ -1,7 +1,7 @@
 """Sequence parallelism over heads (Jacobs et al. 2023, DeepSpeed-Ulysses): tokens are split over the members of a
-group; for attention they exchange so that each has all tokens of some heads.
+group; for attention an all-to-all gives each member all tokens of some heads.
 
-A model calls these methods whether or not it runs on several processes; on one they change nothing.
+A model calls these methods on one process, too, where they return their input.
 """
 
 from __future__ import annotations
@@ -13,27 +13,27 @@ from opensora.parallel.groups import Group
 
 
 class NoSequenceParallel(nn.Cell):
-    """One process has it all."""
+    """One process has the whole sequence."""
 
     def split(self, x: Tensor) -> Tensor:
         """Tokens (B, S, D) -> this member's (B, s, D)."""
         return x
 
     def gather(self, x: Tensor, length: int) -> Tensor:
-        """(B, s, D) of each member -> (B, S, D), S being `length`."""
+        """(B, s, D) of each member -> (B, S, D), S = `length`."""
         return x
 
-    def to_heads(self, x: Tensor, length: int) -> Tensor:
-        """Own tokens of all heads (B, s, N, D) -> all tokens of own heads (B, S, N / size, D)."""
+    def all_to_all_heads(self, x: Tensor, length: int) -> Tensor:
+        """This member's tokens, all heads (B, s, N, D) -> all tokens, this member's heads (B, S, N / size, D)."""
         return x
 
-    def to_tokens(self, x: Tensor) -> Tensor:
-        """The inverse of `to_heads`."""
+    def all_to_all_tokens(self, x: Tensor) -> Tensor:
+        """The inverse of `all_to_all_heads`."""
         return x
 
 
 class UlyssesSequenceParallel(NoSequenceParallel):
-    """Tokens split evenly over a group; behind the last come zeros until they divide."""
+    """Tokens are split evenly over a group, after zero padding to a multiple of its size."""
 
     def __init__(self, group: Group):
         super().__init__()
@@ -44,16 +44,16 @@ class UlyssesSequenceParallel(NoSequenceParallel):
 
     def split(self, x: Tensor) -> Tensor:
         x = self.pad(x)
-        own = x.shape[1] // self.size
-        return x[:, self.index * own : (self.index + 1) * own]
+        s = x.shape[1] // self.size
+        return x[:, self.index * s : (self.index + 1) * s]
 
     def gather(self, x: Tensor, length: int) -> Tensor:
         return self.gather_tokens(x)[:, :length]
 
-    def to_heads(self, x: Tensor, length: int) -> Tensor:
+    def all_to_all_heads(self, x: Tensor, length: int) -> Tensor:
         return self.tokens_to_heads(x)[:, :length]
 
-    def to_tokens(self, x: Tensor) -> Tensor:
+    def all_to_all_tokens(self, x: Tensor) -> Tensor:
         return self.heads_to_tokens(self.pad(x))
 
     def pad(self, x: Tensor) -> Tensor:

@@ -1,7 +1,7 @@
-"""A stream of chunks along time over the members of a group: each takes every size-th chunk, side by side.
+"""Context parallelism along time: the members of a group process consecutive chunks of a clip at the same time.
 
-A causal layer needs some frames from before its chunk: those that its left neighbour has at the same layer, at the
-same moment. The first member's left neighbour is the last one, a round earlier.
+A causal layer needs the last frames before its chunk. The process with the previous chunk sends them at the same layer.
+The first member gets them from the last member's chunk of the round before.
 """
 
 from __future__ import annotations
@@ -17,24 +17,26 @@ from opensora.parallel.groups import Group
 
 
 class LocalStream(nn.Cell):
-    """One process has all chunks, one after the other."""
+    """One process has all chunks, one after another."""
 
     size, index, is_shared = 1, 0, False
 
-    def exchange_halo(self, newest: Tensor, past: Optional[Tensor]) -> tuple:
-        """(what comes before this chunk, what to give as `past` with this process's next chunk).
+    def exchange_halo(self, newest: Tensor, past: Optional[Tensor]) -> tuple[Optional[Tensor], Tensor]:
+        """The frames before this chunk, and the cache for this process's next chunk.
 
-        `newest` is what this chunk has for its successor; None before a chunk says that it begins the clip.
+        Args:
+            newest: the last frames of this chunk, for its successor.
+            past: the cache from this process's previous chunk; None at the beginning of the clip.
         """
         return past, newest
 
-    def in_order(self, chunk: Tensor, count: int) -> Iterator[Tensor]:
-        """The members' chunks (B, C, t, H, W), each with a length of its own, of a round that has `count` of them."""
+    def gather_in_order(self, chunk: Tensor, count: int) -> Iterator[Tensor]:
+        """The first `count` of the members' chunks (B, C, t, H, W) in order; their lengths t may differ."""
         yield chunk
 
 
 class ContextParallelStream(LocalStream):
-    """Chunk k is for member k % size. Every member calls every layer in every round, whether it has a chunk or not."""
+    """Member k % size has chunk k. Every member calls every layer in every round, even without a chunk of its own."""
 
     is_shared = True
 
@@ -43,15 +45,15 @@ class ContextParallelStream(LocalStream):
         self.size, self.index = group.size, group.index
         self.gather = AllGather(group, 0)
 
-    def exchange_halo(self, newest: Tensor, past: Optional[Tensor]) -> tuple:
-        rows = ops.chunk(self.gather(newest), self.size)
-        return (past if self.index == 0 else rows[self.index - 1]), rows[-1]
+    def exchange_halo(self, newest: Tensor, past: Optional[Tensor]) -> tuple[Optional[Tensor], Tensor]:
+        halos = ops.chunk(self.gather(newest), self.size)
+        return (past if self.index == 0 else halos[self.index - 1]), halos[-1]
 
-    def in_order(self, chunk: Tensor, count: int) -> Iterator[Tensor]:
+    def gather_in_order(self, chunk: Tensor, count: int) -> Iterator[Tensor]:
         lengths = self.gather(Tensor([chunk.shape[2]], ms.int32)).asnumpy().tolist()
         missing = max(lengths) - chunk.shape[2]
         if missing:
             chunk = ops.cat((chunk, ops.zeros((*chunk.shape[:2], missing, *chunk.shape[3:]), chunk.dtype)), 2)
         chunks = ops.chunk(self.gather(chunk), self.size)
-        for row, length in zip(chunks[:count], lengths):
-            yield row[:, :, :length]
+        for gathered, length in zip(chunks[:count], lengths):
+            yield gathered[:, :, :length]

@@ -18,7 +18,7 @@ from opensora.models import get_vae
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import barrier
-from opensora.parallel.groups import Group, deal, sequence_group
+from opensora.parallel.groups import Group, sequence_group, shard_list
 from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.parallel.stream import ContextParallelStream
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
@@ -112,16 +112,16 @@ def _run(options: SampleOptions, device: Device) -> None:
     left = [sample for sample in todo if options.save_memory and not options.overwrite and sample.latents_path.exists()]
     barrier(device.world_size)  # all have seen the same files before the first is written
     # Only Ascend has collectives of single groups; elsewhere all groups have to go in step.
-    in_step = group.size > 1 and device.target != "Ascend"
+    equal_counts = group.size > 1 and device.target != "Ascend"
     pipeline = build_pipeline(options, device, group)
     if options.decode_latents:
         _check_latents(todo)
     else:
         undone = [sample for sample in todo if sample not in left]
-        _make_latents(options, device, group, pipeline, deal(undone, group, in_step))
+        _make_latents(options, device, group, pipeline, shard_list(undone, group, equal_counts))
         barrier(device.world_size)  # whoever made the latents, they are there for the next stage
     if (options.decode_latents or options.save_memory) and not options.save_latents:
-        mine = deal(todo, group, in_step)
+        mine = shard_list(todo, group, equal_counts)
         for sample, keep in tqdm(mine, desc="decoding", unit="video", disable=not device.is_main):
             writes = keep and group.is_first
             _decode(options, pipeline, sample, lambda: Tensor(np.load(sample.latents_path)), writes)

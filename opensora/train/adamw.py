@@ -37,8 +37,12 @@ class AdamW:
         learning_rate: float,
         step: int,
     ) -> None:
-        """Changes weights and both moments, float32 (N,), in place by the gradient times `factor`; `step` counts from
-        1."""
+        """Updates weights and both moments, float32 (N,), in place.
+
+        Args:
+            factor: is multiplied with the gradient.
+            step: counted from 1.
+        """
         updates.adamw(
             weights,
             exp_avg,

@@ -1,4 +1,4 @@
-"""The arguments of a run: recorded in its checkpoints, and compared with those of the run that resumes."""
+"""The arguments of a run: recorded in its checkpoints, and compared with those of the resuming run."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from opensora.errors import UserError
-from opensora.train.checkpoint import read_state
+from opensora.train.checkpoint_folder import read_state
 
-# What it means if an argument of the resumed run differs. An argument is a flag of a training command, or a field of a
-# config file; a dotted name is looked up whole, then by its first part.
+# The effect of an argument that differs in the resuming run. An argument is a flag of a training command, or a field
+# of a config file; a dotted name is looked up in full, then by its first component.
 ARGUMENTS = {
-    # Where and how it runs, and what it writes.
+    # They do not change the result: devices, processes, output, logging, validation.
     "silent": """
         allow_changed_arguments cache_dir checkpointing_steps checkpoints_total_limit ckpt_every config
         dataloader_num_workers dataset.cache_dir device epochs eval_data_file_path eval_lpips eval_num_frames
@@ -25,7 +25,7 @@ ARGUMENTS = {
         resume_from_checkpoint sp_size start_from_scratch use_parallel val_batch_size val_data val_interval
         val_interval_steps validate wandb zero_stage
     """,
-    # What the steps to come are made of. The state of the checkpoint goes on to mean what it did.
+    # They change the following steps, but the state of the checkpoint stays valid.
     "listed": """
         adam_beta1 adam_beta2 adam_epsilon adam_weight_decay add_noise_to_condition batch_size betas cfg clip_grad
         default_text_ratio disc_start disc_weight dtype ema_decay ema_start_step enable_tiling grad_clip
@@ -35,7 +35,7 @@ ARGUMENTS = {
         train_batch_size train_sp_batch_size use_ema vae.enable_tiling vae.micro_batch_size vae_fp32 wavelet_weight
         weight_decay
     """,
-    # The weights and the moments were made for another model, task or data; the place in the data is one in other data.
+    # They make the state invalid: it belongs to another model, task or data.
     "refused": """
         ae ae_path bucket_config cogvideox_scheduler data data_file_path dataset disc_loss drop_short_ratio
         dynamic_sample force_resolution freeze_encoder group_data hw_stride interpolation_scale_h interpolation_scale_t
@@ -47,7 +47,7 @@ ARGUMENTS = {
     """,
 }
 EFFECTS = {name: effect for effect, names in ARGUMENTS.items() for name in names.split()}
-# Values that name a file or folder (or, for some, a preset): the same name elsewhere is another file.
+# Paths (some may also be a preset): the same relative path in another folder is another file.
 PATHS = frozenset(
     """ae_path data data_file_path data_path from_pretrained lpips_path mask_config model model_config
                      pretrained pretrained_model_name_or_path text_encoder_name_1 video_path""".split()
@@ -68,10 +68,10 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
     """The arguments as state.json holds them: json types, absolute paths of files that exist, and flat.
 
     Args:
-        arguments: of the command line, or the fields of a config. What is built from a `dict(type=..., ...)` gets a
-            dotted name for each key.
+        arguments: of the command line, or the fields of a config. A field `dict(type=..., ...)` becomes one argument
+            with a dotted name for each key.
     """
-    flat = {}
+    flat: dict[str, Any] = {}
     for name, value in arguments.items():
         if isinstance(value, Mapping) and "type" in value:
             flat.update({f"{name}.{key}": item for key, item in value.items()})
@@ -81,12 +81,12 @@ def recorded(arguments: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list[Change]]:
-    """What differs between two results of `recorded`, by its effect.
+    """The differences between two results of `recorded`, by their effect.
 
-    A name that only one of them has is an argument of another command or version and says nothing, except for a key of
-    what both have: keys that are not given are not recorded.
+    A name that only one of them has belongs to another command or version and is ignored. A key of a field that both
+    have counts as a difference, because keys that are not given are not recorded.
     """
-    found = {effect: [] for effect in ARGUMENTS}
+    found: dict[str, list[Change]] = {effect: [] for effect in ARGUMENTS}
     for name in sorted({*before, *now}):
         parent, _, key = name.partition(".")
         marker = f"{parent}.type" if key else name
@@ -98,22 +98,22 @@ def changes(before: Mapping[str, Any], now: Mapping[str, Any]) -> dict[str, list
 
 
 def check_arguments(checkpoint: Path, now: Mapping[str, Any], allow: bool, quiet: bool = False) -> None:
-    """Lists on stderr what differs from the arguments that a checkpoint's run had; `quiet`: does not.
+    """Prints the differences from the arguments of a checkpoint's run to stderr, unless `quiet`.
 
-    Checkpoints of versions that recorded none pass.
+    Checkpoints of versions that recorded no arguments are accepted.
 
     Raises:
-        UserError: something differs that makes the checkpoint's state meaningless, and `allow` is not given.
+        UserError: a difference makes the checkpoint's state invalid, and `allow` is False.
     """
     found = changes(read_state(checkpoint).get("arguments", {}), now)
     if found["refused"] and not allow:
         raise UserError(
             f"{checkpoint} is of a run with other arguments: {_joined(found['refused'])}; resume with the "
-            f"same, or add --allow_changed_arguments to go on with the new ones"
+            f"same, or add --allow_changed_arguments to resume with the new ones"
         )
     differences = [*found["refused"], *found["listed"]]
     if differences and not quiet:
-        print(f"note: these arguments are not those of {checkpoint}: {_joined(differences)}", file=sys.stderr)
+        print(f"note: these arguments differ from those of {checkpoint}: {_joined(differences)}", file=sys.stderr)
 
 
 def _effect(name: str, now: Mapping[str, Any]) -> str:

@@ -1,23 +1,13 @@
-"""Checkpoints: a folder that appears complete, with a checksum of every file, or not at all.
+"""Saving and loading of checkpoints; `opensora.train.checkpoint_folder` describes the folder.
 
-    checkpoint-1000/model/            config.json and float32 weights, as PyTorch and sample.py read them
-                    model_ema/        the same of the moving averages
-                    optimizer.safetensors   the moments of AdamW
-                    state.json        where the run stands, its arguments, and the list of the folder's files
-                    SHA256SUMS        `sha256sum -c SHA256SUMS` checks the folder
-
-Every checkpoint gets a serial number, one more than the largest in its folder, so that the newest is the one that was
-written last, whatever its step. A new one is written as `checkpoint-N.part`. If there is one of the same step, it is
-renamed to `checkpoint-N.old` until the new one has its name; after a crash between the two it still counts.
+A checkpoint is written as `checkpoint-N.part`, flushed to the disk and renamed. An existing one of the same step is
+renamed to `checkpoint-N.old` just before and removed just after; after a crash between the two it still counts.
 """
 
 from __future__ import annotations
 
-import hashlib
 import json
-import math
 import os
-import re
 import shutil
 import sys
 from collections.abc import Iterator, Mapping
@@ -29,119 +19,33 @@ from opensora.checkpoint.formats.safetensors import read_safetensors, write_safe
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
 from opensora.errors import UserError
 from opensora.models.pretrained import WEIGHTS_NAME, PretrainedModel
+from opensora.train.checkpoint_folder import (
+    REPLACED,
+    STATE,
+    SUMS,
+    UNFINISHED,
+    checkpoint_path,
+    checkpoints,
+    checksum,
+    free_name,
+    is_intact,
+    list_files,
+    mark_intact,
+    parse_name,
+    read_state,
+    serial_number,
+)
 from opensora.train.optimizer import Optimizer
 from opensora.utils.files import sync
 
-UNFINISHED, REPLACED, STATE, SUMS = ".part", ".old", "state.json", "SHA256SUMS"
-NAME = re.compile(rf"checkpoint-(0|[1-9][0-9]*)({re.escape(REPLACED)})?")
 MOMENTS = ("exp_avg", "exp_avg_sq")
-_sound: set[tuple] = set()  # `_identity` of the checkpoints that this process wrote or checked
 
 
 class ModelAndOptimizer(NamedTuple):
-    """A model that is trained, and what trains it."""
+    """A model in training, and its optimizer."""
 
     model: PretrainedModel
     optimizer: Optimizer
-
-
-def checkpoints(output_dir: Union[str, Path]) -> list[Path]:
-    """The finished checkpoints in a folder, the one written last first.
-
-    Those of versions that gave no serial number are older than all others, and in the order of their steps. Those whose
-    state.json cannot be read come first: they are damaged, and whoever looks for the newest should hear of them.
-    """
-    found = {}
-    for path in Path(output_dir).glob("checkpoint-*"):
-        name = parse_name(path)
-        if name and path.is_dir():
-            step, replaced = name
-            if not (replaced and checkpoint_path(output_dir, step).is_dir()):
-                found[path] = (_serial(path, unreadable=math.inf), step)
-    return sorted(found, key=found.get, reverse=True)
-
-
-def damage(folder: Path) -> Optional[str]:
-    """The first fault of a checkpoint, or None if it is sound."""
-    try:
-        sums = _read_sums(folder)
-        if not sums:
-            return f"{SUMS} is empty"
-        if STATE in sums and _checksum(folder / STATE) != sums[STATE]:  # first, for it says what else there should be
-            return f"{STATE} has changed since it was saved"
-        for name in (STATE, *_files(read_state(folder))):
-            if name not in sums:
-                return f"{name} is missing from {SUMS}"
-        for name, checksum in sums.items():
-            if _checksum(folder / name) != checksum:
-                return f"{name} has changed since it was saved"
-    except FileNotFoundError as error:
-        return f"{Path(error.filename).relative_to(folder)} is missing"
-    except OSError as error:
-        return f"{error.filename or folder}: {error.strerror or error}"
-    except ValueError as error:
-        return str(error)
-    return None
-
-
-def find_checkpoint(output_dir: Union[str, Path], wanted: str) -> Optional[Path]:
-    """The checkpoint to resume from: `latest` is the sound one that was written last, None if the folder has none.
-
-    Damaged ones are skipped and named on stderr. `wanted` may also be a checkpoint's name or path.
-
-    Raises:
-        FileNotFoundError, UserError: the one that was named is missing or damaged, or all of them are damaged.
-    """
-    if wanted != "latest":
-        folder = named_checkpoint(output_dir, wanted)
-        reason = damage(folder)
-        if reason:
-            raise UserError(f"--resume_from_checkpoint {folder}: {reason}; choose another, or latest")
-        return folder
-    candidates = checkpoints(output_dir)
-    for folder in candidates:
-        reason = damage(folder)
-        if reason is None:
-            return folder
-        print(f"note: {folder} is damaged ({reason}); trying the one written before it", file=sys.stderr)
-    if candidates:
-        raise UserError(f"--resume_from_checkpoint: all {len(candidates)} checkpoints in {output_dir} are damaged")
-    return None
-
-
-def named_checkpoint(output_dir: Union[str, Path], name: str) -> Path:
-    """The folder of that path, or of that name in `output_dir`."""
-    for folder in (Path(name), Path(output_dir) / name):
-        for candidate in (folder, Path(f"{folder}{REPLACED}")):  # the second: see the module's docstring
-            if candidate.is_dir():
-                return candidate
-    raise FileNotFoundError(f"--resume_from_checkpoint {name}: no such folder, here or in {output_dir}")
-
-
-def checkpoint_path(output_dir: Union[str, Path], step: int, replaced: bool = False) -> Path:
-    """`replaced`: the name while it gives way to a new one of the same step."""
-    return Path(output_dir) / f"checkpoint-{step}{REPLACED if replaced else ''}"
-
-
-def parse_name(path: Path) -> Optional[tuple[int, bool]]:
-    """(step, replaced) as in `checkpoint_path`; None if it is no checkpoint's name."""
-    match = NAME.fullmatch(path.name)
-    return (int(match[1]), match[2] is not None) if match else None
-
-
-def read_state(folder: Path) -> dict:
-    """The contents of state.json.
-
-    Raises:
-        UserError: it cannot be read.
-    """
-    try:
-        state = json.loads((folder / STATE).read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{STATE} is not readable ({error})") from error
-    if not isinstance(state, dict):
-        raise UserError(f"{STATE} does not hold a json object")
-    return state
 
 
 def save_checkpoint(
@@ -152,9 +56,12 @@ def save_checkpoint(
     keep: Optional[int],
     is_main: bool,
 ) -> None:
-    """Writes a checkpoint; all processes call it, one writes. Then removes old ones, see `_rotate`.
+    """Writes a checkpoint and removes old ones, see `_rotate`. All processes must call it; the main one writes.
 
-    `trained` names the models by the prefix of their folders ("" for `model` and `model_ema`).
+    Args:
+        trained: the models, by the prefix of their folders ("" for `model` and `model_ema`).
+        state: further content of state.json.
+        keep: the number of checkpoints to keep; None: all.
     """
     output_dir = Path(output_dir)
     with _new_folder(output_dir, step, is_main) as folder:
@@ -168,13 +75,13 @@ def save_checkpoint(
             _write(folder / f"{prefix}optimizer.safetensors", moments, is_main)
         numbers = {prefix: optimizer.state_numbers() for prefix, (_, optimizer) in trained.items()}
         if is_main:
-            serial = 1 + max((_serial(path, unreadable=0) for path in checkpoints(output_dir)), default=0)
-            files = [*_present(folder), STATE]
+            serial = 1 + max((serial_number(path, unreadable=0) for path in checkpoints(output_dir)), default=0)
+            files = [*list_files(folder), STATE]
             state = {"step": step, "serial": serial, **state, "optimizers": numbers, "files": files}
             (folder / STATE).write_text(json.dumps(state, indent=1), encoding="utf-8")
     if is_main:
         final = checkpoint_path(output_dir, step)
-        _sound.add(_identity(final))
+        mark_intact(final)
         if keep is not None:
             _rotate(output_dir, final, keep)
 
@@ -189,12 +96,12 @@ def checkpoint_bytes(trained: Mapping[str, ModelAndOptimizer]) -> int:
 
 
 def load_state(folder: Path, trained: Mapping[str, ModelAndOptimizer], quiet: bool = False) -> dict:
-    """Gives the optimizers what was saved; returns the state. The models' weights were loaded from the folder before.
+    """Restores the optimizers; returns the state. The models' weights must have been loaded before.
 
-    Moving averages that the checkpoint does not have start from its weights; that is said, unless `quiet`.
+    If the checkpoint has no moving averages, they start from its weights; a note says so, unless `quiet`.
 
     Raises:
-        UserError: the checkpoint is of another model.
+        UserError: the checkpoint belongs to another model.
     """
     state = read_state(folder)
     for prefix, (_, optimizer) in trained.items():
@@ -221,7 +128,7 @@ def _save_model(folder: Path, model: PretrainedModel, weights: Mapping[str, Lazy
 
 
 def _write(path: Path, tensors: Mapping[str, LazyTensor], is_main: bool) -> None:
-    """Reading a divided tensor takes all processes, so those that do not write read too."""
+    """Gathering a sharded tensor takes all processes, so those that do not write read it, too."""
     if is_main:
         write_safetensors(path, tensors)
         return
@@ -231,7 +138,7 @@ def _write(path: Path, tensors: Mapping[str, LazyTensor], is_main: bool) -> None
 
 @contextmanager
 def _new_folder(output_dir: Path, step: int, is_main: bool) -> Iterator[Path]:
-    """A folder that gets its name when it is complete and on the disk."""
+    """A folder that gets its name when it is complete and flushed to the disk."""
     final = checkpoint_path(output_dir, step)
     folder = final.with_name(final.name + UNFINISHED)
     if is_main:
@@ -244,12 +151,12 @@ def _new_folder(output_dir: Path, step: int, is_main: bool) -> Iterator[Path]:
     except BaseException:
         if is_main:
             with suppress(OSError):
-                _clean(output_dir)  # a full disk is full of the unfinished one
+                _clean(output_dir)  # if the disk is full, this frees the space of the unfinished one
         raise
 
 
 def _clean(output_dir: Path) -> None:
-    """Removes what an interrupted save left, and gives a checkpoint that it was replacing its name back."""
+    """Removes the files of an interrupted save, and restores the name of a checkpoint that it was replacing."""
     for unfinished in output_dir.glob(f"checkpoint-*{UNFINISHED}"):
         _remove(unfinished)
     for replaced in output_dir.glob(f"checkpoint-*{REPLACED}"):
@@ -263,8 +170,8 @@ def _clean(output_dir: Path) -> None:
 
 
 def _finish(folder: Path, final: Path) -> None:
-    """Adds the checksums, brings all to the disk, and renames; a checkpoint of the same step goes after that."""
-    lines = [f"{_checksum(folder / name)}  {name}\n" for name in _present(folder)]
+    """Adds the checksums, flushes all files, and renames the folder; then removes a checkpoint of the same step."""
+    lines = [f"{checksum(folder / name)}  {name}\n" for name in list_files(folder)]
     (folder / SUMS).write_text("".join(lines), encoding="utf-8")
     for path in [*folder.rglob("*"), folder]:
         sync(path)
@@ -283,23 +190,23 @@ def _finish(folder: Path, final: Path) -> None:
 
 
 def _rotate(output_dir: Path, newest: Path, keep: int) -> None:
-    """Keeps the one just written and, of the others, those of the `keep` - 1 that were written last and are sound."""
+    """Keeps the newest and, of the others, the `keep` - 1 intact ones that were written last."""
     kept = 1
     for path in checkpoints(output_dir):
         if path == newest:
             continue
         if kept >= keep:
             _discard(path)
-        elif _is_sound(path):
+        elif is_intact(path):
             kept += 1
         else:
-            print(f"note: {path} is damaged and was written before {newest.name}; removing it", file=sys.stderr)
+            print(f"note: {path} is corrupt and was written before {newest.name}; removing it", file=sys.stderr)
             _discard(path)
 
 
 def _discard(path: Path) -> None:
-    """Removes a checkpoint; under another name first, so that no half of it passes for one. Failing is no reason to end
-    a run."""
+    """Removes a checkpoint, under another name, so that an incomplete one does not count. A failure does not end the
+    run."""
     try:
         if path.is_symlink():
             path.unlink()
@@ -312,81 +219,8 @@ def _discard(path: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    """Removes a folder, a file, or a link (not what it leads to)."""
+    """Removes a folder, a file, or a link (not its target)."""
     if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink()
-
-
-def free_name(path: Path) -> Path:
-    """A name beside `path` for what has to make room for it."""
-    number = 1
-    while os.path.lexists(aside := path.with_name(f"{path.name}.aside{number}")):
-        number += 1
-    return aside
-
-
-def _serial(folder: Path, unreadable: float) -> float:
-    """The serial number, 0 for checkpoints of versions that gave none, `unreadable` if there is no telling."""
-    try:
-        serial = read_state(folder).get("serial", 0)
-    except (OSError, ValueError):
-        return unreadable
-    return serial if isinstance(serial, int) else unreadable
-
-
-def _files(state: Mapping) -> list[str]:
-    """The files that a checkpoint must have. Earlier versions wrote no list; then it is what every checkpoint has."""
-    if "files" not in state:
-        return [
-            f"{prefix}{name}"
-            for prefix in state.get("optimizers", ())
-            for name in ("model/config.json", f"model/{WEIGHTS_NAME}", "optimizer.safetensors")
-        ]
-    files = state["files"]
-    if not isinstance(files, list) or not all(isinstance(name, str) for name in files):
-        raise UserError(f"{STATE} does not list the files")
-    return files
-
-
-def _read_sums(folder: Path) -> dict[str, str]:
-    """Name -> checksum. Names that lead out of the folder are an error."""
-    try:
-        lines = (folder / SUMS).read_text(encoding="utf-8").splitlines()
-        sums = {name: checksum for checksum, name in (line.split("  ", 1) for line in lines)}
-    except ValueError as error:
-        raise UserError(f"{SUMS} is damaged") from error
-    for name in sums:
-        if Path(name).is_absolute() or ".." in Path(name).parts:
-            raise UserError(f"{SUMS} is damaged")
-    return sums
-
-
-def _is_sound(folder: Path) -> bool:
-    """Whether a checkpoint is sound; the files are read once only, as long as none changes."""
-    identity = _identity(folder)
-    if identity not in _sound and damage(folder) is None:
-        _sound.add(identity)
-    return identity in _sound
-
-
-def _identity(folder: Path) -> tuple:
-    """Changes if a file is added, removed or written to."""
-    status = {name: (folder / name).stat() for name in _present(folder)}
-    return (str(folder), *((name, one.st_ino, one.st_size, one.st_mtime_ns) for name, one in status.items()))
-
-
-def _present(folder: Path) -> list[str]:
-    """The files in a folder, at any depth, sorted."""
-    return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def _checksum(path: Path) -> str:
-    if path.exists() and not path.is_file():  # reading a pipe or a device might not end
-        raise UserError(f"{path.name} is not a file")
-    with open(path, "rb") as file:
-        checksum = hashlib.sha256()
-        while piece := file.read(1 << 22):
-            checksum.update(piece)
-    return checksum.hexdigest()

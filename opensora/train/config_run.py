@@ -1,4 +1,4 @@
-"""Training by a config file, of both families, on the project's one trainer."""
+"""Training from a config file, for both model families, with the project's one trainer."""
 
 from __future__ import annotations
 
@@ -23,7 +23,8 @@ from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, chec
 from opensora.schedulers import SCHEDULERS
 from opensora.train.adamw import AdamW
 from opensora.train.arguments import check_arguments, recorded
-from opensora.train.checkpoint import checkpoints, damage, find_checkpoint, load_state
+from opensora.train.checkpoint import load_state
+from opensora.train.checkpoint_folder import checkpoints, find_checkpoint, find_corruption
 from opensora.train.ema import EMA
 from opensora.train.objective import ObjectiveOptions
 from opensora.train.stdit import STDiTTraining, STDiTTrainOptions
@@ -43,22 +44,22 @@ FAMILIES = {
     PLAN: {VAE: tuple(VAES), TEXT_ENCODER: ("mt5", "t5"), SCHEDULER: tuple(SCHEDULERS), DATASET: ("T2VDataset",)},
 }
 NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "dataset.type", "outputs", "lr")
-# `plugin` -> what ZeRO divides over the processes.
+# `plugin` -> ZeRO stage.
 PLUGINS = {"ddp": 0, "zero1": 1, "zero2": 2, "zero2-seq": 2, "zero3": 3}
-# Fields that have no effect on the training of a model, and the values that ask for none.
-UNREAD = {
+# Fields that have no effect on the training of a model, and their accepted values.
+UNREAD: dict[str, dict[str, Any]] = {
     STDIT: {"gradient_accumulation_steps": 1, "validate": False},
     PLAN: {"bucket_config": None, "mask_ratios": None, "validate": False},
 }
-# Samplers of Open-Sora-Plan whose weights were trained in a way of their own.
+# Samplers of Open-Sora-Plan whose weights were trained with another objective.
 OBJECTIVES = {"CogVideoX": {"cogvideox_scheduler": True}, "FlowMatchEulerDiscrete": {"rf_scheduler": True}}
 
 
 def run(config: Mapping[str, Any], device: Device) -> None:
-    """Trains as a config of `parse_configs` says.
+    """Trains from a config of `parse_configs`.
 
     Raises:
-        UserError, OSError: what is wrong with the config or its files, before models are loaded where that is known.
+        UserError, OSError: an invalid config or file; before models are loaded, as far as possible.
     """
     check_fields(config, NEEDED)
     check_family(config, FAMILIES)
@@ -81,6 +82,7 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     )
     if checkpoint is not None and not config.get("start_from_scratch"):
         check_arguments(checkpoint, arguments, config.get("allow_changed_arguments", False), quiet=not device.is_main)
+    training: Training
     if isinstance(options, STDiTTrainOptions):
         training = STDiTTraining(options, config, device, world, checkpoint)
     else:
@@ -96,16 +98,16 @@ def run(config: Mapping[str, Any], device: Device) -> None:
 
 
 def _check_unread(config: Mapping[str, Any]) -> None:
-    """Raises UserError for fields that the config's model cannot follow, and for unknown fields of its parts."""
+    """Raises UserError for fields that the config's model does not support, and for unknown fields of components."""
     is_stdit, model = config["model"]["type"] == STDIT, config["model"]["type"]
-    for name, nothing in UNREAD[model].items():
-        if config.get(name) and config[name] != nothing:
+    for name, accepted in UNREAD[model].items():
+        if config.get(name) and config[name] != accepted:
             raise UserError(f"{name} {config[name]!r} has no effect on the training of {model}; leave it out")
-    for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` has the rest
+    for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` checks others
         check_part(config[kind], kind)
     if is_stdit and config.get("bucket_config") and config.get("batch_size"):
         print(
-            f"note: batch_size {config['batch_size']} has no effect: bucket_config has the sizes of batches",
+            f"note: batch_size {config['batch_size']} has no effect: bucket_config contains the batch sizes",
             file=sys.stderr,
         )
 
@@ -118,8 +120,8 @@ def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptio
 
 
 def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
-    """The options of train_t2v_diffusers.py, from a config. `dataset` has the fields of `T2VDataOptions`, `scheduler`
-    those of `ObjectiveOptions`, `model` keys of the model's config.json."""
+    """The options of train_t2v_diffusers.py from a config. `dataset` has the fields of `T2VDataOptions`, `scheduler`
+    those of `ObjectiveOptions`, `model` the keys of the model's config.json."""
     dataset, scheduler, model, vae, text_encoder = (
         dict(config[name]) for name in ("dataset", "scheduler", "model", "vae", "text_encoder")
     )
@@ -134,9 +136,10 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
         dataset["data"] = dataset.pop("data_path")
     check_fields({"dataset": dataset, "config": config.get("config")}, ["dataset.data"])
     data = fill(T2VDataOptions, {**dataset, "sp_size": sp_size, "model_max_length": length}, "T2VDataset")
-    name, pretrained = model.pop("type"), model.pop("from_pretrained", None)
+    preset: Optional[str] = model.pop("type")
+    pretrained = model.pop("from_pretrained", None)
     if pretrained is not None and (Path(pretrained) / "config.json").is_file():
-        name = None  # the weights' own configuration counts
+        preset = None  # the configuration of the weights is used
     return T2VTrainOptions(
         data=data,
         objective=objective,
@@ -144,7 +147,7 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
         ae_path=vae["from_pretrained"],
         enable_tiling=vae.get("enable_tiling", False),
         text_encoder_name_1=text_encoder["from_pretrained"],
-        model=name,
+        model=preset,
         pretrained=pretrained,
         model_changes={**model, "prediction_type": None if objective.rf_scheduler else objective.prediction_type},
         train_batch_size=config.get("batch_size") or 1,
@@ -161,7 +164,7 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
 
 
 def fill(options: type, values: Mapping[str, Any], where: str) -> Any:
-    """The dataclass with these fields; ValueError, with the names there are, for one that it has not."""
+    """The dataclass with these fields; UserError, with the known names, for an unknown field."""
     known = [field.name for field in fields(options)]
     for name in values:
         if name not in known:
@@ -172,11 +175,10 @@ def fill(options: type, values: Mapping[str, Any], where: str) -> Any:
 
 
 def trainer_options(config: Mapping[str, Any], output_dir: Path, training: Training) -> TrainerOptions:
-    """Ends after `max_train_steps`, or after `epochs` as long as the first."""
+    """The options of the run: `max_train_steps`, or `epochs` times the steps of the first epoch."""
     steps = config.get("max_train_steps")
     if steps is None:
-        sampler = training.loader.sampler
-        steps = len(sampler) * config.get("epochs", 1000)
+        steps = len(training.loader.sampler) * config.get("epochs", 1000)
     every = config.get("ckpt_every") or 0
     return TrainerOptions(
         str(output_dir),
@@ -189,11 +191,11 @@ def trainer_options(config: Mapping[str, Any], output_dir: Path, training: Train
 
 
 def find_load(load: Optional[str]) -> Optional[Path]:
-    """The sound checkpoint that `load` means: itself, or the newest in that folder of a run.
+    """The checkpoint at `load`: that folder itself, or the newest intact one in that folder of a run.
 
     Raises:
         FileNotFoundError: no such folder.
-        UserError: it is damaged, or no checkpoint.
+        UserError: it is corrupt, or not a checkpoint.
     """
     if load is None:
         return None
@@ -201,34 +203,34 @@ def find_load(load: Optional[str]) -> Optional[Path]:
         raise FileNotFoundError(f"load {load}: no such folder")
     if checkpoints(load):
         return find_checkpoint(load, "latest")
-    reason = damage(Path(load))
+    reason = find_corruption(Path(load))
     if reason:
-        raise UserError(f"load {load}: no sound checkpoint, nor a folder of such: {reason}")
+        raise UserError(f"load {load}: neither an intact checkpoint nor a folder of checkpoints: {reason}")
     return Path(load)
 
 
 def new_folder(outputs: str, model: str, world: World) -> Path:
-    """Makes outputs/NNN-MODEL, numbered consecutively. The first process decides for all: they may see different
+    """Creates outputs/NNN-MODEL, numbered consecutively. The first process chooses for all: they may see different
     folders."""
     number, model = 0, model.replace("/", "-")
     if world.rank == 0:
         Path(outputs).mkdir(parents=True, exist_ok=True)
         present = [path.name for path in Path(outputs).iterdir()]
         number = len(present)
-        while any(name.startswith(f"{number:03d}-") for name in present):  # where others were removed
+        while any(name.startswith(f"{number:03d}-") for name in present):  # others were removed
             number += 1
         while True:
             try:
                 (Path(outputs) / f"{number:03d}-{model}").mkdir()
                 break
-            except FileExistsError:  # of a run that starts at the same time
+            except FileExistsError:  # another run started at the same time
                 number += 1
-    number = int(world.sum(Tensor([float(number)])).asnumpy()[0])
+    number = int(world.all_reduce(Tensor([float(number)])).asnumpy()[0])
     return Path(outputs) / f"{number:03d}-{model}"
 
 
 def start_records(output_dir: Path, config: Mapping[str, Any]) -> None:
-    """Writes the config into the folder; with `wandb` the curves are copied there, too."""
+    """Writes the config into the folder; with `wandb`, the curves are also sent to wandb."""
     with atomic_write(output_dir / "config.txt") as temporary:
         temporary.write_text(json.dumps(config, indent=4, default=str), encoding="utf-8")
     if config.get("wandb"):

@@ -36,5 +36,5 @@ class EMA:
         return min(self.ema_decay, (1 + s) / (10 + s)) if s else 0.0
 
     def update(self, shadow: Tensor, weights: Tensor, update: int) -> None:
-        """Changes `shadow` in place."""
+        """Updates `shadow` in place."""
         updates.lerp_(shadow, weights, 1 - self.decay(update))

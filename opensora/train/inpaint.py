@@ -1,4 +1,4 @@
-"""Training of the inpaint model: image to video, transitions, continuations."""
+"""Training of the inpaint model: image to video, transitions, video continuation."""
 
 from __future__ import annotations
 
@@ -28,8 +28,9 @@ class InpaintTrainOptions(T2VTrainOptions):
 
 
 class InpaintTraining(T2VTraining):
-    """`T2VTraining` with known frames: the model sees their latents and the mask beside the noisy latents."""
+    """`T2VTraining` with conditioning frames: their latents and the mask are concatenated with the noisy latents."""
 
+    options: InpaintTrainOptions
     model_class = OpenSoraInpaint_v1_3
     dataset_class = InpaintDataset
 
@@ -37,7 +38,7 @@ class InpaintTraining(T2VTraining):
         return OpenSoraInpaint_v1_3.init_from(source, self.device.dtype, config)
 
     def condition(self, batch: Mapping, generators: Sequence[np.random.Generator]) -> Tensor:
-        """Latents of the known frames and the compressed mask, (B, C + 4, t, h, w)."""
+        """Latents of the conditioning frames and the compressed mask, (B, C + 4, t, h, w)."""
         b, _, t, h, w = batch["pixels"].shape
         masks = batch["known_mask"].reshape(b, 1, t, 1, 1)
         known = mask_pixels(batch["pixels"], masks)

@@ -1,4 +1,4 @@
-"""Learning-rate schedules by their names in diffusers; steps are optimizer steps."""
+"""Learning-rate schedules with their names in diffusers; steps are optimizer steps."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ def _cosine(progress: float) -> float:
     return 0.5 * (1 + math.cos(math.pi * progress))
 
 
-# From the end of warm-up to the last step, progress 0 to 1 and beyond: the factor of the base learning rate.
+# The factor of the base learning rate; progress is 0 at the end of the warm-up and 1 at the last step.
 DECAYS = {
     "constant": lambda progress: 1.0,
     "constant_with_warmup": lambda progress: 1.0,
@@ -27,11 +27,11 @@ DECAYS = {
 def learning_rate(schedule: str, step: int, base: float, warmup_steps: int, total_steps: int) -> float:
     """The learning rate of optimizer step `step`, counted from 0.
 
-    It rises from 0 in `warmup_steps` ("constant": is there at once), then falls as `schedule` says, to 0 (polynomial:
+    It rises linearly from 0 during `warmup_steps` (except for "constant"), then follows `schedule` to 0 (polynomial:
     to 1e-7) at `total_steps`.
 
     Raises:
-        UserError: an unknown schedule, or a polynomial one from below its end.
+        UserError: an unknown schedule, or a polynomial one whose base is not above its end.
     """
     if schedule not in DECAYS:
         raise UserError(f"--lr_scheduler {schedule} is not one of {', '.join(DECAYS)}")
@@ -41,5 +41,5 @@ def learning_rate(schedule: str, step: int, base: float, warmup_steps: int, tota
     if schedule != "polynomial":
         return base * factor
     if base <= POLYNOMIAL_END:
-        raise UserError(f"--learning_rate {base}: the polynomial schedule needs more than {POLYNOMIAL_END}, its end")
+        raise UserError(f"--learning_rate {base}: the polynomial schedule ends at {POLYNOMIAL_END} and needs more")
     return POLYNOMIAL_END + (base - POLYNOMIAL_END) * factor

@@ -1,4 +1,4 @@
-"""What a run tells: a line on the screen, a row of a table, a point of a curve."""
+"""The log of a run: lines on stderr, `train_log.csv` and TensorBoard events."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ import mindspore as ms
 import numpy as np
 from tensorboardX import SummaryWriter
 
-from opensora.train.checkpoint import free_name
+from opensora.train.checkpoint_folder import free_name
 from opensora.utils.files import atomic_write
 
 TABLE, VALIDATION = "train_log.csv", "result_val.log"
 
 
 class TrainingLog:
-    """Written by one process: the screen, `train_log.csv`, `result_val.log` and TensorBoard's events.
+    """Writes to stderr, `train_log.csv`, `result_val.log` and TensorBoard event files; one process has it.
 
-    A resumed run continues the table, without the rows of later steps than its checkpoint's and without damaged rows.
+    A resumed run continues the table after the step of its checkpoint; later and corrupt rows are removed.
     """
 
     def __init__(self, output_dir: Union[str, Path], first_step: int, total_steps: int):
@@ -39,8 +39,11 @@ class TrainingLog:
         self.events = SummaryWriter(str(self.output_dir / "tensorboard"), purge_step=first_step + 1)
 
     def step(self, step: int, values: Mapping[str, Optional[float]], show: bool) -> None:
-        """The values of an optimizer step, None for those that do not exist yet; `show`: their means since the last
-        line go to the screen."""
+        """Logs the values of an optimizer step; None for values that do not exist yet.
+
+        Args:
+            show: print the means since the last printed line.
+        """
         self.table.add(step, values)
         for name, value in values.items():
             if value is not None and math.isfinite(value):
@@ -59,15 +62,15 @@ class TrainingLog:
                 flush=True,
             )
 
-    def validation(self, step: int, values: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None:
-        """Results on held-out data; pictures are uint8 (H, W, 3)."""
-        text = " | ".join(f"{name} {value:.6g}" for name, value in values.items())
+    def validation(self, step: int, metrics: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
+        """Logs metrics on held-out data, and images uint8 (H, W, 3)."""
+        text = " | ".join(f"{name} {value:.6g}" for name, value in metrics.items())
         with open(self.output_dir / VALIDATION, "a") as file:
             file.write(f"step {step} | {text}\n")
-        for name, value in values.items():
+        for name, value in metrics.items():
             self.events.add_scalar(f"validation/{name}", value, step)
-        for name, picture in pictures.items():
-            self.events.add_image(name, picture, step, dataformats="HWC")
+        for name, image in images.items():
+            self.events.add_image(name, image, step, dataformats="HWC")
         self.events.flush()
         print(f"validation at step {step} | {text}", file=sys.stderr, flush=True)
 
@@ -76,7 +79,7 @@ class TrainingLog:
 
 
 def peak_memory() -> int:
-    """Bytes: of the device, or of the process where that is the host."""
+    """Peak memory in bytes: of the device, or of the process on a CPU."""
     if ms.get_context("device_target") == "CPU":
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return ms.runtime.max_memory_allocated()
@@ -85,33 +88,34 @@ def peak_memory() -> int:
 class Table:
     """A csv file with a row for each step; a value that does not exist yet is an empty cell.
 
-    The run that resumes after `last_step` drops the rows of later steps, and damaged rows, which it names on stderr. A
-    table of another run (`last_step` is 0) and a file whose first line is damaged are renamed.
+    The run that resumes after `last_step` removes the rows of later steps, and corrupt rows, which it lists on stderr.
+    The table of another run (`last_step` is 0) and a file with a corrupt first line are renamed.
     """
 
     def __init__(self, path: Path, last_step: int):
-        self.path, self.columns = path, None
+        self.path = path
+        self.columns: list[str] = []
         if not path.exists() or not path.stat().st_size:
             return
         header, *lines = io.StringIO(path.read_bytes().decode("utf-8", "replace"), newline="\n")
         columns = header.strip().split(",")
         if columns[0] != "step" or not header.endswith("\n") or (last_step == 0 and lines):
-            reason = "is of another run" if columns[0] == "step" and lines else "begins with a damaged line"
+            reason = "is of another run" if columns[0] == "step" and lines else "begins with a corrupt line"
             aside = free_name(path)
             os.replace(path, aside)
             print(f"note: {path} {reason}; it was renamed to {aside.name}", file=sys.stderr)
             return
         rows = [_parse_row(line, columns) for line in lines]
-        damaged = [number for number, row in enumerate(rows, 2) if row is None]
-        if damaged:
-            shown = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
-            print(f"note: {path}: left out {len(damaged)} damaged lines ({shown})", file=sys.stderr)
+        corrupt = [number for number, row in enumerate(rows, 2) if row is None]
+        if corrupt:
+            shown = ", ".join(map(str, corrupt[:10])) + (", ..." if len(corrupt) > 10 else "")
+            print(f"note: {path}: removed {len(corrupt)} corrupt lines ({shown})", file=sys.stderr)
         self.columns = columns
         self._rewrite([row for row in rows if row is not None and int(row["step"]) <= last_step])
 
     def add(self, step: int, values: Mapping[str, Optional[float]]) -> None:
         row = {"step": step, **{name: "" if value is None else repr(value) for name, value in values.items()}}
-        if self.columns is None:
+        if not self.columns:
             self.columns = list(row)
             self._rewrite([row])
             return
@@ -137,7 +141,7 @@ class Table:
 
 
 def _parse_row(line: str, columns: Sequence[str]) -> Optional[dict[str, str]]:
-    """A line of the table, None if it is damaged: an incomplete one, or one with something else than numbers."""
+    """A line of the table; None if it is corrupt: incomplete, or with values that are not numbers."""
     try:
         (cells,) = csv.reader([line])
         int(cells[0])
@@ -149,6 +153,6 @@ def _parse_row(line: str, columns: Sequence[str]) -> Optional[dict[str, str]]:
 
 
 def _mean(values: Sequence[Optional[float]]) -> Optional[float]:
-    """Of those that exist."""
+    """The mean of the values that exist, or None."""
     existing = [value for value in values if value is not None]
     return float(np.mean(existing)) if existing else None

@@ -1,14 +1,14 @@
-"""What a diffusion model learns: which timestep, how much noise, what to predict, what an error counts.
+"""The training objective of a diffusion model: timesteps, noise levels, prediction targets, loss weights.
 
-All of it is linear in the clean latents and the noise, so a sample's timestep becomes five numbers (`Coefficients`),
-computed on the host in float64; the device only mixes.
+Input and target are linear in the clean latents and the noise, so a timestep determines five numbers (`Coefficients`).
+They are computed on the host in float64; the device only applies them.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from statistics import NormalDist
-from typing import NamedTuple, Optional
+from typing import NamedTuple, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -58,7 +58,7 @@ class ObjectiveOptions:
 
 
 class Coefficients(NamedTuple):
-    """Of each sample, float32 (B,): input = signal x0 + noise eps, target = target_signal x0 + target_noise eps."""
+    """For each sample, float32 (B,): input = signal x0 + noise eps, target = target_signal x0 + target_noise eps."""
 
     timestep: np.ndarray
     signal: np.ndarray
@@ -69,7 +69,7 @@ class Coefficients(NamedTuple):
 
 
 class Diffusion:
-    """Noise by timesteps 0 ... 999 (Ho et al. 2020), weighted by min-SNR-gamma (Hang et al. 2023, section 3.4)."""
+    """Timesteps 0 ... 999 (Ho et al. 2020), weighted by min-SNR-gamma (Hang et al. 2023, section 3.4)."""
 
     def __init__(self, options: ObjectiveOptions):
         self.options = options
@@ -82,9 +82,12 @@ class Diffusion:
         self.alphas_cumprod = cumulative_alphas(*betas)
 
     def timesteps(self, uniform: np.ndarray, stratum: np.ndarray, strata: int) -> np.ndarray:
-        """(B,) numbers in [0, 1) -> (B,) timesteps, each within its sample's of `strata` equal parts of the range.
+        """(B,) numbers in [0, 1) -> (B,) timesteps, stratified over `strata` equal intervals.
 
-        A step's samples lie in different parts, so together they cover the whole range.
+        The samples of a step have different intervals, so together they cover the whole range.
+
+        Args:
+            stratum: (B,) the index of each sample's interval.
         """
         first, last = (TRAIN_TIMESTEPS * (stratum + end) / strata - 0.5 for end in (0, 1))
         return np.clip(np.rint(first + (last - first) * uniform), 0, TRAIN_TIMESTEPS - 1).astype(np.int64)
@@ -97,7 +100,7 @@ class Diffusion:
         return _coefficients(timesteps, signal, noise, *target[self.options.prediction_type], self.weights(alpha))
 
     def weights(self, alpha: np.ndarray) -> np.ndarray:
-        """min(SNR, gamma) over SNR (epsilon; 1 in the limit of no signal) or over SNR + 1 (velocity)."""
+        """min(SNR, gamma) / SNR (epsilon; 1 in the limit SNR -> 0) or min(SNR, gamma) / (SNR + 1) (velocity)."""
         gamma = self.options.snr_gamma
         if gamma is None:
             return np.ones_like(alpha)
@@ -109,13 +112,13 @@ class Diffusion:
 
 
 class RectifiedFlow:
-    """x = (1 - sigma) x0 + sigma eps, target eps - x0 (Liu et al. 2023); densities of sigma from Esser et al. 2024."""
+    """x = (1 - sigma) x0 + sigma eps, target eps - x0 (Liu et al. 2023); densities of sigma: Esser et al. 2024."""
 
     def __init__(self, options: ObjectiveOptions):
         self.options = options
 
     def timesteps(self, uniform: np.ndarray, stratum: np.ndarray, strata: int) -> np.ndarray:
-        """(B,) numbers in [0, 1) -> (B,) timesteps 1000 ... 1, dense where the weighting scheme has them."""
+        """(B,) numbers in [0, 1) -> (B,) timesteps 1000 ... 1, with the density of the weighting scheme."""
         options, u = self.options, (stratum + uniform) / strata
         if options.weighting_scheme == "logit_normal":
             u = 1 / (1 + np.exp(-(options.logit_mean + options.logit_std * _normal_quantile(u))))
@@ -131,7 +134,7 @@ class RectifiedFlow:
         return _coefficients(timesteps, 1 - sigma, sigma, -one, one, weight.get(self.options.weighting_scheme, one))
 
 
-def make_objective(options: ObjectiveOptions):
+def make_objective(options: ObjectiveOptions) -> Union[Diffusion, RectifiedFlow]:
     return RectifiedFlow(options) if options.rf_scheduler else Diffusion(options)
 
 
@@ -146,9 +149,12 @@ def _normal_quantile(u: np.ndarray) -> np.ndarray:
 class DenoisingLoss(nn.Cell):
     """The weighted squared error of a model's prediction, a scalar float32.
 
-    Arguments: clean latents and noise (B, C, T, H, W), the numbers of `Coefficients` as Tensors (B,), the text
-    (B, 1, L, D) and its mask (B, 1, L), the mask of the latents (B, T, H, W) or None, and what an image-to-video
-    model is given beside the noisy latents (B, C', T, H, W) or None.
+    Args:
+        x0, eps: clean latents and noise (B, C, T, H, W).
+        timestep, signal, noise, target_signal, target_noise, weight: `Coefficients` as Tensors (B,).
+        text, text_mask: (B, 1, L, D) and (B, 1, L).
+        mask: of the latents, (B, T, H, W), or None.
+        condition: conditioning of an inpaint model, (B, C', T, H, W), concatenated with the noisy latents, or None.
     """
 
     def __init__(self, model: nn.Cell):
@@ -178,12 +184,12 @@ class DenoisingLoss(nn.Cell):
 
 
 def mix(a: Tensor, x: Tensor, b: Tensor, y: Tensor) -> Tensor:
-    """a x + b y for numbers (B,) and tensors (B, C, T, H, W), in float32."""
+    """a x + b y for a, b (B,) and x, y (B, C, T, H, W), in float32."""
     return a.reshape(-1, 1, 1, 1, 1) * x.astype(ms.float32) + b.reshape(-1, 1, 1, 1, 1) * y.astype(ms.float32)
 
 
 def weighted_error(prediction: Tensor, target: Tensor, weight: Tensor, mask: Optional[Tensor]) -> Tensor:
-    """The mean of weight (prediction - target)^2 over what is visible; the weights are not part of the divisor."""
+    """The mean of weight (prediction - target)^2 over unmasked positions; not divided by the sum of the weights."""
     error = weight.reshape(-1, 1, 1, 1, 1) * (prediction.astype(ms.float32) - target) ** 2
     if mask is None:
         return error.mean()

@@ -1,4 +1,4 @@
-"""Training of STDiT2, Open-Sora v1.1's transformer, by a config file."""
+"""Training of STDiT2, the transformer of Open-Sora v1.1, from a config file."""
 
 from __future__ import annotations
 
@@ -27,10 +27,10 @@ from opensora.train.adamw import AdamW
 from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
 from opensora.train.optimizer import Optimizer
-from opensora.train.t2v import draw
-from opensora.train.trainer import Report
+from opensora.train.t2v import sample_noise
+from opensora.train.trainer import StepResult
 
-OWN_SEED = 1024  # of initial weights, timesteps and noise; a config's seed is that of its data
+MODEL_SEED = 1024  # of initial weights, timesteps and noise; the `seed` of a config is for the data
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,7 @@ class STDiTTrainOptions:
     """Fields of a training config, by their names there.
 
     Raises:
-        UserError: fields that cannot be, or contradict.
+        UserError: invalid or contradictory fields.
     """
 
     dataset: Mapping[str, Any]
@@ -56,31 +56,32 @@ class STDiTTrainOptions:
     def __post_init__(self):
         variable = self.dataset["type"] == "VariableVideoTextDataset"
         if variable and self.bucket_config is None:
-            raise UserError("VariableVideoTextDataset needs bucket_config, which says what its samples are made to")
+            raise UserError("VariableVideoTextDataset needs bucket_config, which lists the shapes of its samples")
         if not variable and self.bucket_config is not None:
             raise UserError(
                 f"bucket_config is for VariableVideoTextDataset; samples of {self.dataset['type']} have one shape"
             )
-        if not variable and (self.batch_size or 0) < 1:
-            raise UserError(f"batch_size {self.batch_size}: {self.dataset['type']} needs a number from 1 on")
-        if self.sp_size < 1 or (not variable and self.batch_size % self.sp_size):
+        batch_size = self.batch_size or 0
+        if not variable and batch_size < 1:
+            raise UserError(f"batch_size {self.batch_size}: {self.dataset['type']} needs 1 or more")
+        if self.sp_size < 1 or (not variable and batch_size % self.sp_size):
             raise UserError(
-                f"sp_size {self.sp_size} does not divide the batch_size {self.batch_size}, which as many "
-                f"processes share"
+                f"sp_size {self.sp_size} does not divide the batch_size {self.batch_size}; sp_size processes share a "
+                f"batch"
             )
 
 
 class STDiTTraining:
     """See `opensora.train.trainer.Training`; there is no validation.
 
-    STDiT2 knows no sequence parallelism: `sp_size` neighbouring processes share the samples of a batch.
+    STDiT2 has no sequence parallelism: `sp_size` consecutive ranks share the samples of a batch.
 
     Args:
         config: with `model`, `vae`, `text_encoder` and `scheduler`.
-        checkpoint: its weights are taken instead of the pretrained ones.
+        checkpoint: replaces the pretrained weights.
 
     Raises:
-        UserError, OSError: what is wrong with the options or the data, before models are loaded.
+        UserError, OSError: invalid options or data, before models are loaded.
     """
 
     def __init__(
@@ -101,13 +102,13 @@ class STDiTTraining:
 
         if checkpoint is not None:
             config = {**config, "model": {**config["model"], "from_pretrained": str(checkpoint / "model")}}
-        set_seed(OWN_SEED)
+        set_seed(MODEL_SEED)
         self.pipeline = STDiTPipeline.from_config(config, device.dtype)
         model = self.pipeline.transformer.set_train()
         self.dropout = model.config.class_dropout_prob
-        model.y_embedder.dropout = 0.0  # drawn here, so that it follows from the sample's seed, too
+        model.y_embedder.dropout = 0.0  # drawn in `inputs`, so that it depends on the sample's seed, too
         self.loss = TrainingLoss(model, self.pipeline.scheduler)
-        # Without weight decay, and with averages that begin at once.
+        # Without weight decay and without warm-up of the moving averages.
         self.optimizer = Optimizer(
             model,
             AdamW(adam_epsilon=1e-8, adam_weight_decay=0.0),
@@ -121,22 +122,13 @@ class STDiTTraining:
         self.batch, self.samples_per_step = 0, 0
         self.batches = iter(self.loader)
 
-    @property
-    def wait_seconds(self) -> float:
-        return self.loader.wait_seconds
-
-    @property
-    def steps_per_epoch(self) -> int:
-        """Of the present one; the draws of buckets make others a little longer or shorter."""
-        return len(self.loader.sampler)
-
     def make_sampler(self, dataset: VideoTextDataset, show: bool) -> Sampler:
+        """The sampler of the dataset; `show`: print the table of buckets."""
         options, world = self.options, self.world
         if not isinstance(dataset, VariableVideoTextDataset):
-            return BatchSampler(
-                [np.arange(len(dataset))], options.batch_size // options.sp_size, world.rank, world.size, options.seed
-            )
-        buckets = Buckets(options.bucket_config)
+            batch_size = (options.batch_size or 0) // options.sp_size
+            return BatchSampler([np.arange(len(dataset))], batch_size, world.rank, world.size, options.seed)
+        buckets = Buckets(options.bucket_config or {})
         group, part = divmod(world.rank, options.sp_size)
         sampler = BucketSampler(
             dataset.shapes,
@@ -151,36 +143,30 @@ class STDiTTraining:
             print(buckets.table(sampler.assigned(0)), flush=True)
         return sampler
 
-    def step(self, learning_rate: float) -> Report:
+    def step(self, learning_rate: float) -> StepResult:
         batch = next(self.batches)
         self.samples_per_step = self.world.size * len(batch["text"])
         loss = self.optimizer.backward(self.loss, *self.inputs(batch))
         self.batch += 1
-        (loss,) = self.world.mean(loss.reshape(1))
+        (loss,) = self.world.all_reduce_mean(loss.reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
-        return Report({"loss": float(loss)}, norm, applied)
+        return StepResult({"loss": float(loss)}, norm, applied)
 
     def inputs(self, batch: Mapping) -> tuple:
-        """What `TrainingLoss` takes. What is random follows from the batch's number and the sample's place among those
-        of all processes."""
-        generators = [np.random.default_rng([OWN_SEED, self.batch, int(place)]) for place in batch["positions"]]
+        """The inputs of `TrainingLoss`. Random values depend on the batch's number and the sample's position among
+        those of all processes."""
+        generators = [np.random.default_rng([MODEL_SEED, self.batch, int(position)]) for position in batch["positions"]]
         uniform, text_draws = (np.array([generator.random() for generator in generators]) for _ in range(2))
         frames, mask = batch["video"].shape[2], None
         if self.masks is not None:
-            mask = Tensor(
-                np.stack(
-                    [
-                        self.masks.draw(frames, random.Random(int(generator.integers(1 << 63))))
-                        for generator in generators
-                    ]
-                ).astype(np.float32)
-            )
+            seeds = [int(generator.integers(1 << 63)) for generator in generators]
+            masks = [self.masks.draw(frames, random.Random(seed)) for seed in seeds]
+            mask = Tensor(np.stack(masks).astype(np.float32))
         pipeline = self.pipeline
-        draws = FrameNoise(
-            draw(generators, pipeline.latent_shape(batch["video"].shape[2:])), pipeline.vae.config.micro_batch_size
-        )
-        latents = pipeline.vae.encode(Tensor(batch["video"]), draws)
-        noise = Tensor(draw(generators, latents.shape[1:]))
+        encoder_noise = sample_noise(generators, pipeline.latent_shape(batch["video"].shape[2:]))
+        frame_noise = FrameNoise(encoder_noise, pipeline.vae.config.micro_batch_size)
+        latents = pipeline.vae.encode(Tensor(batch["video"]), frame_noise)
+        noise = Tensor(sample_noise(generators, latents.shape[1:]))
         timesteps = Tensor(pipeline.scheduler.timesteps(uniform))
         return (
             latents,
@@ -192,17 +178,20 @@ class STDiTTraining:
         )
 
     def text(self, batch: Mapping, dropped: np.ndarray) -> tuple[Tensor, Tensor]:
-        """States (B, 1, L, D), those of no prompt where it is dropped, and mask (B, L)."""
+        """States (B, 1, L, D), with the unconditional ones for dropped captions, and mask (B, L)."""
         embedding = self.pipeline.text_encoder(batch["text"])
         states = embedding.states[:, None]
         if dropped.any():
             states[dropped] = self.pipeline.transformer.null_text(1).float().asnumpy()
         return Tensor(states), Tensor(embedding.mask)
 
-    def position(self) -> dict:
+    def state_dict(self) -> dict:
         return {"sampler": self.loader.sampler.state_dict(), "batch": self.batch}
 
-    def restore(self, position: dict) -> None:
-        self.loader.sampler.load_state_dict(position["sampler"])
-        self.batch = position["batch"]
+    def load_state_dict(self, state: dict) -> None:
+        self.loader.sampler.load_state_dict(state["sampler"])
+        self.batch = state["batch"]
         self.batches = iter(self.loader)
+
+    def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
+        raise UserError("the training of STDiT2 has no validation; leave out validate")

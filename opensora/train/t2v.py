@@ -34,10 +34,10 @@ from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
 from opensora.train.objective import DenoisingLoss, ObjectiveOptions, make_objective
 from opensora.train.optimizer import Optimizer
-from opensora.train.trainer import Report
+from opensora.train.trainer import StepResult
 
-TRAINING, VALIDATION = 0, 1  # what noise is for, part of its seed
-ATTENTION_MASK = -2  # its place among the inputs of the loss
+TRAINING, VALIDATION = 0, 1  # the purpose of noise, a component of its seed
+ATTENTION_MASK = -2  # its index among the inputs of the loss
 
 
 @dataclass(frozen=True)
@@ -93,43 +93,44 @@ class T2VTrainOptions:
 class T2VTraining:
     """See `opensora.train.trainer.Training`.
 
-    The processes of a sequence-parallel group each load a batch; then they go through the samples of all of them
-    together, `train_sp_batch_size` at a time, each a micro-step.
+    Each process of a sequence-parallel group loads a batch. The group then trains on the samples of all of them
+    together, in micro-batches of `train_sp_batch_size`.
 
     Args:
-        checkpoint: its weights are taken instead of `pretrained`'s.
+        checkpoint: replaces the pretrained weights.
     """
 
-    model_class = OpenSoraT2V_v1_3
-    dataset_class = T2VDataset
+    model_class: type[OpenSoraT2V_v1_3] = OpenSoraT2V_v1_3
+    dataset_class: type[T2VDataset] = T2VDataset
 
     def __init__(self, options: T2VTrainOptions, device: Device, world: World, checkpoint: Optional[Path]):
         self.options, self.device, self.world = options, device, world
         WFVAEModel.published_config(options.ae_path, "--ae_path")
-        if not options.data.text_embed_cache:
-            MT5EncoderModel.published_config(options.text_encoder_name_1, "--text_encoder_name_1")
+        text_encoder = None if options.data.text_embed_cache else options.text_encoder_name_1
+        if text_encoder is not None:
+            MT5EncoderModel.published_config(text_encoder, "--text_encoder_name_1")
         model = self.build_model(checkpoint)
         self.group = sequence_group(device, options.sp_size, model.config.num_attention_heads)
         if self.group.size > 1:
             model.parallelize(UlyssesSequenceParallel(self.group))
             self.gather = AllGather(self.group, 0)
-        # Before models that are large and frozen are loaded: what is wrong with the data shows at once.
-        tokenizer = None if options.data.text_embed_cache else Tokenizer(options.text_encoder_name_1)
+        # Before the large frozen models are loaded, so that errors in the data are reported at once.
+        tokenizer = None if text_encoder is None else Tokenizer(text_encoder)
         data = replace(options.data, total_batch_size=self.samples_per_step)
         self.loader = self.make_loader(data, tokenizer, options.train_batch_size)
-        self.val_loader = None
+        self.val_loader: Optional[Loader] = None
         if options.val_data is not None:
             self.val_loader = self.make_loader(options.val_data, tokenizer, options.val_batch_size)
         self.vae = get_vae(options.ae, options.ae_path, ms.float32 if options.vae_fp32 else device.dtype)
         self.vae.set_train(False).enable_tiling(options.enable_tiling)
         self.text_encoder = None
-        if tokenizer is not None:
-            self.text_encoder = MT5EncoderModel.from_pretrained(options.text_encoder_name_1, dtype=device.dtype)
+        if text_encoder is not None:
+            self.text_encoder = MT5EncoderModel.from_pretrained(text_encoder, dtype=device.dtype)
             self.text_encoder.set_train(False)
             width = self.text_encoder.config.d_model
             if width != model.config.caption_channels:
                 raise UserError(
-                    f"{options.text_encoder_name_1} has {width} channels, the transformer is made for "
+                    f"{text_encoder} has {width} channels, the transformer needs "
                     f"caption_channels {model.config.caption_channels}"
                 )
 
@@ -145,42 +146,41 @@ class T2VTraining:
             options.gradient_checkpointing,
         )
         self.trained = {"": ModelAndOptimizer(model, self.optimizer)}
-        self.batch, self.micro_batches_done = -1, self.slices_per_batch  # of the newest batch so many were trained on
-        self.sampler_before = self.loader.sampler.state_dict()
-        self.slices = self.training_slices(first=0)
+        # The latest batch, and how many of its micro-batches were trained on.
+        self.batch, self.micro_batches_done = -1, self.micro_batches_per_batch
+        self.sampler_before = self.loader.sampler.state_dict()  # of the latest batch
+        self.micro_batches = self.micro_batch_inputs(first=0)
 
     @property
-    def slice_size(self) -> int:
-        """Samples of a micro-step of a group."""
+    def micro_batch_size(self) -> int:
+        """Samples of a micro-batch of a group."""
         return self.options.train_batch_size if self.group.size == 1 else self.options.train_sp_batch_size
 
     @property
-    def slices_per_batch(self) -> int:
-        return self.group.size * self.options.train_batch_size // self.slice_size
+    def micro_batches_per_batch(self) -> int:
+        return self.group.size * self.options.train_batch_size // self.micro_batch_size
 
     @property
     def samples_per_step(self) -> int:
-        return self.slice_size * self.group.count * self.options.gradient_accumulation_steps
-
-    @property
-    def wait_seconds(self) -> float:
-        return self.loader.wait_seconds
+        return self.micro_batch_size * self.group.count * self.options.gradient_accumulation_steps
 
     def build_model(self, checkpoint: Optional[Path]) -> OpenSoraT2V_v1_3:
-        """The model of the flags, with the checkpoint's, the pretrained or random weights."""
+        """The model that the flags select, with the weights of the checkpoint, pretrained or random ones."""
         options = self.options
         if checkpoint is not None:
-            return self.continue_from(checkpoint)
+            return self.resume_from(checkpoint)
         if options.model in PRESETS and not options.model.startswith(self.model_class.__name__):
             raise UserError(f"--model {options.model}: this command trains {self.model_class.__name__}")
         source = options.pretrained
         if options.model in PRESETS:
             config = PRESETS[options.model]
         else:
-            config = read_config(options.model or source)
+            folder = options.model or source
+            assert folder is not None, "T2VTrainOptions requires one of the two"
+            config = read_config(folder)
             check_kind(
                 config,
-                options.model or source,
+                folder,
                 (self.model_class.__name__, OpenSoraT2V_v1_3.__name__),
                 "--model" if options.model else "--pretrained",
             )
@@ -189,20 +189,20 @@ class T2VTraining:
             return self.init_from(source, config)
         return self.model_class(**config).cast(self.device.dtype)
 
-    def continue_from(self, checkpoint: Path) -> OpenSoraT2V_v1_3:
-        """The model of a checkpoint, whose configuration counts; flags that say otherwise are an error."""
+    def resume_from(self, checkpoint: Path) -> OpenSoraT2V_v1_3:
+        """The model of a checkpoint; flags that differ from its configuration are an error."""
         source = checkpoint / "model"
         config = read_config(source)
         for name, value in self.options.model_changes.items():
             if config.get(name) != value:
                 raise UserError(
                     f"{checkpoint}: was trained with {name} {config.get(name)}, now it is {value}: resume "
-                    f"with the same flags, or begin a new run with --pretrained {source}"
+                    f"with the same flags, or start a new run with --pretrained {source}"
                 )
         return self.model_class.from_pretrained(source, self.device.dtype, config)
 
     def init_from(self, source: str, config: Mapping) -> OpenSoraT2V_v1_3:
-        """A model with those pretrained weights that it has; others start at random."""
+        """A model with those pretrained weights that fit it; the others are random."""
         model = self.model_class(**config).cast(self.device.dtype)
         state = open_state(find_weights(source))
         try:
@@ -213,8 +213,8 @@ class T2VTraining:
             ) from error
         if self.device.is_main and (missing or unexpected):
             print(
-                f"{source}: {len(missing)} parameters are not in it and start at random, {len(unexpected)} of its "
-                f"tensors are not used",
+                f"{source}: {len(missing)} parameters are not in it and are initialized randomly, {len(unexpected)} of "
+                f"its tensors are not used",
                 file=sys.stderr,
             )
         return model
@@ -226,56 +226,64 @@ class T2VTraining:
         sampler = BatchSampler(dataset.buckets, batch_size, world.rank, world.size, options.seed)
         return Loader(dataset, sampler, dataset.collate(batch_size), options.dataloader_num_workers)
 
-    def step(self, learning_rate: float) -> Report:
+    def step(self, learning_rate: float) -> StepResult:
         losses = []
         for _ in range(self.options.gradient_accumulation_steps):
-            losses.append(self.optimizer.backward(self.loss, *next(self.slices)))
-        (loss,) = self.world.mean(ops.stack(losses).mean().reshape(1))
+            losses.append(self.optimizer.backward(self.loss, *next(self.micro_batches)))
+        (loss,) = self.world.all_reduce_mean(ops.stack(losses).mean().reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
-        return Report({"loss": float(loss)}, norm, applied)
+        return StepResult({"loss": float(loss)}, norm, applied)
 
     @property
-    def sharing(self) -> list[int]:
-        """How a batch is shared, on which its slices depend."""
-        return [self.world.size, self.group.size, self.slice_size]
+    def parallel_layout(self) -> list[int]:
+        """The number of processes, the size of a group and of a micro-batch: they determine a batch's micro-batches."""
+        return [self.world.size, self.group.size, self.micro_batch_size]
 
-    def position(self) -> dict:
-        if self.micro_batches_done == self.slices_per_batch:
-            place = {"sampler": self.loader.sampler.state_dict(), "batch": self.batch + 1, "slices": 0}
+    def state_dict(self) -> dict:
+        if self.micro_batches_done == self.micro_batches_per_batch:
+            position = {"sampler": self.loader.sampler.state_dict(), "batch": self.batch + 1, "slices": 0}
         else:
-            place = {"sampler": self.sampler_before, "batch": self.batch, "slices": self.micro_batches_done}
-        return {**place, "sharing": self.sharing}
+            position = {"sampler": self.sampler_before, "batch": self.batch, "slices": self.micro_batches_done}
+        return {**position, "sharing": self.parallel_layout}
 
-    def restore(self, position: dict) -> None:
-        """A batch that was begun is gone on with; where it is shared in another way now, it is begun again."""
-        self.loader.sampler.load_state_dict(position["sampler"])
-        self.batch = position["batch"] - 1
-        self.slices = self.training_slices(first=position["slices"] if position["sharing"] == self.sharing else 0)
+    def load_state_dict(self, state: dict) -> None:
+        """Resumes in the middle of a batch; if the parallel layout has changed, restarts that batch."""
+        self.loader.sampler.load_state_dict(state["sampler"])
+        self.batch = state["batch"] - 1
+        self.micro_batches = self.micro_batch_inputs(
+            first=state["slices"] if state["sharing"] == self.parallel_layout else 0
+        )
 
-    def training_slices(self, first: int) -> Iterator[tuple]:
-        """The inputs of micro-steps, without end, from slice `first` of the next batch on."""
-        batches = iter(self.loader)
+    def micro_batch_inputs(self, first: int) -> Iterator[tuple]:
+        """The inputs of micro-batches, endless, starting with micro-batch `first` of the next batch."""
+        batches, size = iter(self.loader), self.micro_batch_size
         while True:
             self.sampler_before = self.loader.sampler.state_dict()
             batch = next(batches)
             self.batch += 1
-            inputs = self.shared(self.inputs(batch, TRAINING, self.batch))
-            for i in range(first, self.slices_per_batch):
+            inputs = self.gather_batch(self.inputs(batch, TRAINING, self.batch))
+            for i in range(first, self.micro_batches_per_batch):
                 self.micro_batches_done = i + 1
-                yield tuple(x if x is None else x[i * self.slice_size : (i + 1) * self.slice_size] for x in inputs)
+                yield tuple(x if x is None else x[i * size : (i + 1) * size] for x in inputs)
             first = 0
 
     def inputs(self, batch: Mapping, purpose: int, number: int) -> tuple:
-        """What the loss takes, of the samples of this process. What is random follows from the seed, the batch's
-        number and the sample's place among those of all processes, so it does not depend on who draws it."""
+        """The inputs of the loss for the samples of this process.
+
+        Random values depend on the seed, the batch's number and the sample's position among those of all processes,
+        not on the process.
+        """
         positions = batch["positions"]
-        generators = [np.random.default_rng([self.options.seed, purpose, number, int(place)]) for place in positions]
+        seed = self.options.seed
+        generators = [np.random.default_rng([seed, purpose, number, int(position)]) for position in positions]
         uniform = np.array([generator.random() for generator in generators])
         timesteps = self.objective.timesteps(uniform, positions, self.world.size * len(positions))
         latents = self.encode(batch["pixels"], generators)
-        eps = draw(generators, latents.shape[1:])
+        eps = sample_noise(generators, latents.shape[1:])
         if self.options.objective.noise_offset:
-            eps += np.float32(self.options.objective.noise_offset) * draw(generators, (latents.shape[1], 1, 1, 1))
+            eps += np.float32(self.options.objective.noise_offset) * sample_noise(
+                generators, (latents.shape[1], 1, 1, 1)
+            )
         mask = batch["attention_mask"]
         return (
             latents,
@@ -287,17 +295,17 @@ class T2VTraining:
         )
 
     def condition(self, batch: Mapping, generators: Sequence[np.random.Generator]) -> Optional[Tensor]:
-        """What the model is given beside the noisy latents."""
+        """Conditioning that is concatenated with the noisy latents."""
         return None
 
     def encode(self, pixels: np.ndarray, generators: Sequence[np.random.Generator]) -> Tensor:
-        """Videos (B, 3, T, H, W) in [-1, 1] -> latents, drawn from their posterior, of about unit variance."""
+        """Videos (B, 3, T, H, W) in [-1, 1] -> normalized samples of their posterior, of about unit variance."""
         posterior = self.vae.encode(Tensor(pixels).astype(self.vae.dtype))
-        noise = Tensor(draw(generators, posterior.mean.shape[1:])).astype(self.vae.dtype)
+        noise = Tensor(sample_noise(generators, posterior.mean.shape[1:])).astype(self.vae.dtype)
         return self.vae.normalize(posterior.sample(noise).float())
 
     def text(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """States (B, 1, L, D) and mask (B, 1, L); L is cut to what this process needs, except where it is shared."""
+        """States (B, 1, L, D) and mask (B, 1, L); L is truncated to the longest caption, except in a group."""
         mask = batch["cond_mask"]
         length = mask.shape[-1]
         if self.group.size == 1:
@@ -308,17 +316,19 @@ class T2VTraining:
         ids = Tensor(np.ascontiguousarray(batch["input_ids"][:, 0, :length]))
         return self.text_encoder(ids, mask[:, 0]).expand_dims(1), mask
 
-    def shared(self, inputs: tuple) -> tuple:
+    def gather_batch(self, inputs: tuple) -> tuple:
         """The samples of all members of the group, in order of rank."""
         if self.group.size == 1:
             return inputs
         if inputs[ATTENTION_MASK] is not None:
-            raise UserError("--sp_size splits whole batches only, and this one is padded: use --group_data")
+            raise UserError("--sp_size does not support padded batches: use --group_data")
         return tuple(x if x is None else self.gather(x) for x in inputs)
 
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
-        """The mean loss of the validation data, once through, with the same noise every time."""
+        """The mean loss over the validation data, with the same noise every time."""
         data, options = self.val_loader, self.options
+        if data is None:
+            raise UserError("validation needs held-out data: --val_data")
         sampler = BatchSampler(
             data.dataset.buckets, options.val_batch_size, self.world.rank, self.world.size, options.seed
         )
@@ -326,23 +336,23 @@ class T2VTraining:
         losses = []
         with self.optimizer.weights_outside_blocks():
             for number, batch in enumerate(islice(loader, len(sampler))):
-                inputs = self.shared(self.inputs(batch, VALIDATION, number))
+                inputs = self.gather_batch(self.inputs(batch, VALIDATION, number))
                 losses.append(self.loss(*inputs))
-        (loss,) = self.world.mean(ops.stack(losses).mean().reshape(1))
+        (loss,) = self.world.all_reduce_mean(ops.stack(losses).mean().reshape(1))
         return {"loss": float(loss)}, {}
 
 
-def draw(generators: Sequence[np.random.Generator], shape: tuple) -> np.ndarray:
-    """Standard normal noise (B, *shape) float32, of each sample from its own generator."""
+def sample_noise(generators: Sequence[np.random.Generator], shape: tuple) -> np.ndarray:
+    """Standard normal noise (B, *shape) float32, each sample from its own generator."""
     return np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])
 
 
 def check_same_samples(world: World, dataset: T2VDataset) -> None:
-    """Raises UserError where this process has selected other samples than the first one, say of files that change."""
+    """Raises UserError if this process has selected other samples than the first one, such as after files changed."""
     own = dataset.index.fingerprint
-    first = int(world.sum(Tensor([float(own if world.rank == 0 else 0)])).asnumpy()[0])
+    first = int(world.all_reduce(Tensor([float(own if world.rank == 0 else 0)])).asnumpy()[0])
     if own != first:
         raise UserError(
-            f"{dataset.options.data}: this process and the first one have selected different samples: did "
-            f"annotations or files change meanwhile, or do the machines see different files?"
+            f"{dataset.options.data}: this process and the first one have selected different samples: check whether "
+            f"annotations or files have changed since the start, and whether all machines see the same files"
         )

@@ -12,7 +12,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
-from opensora.utils.supervision import supervise  # noqa: E402
+from opensora.process.supervision import supervise  # noqa: E402
 
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported

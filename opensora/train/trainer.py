@@ -1,4 +1,4 @@
-"""The loop of every training: steps, the log, validation, checkpoints."""
+"""The training loop: steps, the log, validation, checkpoints."""
 
 from __future__ import annotations
 
@@ -14,39 +14,31 @@ from typing import Any, Callable, NamedTuple, Optional, Protocol
 import numpy as np
 from mindspore import Tensor
 
+from opensora.datasets.loader import Loader
 from opensora.device import Device
 from opensora.device import setup as set_up_device
 from opensora.errors import UserError
 from opensora.parallel.collectives import barrier
 from opensora.parallel.process_group import World
+from opensora.process.signals import Stopped, StopRequest, graceful_stop
 from opensora.train.arguments import check_arguments, recorded
-from opensora.train.checkpoint import (
-    ModelAndOptimizer,
-    checkpoint_bytes,
-    checkpoint_path,
-    checkpoints,
-    find_checkpoint,
-    load_state,
-    named_checkpoint,
-    parse_name,
-    save_checkpoint,
-)
+from opensora.train.checkpoint import ModelAndOptimizer, checkpoint_bytes, load_state, save_checkpoint
+from opensora.train.checkpoint_folder import checkpoint_path, checkpoints, find_checkpoint, named_checkpoint, parse_name
 from opensora.train.learning_rate import DECAYS, learning_rate
 from opensora.train.log import TrainingLog
 from opensora.utils.cli import str2bool
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
-from opensora.utils.stopping import Stopped, StopRequest, graceful_stop
 
-MOST_SKIPPED = 50  # steps in a row without a finite gradient, after which a run stops
+MOST_SKIPPED = 50  # consecutive steps with non-finite gradients, after which a run stops
 
 
 @dataclass(frozen=True)
 class TrainerOptions:
-    """Names and meanings are those of the flags. Without `val_interval` (epochs) and `val_interval_steps` validation
-    follows every epoch.
+    """Names and meanings are those of the flags. Without `val_interval` (epochs) and `val_interval_steps` every epoch
+    is followed by a validation.
 
     Raises:
-        UserError: numbers that cannot be.
+        UserError: a value out of range.
     """
 
     output_dir: str
@@ -131,30 +123,32 @@ class TrainerOptions:
         )
 
     def checkpoint(self, world: World) -> Optional[Path]:
-        """Where to resume from, the same on every process; None: from the beginning."""
+        """The checkpoint to resume from, the same on every process; None: start a new run."""
         wanted = self.resume_from_checkpoint
         if wanted is None:
             return None
-        # Checking takes time: one process does it for all and tells which folder it is.
-        failure, found = None, [0.0, -1.0, 0.0]
+        # Verifying the checksums takes time: one process does it for all and sends the result.
+        failure: Optional[Exception] = None
+        found = [0.0, -1.0, 0.0]  # whether it failed, the step, whether it is a replaced checkpoint
         if world.rank == 0:
             try:
                 folder = find_checkpoint(self.output_dir, wanted)
             except (OSError, ValueError) as error:
                 failure, found = error, [1.0, -1.0, 0.0]
             else:
-                if folder is not None and wanted == "latest":
-                    found = [0.0, *map(float, parse_name(folder))]
-        shared = world.sum(Tensor(found if world.rank == 0 else [0.0, 0.0, 0.0])).asnumpy()
+                name = parse_name(folder) if folder is not None and wanted == "latest" else None
+                if name is not None:
+                    found = [0.0, *map(float, name)]
+        shared = world.all_reduce(Tensor(found if world.rank == 0 else [0.0, 0.0, 0.0])).asnumpy()
         failed, step, replaced = map(int, shared)
         if failed:
-            raise failure or ValueError("--resume_from_checkpoint: rank 0 found no sound checkpoint; its log says why")
+            raise failure or UserError("--resume_from_checkpoint: rank 0 found no intact checkpoint; see its log")
         if wanted == "latest":
             return checkpoint_path(self.output_dir, step, bool(replaced)) if step >= 0 else None
         return named_checkpoint(self.output_dir, wanted)
 
     def validates(self, step: int, epochs_before: int, epochs: int) -> bool:
-        """Whether validation follows step `step`; `epochs` are complete after it, `epochs_before` before it."""
+        """Whether to validate after step `step`; `epochs` are complete after it, `epochs_before` before it."""
         every_steps = self.val_interval_steps
         every_epochs = self.val_interval or (1 if every_steps is None else None)
         return self.validate and (
@@ -164,9 +158,14 @@ class TrainerOptions:
         )
 
 
-class Report(NamedTuple):
-    """What a step did: losses (means over the processes; None before a loss exists), the gradient's norm, whether the
-    weights were changed."""
+class StepResult(NamedTuple):
+    """The result of an optimizer step.
+
+    Attributes:
+        losses: means over the processes; None for a loss that has not been computed yet.
+        grad_norm: the norm of the gradients before clipping.
+        applied: whether the weights were updated.
+    """
 
     losses: Mapping[str, Optional[float]]
     grad_norm: float
@@ -174,31 +173,37 @@ class Report(NamedTuple):
 
 
 class Training(Protocol):
-    """What is particular to a training."""
+    """The interface between a kind of training and the `Trainer`."""
 
-    trained: Mapping[str, ModelAndOptimizer]
-    samples_per_step: int  # of all processes
-
-    def step(self, learning_rate: float) -> Report:
-        """One optimizer step."""
-
-    def position(self) -> dict:
-        """Where in the data the next step begins; the same on all processes. `sampler` is the state of the sampler,
-        whose `epoch` counts complete passes."""
-
-    def restore(self, position: dict) -> None:
-        """Continues from a `position`. Raises UserError, and changes nothing, if it is one in other data."""
-
-    def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
-        """Results on held-out data, and pictures uint8 (H, W, 3)."""
+    loader: Loader
 
     @property
-    def wait_seconds(self) -> float:
-        """How long was waited for data, in all."""
+    def trained(self) -> Mapping[str, ModelAndOptimizer]:
+        """Models and their optimizers, by the prefix of their folders in a checkpoint."""
+
+    @property
+    def samples_per_step(self) -> int:
+        """Samples of an optimizer step, of all processes."""
+
+    def step(self, learning_rate: float) -> StepResult:
+        """One optimizer step."""
+
+    def state_dict(self) -> dict:
+        """The position in the data, the same on all processes; `sampler` is the sampler's state."""
+
+    def load_state_dict(self, state: dict) -> None:
+        """Resumes from a `state_dict`. Raises UserError, and changes nothing, if it belongs to other data."""
+
+    def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
+        """Metrics on held-out data, and images uint8 (H, W, 3).
+
+        Raises:
+            UserError: this training has no held-out data.
+        """
 
 
 def run(training_class: type, parse_options: Callable[[], tuple]) -> None:
-    """A training command: `parse_options` gives its options of the run, of the training, and the flags."""
+    """Runs a training command; `parse_options` returns the options of the run, those of the training, and the flags."""
     options, training_options, args = parse_options()
     device = set_up_device(args)
     world = World(device.rank, device.world_size)
@@ -212,14 +217,14 @@ def run(training_class: type, parse_options: Callable[[], tuple]) -> None:
 
 
 class Trainer:
-    """Steps, the log, validation and checkpoints of a training, up to `max_train_steps`.
+    """Runs the steps, the log, validation and checkpoints of a training, up to `max_train_steps`.
 
     Args:
-        checkpoint: to resume from; the training's models have its weights already.
+        checkpoint: to resume from; its weights were already loaded into the training's models.
         arguments: of the run, see `opensora.train.arguments.recorded`; checkpoints record them.
 
     Raises:
-        UserError: the checkpoint is of another model or other data.
+        UserError: the checkpoint belongs to another model or other data.
     """
 
     def __init__(
@@ -231,14 +236,14 @@ class Trainer:
         arguments: Optional[Mapping[str, Any]] = None,
     ):
         self.training, self.options, self.device, self.arguments = training, options, device, arguments or {}
-        self.steps = self.skipped = self.skipped_in_a_row = 0
-        self.saved: Optional[Path] = None  # the checkpoint of the present step, if there is one
+        self.steps = self.skipped = self.consecutive_skipped = 0
+        self.saved: Optional[Path] = None  # the checkpoint of the current step, if it was saved
         if checkpoint is not None:
             self._resume(checkpoint)
         elif device.is_main and checkpoints(options.output_dir):
             limit = f"; --checkpoints_total_limit {options.checkpoints_total_limit} counts them, too"
             print(
-                f"note: {options.output_dir} holds checkpoints of another run, and this one begins at step 0 (to "
+                f"note: {options.output_dir} contains checkpoints of another run, and this one starts at step 0 (to "
                 f"resume, add --resume_from_checkpoint True){limit if options.checkpoints_total_limit else ''}",
                 file=sys.stderr,
             )
@@ -247,7 +252,7 @@ class Trainer:
         self.log = TrainingLog(options.output_dir, self.steps, options.max_train_steps) if device.is_main else None
 
     def run(self) -> None:
-        """Trains to the end, or until a signal asks for a stop.
+        """Trains to the last step, or until a signal requests a stop.
 
         Raises:
             UserError: gradients were not finite in `MOST_SKIPPED` consecutive steps; the state is saved.
@@ -258,10 +263,10 @@ class Trainer:
             while self.steps < options.max_train_steps:
                 epochs = self.epochs
                 self.step()
-                if self.skipped_in_a_row == MOST_SKIPPED:
+                if self.consecutive_skipped == MOST_SKIPPED:
                     self.save()
                     raise UserError(
-                        f"no finite gradient in {MOST_SKIPPED} consecutive steps; the last good weights are in "
+                        f"{MOST_SKIPPED} consecutive steps with non-finite gradients; the last good weights are in "
                         f"{self.saved}: lower --start_learning_rate, or check the data"
                     )
                 stops = self.steps < options.max_train_steps and self.any_process_stops(request)
@@ -286,17 +291,17 @@ class Trainer:
             )
 
     def any_process_stops(self, request: StopRequest) -> bool:
-        """The same on all processes: they have to stop after the same step."""
+        """Whether any process got a signal; the same on all processes, which have to stop after the same step."""
         world = World(self.device.rank, self.device.world_size)
-        return bool(world.mean(Tensor([float(request.signal is not None)]))[0])
+        return bool(world.all_reduce_mean(Tensor([float(request.signal is not None)]))[0])
 
     @property
     def epochs(self) -> int:
         """Complete passes over the data."""
-        return self.training.position()["sampler"]["epoch"]
+        return self.training.state_dict()["sampler"]["epoch"]
 
     def step(self) -> None:
-        """One optimizer step and its place in the log."""
+        """One optimizer step, with its row in the log."""
         training, options = self.training, self.options
         rate = learning_rate(
             options.lr_scheduler,
@@ -305,36 +310,36 @@ class Trainer:
             options.lr_warmup_steps,
             options.max_train_steps,
         )
-        start, waited = time.perf_counter(), training.wait_seconds
-        report = training.step(rate)
+        start, waited = time.perf_counter(), training.loader.wait_seconds
+        result = training.step(rate)
         seconds = time.perf_counter() - start
         self.saved = None
         self.steps += 1
-        self.skipped_in_a_row = 0 if report.applied else self.skipped_in_a_row + 1
-        self.skipped += not report.applied
+        self.consecutive_skipped = 0 if result.applied else self.consecutive_skipped + 1
+        self.skipped += not result.applied
         if self.log:
             self.log.step(
                 self.steps,
                 {
-                    **report.losses,
+                    **result.losses,
                     "lr": rate,
-                    "grad_norm": report.grad_norm,
+                    "grad_norm": result.grad_norm,
                     "samples_per_second": training.samples_per_step / seconds,
-                    "data_wait": (training.wait_seconds - waited) / seconds,
-                    "skipped": float(not report.applied),
+                    "data_wait": (training.loader.wait_seconds - waited) / seconds,
+                    "skipped": float(not result.applied),
                 },
                 show=self.steps % options.log_interval == 0 or self.steps == options.max_train_steps,
             )
 
     def validate(self) -> None:
-        values, pictures = self.training.validate()
+        metrics, images = self.training.validate()
         if self.log:
-            self.log.validation(self.steps, values, pictures)
+            self.log.validation(self.steps, metrics, images)
 
     def save(self) -> None:
-        """Writes a checkpoint of the present step, unless there is one; all processes call it, after any step."""
+        """Writes a checkpoint of the current step, unless it exists; all processes must call it, after any step."""
         if self.saved is None:
-            state = {"skipped_steps": self.skipped, "position": self.training.position(), "arguments": self.arguments}
+            state = {"skipped_steps": self.skipped, "position": self.training.state_dict(), "arguments": self.arguments}
             save_checkpoint(
                 self.options.output_dir,
                 self.steps,
@@ -348,13 +353,13 @@ class Trainer:
     def _resume(self, checkpoint: Path) -> None:
         state = load_state(checkpoint, self.training.trained, quiet=not self.device.is_main)
         self.steps, self.skipped = state["step"], state["skipped_steps"]
-        position, first = state["position"], self.training.position()
+        position, first = state["position"], self.training.state_dict()
         try:
-            self.training.restore(position)
+            self.training.load_state_dict(position)
         except ValueError:
             if not self.options.allow_changed_arguments:
                 raise
-            self.training.restore({**position, "sampler": first["sampler"]})
+            self.training.load_state_dict({**position, "sampler": first["sampler"]})
             if self.device.is_main:
                 print(
                     f"note: the data are not those of {checkpoint}; they begin with their first epoch", file=sys.stderr
@@ -362,7 +367,7 @@ class Trainer:
         if checkpoint.parent.resolve() == Path(self.options.output_dir).resolve():
             self.saved = checkpoint
         if self.device.is_main:
-            print(f"going on after step {self.steps}, from {checkpoint}", flush=True)
+            print(f"resuming after step {self.steps} from {checkpoint}", flush=True)
 
 
 def _resume(text: str) -> Optional[str]:

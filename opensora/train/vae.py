@@ -1,4 +1,4 @@
-"""Training of WFVAE on videos, with a discriminator against it."""
+"""Training of WFVAE on videos, with an optional discriminator."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Callable, Optional
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -28,10 +28,10 @@ from opensora.train.adamw import AdamW
 from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
 from opensora.train.optimizer import Optimizer
-from opensora.train.trainer import Report
+from opensora.train.trainer import StepResult
 from opensora.train.vae_loss import DiscriminatorLoss, GeneratorLoss, VAELossOptions
 
-TRAINING = 0  # what noise is for, part of its seed; validation takes the posterior's mean
+TRAINING = 0  # the purpose of noise, a component of its seed; validation uses the posterior's mean
 
 
 @dataclass(frozen=True)
@@ -39,7 +39,7 @@ class VAETrainOptions:
     """Names and meanings are those of the flags of train_causalvae.py.
 
     Raises:
-        UserError: numbers that cannot be, or no weights of LPIPS where they are needed.
+        UserError: a value out of range, or a missing model configuration.
     """
 
     data: VAEDataOptions
@@ -75,10 +75,10 @@ class VAETrainOptions:
 
 
 class VAETraining:
-    """See `opensora.train.trainer.Training`. A step is the autoencoder's, or in turn with it the discriminator's.
+    """See `opensora.train.trainer.Training`. Steps train the autoencoder and, alternating with it, the discriminator.
 
     Args:
-        checkpoint: its weights are taken instead of the pretrained ones.
+        checkpoint: replaces the pretrained weights.
     """
 
     def __init__(self, options: VAETrainOptions, device: Device, world: World, checkpoint: Optional[Path]):
@@ -111,7 +111,7 @@ class VAETraining:
         for _, optimizer in self.trained.values():
             optimizer.loss_scale.start(options.init_loss_scale)
         self.loss = GeneratorLoss(self.vae, options.loss, lpips, discriminator)
-        # The newest of each, for their turns differ; None before the first.
+        # The latest value of each: autoencoder and discriminator alternate. None before the first.
         self.logged: dict[str, Optional[float]] = dict.fromkeys(self.names_logged())
         self.steps = self.batch = 0
         self.batches = iter(self.loader)
@@ -119,10 +119,6 @@ class VAETraining:
     @property
     def samples_per_step(self) -> int:
         return self.options.train_batch_size * self.world.size * self.options.gradient_accumulation_steps
-
-    @property
-    def wait_seconds(self) -> float:
-        return self.loader.wait_seconds
 
     def build_vae(self, checkpoint: Optional[Path]) -> WFVAEModel:
         options = self.options
@@ -140,10 +136,10 @@ class VAETraining:
     def names_logged(self) -> list[str]:
         names = ["loss"] + ["discriminator_loss"] * self.options.use_discriminator
         if self.options.print_losses:
-            names += [*GeneratorLoss.parts, *(DiscriminatorLoss.parts if self.options.use_discriminator else ())]
+            names += [*GeneratorLoss.metrics, *(DiscriminatorLoss.metrics if self.options.use_discriminator else ())]
         return names
 
-    def step(self, learning_rate: float) -> Report:
+    def step(self, learning_rate: float) -> StepResult:
         options, step = self.options, self.steps
         self.steps += 1
         discriminates = options.use_discriminator and options.loss.trains_discriminator(step)
@@ -152,21 +148,20 @@ class VAETraining:
         outputs = []
         for _ in range(options.gradient_accumulation_steps):
             video, noise = self.inputs(next(self.batches))
+            inputs: tuple = video, noise, options.use_discriminator and step >= options.loss.disc_start
             if discriminates:
                 inputs = video, ops.stop_gradient(self.reconstruct(video, noise))
-            else:
-                inputs = video, noise, options.use_discriminator and step >= options.loss.disc_start
             with self.optimizer.weights_outside_blocks():
-                loss, parts = optimizer.backward(forward, *inputs)
-            outputs.append(ops.stack([loss, *parts]))
-        values = self.world.mean(ops.stack(outputs).mean(0))
-        names = ["discriminator_loss" if discriminates else "loss", *forward.parts]
+                loss, metrics = optimizer.backward(forward, *inputs)
+            outputs.append(ops.stack([loss, *metrics]))
+        values = self.world.all_reduce_mean(ops.stack(outputs).mean(0))
+        names = ["discriminator_loss" if discriminates else "loss", *forward.metrics]
         self.logged.update({name: float(value) for name, value in zip(names, values) if name in self.logged})
         norm, applied = optimizer.step(learning_rate)
-        return Report(dict(self.logged), norm, applied)
+        return StepResult(dict(self.logged), norm, applied)
 
     def inputs(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """The videos and the noise of their latents, which follows from the seed, the batch and the video's place."""
+        """Videos and the noise of their latents, which depends on the seed, the batch and the video's index in it."""
         video = Tensor(batch["video"]).astype(self.device.dtype)
         config = self.vae.config
         _, _, t, h, w = video.shape
@@ -178,10 +173,10 @@ class VAETraining:
         )
         noise = np.stack(
             [
-                np.random.default_rng([self.options.seed, TRAINING, self.batch, int(place)]).standard_normal(
+                np.random.default_rng([self.options.seed, TRAINING, self.batch, int(position)]).standard_normal(
                     shape, dtype=np.float32
                 )
-                for place in batch["positions"]
+                for position in batch["positions"]
             ]
         )
         self.batch += 1
@@ -190,7 +185,7 @@ class VAETraining:
     def reconstruct(self, video: Tensor, noise: Tensor) -> Tensor:
         return self.vae.decode(self.vae.encode(video).sample(noise))
 
-    def position(self) -> dict:
+    def state_dict(self) -> dict:
         return {
             "sampler": self.loader.sampler.state_dict(),
             "steps": self.steps,
@@ -198,42 +193,47 @@ class VAETraining:
             "logged": self.logged,
         }
 
-    def restore(self, position: dict) -> None:
-        self.loader.sampler.load_state_dict(position["sampler"])
-        self.steps, self.batch = position["steps"], position["batch"]
-        self.logged.update({name: value for name, value in position["logged"].items() if name in self.logged})
+    def load_state_dict(self, state: dict) -> None:
+        self.loader.sampler.load_state_dict(state["sampler"])
+        self.steps, self.batch = state["steps"], state["batch"]
+        self.logged.update({name: value for name, value in state["logged"].items() if name in self.logged})
 
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
-        """PSNR, SSIM and, with `eval_lpips`, LPIPS of reconstructions from the posterior's mean: of the weights, and
-        of their moving averages."""
+        """PSNR, SSIM and, with `eval_lpips`, LPIPS of reconstructions from the posterior's mean, with the weights and
+        with their moving averages."""
+        if self.val_dataset is None:
+            raise UserError("validation needs held-out videos: --eval_video_path")
         self.vae.set_train(False)
         with self.optimizer.weights_outside_blocks():
-            values, pictures = self.measure("")
+            metrics, images = self.measure(self.val_dataset, "")
             if self.optimizer.ema:
                 with self.averaged_weights():
-                    averaged, averaged_pictures = self.measure("ema_")
-                values, pictures = {**values, **averaged}, {**pictures, **averaged_pictures}
+                    ema_metrics, ema_images = self.measure(self.val_dataset, "ema_")
+                metrics, images = {**metrics, **ema_metrics}, {**images, **ema_images}
         self.vae.set_train()
-        return values, pictures
+        return metrics, images
 
-    def measure(self, prefix: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
-        count = min(len(self.val_dataset), self.options.eval_subset_size)
-        metrics = {"psnr": psnr, "ssim": ssim, **({"lpips": self.eval_lpips} if self.eval_lpips else {})}
-        sums, pictures = np.zeros(len(metrics) + 1, np.float32), {}
+    def measure(self, dataset: VAEDataset, prefix: str) -> tuple[dict[str, float], dict[str, np.ndarray]]:
+        """Metrics over all processes and images of this one, with `prefix` before their names."""
+        count = min(len(dataset), self.options.eval_subset_size)
+        metrics: dict[str, Callable] = {"psnr": psnr, "ssim": ssim}
+        if self.eval_lpips:
+            metrics["lpips"] = self.eval_lpips
+        sums, images = np.zeros(len(metrics) + 1, np.float32), {}
         for index in range(self.world.rank, count, self.world.size):
-            video = self.val_dataset.item(index, np.random.default_rng(index))["video"]  # 3 T H W
+            video = dataset.item(index, np.random.default_rng(index))["video"]  # 3 T H W
             latents = self.vae.encode(Tensor(video[None]).astype(self.device.dtype)).mode()
             reconstruction = self.vae.decode(latents).float().asnumpy()[0].clip(-1, 1)
             pair = [clip.swapaxes(0, 1) / 2 + 0.5 for clip in (video, reconstruction)]
             sums += [*(metric(*pair).mean() for metric in metrics.values()), 1]
             if index < self.options.eval_num_video_log:
-                pictures[f"{prefix}reconstruction_{index}"] = above_and_below(video, reconstruction)
-        *totals, measured = self.world.sum(Tensor(sums)).asnumpy()
-        return {prefix + name: float(total / measured) for name, total in zip(metrics, totals)}, pictures
+                images[f"{prefix}reconstruction_{index}"] = stack_vertically(video, reconstruction)
+        *totals, measured = self.world.all_reduce(Tensor(sums)).asnumpy()
+        return {prefix + name: float(total / measured) for name, total in zip(metrics, totals)}, images
 
     @contextmanager
     def averaged_weights(self) -> Iterator[None]:
-        """The VAE has the moving averages of its weights meanwhile."""
+        """Within the block, the VAE has the moving averages of its weights."""
         trained = self.vae.torch_state()
         self.vae.load_torch_state(
             {name: tensor.numpy() for name, tensor in self.optimizer.ema_weights().items()}, strict=False
@@ -244,8 +244,8 @@ class VAETraining:
             self.vae.load_torch_state(trained)
 
 
-def above_and_below(video: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
-    """Some frames of two videos (3, T, H, W) in [-1, 1], one above the other: a picture uint8 (2 H, n W, 3)."""
+def stack_vertically(video: np.ndarray, reconstruction: np.ndarray) -> np.ndarray:
+    """Up to 4 frames of two videos (3, T, H, W) in [-1, 1], one video above the other: uint8 (2 H, n W, 3)."""
     frames = np.linspace(0, video.shape[1] - 1, min(4, video.shape[1]), dtype=int)
     rows = [np.concatenate(list(clip[:, frames].transpose(1, 2, 3, 0)), 1) for clip in (video, reconstruction)]
     return to_uint8(np.concatenate(rows))

@@ -1,17 +1,17 @@
-"""The losses of training WFVAE: of the autoencoder (the generator) and of the discriminator against it.
+"""The losses of WFVAE training: of the autoencoder (the generator) and of the discriminator.
 
 The generator's loss is (Esser et al. 2021, arXiv:2012.09841; Li et al. 2024, arXiv:2411.17459, section 3.3)
 
     nll + kl_weight KL + wavelet_weight WL + w g
 
-with the error of the reconstruction and its perceptual distance (nll), the posterior's divergence (KL), the
-difference of the wavelet coefficients in encoder and decoder (WL), and what the discriminator finds (g). The weight w
-makes nll and g equally strong at the decoder's last layer W: w = disc_weight |d nll / dW| / |d g / dW|.
+with the reconstruction error and its perceptual distance (nll), the posterior's KL divergence (KL), the difference of
+the wavelet coefficients in encoder and decoder (WL), and the adversarial loss (g). The weight w balances the gradients
+of nll and g at the decoder's last layer W: w = disc_weight |d nll / dW| / |d g / dW|.
 
-nll and g depend on the model through the reconstruction alone. So they are differentiated with regard to that first,
-each by itself; one step further back, from the reconstruction to W, gives the two norms; and a single backward pass
-through the model then takes the weighted sum. No network is passed twice, and the networks that judge leave nothing
-in memory.
+nll and g depend on the model only through the reconstruction. Therefore the gradients of each with respect to the
+reconstruction are computed first. Propagated from the reconstruction to W, they give the two norms. One backward pass
+through the model then propagates their weighted sum. Every network runs backward once, and LPIPS and the discriminator
+keep no activations.
 """
 
 from __future__ import annotations
@@ -33,16 +33,17 @@ from opensora.models.wfvae.model import WFVAEModel
 from opensora.ops.conv import conv2d
 from opensora.ops.layout import swap_frames_channels
 
-FRAMES = 4  # compared at a time: bounds memory, whatever the number and length of clips
+FRAMES = 4  # compared at a time: bounds memory for any number and length of clips
 
 
 def hinge_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """Of the discriminator's outputs for real and reconstructed videos (Lim & Ye 2017, arXiv:1705.02894)."""
+    """The hinge loss of the discriminator's logits of real and reconstructed videos (Lim and Ye 2017,
+    arXiv:1705.02894)."""
     return 0.5 * (ops.relu(1 - real).mean() + ops.relu(1 + fake).mean())
 
 
 def vanilla_loss(real: Tensor, fake: Tensor) -> Tensor:
-    """The same as cross-entropy (Goodfellow et al. 2014, arXiv:1406.2661)."""
+    """The cross-entropy loss of the same logits (Goodfellow et al. 2014, arXiv:1406.2661)."""
     return 0.5 * (_softplus(-real).mean() + _softplus(fake).mean())
 
 
@@ -56,13 +57,14 @@ DISC_LOSSES = {"hinge": hinge_loss, "vanilla": vanilla_loss}
 
 @dataclass(frozen=True)
 class VAELossOptions:
-    """Weights of the parts of the loss; adversarial training begins with step `disc_start`.
+    """Weights of the terms of the loss; adversarial training starts at step `disc_start`.
 
-    Raises UserError for an unknown `loss_type` or `disc_loss`.
+    Raises:
+        UserError: an unknown `loss_type` or `disc_loss`.
     """
 
     loss_type: str = "l1"
-    perceptual_weight: float = 1.0  # the default of train_causalvae.py is 0, because LPIPS needs weights of its own
+    perceptual_weight: float = 1.0  # the default of train_causalvae.py is 0, because LPIPS needs a weights file
     kl_weight: float = 1e-6
     wavelet_loss: bool = False
     wavelet_weight: float = 0.1
@@ -77,18 +79,23 @@ class VAELossOptions:
                 raise UserError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
 
     def trains_discriminator(self, step: int) -> bool:
-        """Whose turn it is, steps counted from 0: once it has begun, odd steps are the discriminator's."""
+        """Whether a step, counted from 0, trains the discriminator: odd steps do, from `disc_start` on."""
         return step >= self.disc_start and step % 2 == 1
 
 
 class GeneratorLoss(nn.Cell):
-    """The loss of a VAE; a function to differentiate with regard to the VAE's parameters, in PyNative mode.
+    """The loss of a VAE, to be differentiated with respect to the VAE's parameters in PyNative mode.
 
-    Called with a video (B, 3, T, H, W) in [-1, 1], the noise of the posterior's draw (like its mean; None: drawn) and
-    whether the discriminator takes part. Returns the loss and its parts, named in `parts`; they have no gradient.
+    Args:
+        video: (B, 3, T, H, W) in [-1, 1].
+        noise: of the posterior sample, in the shape of its mean; None: random.
+        adversarial: whether the discriminator contributes.
+
+    Returns:
+        The loss and the values named in `metrics`, which have no gradient.
     """
 
-    parts = ("nll_loss", "kl_loss", "wl_loss", "d_weight", "g_loss")
+    metrics = ("nll_loss", "kl_loss", "wl_loss", "d_weight", "g_loss")
 
     def __init__(
         self,
@@ -97,14 +104,17 @@ class GeneratorLoss(nn.Cell):
         lpips: Optional[LPIPS] = None,
         discriminator: Optional[NLayerDiscriminator3D] = None,
     ):
-        """Raises UserError: graph mode, or a perceptual_weight without LPIPS."""
+        """
+        Raises:
+            UserError: graph mode, or a perceptual_weight without LPIPS.
+        """
         super().__init__(auto_prefix=False)
         if ms.get_context("mode") == ms.GRAPH_MODE:
             raise UserError("the VAE is trained in PyNative mode: use --mode 1")
         if options.perceptual_weight > 0 and lpips is None:
             raise UserError(f"perceptual_weight {options.perceptual_weight} needs the weights of LPIPS")
         self.vae, self.options = vae, options
-        self.judge = AdaptiveAdversarialLoss(vae.decoder, options, lpips, discriminator)
+        self.reconstruction_loss = AdaptiveAdversarialLoss(vae.decoder, options, lpips, discriminator)
 
     def construct(self, video: Tensor, noise: Optional[Tensor] = None, adversarial: bool = False) -> tuple:
         posterior, *encoder_levels = self.vae.encode_with_coefficients(video)
@@ -121,9 +131,11 @@ class GeneratorLoss(nn.Cell):
         decoder_levels: Sequence[Tensor],
         adversarial: bool,
     ) -> tuple:
-        """The same from what the VAE gave; levels are wavelet coefficients, (B, C, T, H, W) of two sizes."""
-        # Sums over millions of values need float32, whatever the VAE computes in.
-        loss, _, d_weight, g = self.judge(reconstruction.astype(ms.float32), video, last_input, adversarial)
+        """The loss of given outputs of the VAE; levels are wavelet coefficients (B, C, T, H, W) of two sizes."""
+        # Sums over millions of values need float32, whatever the VAE's dtype is.
+        loss, _, d_weight, g = self.reconstruction_loss(
+            reconstruction.astype(ms.float32), video, last_input, adversarial
+        )
         nll = loss - d_weight * g
         kl = posterior.kl().mean()
         differences = [(a - b).astype(ms.float32) for a, b in zip(encoder_levels, decoder_levels)]
@@ -131,15 +143,20 @@ class GeneratorLoss(nn.Cell):
         loss = loss + self.options.kl_weight * kl
         if self.options.wavelet_loss:
             loss = loss + self.options.wavelet_weight * wavelet
-        return loss, tuple(ops.stop_gradient(part) for part in (nll, kl, wavelet, d_weight, g))
+        return loss, tuple(ops.stop_gradient(value) for value in (nll, kl, wavelet, d_weight, g))
 
 
 class AdaptiveAdversarialLoss(nn.Cell):
-    """nll + w g of a reconstruction; differentiated while it is computed, so that backward has nothing left to do.
+    """nll + w g of a reconstruction, with its gradient computed in the forward pass.
 
-    `last_input` is what entered the decoder's last layer. Returns that value, its gradient with regard to the
-    reconstruction, w and g. What is compiled here leaves no activations to whoever differentiates this Cell; the
-    discriminator's weights may be changed in place, and never replaced.
+    The functions compiled here keep no activations for the backward pass of this Cell. The discriminator's weights may
+    be updated in place, but not replaced.
+
+    Args:
+        last_input: the input of the decoder's last layer.
+
+    Returns:
+        nll + w g, its gradient with respect to the reconstruction, w and g.
     """
 
     def __init__(
@@ -153,28 +170,32 @@ class AdaptiveAdversarialLoss(nn.Cell):
         self.options = options
         self.last_weight = decoder.conv_out.weight
         self.error = ms.jit(ms.value_and_grad(FrameError(options, lpips)))
-        self.adversarial = ms.jit(ms.value_and_grad(AdversarialError(discriminator)))
+        self.adversarial = None
+        if discriminator is not None:
+            self.adversarial = ms.jit(ms.value_and_grad(AdversarialLoss(discriminator)))
         self.last_weight_gradient = ms.jit(ms.grad(LastLayerGrad(decoder)))
 
     def construct(self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool) -> tuple:
         nll, gradient = self._likelihood(reconstruction, video)
         if not adversarial:
             return nll, gradient, Tensor(0.0), Tensor(0.0)
+        if self.adversarial is None:
+            raise UserError("the adversarial loss needs a discriminator")
         g, g_gradient = self.adversarial(reconstruction)
         nll_norm, g_norm = [
-            ops.norm(self.last_weight_gradient(self.last_weight, last_input, of)) for of in (gradient, g_gradient)
+            ops.norm(self.last_weight_gradient(self.last_weight, last_input, dout)) for dout in (gradient, g_gradient)
         ]
         d_weight = ops.clamp(nll_norm / (g_norm + 1e-4), 0.0, 1e4) * self.options.disc_weight
         return nll + d_weight * g, gradient + d_weight * g_gradient, d_weight, g
 
-    # No tensor may be returned twice: its gradient would arrive at one of the places alone.
+    # No tensor may be returned twice: its gradient would arrive only once.
     def bprop(
         self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool, out: tuple, dout: tuple
     ) -> tuple:
         return out[1] * dout[0], ops.zeros_like(video), ops.zeros_like(last_input), adversarial
 
     def _likelihood(self, reconstruction: Tensor, video: Tensor) -> tuple:
-        """The negative log-likelihood of a frame, and its gradient with regard to the reconstruction."""
+        """The negative log-likelihood of a frame, and its gradient with respect to the reconstruction."""
         b, c, t, h, w = video.shape
         pairs = zip(
             *[ops.split(swap_frames_channels(clip).reshape(b * t, c, h, w), FRAMES) for clip in (reconstruction, video)]
@@ -186,27 +207,27 @@ class AdaptiveAdversarialLoss(nn.Cell):
 
 
 class FrameError(nn.Cell):
-    """Of frames (N, 3, H, W), the sum over pixels of their error and weighted perceptual distance."""
+    """The error of frames (N, 3, H, W), summed over pixels, plus their weighted perceptual distance."""
 
     def __init__(self, options: VAELossOptions, lpips: Optional[LPIPS]):
         super().__init__(auto_prefix=False)
         self.difference = LOSS_TYPES[options.loss_type]
         self.perceptual_weight = options.perceptual_weight
-        self.lpips = lpips
+        self.lpips = lpips if options.perceptual_weight > 0 else None
 
     def construct(self, reconstruction: Tensor, frames: Tensor) -> Tensor:
         error = self.difference(frames - reconstruction).sum()
-        if self.perceptual_weight > 0:
+        if self.lpips is not None:
             _, c, h, w = frames.shape
             distance = self.lpips(frames, reconstruction).sum()
             error = error + self.perceptual_weight * c * h * w * distance
         return error
 
 
-class AdversarialError(nn.Cell):
-    """g: what the discriminator says against a reconstruction."""
+class AdversarialLoss(nn.Cell):
+    """g: the negated mean of the discriminator's logits of a reconstruction."""
 
-    def __init__(self, discriminator: Optional[NLayerDiscriminator3D]):
+    def __init__(self, discriminator: NLayerDiscriminator3D):
         super().__init__(auto_prefix=False)
         self.discriminator = discriminator
 
@@ -215,10 +236,12 @@ class AdversarialError(nn.Cell):
 
 
 class LastLayerGrad(nn.Cell):
-    """A product whose gradient with regard to the last layer's `weight` is that of a loss, given `gradient`, that of
-    the loss with regard to the video.
+    """A scalar whose gradient with respect to the last layer's `weight` is that of a loss.
 
-    From there on the decoder is linear, and what else enters the video does not depend on the weight.
+    The decoder is linear from its last layer on, and the other inputs of the video do not depend on the weight.
+
+    Args:
+        gradient: of the loss with respect to the video.
     """
 
     def __init__(self, decoder: Decoder):
@@ -232,9 +255,9 @@ class LastLayerGrad(nn.Cell):
 
 
 class DiscriminatorLoss(nn.Cell):
-    """The discriminator's loss on a video and its reconstruction, and the mean of what it says of each, for logging."""
+    """The discriminator's loss on a video and its reconstruction, and its mean logits of each, for logging."""
 
-    parts = ("logits_real", "logits_fake")
+    metrics = ("logits_real", "logits_fake")
 
     def __init__(self, discriminator: NLayerDiscriminator3D, options: VAELossOptions):
         super().__init__(auto_prefix=False)

@@ -15,9 +15,10 @@ from typing import Any, Callable, NoReturn, Optional
 import yaml
 
 from opensora.errors import UserError
-from opensora.utils import supervision
+from opensora.process import supervision
+from opensora.process.control import rank_name
+from opensora.process.signals import Stopped, handle_signals, ignore_signals
 from opensora.utils.numbers import finite_number, whole_number
-from opensora.utils.stopping import Stopped, handle_signals, ignore_signals
 
 LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState and mindspore.set_seed
 
@@ -173,4 +174,4 @@ def _end(status: int, message: str) -> NoReturn:
 
 def _error_prefix() -> str:
     """Of the logs of failed processes msrun shows the lines with ERROR in capitals."""
-    return f"ERROR in {supervision.rank_name()}" if "MS_ROLE" in os.environ else "error"
+    return f"ERROR in {rank_name()}" if "MS_ROLE" in os.environ else "error"

@@ -1,3 +1,3 @@
-"""The published path of the config files' reader."""
+"""The published import path of the config reader."""
 
 from opensora.config.mmengine import *  # noqa: F403

@@ -1,7 +1,7 @@
-"""Files from the web: in a folder of their own, complete or absent, and within limits.
+"""Downloads of files: atomic, and limited in size and time.
 
-A URL may come from a stranger. So only http and https are followed, redirects included, and only to public addresses:
-a name is resolved once, its addresses are checked, and the connection goes to a checked address. A server cannot hold
+URLs may be untrusted. Therefore only http and https are followed, redirects included, and only to public addresses: a
+name is resolved once, its addresses are checked, and the connection goes to a checked address. A server cannot hold
 the connection open beyond the time limit, not even by sending its headers slowly. Proxies of the environment are not
 used, because they resolve names themselves.
 """
@@ -20,18 +20,18 @@ from contextlib import ExitStack
 from http.client import HTTPConnection, HTTPException, HTTPResponse, HTTPSConnection
 from pathlib import Path
 from typing import Union
-from urllib.parse import quote, unquote, urljoin, urlsplit
+from urllib.parse import SplitResult, quote, unquote, urljoin, urlsplit
 
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
-SECONDS = 120.0  # for a file, from the connection to its last byte, redirects included
+SECONDS = 120.0  # of a download, from the connection to the last byte, redirects included
 SILENCE = 20.0  # seconds without a byte
 MOST_BYTES = 1 << 30
 MOST_REDIRECTS = 5
-PIECE = 1 << 18  # bytes read at a time
+CHUNK = 1 << 18  # bytes read at a time
 REDIRECTS = (301, 302, 303, 307, 308)
-UNQUOTED = "!#$%&'()*+,/:;=?@[]~"  # characters of a path and query that stay as they are
+UNQUOTED = "!#$%&'()*+,/:;=?@[]~"  # characters of a path and query that are not percent-encoded
 NAT64 = ipaddress.ip_network("64:ff9b::/96")  # RFC 6052: the last 32 bits are an IPv4 address
 
 Address = Union[ipaddress.IPv4Address, ipaddress.IPv6Address]
@@ -48,17 +48,18 @@ def fetch(
     most_bytes: int = MOST_BYTES,
     allow_local: bool = False,
 ) -> Path:
-    """The file of a URL in `folder`, from there if it was fetched before. Processes that want the same file wait.
+    """Downloads a URL into `folder`, unless it is there already; returns the path.
 
-    Its name is the URL's last part, after some digits that distinguish URLs with the same last part.
+    Concurrent processes wait for each other. The file's name is a hash of the URL, followed by the last component of
+    the URL's path.
 
     Args:
         allow_local: also connect to addresses that are not public, such as those of this machine and its network.
 
     Raises:
-        UserError: no http or https URL of a file.
-        OSError: it cannot be fetched, is larger than `most_bytes`, takes longer than `seconds`, ends too early, or its
-            address, or that of a redirect, is not allowed.
+        UserError: not a http or https URL of a file.
+        OSError: the file cannot be fetched, is larger than `most_bytes`, takes longer than `seconds`, is truncated, or
+            its address, or that of a redirect, is not allowed.
     """
     name = re.sub(r"[^\w.\-]", "_", Path(unquote(_split(url).path)).name)
     if not name.strip("."):
@@ -80,8 +81,8 @@ def fetch(
 def is_public(address: Address) -> bool:
     """Whether an address belongs to the public internet.
 
-    False for loopback, link-local, private, shared, multicast, unspecified and reserved addresses, also where an IPv6
-    address stands for such an IPv4 address (IPv4-mapped, 6to4, Teredo, NAT64).
+    False for loopback, link-local, private, shared, multicast, unspecified and reserved addresses, and for IPv6
+    addresses that embed such an IPv4 address (IPv4-mapped, 6to4, Teredo, NAT64).
     """
     if address.version == 6:
         if address in NAT64:
@@ -94,13 +95,13 @@ def is_public(address: Address) -> bool:
     return address.is_global and not (address.is_multicast or address.is_reserved)
 
 
-def _split(url: str):
-    """The parts of a URL; ValueError unless it is one of http or https that names a host."""
+def _split(url: str) -> SplitResult:
+    """The components of a URL; UserError unless it is a http or https URL with a host."""
     try:
-        parts = urlsplit(url)
-        if is_url(url) and parts.hostname and parts.port != 0:
-            return parts
-    except ValueError:  # no number as port, or brackets that do not match
+        components = urlsplit(url)
+        if is_url(url) and components.hostname and components.port != 0:
+            return components
+    except ValueError:  # the port is not a number, or brackets do not match
         pass
     raise UserError(f"{url}: should be a http or https URL that ends with the name of a file")
 
@@ -122,27 +123,30 @@ def _download(url: str, path: Path, deadline: float, most_bytes: int, allow_loca
 
 
 def _request(url: str, deadline: float, allow_local: bool, stack: ExitStack) -> HTTPResponse:
-    """The answer to a request for a URL, its headers read. The connection is closed by `stack`."""
-    parts = _split(url)
-    secure = parts.scheme.lower() == "https"
-    host = parts.hostname.encode("idna").decode("ascii") if not parts.hostname.isascii() else parts.hostname
-    port = parts.port or (443 if secure else 80)
+    """The response to a GET request, its headers read. `stack` closes the connection."""
+    components = _split(url)
+    secure = components.scheme.lower() == "https"
+    host = components.hostname or ""
+    if not host.isascii():
+        host = host.encode("idna").decode("ascii")
+    port = components.port or (443 if secure else 80)
     connected = stack.enter_context(_connect(host, port, deadline, allow_local))
     if secure:
         connected.settimeout(_left(deadline))
         connected = stack.enter_context(ssl.create_default_context().wrap_socket(connected, server_hostname=host))
     connection = (HTTPSConnection if secure else HTTPConnection)(host, port)
     connection.sock = _TimedSocket(connected, deadline)
-    target = quote((parts.path or "/") + (f"?{parts.query}" if parts.query else ""), safe=UNQUOTED)
+    query = f"?{components.query}" if components.query else ""
+    target = quote((components.path or "/") + query, safe=UNQUOTED)
     connection.request("GET", target, headers={"User-Agent": "opensora", "Connection": "close"})
     return connection.getresponse()
 
 
 def _connect(host: str, port: int, deadline: float, allow_local: bool) -> socket.socket:
-    """A connection to one of the addresses that a name has now, after all of them were checked."""
+    """A connection to one of a name's addresses, after all of them were checked."""
     found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
     for _, _, _, _, where in found:
-        address = ipaddress.ip_address(where[0].partition("%")[0])  # without the zone
+        address = ipaddress.ip_address(str(where[0]).partition("%")[0])  # without the zone
         if not (allow_local or is_public(address)):
             raise OSError(f"{host} is {address}, which is not a public address; --allow_local permits it")
     failure: OSError = OSError(f"{host} has no address")
@@ -159,24 +163,24 @@ def _connect(host: str, port: int, deadline: float, allow_local: bool) -> socket
 
 
 def _save(answer: HTTPResponse, path: Path, deadline: float, most_bytes: int) -> None:
-    promised = answer.length  # None if the answer does not say
-    if promised is not None and promised > most_bytes:
-        raise OSError(f"it has {promised:,} bytes, {most_bytes:,} are the limit")
+    expected = answer.length  # Content-Length, or None
+    if expected is not None and expected > most_bytes:
+        raise OSError(f"it has {expected:,} bytes, {most_bytes:,} are the limit")
     size = 0
     with atomic_write(path) as temporary:
         with open(temporary, "wb") as file:
-            while piece := answer.read1(PIECE):
-                file.write(piece)
-                size += len(piece)
+            while chunk := answer.read1(CHUNK):
+                file.write(chunk)
+                size += len(chunk)
                 if size > most_bytes:
                     raise OSError(f"it has more than {most_bytes:,} bytes")
                 _left(deadline)
-        if promised is not None and size != promised:
-            raise OSError(f"it ended after {size:,} of {promised:,} bytes")
+        if expected is not None and size != expected:
+            raise OSError(f"it ended after {size:,} of {expected:,} bytes")
 
 
 def _left(deadline: float) -> float:
-    """Seconds that the next wait may take."""
+    """The longest time in seconds that the next read may take."""
     left = deadline - time.monotonic()
     if left <= 0:
         raise OSError("it takes too long")
@@ -184,7 +188,7 @@ def _left(deadline: float) -> float:
 
 
 class _TimedSocket:
-    """What http.client uses of a socket. The deadline holds for every wait, however often a server sends a byte."""
+    """The socket methods that http.client uses, with one deadline for all reads together."""
 
     def __init__(self, connected: socket.socket, deadline: float):
         self.connected, self.deadline = connected, deadline
@@ -197,7 +201,7 @@ class _TimedSocket:
         return io.BufferedReader(_TimedReader(self))
 
     def close(self) -> None:
-        """Nothing: http.client closes its socket before the answer is read, counting on the file to keep it open."""
+        """Does nothing: http.client closes its socket before the body is read; the file of `makefile` stays open."""
 
 
 class _TimedReader(io.RawIOBase):

@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and locks that end with the process that holds them."""
+"""Atomic writes, and file locks that end with the process that holds them."""
 
 from __future__ import annotations
 
@@ -11,16 +11,17 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Optional, Union
 
-RANDOM_PART = "[0-9a-f]{8}"
+RANDOM_SUFFIX = "[0-9a-f]{8}"
 
 
 @contextmanager
 def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
-    """Yields a temporary path beside `path`. It is renamed to `path` at the end and removed if the body fails.
+    """Yields a temporary path in the folder of `path`, renamed to `path` at the end and removed if the body fails.
 
-    The suffix stays the same, because video writers choose the format by it. The folder is made if need be. The file is
-    on the disk before it gets its name. Temporary files that killed processes left of the same target are removed;
-    those of living processes are not: a writer keeps a lock on its file, which ends with the process.
+    The suffix stays the same, because video writers choose the format by it. The folder is created if it is missing.
+    The file is flushed to the disk (fsync) before it gets its name. Temporary files of the same target that killed
+    processes left are removed. Those of living processes are not: a writer keeps a lock on its file, which ends with
+    the process.
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
 
 
 def sync(path: Union[str, Path]) -> None:
-    """Brings a file's content, or a folder's list of names, to the disk."""
+    """Flushes a file's content, or a folder's list of names, to the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
@@ -52,8 +53,8 @@ def lock_file(path: Path, create: bool = True) -> Optional[int]:
     The lock ends when the descriptor is closed or the process ends, however it ends.
 
     Raises:
-        FileNotFoundError: there is no such file, and `create` is False.
-        OSError: the file system has no locks, or the file cannot be opened for writing.
+        FileNotFoundError: the file does not exist, and `create` is False.
+        OSError: the file system does not support locks, or the file cannot be opened for writing.
     """
     while True:
         descriptor = os.open(path, os.O_RDWR | (os.O_CREAT if create else 0), 0o666)
@@ -64,7 +65,7 @@ def lock_file(path: Path, create: bool = True) -> Optional[int]:
             if isinstance(error, BlockingIOError):
                 return None
             raise
-        # The previous owner may have removed the file after it was opened here: then the lock protects nothing.
+        # If the previous owner removed the file after it was opened here, the lock protects nothing.
         if _is_file_of(descriptor, path):
             return descriptor
         os.close(descriptor)
@@ -77,19 +78,19 @@ def _is_file_of(descriptor: int, path: Path) -> bool:
 
 
 def _new_temporary(path: Path) -> tuple[Path, int]:
-    """A new file beside `path` and the descriptor that holds its lock."""
+    """A new file in the folder of `path` and the descriptor that holds its lock."""
     while True:
         temporary = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
         descriptor = os.open(temporary, os.O_CREAT | os.O_EXCL | os.O_RDWR, 0o666)
-        with suppress(OSError):  # without locks nothing is ever taken for abandoned
+        with suppress(OSError):  # without locks no file is ever considered abandoned
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        if _is_file_of(descriptor, temporary):  # else another process removed it before it was locked
+        if _is_file_of(descriptor, temporary):  # otherwise another process removed it before it was locked
             return temporary, descriptor
         os.close(descriptor)
 
 
 def _remove_abandoned(path: Path) -> None:
-    name = re.compile(rf"\.{re.escape(path.stem)}\.{RANDOM_PART}\.part{re.escape(path.suffix)}")
+    name = re.compile(rf"\.{re.escape(path.stem)}\.{RANDOM_SUFFIX}\.part{re.escape(path.suffix)}")
     for found in os.listdir(path.parent):
         if not name.fullmatch(found):
             continue

@@ -1,4 +1,4 @@
-"""One run per output folder, and an early end for a run whose results would not fit or could not be written."""
+"""One run per output folder, and an early error if its results would not fit or could not be written."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ LOCK_NAME = ".lock"
 
 @contextmanager
 def exclusive_folder(folder: Union[str, Path], is_main: bool = True) -> Iterator[Path]:
-    """Makes the folder if need be and keeps other runs out of it until the block ends or the process dies.
+    """Creates the folder if it is missing and keeps other runs out of it until the block ends or the process dies.
 
-    The lock is a lock of the operating system on the file `.lock` in the folder, so one that a killed process leaves
-    behind does not stand in the way of the next run.
+    The operating system locks the file `.lock` in the folder, so a file that a killed process left does not block the
+    next run.
 
     Args:
-        folder: where a run writes.
+        folder: the output folder of a run.
         is_main: False in the processes of a run other than its first, which holds the lock for all.
 
     Raises:
         UserError: another process writes to the folder.
-        OSError: the folder cannot be made or written to.
+        OSError: the folder cannot be created or written to.
     """
     folder = Path(folder)
     if not is_main:
@@ -40,9 +40,11 @@ def exclusive_folder(folder: Union[str, Path], is_main: bool = True) -> Iterator
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except (FileExistsError, NotADirectoryError) as error:
-        raise OSError(f"{folder}: a file stands where the output folder should be; choose another folder") from error
+        raise OSError(f"{folder}: the output folder or its parent is a file; choose another folder") from error
     except OSError as error:
-        raise OSError(f"{folder}: the output folder cannot be made ({error.strerror}); choose another") from error
+        raise OSError(
+            f"{folder}: the output folder cannot be created ({error.strerror}); choose another folder"
+        ) from error
     descriptor = _lock(folder)
     try:
         yield folder
@@ -52,12 +54,12 @@ def exclusive_folder(folder: Union[str, Path], is_main: bool = True) -> Iterator
                 (folder / LOCK_NAME).unlink()
             os.close(descriptor)
         if is_new:
-            with suppress(OSError):  # results are in it
+            with suppress(OSError):  # it contains results
                 folder.rmdir()
 
 
 def check_free_space(folder: Union[str, Path], needed_bytes: float) -> None:
-    """Raises OSError if the disk of an existing folder has not as many bytes left as a run is expected to write."""
+    """Raises OSError if the disk of an existing folder has fewer bytes left than a run is expected to write."""
     free = shutil.disk_usage(folder).free
     if free < needed_bytes:
         raise OSError(
@@ -67,7 +69,7 @@ def check_free_space(folder: Union[str, Path], needed_bytes: float) -> None:
 
 
 def compressed_bytes(num_frames: int, pixels: int) -> float:
-    """Compression gives about a twentieth of a byte per pixel of a video, more for images."""
+    """An estimate: compressed videos take about 0.05 bytes per pixel, images 0.5."""
     return num_frames * pixels * (0.05 if num_frames > 1 else 0.5)
 
 
@@ -76,14 +78,14 @@ def _lock(folder: Path) -> Optional[int]:
     try:
         descriptor = lock_file(path)
     except PermissionError as error:
-        raise OSError(f"{folder}: this user may not write to the output folder; choose another folder") from error
+        raise OSError(f"{folder}: no permission to write to the output folder; choose another folder") from error
     except OSError as error:
         if not os.access(folder, os.W_OK):
             raise OSError(
                 f"{folder}: the output folder cannot be written to ({error.strerror}); choose another folder"
             ) from error
         print(
-            f"note: {folder} cannot be locked ({error.strerror}); make sure that no other run writes to it",
+            f"note: {folder}: cannot be locked ({error.strerror}); make sure that no other run writes to it",
             file=sys.stderr,
         )
         return None

@@ -1,23 +1,24 @@
-"""Strict, bounded reading of json that came from elsewhere."""
+"""Strict, bounded reading of untrusted json."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections import Counter
 from pathlib import Path
 from typing import Any, Union
 
 from opensora.errors import UserError
 
 LONGEST_FILE = 100_000_000  # bytes
-LONGEST_NUMBER = 25  # digits of an integer; longer ones take Python quadratic time
+LONGEST_NUMBER = 25  # digits of an integer; Python's conversion takes quadratic time
 
 
 def parse_json(data: bytes) -> Any:
     """The content of json text in UTF-8, with or without a byte order mark.
 
     Raises:
-        UserError: no json, nested too deep, keys that come twice, or numbers that are NaN, infinite or absurdly long.
+        UserError: invalid json, too deep nesting, duplicate keys, or numbers that are NaN, infinite or too long.
     """
     try:
         return json.loads(
@@ -35,8 +36,8 @@ def read_json(path: Union[str, Path]) -> Any:
     """The content of a json file.
 
     Raises:
-        OSError: it cannot be read.
-        UserError: as `parse_json`, with the file's name; a file that is too large.
+        OSError: the file cannot be read.
+        UserError: as `parse_json`, with the file's name; also for a file that is too large.
     """
     path = Path(path)
     size = path.stat().st_size
@@ -51,9 +52,8 @@ def read_json(path: Union[str, Path]) -> Any:
 def _unique_keys(pairs: list) -> dict:
     content = dict(pairs)
     if len(content) < len(pairs):
-        seen = set()
-        twice = next(key for key, _ in pairs if key in seen or seen.add(key))
-        raise UserError(f"the key {twice!r:.100} comes twice")
+        counts = Counter(key for key, _ in pairs)
+        raise UserError(f"the key {counts.most_common(1)[0][0]!r:.100} comes twice")
     return content
 
 

@@ -1,3 +1,3 @@
-"""The published path of the inpaint masks."""
+"""The published import path of the inpaint masks."""
 
 from opensora.datasets.masks import *  # noqa: F403

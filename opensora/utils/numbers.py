@@ -1,4 +1,4 @@
-"""Numbers from files and command lines: finite, in range, and not something else that Python takes for a number."""
+"""Numbers from files and command lines: finite, in range, and no other value that Python accepts as a number."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from typing import Any, Optional, Union
 
 from opensora.errors import UserError
 
-LARGEST = 1e9  # nothing that people annotate or configure (pixels, frames, rates, scores, steps) is larger
+LARGEST = 1e9  # larger than any annotated or configured value: pixels, frames, rates, scores, steps
 MOST_DIGITS = 40  # of a number written as text
 
 Number = Union[int, float, Fraction]
 
 
 def is_missing(value: Any) -> bool:
-    """Whether a table or a json file has no value here: null, blank text or NaN, which pandas writes for a gap."""
+    """Whether a value of a table or a json file is missing: null, blank text, or NaN as pandas writes it."""
     return (
         value is None
         or (isinstance(value, float) and math.isnan(value))
@@ -26,10 +26,11 @@ def is_missing(value: Any) -> bool:
 def finite_number(value: Any, name: str, least: float = -LARGEST, most: float = LARGEST) -> float:
     """`value` as a float from `least` to `most`; text such as "23.976" or "24000/1001" counts as a number.
 
-    `name` is that of the key, column or flag, for the error.
+    Args:
+        name: of the key, column or flag, for the error.
 
     Raises:
-        UserError: not a number (true and false are not), NaN, infinite, or out of range.
+        UserError: not a number (booleans are not), NaN, infinite, or out of range.
     """
     return float(_number(value, name, "a number", least, most))
 
@@ -40,15 +41,15 @@ def whole_number(value: Any, name: str, least: int = -int(LARGEST), most: int = 
 
 
 def _number(value: Any, name: str, kind: str, least: float, most: float) -> Number:
-    number = value if type(value) is int else _parse(value)  # most are; annotation files hold millions
-    # The comparison is false for NaN, and exact for whole numbers too large for a float.
+    number = value if type(value) is int else _parse(value)  # a fast path: annotation files hold millions of integers
+    # The comparison is false for NaN, and exact for integers that are too large for a float.
     if number is None or not least <= number <= most or (kind == "a whole number" and number != int(number)):
         raise UserError(f"{name} {_shown(value)}: should be {kind} from {least:g} to {most:g}")
     return number
 
 
 def _parse(value: Any) -> Optional[Number]:
-    """None if `value` is no number."""
+    """None if `value` is not a number."""
     if isinstance(value, str):
         try:
             if len(value) > MOST_DIGITS or "_" in value:  # Python allows 1_000
@@ -63,6 +64,6 @@ def _parse(value: Any) -> Optional[Number]:
 def _shown(value: Any) -> str:
     try:
         text = ascii(value)
-    except ValueError:  # Python refuses to write out whole numbers of thousands of digits
+    except ValueError:  # Python refuses to convert integers of thousands of digits to text
         text = "(a number of thousands of digits)"
     return text if len(text) <= 60 else f"{text[:57]}..."

@@ -1,8 +1,9 @@
-"""Text and csv files of users: UTF-8, with or without a byte order mark; the error for others says how to convert."""
+"""Text and csv files of users in UTF-8, with or without a byte order mark; other encodings are an error."""
 
 from __future__ import annotations
 
 import csv
+import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -10,57 +11,55 @@ from typing import Optional, TextIO, Union
 
 from opensora.errors import UserError
 
-LONGEST_FIELD = 1 << 24  # characters of a csv file's field
+LONGEST_FIELD = 1 << 24  # characters of a csv field
 
 
 @contextmanager
 def open_text(path: Union[str, Path], newline: Optional[str] = None) -> Iterator[TextIO]:
-    """Opens a text file for reading; `newline` as `open` has it.
+    """Opens a text file for reading; `newline` as in `open`.
 
     Raises:
-        OSError: it cannot be opened.
-        UserError: it turns out not to be UTF-8, now or while it is read in the `with` block.
+        OSError: the file cannot be opened.
+        UserError: the file is not UTF-8; also raised while it is read in the `with` block.
     """
-    with open(path, encoding="utf-8-sig", newline=newline) as file:
-        start = file.buffer.peek(4)[:4]
+    with open(path, "rb") as binary:
+        start = binary.peek(4)[:4]  # not read and seek: it may be a pipe
         if b"\0" in start or start[:2] in (b"\xff\xfe", b"\xfe\xff"):
             raise UserError(_not_utf8(path, "UTF-16"))
         try:
-            yield file
+            with io.TextIOWrapper(binary, encoding="utf-8-sig", newline=newline) as file:
+                yield file
         except UnicodeDecodeError as error:
             raise UserError(_not_utf8(path, "GBK")) from error
 
 
 def read_text(path: Union[str, Path]) -> str:
-    """The whole file; raises as `open_text`."""
+    """The content of the file; raises as `open_text`."""
     with open_text(path) as file:
         return file.read()
 
 
 @contextmanager
 def open_csv(path: Union[str, Path]) -> Iterator[csv.DictReader]:
-    """Opens a csv file with a header; raises as `open_text`, and ValueError for lines that are not csv."""
+    """Opens a csv file with a header; raises as `open_text`, and UserError for lines that are not csv."""
     with open_text(path, newline="") as file:
-        csv.field_size_limit(LONGEST_FIELD)  # of the whole process, and other packages set it, too
+        csv.field_size_limit(LONGEST_FIELD)  # a setting of the process, which other packages change, too
         rows = csv.DictReader(file)
         try:
             yield rows
-        except csv.Error as error:  # a NUL character, or a field without end
+        except csv.Error as error:  # a NUL character, or an unterminated field
             raise UserError(f"{path}: line {rows.line_num + 1}: {error}") from error
 
 
 def check_characters(text: str, name: str) -> None:
-    """Raises UserError, beginning with `name`, for half a surrogate pair, which no encoder or tokenizer takes."""
+    """Raises UserError, which begins with `name`, for an unpaired surrogate: encoders and tokenizers fail on it."""
     try:
         text.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{name}: has half of a surrogate pair, {ascii(text[error.start])}, which is no letter"
+            f"{name}: has half of a surrogate pair, {ascii(text[error.start])}, which is not a character; remove it"
         ) from error
 
 
 def _not_utf8(path: Union[str, Path], encoding: str) -> str:
-    return (
-        f"{path}: not UTF-8 text; convert it, if it is {encoding} for example with: "
-        f"iconv -f {encoding} -t UTF-8 OLD > NEW"
-    )
+    return f"{path}: not UTF-8 text; convert it, for example from {encoding}: iconv -f {encoding} -t UTF-8 OLD > NEW"

@@ -1,5 +1,5 @@
-"""Signals, kills and crashes of the processes of a real msrun: nothing outlives it, nothing is lost, and the exit
-status is that of the work. MindSpore itself is not started, so this is quick."""
+"""Signals, kills and crashes of the processes of a real msrun: no process outlives it, every rank saves, and the exit
+status is that of the work. MindSpore itself is not started, so the tests are quick."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import psutil
 import pytest
 from processes import ROOT, free_port
 
-from opensora.utils.supervision import SET_BY_MSRUN
+from opensora.process.control import SET_BY_MSRUN
 
 MSRUN = Path(sys.executable).with_name("msrun")
 LAUNCHER = [sys.executable, "-m", "opensora.launch"]
@@ -59,7 +59,7 @@ class Run:
         return int((self.folder / name).read_text())
 
     def ancestor(self, role: str, generation: int) -> psutil.Process:
-        """0 is the worker, 1 its supervisor, 2 its front."""
+        """The process of a role: generation 0 is the worker, 1 its supervisor, 2 its front."""
         return ([process := psutil.Process(self.pid(f"{role}.pid"))] + process.parents())[generation]
 
     def saved(self) -> int:
@@ -77,7 +77,7 @@ class Run:
         return found
 
     def end(self, timeout: float = 30) -> int:
-        """The exit status, after nothing is left of the run."""
+        """The exit status, after all processes of the run have ended."""
         status = self.process.wait(timeout)
         deadline = time.monotonic() + timeout
         while self.left():
@@ -99,7 +99,7 @@ def processes_naming(folder: Path) -> list:
     ]
 
 
-def test_a_crash_after_the_work_is_no_failure(tmp_path):
+def test_crash_after_the_work_is_not_a_failure(tmp_path):
     run = Run(tmp_path, "crash at exit")
     run.wait_until(lambda: (tmp_path / "scheduler.pid").exists())
     (tmp_path / "finished").touch()
@@ -107,7 +107,7 @@ def test_a_crash_after_the_work_is_no_failure(tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL, signal.SIGINT])
-def test_ranks_save_and_end_when_msrun_is_ended(number, tmp_path):
+def test_ranks_save_and_end_when_msrun_gets_a_signal(number, tmp_path):
     run = Run(tmp_path, "graceful")
     run.wait_until_ready()
     run.process.send_signal(number)
@@ -116,7 +116,7 @@ def test_ranks_save_and_end_when_msrun_is_ended(number, tmp_path):
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
-def test_the_launcher_waits_for_the_ranks(number, tmp_path):
+def test_launcher_waits_for_the_ranks(number, tmp_path):
     run = Run(tmp_path, "graceful", LAUNCHER)
     run.wait_until_ready()
     run.process.send_signal(number)
@@ -124,7 +124,7 @@ def test_the_launcher_waits_for_the_ranks(number, tmp_path):
     assert run.saved() == 2 and run.end() == 128 + number
 
 
-def test_a_second_signal_to_the_launcher_ends_at_once(tmp_path):
+def test_second_signal_to_the_launcher_ends_at_once(tmp_path):
     run = Run(tmp_path, "stuck", LAUNCHER)
     run.wait_until_ready()
     run.process.send_signal(signal.SIGTERM)
@@ -134,7 +134,7 @@ def test_a_second_signal_to_the_launcher_ends_at_once(tmp_path):
     assert run.end(10) == 128 + signal.SIGTERM and run.saved() == 0
 
 
-def test_killing_the_launcher(tmp_path):
+def test_ranks_save_and_end_when_the_launcher_is_killed(tmp_path):
     run = Run(tmp_path, "graceful", LAUNCHER)
     run.wait_until_ready()
     run.process.kill()
@@ -143,7 +143,7 @@ def test_killing_the_launcher(tmp_path):
 
 
 @pytest.mark.parametrize("delay", [0.1, 0.3, 0.5, 0.8, 1.2])
-def test_msrun_killed_while_its_ranks_start(delay, tmp_path):
+def test_ranks_end_when_msrun_is_killed_during_start(delay, tmp_path):
     run = Run(tmp_path, "graceful")
     time.sleep(delay)
     run.process.kill()
@@ -155,10 +155,10 @@ def test_msrun_killed_while_its_ranks_start(delay, tmp_path):
     [("", True, True), ("setsid", True, False), ("", False, False)],
     ids=["msrun that waits", "msrun that does not wait", "a script"],
 )
-def test_rank_whose_launcher_has_died_before_it_looks(prefix, msrun_set, ends, tmp_path):
-    """Only ranks of an msrun with --join=True end with it."""
+def test_rank_ends_if_its_launcher_died_before_the_start(prefix, msrun_set, ends, tmp_path):
+    """Only ranks of an msrun with --join=True end with their launcher."""
     variables = dict.fromkeys(SET_BY_MSRUN, "1") if msrun_set else {"RANK_ID": "1"}
-    # The shell ends at once. The rank starts when it has been adopted by another process.
+    # The shell exits immediately, so another process has adopted the rank before it starts.
     subprocess.run(
         ["sh", "-c", f"(sleep 0.5; exec {prefix} {sys.executable} tests/helpers/supervised.py {tmp_path} graceful) &"],
         cwd=ROOT,
@@ -185,7 +185,7 @@ def test_rank_whose_launcher_has_died_before_it_looks(prefix, msrun_set, ends, t
     ],
     ids=["worker", "supervisor", "front"],
 )
-def test_a_killed_rank_is_named_at_once(generation, shown, tmp_path):
+def test_killed_rank_is_reported_at_once(generation, shown, tmp_path):
     run = Run(tmp_path, "graceful")
     run.wait_until_ready()
     start = time.monotonic()
@@ -195,14 +195,14 @@ def test_a_killed_rank_is_named_at_once(generation, shown, tmp_path):
     assert re.search(shown, run.text())
 
 
-def test_an_error_ends_the_other_ranks(tmp_path):
+def test_error_ends_the_other_ranks(tmp_path):
     run = Run(tmp_path, "error")
     assert run.end() == 1
     assert "ERROR in rank 1: clip.mp4: cannot be read" in run.text()
 
 
 @pytest.mark.slow
-def test_under_nice_19_and_load(tmp_path):
+def test_supervision_works_under_load_with_nice_19(tmp_path):
     load = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(3)]
     try:
         run = Run(tmp_path, "crash at exit", prefix=["nice", "-n", "19"])

@@ -1,4 +1,4 @@
-"""Training that is killed, terminated, interrupted or hung up at random moments loses nothing."""
+"""Training that gets SIGKILL, SIGTERM, SIGINT or SIGHUP at random moments loses nothing."""
 
 import pytest
 from training_interruptions import LAYOUTS, interruptions
@@ -6,5 +6,5 @@ from training_interruptions import LAYOUTS, interruptions
 
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", LAYOUTS)
-def test_random_interruptions(layout, tmp_path):
+def test_random_interruptions_lose_nothing(layout, tmp_path):
     assert sum(interruptions(tmp_path, layout, wanted=4, seed=0).values()) >= 4

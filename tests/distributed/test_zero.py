@@ -1,4 +1,4 @@
-"""Training divided over several real processes gives what one process gives."""
+"""Training sharded over several real processes equals training on one process."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from opensora.checkpoint.formats.safetensors import read_safetensors
 
 @pytest.fixture(scope="module")
 def reference(tmp_path_factory) -> Path:
-    """A folder with one process's losses, weights and state, at the end and half-way."""
+    """A folder with the losses, weights and state of one process, at the end and after half of the steps."""
     folder = tmp_path_factory.mktemp("reference")
     model = make_model()
     optimizer = make_optimizer(model)
@@ -36,32 +36,17 @@ def reference(tmp_path_factory) -> Path:
         pytest.param(2, 1, 0, ("2",), marks=pytest.mark.slow),
     ],
 )
-def test_stages(workers, sp_size, mode, stages, reference, tmp_path):
-    finished, logs = msrun(
-        workers,
-        tmp_path,
-        "tests/helpers/zero_checks.py",
-        "--device",
-        "CPU",
-        "--use_parallel",
-        "True",
-        "--sp_size",
-        sp_size,
-        "--reference",
-        reference,
-        "--mode",
-        mode,
-        "--stages",
-        *stages,
-    )
+def test_zero_stages_equal_one_process(workers, sp_size, mode, stages, reference, tmp_path):
+    flags = f"--device CPU --use_parallel True --sp_size {sp_size} --reference {reference} --mode {mode} --stages"
+    finished, logs = msrun(workers, tmp_path, "tests/helpers/zero_checks.py", *flags.split(), *stages)
     assert finished.returncode == 0, finished.stdout[-1000:] + logs[0][-3000:]
     assert all(f"CHECKED {rank}" in log for rank, log in enumerate(logs)) and len(logs) == workers
     if "3" in stages:
-        goes_on_alone(reference / f"of_{workers}_{sp_size}", np.load(reference / "losses.npy"))
+        check_resume_on_one_process(reference / f"of_{workers}_{sp_size}", np.load(reference / "losses.npy"))
 
 
-def goes_on_alone(stored: Path, expected: np.ndarray) -> None:
-    """From what several processes stored."""
+def check_resume_on_one_process(stored: Path, expected: np.ndarray) -> None:
+    """Resumes on one process from the state that several processes stored."""
     model = make_model()
     model.load_torch_state(read_safetensors(stored / "weights.safetensors"))
     optimizer = make_optimizer(model)

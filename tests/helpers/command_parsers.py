@@ -22,7 +22,7 @@ COMMANDS = {
     "opensora/demo/score.py": "main",
     "opensora/cost_model.py": "parse_args",
     "opensora/datasets/bucketed/report.py": "main",
-    "opensora/utils/failed_ranks.py": "main",
+    "opensora/process/failed_ranks.py": "main",
     "examples/rec_video.py": "parse_args",
     "examples/rec_image.py": "parse_args",
     "examples/rec_video_folder.py": "parse_args",

@@ -282,7 +282,7 @@ def _make_state(folder: Path) -> Path:
 
 
 def _read_state_json(path: Path) -> None:
-    from opensora.train.checkpoint import find_checkpoint
+    from opensora.train.checkpoint_folder import find_checkpoint
 
     find_checkpoint(path.parents[1], "latest")
 

@@ -1,4 +1,4 @@
-"""What each process of tests/distributed/test_parallel.py runs under msrun."""
+"""The checks that each process of tests/distributed/test_parallel.py runs under msrun."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]  # msrun starts it as a script
 
-from opensora.utils.supervision import supervise  # noqa: E402
+from opensora.process.supervision import supervise  # noqa: E402
 
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
@@ -37,7 +37,7 @@ def weight_of(rank: int, shape) -> np.ndarray:
 
 
 def check_collectives(group: Group, rank: int) -> None:
-    """Values and gradients against numpy; each member's loss is the sum of its output times a weight of its own."""
+    """Values and gradients against numpy; a member's loss is the sum of its output times a weight that only it has."""
     inputs = [member_input(member) for member in group.ranks]
 
     def gathered(axis):
@@ -86,7 +86,7 @@ def value_and_gradient(collective: nn.Cell, rank: int):
 
 
 def check_transformer(group: Group) -> None:
-    """Split over the group, the transformer gives what it gives whole."""
+    """The transformer with sequence parallelism equals the one without."""
     ms.set_seed(5)
     whole = OpenSoraT2V_v1_3(**DIT).set_train(False)
     split = OpenSoraT2V_v1_3(**DIT).set_train(False)
@@ -104,7 +104,7 @@ def check_transformer(group: Group) -> None:
 
 
 def check_decoding(group: Group) -> None:
-    """The chunks of a clip, decoded side by side, are those of one process."""
+    """Chunks of a clip that are decoded in parallel equal those of one process."""
     eight_fold = dict(
         l1_dowmsample_block="Spatial2xTime2x3DDownsample",
         l1_downsample_wavelet="HaarWaveletTransform3D",

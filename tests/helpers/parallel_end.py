@@ -1,4 +1,4 @@
-"""Processes that work together until one of them comes to an end; run under msrun by tests/distributed/test_parallel.py."""
+"""Processes that meet at barriers until one of them fails; tests/distributed/test_parallel.py runs it under msrun."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # msrun starts it as a script
 
-from opensora.utils.supervision import supervise  # noqa: E402
+from opensora.process.supervision import supervise  # noqa: E402
 
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
@@ -24,7 +24,7 @@ from opensora.utils.cli import run_main  # noqa: E402
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--end", choices=("error", "kill"), required=True)
-    parser.add_argument("--wait_for", type=Path, required=True, help="the end comes when this file is there")
+    parser.add_argument("--wait_for", type=Path, required=True, help="rank 1 fails when this file exists")
     device.add_arguments(parser)
     args = parser.parse_args()
     dev = device.setup(args)

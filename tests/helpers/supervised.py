@@ -12,13 +12,13 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # msrun starts it as a script
 
-from opensora.utils.supervision import supervise  # noqa: E402
+from opensora.process.supervision import supervise  # noqa: E402
 
 if __name__ == "__main__":
     supervise()
 
+from opensora.process.signals import Stopped, graceful_stop  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
-from opensora.utils.stopping import Stopped, graceful_stop  # noqa: E402
 
 
 def main() -> None:

@@ -1,4 +1,4 @@
-"""Signals at random moments of real training runs, each resumed and compared with a run that was left alone:
+"""Signals at random moments of real training runs, each resumed and compared with an uninterrupted run:
 
 python tests/helpers/training_interruptions.py FOLDER --layout ddp --interruptions 20 --seed 1
 """
@@ -21,7 +21,7 @@ from tiny_models import make_release
 from training_runs import assert_same, rows
 from training_runs import t2v_command as flags
 
-from opensora.train.checkpoint import checkpoints, damage
+from opensora.train.checkpoint_folder import checkpoints, find_corruption
 
 STEPS = 12
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
@@ -34,19 +34,9 @@ LAYOUTS = {
 
 def start(folder: Path, layout: str, output: str) -> subprocess.Popen:
     workers, more = LAYOUTS[layout]
-    argv = flags(
-        folder,
-        output,
-        "--max_train_steps",
-        STEPS,
-        "--checkpointing_steps",
-        3,
-        "--checkpoints_total_limit",
-        2,
-        "--resume_from_checkpoint",
-        "True",
-        *more,
-    )
+    common = f"--max_train_steps {STEPS} --checkpointing_steps 3 --checkpoints_total_limit 2 \
+        --resume_from_checkpoint True"
+    argv = flags(folder, output, *common.split(), *more)
     command = (
         dict(args=[sys.executable, *argv], cwd=ROOT)
         if workers == 1
@@ -57,7 +47,7 @@ def start(folder: Path, layout: str, output: str) -> subprocess.Popen:
 
 
 def wait_for_all(output: Path, pid: int) -> None:
-    """Until no process of the run is left: msrun itself ends before its ranks have saved."""
+    """Waits until all processes of the run have ended: msrun itself ends before its ranks have saved."""
     deadline = time.monotonic() + 120
     while left := [
         process
@@ -71,7 +61,7 @@ def wait_for_all(output: Path, pid: int) -> None:
 
 
 def interrupt(folder: Path, layout: str, output: str, longest: float, rng: random.Random) -> str:
-    """Starts a run and sends a signal after up to `longest` seconds; returns what happened."""
+    """Starts a run and sends a signal after up to `longest` seconds; returns its name, or that the run had finished."""
     process, number = start(folder, layout, output), rng.choice(SIGNALS)
     try:
         status = process.wait(rng.uniform(0, longest))
@@ -87,17 +77,17 @@ def interrupt(folder: Path, layout: str, output: str, longest: float, rng: rando
 
 
 def trial(folder: Path, layout: str, output: str, longest: float, rng: random.Random) -> list[str]:
-    """A run that is interrupted one to three times and then resumed to its end."""
+    """A run that is interrupted one to three times and then resumed to its end; returns the signals."""
     happened, saved = [], 0
     for _ in range(rng.randint(1, 3)):
         happened.append(interrupt(folder, layout, output, longest, rng))
         found = (
-            [path for path in checkpoints(folder / output) if damage(path) is None]
+            [path for path in checkpoints(folder / output) if find_corruption(path) is None]
             if (folder / output).exists()
             else []
         )
         newest = int(found[-1].name.split("-")[1]) if found else 0
-        assert newest >= saved, f"checkpoint-{saved} was there, checkpoint-{newest} is the newest now"
+        assert newest >= saved, f"checkpoint-{saved} existed, checkpoint-{newest} is the newest now"
         saved = newest
     process = start(folder, layout, output)
     assert process.wait(300) == 0, (folder / f"{output}.screen").read_text()[-3000:]
@@ -108,7 +98,7 @@ def trial(folder: Path, layout: str, output: str, longest: float, rng: random.Ra
 
 
 def interruptions(folder: Path, layout: str, wanted: int, seed: int) -> Counter:
-    """Trials until `wanted` signals were sent; how many of each."""
+    """Trials until `wanted` signals were sent; returns the number of each."""
     if not (folder / "release").exists():
         make_release(folder / "release")
         make_clips(folder / "data", videos=24, images=16, frames=9, size=(32, 32))

@@ -1,4 +1,4 @@
-"""Commands that train tiny models, and what they write."""
+"""Commands that train tiny models, and readers of their output."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Training a tiny transformer, alone and divided over processes; what each process of tests/distributed/test_zero.py runs."""
+"""Training of a tiny transformer, on one process and sharded; tests/distributed/test_zero.py runs it under msrun."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 
 sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parent)]  # msrun starts it as a script
 
-from opensora.utils.supervision import supervise  # noqa: E402
+from opensora.process.supervision import supervise  # noqa: E402
 
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
@@ -34,7 +34,7 @@ from opensora.train.optimizer import Optimizer  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
 CONFIG = {**DIT, "num_layers": 3, "attention_head_dim": 12, "cross_attention_dim": 48}  # two dense blocks, one sparse
-STEPS, HALF, BATCH = 20, 10, 4
+STEPS, HALF, BATCH = 12, 6, 4
 
 
 class Loss(nn.Cell):
@@ -54,12 +54,12 @@ def make_model(sequence: nn.Cell = NoSequenceParallel(), seed: int = 5) -> OpenS
 
 
 def make_optimizer(model: nn.Cell, **settings) -> Optimizer:
-    # An epsilon of 1e-15 makes rounding errors of tiny gradients as large as any other step: not for comparing runs.
+    # An epsilon of 1e-15 would scale rounding errors of tiny gradients up to full steps, which differ between runs.
     return Optimizer(model, AdamW(adam_epsilon=1e-6), EMA(), max_grad_norm=0.5, **settings)
 
 
 def batch(step: int) -> list[np.ndarray]:
-    """The inputs of `Loss`, for the whole run."""
+    """The inputs of `Loss` for a step of all processes."""
     random = np.random.RandomState(step)
     mask = np.ones((BATCH, 1, 6), np.float32)
     mask[:, :, 4:] = 0
@@ -72,11 +72,11 @@ def batch(step: int) -> list[np.ndarray]:
     ]
 
 
-def train(model: nn.Cell, optimizer: Optimizer, steps: range, part: slice = slice(None)) -> list[float]:
-    """Losses of `part` of each batch; every fourth step takes it in two halves, where there are two."""
+def train(model: nn.Cell, optimizer: Optimizer, steps: range, samples: slice = slice(None)) -> list[float]:
+    """Losses of `samples` of each batch; every fourth step splits them into two micro-batches, if possible."""
     loss, losses = Loss(model), []
     for step in steps:
-        inputs = [array[part] for array in batch(step)]
+        inputs = [array[samples] for array in batch(step)]
         pieces = np.array_split(np.arange(len(inputs[0])), 2 if step % 4 == 1 and len(inputs[0]) > 1 else 1)
         values = [float(optimizer.backward(loss, *(Tensor(array[piece]) for array in inputs))) for piece in pieces]
         assert optimizer.step(1e-3).applied
@@ -85,7 +85,7 @@ def train(model: nn.Cell, optimizer: Optimizer, steps: range, part: slice = slic
 
 
 def save(folder: Path, optimizer: Optimizer, writes: bool = True) -> None:
-    """Weights and state; the other processes read along, for what is divided comes from all."""
+    """Writes weights and state; the other processes read them, because gathering takes all processes."""
     for name, tensors in (("weights", optimizer.weights()), ("state", optimizer.state_tensors())):
         if writes:
             write_safetensors(folder / f"{name}.safetensors", tensors)
@@ -95,46 +95,46 @@ def save(folder: Path, optimizer: Optimizer, writes: bool = True) -> None:
 
 
 def check_stage(stage: int, checkpointing: bool, reference: Path, dev: device.Device, sp_size: int) -> None:
-    """Learns what one process learns and keeps what the plan says; stage 3 goes on from what one process stored."""
+    """Training equals one process and has the memory of the cost model; stage 3 resumes from one process's state."""
     world = World(dev.rank, dev.world_size)
     group = sequence_group(dev, sp_size, heads=4)
     sequence = UlyssesSequenceParallel(group) if sp_size > 1 else NoSequenceParallel()
-    own = BATCH // group.count
-    part = slice(group.number * own, (group.number + 1) * own)
+    count = BATCH // group.count
+    samples = slice(group.number * count, (group.number + 1) * count)
     expected = np.load(reference / "losses.npy")
 
     model = make_model(sequence)
     optimizer = make_optimizer(model, zero_stage=stage, world=world, gradient_checkpointing=checkpointing)
-    losses = train(model, optimizer, range(HALF), part)
-    check_skipped(model, optimizer, part, dev)
-    losses += train(model, optimizer, range(HALF, STEPS), part)
+    losses = train(model, optimizer, range(HALF), samples)
+    check_skipped(model, optimizer, samples, dev)
+    losses += train(model, optimizer, range(HALF, STEPS), samples)
     assert_same_losses(losses, expected, world)
     assert_same(optimizer.weights(), load_file(reference / "weights.safetensors"))
     assert_same(optimizer.state_tensors(), load_file(reference / "state.safetensors"))
-    check_bytes(model, optimizer, part, dev, stage)
+    check_bytes(model, optimizer, samples, dev, stage)
     if stage < 3:
-        return  # the others gather and store in the same way, or have nothing to gather
+        return  # the other stages gather and store in the same way, or have nothing to gather
 
     with optimizer.weights_outside_blocks():
-        assert np.isfinite(Loss(model)(*(Tensor(array[part]) for array in batch(0))).asnumpy())
+        assert np.isfinite(Loss(model)(*(Tensor(array[samples]) for array in batch(0))).asnumpy())
     model = make_model(sequence)
     model.load_torch_state(read_safetensors(reference / "half/weights.safetensors"))
     optimizer = make_optimizer(model, zero_stage=stage, world=world)
     optimizer.load_state(
         {**optimizer.state_numbers(), "steps": HALF}, read_safetensors(reference / "half/state.safetensors")
     )
-    losses = train(model, optimizer, range(HALF, HALF + 2), part)
+    losses = train(model, optimizer, range(HALF, HALF + 2), samples)
     assert_same_losses(losses, expected[HALF : HALF + 2], world)
     save(reference / f"of_{dev.world_size}_{sp_size}", optimizer, writes=dev.is_main)
 
 
 def assert_same_losses(losses: list[float], expected: np.ndarray, world: World) -> None:
-    mean = world.sum(Tensor(np.array(losses, np.float32))).asnumpy() / world.size
+    mean = world.all_reduce(Tensor(np.array(losses, np.float32))).asnumpy() / world.size
     assert relative_difference(mean, expected) < 1e-4, (mean, expected)
 
 
 def assert_same(tensors: Mapping, references: Mapping) -> None:
-    """Within 1e-4 of the largest number of a kind: some gradients, as of keys' biases, are rounding errors alone."""
+    """Within 1e-4 of the largest element of a kind: some gradients, such as of keys' biases, are rounding errors."""
     assert set(tensors) == set(references)
     largest: dict = {}
     for name, expected in references.items():
@@ -145,9 +145,9 @@ def assert_same(tensors: Mapping, references: Mapping) -> None:
         assert difference < 1e-4, (name, difference)
 
 
-def check_skipped(model: nn.Cell, optimizer: Optimizer, part: slice, dev: device.Device) -> None:
-    """One process's infinite loss makes all skip the step; what follows shows that nothing has changed."""
-    inputs = [array[part] for array in batch(0)]
+def check_skipped(model: nn.Cell, optimizer: Optimizer, samples: slice, dev: device.Device) -> None:
+    """An infinite loss on one process makes all skip the step; the following steps show that nothing has changed."""
+    inputs = [array[samples] for array in batch(0)]
     if dev.rank == dev.world_size - 1:
         inputs[-1] = inputs[-1] + np.float32(np.inf)
     optimizer.backward(Loss(model), *map(Tensor, inputs))
@@ -155,8 +155,8 @@ def check_skipped(model: nn.Cell, optimizer: Optimizer, part: slice, dev: device
     assert not step.applied and not np.isfinite(step.norm)
 
 
-def check_bytes(model: nn.Cell, optimizer: Optimizer, part: slice, dev: device.Device, stage: int) -> None:
-    optimizer.backward(Loss(model), *(Tensor(array[part]) for array in batch(0)))
+def check_bytes(model: nn.Cell, optimizer: Optimizer, samples: slice, dev: device.Device, stage: int) -> None:
+    optimizer.backward(Loss(model), *(Tensor(array[samples]) for array in batch(0)))
     planned = memory(
         Run(
             model.config,

@@ -57,14 +57,16 @@ class SelfAttention(Projections):
     def construct(self, x: Tensor, bias: Optional[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
         b, s, _ = x.shape
         length = cos.shape[0]
-        q, k, v = [self.sequence.to_heads(self.heads(y), length) for y in (self.to_q(x), self.to_k(x), self.to_v(x))]
+        q, k, v = [
+            self.sequence.all_to_all_heads(self.heads(y), length) for y in (self.to_q(x), self.to_k(x), self.to_v(x))
+        ]
         q, k, v = [y.reshape(b, length, -1) for y in (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)]
         if self.skiparse is not None:
             q, k, v = self.skiparse.split(q), self.skiparse.split(k), self.skiparse.split(v)
         y = self.attend(q, k, v, bias)
         if self.skiparse is not None:
             y = self.skiparse.merge(y, length)
-        return self.to_out[0](self.sequence.to_tokens(self.heads(y)).reshape(b, s, -1))
+        return self.to_out[0](self.sequence.all_to_all_tokens(self.heads(y)).reshape(b, s, -1))
 
 
 class CrossAttention(Projections):

@@ -105,7 +105,7 @@ class WFVAEModel(PretrainedModel):
         for first in range(0, len(chunks), size):
             start, end = chunks[min(first + self.stream.index, len(chunks) - 1)]
             chunk, _, _, past = self.decoder(z[:, :, start:end], _stream_input(past), end == frames)
-            yield from self.stream.in_order(chunk, len(chunks) - first)
+            yield from self.stream.gather_in_order(chunk, len(chunks) - first)
 
     def normalize(self, z: Tensor) -> Tensor:
         """Posterior draws -> latents of about unit variance, as the diffusion model has them."""

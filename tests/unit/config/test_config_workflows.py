@@ -29,7 +29,7 @@ from opensora.registry import REGISTRY, build, check_family, check_folders
 from opensora.sample import config_inference as inference
 from opensora.sample.config_job import Job, file_name, plan_requests, without_effect
 from opensora.train import config_run
-from opensora.train.checkpoint import checkpoints
+from opensora.train.checkpoint_folder import checkpoints
 from opensora.utils.folder_lock import exclusive_folder
 
 CPU = Device("CPU", 1, "fp32")

@@ -1,4 +1,4 @@
-"""Checkpoints: which are kept, which is resumed from, and what a crash at any point leaves."""
+"""Checkpoints: which are kept, which one a run resumes from, and crashes at any point of a save."""
 
 from __future__ import annotations
 
@@ -14,19 +14,13 @@ import numpy as np
 import pytest
 
 from opensora.checkpoint.lazy_tensor import ArrayTensor
-from opensora.train.checkpoint import (
-    ModelAndOptimizer,
-    checkpoints,
-    damage,
-    find_checkpoint,
-    named_checkpoint,
-    save_checkpoint,
-)
+from opensora.train.checkpoint import ModelAndOptimizer, save_checkpoint
+from opensora.train.checkpoint_folder import checkpoints, find_checkpoint, find_corruption, named_checkpoint
 from opensora.train.log import Table, TrainingLog
 
 
 class TinyModel:
-    """What `save_checkpoint` asks of a model."""
+    """The interface of a model that `save_checkpoint` uses."""
 
     def constants(self) -> dict:
         return {}
@@ -39,7 +33,7 @@ class TinyModel:
 
 
 class TinyOptimizer:
-    """What `save_checkpoint` asks of an optimizer; all numbers are `value`."""
+    """The interface of an optimizer that `save_checkpoint` uses; all elements are `value`."""
 
     ema = True
 
@@ -59,7 +53,7 @@ class TinyOptimizer:
 
 
 def save(folder: Path, step: int, keep=None, mark: int = 0) -> None:
-    """`mark` tells checkpoints of one step apart."""
+    """`mark` distinguishes checkpoints of one step."""
     trained = {"": ModelAndOptimizer(TinyModel(), TinyOptimizer(step))}
     save_checkpoint(folder, step, trained, {"skipped_steps": 0, "mark": mark}, keep, is_main=True)
 
@@ -78,15 +72,15 @@ def mark_of(checkpoint: Path) -> int:
     return json.loads((checkpoint / "state.json").read_text())["mark"]
 
 
-def as_by_an_earlier_version(checkpoint: Path) -> None:
-    """Without serial number and list of files."""
+def convert_to_earlier_version(checkpoint: Path) -> None:
+    """Removes the serial number and the list of files."""
     state = json.loads((checkpoint / "state.json").read_text())
     (checkpoint / "state.json").write_text(json.dumps({k: v for k, v in state.items() if k not in ("serial", "files")}))
     rewrite_sums(checkpoint, lambda name: True)
 
 
 def rewrite_sums(checkpoint: Path, keep) -> None:
-    """With right checksums of the files whose names are to be kept."""
+    """Writes the checksums of the files whose names `keep` accepts."""
     names = sorted(path.relative_to(checkpoint).as_posix() for path in checkpoint.rglob("*") if path.is_file())
     sums = {
         name: hashlib.sha256((checkpoint / name).read_bytes()).hexdigest()
@@ -97,11 +91,11 @@ def rewrite_sums(checkpoint: Path, keep) -> None:
 
 
 @pytest.mark.parametrize("earlier_version", [False, True])
-def test_a_run_that_resumes_in_the_middle_keeps_what_it_writes(tmp_path, earlier_version):
+def test_resumed_run_keeps_its_own_checkpoints(tmp_path, earlier_version):
     for step in (8, 16, 20):
         save(tmp_path, step)
         if earlier_version:
-            as_by_an_earlier_version(tmp_path / f"checkpoint-{step}")
+            convert_to_earlier_version(tmp_path / f"checkpoint-{step}")
     assert names(tmp_path) == ["checkpoint-20", "checkpoint-16", "checkpoint-8"]
     save(tmp_path, 12, keep=2)  # resumed from checkpoint-8
     assert names(tmp_path) == ["checkpoint-12", "checkpoint-20"]
@@ -110,7 +104,7 @@ def test_a_run_that_resumes_in_the_middle_keeps_what_it_writes(tmp_path, earlier
     assert names(tmp_path) == ["checkpoint-14", "checkpoint-12"]
 
 
-def test_a_new_run_in_an_old_folder_keeps_what_it_writes(tmp_path):
+def test_new_run_in_old_folder_keeps_its_own_checkpoints(tmp_path):
     for step in (100, 200, 300):
         save(tmp_path, step, mark=1)
     for step in (100, 200, 300, 400):
@@ -119,20 +113,20 @@ def test_a_new_run_in_an_old_folder_keeps_what_it_writes(tmp_path):
     assert not [path for path in tmp_path.iterdir() if path.name != "checkpoint-400"]
 
 
-def test_damaged_checkpoints_do_not_count_as_kept(tmp_path, capsys):
+def test_corrupt_checkpoints_do_not_count_as_kept(tmp_path, capsys):
     for step in (4, 8, 16):
         save(tmp_path, step)
     corrupt(tmp_path / "checkpoint-16")
-    (tmp_path / "checkpoint-20").mkdir()  # of another step, and not even a state
+    (tmp_path / "checkpoint-20").mkdir()  # without a state
     save(tmp_path, 12, keep=2)  # resumed from checkpoint-8
     assert names(tmp_path) == ["checkpoint-12", "checkpoint-8"]
-    assert "checkpoint-16 is damaged" in capsys.readouterr().err
+    assert "checkpoint-16 is corrupt" in capsys.readouterr().err
     corrupt(tmp_path / "checkpoint-12")
     save(tmp_path, 10, keep=1)  # resumed from checkpoint-8
-    assert names(tmp_path) == ["checkpoint-10"] and damage(tmp_path / "checkpoint-10") is None
+    assert names(tmp_path) == ["checkpoint-10"] and find_corruption(tmp_path / "checkpoint-10") is None
 
 
-def test_what_is_checked_once_is_checked_again_after_it_changed(tmp_path):
+def test_changed_checkpoint_is_checked_again(tmp_path):
     save(tmp_path, 4, keep=3)
     save(tmp_path, 8, keep=3)
     shutil.rmtree(tmp_path / "checkpoint-8/model_ema")
@@ -149,7 +143,7 @@ def test_what_is_checked_once_is_checked_again_after_it_changed(tmp_path):
         ("state.json", "state.json is missing"),
     ],
 )
-def test_what_is_removed_with_its_checksums_is_missed(tmp_path, remove, words):
+def test_file_removed_with_its_checksum_is_detected(tmp_path, remove, words):
     save(tmp_path, 4)
     save(tmp_path, 8)
     checkpoint = tmp_path / "checkpoint-8"
@@ -161,7 +155,7 @@ def test_what_is_removed_with_its_checksums_is_missed(tmp_path, remove, words):
     assert find_checkpoint(tmp_path, "latest").name == "checkpoint-4"
 
 
-def test_checksums_of_files_elsewhere_are_damage(tmp_path):
+def test_invalid_checksum_names_and_states_are_corruption(tmp_path):
     save(tmp_path, 4)
     sums = tmp_path / "checkpoint-4/SHA256SUMS"
     text = sums.read_text()
@@ -169,20 +163,20 @@ def test_checksums_of_files_elsewhere_are_damage(tmp_path):
         if name == "pipe":
             os.mkfifo(tmp_path / "checkpoint-4/pipe")
         sums.write_text(f"{text}{'0' * 64}  {name}\n")
-        assert damage(tmp_path / "checkpoint-4") is not None, name
+        assert find_corruption(tmp_path / "checkpoint-4") is not None, name
     for state in ("[1]", "{", "[" * 100_000, '{"files": 3}'):
         (tmp_path / "checkpoint-4/state.json").write_text(state)
         rewrite_sums(tmp_path / "checkpoint-4", lambda name: name != "pipe")
-        assert "state.json" in damage(tmp_path / "checkpoint-4")
+        assert "state.json" in find_corruption(tmp_path / "checkpoint-4")
         assert names(tmp_path) == ["checkpoint-4"]
 
 
-def test_checkpoints_of_earlier_versions(tmp_path):
+def test_checkpoints_of_earlier_versions_are_accepted(tmp_path):
     save(tmp_path, 16)
-    as_by_an_earlier_version(tmp_path / "checkpoint-16")
+    convert_to_earlier_version(tmp_path / "checkpoint-16")
     assert find_checkpoint(tmp_path, "latest").name == "checkpoint-16"
     rewrite_sums(tmp_path / "checkpoint-16", lambda name: name != "optimizer.safetensors")
-    assert damage(tmp_path / "checkpoint-16") == "optimizer.safetensors is missing from SHA256SUMS"
+    assert find_corruption(tmp_path / "checkpoint-16") == "optimizer.safetensors is missing from SHA256SUMS"
 
 
 @pytest.mark.parametrize(
@@ -193,7 +187,7 @@ def test_checkpoints_of_earlier_versions(tmp_path):
 @pytest.mark.parametrize(
     "name", ["checkpoint-16", "checkpoint-16.part", "checkpoint-20", "checkpoint-x", "checkpoint-²"]
 )
-def test_other_things_of_that_name_do_not_stop_a_run(tmp_path, name, make):
+def test_foreign_files_with_checkpoint_names_do_not_stop_a_run(tmp_path, name, make):
     make(tmp_path / name)
     with_content = name == "checkpoint-16" and (tmp_path / name).is_file()
     for step in (8, 16, 24):
@@ -203,18 +197,17 @@ def test_other_things_of_that_name_do_not_stop_a_run(tmp_path, name, make):
     assert not with_content or (tmp_path / "checkpoint-16.aside1").read_text() == "mine"
 
 
-def test_a_checkpoint_that_is_a_link(tmp_path):
-    """The link goes, what it leads to stays."""
+def test_discarding_a_linked_checkpoint_keeps_its_target(tmp_path):
     save(tmp_path, 8)
     shutil.move(tmp_path / "checkpoint-8", tmp_path / "elsewhere")
     (tmp_path / "checkpoint-8").symlink_to(tmp_path / "elsewhere")
     assert names(tmp_path) == ["checkpoint-8"]
     save(tmp_path, 16, keep=1)
-    assert names(tmp_path) == ["checkpoint-16"] and damage(tmp_path / "elsewhere") is None
+    assert names(tmp_path) == ["checkpoint-16"] and find_corruption(tmp_path / "elsewhere") is None
 
 
 class Crash(BaseException):
-    """The process is gone: nothing it would do after this happens."""
+    """The process is gone: none of its later calls happens."""
 
 
 CALLS = [
@@ -227,7 +220,7 @@ CALLS = [
 
 
 def crash_at(monkeypatch, number: int) -> list[str]:
-    """Call `number` to the file system fails and all after it; returns the list of the calls that were made."""
+    """Call `number` to the file system and all later ones fail; returns the list of the calls made."""
     made = []
     for module, name in CALLS:
         original = getattr(module, name)
@@ -242,9 +235,9 @@ def crash_at(monkeypatch, number: int) -> list[str]:
     return made
 
 
-def test_nothing_is_lost_wherever_a_save_crashes(tmp_path, monkeypatch):
-    """One of the same step is replaced, and an older one removed."""
-    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # it takes time here, and only a power cut shows it
+def test_crash_at_any_point_of_a_save_loses_nothing(tmp_path, monkeypatch):
+    """The save replaces a checkpoint of the same step and removes an older one."""
+    monkeypatch.setattr(os, "fsync", lambda descriptor: None)  # slow, and it only matters after a power cut
     point, done = 0, False
     while not done:
         folder = tmp_path / str(point)
@@ -258,20 +251,20 @@ def test_nothing_is_lost_wherever_a_save_crashes(tmp_path, monkeypatch):
             except Crash:
                 pass
         found = find_checkpoint(folder, "latest")
-        assert found is not None and damage(found) is None, (point, calls)
+        assert found is not None and find_corruption(found) is None, (point, calls)
         step_8 = [path for path in checkpoints(folder) if path.name.startswith("checkpoint-8")]
-        assert len(step_8) == 1 and damage(step_8[0]) is None, (point, calls)
+        assert len(step_8) == 1 and find_corruption(step_8[0]) is None, (point, calls)
         assert found == step_8[0] == named_checkpoint(folder, "checkpoint-8"), (point, calls)
-        assert mark_of(found) == 2 or damage(folder / "checkpoint-4") is None, (point, calls)
-        save(folder, 12, keep=2, mark=3)  # the run that resumes tidies up
+        assert mark_of(found) == 2 or find_corruption(folder / "checkpoint-4") is None, (point, calls)
+        save(folder, 12, keep=2, mark=3)  # the resumed run cleans up
         assert names(folder) == ["checkpoint-12", "checkpoint-8"], (point, calls)
         assert sorted(path.name for path in folder.iterdir()) == ["checkpoint-12", "checkpoint-8"], (point, calls)
         point += 1
     assert point > 60 and calls.count("rename") >= 4
 
 
-def test_nothing_is_lost_where_a_save_fails(tmp_path, monkeypatch):
-    """As where a disk is full: a call fails, and those that tidy up after it do not."""
+def test_failure_at_any_point_of_a_save_loses_nothing(tmp_path, monkeypatch):
+    """As on a full disk: one call fails, and the calls that clean up succeed."""
     monkeypatch.setattr(os, "fsync", lambda descriptor: None)
     for point in range(1000):
         folder = tmp_path / str(point)
@@ -297,7 +290,7 @@ def test_nothing_is_lost_where_a_save_fails(tmp_path, monkeypatch):
             except OSError:
                 saved = False
         found = find_checkpoint(folder, "latest")
-        assert found.name == "checkpoint-8" and damage(found) is None, point
+        assert found.name == "checkpoint-8" and find_corruption(found) is None, point
         assert mark_of(found) == 2 or not saved, point
         assert saved or len(list(folder.iterdir())) == 1, (point, list(folder.iterdir()))
         if not failed:
@@ -310,10 +303,10 @@ def table(path: Path) -> list[dict]:
         return list(csv.DictReader(file))
 
 
-def test_damaged_lines_of_the_table_are_left_out_and_named(tmp_path, capsys):
+def test_corrupt_table_lines_are_removed_and_listed(tmp_path, capsys):
     path = tmp_path / "train_log.csv"
     rows = [f"{step},{step / 2},,1e-3\r\n".encode() for step in range(1, 9)]
-    damage = [
+    corrupt = [
         b"3,0.5\r\n",
         b"\x00\x00\xff\xfe,1,2,3\n",
         b"\n",
@@ -323,11 +316,11 @@ def test_damaged_lines_of_the_table_are_left_out_and_named(tmp_path, capsys):
         b"6,1,2,3,4\n",
         b"\x00" * 200_000 + b"\n",
     ]
-    path.write_bytes(b"step,loss,discriminator_loss,lr\r\n" + b"".join(rows[:4] + damage + rows[4:]) + b"9,4.5,,1")
+    path.write_bytes(b"step,loss,discriminator_loss,lr\r\n" + b"".join(rows[:4] + corrupt + rows[4:]) + b"9,4.5,,1")
     Table(path, last_step=6)
     assert [row["step"] for row in table(path)] == list("123456")
     assert table(path)[0] == {"step": "1", "loss": "0.5", "discriminator_loss": "", "lr": "1e-3"}
-    assert "left out 9 damaged lines (6, 7, 8, 9, 10, 11, 12, 13, 18)" in capsys.readouterr().err
+    assert "removed 9 corrupt lines (6, 7, 8, 9, 10, 11, 12, 13, 18)" in capsys.readouterr().err
     Table(path, last_step=6)
     assert capsys.readouterr().err == ""
 
@@ -335,14 +328,14 @@ def test_damaged_lines_of_the_table_are_left_out_and_named(tmp_path, capsys):
 @pytest.mark.parametrize(
     "content, words",
     [
-        (b"ste", "damaged line"),
-        (b"\x00" * 200_000, "damaged line"),
-        (b"1,0.5\n2,0.4\n", "damaged line"),
+        (b"ste", "corrupt line"),
+        (b"\x00" * 200_000, "corrupt line"),
+        (b"1,0.5\n2,0.4\n", "corrupt line"),
         (b"", None),
         (b"step,loss\n1,2.0\n", "another run"),
     ],
 )
-def test_what_is_no_table_of_this_run_is_put_aside(tmp_path, content, words, capsys):
+def test_table_of_another_run_is_renamed(tmp_path, content, words, capsys):
     path = tmp_path / "train_log.csv"
     path.write_bytes(content)
     log = Table(path, last_step=0)
@@ -353,7 +346,7 @@ def test_what_is_no_table_of_this_run_is_put_aside(tmp_path, content, words, cap
     assert not words or (tmp_path / "train_log.csv.aside1").read_bytes() == content
 
 
-def test_columns_may_come_and_go(tmp_path):
+def test_table_columns_may_change(tmp_path):
     log = Table(tmp_path / "train_log.csv", last_step=0)
     log.add(1, {"loss": 0.5, "lr": 0.1})
     log.add(2, {"loss": 0.25, "kl_loss": float("nan"), "lr": 0.1})
@@ -366,7 +359,7 @@ def test_columns_may_come_and_go(tmp_path):
     ]
 
 
-def test_a_value_that_does_not_exist_yet_is_blank(tmp_path, capsys):
+def test_missing_value_is_an_empty_cell(tmp_path, capsys):
     log = TrainingLog(tmp_path, first_step=0, total_steps=4)
     for step, value in enumerate((None, None, 1.0, None), 1):
         log.step(step, {"loss": 0.5, "discriminator_loss": value, "lr": 0.1}, show=step % 2 == 0)

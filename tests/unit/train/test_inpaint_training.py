@@ -1,4 +1,4 @@
-"""train_inpaint.py: from text-to-video weights to a model that is given frames."""
+"""train_inpaint.py: training of the inpaint model from text-to-video weights."""
 
 from __future__ import annotations
 
@@ -23,31 +23,20 @@ def folder(tmp_path_factory):
     return folder
 
 
-def test_training_from_text_to_video_weights(folder, run):
-    finished = run(
-        *command(
-            folder,
-            "run",
-            "--mask_config",
-            MASK_CONFIG,
-            "--add_noise_to_condition",
-            "--train_batch_size",
-            4,
-            "--max_train_steps",
-            16,
-        )
-    )
+def test_training_starts_from_text_to_video_weights(folder, run):
+    flags = f"--mask_config {MASK_CONFIG} --add_noise_to_condition --train_batch_size 4 --max_train_steps 16"
+    finished = run(*command(folder, "run", *flags.split()))
     assert finished.returncode == 0, finished.stderr
     assert "weights of a text-to-video model" in finished.stderr
     losses = [float(loss) for _, loss in rows(folder / "run", ("step", "loss"))]
     assert np.mean(losses[-4:]) < np.mean(losses[:4])
     trained = OpenSoraInpaint_v1_3.from_pretrained(folder / "run/checkpoint-16/model").torch_state()
     start = OpenSoraT2V_v1_3.from_pretrained(folder / "release/transformer").torch_state()
-    assert (trained["pos_embed_mask.1.weight"] != 0).any()  # it was zero, and what is given matters now
+    assert (trained["pos_embed_mask.1.weight"] != 0).any()  # initialized with zeros
     assert all((trained[name] != value).any() for name, value in start.items() if name.endswith("weight"))
 
 
-def test_samples_say_which_frames_are_given(folder):
+def test_samples_mark_the_conditioning_frames(folder):
     class Words:
         knows_chinese = True
 
@@ -86,6 +75,6 @@ def test_samples_say_which_frames_are_given(folder):
         (["--mask_config", MASK_CONFIG, "--text_embed_cache"], "needs a text encoder"),
     ],
 )
-def test_what_contradicts(folder, more, words):
+def test_contradictory_flags_are_rejected(folder, more, words):
     with pytest.raises((ValueError, FileNotFoundError), match=words):
         parse_options(command(folder, "none", *more)[1:])

@@ -1,4 +1,4 @@
-"""The training objective against the reference, case by case."""
+"""The training objective against stored reference cases."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ def options_of(description: dict) -> ObjectiveOptions:
 
 
 class Answer(nn.Cell):
-    """A model that has its prediction ready and remembers what it was shown."""
+    """A model with a fixed prediction that records its input."""
 
     def __init__(self, prediction: np.ndarray):
         super().__init__()
@@ -42,7 +42,7 @@ class Answer(nn.Cell):
 
 
 @pytest.mark.parametrize("name", [name for name in case_names("train_loss_", CASES) if not name.endswith("table")])
-def test_loss(name):
+def test_loss_matches_reference(name):
     description, expected = case(name, CASES), load_case(name)
     inputs = description["inputs"]
     drawn = {key: given(name, key, value["shape"]) for key, value in inputs.items() if isinstance(value, dict)}
@@ -78,7 +78,7 @@ def test_loss(name):
 
 
 @pytest.mark.parametrize("schedule", ["linear", "linear_zsnr", "v1_5", "v1_5_zsnr", "cogvideox_zsnr"])
-def test_weights_at_every_level_of_noise(schedule):
+def test_loss_weights_match_reference_at_every_noise_level(schedule):
     description, expected = case("train_loss_weights_table", CASES), load_case("train_loss_weights_table")
     steps = np.array(description["timesteps"])
     for prediction_type, short in (("epsilon", "eps_no_t999"), ("v_prediction", "v")):
@@ -100,10 +100,10 @@ def test_weights_at_every_level_of_noise(schedule):
         assert (~known).any() == (prediction_type == "epsilon" and schedule.endswith("zsnr"))
 
 
-def test_timesteps_of_a_step_cover_the_range():
+def test_timesteps_of_a_step_are_stratified():
     description = case("train_timesteps", CASES)
     for name, expected in description["timesteps"].items():
-        ranks, rank = (int(part.lstrip("nrak")) for part in name.split("_"))
+        ranks, rank = (int(word.lstrip("nrak")) for word in name.split("_"))
         source = random.Random(description["python_random_seed"])
         # The reference draws every step's timesteps twice and keeps the second draw.
         uniform = np.array([source.random() for _ in range(2 * len(expected))])[-len(expected) :]
@@ -114,7 +114,7 @@ def test_timesteps_of_a_step_cover_the_range():
 
 
 @pytest.mark.parametrize("scheme", ["logit_normal", "mode", "sigma_sqrt", "cosmap"])
-def test_rectified_flow_draws_as_dense_as_its_scheme(scheme):
+def test_rectified_flow_timesteps_follow_the_density_of_the_scheme(scheme):
     flow = make_objective(ObjectiveOptions(rf_scheduler=True, weighting_scheme=scheme))
     steps = flow.timesteps(np.random.RandomState(0).random_sample(20000), np.zeros(20000), 1)
     assert steps.min() >= 1 and steps.max() <= 1000
@@ -133,6 +133,6 @@ def test_rectified_flow_draws_as_dense_as_its_scheme(scheme):
         (dict(prediction_type="sample", snr_gamma=5), "snr_gamma weighs"),
     ],
 )
-def test_contradictions_are_refused(options, words):
+def test_contradictory_options_are_rejected(options, words):
     with pytest.raises(ValueError, match=words):
         ObjectiveOptions(**options)

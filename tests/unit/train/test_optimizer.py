@@ -22,7 +22,7 @@ CASES = "training_cases.json"
 
 
 class Weights(PretrainedModel):
-    """Parameters p0, p1, ... and nothing else."""
+    """A model with parameters p0, p1, ... alone."""
 
     def __init__(self, *values: np.ndarray, dtype=ms.float32):
         super().__init__()
@@ -31,7 +31,7 @@ class Weights(PretrainedModel):
 
 
 class Product(nn.Cell):
-    """The loss is the sum of each parameter times an input, which is so its gradient."""
+    """The loss is the sum of each parameter times an input, so that the input is its gradient."""
 
     def __init__(self, model: Weights):
         super().__init__(auto_prefix=False)
@@ -46,14 +46,14 @@ class Product(nn.Cell):
 
 @pytest.fixture(params=["kernels", "stock"])
 def operators(request, monkeypatch):
-    """Runs a test with the C++ kernels and without."""
+    """Runs a test with the C++ kernels and with stock operators."""
     if request.param == "stock":
         monkeypatch.setattr(kernels, "library", lambda: None)
     elif kernels.library() is None:
         pytest.skip("no kernels here")
 
 
-def test_adamw_with_clipping(operators):
+def test_adamw_with_clipping_matches_reference(operators):
     golden, expected = case("train_adamw", CASES), load_case("train_adamw")
     shapes = golden["inputs"]["p0"], golden["inputs"]["p1"]
     model = Weights(*(given("train_adamw", f"p{i}", shape) for i, shape in enumerate(shapes)))
@@ -73,7 +73,7 @@ def test_adamw_with_clipping(operators):
             assert relative_difference(parameter.asnumpy(), expected[f"p{i}"][step]) < 1e-6
 
 
-def test_ema(operators):
+def test_ema_matches_reference(operators):
     golden, expected = case("train_ema", CASES), load_case("train_ema")["shadow"]
     ema = EMA(golden["ema_decay"], golden["ema_start_step"])
     table = golden["decay_table"]
@@ -88,7 +88,7 @@ def test_ema(operators):
     assert EMA(0.999, warm_up=False).decay(1) == 0.999
 
 
-def test_ema_follows_the_optimizer():
+def test_ema_is_updated_after_each_step():
     model = Weights(np.ones(5, np.float32))
     optimizer = Optimizer(model, AdamW(adam_weight_decay=0.0), EMA(0.9, warm_up=False))
     shadow = model.p0.asnumpy()
@@ -101,15 +101,15 @@ def test_ema_follows_the_optimizer():
 
 
 @pytest.mark.parametrize("schedule", sorted(case("train_lr", CASES)["lr_at_step"]))
-def test_learning_rates(schedule):
+def test_learning_rates_match_reference(schedule):
     golden = case("train_lr", CASES)
     rates = [learning_rate(schedule, step, golden["base_lr"], golden["warmup"], golden["total"]) for step in range(22)]
     assert rates == pytest.approx(golden["lr_at_step"][schedule], abs=1e-12)
 
 
 @pytest.mark.parametrize("accumulated", [1, 4])
-def test_float16_keeps_float32_weights(accumulated):
-    """Steps that float16 weights are too coarse for add up, and tiny gradients are not lost."""
+def test_float16_keeps_float32_master_weights(accumulated):
+    """Steps below float16's resolution accumulate, and tiny gradients do not underflow."""
     model = Weights(np.ones(4), dtype=ms.float16)
     optimizer = Optimizer(model, AdamW(adam_weight_decay=0.0))
     assert optimizer.bytes()["float32 master weights"] == 16 and optimizer.bytes()["weights"] == 8
@@ -118,12 +118,12 @@ def test_float16_keeps_float32_weights(accumulated):
         for _ in range(accumulated):
             optimizer.backward(Product(model), Tensor(tiny))
         assert optimizer.step(1e-4).applied
-    expected = 1 - 20 * 1e-4 * np.sign(tiny)  # Adam's steps do not depend on the gradient's size
+    expected = 1 - 20 * 1e-4 * np.sign(tiny)  # Adam's steps do not depend on the gradient's magnitude
     assert relative_difference(optimizer.weights()["p0"].numpy(), expected) < 1e-4
     assert relative_difference(model.p0.asnumpy(), expected) < 1e-3
 
 
-def test_overflow_skips_the_step_and_halves_the_scale():
+def test_overflow_skips_the_step_and_halves_the_loss_scale():
     model = Weights(np.ones(4), np.ones(3), dtype=ms.float16)
     optimizer = Optimizer(model, ema=EMA())
     good = [Tensor(np.full(n, 1e-3, np.float32)) for n in (4, 3)]
@@ -131,7 +131,7 @@ def test_overflow_skips_the_step_and_halves_the_scale():
     assert optimizer.step(1e-3).applied
     before = {name: tensor.numpy() for name, tensor in optimizer.state_tensors().items()}
     weights = model.p0.asnumpy()
-    optimizer.backward(Product(model), good[0], Tensor(np.full(3, 2.0, np.float32)))  # 2^16 times that is too much
+    optimizer.backward(Product(model), good[0], Tensor(np.full(3, 2.0, np.float32)))  # times 2^16 it overflows
     assert not optimizer.step(1e-3).applied
     assert optimizer.loss_scale.value == 2.0**15 and (model.p0.asnumpy() == weights).all()
     for name, tensor in optimizer.state_tensors().items():
@@ -153,8 +153,8 @@ def test_loss_scale_grows_after_good_steps():
     assert fixed.value == 1.0
 
 
-def test_state_goes_on():
-    """Six steps are the same in one go and in two, from what was stored between."""
+def test_resumed_optimizer_equals_uninterrupted_one():
+    """Six steps in one run equal three and three, resumed from the stored state."""
     whole = make_model()
     optimizer = make_optimizer(whole)
     train(whole, optimizer, range(3))
@@ -178,7 +178,7 @@ def test_state_goes_on():
             resumed.load_state(numbers, tensors)
 
 
-def test_frozen_parameters_stay():
+def test_frozen_parameters_do_not_change():
     model = make_model()
     for parameter in model.transformer_blocks[1].get_parameters():
         parameter.requires_grad = False
@@ -188,7 +188,7 @@ def test_frozen_parameters_stay():
         assert (value == before[name]).all() == name.startswith("transformer_blocks.1."), name
 
 
-def test_graph_mode_and_checkpointing_learn_the_same():
+def test_graph_mode_and_gradient_checkpointing_give_the_same_losses():
     expected = train_in(mode=1, gradient_checkpointing=False)
     assert train_in(mode=1, gradient_checkpointing=True) == pytest.approx(expected, rel=1e-5)
     assert train_in(mode=0, gradient_checkpointing=True) == pytest.approx(expected, rel=1e-5)
@@ -203,7 +203,7 @@ def train_in(mode: int, gradient_checkpointing: bool) -> list[float]:
         ms.set_context(mode=1)
 
 
-def test_impossible_settings(mode):
+def test_invalid_settings_are_rejected(mode):
     model = Weights(np.ones(2, np.float32))
     with pytest.raises(ValueError, match="zero_stage 4 is not one of 0, 1, 2, 3"):
         Optimizer(model, zero_stage=4)

@@ -1,4 +1,4 @@
-"""Resuming with other arguments: some are silent, some are listed, those that make the state meaningless are refused."""
+"""Resuming with other arguments: silent, listed and refused differences."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ COMMANDS = {
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Data and models, and what a step of each command left in a folder of its name."""
+    """Data and models, and the output of one step of each command in a folder of its name."""
     folder = tmp_path_factory.mktemp("arguments")
     make_release(folder / "release")
     make_clips(folder / "data", videos=8, images=8, frames=9, size=(32, 32))
@@ -44,21 +44,12 @@ def folder(tmp_path_factory):
 def train(folder, name: str, *more, steps: int = 1) -> None:
     """As the command does, in this process."""
     make_flags, options, training = COMMANDS[name]
-    argv = make_flags(
-        folder,
-        name,
-        "--max_train_steps",
-        steps,
-        "--dataloader_num_workers",
-        0,
-        "--resume_from_checkpoint",
-        "True",
-        *more,
-    )[1:]
+    flags = f"--max_train_steps {steps} --dataloader_num_workers 0 --resume_from_checkpoint True".split()
+    argv = make_flags(folder, name, *flags, *more)[1:]
     run(training, lambda: options.parse_options(argv))
 
 
-def test_every_argument_is_in_the_table_once():
+def test_every_argument_is_classified_once():
     names = {"processes"} | (set(field_names(training=True)) - set(PLACES))
     for options in (t2v_options, vae_options):
         parser = argparse.ArgumentParser()
@@ -74,11 +65,7 @@ def test_every_argument_is_in_the_table_once():
     [
         ("t2v", ["--seed", 5], "seed 1234 -> 5"),
         ("t2v", ["--num_frames", 9], "num_frames 5 -> 9"),
-        (
-            "t2v",
-            ["--data", "{folder}/fewer/merge_data.txt"],
-            "data /.*/data/merge_data.txt -> /.*/fewer/merge_data.txt",
-        ),
+        ("t2v", ["--data", "{folder}/fewer/merge_data.txt"], "data /.*/data/merge_data.txt -> /.*/fewer/merge_data"),
         ("t2v", ["--sparse_n", 2], "sparse_n 4 -> 2"),
         ("t2v", ["--prediction_type", "epsilon"], "prediction_type"),
         ("inpaint", ["--seed", 5, "--max_hxw", 2048], "max_hxw 1024 -> 2048, seed 1234 -> 5"),
@@ -88,7 +75,7 @@ def test_every_argument_is_in_the_table_once():
         ("vae", ["--freeze_encoder"], "freeze_encoder"),
     ],
 )
-def test_changes_that_are_refused(folder, name, more, words):
+def test_refused_changes_are_errors(folder, name, more, words):
     with pytest.raises(ValueError, match=f"checkpoint-1 is of a run with other arguments: {words}") as error:
         train(folder, name, *(str(item).format(folder=folder) for item in more), steps=2)
     assert "--allow_changed_arguments" in str(error.value) and "\n" not in str(error.value)
@@ -96,51 +83,32 @@ def test_changes_that_are_refused(folder, name, more, words):
 
 
 @pytest.mark.parametrize("name", COMMANDS)
-def test_changes_that_are_listed_and_changes_that_are_silent(folder, name, capsys):
+def test_listed_changes_are_printed_and_silent_ones_not(folder, name, capsys):
     elsewhere = ["--output_dir", folder / "elsewhere", "--resume_from_checkpoint", folder / name / "checkpoint-1"]
-    train(
-        folder,
-        name,
-        *elsewhere,
-        "--log_interval",
-        1,
-        "--checkpointing_steps",
-        3,
-        "--cache_dir",
-        folder / "cache2",
-        steps=2,
-    )
+    silent = f"--log_interval 1 --checkpointing_steps 3 --cache_dir {folder}/cache2"
+    train(folder, name, *elsewhere, *silent.split(), steps=2)
     assert "note: these arguments" not in capsys.readouterr().err
-    train(
-        folder, name, *elsewhere, "--start_learning_rate", "0.5", "--use_ema", "False", "--precision", "fp32", steps=2
-    )
+    train(folder, name, *elsewhere, *"--start_learning_rate 0.5 --use_ema False --precision fp32".split(), steps=2)
     (line,) = [line for line in capsys.readouterr().err.splitlines() if "note: these arguments" in line]
     assert "start_learning_rate" in line and "-> 0.5" in line and "use_ema true -> false" in line
     assert "precision null -> fp32" in line and line.count("->") == 3
 
 
-def test_other_data_by_leave(folder, capsys):
-    """The place in the old data has no meaning in the new ones."""
-    more = [
-        "--output_dir",
-        folder / "by_leave",
-        "--resume_from_checkpoint",
-        folder / "t2v/checkpoint-1",
-        "--data",
-        folder / "fewer/merge_data.txt",
-        "--allow_changed_arguments",
-    ]
-    train(folder, "t2v", *more, steps=3)
+def test_allowed_change_of_data_starts_its_first_epoch(folder, capsys):
+    """The position in the old data is not valid in the new data."""
+    flags = f"--output_dir {folder}/allowed --resume_from_checkpoint {folder}/t2v/checkpoint-1 \
+        --data {folder}/fewer/merge_data.txt --allow_changed_arguments"
+    train(folder, "t2v", *flags.split(), steps=3)
     errors = capsys.readouterr().err
-    assert "note: these arguments are not those of" in errors and "fewer/merge_data.txt" in errors
+    assert "note: these arguments differ from those of" in errors and "fewer/merge_data.txt" in errors
     assert "they begin with their first epoch" in errors
-    assert [step for step, *_ in rows(folder / "by_leave")] == ["2", "3"]
-    saved = json.loads((folder / "by_leave/checkpoint-3/state.json").read_text())
+    assert [step for step, *_ in rows(folder / "allowed")] == ["2", "3"]
+    saved = json.loads((folder / "allowed/checkpoint-3/state.json").read_text())
     assert saved["position"]["sampler"]["samples"] == 10 and saved["position"]["batch"] == 3
     assert saved["arguments"]["data"] == str(folder / "fewer/merge_data.txt")
 
 
-def test_what_is_compared(tmp_path, monkeypatch):
+def test_arguments_are_normalized_and_compared(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     (tmp_path / "data.txt").touch()
     config = {"model": {"type": "STDiT2-XL/2", "depth": 2}, "bucket_config": {"144p": {4: (1.0, 2)}}, "lr": 1e-3}
@@ -175,8 +143,8 @@ def test_what_is_compared(tmp_path, monkeypatch):
         ({"val_interval": 2, "val_interval_steps": 4}, [4, 6, 8]),
     ],
 )
-def test_intervals_of_validation(more, expected):
-    """Eight steps, three to an epoch."""
+def test_validation_intervals_select_steps(more, expected):
+    """Eight steps, three per epoch."""
     options = TrainerOptions("x", max_train_steps=8, validate=True, **more)
     assert [step for step in range(1, 9) if options.validates(step, (step - 1) // 3, step // 3)] == expected
     assert not TrainerOptions("x", **more).validates(3, 0, 1)

@@ -1,4 +1,4 @@
-"""The losses of VAE training against the reference: LPIPS, discriminator, their parts, and a whole step."""
+"""The losses of VAE training against the reference: LPIPS, discriminator, terms of the loss, and a training step."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ TINY_VAE = dict(
 
 
 def by_rule(model, name: str, prefix: str = ""):
-    """The model with the weights of a case; `prefix` is what the reference has before the names."""
+    """The model with the weights of a case; `prefix` precedes the names in the reference."""
     constants = model.constants()
 
     def value(key: str, array: np.ndarray) -> np.ndarray:
@@ -55,7 +55,7 @@ def by_rule(model, name: str, prefix: str = ""):
 
 @cache
 def lpips_of(name: str) -> LPIPS:
-    """LPIPS of a case of the whole loss; nothing changes its weights."""
+    """LPIPS with the weights of a case; no test changes them."""
     return by_rule(LPIPS(), name, "perceptual_loss.")
 
 
@@ -78,7 +78,7 @@ def norm(gradients) -> float:
 
 
 class Sum(nn.Cell):
-    """Of what a Cell returns: something to differentiate."""
+    """The sum of a Cell's output, to be differentiated."""
 
     def __init__(self, cell: nn.Cell):
         super().__init__(auto_prefix=False)
@@ -88,7 +88,7 @@ class Sum(nn.Cell):
         return self.cell(*arguments).sum()
 
 
-def test_lpips(mode):
+def test_lpips_matches_reference(mode):
     reference = load_case("vae_loss_lpips")
     network = by_rule(LPIPS(), "vae_loss_lpips")
     x, y = inputs("vae_loss_lpips", "input", "target")
@@ -96,15 +96,15 @@ def test_lpips(mode):
     if mode == ms.PYNATIVE_MODE:
         levels = np.stack([level.mean((1, 2, 3)).asnumpy() for level in network.maps(x, y)])
         assert relative_difference(levels, reference["per_layer"].reshape(5, -1)) < 1e-4
-    # Along the gradient the distance changes by the gradient's square.
+    # A finite difference along the gradient equals the gradient's squared norm.
     gradient = ms.grad(Sum(network))(x, y)
     step = 1e-2 / norm([gradient])
     difference = network(x + step * gradient, y).sum() - network(x - step * gradient, y).sum()
     assert float(difference) / (2 * step) == pytest.approx(norm([gradient]) ** 2, rel=2e-2)
 
 
-def test_lpips_without_features_has_a_gradient():
-    """As in black parts of a picture: there all features may be 0."""
+def test_lpips_gradient_without_features_is_zero():
+    """All features may be 0, as in a black region of an image."""
     network = LPIPS()
     for parameter in network.net.get_parameters():
         parameter.set_data(ops.zeros_like(parameter))
@@ -113,8 +113,8 @@ def test_lpips_without_features_has_a_gradient():
     assert float(value) == 0 and np.all(gradient.asnumpy() == 0)
 
 
-def test_lpips_from_torch_file(tmp_path):
-    """Of the package `lpips`, which lists some weights twice."""
+def test_lpips_loads_torch_file(tmp_path):
+    """A file of the package `lpips` contains some weights twice."""
     network = by_rule(LPIPS(), "vae_loss_lpips")
     state = network.torch_state()
     state.update({f"lins.{i}.model.1.weight": state[f"lin{i}.model.1.weight"] for i in range(5)})
@@ -127,7 +127,7 @@ def test_lpips_from_torch_file(tmp_path):
         LPIPS.load(tmp_path / "vgg.pth")
 
 
-def test_lpips_from_mindspore_file(tmp_path):
+def test_lpips_loads_mindspore_file(tmp_path):
     """lpips_vgg-426bf45c.ckpt counts the layers of each slice from 0 and has no biases."""
     network = by_rule(LPIPS(), "vae_loss_lpips")
     first = {"slice1": 0, "slice2": 4, "slice3": 9, "slice4": 16, "slice5": 23}
@@ -136,8 +136,8 @@ def test_lpips_from_mindspore_file(tmp_path):
         if name.endswith(".bias"):
             array[:] = 0
         elif name.startswith("net."):
-            _, part, number, kind = name.split(".")
-            saved.append({"name": f"net.{part}.{int(number) - first[part]}.{kind}", "data": Tensor(array)})
+            _, slice_name, number, kind = name.split(".")
+            saved.append({"name": f"net.{slice_name}.{int(number) - first[slice_name]}.{kind}", "data": Tensor(array)})
         elif name.startswith("lin"):
             saved.append({"name": name, "data": Tensor(array)})
     ms.save_checkpoint(saved, str(tmp_path / "lpips_vgg.ckpt"))
@@ -148,7 +148,7 @@ def test_lpips_from_mindspore_file(tmp_path):
     assert np.array_equal(LPIPS.load(tmp_path / "lpips_vgg.ckpt")(x, y).asnumpy(), network(x, y).asnumpy())
 
 
-def test_lpips_without_weights(tmp_path):
+def test_missing_lpips_weights_are_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="lpips_vgg.ckpt: no such file. .*lpips_vgg-426bf45c.ckpt"):
         LPIPS.load(tmp_path / "lpips_vgg.ckpt")
     with pytest.raises(ValueError, match="'squeeze' is not one of vgg, alex"):
@@ -163,7 +163,7 @@ def alex_weights(tmp_path_factory) -> Path:
     return path
 
 
-def test_lpips_metric(alex_weights):
+def test_lpips_metric_matches_reference(alex_weights):
     """Against numbers computed once in PyTorch from the published description, float32."""
     real, generated = (np.clip(0.5 + 0.2 * given("lpips_alex", name, (3, 3, 70, 90)), 0, 1) for name in "ab")
     metric = SpatialLPIPS(alex_weights)
@@ -173,7 +173,7 @@ def test_lpips_metric(alex_weights):
         metric(real, generated[:, :, :-1])
 
 
-def test_lpips_script(alex_weights, tmp_path):
+def test_lpips_script_prints_the_mean(alex_weights, tmp_path):
     for folder, color in (("real", (255, 0, 0)), ("gen", (0, 0, 255))):
         with write_video(tmp_path / folder / "square.mp4", fps=10) as write:
             write(moving_square(5, 64, 64, color))
@@ -196,7 +196,7 @@ def test_lpips_script(alex_weights, tmp_path):
     assert "error: pretrained/lpips_alex.pth: no such file" in result.stderr
 
 
-def test_discriminator(mode):
+def test_discriminator_matches_reference(mode):
     name = "vae_loss_disc"
     reference = load_case(name)
     network = by_rule(NLayerDiscriminator3D(), name)
@@ -215,7 +215,7 @@ def test_discriminator(mode):
         assert relative_difference(state[f"main.3.{key}"], reference[f"train_mode_main3_{key}_after"]) < 1e-4
 
 
-def test_discriminator_starts_as_published():
+def test_discriminator_initialization_is_the_published_one():
     network = NLayerDiscriminator3D()
     state = network.torch_state()
     assert np.std(state["main.8.weight"]) == pytest.approx(0.02, rel=0.02)
@@ -223,7 +223,7 @@ def test_discriminator_starts_as_published():
     assert "main.9.running_var" not in [parameter.name for parameter in network.trainable_params()]
 
 
-def test_hinge_and_vanilla_loss():
+def test_hinge_and_vanilla_loss_match_reference():
     reference = load_case("vae_loss_hinge")
     real, fake = inputs("vae_loss_hinge", "logits_real", "logits_fake")
     for loss, key in ((hinge_loss, "hinge"), (vanilla_loss, "vanilla")):
@@ -240,7 +240,7 @@ def test_hinge_and_vanilla_loss():
         ("l2", {"loss_type": "l2"}),
     ],
 )
-def test_parts_of_the_loss(variant, options):
+def test_loss_terms_match_reference(variant, options):
     name = "vae_loss_components"
     reference = load_case(name)
     lpips = lpips_of(name)
@@ -256,7 +256,7 @@ def test_parts_of_the_loss(variant, options):
 
 
 @pytest.mark.parametrize("kind", ["eval", "train"])
-def test_whole_step(kind):
+def test_training_step_matches_reference(kind):
     """`kind` is the mode of the discriminator's batch normalization."""
     name = "vae_loss_step"
     reference, settings = load_case(name), case(name, TRAINING)["loss"]
@@ -295,8 +295,8 @@ def test_whole_step(kind):
     assert norm(gradients) == pytest.approx(reference[f"disc_grad_norm_{kind}"].item(), rel=1e-3)
 
 
-def test_training_lowers_the_loss():
-    """Both networks learn, in turns; nothing of the judging networks moves in the generator's."""
+def test_training_lowers_the_loss_of_alternating_networks():
+    """Generator steps do not change the discriminator."""
     ms.set_seed(0)
     vae = WFVAEModel(**TINY_VAE)
     discriminator = NLayerDiscriminator3D(ndf=8, n_layers=2).set_train()
@@ -326,8 +326,8 @@ def test_training_lowers_the_loss():
     assert generator_values[-1] < generator_values[0]
 
 
-def test_turns_on_optimizers_see_each_other_and_keep_no_memory():
-    """What the generator is told against it is of the newest discriminator; no step leaves its graph behind."""
+def test_alternating_optimizers_use_the_newest_discriminator_and_free_memory():
+    """The adversarial loss uses the discriminator's updated weights; no step keeps its graph in memory."""
     ms.set_seed(5)
     vae, discriminator = WFVAEModel(**TINY_VAE).set_train(), NLayerDiscriminator3D(ndf=8, n_layers=2).set_train()
     options = VAELossOptions(perceptual_weight=0.0, disc_start=0)
@@ -346,10 +346,10 @@ def test_turns_on_optimizers_see_each_other_and_keep_no_memory():
         memory.append(int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE") / 1e6)
     assert np.allclose(found, expected, rtol=1e-3, atol=1e-5)
     assert expected[-1] > expected[0] + 0.1
-    assert memory[29] - memory[14] < 30  # a kept graph is some 15 MB
+    assert memory[29] - memory[14] < 30  # a kept graph is about 15 MB
 
 
-def test_without_a_discriminator_the_reconstruction_still_teaches():
+def test_gradients_without_discriminator_equal_plain_loss():
     ms.set_seed(4)
     vae = WFVAEModel(**TINY_VAE).set_train()
     video, noise = Tensor(given("plain", "video", (2, 3, 5, 16, 16))), Tensor(given("plain", "noise", (2, 8, 2, 2, 2)))
@@ -367,7 +367,7 @@ def test_without_a_discriminator_the_reconstruction_still_teaches():
         assert np.abs(gradient.asnumpy() - wanted.asnumpy()).max() <= 1e-4 * norm(expected), parameter.name
 
 
-def test_settings_are_checked():
+def test_invalid_settings_are_rejected():
     with pytest.raises(ValueError, match="disc_loss 'wgan' is not one of hinge, vanilla"):
         VAELossOptions(disc_loss="wgan")
     with pytest.raises(ValueError, match="perceptual_weight 1.0 needs the weights of LPIPS"):

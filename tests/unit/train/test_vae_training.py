@@ -11,10 +11,11 @@ import pytest
 from made_clips import make_clips
 from tiny_models import VAE
 from training_runs import rows, state
-from training_runs import vae_command as flags
+from training_runs import vae_command as command
 
 from opensora.models import WFVAEModel
-from opensora.train.checkpoint import checkpoints
+from opensora.train.trainer import run as run_training
+from opensora.train.vae import VAETraining
 from opensora.train.vae_options import parse_options
 
 
@@ -26,92 +27,66 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def test_a_run_and_its_continuation(folder, run):
-    """Autoencoder and discriminator take turns; a run in two parts equals one."""
-    validation = (
-        "--validate",
-        "--eval_video_path",
-        folder / "data/clips",
-        "--eval_num_frames",
-        5,
-        "--eval_resolution",
-        32,
-        "--eval_steps",
-        6,
-    )
-    finished = run(*flags(folder, "whole", "--max_steps", 12, "--print_losses", *validation))
+def flags(folder: Path, eval_steps: int) -> list[str]:
+    return f"--max_steps 12 --checkpointing_steps 7 --print_losses --validate --eval_video_path {folder}/data/clips \
+        --eval_num_frames 5 --eval_resolution 32 --eval_steps {eval_steps}".split()
+
+
+@pytest.fixture(scope="module")
+def whole(folder, run) -> Path:
+    """The output of an uninterrupted run of 12 steps; autoencoder and discriminator alternate."""
+    finished = run(*command(folder, "whole", *flags(folder, 6)))
     assert finished.returncode == 0, finished.stderr
-    with open(folder / "whole/train_log.csv", newline="") as file:
+    assert "discriminator_loss |" in finished.stderr and "nan" not in finished.stderr
+    return folder / "whole"
+
+
+def test_run_trains_both_networks_and_validates(whole):
+    with open(whole / "train_log.csv", newline="") as file:
         log = list(csv.DictReader(file))
     losses = [float(row["nll_loss"]) for row in log]
     assert losses[-1] < losses[0] and log[0]["discriminator_loss"] == ""
-    assert "discriminator_loss |" in finished.stderr and "nan" not in finished.stderr
     assert float(log[3]["discriminator_loss"]) > 0 and float(log[4]["d_weight"]) > 0
-    results = (folder / "whole/result_val.log").read_text().splitlines()
+    results = (whole / "result_val.log").read_text().splitlines()
     psnr = [float(line.split("| psnr ")[1].split(" ")[0]) for line in results]
     assert len(psnr) == 2 and psnr[1] > psnr[0] and "ema_ssim" in results[0]
-    assert list((folder / "whole/tensorboard").glob("events*"))
+    assert list((whole / "tensorboard").glob("events*"))
 
-    for steps in (7, 12):
-        finished = run(
-            *flags(
-                folder,
-                "parts",
-                "--max_steps",
-                steps,
-                "--print_losses",
-                "--resume_from_checkpoint",
-                "True",
-                *validation[:-1],
-                9,
-            )
-        )
-        assert finished.returncode == 0, finished.stderr
+
+def test_resumed_run_equals_uninterrupted_run(folder, whole):
+    """Also with validation at other steps, which must not change the training."""
+    resume = ["--resume_from_checkpoint", whole / "checkpoint-7"]
+    argv = command(folder, "resumed", *flags(folder, 9), *resume)[1:]
+    run_training(VAETraining, lambda: parse_options(argv))
     columns = ("step", "loss", "discriminator_loss", "d_weight", "grad_norm")
-    parts, whole = (
-        np.array([[cell or "nan" for cell in row] for row in rows(folder / name, columns)], float)
-        for name in ("parts", "whole")
-    )
+    resumed, expected = (np.array(rows(folder / name, columns), float) for name in ("resumed", "whole"))
     # Gradients of convolutions are summed by several threads, in an order that may change.
-    assert np.allclose(parts, whole, rtol=1e-3, equal_nan=True)
-    parts, whole = (state(folder / name / "checkpoint-12/model") for name in ("parts", "whole"))
-    for name, value in whole.items():
-        assert np.allclose(parts[name], value, atol=1e-2 * np.abs(value).max()), name
+    assert len(resumed) == 5 and np.allclose(resumed, expected[7:], rtol=1e-3)
+    weights = state(folder / "resumed/checkpoint-12/model")
+    for name, value in state(whole / "checkpoint-12/model").items():
+        assert np.allclose(weights[name], value, atol=1e-2 * np.abs(value).max()), name
 
-    saved = checkpoints(folder / "whole")[0] / "model_ema"
+
+def test_trained_weights_reconstruct_a_folder_of_videos(folder, whole, run):
+    saved = whole / "checkpoint-12/model_ema"
     assert WFVAEModel.from_pretrained(saved).config.base_channels == VAE["base_channels"]
-    finished = run(
-        "examples/rec_video_folder.py",
-        "--ae_path",
-        saved,
-        "--real_video_dir",
-        folder / "data/clips",
-        "--generated_video_dir",
-        folder / "reconstructed",
-        "--num_frames",
-        5,
-        "--resolution",
-        32,
-        "--crop_size",
-        32,
-        "--device",
-        "CPU",
-        "--ms_checkpoint",
-        saved.parent / "model/diffusion_pytorch_model.safetensors",
-    )
+    flags = f"--ae_path {saved} --real_video_dir {folder}/data/clips --generated_video_dir {folder}/reconstructed \
+        --num_frames 5 --resolution 32 --crop_size 32 --device CPU \
+        --ms_checkpoint {saved.parent}/model/diffusion_pytorch_model.safetensors"
+    finished = run("examples/rec_video_folder.py", *flags.split())
     assert finished.returncode == 0, finished.stderr
     assert len(list((folder / "reconstructed").glob("*.mp4"))) == 6
 
 
 @pytest.mark.parametrize(
-    "more, words", [(["--validate"], "needs --eval_video_path"), (["--train_batch_size", "0"], "train_batch_size 0")]
+    "more, words", [(["--validate"], "needs --eval_video_path"), (["--train_batch_size", "0"], "train_batch_size .*0")]
 )
-def test_flags_that_contradict(folder, more, words):
+def test_contradictory_flags_are_rejected(folder, more, words):
     with pytest.raises(ValueError, match=words):
-        parse_options(flags(folder, "none", *more)[1:])
+        parse_options(command(folder, "none", *more)[1:])
 
 
-def test_lpips_without_its_weights(folder, run):
-    finished = run(*flags(folder, "none", "--perceptual_weight", 1, "--lpips_path", folder / "lpips.ckpt"))
+def test_missing_lpips_weights_are_reported(folder, run):
+    finished = run(*command(folder, "none", "--perceptual_weight", 1, "--lpips_path", folder / "lpips.ckpt"))
     assert finished.returncode == 1
     assert f"error: {folder / 'lpips.ckpt'}: no such file" in finished.stderr

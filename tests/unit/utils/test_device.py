@@ -1,20 +1,17 @@
-"""Choice of device, precision and processes, in processes of their own."""
+"""Choice of device, precision and processes, each in a new process."""
 
 from __future__ import annotations
 
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
-from processes import ROOT, free_port
+from processes import ROOT, msrun
 
 from opensora.device import choose_precision
 
 SCRIPT = """
 import argparse
-from opensora.utils.supervision import supervise
+from opensora.process.supervision import supervise
 supervise()
 from opensora import device
 from opensora.utils.cli import run_main
@@ -38,14 +35,14 @@ def script(tmp_path) -> Path:
     return path
 
 
-def test_defaults_and_seed(run, script):
+def test_default_device_and_seed(run, script):
     first, second, other = (run(script, "--device", "CPU", "--seed", seed) for seed in (5, 5, 6))
     assert "RESULT CPU mode=1 Float32 rank 0 of 1" in first.stdout
     assert first.stdout == second.stdout != other.stdout
     assert "note:" not in first.stderr
 
 
-def test_flags(run, script):
+def test_flags_are_applied(run, script):
     finished = run(
         script, "--device", "CPU", "--mode", 0, "--precision", "bf16", "--jit_level", "O0", "--max_device_memory", "4GB"
     )
@@ -53,12 +50,12 @@ def test_flags(run, script):
     assert finished.stderr.count("a CPU does not run bf16 here; running fp32 instead") == 1
 
 
-def test_precisions():
+def test_precision_defaults_depend_on_the_target():
     assert choose_precision("Ascend", None) == "bf16" and choose_precision("CPU", None) == "fp32"
     assert choose_precision("Ascend", "fp16") == "fp16" and choose_precision("CPU", "fp16", quiet=True) == "fp32"
 
 
-def test_what_cannot_be_is_told(run, script):
+def test_unavailable_device_is_reported(run, script):
     absent = run(script, "--device", "Ascend")
     if absent.returncode == 0:
         pytest.skip("this machine has an Ascend")
@@ -66,23 +63,7 @@ def test_what_cannot_be_is_told(run, script):
     assert "error: --use_parallel True needs msrun" in run(script, "--device", "CPU", "--use_parallel", "True").stderr
 
 
-def test_processes_of_msrun(script, tmp_path):
-    msrun = Path(sys.executable).with_name("msrun")
-    command = [
-        msrun,
-        "--worker_num=2",
-        "--local_worker_num=2",
-        f"--master_port={free_port()}",
-        f"--log_dir={tmp_path}/logs",
-        "--join=True",
-        script,
-        "--device",
-        "CPU",
-        "--use_parallel",
-        "True",
-    ]
-    environment = {**os.environ, "PATH": f"{msrun.parent}:{os.environ['PATH']}"}
-    finished = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True, timeout=300)
-    logs = "".join(path.read_text() for path in (tmp_path / "logs").glob("worker_*.log"))
+def test_msrun_processes_join(script, tmp_path):
+    finished, logs = msrun(2, tmp_path / "logs", script, "--device", "CPU", "--use_parallel", "True")
     assert finished.returncode == 0, finished.stderr
-    assert "rank 0 of 2" in logs and "rank 1 of 2" in logs
+    assert "rank 0 of 2" in "".join(logs) and "rank 1 of 2" in "".join(logs)

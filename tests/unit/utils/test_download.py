@@ -1,4 +1,4 @@
-"""Downloads: what is followed, where connections go, how long they may take. The servers run on this machine."""
+"""Downloads: redirects, allowed addresses, limits of time and size. The servers run on this machine."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def server():
 
 @contextmanager
 def raw_server(pieces, pause=0.05):
-    """A server that sends pieces of bytes with pauses between, for ever if `pieces` is endless."""
+    """A server that sends pieces of bytes with pauses between them, endlessly if `pieces` is endless."""
     done = threading.Event()
     with socket.create_server(("127.0.0.1", 0)) as listening:
 
@@ -69,7 +69,7 @@ def raw_server(pieces, pause=0.05):
                         connected.sendall(piece)
                         if done.wait(pause):
                             break
-            except OSError:  # the other side has gone
+            except OSError:  # the client has closed the connection
                 pass
 
         thread = threading.Thread(target=serve, daemon=True)
@@ -85,7 +85,7 @@ def endless(start: bytes, piece: bytes):
         yield piece
 
 
-def test_files_and_redirects(server, tmp_path):
+def test_files_and_redirects_are_fetched(server, tmp_path):
     for url in (
         f"{server}/a.png",
         f"{server}/chunked/a.png",
@@ -107,7 +107,7 @@ def test_files_and_redirects(server, tmp_path):
         ("http://:80/b.png", "should be a http or https URL"),
     ],
 )
-def test_redirects_elsewhere(server, tmp_path, target, words):
+def test_redirects_to_other_schemes_are_rejected(server, tmp_path, target, words):
     with pytest.raises(OSError, match=words) as error:
         fetch(f"{server}/to/{target}/a.png", tmp_path, allow_local=True)
     assert str(error.value).startswith(f"{server}/to/{target}/a.png: cannot be fetched (")
@@ -115,7 +115,7 @@ def test_redirects_elsewhere(server, tmp_path, target, words):
     assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
-def test_endless_redirects(server, tmp_path):
+def test_endless_redirects_are_rejected(server, tmp_path):
     Server.asked = []
     loop = f"{server}/to/" * 8 + f"{server}/b.png" + "/a.png" * 8
     with pytest.raises(OSError, match="redirects more than 5 times"):
@@ -125,28 +125,10 @@ def test_endless_redirects(server, tmp_path):
 
 @pytest.mark.parametrize(
     "host",
-    [
-        "127.0.0.1",
-        "localhost",
-        "2130706433",
-        "0177.0.0.1",
-        "0x7f.1",
-        "127.1",
-        "0.0.0.0",
-        "[::1]",
-        "[::ffff:127.0.0.1]",
-        "10.1.2.3",
-        "192.168.0.1",
-        "172.16.0.1",
-        "169.254.169.254",
-        "[fe80::1]",
-        "[fd00::1]",
-        "224.0.0.1",
-        "[64:ff9b::7f00:1]",
-        "[2002:7f00:1::]",
-    ],
+    "127.0.0.1 localhost 2130706433 0177.0.0.1 0x7f.1 127.1 0.0.0.0 [::1] [::ffff:127.0.0.1] 10.1.2.3 192.168.0.1 "
+    "172.16.0.1 169.254.169.254 [fe80::1] [fd00::1] 224.0.0.1 [64:ff9b::7f00:1] [2002:7f00:1::]".split(),
 )
-def test_local_addresses_are_refused_before_connecting(tmp_path, monkeypatch, host):
+def test_local_addresses_are_rejected_before_connecting(tmp_path, monkeypatch, host):
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
     with pytest.raises(
         OSError,
@@ -155,16 +137,16 @@ def test_local_addresses_are_refused_before_connecting(tmp_path, monkeypatch, ho
         fetch(f"http://{host}:9/a.png", tmp_path)
 
 
-def test_redirect_to_a_local_address(server, tmp_path, monkeypatch):
-    """Every hop is checked: here the first one passes as public."""
+def test_redirect_to_a_local_address_is_rejected(server, tmp_path, monkeypatch):
+    """Every hop is checked: here the first address counts as public."""
     monkeypatch.setattr(download, "is_public", lambda address: str(address) != "127.0.0.2")
     with pytest.raises(OSError, match="127.0.0.2 is 127.0.0.2, which is not a public address"):
         fetch(f"{server}/to/http://127.0.0.2:{server.rpartition(':')[2]}/secret.png/a.png", tmp_path)
     assert len(Server.asked) == 1
 
 
-def test_name_is_resolved_once(server, tmp_path, monkeypatch):
-    """A name server that answers differently the second time leads nowhere."""
+def test_name_is_resolved_only_once(server, tmp_path, monkeypatch):
+    """A name server that answers differently the second time has no effect."""
     port = int(server.rpartition(":")[2])
     answers = [[(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", port))]]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: answers.pop())
@@ -173,7 +155,7 @@ def test_name_is_resolved_once(server, tmp_path, monkeypatch):
     assert not answers
 
 
-def test_name_with_a_public_and_a_local_address(tmp_path, monkeypatch):
+def test_name_with_public_and_local_addresses_is_rejected(tmp_path, monkeypatch):
     found = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("93.184.216.34", "127.0.0.1")]
     monkeypatch.setattr(socket, "getaddrinfo", lambda *_, **__: found)
     monkeypatch.setattr(socket.socket, "connect", lambda *_: pytest.fail("connected"))
@@ -183,28 +165,14 @@ def test_name_with_a_public_and_a_local_address(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     "address, expected",
-    [
-        ("8.8.8.8", True),
-        ("2606:4700::1111", True),
-        ("::ffff:8.8.8.8", True),
-        ("64:ff9b::808:808", True),
-        ("127.9.9.9", False),
-        ("100.64.0.1", False),
-        ("240.0.0.1", False),
-        ("255.255.255.255", False),
-        ("0.0.0.0", False),
-        ("239.1.1.1", False),
-        ("::", False),
-        ("::1", False),
-        ("::127.0.0.1", False),
-        ("::ffff:10.0.0.1", False),
-        ("ff02::1", False),
-        ("fec0::1", False),
-        ("2001:0:0:0:0:0:f5ff:fffe", False),
-        ("2001:db8::1", False),
+    [(address, True) for address in "8.8.8.8 2606:4700::1111 ::ffff:8.8.8.8 64:ff9b::808:808".split()]
+    + [
+        (address, False)
+        for address in "127.9.9.9 100.64.0.1 240.0.0.1 255.255.255.255 0.0.0.0 239.1.1.1 :: ::1 ::127.0.0.1 "
+        "::ffff:10.0.0.1 ff02::1 fec0::1 2001:0:0:0:0:0:f5ff:fffe 2001:db8::1".split()
     ],
 )
-def test_public_addresses(address, expected):
+def test_public_addresses_are_recognized(address, expected):
     assert is_public(ipaddress.ip_address(address)) is expected
 
 
@@ -212,14 +180,14 @@ def test_public_addresses(address, expected):
     "start, piece",
     [
         (b"", b""),  # no answer at all
-        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),  # a header without end
-        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),  # answers that are none
+        (b"HTTP/1.1 200 OK\r\nX-Slow: ", b"a"),  # an unterminated header
+        (b"", b"HTTP/1.1 100 Continue\r\n\r\n"),  # endless interim responses
         (b"HTTP/1.1 200 OK\r\nContent-Length: 100000\r\n\r\n", b"a"),  # a slow body
         (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", b"1\r\na\r\n"),
     ],
     ids=["silence", "headers", "continue", "body", "chunks"],
 )
-def test_slow_servers(tmp_path, start, piece):
+def test_slow_servers_time_out(tmp_path, start, piece):
     with raw_server(endless(start, piece)) as url:
         begun = time.monotonic()
         with pytest.raises(OSError, match="cannot be fetched .(it takes too long|timed out)"):
@@ -242,7 +210,7 @@ def test_slow_servers(tmp_path, start, piece):
     ],
     ids=["promise", "size", "short", "missing", "nowhere", "nonsense", "headers", "line"],
 )
-def test_answers_that_are_refused(tmp_path, answer, words):
+def test_invalid_responses_are_rejected(tmp_path, answer, words):
     with raw_server([answer], pause=0) as url:
         with pytest.raises(OSError, match=words):
             fetch(url, tmp_path, most_bytes=1000, allow_local=True)
@@ -251,16 +219,9 @@ def test_answers_that_are_refused(tmp_path, answer, words):
 
 @pytest.mark.parametrize(
     "url",
-    [
-        "file:///etc/passwd",
-        "ftp://example.org/a",
-        "http:///a.png",
-        "http://example.org/",
-        "http://[::1/a.png",
-        "http://example.org:99999/a.png",
-        "http://example.org:0/a.png",
-    ],
+    "file:///etc/passwd ftp://example.org/a http:///a.png http://example.org/ http://[::1/a.png "
+    "http://example.org:99999/a.png http://example.org:0/a.png".split(),
 )
-def test_no_url_of_a_file(tmp_path, url):
+def test_urls_without_file_are_rejected(tmp_path, url):
     with pytest.raises(ValueError, match="should be a http or https URL that ends with the name of a file"):
         fetch(url, tmp_path)

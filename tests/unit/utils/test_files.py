@@ -1,4 +1,4 @@
-"""Files appear whole or not at all; a folder has one run at a time."""
+"""Atomic writes, folder locks and the handling of signals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
 
 def started(code: str, *arguments) -> subprocess.Popen:
-    """A Python process that has printed a line."""
+    """Starts a Python process and waits until it has printed a line."""
     process = subprocess.Popen(
         [sys.executable, "-c", textwrap.dedent(code), *map(str, arguments)], cwd=ROOT, stdout=subprocess.PIPE, text=True
     )
@@ -43,7 +43,7 @@ LOCKS = """
 """
 
 
-def test_a_file_appears_when_it_is_whole(tmp_path):
+def test_file_appears_only_when_complete(tmp_path):
     target = tmp_path / "new/a[1].txt"
     with atomic_write(target) as temporary:
         temporary.write_text("whole")
@@ -51,7 +51,7 @@ def test_a_file_appears_when_it_is_whole(tmp_path):
     assert [path.name for path in target.parent.iterdir()] == ["a[1].txt"] and target.read_text() == "whole"
 
 
-def test_a_failure_leaves_what_was_there(tmp_path):
+def test_failed_write_keeps_the_old_file(tmp_path):
     target = tmp_path / "a.txt"
     target.write_text("old")
     with pytest.raises(RuntimeError):
@@ -61,7 +61,7 @@ def test_a_failure_leaves_what_was_there(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"] and target.read_text() == "old"
 
 
-def test_the_usual_permissions(tmp_path):
+def test_written_file_has_the_default_permissions(tmp_path):
     mask = os.umask(0o027)
     try:
         with atomic_write(tmp_path / "a.txt") as temporary:
@@ -71,7 +71,7 @@ def test_the_usual_permissions(tmp_path):
     assert (tmp_path / "a.txt").stat().st_mode & 0o777 == 0o640
 
 
-def test_temporaries_of_living_processes_and_of_other_targets_stay(tmp_path):
+def test_temporary_files_of_living_processes_and_other_targets_are_kept(tmp_path):
     living = started(WRITES, tmp_path / "a.mp4")
     other = started(WRITES, tmp_path / "a.b.mp4")
     try:
@@ -89,7 +89,7 @@ def test_temporaries_of_living_processes_and_of_other_targets_stay(tmp_path):
         living.wait()
 
 
-def test_two_writers_of_one_target(tmp_path):
+def test_two_writers_of_one_target_do_not_interfere(tmp_path):
     with ExitStack() as stack:
         first, second = (stack.enter_context(atomic_write(tmp_path / "a.txt")) for _ in range(2))
         first.write_text("1")
@@ -97,7 +97,7 @@ def test_two_writers_of_one_target(tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["a.txt"]
 
 
-def test_a_folder_has_one_run(tmp_path):
+def test_folder_is_locked_for_one_run(tmp_path):
     folder = tmp_path / "new/results"
     first = started(LOCKS, folder)
     with pytest.raises(ValueError, match=f"another run writes to this folder .process {first.pid} on "):
@@ -112,8 +112,8 @@ def test_a_folder_has_one_run(tmp_path):
     assert list(folder.iterdir()) == []
 
 
-def test_many_runs_at_once_take_turns(tmp_path):
-    """Nobody holds a lock on a file that has been removed meanwhile."""
+def test_concurrent_runs_never_share_a_folder(tmp_path):
+    """No process keeps a lock on a file that another one has removed."""
     code = """
         import sys, time
         from pathlib import Path
@@ -133,13 +133,13 @@ def test_many_runs_at_once_take_turns(tmp_path):
     assert [process.wait() for process in processes] == [0, 0, 0]
 
 
-def test_folders_that_cannot_be_used(tmp_path):
+def test_unusable_folders_are_rejected(tmp_path):
     (tmp_path / "file").touch()
     for folder in (tmp_path / "file", tmp_path / "file/below"):
-        with pytest.raises(OSError, match="a file stands where the output folder should be"):
+        with pytest.raises(OSError, match="the output folder or its parent is a file"):
             with exclusive_folder(folder):
                 pass
-    with pytest.raises(OSError, match="output folder cannot be made.*choose another"):
+    with pytest.raises(OSError, match="output folder cannot be created.*choose another"):
         with exclusive_folder("/proc/new"):
             pass
     with pytest.raises(OSError, match="will be written, but .* are free"):
@@ -151,7 +151,7 @@ COMMAND = """
     import sys, time
     from opensora.utils.cli import run_main
     from opensora.utils.files import atomic_write
-    from opensora.utils.stopping import Stopped, graceful_stop
+    from opensora.process.signals import Stopped, graceful_stop
 
     def plain():
         with atomic_write(sys.argv[2]) as temporary:
@@ -170,7 +170,7 @@ COMMAND = """
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
-def test_signals_end_a_command_in_order(number, tmp_path):
+def test_signals_end_a_command_gracefully(number, tmp_path):
     for kind in ("plain", "graceful"):
         process = started(COMMAND, kind, tmp_path / "a.txt")
         process.send_signal(number)
@@ -179,7 +179,7 @@ def test_signals_end_a_command_in_order(number, tmp_path):
         assert list(tmp_path.iterdir()) == []
 
 
-def test_a_second_signal_ends_at_once(tmp_path):
+def test_second_signal_ends_a_command_at_once(tmp_path):
     process = started(COMMAND, "graceful", tmp_path / "a.txt", "forever")
     process.send_signal(signal.SIGTERM)
     time.sleep(0.8)

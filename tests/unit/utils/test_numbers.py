@@ -28,7 +28,7 @@ from opensora.utils.numbers import finite_number, is_missing, whole_number
         ("-2e3", -2000.0),
     ],
 )
-def test_finite_numbers(value, expected):
+def test_finite_numbers_are_parsed(value, expected):
     assert finite_number(value, "fps") == expected
 
 
@@ -66,7 +66,7 @@ NOT_NUMBERS = [
 
 
 @pytest.mark.parametrize("value", NOT_NUMBERS, ids=[str(place) for place in range(len(NOT_NUMBERS))])
-def test_what_is_no_finite_number(value):
+def test_other_values_are_rejected_as_numbers(value):
     for check in (finite_number, whole_number):
         with pytest.raises(ValueError, match="^num_frames .*: should be a .*number from ") as error:
             check(value, "num_frames")
@@ -74,7 +74,7 @@ def test_what_is_no_finite_number(value):
 
 
 @pytest.mark.parametrize("value, expected", [(48, 48), (48.0, 48), ("48", 48), ("48.0", 48), (np.float64(48), 48)])
-def test_whole_numbers(value, expected):
+def test_whole_numbers_are_parsed(value, expected):
     number = whole_number(value, "num_frames", 1, 100)
     assert number == expected and isinstance(number, int)
     for value in (0, 101, 48.5, "48.5"):
@@ -82,12 +82,12 @@ def test_whole_numbers(value, expected):
             whole_number(value, "num_frames", 1, 100)
 
 
-def test_missing_values():
+def test_missing_values_are_recognized():
     assert all(map(is_missing, (None, math.nan, "", " \t"))) and not any(map(is_missing, (0, False, "0", [], math.inf)))
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "+Infinity", "1e999", "x", ""])
-def test_flags_are_finite(text, tmp_path, capsys):
+def test_non_finite_flags_are_rejected(text, tmp_path, capsys):
     def parser() -> argparse.ArgumentParser:
         made = argparse.ArgumentParser()
         made.add_argument_group("any").add_argument("--guidance_scale", type=float, default=7.5)
@@ -112,8 +112,8 @@ def test_flags_are_finite(text, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["-1", "4294967296", "1.5", "nan", "x", "9" * 5000])
-def test_seeds(text, tmp_path, capsys):
-    """In the range of numpy and MindSpore, in all commands."""
+def test_seeds_out_of_range_are_rejected(text, tmp_path, capsys):
+    """All commands accept the range of numpy and MindSpore."""
     parser = argparse.ArgumentParser()
     device.add_arguments(parser)
     (tmp_path / "config.py").write_text("prompt = ['a']")
@@ -145,7 +145,7 @@ def test_seeds(text, tmp_path, capsys):
         ("bucket_config = {'144p': {8: (float('nan'), 2)}}", r"bucket_config.144p.8\[0\] = nan"),
     ],
 )
-def test_configs_are_finite(line, message, tmp_path):
+def test_non_finite_config_values_are_rejected(line, message, tmp_path):
     (tmp_path / "train.py").write_text(line)
     with pytest.raises(ValueError, match=f"train.py: {message}"):
         parse_configs(True, [str(tmp_path / "train.py")])

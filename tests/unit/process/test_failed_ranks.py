@@ -1,4 +1,4 @@
-"""Reasons of failed runs, from logs as MindSpore 2.7 and the commands write them."""
+"""Reasons of failed runs, from logs in the formats of MindSpore 2.7 and the commands."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 import pytest
 from processes import ROOT
 
-from opensora.utils.failed_ranks import failure_report
+from opensora.process.failed_ranks import failure_report
 
 NAMED = "ERROR in rank {}: clip.mp4: no frames; remove it from the list"
 TRACEBACK = """Traceback (most recent call last):
@@ -66,14 +66,14 @@ def write(folder, **logs) -> None:
         ({}, ["no log in"]),
     ],
 )
-def test_reason(tmp_path, logs, expected):
+def test_report_contains_the_most_reliable_reason(tmp_path, logs, expected):
     write(tmp_path, **logs)
     lines = failure_report(tmp_path)
     assert len(lines) == len(expected)
     assert all(line.startswith(start) for line, start in zip(lines, expected)), lines
 
 
-def test_logs_of_an_earlier_run_and_odd_bytes(tmp_path):
+def test_logs_of_an_earlier_run_are_ignored_and_invalid_bytes_accepted(tmp_path):
     write(tmp_path, worker_7=NAMED.format(7))
     os.utime(tmp_path / "worker_7.log", (1000, 1000))
     (tmp_path / "worker_0.log").write_bytes(b"\xff\x00" * 100_000 + b"\nERROR in rank 0: \xe9t\xe9\n")
@@ -81,11 +81,11 @@ def test_logs_of_an_earlier_run_and_odd_bytes(tmp_path):
     assert line == f"rank 0: \ufffdt\ufffd (log: {tmp_path}/worker_0.log)"
 
 
-def test_command_needs_no_mindspore(tmp_path):
+def test_command_runs_without_mindspore(tmp_path):
     write(tmp_path, worker_0=NAMED.format(0))
     check = (
         "import runpy, sys; sys.modules['mindspore'] = None; sys.argv = ['x', sys.argv[1]]; "
-        "runpy.run_module('opensora.utils.failed_ranks', run_name='__main__')"
+        "runpy.run_module('opensora.process.failed_ranks', run_name='__main__')"
     )
     finished = subprocess.run([sys.executable, "-c", check, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert finished.stdout.startswith("error: rank 0: clip.mp4"), finished.stderr

@@ -1,7 +1,7 @@
-"""What SIGINT, SIGTERM and SIGHUP do to a command.
+"""The effect of SIGINT, SIGTERM and SIGHUP on a command.
 
 By default they raise `Stopped` in the main thread, so that files are closed and half-written ones removed. Work that
-can be saved catches them with `graceful_stop` instead, which only notes the request.
+can be saved uses `graceful_stop` instead, which only records the request.
 """
 
 from __future__ import annotations
@@ -14,11 +14,12 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Optional
 
-from opensora.utils import supervision
+from opensora.process import supervision
+from opensora.process.control import REPEATED_WITHIN, USER_SIGNALS
 
 
 class Stopped(KeyboardInterrupt):
-    """The user or the system ended the command by a signal."""
+    """A signal of the user or the system ended the command."""
 
     def __init__(self, number: int, message: str = ""):
         super().__init__(message or f"stopped by {signal.Signals(number).name}")
@@ -26,37 +27,37 @@ class Stopped(KeyboardInterrupt):
 
 
 def handle_signals() -> None:
-    """Makes the signals raise `Stopped`. Called again after libraries that install handlers of their own."""
+    """Makes the signals raise `Stopped`. Call it again after libraries that install their own handlers."""
     _install(_raise)
 
 
 def ignore_signals() -> None:
-    """For a process that is ending: Python would take the default handlers back before its last lines have run."""
+    """For a process that is ending: Python would restore the default handlers before its last lines have run."""
     _install(signal.SIG_IGN)
 
 
 class StopRequest:
-    """`signal` is the number of the signal that asked for an end, or None."""
+    """`signal` is the number of the signal that requested the stop, or None."""
 
     signal: Optional[int] = None
 
 
 @contextmanager
 def graceful_stop(announcement: str) -> Iterator[StopRequest]:
-    """Within the block the first signal is only noted, and `announcement` is printed. A second one ends the process
+    """Within the block the first signal is only recorded, and `announcement` is printed. A second one ends the process
     at once.
 
-    Under a supervising process repeated signals are its business: it ends this process by force on the second.
+    A supervised process ignores repeated signals: its supervisor kills it on the second.
     """
     request = StopRequest()
 
-    def note(number: int, frame) -> None:
+    def record(number: int, frame) -> None:
         request.signal = number
         _install(_Repeated())
-        # Not print: the signal may have interrupted one, and Python's buffers do not allow a second.
+        # Not print: the signal may have interrupted a print, and Python's buffers are not reentrant.
         os.write(sys.stderr.fileno(), f"{signal.Signals(number).name}: {announcement}\n".encode())
 
-    _install(note)
+    _install(record)
     supervision.allow_long_stop(True)
     try:
         yield request
@@ -67,7 +68,7 @@ def graceful_stop(announcement: str) -> Iterator[StopRequest]:
 
 
 def _install(handler) -> None:
-    for number in supervision.USER_SIGNALS:
+    for number in USER_SIGNALS:
         if number == signal.SIGHUP and signal.getsignal(number) == signal.SIG_IGN:
             continue  # nohup
         signal.signal(number, handler)
@@ -86,6 +87,6 @@ class _Repeated:
         self.first = time.monotonic()
 
     def __call__(self, number: int, frame) -> None:
-        if not supervision.is_supervised() and time.monotonic() - self.first > supervision.REPEATED_WITHIN:
+        if not supervision.is_supervised() and time.monotonic() - self.first > REPEATED_WITHIN:
             signal.signal(number, signal.SIG_DFL)
             signal.raise_signal(number)

@@ -1,4 +1,4 @@
-"""The plan of a run against what the model itself does."""
+"""The cost model against operations of the real model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ ODD = {"num_frames": 5, "height": 96, "width": 96}  # 2 x 6 x 6 tokens: 5 does n
 
 
 class Exchange(nn.Cell):
-    """Shapes of an all-to-all seen from the first member; counts what it would send."""
+    """An all-to-all of the first member, with the right shapes; counts the bytes that it would send."""
 
     def __init__(self, size: int, split_axis: int, join_axis: int, sent: list):
         super().__init__()
@@ -48,19 +48,19 @@ class Gather(Exchange):
 
 
 class FirstMember(UlyssesSequenceParallel):
-    """The first of `size` members, without the others: the real splitting and padding, no communication."""
+    """The first of `size` members, without the others: real splitting and padding, no communication."""
 
     def __init__(self, size: int):
         NoSequenceParallel.__init__(self)
         self.size, self.index = size, 0
-        self.sent = {"to_heads": [], "to_tokens": [], "gather": []}
-        self.tokens_to_heads = Exchange(size, 2, 1, self.sent["to_heads"])
-        self.heads_to_tokens = Exchange(size, 1, 2, self.sent["to_tokens"])
+        self.sent = {"all_to_all_heads": [], "all_to_all_tokens": [], "gather": []}
+        self.tokens_to_heads = Exchange(size, 2, 1, self.sent["all_to_all_heads"])
+        self.heads_to_tokens = Exchange(size, 1, 2, self.sent["all_to_all_tokens"])
         self.gather_tokens = Gather(size, 1, 1, self.sent["gather"])
 
 
 def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, list[int]]]:
-    """FLOPs and bytes sent of a real forward pass, counted where they arise."""
+    """FLOPs and bytes sent of a real forward pass, counted in the operators."""
     counts = dict.fromkeys(("linear", "text", "self", "cross"), 0)
     kind = "linear"
     multiply, convolve, attend = layers.linear, Conv2d.construct, blocks.attention
@@ -115,7 +115,7 @@ def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, li
         ),
     ],
 )
-def test_work_and_traffic_are_those_of_the_model(config, size, sp_size, guidance_scale, monkeypatch):
+def test_flops_and_traffic_equal_those_of_the_model(config, size, sp_size, guidance_scale, monkeypatch):
     run = Run(
         OpenSoraConfig.from_dict(config),
         **size,
@@ -132,19 +132,19 @@ def test_work_and_traffic_are_those_of_the_model(config, size, sp_size, guidance
     assert planned["cross-attention"] == counts["cross"]
     assert planned["once per prompt: linear maps of the text"] == counts["text"]
     moved = traffic(run)
-    assert moved["all-to-all of q, k, v"] == sum(sent["to_heads"]) and len(sent["to_heads"]) == 3 * 4
-    assert moved["all-to-all of attention's output"] == sum(sent["to_tokens"])
+    assert moved["all-to-all of q, k, v"] == sum(sent["all_to_all_heads"]) and len(sent["all_to_all_heads"]) == 3 * 4
+    assert moved["all-to-all of attention's output"] == sum(sent["all_to_all_tokens"])
     assert moved["all-gather of the prediction"] == sum(sent["gather"])
 
 
 @pytest.mark.parametrize("changes", [{}, {"attention_bias": False, "num_layers": 3}, {"out_channels": 4}])
-def test_parameters_are_those_of_the_model(changes):
+def test_parameter_count_equals_that_of_the_model(changes):
     config = {**DIT, **changes}
     model = OpenSoraT2V_v1_3.without_weights(**config)
     assert parameter_count(OpenSoraConfig.from_dict(config)) == sum(p.size for p in model.get_parameters())
 
 
-def test_preset_is_the_published_model():
+def test_preset_equals_the_published_model():
     model = OpenSoraT2V_v1_3.without_weights(**PRESETS[PRESET])  # shapes alone
     assert parameter_count(load_config(PRESET)) == sum(p.size for p in model.get_parameters())
     run = Run(load_config(PRESET))
@@ -153,17 +153,16 @@ def test_preset_is_the_published_model():
 
 
 @pytest.mark.parametrize("stage, bytes_a_parameter", [(0, 16), (1, 4 + 12 / 64), (2, 2 + 14 / 64), (3, 16 / 64)])
-def test_zero_memory_is_that_of_the_paper(stage, bytes_a_parameter):
+def test_zero_memory_equals_that_of_the_paper(stage, bytes_a_parameter):
     """Rajbhandari et al. 2020, figure 1: 120, 31.4, 16.6 and 1.9 GB for 7.5 billion parameters on 64 processes."""
-    run = Run(CONFIG, world_size=64, zero_stage=stage, training=True)
-    parts = memory(run)
-    states = sum(parts[name] for name in ("weights", "gradients", "float32 master weights", "optimizer states"))
+    cost = memory(Run(CONFIG, world_size=64, zero_stage=stage, training=True))
+    states = sum(cost[name] for name in ("weights", "gradients", "float32 master weights", "optimizer states"))
     assert states == pytest.approx(bytes_a_parameter * parameter_count(CONFIG))
     published = {0: 120, 1: 31.4, 2: 16.6, 3: 1.9}[stage]
     assert 7.5 * states / parameter_count(CONFIG) == pytest.approx(published, abs=0.05)
 
 
-def test_training_traffic_follows_the_stage():
+def test_training_traffic_depends_on_the_stage():
     def gradients(stage, world_size):
         run = Run(CONFIG, world_size=world_size, zero_stage=stage, training=True, precision="fp32")
         return traffic(run)["sum"] / (4 * parameter_count(CONFIG))
@@ -172,7 +171,7 @@ def test_training_traffic_follows_the_stage():
     assert gradients(2, 1) == 0
 
 
-def test_checkpointing_trades_work_for_memory():
+def test_gradient_checkpointing_trades_flops_for_memory():
     plain = Run(CONFIG, sp_size=2, world_size=2, training=True)
     saving = replace(plain, gradient_checkpointing=True)
     assert memory(saving)["activations (estimate)"] < memory(plain)["activations (estimate)"]
@@ -197,12 +196,12 @@ def test_checkpointing_trades_work_for_memory():
         ({"guidance_scale": 7.5, "training": True}, "guidance_scale 7.5 is for sampling"),
     ],
 )
-def test_impossible_settings(settings, message):
+def test_invalid_settings_are_rejected(settings, message):
     with pytest.raises(ValueError, match=message):
         Run(load_config(PRESET), **settings)
 
 
-def test_command_on_a_folder(run, tmp_path):
+def test_command_accepts_a_folder(run, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(DIT))
     finished = run("-m", "opensora.cost_model", "--model", tmp_path, "--sp_size", 1, 4, "--num_frames", 5)
     assert finished.returncode == 0, finished.stderr

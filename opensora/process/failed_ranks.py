@@ -1,9 +1,9 @@
-"""Prints why a run under msrun failed, from the logs of its processes:
+"""Prints the reason why a run under msrun failed, from the logs of its processes:
 
-    python -m opensora.utils.failed_ranks LOG_DIR [--since SECONDS]
+    python -m opensora.process.failed_ranks LOG_DIR [--since SECONDS]
 
-msrun itself prints the surroundings of every line that looks like an error, from every log. This prints one line per
-reason, with the ranks that give it and the path of a log. MindSpore is not imported.
+msrun itself prints the context of every line that looks like an error, from every log. This prints one line per
+reason, with the ranks that report it and the path of a log. MindSpore is not imported.
 """
 
 from __future__ import annotations
@@ -16,8 +16,8 @@ from opensora.utils.cli import CommandParser
 
 LONGEST_LINE = 1 << 16  # bytes; the rest of a longer line is read as another line
 LONGEST_REASON = 500  # characters
-# How sure it is that a line names the cause: what a command or the supervision prints, an exception that nothing
-# caught, an error of MindSpore, which may follow from another rank's failure.
+# Kinds of reasons, the most reliable first: a message of a command or of the supervision, an uncaught exception, an
+# error of MindSpore, which may be a consequence of another rank's failure.
 NAMED, UNCAUGHT, LOGGED = range(3)
 NAMED_LINE = re.compile(r"ERROR in (?:rank \S+|msrun's scheduler): (.+)")
 EXCEPTION_LINE = re.compile(r"(?:\w+\.)*\w*(?:Error|Exception|Interrupt|Exit)\b(?:: .*)?$")
@@ -25,7 +25,7 @@ LOGGED_LINE = re.compile(r"\[(?:ERROR|CRITICAL)\]\s*(.+)")
 
 
 class Reason(NamedTuple):
-    """Why a process failed, as far as its log tells."""
+    """The reason why a process failed, as far as its log shows it."""
 
     kind: int
     text: str
@@ -33,26 +33,29 @@ class Reason(NamedTuple):
 
 
 def failure_report(log_dir: Path, since: float = 0.0) -> list[str]:
-    """Lines that say why a run failed. Logs last written before `since` (seconds of the epoch) are an earlier run's.
+    """Lines with the reasons why a run failed.
 
-    Where a worker names a cause, the scheduler's errors are left out, because they follow from it.
+    If a worker names a cause, the scheduler's errors are left out, because they are its consequences.
+
+    Args:
+        since: seconds of the epoch; logs that were last written earlier belong to an earlier run and are ignored.
     """
     workers = _logs(log_dir, "worker_*.log", since)
     reasons = [reason for log in workers for reason in [find_reason(log)] if reason]
     if not any(reason.kind < LOGGED for reason in reasons):
         reasons += [reason for log in _logs(log_dir, "scheduler.log", since) for reason in [find_reason(log)] if reason]
     if not reasons:
-        return [f"no log in {log_dir} says why the run failed", *(_last_words(log) for log in workers[:1])]
-    surest = min(reason.kind for reason in reasons)
+        return [f"no log in {log_dir} says why the run failed", *(_last_line(log) for log in workers[:1])]
+    most_reliable = min(reason.kind for reason in reasons)
     found: dict[str, list[Path]] = {}
     for reason in reasons:
-        if reason.kind == surest:
+        if reason.kind == most_reliable:
             found.setdefault(reason.text, []).append(reason.log)
     return [f"{_names(logs)}: {text} (log: {logs[0]})" for text, logs in found.items()]
 
 
 def find_reason(log: Path) -> Optional[Reason]:
-    """The first and surest reason in the log of one process, or None."""
+    """The first reason of the most reliable kind in the log of one process, or None."""
     first: dict[int, str] = {}
     in_traceback = False
     with open(log, "rb") as file:
@@ -93,7 +96,7 @@ def _names(logs: list[Path]) -> str:
     return f"rank{'s' if len(ranks) > 1 else ''} {', '.join(map(str, ranks))}"
 
 
-def _last_words(log: Path) -> str:
+def _last_line(log: Path) -> str:
     with open(log, "rb") as file:
         file.seek(max(0, log.stat().st_size - LONGEST_LINE))
         lines = [line.strip() for line in file.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
@@ -101,7 +104,7 @@ def _last_words(log: Path) -> str:
 
 
 def main() -> None:
-    parser = CommandParser(description="Says why a run under msrun failed.")
+    parser = CommandParser(description="Prints the reason why a run under msrun failed.")
     parser.add_argument("log_dir", type=Path, help="folder of worker_*.log and scheduler.log, --log_dir of msrun")
     parser.add_argument(
         "--since",
