@@ -122,7 +122,7 @@ class FileTensor(NamedTuple):
     def nbytes(self) -> int:
         return math.prod(self.shape) * NUMPY_TYPES[self.dtype].itemsize
 
-    def raw(self) -> Iterator:
+    def iter_bytes(self) -> Iterator:
         """The elements' bytes in C order, piece by piece."""
         if self.strides is not None:
             yield np.ascontiguousarray(self._elements()).reshape(-1).view(np.uint8)
@@ -163,7 +163,7 @@ class ArrayTensor:
         self.dtype = tags[array.dtype]
         self.shape, self.nbytes = array.shape, array.nbytes
 
-    def raw(self) -> Iterator:
+    def iter_bytes(self) -> Iterator:
         yield np.ascontiguousarray(self.array).reshape(-1).view(np.uint8)
 
     def numpy(self) -> np.ndarray:
@@ -201,7 +201,7 @@ def _no_full_exponent(bits: np.ndarray, exponent: int) -> bool:
 
 
 def is_finite_piece(piece: Union[bytearray, np.ndarray], dtype: str) -> bool:
-    """`is_finite` of what `raw()` yields of a tensor of type `dtype`."""
+    """`is_finite` of what `iter_bytes()` yields of a tensor of type `dtype`."""
     values = np.frombuffer(piece, NUMPY_TYPES[dtype])
     if dtype == "BF16":
         return _no_full_exponent(values, 0x7F80)

@@ -157,7 +157,7 @@ def write_safetensors(
                 bar.update(8 + len(text))
                 for name in names:
                     finite = True
-                    for piece in tensors[name].raw():
+                    for piece in tensors[name].iter_bytes():
                         file.write(piece)
                         bar.update(len(piece))
                         finite = finite and (not check_finite or is_finite_piece(piece, tensors[name].dtype))

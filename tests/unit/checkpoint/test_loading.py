@@ -207,7 +207,7 @@ def test_mindspore_slices_and_damage(tmp_path, monkeypatch):
     assert path.read_bytes().count(b"Float32") == 5, "four slices and one whole"
     state = open_state(path)
     assert (state["w"].numpy() == array).all() and (state["b"].numpy() == array[0]).all()
-    assert b"".join(state["w"].raw()) == array.tobytes()
+    assert b"".join(state["w"].iter_bytes()) == array.tobytes()
     data = path.read_bytes()
     for size in (10, 1000, 3000, 4200):
         path.write_bytes(data[:size])

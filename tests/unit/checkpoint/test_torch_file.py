@@ -32,7 +32,7 @@ def test_all_types(save, tmp_path):
     for kind, array in ARRAYS.items():
         read = content[kind].numpy()
         assert read.dtype == array.dtype and (read == array).all()
-        assert b"".join(content[kind].raw()) == array.tobytes()
+        assert b"".join(content[kind].iter_bytes()) == array.tobytes()
 
 
 def test_bfloat16_becomes_float32(save, tmp_path):
@@ -61,7 +61,7 @@ def test_views_of_one_storage(save, tmp_path):
     whole = elements.reshape(4, 6)
     assert (content["all"].numpy() == whole).all()
     assert (content["transposed"].numpy() == whole.T).all()
-    assert b"".join(content["transposed"].raw()) == whole.T.tobytes()
+    assert b"".join(content["transposed"].iter_bytes()) == whole.T.tobytes()
     assert (content["part"].numpy() == whole[1:3, 1:4]).all()
     assert content["scalar"].numpy() == 5 and content["scalar"].shape == ()
     assert content["empty"].numpy().shape == (0, 3)
