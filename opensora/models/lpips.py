@@ -136,7 +136,7 @@ class LPIPS(PretrainedModel):
             weighted_sum(ops.square(_unit_length(a) - _unit_length(b))) for weighted_sum, a, b in zip(sums, x, y)
         )
 
-    def constants(self) -> dict[str, np.ndarray]:
+    def torch_buffers(self) -> dict[str, np.ndarray]:
         return {f"scaling_layer.{name}": value for name, value in SCALING.items()}
 
     def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

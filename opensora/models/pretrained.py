@@ -181,7 +181,7 @@ class PretrainedModel(nn.Cell):
         """Copies of all weights by their torch names, with what PyTorch keeps as buffers here constants; no bfloat16."""
         state = {name: _numpy(parameter).copy() for name, parameter in self.parameters_and_names()}
         state.update({alias: state[name] for alias, name in self.aliases.items()})
-        state.update(self.constants())
+        state.update(self.torch_buffers())
         return state
 
     def save_pretrained(self, folder: Union[str, Path]) -> None:
@@ -189,7 +189,7 @@ class PretrainedModel(nn.Cell):
         folder = Path(folder)
         state = {name: _numpy(parameter) for name, parameter in self.parameters_and_names()}
         write_safetensors(
-            folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value in {**state, **self.constants()}.items()}
+            folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value in {**state, **self.torch_buffers()}.items()}
         )
         self.save_config(folder)
 
@@ -199,7 +199,7 @@ class PretrainedModel(nn.Cell):
             config = {"_class_name": type(self).__name__, **self.config.to_dict()}
             temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
-    def constants(self) -> dict[str, np.ndarray]:
+    def torch_buffers(self) -> dict[str, np.ndarray]:
         """Torch names and values of what is fixed here but stored in PyTorch's files."""
         return {}
 
@@ -212,7 +212,7 @@ class PretrainedModel(nn.Cell):
         state = self._with_aliases(state)
         own = {name: state[name] for name, _ in self.parameters_and_names() if name in state}
         self._check(own, strict=True)
-        return {**own, **{name: ArrayTensor(value) for name, value in self.constants().items()}}
+        return {**own, **{name: ArrayTensor(value) for name, value in self.torch_buffers().items()}}
 
     def cast(self, dtype) -> PretrainedModel:
         """The model itself, to compute in `dtype` from now on; norms and other statistics stay float32."""
@@ -264,10 +264,10 @@ class PretrainedModel(nn.Cell):
     def _check(self, state: Mapping[str, LazyTensor], strict: bool) -> tuple[list[str], list[str]]:
         """(missing, unexpected) names; an error where shapes or constants differ, or `strict` and names do."""
         parameters = dict(self.parameters_and_names())
-        constants = self.constants()
+        buffers = self.torch_buffers()
         missing = [name for name in parameters if name not in state]
         unexpected = [
-            name for name in state if name not in parameters and name not in constants and name not in self.aliases
+            name for name in state if name not in parameters and name not in buffers and name not in self.aliases
         ]
         if strict and (missing or unexpected):
             raise UserError(
@@ -282,7 +282,7 @@ class PretrainedModel(nn.Cell):
             raise UserError(
                 f"weights do not fit the configuration of {type(self).__name__}: {few('wrong shapes', wrong)}"
             )
-        for name, value in constants.items():
+        for name, value in buffers.items():
             if name in state and (
                 tuple(state[name].shape) != value.shape or not np.allclose(state[name].numpy(), value, atol=1e-3)
             ):

@@ -185,7 +185,7 @@ class STDiT2(PretrainedModel):
             )
         return model
 
-    def constants(self) -> dict[str, np.ndarray]:
+    def torch_buffers(self) -> dict[str, np.ndarray]:
         return {ROPE: inverse_frequencies(self.config.head_dim).astype(np.float32)}
 
     def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:

@@ -147,7 +147,7 @@ class WFVAEModel(PretrainedModel):
         if z.ndim != 5 or z.shape[1] != self.config.latent_dim:
             raise UserError(f"latents must be (B, {self.config.latent_dim}, T, H, W), not {tuple(z.shape)}")
 
-    def constants(self) -> dict[str, np.ndarray]:
+    def torch_buffers(self) -> dict[str, np.ndarray]:
         """The wavelet filters, which PyTorch checkpoints hold as weights and buffers."""
         return {
             f"{cell_name}.{name}": value

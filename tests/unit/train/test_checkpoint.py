@@ -28,7 +28,7 @@ from opensora.train.log import Table, TrainingLog
 class TinyModel:
     """What `save_checkpoint` asks of a model."""
 
-    def constants(self) -> dict:
+    def torch_buffers(self) -> dict:
         return {}
 
     def parameters_and_names(self) -> list:

@@ -41,10 +41,10 @@ TINY_VAE = dict(
 
 def by_rule(model, name: str, prefix: str = ""):
     """The model with the weights of a case; `prefix` is what the reference has before the names."""
-    constants = model.constants()
+    buffers = model.torch_buffers()
 
     def value(key: str, array: np.ndarray) -> np.ndarray:
-        if key in constants or key.endswith("num_batches_tracked"):
+        if key in buffers or key.endswith("num_batches_tracked"):
             return array
         drawn = weight(name, prefix + key, array.shape)
         return 1 + np.abs(drawn) if key.endswith("running_var") else drawn
