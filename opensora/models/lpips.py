@@ -91,7 +91,7 @@ class LPIPS(PretrainedModel):
     """
 
     config_class = LPIPSConfig
-    skipped = ("lins.",)  # the package `lpips` lists the weights of the sums twice
+    ignored_prefixes = ("lins.",)  # the package `lpips` lists the weights of the sums twice
 
     def __init__(self, **config):
         super().__init__()

@@ -100,13 +100,13 @@ class PretrainedModel(nn.Cell):
 
     A subclass sets `config_class` and in __init__ `self.config`, and `published_as` to other names of its class in a
     config.json. `aliases` maps further torch names to parameters
-    (tied weights); tensors whose names begin with one of `skipped` belong to parts that are not built here.
+    (tied weights); tensors whose names begin with one of `ignored_prefixes` belong to parts that are not built here.
     """
 
     config_class: type = ModelConfig
     published_as: tuple = ()
     aliases: dict[str, str] = {}
-    skipped: tuple = ()
+    ignored_prefixes: tuple = ()
     dtype = ms.float32
 
     @classmethod
@@ -189,7 +189,8 @@ class PretrainedModel(nn.Cell):
         folder = Path(folder)
         state = {name: _numpy(parameter) for name, parameter in self.parameters_and_names()}
         write_safetensors(
-            folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value in {**state, **self.torch_buffers()}.items()}
+            folder / WEIGHTS_NAME,
+            {name: ArrayTensor(value) for name, value in {**state, **self.torch_buffers()}.items()},
         )
         self.save_config(folder)
 
@@ -255,7 +256,7 @@ class PretrainedModel(nn.Cell):
 
     def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The state without skipped parts, and with the parameter's own name where it has only another one."""
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(self.skipped)}
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(self.ignored_prefixes)}
         for alias, name in self.aliases.items():
             if alias in state:
                 state.setdefault(name, state[alias])

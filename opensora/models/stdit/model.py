@@ -41,7 +41,7 @@ class STDiT2(PretrainedModel):
 
     config_class = STDiT2Config
     # Tables that older files hold. The rope's frequencies are computed, files of 16 bits have them rounded.
-    skipped = ("pos_embed", ROPE)
+    ignored_prefixes = ("pos_embed", ROPE)
 
     def __init__(self, **config):
         super().__init__()

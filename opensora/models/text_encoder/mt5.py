@@ -176,7 +176,7 @@ class MT5EncoderModel(PretrainedModel):
     config_class = MT5Config
     published_as = ("mt5", "t5", "MT5ForConditionalGeneration", "T5ForConditionalGeneration", "T5EncoderModel")
     aliases = {"shared.weight": "encoder.embed_tokens.weight"}
-    skipped = ("decoder.", "lm_head.")
+    ignored_prefixes = ("decoder.", "lm_head.")
 
     def __init__(self, **config):
         super().__init__()
