@@ -218,6 +218,6 @@ def contiguous_strides(shape: Sequence[int]) -> tuple:
     return tuple(reversed(strides))
 
 
-def few(what: str, names: Sequence[str]) -> str:
+def summarize(what: str, names: Sequence[str]) -> str:
     """How many names, what they are, and the first of them: `5 missing (a, b, c ...)`."""
     return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})" if names else "")

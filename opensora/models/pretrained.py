@@ -18,7 +18,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from opensora.checkpoint.files import config_path, find_weights, open_state, read_config
 from opensora.checkpoint.formats.safetensors import write_safetensors
-from opensora.checkpoint.lazy_tensor import FLOATS, ArrayTensor, FileTensor, LazyTensor, few, is_finite
+from opensora.checkpoint.lazy_tensor import FLOATS, ArrayTensor, FileTensor, LazyTensor, is_finite, summarize
 from opensora.checkpoint.shape_check import check_kind
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
@@ -242,12 +242,12 @@ class PretrainedModel(nn.Cell):
                 _set(parameter, value, ms.float32 if name in single else dtype)
         if not_finite:
             print(
-                f"{source}: {few('tensors hold NaN or infinity', not_finite)}: what the model computes will be NaN",
+                f"{source}: {summarize('tensors hold NaN or infinity', not_finite)}: what the model computes will be NaN",
                 file=sys.stderr,
             )
         if integers:
             print(
-                f"{source}: {few('tensors are integers where the model has floats', integers)}: they are taken as "
+                f"{source}: {summarize('tensors are integers where the model has floats', integers)}: they are taken as "
                 f"they are, without the scale that quantised weights need",
                 file=sys.stderr,
             )
@@ -272,7 +272,7 @@ class PretrainedModel(nn.Cell):
         ]
         if strict and (missing or unexpected):
             raise UserError(
-                f"weights do not fit {type(self).__name__}: {few('missing', missing)}; {few('unexpected', unexpected)}"
+                f"weights do not fit {type(self).__name__}: {summarize('missing', missing)}; {summarize('unexpected', unexpected)}"
             )
         wrong = [
             f"{name} {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
@@ -281,7 +281,7 @@ class PretrainedModel(nn.Cell):
         ]
         if wrong:
             raise UserError(
-                f"weights do not fit the configuration of {type(self).__name__}: {few('wrong shapes', wrong)}"
+                f"weights do not fit the configuration of {type(self).__name__}: {summarize('wrong shapes', wrong)}"
             )
         for name, value in buffers.items():
             if name in state and (

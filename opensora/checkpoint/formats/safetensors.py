@@ -23,8 +23,8 @@ from opensora.checkpoint.lazy_tensor import (
     LazyTensor,
     OpenFile,
     element_count,
-    few,
     is_finite_piece,
+    summarize,
     truncated,
 )
 from opensora.errors import UserError
@@ -166,7 +166,7 @@ def write_safetensors(
             file.flush()
             os.fsync(file.fileno())
         if not_finite:
-            print(f"{path}: {few('tensors hold NaN or infinity', not_finite)}", file=sys.stderr)
+            print(f"{path}: {summarize('tensors hold NaN or infinity', not_finite)}", file=sys.stderr)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise OSError(

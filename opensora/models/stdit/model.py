@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
 from opensora.checkpoint.files import find_weights, open_state, resolve_path
-from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, few
+from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, summarize
 from opensora.errors import UserError
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
@@ -179,8 +179,8 @@ class STDiT2(PretrainedModel):
             raise UserError(f"{source}: {error}") from error
         if missing or unexpected:
             print(
-                f"{source}: {few('parameters are not in it', missing)}, they start as in training from scratch; "
-                f"{few('of its tensors are not used', unexpected)}",
+                f"{source}: {summarize('parameters are not in it', missing)}, they start as in training from scratch; "
+                f"{summarize('of its tensors are not used', unexpected)}",
                 file=sys.stderr,
             )
         return model
