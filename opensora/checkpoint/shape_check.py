@@ -11,7 +11,7 @@ from opensora.errors import UserError
 from opensora.utils.cli import with_article
 
 
-class Size(NamedTuple):
+class ExpectedDim(NamedTuple):
     """That of a tensor's axis, the config's keys it comes from, and how."""
 
     tensor: str
@@ -20,25 +20,25 @@ class Size(NamedTuple):
     expected: Callable[[Mapping[str, Any]], int]
 
 
-class Kind(NamedTuple):
+class ArchSpec(NamedTuple):
     """A kind of model. `layers` is the prefix of the names of its `num_layers` layers."""
 
     sizes: tuple
     layers: Optional[str] = None
 
 
-WFVAE = Kind(
+WFVAE = ArchSpec(
     sizes=(
-        Size("encoder.conv_out.conv.weight", 0, "latent_dim", lambda c: 2 * c.get("latent_dim", 8)),
-        Size("decoder.conv_in.conv.weight", 1, "latent_dim", lambda c: c.get("latent_dim", 8)),
-        Size("encoder.down1.0.weight", 0, "base_channels", lambda c: c.get("base_channels", 128)),
-        Size(
+        ExpectedDim("encoder.conv_out.conv.weight", 0, "latent_dim", lambda c: 2 * c.get("latent_dim", 8)),
+        ExpectedDim("decoder.conv_in.conv.weight", 1, "latent_dim", lambda c: c.get("latent_dim", 8)),
+        ExpectedDim("encoder.down1.0.weight", 0, "base_channels", lambda c: c.get("base_channels", 128)),
+        ExpectedDim(
             "encoder.connect_l1.weight",
             0,
             "encoder_energy_flow_hidden_size",
             lambda c: c.get("encoder_energy_flow_hidden_size", 64),
         ),
-        Size(
+        ExpectedDim(
             "decoder.connect_l2.0.conv1.conv.weight",
             0,
             "decoder_energy_flow_hidden_size",
@@ -46,36 +46,36 @@ WFVAE = Kind(
         ),
     )
 )
-OPENSORA = Kind(
+OPENSORA = ArchSpec(
     sizes=(
-        Size(
+        ExpectedDim(
             "pos_embed.proj.weight",
             0,
             "num_attention_heads * attention_head_dim",
             lambda c: c["num_attention_heads"] * c["attention_head_dim"],
         ),
-        Size("pos_embed.proj.weight", 1, "in_channels", lambda c: c["in_channels"]),
-        Size("caption_projection.linear_1.weight", 1, "caption_channels", lambda c: c["caption_channels"]),
+        ExpectedDim("pos_embed.proj.weight", 1, "in_channels", lambda c: c["in_channels"]),
+        ExpectedDim("caption_projection.linear_1.weight", 1, "caption_channels", lambda c: c["caption_channels"]),
     ),
     layers="transformer_blocks.",
 )
-T5 = Kind(
+T5 = ArchSpec(
     sizes=(
-        Size("shared.weight", 0, "vocab_size", lambda c: c["vocab_size"]),
-        Size("shared.weight", 1, "d_model", lambda c: c["d_model"]),
-        Size(
+        ExpectedDim("shared.weight", 0, "vocab_size", lambda c: c["vocab_size"]),
+        ExpectedDim("shared.weight", 1, "d_model", lambda c: c["d_model"]),
+        ExpectedDim(
             "encoder.block.0.layer.0.SelfAttention.q.weight",
             0,
             "num_heads * d_kv",
             lambda c: c["num_heads"] * c["d_kv"],
         ),
-        Size("encoder.block.0.layer.1.DenseReluDense.wo.weight", 1, "d_ff", lambda c: c["d_ff"]),
+        ExpectedDim("encoder.block.0.layer.1.DenseReluDense.wo.weight", 1, "d_ff", lambda c: c["d_ff"]),
     ),
     layers="encoder.block.",
 )
 
 # What folders of other projects and generations are called in an error.
-OTHER_KINDS = {
+OTHER_MODELS = {
     "CausalVAEModel": "the autoencoder of Open-Sora-Plan v1.0 to v1.2",
     "LatteT2V": "the transformer of Open-Sora-Plan v1.0 and v1.1",
     "OpenSoraT2V": "the transformer of Open-Sora-Plan v1.2",
@@ -84,7 +84,7 @@ OTHER_KINDS = {
     "STDiT2": "the transformer of Open-Sora v1.1",
 }
 # Keys by which a config.json is known that does not name its class; the first that has them all counts.
-TELLING_KEYS = {
+IDENTIFYING_KEYS = {
     "WFVAEModel": ("base_channels", "latent_dim"),
     "CausalVAEModel": ("hidden_size_mult", "z_channels"),
     "LatteT2V": ("video_length", "caption_channels"),
@@ -97,25 +97,25 @@ TELLING_KEYS = {
 }
 
 
-def kind_of(config: Mapping[str, Any]) -> Optional[str]:
+def published_class(config: Mapping[str, Any]) -> Optional[str]:
     """The class a config.json is for, as diffusers or transformers name it; None if that does not show."""
     named = config.get("_class_name") or config.get("model_type") or (config.get("architectures") or [None])[0]
     if isinstance(named, str):
         return named
-    return next((kind for kind, keys in TELLING_KEYS.items() if all(key in config for key in keys)), None)
+    return next((kind for kind, keys in IDENTIFYING_KEYS.items() if all(key in config for key in keys)), None)
 
 
-def check_kind(config: Mapping[str, Any], folder: Union[str, Path], expected: Sequence[str], flag: str = "") -> None:
+def check_class(config: Mapping[str, Any], folder: Union[str, Path], expected: Sequence[str], flag: str = "") -> None:
     """Raises UserError if a config.json, of `folder`, is for a class that is not one of `expected`.
 
     Args:
         expected: names a config.json may give the class; the first is shown.
         flag: the command's flag that names the folder, if any.
     """
-    kind = kind_of(config)
+    kind = published_class(config)
     if kind is None or kind in expected:
         return
-    meaning = f" ({OTHER_KINDS[kind]})" if kind in OTHER_KINDS else ""
+    meaning = f" ({OTHER_MODELS[kind]})" if kind in OTHER_MODELS else ""
     raise UserError(
         f"{folder}: holds {with_article(kind[:80])}{meaning}; {flag or 'what is loaded here'} needs "
         f"{with_article(expected[0])}"
@@ -123,16 +123,23 @@ def check_kind(config: Mapping[str, Any], folder: Union[str, Path], expected: Se
 
 
 # By the class of this project.
-KINDS = {"WFVAEModel": WFVAE, "OpenSoraT2V_v1_3": OPENSORA, "OpenSoraInpaint_v1_3": OPENSORA, "MT5EncoderModel": T5}
+ARCH_SPECS = {
+    "WFVAEModel": WFVAE,
+    "OpenSoraT2V_v1_3": OPENSORA,
+    "OpenSoraInpaint_v1_3": OPENSORA,
+    "MT5EncoderModel": T5,
+}
 MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # what transformers writes
 
 
 def class_name(config: Mapping[str, Any], config_path: Union[str, Path]) -> str:
-    """The class that a config.json is for. Raises UserError if it is none of `KINDS`."""
-    published = kind_of(config)
+    """The class that a config.json is for. Raises UserError if it is none of `ARCH_SPECS`."""
+    published = published_class(config)
     name = MODEL_TYPES.get(published, published)
-    if name not in KINDS:
-        raise UserError(f"{config_path}: the config of {published!r}; known are {', '.join([*KINDS, *MODEL_TYPES])}")
+    if name not in ARCH_SPECS:
+        raise UserError(
+            f"{config_path}: the config of {published!r}; known are {', '.join([*ARCH_SPECS, *MODEL_TYPES])}"
+        )
     return name
 
 
@@ -140,7 +147,7 @@ def check_shapes(
     state: Mapping[str, FileTensor], src: Union[str, Path], config: Mapping[str, Any], config_path: Union[str, Path]
 ) -> None:
     """Raises UserError, naming the key, if the tensors of `state`, from `src`, are not those of this config."""
-    kind = KINDS[class_name(config, config_path)]
+    kind = ARCH_SPECS[class_name(config, config_path)]
     for tensor, axis, keys, expected in kind.sizes:
         if tensor not in state:
             raise UserError(f"{src}: has no {tensor!r}, so it does not hold the model that {config_path} describes")

@@ -19,7 +19,7 @@ from mindspore.nn.utils import no_init_parameters
 from opensora.checkpoint.files import config_path, find_weights, open_state, read_config
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import FLOATS, ArrayTensor, FileTensor, LazyTensor, is_finite, summarize
-from opensora.checkpoint.shape_check import check_kind
+from opensora.checkpoint.shape_check import check_class
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
@@ -150,7 +150,7 @@ class PretrainedModel(nn.Cell):
             UserError: it is for another model, or has keys or values that this one has no use for.
         """
         config = read_config(path)
-        check_kind(config, path, (cls.__name__, *cls.published_as), flag)
+        check_class(config, path, (cls.__name__, *cls.published_as), flag)
         try:
             values = cls.config_class.from_dict(config)
         except ValueError as error:
