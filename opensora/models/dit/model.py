@@ -14,7 +14,7 @@ from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.embeddings import AdaLayerNormSingle, PatchEmbed2D, TextProjection
 from opensora.models.dit.skiparse import Skiparse
 from opensora.models.pretrained import PretrainedModel
-from opensora.ops.attention import key_bias
+from opensora.ops.attention import mask_to_bias
 from opensora.ops.layout import permute
 from opensora.ops.norms import modulated_layer_norm
 from opensora.ops.rope import rope_cos, rope_sin
@@ -72,7 +72,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         cos = rope_cos(t, h, w, config.attention_head_dim, self.scales)
         sin = rope_sin(t, h, w, config.attention_head_dim, self.scales)
         biases = self.self_attention_masks(attention_mask, x.shape[0], length)
-        text_bias = None if encoder_attention_mask is None else key_bias(encoder_attention_mask[:, 0])
+        text_bias = None if encoder_attention_mask is None else mask_to_bias(encoder_attention_mask[:, 0])
 
         x = self.sequence.split(x)
         for i, block in enumerate(self.blocks_to_run):
@@ -116,13 +116,13 @@ class OpenSoraT2V_v1_3(PretrainedModel):
                 attention_mask.astype(ms.float32), self.config.patch_size, self.config.patch_size
             )  # B T H W -> B T H/p W/p
             visible = visible.reshape(batch, length)
-        biases = (None if visible is None else key_bias(visible),)
+        biases = (None if visible is None else mask_to_bias(visible),)
         for skip in self.skips:
             if visible is None and skip.padding(length) == 0:
                 biases = biases + (None,)
             else:
                 tokens = ops.ones((batch, length), ms.float32) if visible is None else visible
-                biases = biases + (key_bias(skip.split(tokens.expand_dims(2))[:, :, 0]),)
+                biases = biases + (mask_to_bias(skip.split(tokens.expand_dims(2))[:, :, 0]),)
         return biases
 
     def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:

@@ -26,7 +26,7 @@ from opensora.models.stdit.embeddings import (
     PatchEmbed3D,
     make_linear,
 )
-from opensora.ops.attention import key_bias
+from opensora.ops.attention import mask_to_bias
 from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
 
@@ -117,7 +117,7 @@ class STDiT2(PretrainedModel):
         modulation, temporal = modulation.expand_dims(2), temporal.expand_dims(2)
 
         text = self.y_embedder(y[:, 0])
-        text_bias = None if mask is None else key_bias(_repeated(mask.reshape(-1, y.shape[2]), batch))
+        text_bias = None if mask is None else mask_to_bias(_repeated(mask.reshape(-1, y.shape[2]), batch))
         cos, sin = interleaved_cos(t, self.head_dim), interleaved_sin(t, self.head_dim)
         for block in self.blocks_to_run:
             tokens = block(tokens, modulation, temporal, text, text_bias, cos, sin)
