@@ -19,7 +19,7 @@ from torch_files import save_zip, tensor
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.datasets.media import write_video
-from opensora.metrics.perceptual import SpatialLPIPS
+from opensora.metrics import lpips
 from opensora.models import WFVAEModel
 from opensora.models.common.distribution import DiagonalGaussian
 from opensora.models.discriminator import NLayerDiscriminator3D
@@ -166,11 +166,12 @@ def alex_weights(tmp_path_factory) -> Path:
 def test_lpips_metric(alex_weights):
     """Against numbers computed once in PyTorch from the published description, float32."""
     real, generated = (np.clip(0.5 + 0.2 * given("lpips_alex", name, (3, 3, 70, 90)), 0, 1) for name in "ab")
-    metric = SpatialLPIPS(alex_weights)
-    assert relative_difference(metric(real, generated), np.array([-0.0220023934, -0.0181473941, -0.0191815868])) < 1e-4
-    assert np.all(metric(real, real) == 0)
+    network = LPIPS.load(alex_weights, net="alex")
+    values = lpips(real, generated, network)
+    assert relative_difference(values, np.array([-0.0220023934, -0.0181473941, -0.0191815868])) < 1e-4
+    assert np.all(lpips(real, real, network) == 0)
     with pytest.raises(ValueError, match="equal shapes"):
-        metric(real, generated[:, :, :-1])
+        lpips(real, generated[:, :, :-1], network)
 
 
 def test_lpips_script(alex_weights, tmp_path):
