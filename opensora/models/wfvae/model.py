@@ -35,13 +35,14 @@ class WFVAEModel(PretrainedModel):
     config_class = WFVAEConfig
     config: WFVAEConfig
 
-    def __init__(self, **config):
+    def __init__(self, **values):
         super().__init__()
-        self.config = WFVAEConfig.from_dict(config)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
-        self.scale = Tensor(np.reshape(self.config.scale, (1, -1, 1, 1, 1)), ms.float32)
-        self.shift = Tensor(np.reshape(self.config.shift, (1, -1, 1, 1, 1)), ms.float32)
+        self.config = config = WFVAEConfig.from_dict(values)
+        assert config.scale is not None and config.shift is not None, "set by WFVAEConfig"
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.scale = Tensor(np.reshape(config.scale, (1, -1, 1, 1, 1)), ms.float32)
+        self.shift = Tensor(np.reshape(config.shift, (1, -1, 1, 1, 1)), ms.float32)
         self.use_tiling = False
         self.stream = LocalStream()
 
