@@ -1,4 +1,4 @@
-"""Sizes that tell whether weights and a config.json belong together, checked without building the model."""
+"""Checks that weights and a config.json belong together, without building the model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 from opensora.checkpoint.lazy_tensor import FileTensor
 from opensora.errors import UserError
-from opensora.utils.cli import with_article
 
 
 class ExpectedDim(NamedTuple):
-    """That of a tensor's axis, the config's keys it comes from, and how."""
+    """The size of a tensor's axis, as a function of the config; `keys` names the keys for errors."""
 
     tensor: str
     axis: int
@@ -21,9 +20,9 @@ class ExpectedDim(NamedTuple):
 
 
 class ArchSpec(NamedTuple):
-    """A kind of model. `layers` is the prefix of the names of its `num_layers` layers."""
+    """The checked sizes of an architecture; `layers` is the name prefix of its `num_layers` layers."""
 
-    sizes: tuple
+    sizes: tuple[ExpectedDim, ...]
     layers: Optional[str] = None
 
 
@@ -74,7 +73,7 @@ T5 = ArchSpec(
     layers="encoder.block.",
 )
 
-# What folders of other projects and generations are called in an error.
+# Descriptions, in errors, of models of other projects and versions.
 OTHER_MODELS = {
     "CausalVAEModel": "the autoencoder of Open-Sora-Plan v1.0 to v1.2",
     "LatteT2V": "the transformer of Open-Sora-Plan v1.0 and v1.1",
@@ -83,7 +82,7 @@ OTHER_MODELS = {
     "STDiT": "the transformer of Open-Sora v1.0",
     "STDiT2": "the transformer of Open-Sora v1.1",
 }
-# Keys by which a config.json is known that does not name its class; the first that has them all counts.
+# Keys that identify a config.json without a class name; the first entry whose keys are all present applies.
 IDENTIFYING_KEYS = {
     "WFVAEModel": ("base_channels", "latent_dim"),
     "CausalVAEModel": ("hidden_size_mult", "z_channels"),
@@ -98,7 +97,7 @@ IDENTIFYING_KEYS = {
 
 
 def published_class(config: Mapping[str, Any]) -> Optional[str]:
-    """The class a config.json is for, as diffusers or transformers name it; None if that does not show."""
+    """The class of a config.json, as diffusers or transformers name it; None if unknown."""
     named = config.get("_class_name") or config.get("model_type") or (config.get("architectures") or [None])[0]
     if isinstance(named, str):
         return named
@@ -106,35 +105,42 @@ def published_class(config: Mapping[str, Any]) -> Optional[str]:
 
 
 def check_class(config: Mapping[str, Any], folder: Union[str, Path], expected: Sequence[str], flag: str = "") -> None:
-    """Raises UserError if a config.json, of `folder`, is for a class that is not one of `expected`.
+    """Raises UserError if a config.json is for a class that is not one of `expected`.
 
     Args:
-        expected: names a config.json may give the class; the first is shown.
-        flag: the command's flag that names the folder, if any.
+        config: the content of the config.json.
+        folder: its folder, for the error message.
+        expected: accepted class names; the first is shown.
+        flag: the command-line flag that gives the folder, if any.
     """
     kind = published_class(config)
     if kind is None or kind in expected:
         return
     meaning = f" ({OTHER_MODELS[kind]})" if kind in OTHER_MODELS else ""
     raise UserError(
-        f"{folder}: holds {with_article(kind[:80])}{meaning}; {flag or 'what is loaded here'} needs "
-        f"{with_article(expected[0])}"
+        f"{folder}: holds {_with_article(kind[:80])}{meaning}; "
+        f"{flag + ' needs' if flag else 'expected'} {_with_article(expected[0])}"
     )
 
 
-# By the class of this project.
+def _with_article(name: str) -> str:
+    """A class name with its article: an OpenSoraT2V_v1_3, a WFVAEModel, an STDiT2."""
+    return f"{'an' if name.startswith(('A', 'E', 'I', 'O', 'U', 'ST', 'MT', 'mt')) else 'a'} {name}"
+
+
+# By the class name in this project.
 ARCH_SPECS = {
     "WFVAEModel": WFVAE,
     "OpenSoraT2V_v1_3": OPENSORA,
     "OpenSoraInpaint_v1_3": OPENSORA,
     "MT5EncoderModel": T5,
 }
-MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # what transformers writes
+MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # names that transformers writes
 
 
 def class_name(config: Mapping[str, Any], config_path: Union[str, Path]) -> str:
-    """The class that a config.json is for. Raises UserError if it is none of `ARCH_SPECS`."""
-    published = published_class(config)
+    """The class in this project for a config.json. Raises UserError if it is not in `ARCH_SPECS`."""
+    published = published_class(config) or ""
     name = MODEL_TYPES.get(published, published)
     if name not in ARCH_SPECS:
         raise UserError(
@@ -146,11 +152,11 @@ def class_name(config: Mapping[str, Any], config_path: Union[str, Path]) -> str:
 def check_shapes(
     state: Mapping[str, FileTensor], src: Union[str, Path], config: Mapping[str, Any], config_path: Union[str, Path]
 ) -> None:
-    """Raises UserError, naming the key, if the tensors of `state`, from `src`, are not those of this config."""
-    kind = ARCH_SPECS[class_name(config, config_path)]
-    for tensor, axis, keys, expected in kind.sizes:
+    """Raises UserError, naming the key, if the tensors of `state`, from `src`, do not match the config."""
+    spec = ARCH_SPECS[class_name(config, config_path)]
+    for tensor, axis, keys, expected in spec.sizes:
         if tensor not in state:
-            raise UserError(f"{src}: has no {tensor!r}, so it does not hold the model that {config_path} describes")
+            raise UserError(f"{src}: has no tensor {tensor!r}, so it is not the model of {config_path}")
         try:
             size = expected(config)
         except KeyError as error:
@@ -158,7 +164,7 @@ def check_shapes(
         shape = tuple(state[tensor].shape)
         if shape[axis : axis + 1] != (size,):
             raise UserError(f"{config_path}: {keys} gives {size!r}, but {tensor} in {src} has the shape {shape}")
-    if kind.layers:
-        count = len({name[len(kind.layers) :].split(".")[0] for name in state if name.startswith(kind.layers)})
+    if spec.layers:
+        count = len({name[len(spec.layers) :].split(".")[0] for name in state if name.startswith(spec.layers)})
         if count != config.get("num_layers"):
             raise UserError(f"{config_path}: num_layers is {config.get('num_layers')!r}, but {src} has {count} layers")
