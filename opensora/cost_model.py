@@ -19,8 +19,8 @@ from typing import NamedTuple
 from opensora.checkpoint.files import read_config
 from opensora.device import Device
 from opensora.errors import UserError
+from opensora.models.common.embeddings import TIMESTEP_CHANNELS
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
-from opensora.models.dit.embeddings import TIMESTEP_CHANNELS
 from opensora.models.dit.skiparse import Skiparse
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.parallel.groups import sequence_group

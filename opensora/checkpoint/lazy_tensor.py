@@ -1,25 +1,25 @@
-"""Tensors that lie in a file and are read when they are asked for."""
+"""Tensors in a file that are read on demand."""
 
 from __future__ import annotations
 
+import io
 import math
 import os
 from collections.abc import Iterator, Sequence
 from functools import cache
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Optional, Union
+from typing import NamedTuple, Optional, Union
 
 import numpy as np
 
 from opensora.errors import UserError
 
-PIECE = 16 << 20  # bytes that are in memory at a time while a tensor is copied
-
+CHUNK_BYTES = 16 << 20  # memory used while a tensor is copied
 MOST_AXES = 32  # numpy's limit
 LARGEST_TENSOR = 1 << 48  # elements
 
-# The names of types are those of safetensors. numpy has no bfloat16 and no float8: their bits are read as integers.
-NUMPY_TYPES = {
+# Types have the names of safetensors. numpy has no bfloat16 and no float8: their bits are read as integers.
+NUMPY_TYPES: dict[str, np.dtype] = {
     "F64": np.dtype("<f8"),
     "F32": np.dtype("<f4"),
     "F16": np.dtype("<f2"),
@@ -36,23 +36,23 @@ NUMPY_TYPES = {
     "U8": np.dtype("u1"),
     "BOOL": np.dtype("?"),
 }
-BITS = ("BF16", "F8_E4M3", "F8_E5M2")  # types that are widened to float32, which is exact
+BITS = ("BF16", "F8_E4M3", "F8_E5M2")  # types that are converted to float32, which is exact
 FLOATS = ("F64", "F32", "F16", *BITS)
 
 
 def truncated(path: Path, what: str = "the file") -> UserError:
-    """The error of a file that ends too early."""
-    return UserError(f"{path}: {what} is cut off; download or copy the file again")
+    """The error for a file that ends too early."""
+    return UserError(f"{path}: {what} is truncated; download or copy the file again")
 
 
 def element_count(shape: Sequence[int]) -> int:
-    """The product of a shape that a file claims. Raises UserError if no tensor can have it."""
+    """The number of elements of a shape read from a file. Raises UserError if no tensor can have that shape."""
     if len(shape) > MOST_AXES:
         raise UserError(f"a tensor of {len(shape)} axes; at most {MOST_AXES} can be read")
     count = 1
     for size in shape:
         if type(size) is not int or not 0 <= size <= LARGEST_TENSOR:
-            raise UserError("a shape that is not made of sizes")
+            raise UserError("an invalid shape: every size must be an integer from 0 to 2**48")
         count *= size or 1
         if count > LARGEST_TENSOR:
             raise UserError(f"a tensor of more than 2**48 elements, {tuple(shape)}")
@@ -60,15 +60,15 @@ def element_count(shape: Sequence[int]) -> int:
 
 
 class OpenFile:
-    """A file opened for reading at any place; closed when nothing refers to it any more."""
+    """A file opened for random access; closed when the last reference is gone."""
 
     def __init__(self, path: Path):
         self.path = path
-        self._file: BinaryIO = open(path, "rb", buffering=0)
+        self._file: io.FileIO = open(path, "rb", buffering=0)
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytearray:
-        """`size` bytes from `offset` on. Raises UserError where the file ends before."""
+        """Reads `size` bytes at `offset`. Raises UserError if the file is too short."""
         if offset + size > self.size:
             raise truncated(self.path)
         data = bytearray(size)
@@ -77,7 +77,7 @@ class OpenFile:
         done = 0
         while done < size:
             count = self._file.readinto(view[done:])
-            if not count:  # someone shortened it since
+            if not count:  # the file was truncated after it was opened
                 raise truncated(self.path)
             done += count
         return data
@@ -88,13 +88,13 @@ class OpenFile:
 
 
 class ScatteredFile:
-    """Several places of a file, each (offset, size), read as one after the other."""
+    """Several regions (offset, size) of a file, read as one concatenated region."""
 
-    def __init__(self, file: OpenFile, places: Sequence[tuple]):
+    def __init__(self, file: OpenFile, places: Sequence[tuple[int, int]]):
         self.file, self.places = file, places
 
     def read(self, offset: int, size: int) -> bytearray:
-        """`size` bytes from `offset` on, counted over the places."""
+        """Reads `size` bytes at `offset` of the concatenated regions."""
         if len(self.places) == 1:
             return self.file.read(self.places[0][0] + offset, size)
         data = bytearray()
@@ -107,9 +107,9 @@ class ScatteredFile:
 
 
 class FileTensor(NamedTuple):
-    """A tensor in a file: `offset` is its first element's place in bytes, `strides` count elements.
+    """A tensor in a file: `offset` of its first element in bytes, `strides` in elements.
 
-    Two that are equal are the same bytes of the same open file.
+    Equal instances are the same bytes of the same open file.
     """
 
     file: Union[OpenFile, ScatteredFile]
@@ -122,16 +122,16 @@ class FileTensor(NamedTuple):
     def nbytes(self) -> int:
         return math.prod(self.shape) * NUMPY_TYPES[self.dtype].itemsize
 
-    def raw(self) -> Iterator:
-        """The elements' bytes in C order, piece by piece."""
+    def iter_bytes(self) -> Iterator:
+        """Yields the elements' bytes in C order, in chunks."""
         if self.strides is not None:
             yield np.ascontiguousarray(self._elements()).reshape(-1).view(np.uint8)
             return
-        for start in range(0, self.nbytes, PIECE):
-            yield self.file.read(self.offset + start, min(PIECE, self.nbytes - start))
+        for start in range(0, self.nbytes, CHUNK_BYTES):
+            yield self.file.read(self.offset + start, min(CHUNK_BYTES, self.nbytes - start))
 
     def numpy(self) -> np.ndarray:
-        """The tensor; bfloat16 and float8 become float32."""
+        """Reads the tensor; bfloat16 and float8 become float32."""
         elements = np.ascontiguousarray(self._elements()).reshape(self.shape)
         if self.dtype == "BF16":
             bits = elements.astype(np.uint32)
@@ -153,17 +153,17 @@ class FileTensor(NamedTuple):
 
 
 class ArrayTensor:
-    """An array in memory with the face of a `FileTensor`."""
+    """An array in memory with the interface of a `FileTensor`."""
 
     def __init__(self, array: np.ndarray):
         tags = {kind: tag for tag, kind in NUMPY_TYPES.items() if tag not in BITS}
         if array.dtype not in tags:
-            raise UserError(f"an array of {array.dtype} cannot be stored")
+            raise UserError(f"cannot store an array of {array.dtype}; convert it to one of {', '.join(map(str, tags))}")
         self.array = array
         self.dtype = tags[array.dtype]
         self.shape, self.nbytes = array.shape, array.nbytes
 
-    def raw(self) -> Iterator:
+    def iter_bytes(self) -> Iterator:
         yield np.ascontiguousarray(self.array).reshape(-1).view(np.uint8)
 
     def numpy(self) -> np.ndarray:
@@ -175,7 +175,7 @@ LazyTensor = Union[FileTensor, ArrayTensor]
 
 @cache
 def _float8_values(dtype: str) -> np.ndarray:
-    """The float32 value of each of the 256 bytes (Micikevicius et al. 2022, table 1)."""
+    """The float32 value of each of the 256 bytes (Micikevicius et al. 2022, arXiv:2209.05433, table 1)."""
     bits = np.arange(256, dtype=np.uint16)
     if dtype == "F8_E5M2":  # the upper half of a float16
         return (bits << 8).view(np.float16).astype(np.float32)
@@ -186,7 +186,7 @@ def _float8_values(dtype: str) -> np.ndarray:
 
 
 def is_finite(values: np.ndarray) -> bool:
-    """Whether no number is NaN or infinite. The sum shows it at the speed of memory, unless it overflows."""
+    """Whether all values are finite: if their sum is, which is fast to compute, or if each of them is."""
     if values.dtype.kind != "f":
         return True
     if values.dtype == np.float16:
@@ -196,13 +196,13 @@ def is_finite(values: np.ndarray) -> bool:
 
 
 def _no_full_exponent(bits: np.ndarray, exponent: int) -> bool:
-    """Numpy is slow with 16-bit floats. Those whose bits of the exponent are all set are NaN or infinite."""
+    """Whether no 16-bit float has all exponent bits set, as NaN and infinity do; numpy is slow with 16-bit floats."""
     return not bool(((bits & exponent) == exponent).any())
 
 
-def is_finite_piece(piece: Union[bytearray, np.ndarray], dtype: str) -> bool:
-    """`is_finite` of what `raw()` yields of a tensor of type `dtype`."""
-    values = np.frombuffer(piece, NUMPY_TYPES[dtype])
+def is_finite_chunk(chunk: Union[bytes, bytearray, np.ndarray], dtype: str) -> bool:
+    """`is_finite` for a chunk of `iter_bytes()` of a tensor of type `dtype`."""
+    values = np.frombuffer(chunk, NUMPY_TYPES[dtype])
     if dtype == "BF16":
         return _no_full_exponent(values, 0x7F80)
     if dtype in BITS:
@@ -210,7 +210,8 @@ def is_finite_piece(piece: Union[bytearray, np.ndarray], dtype: str) -> bool:
     return is_finite(values)
 
 
-def contiguous_strides(shape: Sequence[int]) -> tuple:
+def contiguous_strides(shape: Sequence[int]) -> tuple[int, ...]:
+    """The strides, in elements, of a C-contiguous tensor."""
     strides, step = [], 1
     for size in reversed(shape):
         strides.append(step)
@@ -218,6 +219,6 @@ def contiguous_strides(shape: Sequence[int]) -> tuple:
     return tuple(reversed(strides))
 
 
-def few(what: str, names: Sequence[str]) -> str:
-    """How many names, what they are, and the first of them: `5 missing (a, b, c ...)`."""
+def summarize(what: str, names: Sequence[str]) -> str:
+    """The count, `what`, and the first names: `5 missing (a, b, c ...)`."""
     return f"{len(names)} {what}" + (f" ({', '.join(names[:3])}{' ...' if len(names) > 3 else ''})" if names else "")

@@ -1,4 +1,4 @@
-"""Sizes that tell whether weights and a config.json belong together, checked without building the model."""
+"""Checks that weights and a config.json belong together, without building the model."""
 
 from __future__ import annotations
 
@@ -8,11 +8,10 @@ from typing import Any, Callable, NamedTuple, Optional, Union
 
 from opensora.checkpoint.lazy_tensor import FileTensor
 from opensora.errors import UserError
-from opensora.utils.cli import with_article
 
 
-class Size(NamedTuple):
-    """That of a tensor's axis, the config's keys it comes from, and how."""
+class ExpectedDim(NamedTuple):
+    """The size of a tensor's axis, as a function of the config; `keys` names the keys for errors."""
 
     tensor: str
     axis: int
@@ -20,25 +19,25 @@ class Size(NamedTuple):
     expected: Callable[[Mapping[str, Any]], int]
 
 
-class Kind(NamedTuple):
-    """A kind of model. `layers` is the prefix of the names of its `num_layers` layers."""
+class ArchSpec(NamedTuple):
+    """The checked sizes of an architecture; `layers` is the name prefix of its `num_layers` layers."""
 
-    sizes: tuple
+    sizes: tuple[ExpectedDim, ...]
     layers: Optional[str] = None
 
 
-WFVAE = Kind(
+WFVAE = ArchSpec(
     sizes=(
-        Size("encoder.conv_out.conv.weight", 0, "latent_dim", lambda c: 2 * c.get("latent_dim", 8)),
-        Size("decoder.conv_in.conv.weight", 1, "latent_dim", lambda c: c.get("latent_dim", 8)),
-        Size("encoder.down1.0.weight", 0, "base_channels", lambda c: c.get("base_channels", 128)),
-        Size(
+        ExpectedDim("encoder.conv_out.conv.weight", 0, "latent_dim", lambda c: 2 * c.get("latent_dim", 8)),
+        ExpectedDim("decoder.conv_in.conv.weight", 1, "latent_dim", lambda c: c.get("latent_dim", 8)),
+        ExpectedDim("encoder.down1.0.weight", 0, "base_channels", lambda c: c.get("base_channels", 128)),
+        ExpectedDim(
             "encoder.connect_l1.weight",
             0,
             "encoder_energy_flow_hidden_size",
             lambda c: c.get("encoder_energy_flow_hidden_size", 64),
         ),
-        Size(
+        ExpectedDim(
             "decoder.connect_l2.0.conv1.conv.weight",
             0,
             "decoder_energy_flow_hidden_size",
@@ -46,36 +45,36 @@ WFVAE = Kind(
         ),
     )
 )
-OPENSORA = Kind(
+OPENSORA = ArchSpec(
     sizes=(
-        Size(
+        ExpectedDim(
             "pos_embed.proj.weight",
             0,
             "num_attention_heads * attention_head_dim",
             lambda c: c["num_attention_heads"] * c["attention_head_dim"],
         ),
-        Size("pos_embed.proj.weight", 1, "in_channels", lambda c: c["in_channels"]),
-        Size("caption_projection.linear_1.weight", 1, "caption_channels", lambda c: c["caption_channels"]),
+        ExpectedDim("pos_embed.proj.weight", 1, "in_channels", lambda c: c["in_channels"]),
+        ExpectedDim("caption_projection.linear_1.weight", 1, "caption_channels", lambda c: c["caption_channels"]),
     ),
     layers="transformer_blocks.",
 )
-T5 = Kind(
+T5 = ArchSpec(
     sizes=(
-        Size("shared.weight", 0, "vocab_size", lambda c: c["vocab_size"]),
-        Size("shared.weight", 1, "d_model", lambda c: c["d_model"]),
-        Size(
+        ExpectedDim("shared.weight", 0, "vocab_size", lambda c: c["vocab_size"]),
+        ExpectedDim("shared.weight", 1, "d_model", lambda c: c["d_model"]),
+        ExpectedDim(
             "encoder.block.0.layer.0.SelfAttention.q.weight",
             0,
             "num_heads * d_kv",
             lambda c: c["num_heads"] * c["d_kv"],
         ),
-        Size("encoder.block.0.layer.1.DenseReluDense.wo.weight", 1, "d_ff", lambda c: c["d_ff"]),
+        ExpectedDim("encoder.block.0.layer.1.DenseReluDense.wo.weight", 1, "d_ff", lambda c: c["d_ff"]),
     ),
     layers="encoder.block.",
 )
 
-# What folders of other projects and generations are called in an error.
-OTHER_KINDS = {
+# Descriptions, in errors, of models of other projects and versions.
+OTHER_MODELS = {
     "CausalVAEModel": "the autoencoder of Open-Sora-Plan v1.0 to v1.2",
     "LatteT2V": "the transformer of Open-Sora-Plan v1.0 and v1.1",
     "OpenSoraT2V": "the transformer of Open-Sora-Plan v1.2",
@@ -83,8 +82,8 @@ OTHER_KINDS = {
     "STDiT": "the transformer of Open-Sora v1.0",
     "STDiT2": "the transformer of Open-Sora v1.1",
 }
-# Keys by which a config.json is known that does not name its class; the first that has them all counts.
-TELLING_KEYS = {
+# Keys that identify a config.json without a class name; the first entry whose keys are all present applies.
+IDENTIFYING_KEYS = {
     "WFVAEModel": ("base_channels", "latent_dim"),
     "CausalVAEModel": ("hidden_size_mult", "z_channels"),
     "LatteT2V": ("video_length", "caption_channels"),
@@ -97,53 +96,67 @@ TELLING_KEYS = {
 }
 
 
-def kind_of(config: Mapping[str, Any]) -> Optional[str]:
-    """The class a config.json is for, as diffusers or transformers name it; None if that does not show."""
+def published_class(config: Mapping[str, Any]) -> Optional[str]:
+    """The class of a config.json, as diffusers or transformers name it; None if unknown."""
     named = config.get("_class_name") or config.get("model_type") or (config.get("architectures") or [None])[0]
     if isinstance(named, str):
         return named
-    return next((kind for kind, keys in TELLING_KEYS.items() if all(key in config for key in keys)), None)
+    return next((kind for kind, keys in IDENTIFYING_KEYS.items() if all(key in config for key in keys)), None)
 
 
-def check_kind(config: Mapping[str, Any], folder: Union[str, Path], expected: Sequence[str], flag: str = "") -> None:
-    """Raises UserError if a config.json, of `folder`, is for a class that is not one of `expected`.
+def check_class(config: Mapping[str, Any], folder: Union[str, Path], expected: Sequence[str], flag: str = "") -> None:
+    """Raises UserError if a config.json is for a class that is not one of `expected`.
 
     Args:
-        expected: names a config.json may give the class; the first is shown.
-        flag: the command's flag that names the folder, if any.
+        config: the content of the config.json.
+        folder: its folder, for the error message.
+        expected: accepted class names; the first is shown.
+        flag: the command-line flag that gives the folder, if any.
     """
-    kind = kind_of(config)
+    kind = published_class(config)
     if kind is None or kind in expected:
         return
-    meaning = f" ({OTHER_KINDS[kind]})" if kind in OTHER_KINDS else ""
+    meaning = f" ({OTHER_MODELS[kind]})" if kind in OTHER_MODELS else ""
     raise UserError(
-        f"{folder}: holds {with_article(kind[:80])}{meaning}; {flag or 'what is loaded here'} needs "
-        f"{with_article(expected[0])}"
+        f"{folder}: holds {_with_article(kind[:80])}{meaning}; "
+        f"{flag + ' needs' if flag else 'expected'} {_with_article(expected[0])}"
     )
 
 
-# By the class of this project.
-KINDS = {"WFVAEModel": WFVAE, "OpenSoraT2V_v1_3": OPENSORA, "OpenSoraInpaint_v1_3": OPENSORA, "MT5EncoderModel": T5}
-MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # what transformers writes
+def _with_article(name: str) -> str:
+    """A class name with its article: an OpenSoraT2V_v1_3, a WFVAEModel, an STDiT2."""
+    return f"{'an' if name.startswith(('A', 'E', 'I', 'O', 'U', 'ST', 'MT', 'mt')) else 'a'} {name}"
+
+
+# By the class name in this project.
+ARCH_SPECS = {
+    "WFVAEModel": WFVAE,
+    "OpenSoraT2V_v1_3": OPENSORA,
+    "OpenSoraInpaint_v1_3": OPENSORA,
+    "MT5EncoderModel": T5,
+}
+MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # names that transformers writes
 
 
 def class_name(config: Mapping[str, Any], config_path: Union[str, Path]) -> str:
-    """The class that a config.json is for. Raises UserError if it is none of `KINDS`."""
-    published = kind_of(config)
+    """The class in this project for a config.json. Raises UserError if it is not in `ARCH_SPECS`."""
+    published = published_class(config) or ""
     name = MODEL_TYPES.get(published, published)
-    if name not in KINDS:
-        raise UserError(f"{config_path}: the config of {published!r}; known are {', '.join([*KINDS, *MODEL_TYPES])}")
+    if name not in ARCH_SPECS:
+        raise UserError(
+            f"{config_path}: the config of {published!r}; known are {', '.join([*ARCH_SPECS, *MODEL_TYPES])}"
+        )
     return name
 
 
 def check_shapes(
     state: Mapping[str, FileTensor], src: Union[str, Path], config: Mapping[str, Any], config_path: Union[str, Path]
 ) -> None:
-    """Raises UserError, naming the key, if the tensors of `state`, from `src`, are not those of this config."""
-    kind = KINDS[class_name(config, config_path)]
-    for tensor, axis, keys, expected in kind.sizes:
+    """Raises UserError, naming the key, if the tensors of `state`, from `src`, do not match the config."""
+    spec = ARCH_SPECS[class_name(config, config_path)]
+    for tensor, axis, keys, expected in spec.sizes:
         if tensor not in state:
-            raise UserError(f"{src}: has no {tensor!r}, so it does not hold the model that {config_path} describes")
+            raise UserError(f"{src}: has no tensor {tensor!r}, so it is not the model of {config_path}")
         try:
             size = expected(config)
         except KeyError as error:
@@ -151,7 +164,7 @@ def check_shapes(
         shape = tuple(state[tensor].shape)
         if shape[axis : axis + 1] != (size,):
             raise UserError(f"{config_path}: {keys} gives {size!r}, but {tensor} in {src} has the shape {shape}")
-    if kind.layers:
-        count = len({name[len(kind.layers) :].split(".")[0] for name in state if name.startswith(kind.layers)})
+    if spec.layers:
+        count = len({name[len(spec.layers) :].split(".")[0] for name in state if name.startswith(spec.layers)})
         if count != config.get("num_layers"):
             raise UserError(f"{config_path}: num_layers is {config.get('num_layers')!r}, but {src} has {count} layers")

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import argparse
 import sys
+from functools import partial
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
 from opensora.eval.pairs import Metric, Sampling, measure_all, pair_videos  # noqa: E402
 from opensora.eval.report import print_skipped, print_table  # noqa: E402
-from opensora.metrics.peak_signal import psnr  # noqa: E402
-from opensora.metrics.structural import ssim  # noqa: E402
+from opensora.metrics import psnr, ssim  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 METRICS = ("psnr", "ssim", "lpips")
@@ -44,9 +44,10 @@ def parse_args() -> argparse.Namespace:
 
 def get_metric(args: argparse.Namespace) -> Metric:
     if args.metric == "lpips":
-        from opensora.metrics.perceptual import SpatialLPIPS  # takes seconds to import
+        from opensora.metrics import lpips  # takes seconds to import
+        from opensora.models.lpips import LPIPS
 
-        return SpatialLPIPS(args.lpips_path)
+        return partial(lpips, network=LPIPS.load(args.lpips_path, net="alex"))
     return {"psnr": psnr, "ssim": ssim}[args.metric]
 
 

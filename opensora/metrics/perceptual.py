@@ -1,10 +1,8 @@
-"""LPIPS as published evaluations compute it: with AlexNet, the mean of the map of distances."""
+"""LPIPS as published evaluations compute it: with AlexNet, averaged over the distance map."""
 
 from __future__ import annotations
 
-from pathlib import Path
 from threading import Lock
-from typing import Union
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -12,22 +10,29 @@ from mindspore import Tensor, ops
 from opensora.errors import UserError
 from opensora.models.lpips import LPIPS
 
+_LOCK = Lock()  # several threads compare videos, and MindSpore runs operators from one thread at a time
 
-class SpatialLPIPS:
-    """LPIPS of each frame: (T, 3, H, W) twice, in [0, 1] -> (T,); the lower, the more alike.
 
-    The maps of the five depths are enlarged to the frame's size before they are added up, as the PyTorch package
-    `lpips` does it with `spatial=True`. `path` is that of the weights.
+def lpips(real: np.ndarray, generated: np.ndarray, network: LPIPS) -> np.ndarray:
+    """LPIPS of each frame (Zhang et al. 2018, arXiv:1801.03924); lower means more similar.
+
+    The maps of the five depths are upsampled to the frame size before they are summed, as the PyTorch package `lpips`
+    does with `spatial=True`.
+
+    Args:
+        real: (T, 3, H, W) in [0, 1].
+        generated: the same shape.
+        network: published evaluations use `LPIPS.load(path, net="alex")`.
+
+    Returns:
+        (T,) float32.
+
+    Raises:
+        UserError: the shapes differ.
     """
-
-    def __init__(self, path: Union[str, Path]):
-        self.network = LPIPS.load(path, net="alex").set_train(False)
-        self.lock = Lock()  # folders are compared by several threads
-
-    def __call__(self, real: np.ndarray, generated: np.ndarray) -> np.ndarray:
-        if real.shape != generated.shape:
-            raise UserError(f"LPIPS needs equal shapes, not {real.shape} and {generated.shape}")
-        with self.lock:
-            maps = self.network.maps(*(Tensor(frames.astype(np.float32) * 2 - 1) for frames in (real, generated)))
-            enlarged = [ops.interpolate(level, size=real.shape[-2:], mode="bilinear") for level in maps]
-            return sum(enlarged).mean((1, 2, 3)).asnumpy()
+    if real.shape != generated.shape:
+        raise UserError(f"LPIPS needs equal shapes, not {real.shape} and {generated.shape}")
+    with _LOCK:
+        maps = network.maps(*(Tensor(frames.astype(np.float32) * 2 - 1) for frames in (real, generated)))
+        upsampled = [ops.interpolate(level, size=real.shape[-2:], mode="bilinear") for level in maps]
+        return sum(upsampled).mean((1, 2, 3)).asnumpy()

@@ -1,10 +1,10 @@
-"""Models, imported on first use: `from opensora.models import WFVAEModel`."""
+"""The models, imported on first use: `from opensora.models import WFVAEModel`."""
 
 from __future__ import annotations
 
 import importlib
 
-# The classes a config.json can name, and where they live.
+# The classes that a config.json can name, and their modules.
 MODELS = {
     "WFVAEModel": "opensora.models.wfvae.model",
     "OpenSoraT2V_v1_3": "opensora.models.dit.model",
@@ -13,12 +13,12 @@ MODELS = {
     "VideoAutoencoderKL": "opensora.models.autoencoder_kl.model",
     "MT5EncoderModel": "opensora.models.text_encoder.mt5",
 }
-_HOMES = {**MODELS, "get_vae": "opensora.models.vaes"}
+_MODULES = {**MODELS, "get_vae": "opensora.models.vaes"}
 
-__all__ = list(_HOMES)
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module 'opensora.models' has no attribute {name!r}")
-    return getattr(importlib.import_module(_HOMES[name]), name)
+    return getattr(importlib.import_module(_MODULES[name]), name)

@@ -10,12 +10,12 @@ from mindspore.common.initializer import Normal, Uniform, initializer
 
 from opensora.models.pretrained import ModelConfig, PretrainedModel
 
-MOMENTUM = 0.1  # the share of a batch in the running statistics, PyTorch's meaning
+MOMENTUM = 0.1  # weight of the current batch in the running statistics, as PyTorch defines it
 
 
 @dataclass(frozen=True)
 class DiscriminatorConfig(ModelConfig):
-    """Channels of the video, channels after the first layer, and how many layers halve height and width."""
+    """Channels of the video, channels after the first layer, and number of layers with spatial stride 2."""
 
     input_nc: int = 3
     ndf: int = 64
@@ -23,17 +23,18 @@ class DiscriminatorConfig(ModelConfig):
 
 
 class NLayerDiscriminator3D(PretrainedModel):
-    """How real each patch of a video looks: (B, 3, T, H, W) -> (B, 1, ceil(T / 4), h, w), about H / 16 by W / 16.
+    """Logits of each patch of a video: (B, 3, T, H, W) -> (B, 1, ceil(T / 4), h, w), about H / 16 by W / 16.
 
-    Batch normalization is over this process's batch while the cell is in training mode, and every call then moves the
-    running statistics: calls that train the generator do so too.
+    In training mode, batch normalization uses the batch of this process, and every call updates the running statistics,
+    including calls that train the generator.
     """
 
     config_class = DiscriminatorConfig
+    config: DiscriminatorConfig
 
-    def __init__(self, **config):
+    def __init__(self, **values):
         super().__init__()
-        self.config = DiscriminatorConfig.from_dict(config)
+        self.config = DiscriminatorConfig.from_dict(values)
         layers = [Conv3d(self.config.input_nc, self.config.ndf, 2, 2, bias=True), nn.LeakyReLU(0.2)]
         channels = self.config.ndf
         for n in range(1, self.config.n_layers + 1):
@@ -53,9 +54,9 @@ class NLayerDiscriminator3D(PretrainedModel):
 
 
 class Conv3d(nn.Cell):
-    """3x3x3 convolution of (B, C, T, H, W) with zeros around it in time and space.
+    """3x3x3 convolution of (B, C, T, H, W) with zero padding in time and space.
 
-    The layers here are small: the operator Conv3D is faster than the sums of 2-D convolutions the VAE is made of.
+    The layers are small, so the operator Conv3D is faster than the sums of 2-D convolutions that the VAE uses.
     """
 
     def __init__(self, in_channels: int, out_channels: int, time_stride: int, stride: int, bias: bool = False):
@@ -91,17 +92,17 @@ class BatchNorm3d(nn.Cell):
         x = x.astype(ms.float32)
         if self.training:
             mean = x.mean((0, 2, 3, 4))
-            centred = x - mean.reshape(-1, 1, 1, 1)
-            variance = ops.square(centred).mean((0, 2, 3, 4))
+            centered = x - mean.reshape(-1, 1, 1, 1)
+            variance = ops.square(centered).mean((0, 2, 3, 4))
             self._track(ops.stop_gradient(mean), ops.stop_gradient(variance), x.size // x.shape[1])
         else:
-            centred = x - self.running_mean.reshape(-1, 1, 1, 1)
+            centered = x - self.running_mean.reshape(-1, 1, 1, 1)
             variance = self.running_var
         scale = self.weight * ops.rsqrt(variance + self.eps)
-        return (centred * scale.reshape(-1, 1, 1, 1) + self.bias.reshape(-1, 1, 1, 1)).astype(dtype)
+        return (centered * scale.reshape(-1, 1, 1, 1) + self.bias.reshape(-1, 1, 1, 1)).astype(dtype)
 
     def _track(self, mean: Tensor, variance: Tensor, count: int) -> None:
-        """`count` values made each mean; the running variance is the unbiased one."""
+        """Updates the running statistics with means over `count` values; the running variance is unbiased."""
         unbiased = variance * (count / max(1, count - 1))
         ops.assign(self.running_mean, (1 - MOMENTUM) * self.running_mean + MOMENTUM * mean)
         ops.assign(self.running_var, (1 - MOMENTUM) * self.running_var + MOMENTUM * unbiased)

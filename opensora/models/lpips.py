@@ -1,4 +1,4 @@
-"""LPIPS, the learned perceptual distance of two pictures (Zhang et al. 2018, arXiv:1801.03924)."""
+"""LPIPS, a learned perceptual distance between images (Zhang et al. 2018, arXiv:1801.03924)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
 from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig, PretrainedModel
 
-# The published file of the weights with VGG.
+# The published weights with the VGG backbone.
 VGG_URL = "https://download-mindspore.osinfra.cn/toolkits/mindone/autoencoders/lpips_vgg-426bf45c.ckpt"
 
 
@@ -29,10 +29,10 @@ class Convolution(NamedTuple):
 
 
 class Backbone(NamedTuple):
-    """The convolutions of a classifier, in slices that each end where features are compared.
+    """The convolutions of a classifier, in slices; the features at the end of each slice are compared.
 
-    Every convolution is followed by a ReLU; the slices in `pooled` begin with max-pooling at stride 2. Layers are
-    numbered through over all slices, as in torchvision's `features`.
+    A ReLU follows every convolution; the slices in `pooled` start with max-pooling at stride 2. Layers are numbered
+    consecutively over all slices, as in torchvision's `features`.
     """
 
     slices: tuple
@@ -64,7 +64,7 @@ BACKBONES = {
         pooled=(1, 2),
     ),
 }
-# What brings pixels in [-1, 1] to the range the classifiers were trained with.
+# Normalization from pixels in [-1, 1] to the range that the classifiers were trained with.
 SCALING = {
     "shift": np.array([-0.030, -0.088, -0.188], np.float32).reshape(1, 3, 1, 1),
     "scale": np.array([0.458, 0.448, 0.450], np.float32).reshape(1, 3, 1, 1),
@@ -73,7 +73,7 @@ SCALING = {
 
 @dataclass(frozen=True)
 class LPIPSConfig(ModelConfig):
-    """Raises UserError for an unknown network."""
+    """`net`: the backbone, vgg or alex. Raises UserError for any other."""
 
     net: str = "vgg"
 
@@ -83,19 +83,20 @@ class LPIPSConfig(ModelConfig):
 
 
 class LPIPS(PretrainedModel):
-    """Distance of pictures x and y, (N, 3, H, W) in [-1, 1]: (N,).
+    """The distance between images x and y, (N, 3, H, W) in [-1, 1]: (N,).
 
-    Features of a classifier, of unit length at each position, are compared at five depths; weights learned from
-    people's judgements sum their squared differences. The network is fixed: no parameter takes a gradient. Published
-    names hold a dropout before each sum, which serves the learning of those weights alone and is left out.
+    Compares classifier features, normalized to unit length at each position, at five depths: squared differences,
+    summed over channels with weights learned from human judgments. No parameter is trainable. The published network
+    has a dropout before each sum, which is only used to train these weights and omitted here.
     """
 
     config_class = LPIPSConfig
-    skipped = ("lins.",)  # the package `lpips` lists the weights of the sums twice
+    config: LPIPSConfig
+    ignored_prefixes = ("lins.",)  # the package `lpips` stores the weights of the sums twice
 
-    def __init__(self, **config):
+    def __init__(self, **values):
         super().__init__()
-        self.config = LPIPSConfig.from_dict(config)
+        self.config = LPIPSConfig.from_dict(values)
         backbone = BACKBONES[self.config.net]
         self.shift, self.scale = Tensor(SCALING["shift"]), Tensor(SCALING["scale"])
         self.net = Features(backbone)
@@ -107,18 +108,22 @@ class LPIPS(PretrainedModel):
 
     @classmethod
     def load(cls, path: Union[str, Path], net: str = "vgg") -> LPIPS:
-        """The network with the weights of a file: MindSpore's `lpips_vgg-426bf45c.ckpt` or a torch state dict.
+        """The network with weights from a file: MindSpore's `lpips_vgg-426bf45c.ckpt` or a torch state dict.
+
+        Args:
+            path: the file.
+            net: the backbone, vgg or alex.
 
         Raises:
             FileNotFoundError: no such file.
-            UserError: it holds something else.
+            UserError: the file has other content.
         """
         try:
             path = resolve_path(path)
         except FileNotFoundError as error:
             raise FileNotFoundError(
-                f"{path}: no such file. LPIPS needs its weights: {_where_to_get(net)}with the PyTorch package lpips "
-                f"write torch.save(lpips.LPIPS(net={net!r}).state_dict(), {str(path)!r})"
+                f"{path}: no such file. It should hold the weights of LPIPS: {_download_hint(net)}run with the PyTorch "
+                f"package lpips: torch.save(lpips.LPIPS(net={net!r}).state_dict(), {str(path)!r})"
             ) from error
         return cls.from_pretrained(path, config={"net": net})
 
@@ -129,26 +134,26 @@ class LPIPS(PretrainedModel):
         return distance
 
     def maps(self, x: Tensor, y: Tensor) -> tuple:
-        """The distance at each position for each of the five depths, (N, 1, h, w)."""
+        """The distance map (N, 1, h, w) at each of the five depths."""
         x, y = self.net((x - self.shift) / self.scale), self.net((y - self.shift) / self.scale)
         sums = (self.lin0, self.lin1, self.lin2, self.lin3, self.lin4)
         return tuple(
             weighted_sum(ops.square(_unit_length(a) - _unit_length(b))) for weighted_sum, a, b in zip(sums, x, y)
         )
 
-    def constants(self) -> dict[str, np.ndarray]:
+    def torch_buffers(self) -> dict[str, np.ndarray]:
         return {f"scaling_layer.{name}": value for name, value in SCALING.items()}
 
-    def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """Accepts MindSpore's names too, which number the layers of each slice from 0."""
-        state = super()._with_aliases(state)
+    def _canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Also accepts MindSpore's names, which number the layers of each slice from 0."""
+        state = super()._canonical_names(state)
         renamed = {
             self.net.mindspore_names[name]: tensor for name, tensor in state.items() if name in self.net.mindspore_names
         }
         if set(renamed) <= set(state):
             return state
         state = {name: tensor for name, tensor in state.items() if not name.startswith("net.")}
-        # MindCV's VGG16, which that file was made with, has no biases.
+        # MindSpore's file comes from MindCV's VGG16, which has no biases.
         zeros = {
             name: ArrayTensor(np.zeros(parameter.shape, np.float32))
             for name, parameter in self.parameters_and_names()
@@ -158,7 +163,7 @@ class LPIPS(PretrainedModel):
 
 
 class Features(nn.Cell):
-    """Pictures (N, 3, H, W), scaled -> features at the ends of the five slices, each (N, C, h, w)."""
+    """Normalized images (N, 3, H, W) -> features at the end of each of the five slices, (N, C, h, w)."""
 
     def __init__(self, backbone: Backbone):
         super().__init__()
@@ -191,7 +196,7 @@ class Features(nn.Cell):
 
 
 class ChannelSum(nn.Cell):
-    """A weighted sum over channels, (N, C, h, w) -> (N, 1, h, w)."""
+    """Weighted sum over channels, (N, C, h, w) -> (N, 1, h, w)."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -201,12 +206,12 @@ class ChannelSum(nn.Cell):
         return self.model(x)
 
 
-def _where_to_get(net: str) -> str:
+def _download_hint(net: str) -> str:
     return f"download {VGG_URL} to that path, or " if net == "vgg" else ""
 
 
 def _unit_length(x: Tensor) -> Tensor:
     x = x.astype(ms.float32)
-    # Where all features are 0 the slope of the root would be infinite, and the gradient not a number.
+    # The lower bound keeps the gradient of the square root finite if all features are 0.
     squared = ops.maximum(ops.square(x).sum(1, keepdims=True), 1e-20)
     return x / (ops.sqrt(squared) + 1e-10)

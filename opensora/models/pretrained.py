@@ -1,4 +1,4 @@
-"""From config.json and weights to a Cell and back; the base of all models and of their configurations."""
+"""Base classes of all models and their configurations: loading from and saving to config.json and weights."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Optional, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import mindspore as ms
 import numpy as np
@@ -18,29 +18,32 @@ from mindspore.nn.utils import no_init_parameters
 
 from opensora.checkpoint.files import config_path, find_weights, open_state, read_config
 from opensora.checkpoint.formats.safetensors import write_safetensors
-from opensora.checkpoint.lazy_tensor import FLOATS, ArrayTensor, FileTensor, LazyTensor, few, is_finite
-from opensora.checkpoint.shape_check import check_kind
+from opensora.checkpoint.lazy_tensor import FLOATS, ArrayTensor, FileTensor, LazyTensor, is_finite, summarize
+from opensora.checkpoint.shape_check import check_class
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
+
+ConfigT = TypeVar("ConfigT", bound="ModelConfig")
+ModelT = TypeVar("ModelT", bound="PretrainedModel")
 
 
 @dataclass(frozen=True)
 class ModelConfig:
     """Base of model configurations: the fields are the keys of the published config.json.
 
-    `ignored` names published keys that mean nothing here; keys that begin with an underscore are notes.
+    `ignored` lists published keys without effect here; keys that start with an underscore are metadata.
     """
 
     ignored: ClassVar[tuple] = ()
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> ModelConfig:
-        """The configuration; numbers that are written as text are read.
+    def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
+        """The configuration with these values; numbers and booleans may be strings.
 
         Raises:
-            UserError: unknown keys, or values of another type.
+            UserError: an unknown key, or a value of the wrong type.
         """
         known = [field.name for field in fields(cls)]
         types = get_type_hints(cls)
@@ -58,11 +61,12 @@ class ModelConfig:
         return cls(**kept)
 
     def to_dict(self) -> dict[str, Any]:
+        """The values that are not None, by key."""
         return {key: value for key, value in asdict(self).items() if value is not None}
 
 
 def _as_type(value: Any, kind: Any) -> Any:
-    """A value of a config.json as the type of its field. Raises TypeError or ValueError if it is none."""
+    """Converts a value of a config.json to the type of its field. Raises TypeError or ValueError if it cannot."""
     origin, arguments = get_origin(kind), get_args(kind)
     if origin is Union:
         for choice in arguments:
@@ -91,43 +95,54 @@ def _type_name(kind: Any) -> str:
     if get_origin(kind) is Union:
         return " or ".join(_type_name(choice) for choice in get_args(kind))
     if get_origin(kind) is Sequence:
-        return f"a list of which each is {_type_name(get_args(kind)[0])}"
-    return {int: "an integer", float: "a finite number", bool: "true or false", str: "a text"}.get(kind, "null")
+        return f"a list in which each item is {_type_name(get_args(kind)[0])}"
+    return {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}.get(kind, "null")
 
 
 class PretrainedModel(nn.Cell):
-    """Base of the models. Parameters carry PyTorch's names, so a state dict travels both ways without renaming.
+    """Base of the models. Parameters have PyTorch's names, so state dicts are exchanged without renaming.
 
-    A subclass sets `config_class` and in __init__ `self.config`, and `published_as` to other names of its class in a
-    config.json. `aliases` maps further torch names to parameters
-    (tied weights); tensors whose names begin with one of `skipped` belong to parts that are not built here.
+    Attributes:
+        config_class: the class of `config`; a subclass sets it.
+        config: a subclass sets it in `__init__`, from keyword arguments that are the keys of config.json.
+        published_as: other names of the model class in a config.json.
+        aliases: further torch names of parameters (tied weights), mapped to the parameter's name.
+        ignored_prefixes: prefixes of tensor names that belong to modules not built here.
+        dtype: the type the model computes in; norms and other statistics stay float32.
     """
 
-    config_class: type = ModelConfig
-    published_as: tuple = ()
-    aliases: dict[str, str] = {}
-    skipped: tuple = ()
+    config_class: type[ModelConfig]
+    config: ModelConfig
+    published_as: tuple[str, ...] = ()
+    aliases: Mapping[str, str] = {}
+    ignored_prefixes: tuple[str, ...] = ()
     dtype = ms.float32
 
     @classmethod
     def from_pretrained(
-        cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None, use_ema: bool = True
-    ) -> PretrainedModel:
-        """The model with the weights at `path`, a folder or file in any format of `checkpoint_files.open_state`.
+        cls: type[ModelT],
+        path: Union[str, Path],
+        dtype=ms.float32,
+        config: Optional[Mapping[str, Any]] = None,
+        use_ema: bool = True,
+    ) -> ModelT:
+        """The model with the weights at `path`, a folder or file in any format of `checkpoint.files.open_state`.
 
         Args:
-            dtype: what the model computes in; norms and other statistics stay float32.
-            config: instead of the config.json beside the weights.
-            use_ema: take the EMA weights of a training checkpoint that has both.
+            path: the weights.
+            dtype: the type the model computes in; norms and other statistics stay float32.
+            config: replaces the config.json in the folder of the weights.
+            use_ema: load the EMA weights of a training checkpoint that also has plain weights.
 
         Raises:
-            FileNotFoundError, UserError: no or damaged files; weights that do not fit the configuration.
+            FileNotFoundError: no weights or no config.json.
+            UserError: damaged files, or weights that do not fit the configuration.
         """
         if config is None:
             try:
                 config = cls.published_config(path)
             except FileNotFoundError:
-                find_weights(path)  # a folder without weights is said to be one
+                find_weights(path)  # its error is the better one if the weights are missing too
                 raise
         source = find_weights(path)
         state = open_state(source, use_ema)
@@ -135,22 +150,25 @@ class PretrainedModel(nn.Cell):
             model = cls.without_weights(**config)
             model._fill(state, dtype, strict=True, source=source)
         except ValueError as error:
-            raise error if str(error).startswith(str(source.parent)) else ValueError(f"{source}: {error}") from error
+            if str(error).startswith(str(source.parent)):
+                raise
+            raise UserError(f"{source}: {error}") from error
         return model
 
     @classmethod
     def published_config(cls, path: Union[str, Path], flag: str = "") -> dict[str, Any]:
-        """The config.json at `path`, checked without reading any weights.
+        """The config.json at `path`, validated without reading any weights.
 
         Args:
-            flag: the command's flag that names the path, for errors.
+            path: folder or file of the weights, or the config.json itself.
+            flag: the command-line flag of the path, for error messages.
 
         Raises:
-            FileNotFoundError: there is none.
-            UserError: it is for another model, or has keys or values that this one has no use for.
+            FileNotFoundError: no config.json.
+            UserError: it is for another model, or has keys or values that this model does not support.
         """
         config = read_config(path)
-        check_kind(config, path, (cls.__name__, *cls.published_as), flag)
+        check_class(config, path, (cls.__name__, *cls.published_as), flag)
         try:
             values = cls.config_class.from_dict(config)
         except ValueError as error:
@@ -158,7 +176,7 @@ class PretrainedModel(nn.Cell):
         return {key: getattr(values, key, value) for key, value in config.items()}
 
     @classmethod
-    def without_weights(cls, **config) -> PretrainedModel:
+    def without_weights(cls: type[ModelT], **config) -> ModelT:
         """The model with parameters that have shapes but no values yet."""
         with no_init_parameters():
             return cls(**config)
@@ -166,10 +184,13 @@ class PretrainedModel(nn.Cell):
     def load_torch_state(
         self, state: Mapping[str, Union[np.ndarray, FileTensor]], strict: bool = True
     ) -> tuple[list[str], list[str]]:
-        """Takes weights by their torch names, arrays or what `open_state` gives; returns (missing, unexpected) names.
+        """Sets the parameters from arrays, or tensors of `open_state`, by torch name.
+
+        Returns:
+            The missing and the unexpected names.
 
         Raises:
-            UserError: shapes that differ, and if `strict` names that are missing or unexpected; nothing is changed.
+            UserError: wrong shapes, or if `strict` missing or unexpected names. No parameter is changed then.
         """
         tensors = {
             name: value if isinstance(value, FileTensor) else ArrayTensor(np.asarray(value))
@@ -178,44 +199,43 @@ class PretrainedModel(nn.Cell):
         return self._fill(tensors, self.dtype, strict)
 
     def torch_state(self) -> dict[str, np.ndarray]:
-        """Copies of all weights by their torch names, with what PyTorch keeps as buffers here constants; no bfloat16."""
+        """Copies of all weights and of PyTorch's buffers by torch name; bfloat16 becomes float32."""
         state = {name: _numpy(parameter).copy() for name, parameter in self.parameters_and_names()}
         state.update({alias: state[name] for alias, name in self.aliases.items()})
-        state.update(self.constants())
+        state.update(self.torch_buffers())
         return state
 
     def save_pretrained(self, folder: Union[str, Path]) -> None:
-        """Writes config.json and weights as PyTorch's library reads them."""
+        """Writes config.json and the weights, both readable by the PyTorch implementation."""
         folder = Path(folder)
         state = {name: _numpy(parameter) for name, parameter in self.parameters_and_names()}
-        write_safetensors(
-            folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value in {**state, **self.constants()}.items()}
-        )
+        state.update(self.torch_buffers())
+        write_safetensors(folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value in state.items()})
         self.save_config(folder)
 
     def save_config(self, folder: Path) -> None:
-        """Writes config.json."""
+        """Writes `folder`/config.json."""
         with atomic_write(folder / "config.json") as temporary:
             config = {"_class_name": type(self).__name__, **self.config.to_dict()}
             temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
-    def constants(self) -> dict[str, np.ndarray]:
-        """Torch names and values of what is fixed here but stored in PyTorch's files."""
+    def torch_buffers(self) -> dict[str, np.ndarray]:
+        """Names and values of tensors that PyTorch checkpoints store and that are constants here."""
         return {}
 
-    def own_tensors(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """Of a checkpoint's tensors those of this model, and its constants: what PyTorch's model is made of.
+    def select_tensors(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """The tensors of a checkpoint that the PyTorch model consists of: this model's parameters, and its buffers.
 
         Raises:
-            UserError: one is missing or has another shape.
+            UserError: a tensor is missing or has the wrong shape.
         """
-        state = self._with_aliases(state)
-        own = {name: state[name] for name, _ in self.parameters_and_names() if name in state}
-        self._check(own, strict=True)
-        return {**own, **{name: ArrayTensor(value) for name, value in self.constants().items()}}
+        state = self._canonical_names(state)
+        selected = {name: state[name] for name, _ in self.parameters_and_names() if name in state}
+        self._check(selected, strict=True)
+        return {**selected, **{name: ArrayTensor(value) for name, value in self.torch_buffers().items()}}
 
-    def cast(self, dtype) -> PretrainedModel:
-        """The model itself, to compute in `dtype` from now on; norms and other statistics stay float32."""
+    def cast(self: ModelT, dtype) -> ModelT:
+        """Converts the parameters in place, except norms and other statistics (float32); returns the model."""
         single = self._float32_parameters()
         for name, parameter in self.parameters_and_names():
             if name not in single and parameter.dtype != dtype:
@@ -226,8 +246,8 @@ class PretrainedModel(nn.Cell):
     def _fill(
         self, state: Mapping[str, LazyTensor], dtype, strict: bool, source: Union[str, Path] = "weights"
     ) -> tuple[list[str], list[str]]:
-        """Checks names and shapes, then reads tensor after tensor; notes what cannot be right in those of `source`."""
-        state = self._with_aliases(state)
+        """Checks names and shapes, then reads one tensor at a time; warns of NaN, infinity and integer types."""
+        state = self._canonical_names(state)
         missing, unexpected = self._check(state, strict)
         single = self._float32_parameters()
         not_finite, integers = [], []
@@ -240,39 +260,33 @@ class PretrainedModel(nn.Cell):
                     integers.append(f"{name}: {state[name].dtype}")
                 _set(parameter, value, ms.float32 if name in single else dtype)
         if not_finite:
-            print(
-                f"{source}: {few('tensors hold NaN or infinity', not_finite)}: what the model computes will be NaN",
-                file=sys.stderr,
-            )
+            note = summarize("tensors hold NaN or infinity", not_finite)
+            print(f"{source}: {note}: the model's output will be NaN", file=sys.stderr)
         if integers:
-            print(
-                f"{source}: {few('tensors are integers where the model has floats', integers)}: they are taken as "
-                f"they are, without the scale that quantised weights need",
-                file=sys.stderr,
-            )
+            note = summarize("tensors have an integer type, but the model's type is float", integers)
+            print(f"{source}: {note}: they are loaded without the scale that quantized weights need", file=sys.stderr)
         self.dtype = dtype
         return missing, unexpected
 
-    def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """The state without skipped parts, and with the parameter's own name where it has only another one."""
-        state = {name: tensor for name, tensor in state.items() if not name.startswith(self.skipped)}
+    def _canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """The state without ignored prefixes, and with the parameter's name for a tensor that has only an alias."""
+        state = {name: tensor for name, tensor in state.items() if not name.startswith(self.ignored_prefixes)}
         for alias, name in self.aliases.items():
             if alias in state:
                 state.setdefault(name, state[alias])
         return state
 
     def _check(self, state: Mapping[str, LazyTensor], strict: bool) -> tuple[list[str], list[str]]:
-        """(missing, unexpected) names; an error where shapes or constants differ, or `strict` and names do."""
+        """(missing, unexpected) names; raises UserError for wrong shapes, wrong buffers, and if `strict` names."""
         parameters = dict(self.parameters_and_names())
-        constants = self.constants()
+        buffers = self.torch_buffers()
         missing = [name for name in parameters if name not in state]
         unexpected = [
-            name for name in state if name not in parameters and name not in constants and name not in self.aliases
+            name for name in state if name not in parameters and name not in buffers and name not in self.aliases
         ]
         if strict and (missing or unexpected):
-            raise UserError(
-                f"weights do not fit {type(self).__name__}: {few('missing', missing)}; {few('unexpected', unexpected)}"
-            )
+            names = f"{summarize('missing', missing)}; {summarize('unexpected', unexpected)}"
+            raise UserError(f"weights do not fit {type(self).__name__}: {names}")
         wrong = [
             f"{name} {tuple(state[name].shape)}, expected {tuple(parameter.shape)}"
             for name, parameter in parameters.items()
@@ -280,13 +294,13 @@ class PretrainedModel(nn.Cell):
         ]
         if wrong:
             raise UserError(
-                f"weights do not fit the configuration of {type(self).__name__}: {few('wrong shapes', wrong)}"
+                f"weights do not fit the configuration of {type(self).__name__}: {summarize('wrong shapes', wrong)}"
             )
-        for name, value in constants.items():
+        for name, value in buffers.items():
             if name in state and (
                 tuple(state[name].shape) != value.shape or not np.allclose(state[name].numpy(), value, atol=1e-3)
             ):
-                raise UserError(f"{name} is not the constant {type(self).__name__} has built in")
+                raise UserError(f"{name} differs from the constant that {type(self).__name__} has built in")
         return missing, unexpected
 
     def _float32_parameters(self) -> set[str]:

@@ -1,4 +1,4 @@
-"""The names users pass on the command line."""
+"""The autoencoders by the names that `--ae` takes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opensora.errors import UserError
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.model import WFVAEModel
 
-# name -> (latent channels, stride in time, stride in space)
+# name -> (latent channels, temporal stride, spatial stride)
 VAES = {
     "WFVAEModel_D8_4x8x8": (8, 4, 8),
     "WFVAEModel_D16_4x8x8": (16, 4, 8),
@@ -21,10 +21,16 @@ VAES = {
 
 
 def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Optional[str] = None) -> WFVAEModel:
-    """The autoencoder `name` with the weights at `path`, or those of the file `checkpoint` with the config at `path`.
+    """Loads the autoencoder `name`.
+
+    Args:
+        name: a key of `VAES`.
+        path: the weights and their config.json.
+        dtype: the type the model computes in.
+        checkpoint: a file of weights that replaces those at `path`.
 
     Raises:
-        UserError: an unknown name, or weights whose latents are not what the name says.
+        UserError: an unknown name, or a config.json whose latent shape does not match the name.
     """
     if name not in VAES:
         raise UserError(f"--ae {name!r} is not one of {', '.join(VAES)}")

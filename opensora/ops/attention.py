@@ -15,12 +15,12 @@ from opensora.ops.cpu import kernels
 
 # On a CPU queries go in blocks of rows, so that the matrix of scores never has more elements than this.
 SCORES_PER_BLOCK = 1 << 25
-MASKED = -10000.0
+MASK_VALUE = -10000.0  # far below any score, so softmax gives 0; finite, so fully masked rows are not NaN
 
 
-def key_bias(visible: Tensor) -> Tensor:
-    """A mask (B, L), 1 where a key is visible, as something to add to scores: (B, 1, 1, L), 0 or `MASKED`."""
-    return ((1 - visible.astype(ms.float32)) * MASKED).expand_dims(1).expand_dims(1)
+def mask_to_bias(mask: Tensor) -> Tensor:
+    """Converts a mask of keys (B, L), 1 = attend, 0 = padding, to an additive bias (B, 1, 1, L), 0 or `MASK_VALUE`."""
+    return ((1 - mask.astype(ms.float32)) * MASK_VALUE).expand_dims(1).expand_dims(1)
 
 
 def attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:

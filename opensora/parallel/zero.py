@@ -218,7 +218,7 @@ class GatheredTensor:
     def numpy(self) -> np.ndarray:
         return self.tensors.read(self.name)
 
-    def raw(self) -> Iterator:
+    def iter_bytes(self) -> Iterator:
         yield np.ascontiguousarray(self.numpy()).reshape(-1).view(np.uint8)
 
 

@@ -15,8 +15,7 @@ from mindspore import Tensor
 from opensora.datasets import transforms
 from opensora.datasets.media import VideoReader, read_image, sample_indices, save_image, write_video
 from opensora.errors import UserError
-from opensora.metrics.peak_signal import psnr
-from opensora.metrics.structural import ssim
+from opensora.metrics import psnr, ssim
 from opensora.models.vaes import VAES
 
 SMALLEST = 16  # pixels: SSIM looks through windows of 11x11

@@ -120,9 +120,9 @@ def load_state(folder: Path, trained: Mapping[str, ModelAndOptimizer], quiet: bo
 
 
 def _save_model(folder: Path, model: PretrainedModel, weights: Mapping[str, LazyTensor], is_main: bool) -> None:
-    constants = {name: ArrayTensor(value) for name, value in model.constants().items()}
+    buffers = {name: ArrayTensor(value) for name, value in model.torch_buffers().items()}
     frozen = {name: ArrayTensor(p.float().asnumpy()) for name, p in model.parameters_and_names() if name not in weights}
-    _write(folder / WEIGHTS_NAME, {**constants, **frozen, **weights}, is_main)
+    _write(folder / WEIGHTS_NAME, {**buffers, **frozen, **weights}, is_main)
     if is_main:
         model.save_config(folder)
 

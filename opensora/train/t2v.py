@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.checkpoint.files import find_weights, open_state, read_config
-from opensora.checkpoint.shape_check import check_kind
+from opensora.checkpoint.shape_check import check_class
 from opensora.datasets.loader import Loader
 from opensora.datasets.sampler import BatchSampler
 from opensora.datasets.t2v.dataset import T2VDataset
@@ -178,7 +178,7 @@ class T2VTraining:
             folder = options.model or source
             assert folder is not None, "T2VTrainOptions requires one of the two"
             config = read_config(folder)
-            check_kind(
+            check_class(
                 config,
                 folder,
                 (self.model_class.__name__, OpenSoraT2V_v1_3.__name__),

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
@@ -17,9 +18,7 @@ from opensora.datasets.transforms import to_uint8
 from opensora.datasets.vae import VAEDataOptions, VAEDataset
 from opensora.device import Device
 from opensora.errors import UserError
-from opensora.metrics.peak_signal import psnr
-from opensora.metrics.perceptual import SpatialLPIPS
-from opensora.metrics.structural import ssim
+from opensora.metrics import lpips, psnr, ssim
 from opensora.models import WFVAEModel
 from opensora.models.discriminator import NLayerDiscriminator3D
 from opensora.models.lpips import LPIPS
@@ -84,7 +83,7 @@ class VAETraining:
     def __init__(self, options: VAETrainOptions, device: Device, world: World, checkpoint: Optional[Path]):
         self.options, self.device, self.world = options, device, world
         lpips = LPIPS.load(options.lpips_path) if options.loss.perceptual_weight > 0 else None
-        self.eval_lpips = SpatialLPIPS(options.eval_lpips) if options.eval_lpips else None
+        self.eval_lpips = LPIPS.load(options.eval_lpips, net="alex") if options.eval_lpips else None
         dataset = VAEDataset(options.data)
         sampler = BatchSampler(
             [np.arange(len(dataset))], options.train_batch_size, world.rank, world.size, options.seed
@@ -217,8 +216,8 @@ class VAETraining:
         """Metrics over all processes and images of this one, with `prefix` before their names."""
         count = min(len(dataset), self.options.eval_subset_size)
         metrics: dict[str, Callable] = {"psnr": psnr, "ssim": ssim}
-        if self.eval_lpips:
-            metrics["lpips"] = self.eval_lpips
+        if self.eval_lpips is not None:
+            metrics["lpips"] = partial(lpips, network=self.eval_lpips)
         sums, images = np.zeros(len(metrics) + 1, np.float32), {}
         for index in range(self.world.rank, count, self.world.size):
             video = dataset.item(index, np.random.default_rng(index))["video"]  # 3 T H W

@@ -97,11 +97,6 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
     return parser.parse_args(argv)
 
 
-def with_article(name: str) -> str:
-    """The name of a class as messages say it: an OpenSoraT2V_v1_3, a WFVAEModel, an STDiT2."""
-    return f"{'an' if name.startswith(('A', 'E', 'I', 'O', 'U', 'ST', 'MT', 'mt')) else 'a'} {name}"
-
-
 def pick(options: type, args: argparse.Namespace, **given):
     """The dataclass `options`, its fields from flags of the same names, or as given."""
     values = {field.name: getattr(args, field.name) for field in fields(options) if hasattr(args, field.name)}

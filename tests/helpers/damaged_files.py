@@ -126,7 +126,7 @@ def _read_state(path: Path) -> None:
 
     for value in open_state(path).values():
         value.numpy()
-        for _ in value.raw():
+        for _ in value.iter_bytes():
             pass
 
 

@@ -37,9 +37,9 @@ def build(name: str, file: str = "cases.json", **options):
     """The model of a case with its weights by rule, loaded through torch names; `options` stand over its config."""
     description = case(name, file)
     model = MODELS[description["model"]](**{**description["config"], **options})
-    constants = model.constants()
+    buffers = model.torch_buffers()
     state = {
-        key: value if key in constants else weight(name, key.removeprefix("module."), value.shape)
+        key: value if key in buffers else weight(name, key.removeprefix("module."), value.shape)
         for key, value in model.torch_state().items()
     }
     model.load_torch_state(state)

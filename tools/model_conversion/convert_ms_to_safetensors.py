@@ -11,7 +11,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
-from opensora.checkpoint.convert import convert_mindspore  # noqa: E402
+from opensora.models.convert import convert_mindspore  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 

@@ -1,11 +1,11 @@
-"""Reads MindSpore checkpoints (.ckpt) without MindSpore, tensor by tensor.
+"""Reads MindSpore checkpoints (.ckpt) without MindSpore, one tensor at a time.
 
-`mindspore.load_checkpoint` takes a whole file into memory, and one of a training run holds twice the weights' size in
-optimizer state besides. The file is a protocol buffer of the fields
+`mindspore.load_checkpoint` reads a whole file into memory, and a training checkpoint also contains optimizer state of
+twice the weights' size. The file is a protocol buffer with the fields
 
     1 value: { 1 name,  2 tensor: { 1 dimension (repeated),  2 type,  3 bytes } }
 
-A large tensor's bytes are cut into slices: several values of the same name, one after the other.
+The bytes of a large tensor are split into slices: several consecutive values of the same name.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ TYPES = {
     "Bool": "BOOL",
 }
 VARINT, BYTES = 0, 2  # wire types
-CHECKSUM = b"crc_num"  # what follows the values of a file saved with crc_check
-WINDOW = 4096  # bytes read at a time; names, shapes and types lie close together
+CHECKSUM = b"crc_num"  # follows the values of a file saved with crc_check
+WINDOW = 4096  # bytes read at a time; names, shapes and types are close to each other
 LONGEST_NAME = 4096
 MOST_FIELDS = MOST_AXES + 2  # of a tensor
 
@@ -45,7 +45,7 @@ def is_mindspore_file(start: bytes) -> bool:
 
 
 def read_mindspore_file(path: Union[str, Path]) -> dict[str, FileTensor]:
-    """The tensors of a checkpoint by name; texts and what else it may hold are left out.
+    """The tensors of a checkpoint by name; strings and other content are ignored.
 
     Raises:
         UserError: a damaged or encrypted file.
@@ -61,7 +61,7 @@ def read_mindspore_file(path: Union[str, Path]) -> dict[str, FileTensor]:
         if (field, wire) != (1, BYTES):
             raise _damaged(file)
         value = reader.message(start, size, most=3)
-        if 2 not in value:  # a table of a recommender model
+        if 2 not in value:  # an embedding table of a recommender model
             continue
         name = reader.text(value.get(1, [(start, 0)])[0])
         shape, kind, place = _tensor(reader, *value[2][0])
@@ -79,7 +79,7 @@ def read_mindspore_file(path: Union[str, Path]) -> dict[str, FileTensor]:
 
 
 def _tensor(reader: _Reader, start: int, size: int) -> tuple:
-    """(shape, name of the type, (offset, size) of the bytes)."""
+    """(shape, type name, (offset, size) of the bytes)."""
     fields = reader.message(start, size, most=MOST_FIELDS)
     shape = tuple(value for _, value in fields.get(1, ()))
     try:
@@ -91,14 +91,14 @@ def _tensor(reader: _Reader, start: int, size: int) -> tuple:
 
 
 class _Reader:
-    """Reads a protocol buffer with a window over the file, so that short fields cost no system calls."""
+    """Reads a protocol buffer through a window of the file, so that short fields need no system calls."""
 
     def __init__(self, file: OpenFile):
         self.file = file
-        self.start, self.data = 0, b""
+        self.start, self.data = 0, bytearray()
 
     def message(self, start: int, size: int, most: int) -> dict[int, list]:
-        """The (offset, size) of a message's fields by their number; of a number, its value stands for the size."""
+        """The (offset, size) of a message's fields by field number; for integers, (offset, value)."""
         found: dict[int, list] = {}
         for count, (number, _, *place) in enumerate(self.fields(start, start + size)):
             if count == most or not 1 <= number <= 3:
@@ -107,7 +107,7 @@ class _Reader:
         return found
 
     def fields(self, position: int, end: int) -> Iterator[tuple[int, int, int, int]]:
-        """(field number, wire type, offset, size) of each field; of a number, its value stands for the size."""
+        """(field number, wire type, offset, size) of each field; for integers, the value instead of the size."""
         while position < end:
             key, position = self._varint(position)
             value, position = self._varint(position)
@@ -126,7 +126,7 @@ class _Reader:
         return self.file.read(start, size).decode("utf-8", errors="replace")
 
     def _varint(self, position: int) -> tuple[int, int]:
-        """A number of 7 bits a byte, the lowest first, and the position after it."""
+        """An integer of 7 bits per byte, lowest first, and the position after it."""
         value = 0
         for shift in range(0, 70, 7):
             byte = self._byte(position)

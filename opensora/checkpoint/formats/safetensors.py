@@ -1,7 +1,7 @@
-"""Reads and writes safetensors files tensor by tensor, so that files larger than memory are no trouble.
+"""Reads and writes safetensors files one tensor at a time, so files may be larger than memory.
 
-The safetensors package has no bfloat16 for numpy and writes only what is all in memory; the format itself is short:
-the header's length (8 bytes), the header (json: name -> dtype, shape, place), the tensors' bytes.
+The safetensors package has no bfloat16 for numpy and writes only tensors that are all in memory. The format is the
+header's length (8 bytes), the header (json: name -> dtype, shape, data_offsets) and the tensors' bytes.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from opensora.checkpoint.lazy_tensor import (
     LazyTensor,
     OpenFile,
     element_count,
-    few,
-    is_finite_piece,
+    is_finite_chunk,
+    summarize,
     truncated,
 )
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 from opensora.utils.json_text import parse_json
 
-LONGEST_HEADER = 100_000_000  # bytes; the limit of the safetensors package too
+LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors package
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
@@ -43,22 +43,22 @@ def is_safetensors_file(start: bytes) -> bool:
 def read_safetensors(path: Union[str, Path]) -> dict[str, FileTensor]:
     """The tensors of a file by name, in the order of the header.
 
-    A file is refused where the format's reference reader (safetensors in Rust) refuses it: the tensors' bytes must
-    follow each other without gaps or overlaps and end with the file.
+    Rejects the files that the reference implementation (safetensors in Rust) rejects: the tensors' bytes must be
+    contiguous, without overlaps, and end with the file.
 
     Raises:
-        UserError: a damaged file, or a type of tensor that is not read here.
+        UserError: a damaged file, or an unsupported tensor type.
     """
     file = OpenFile(Path(path))
     (length,) = struct.unpack("<Q", file.read(0, 8))
     if length > LONGEST_HEADER:
-        raise UserError(f"{path}: not a safetensors file: its header would have {length} bytes")
+        raise UserError(f"{path}: not a safetensors file, or a damaged one: a header of {length} bytes")
     if length > file.size - 8:
         raise truncated(file.path, "the header")
     try:
         header = parse_json(bytes(file.read(8, length)))
         if type(header) is not dict:
-            raise UserError("it is no json object")
+            raise UserError("not a json object")
         _check_metadata(header.pop("__metadata__", None))
         tensors = {name: _stored_tensor(file, 8 + length, entry, name) for name, entry in header.items()}
     except ValueError as error:
@@ -71,11 +71,11 @@ def read_safetensors(path: Union[str, Path]) -> dict[str, FileTensor]:
 
 def _check_metadata(notes: Any) -> None:
     if notes is not None and not (type(notes) is dict and all(type(value) is str for value in notes.values())):
-        raise UserError("its __metadata__ is not made of texts")
+        raise UserError("__metadata__ must map strings to strings")
 
 
 def _stored_tensor(file: OpenFile, start: int, entry: Any, name: str) -> FileTensor:
-    """The tensor of an entry of the header; `start` is where the header ends."""
+    """The tensor of a header entry; `start` is the end of the header."""
     try:
         kind, shape, (begin, end) = entry["dtype"], entry["shape"], entry["data_offsets"]
         if (
@@ -84,20 +84,20 @@ def _stored_tensor(file: OpenFile, start: int, entry: Any, name: str) -> FileTen
             or not type(begin) is type(end) is int
             or not 0 <= begin <= end
         ):
-            raise UserError("a dtype, shape or data_offsets of a wrong type")
+            raise UserError("dtype, shape or data_offsets have a wrong type")
         count = element_count(shape)
-        name.encode()  # a text of json may not be one of Unicode
+        name.encode()  # json strings may contain lone surrogates
     except (LookupError, TypeError, ValueError) as error:
         raise UserError(f"{name!r:.100}: {error!s:.100}") from error
     if kind not in NUMPY_TYPES:
-        raise UserError(f"{file.path}: {name!r:.100} is of type {kind:.20}, which is not read here; save it as float32")
+        raise UserError(f"{file.path}: {name!r:.100} has the unsupported type {kind:.20}; save it as float32")
     if count * NUMPY_TYPES[kind].itemsize != end - begin:
-        raise UserError(f"{name!r:.100} of shape {shape} and type {kind} has {end - begin} bytes")
+        raise UserError(f"{name!r:.100} of shape {shape} and type {kind} cannot have {end - begin} bytes")
     return FileTensor(file, start + begin, tuple(shape), kind)
 
 
 def _check_places(file: OpenFile, position: int, tensors: Mapping[str, FileTensor]) -> None:
-    """Raises UserError unless the tensors' bytes fill the file from `position` to its end, each of them once."""
+    """Raises UserError unless the tensors fill the file from `position` to its end without gaps or overlaps."""
     for start, size, name in sorted((tensor.offset, tensor.nbytes, name) for name, tensor in tensors.items()):
         if start != position:
             raise UserError(
@@ -105,7 +105,7 @@ def _check_places(file: OpenFile, position: int, tensors: Mapping[str, FileTenso
                 + (
                     "overlap those of another tensor"
                     if start < position
-                    else f"begin {start - position} bytes after those of the tensor before end"
+                    else f"start {start - position} bytes after the end of the preceding tensor"
                 )
             )
         position += size
@@ -114,28 +114,31 @@ def _check_places(file: OpenFile, position: int, tensors: Mapping[str, FileTenso
     if position < file.size:
         raise UserError(
             f"{file.path}: a damaged safetensors file: {file.size - position} bytes after the last tensor "
-            f"belong to none; download or copy it again"
+            f"are unused; download or copy the file again"
         )
 
 
 def write_safetensors(
     path: Union[str, Path], tensors: Mapping[str, LazyTensor], progress: bool = False, check_finite: bool = False
 ) -> None:
-    """Writes a file tensor by tensor; it appears when whole.
+    """Writes a file one tensor at a time, atomically.
 
     Args:
-        progress: show a bar.
-        check_finite: say which tensors hold NaN or infinity.
+        path: must end in .safetensors.
+        tensors: by name.
+        progress: show a progress bar.
+        check_finite: report tensors with NaN or infinity on stderr.
 
     Raises:
-        UserError: a name that does not end in .safetensors.
-        OSError: the disk cannot hold it (found out before writing, where it can be), or cannot be written to.
+        UserError: a path that does not end in .safetensors.
+        OSError: the disk is full (checked before writing, if the file system allows it) or not writable.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
-        raise UserError(f"{path}: the name of a safetensors file should end in .safetensors")
-    header, position = {"__metadata__": {"format": "pt"}}, 0
-    # Largest element first: every tensor then begins at a multiple of its element's size.
+        raise UserError(f"{path}: the name of a safetensors file must end in .safetensors")
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    position = 0
+    # Sorted by element size, largest first, so that every tensor is aligned to its element size.
     names = sorted(tensors, key=lambda name: -NUMPY_TYPES[tensors[name].dtype].itemsize)
     for name in names:
         tensor = tensors[name]
@@ -157,29 +160,30 @@ def write_safetensors(
                 bar.update(8 + len(text))
                 for name in names:
                     finite = True
-                    for piece in tensors[name].raw():
-                        file.write(piece)
-                        bar.update(len(piece))
-                        finite = finite and (not check_finite or is_finite_piece(piece, tensors[name].dtype))
+                    for chunk in tensors[name].iter_bytes():
+                        file.write(chunk)
+                        bar.update(len(chunk))
+                        finite = finite and (not check_finite or is_finite_chunk(chunk, tensors[name].dtype))
                     if not finite:
                         not_finite.append(name)
             file.flush()
             os.fsync(file.fileno())
         if not_finite:
-            print(f"{path}: {few('tensors hold NaN or infinity', not_finite)}", file=sys.stderr)
+            print(f"{path}: {summarize('tensors hold NaN or infinity', not_finite)}", file=sys.stderr)
     except OSError as error:
         if error.errno in NO_ROOM:
             raise OSError(
-                f"{path}: cannot hold {total / 1e9:.3g} GB ({error.strerror}); free room or choose another place"
+                f"{path}: cannot hold {total / 1e9:.3g} GB ({error.strerror}); free space or choose another disk"
             ) from error
         raise
 
 
 def _reserve(file: BinaryIO, size: int) -> None:
+    """Allocates disk space if the system and the file system can; otherwise a full disk shows while writing."""
     try:
         os.posix_fallocate(file.fileno(), 0, size)
-    except AttributeError:  # a system without it
+    except AttributeError:  # not on this system
         pass
-    except OSError as error:  # of other errors: a file system that cannot reserve shows while writing what it holds
+    except OSError as error:
         if error.errno in NO_ROOM:
             raise

@@ -1,7 +1,7 @@
-"""Reads files that torch.save wrote, without torch and without running anything in them.
+"""Reads files of torch.save, without torch and without executing anything in them.
 
-A torch file is a pickle and the bytes of its tensors, either in a zip archive (PyTorch 1.6 and later) or as the older
-sequence of pickles. `torch_pickle` reads the pickle; tensors stay in the file until they are asked for.
+A torch file is a pickle and the bytes of its tensors, either in a zip archive (PyTorch 1.6 and later) or as the legacy
+sequence of pickles. `torch_pickle` reads the pickle; tensors are read from the file on demand.
 """
 
 from __future__ import annotations
@@ -29,8 +29,8 @@ LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)
 ZIP_START = b"PK\x03\x04"
 LOCAL_HEADER = 30  # bytes before an entry's name
 LONGEST_PICKLE = 128 << 20  # bytes; 100,000 tensors take 15 MB
-FIRST_READ = 8 << 10  # bytes of a legacy file that are read for its pickles; more where that is not enough
-SMALL_VIEW = 1 << 20  # bytes a tensor may have beyond its storage's, by repeating elements
+FIRST_READ = 8 << 10  # bytes of a legacy file that are read first for its pickles; more if they do not suffice
+SMALL_VIEW = 1 << 20  # bytes up to which an expanded tensor may be larger than its storage
 
 STORAGE_TYPES = {
     "torch.DoubleStorage": "F64",
@@ -63,15 +63,15 @@ DTYPES = {
     "torch.float8_e4m3fn": "F8_E4M3",
     "torch.float8_e5m2": "F8_E5M2",
 }
-UNREAD_TENSOR = "tensor of "  # begins the name of a `Foreign` that stands for a tensor of a type not read here
+UNSUPPORTED_TENSOR = "tensor of "  # prefix of the name of a `Foreign` that replaces a tensor of unsupported type
 
 
 class _Storage(NamedTuple):
-    """A run of `count` elements of type `tag` in the file, from byte `offset` on."""
+    """`numel` consecutive elements of type `tag` in the file, at byte `offset`."""
 
     file: Union[OpenFile, ScatteredFile]
     offset: int
-    count: int
+    numel: int
     tag: str
 
 
@@ -81,7 +81,7 @@ def _rebuild_tensor(storage, start, shape, strides, *_):
 
 def _rebuild_tensor_v3(storage, start, shape, strides, requires_grad, hooks, dtype, *_):
     if dtype.name not in DTYPES:
-        return Foreign(UNREAD_TENSOR + dtype.name)
+        return Foreign(UNSUPPORTED_TENSOR + dtype.name)
     return storage if type(storage) is Foreign else _tensor(storage, start, shape, strides, DTYPES[dtype.name])
 
 
@@ -91,13 +91,13 @@ def _tensor(storage: _Storage, start: int, shape: tuple, strides: tuple, tag: st
     is_contiguous = strides == contiguous_strides(shape)
     if not is_contiguous:
         if len(strides) != len(shape) or any(type(stride) is not int or stride < 0 for stride in strides):
-            raise UserError(f"a tensor of shape {shape} with impossible strides")
+            raise UserError(f"a tensor of shape {shape} has invalid strides")
         span = 1 + sum((n - 1) * stride for n, stride in zip(shape, strides))
-    nbytes = storage.count * NUMPY_TYPES[storage.tag].itemsize
+    nbytes = storage.numel * NUMPY_TYPES[storage.tag].itemsize
     if type(start) is not int or start < 0 or count and start + span > nbytes // size:
-        raise UserError("a tensor reaches out of its storage")
+        raise UserError("a tensor exceeds its storage")
     if count * size > max(nbytes, SMALL_VIEW):
-        raise UserError(f"a tensor of shape {shape} repeats the {nbytes} bytes of its storage")
+        raise UserError(f"a tensor of shape {shape} expands a storage of {nbytes} bytes too far")
     return FileTensor(storage.file, storage.offset + start * size, shape, tag, None if is_contiguous else strides)
 
 
@@ -109,9 +109,9 @@ def _ordered_dict(items=None):
     if items is None:
         return {}
     if type(items) is not list:  # in files of Python 2: a list of pairs
-        raise TypeError("an OrderedDict that is not made from a list")
+        raise TypeError("an OrderedDict that is not built from a list")
     content = {key: value for key, value in items if type(key) is str}
-    items.clear()  # read once, or many references to one long list would take for ever
+    items.clear()  # or many references to one long list would take quadratic time
     return content
 
 
@@ -133,15 +133,15 @@ FUNCTIONS: dict[str, Callable] = {
 
 
 def is_torch_file(start: bytes) -> bool:
-    """Whether a file with these first bytes is one of torch.save."""
+    """Whether a file with these first bytes was written by torch.save."""
     return start.startswith((ZIP_START, LEGACY_START))
 
 
 def read_torch_file(path: Union[str, Path]) -> Any:
-    """What torch.save was given: dicts, lists, tuples, texts and numbers, with a `FileTensor` for every tensor.
+    """The content of a torch file: dicts, lists, tuples, strings and numbers, with a `FileTensor` for every tensor.
 
-    OrderedDicts become dicts; objects of other classes become `torch_pickle.Foreign`, without their content. Time and
-    memory grow with the file's length, not with what it says of itself.
+    OrderedDicts become dicts; objects of other classes become `torch_pickle.Foreign`, without content. Time and memory
+    are bounded by the file's length, not by sizes that the file claims.
 
     Raises:
         UserError: a damaged file, or one that names functions which run commands or open files.
@@ -155,12 +155,12 @@ def read_torch_file(path: Union[str, Path]) -> Any:
         return _read_zip(file) if start.startswith(ZIP_START) else _read_legacy(file)
     except Harmful as error:
         raise UserError(
-            f"{path}: names {error}, which is not part of a tensor; refused, since running it could do "
-            f"anything. Save a plain state dict, or use safetensors"
+            f"{path}: names {error}, which no tensor needs and which could run any code, so the file is rejected; "
+            f"save a plain state dict, or use safetensors"
         ) from error
     except MemoryError:
         raise
-    except Exception as error:  # damaged pickles and archives raise whatever they happen to hit
+    except Exception as error:  # damaged pickles and archives raise many kinds of errors
         if isinstance(error, ValueError) and str(error).startswith(f"{path}: "):
             raise
         raise UserError(f"{path}: a damaged torch file ({error!s:.200}); download or copy it again") from error
@@ -171,10 +171,10 @@ def _read_zip(file: OpenFile) -> Any:
     with zipfile.ZipFile(path) as archive:
         entries = {info.filename: info for info in archive.infolist()}
         if len(entries) < len(archive.infolist()):
-            raise UserError("two entries of one name")
+            raise UserError("two entries have the same name")
     content = next((name for name in entries if name.split("/", 1)[-1] == "data.pkl"), None)
     if content is None:
-        raise UserError(f"{path}: a zip file, but not one of torch.save")
+        raise UserError(f"{path}: a zip file, but not written by torch.save")
     folder = content[: -len("data.pkl")]
     if folder + "constants.pkl" in entries:
         raise UserError(f"{path}: a TorchScript program, not weights; save the model's state dict instead")
@@ -183,11 +183,11 @@ def _read_zip(file: OpenFile) -> Any:
     _check_places(file, entries.values())
 
     def place(name: str) -> int:
-        """Where the content of an entry begins."""
+        """The offset of an entry's content."""
         info = entries[name]
         signature, name_length, extra_length = struct.unpack("<4s22xHH", file.read(info.header_offset, LOCAL_HEADER))
         if signature != ZIP_START:
-            raise UserError(f"no entry {name:.80} where one should be")
+            raise UserError(f"no entry {name:.80} at its offset")
         offset = info.header_offset + LOCAL_HEADER + name_length + extra_length
         if offset + info.file_size > file.size:
             raise truncated(path, f"storage {name.split('/')[-1]:.80}")
@@ -196,7 +196,7 @@ def _read_zip(file: OpenFile) -> Any:
     def read(name: str) -> bytes:
         info = entries[name]
         if info.file_size > LONGEST_PICKLE:
-            raise UserError(f"{name:.80} of {info.file_size} bytes")
+            raise UserError(f"{name:.80} has {info.file_size} bytes, more than {LONGEST_PICKLE}")
         data = bytes(file.read(place(name), info.file_size))
         if info.CRC and zlib.crc32(data) != info.CRC:
             raise UserError(f"wrong checksum of {name:.80}")
@@ -205,47 +205,47 @@ def _read_zip(file: OpenFile) -> Any:
     if folder + "byteorder" in entries:
         _check_byte_order(path, read(folder + "byteorder") == b"little")
 
-    def find_storage(key: str, count: int, tag: str) -> _Storage:
+    def find_storage(key: str, numel: int, tag: str) -> _Storage:
         name = f"{folder}data/{key}"
-        if entries[name].file_size < count * NUMPY_TYPES[tag].itemsize:
+        if entries[name].file_size < numel * NUMPY_TYPES[tag].itemsize:
             raise truncated(path, f"storage {key:.80}")
-        return _Storage(file, place(name), count, tag)
+        return _Storage(file, place(name), numel, tag)
 
     return read_pickle(read(content), 0, FUNCTIONS, _storage_finder(find_storage))[0]
 
 
 def _check_places(file: OpenFile, entries) -> None:
-    """Entries on each other's bytes make a small file as large as one likes."""
+    """Raises UserError for overlapping entries, with which a small file could claim any amount of data."""
     end = 0
     for start, size in sorted((info.header_offset, info.file_size) for info in entries):
         if start < end:
-            raise UserError("entries that overlap")
+            raise UserError("entries overlap")
         end = start + LOCAL_HEADER + size
     if end > file.size:
         raise truncated(file.path)
 
 
 def _storage_finder(find_storage: Callable[[str, int, str], _Storage]) -> Callable:
-    """What reads a persistent id: ("storage", type, key, device, number of elements)."""
+    """A reader of persistent ids ("storage", type, key, device, number of elements)."""
 
     def persistent(pid):
         kind, *rest = pid if type(pid) is tuple and pid else (None,)
         if kind == "module":  # a class, with its source, in an old file of a whole model
             return rest[0] if rest and type(rest[0]) is Foreign else Foreign("module")
-        if kind != "storage" or len(rest) not in (4, 5) or rest[4:] not in ([], [None]):  # views: before PyTorch 0.4
-            raise UserError("an unknown reference")
-        storage_type, key, _, count = rest[:4]
-        if type(storage_type) is not Foreign or type(key) is not str or type(count) is not int or count < 0:
-            raise TypeError("a reference that is none of a storage")
+        if kind != "storage" or len(rest) not in (4, 5) or rest[4:] not in ([], [None]):  # PyTorch < 0.4 had views
+            raise UserError("an unknown kind of reference")
+        storage_type, key, _, numel = rest[:4]
+        if type(storage_type) is not Foreign or type(key) is not str or type(numel) is not int or numel < 0:
+            raise TypeError("an invalid reference to a storage")
         if storage_type.name not in STORAGE_TYPES:
-            return Foreign(UNREAD_TENSOR + storage_type.name)
-        return find_storage(key, count, STORAGE_TYPES[storage_type.name])
+            return Foreign(UNSUPPORTED_TENSOR + storage_type.name)
+        return find_storage(key, numel, STORAGE_TYPES[storage_type.name])
 
     return persistent
 
 
 def _read_legacy(file: OpenFile) -> Any:
-    """The pickles' length is not known before they are read, so first a part of the file is tried."""
+    """Reads the pickles from growing prefixes of the file, because their length is not known in advance."""
     size = FIRST_READ
     while True:
         data = bytes(file.read(0, min(size, file.size)))
@@ -258,28 +258,32 @@ def _read_legacy(file: OpenFile) -> Any:
 
 
 def _read_legacy_start(file: OpenFile, data: bytes) -> Any:
-    """Reads the pickles in `data`, the file's beginning; storages follow in the order of the last pickle's keys."""
+    """Reads the pickles in `data`, a prefix of the file; storages follow in the order of the last pickle's keys."""
     storages: dict[str, _Storage] = {}
 
-    def note_storage(key: str, count: int, tag: str) -> _Storage:
-        return storages.setdefault(key, _Storage(ScatteredFile(file, []), 0, count, tag))
+    places: dict[str, list[tuple[int, int]]] = {}  # of each storage, filled in when its offset is known
+
+    def find_storage(key: str, numel: int, tag: str) -> _Storage:
+        if key not in storages:
+            storages[key] = _Storage(ScatteredFile(file, places.setdefault(key, [])), 0, numel, tag)
+        return storages[key]
 
     _, position = read_pickle(data, len(LEGACY_START), {}, _first)  # the protocol's version
     system, position = read_pickle(data, position, {}, _first)
     _check_byte_order(file.path, system["little_endian"])
-    content, position = read_pickle(data, position, FUNCTIONS, _storage_finder(note_storage))
+    content, position = read_pickle(data, position, FUNCTIONS, _storage_finder(find_storage))
     keys, position = read_pickle(data, position, {}, _first)
     for key in keys:
         storage = storages.pop(key)
         (count,) = struct.unpack("<q", file.read(position, 8))
         position += 8
         nbytes = count * NUMPY_TYPES[storage.tag].itemsize
-        if count < storage.count or position + nbytes > file.size:
+        if count < storage.numel or position + nbytes > file.size:
             raise truncated(file.path, f"storage {key:.80}")
-        storage.file.places.append((position, nbytes))
+        places[key].append((position, nbytes))
         position += nbytes
     if storages:
-        raise UserError("storages without a place")
+        raise UserError("storages are missing")
     return content
 
 

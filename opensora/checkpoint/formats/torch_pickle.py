@@ -1,12 +1,12 @@
-"""A bounded interpreter of the pickles that torch.save writes. It imports nothing and runs nothing.
+"""A bounded interpreter of the pickles that torch.save writes. It imports and executes nothing.
 
 A pickle is a program for a stack machine; the standard unpickler lets it import and call any Python function. This one
-knows the opcodes of protocols 2 to 5 and builds only dicts, lists, tuples, texts, bytes, numbers, and what its caller
-makes of the few functions it names. Everything else a file may hold (argparse.Namespace, an optimizer, random states)
-becomes a `Foreign` without content, so it does not stop the weights beside it from being read.
+supports the opcodes of protocols 2 to 5 and builds only dicts, lists, tuples, strings, bytes, numbers, and the results
+of a few functions that the caller provides. All other objects (argparse.Namespace, an optimizer, random states) become
+a `Foreign` without content, so that the weights in the same file can still be read.
 
-Time and memory are linear in the pickle's length, whatever it says: no value is ever compared, hashed (but for short
-keys), copied or printed as a whole, so tuples that contain each other many times over cost nothing.
+Time and memory are linear in the length of any pickle: values are never compared, hashed (except short keys), copied
+or printed as a whole, so deeply nested repeated tuples cost nothing.
 """
 
 from __future__ import annotations
@@ -19,9 +19,9 @@ from opensora.errors import UserError
 
 LONGEST_NAME = 1000  # characters of a module's or class's name
 LARGEST_KEY = 1 << 63
-MOST_ARGUMENTS = 16  # of a function that rebuilds a tensor
+MOST_ARGUMENTS = 16  # of a function that builds a tensor
 
-# What runs commands, loads code or opens files. No state dict needs one of them, so a file with one is not trusted.
+# Modules and functions that run commands, load code or open files. No state dict needs them: such files are rejected.
 HARMFUL_MODULES = frozenset(
     (
         "os",
@@ -113,14 +113,14 @@ GLOBAL, STACK_GLOBAL, REDUCE, BUILD, NEWOBJ, NEWOBJ_EX, BINPERSID = b"c\x93Rb\x8
 
 UINT8, UINT16, UINT32, UINT64 = Struct("<B"), Struct("<H"), Struct("<I"), Struct("<Q")
 INT32, FLOAT64 = Struct("<i"), Struct(">d")
-# The type of the byte count before texts, of which SHORT_BINSTRING and BINSTRING are those of Python 2, and bytes.
-TEXTS = {BINUNICODE: UINT32, SHORT_BINUNICODE: UINT8, BINUNICODE8: UINT64, SHORT_BINSTRING: UINT8, BINSTRING: UINT32}
+# The type of the byte count before strings (SHORT_BINSTRING and BINSTRING are from Python 2) and before bytes.
+STRINGS = {BINUNICODE: UINT32, SHORT_BINUNICODE: UINT8, BINUNICODE8: UINT64, SHORT_BINSTRING: UINT8, BINSTRING: UINT32}
 BYTES = {SHORT_BINBYTES: UINT8, BINBYTES: UINT32, BINBYTES8: UINT64, BYTEARRAY8: UINT64}
 TUPLES = {TUPLE1: 1, TUPLE2: 2, TUPLE3: 3}
 
 
 class Foreign:
-    """A class or function, `module.name`, or an object made by it whose content is not read."""
+    """A class or function `module.name`, or an object built by it, whose content is not read."""
 
     __slots__ = ("name",)
 
@@ -129,21 +129,23 @@ class Foreign:
 
 
 class Harmful(UserError):
-    """A pickle names something that could do harm if a careless reader called it; the argument is the name."""
+    """A pickle names a function that could run code if an unpickler called it; the argument is the name."""
 
 
 def read_pickle(
     data: bytes, position: int, functions: Mapping[str, Callable], persistent: Callable[[Any], Any]
 ) -> tuple[Any, int]:
-    """The content of the pickle that begins at `position`, and the position after it.
+    """The content of the pickle that starts at `position`, and the position after it.
 
     Args:
-        functions: by `module.name`, what stands for a function the pickle calls; calls of others give a `Foreign`.
+        data: bytes that contain the pickle.
+        position: offset of its first opcode.
+        functions: replacements of the functions that the pickle calls, by `module.name`; others give a `Foreign`.
         persistent: called with each persistent id.
 
     Raises:
-        Harmful: as it says.
-        LookupError, struct.error: a damaged pickle, or one whose end is not in `data`.
+        Harmful: the pickle names a function that could run code.
+        LookupError, struct.error: a damaged pickle, or one that continues after `data`.
         ValueError, TypeError: a damaged pickle, or one that torch.save did not write.
     """
     stack: list = []
@@ -154,7 +156,7 @@ def read_pickle(
     end = len(data)
 
     def sized(count: Struct) -> bytes:
-        """The bytes at `position`, after their own count."""
+        """Reads a byte count at `position` and that many bytes."""
         nonlocal position
         start = position + count.size
         position = start + count.unpack_from(data, position)[0]
@@ -169,7 +171,7 @@ def read_pickle(
         return items
 
     def memoize(index: int) -> None:
-        if index > len(memo):  # picklers count from 0
+        if index > len(memo):  # picklers number memo entries consecutively from 0
             raise UserError(f"memo index {index} after {len(memo)}")
         memo[index : index + 1] = [stack[-1]]
 
@@ -177,13 +179,13 @@ def read_pickle(
         nonlocal position
         start, position = position, data.find(b"\n", position, position + LONGEST_NAME) + 1
         if not position:
-            raise (IndexError if end - start < LONGEST_NAME else ValueError)("a name without an end")
+            raise (IndexError if end - start < LONGEST_NAME else ValueError)("a name has no end")
         return data[start : position - 1].decode()
 
     while True:
         op = data[position]
         position += 1
-        # The opcodes a state dict has most of come first.
+        # The most frequent opcodes of state dicts come first.
         if op == LONG_BINPUT:
             index = read_uint32(data, position)[0]
             position += 4
@@ -197,8 +199,8 @@ def read_pickle(
         elif op == BININT1:
             push(data[position])
             position += 1
-        elif op in TEXTS:
-            push(sized(TEXTS[op]).decode())
+        elif op in STRINGS:
+            push(sized(STRINGS[op]).decode())
         elif op == MARK:
             marks.append(len(stack))
         elif op == TUPLE:
@@ -239,7 +241,7 @@ def read_pickle(
         elif op == STACK_GLOBAL:
             name, module = pop(), pop()
             if type(module) is not str or type(name) is not str or len(module) + len(name) > LONGEST_NAME:
-                raise TypeError("a name that is no text")
+                raise TypeError("a name is not a string, or too long")
             push(_foreign(module, name))
         elif op == EMPTY_DICT:
             push({})
@@ -264,11 +266,11 @@ def read_pickle(
         elif op == BINFLOAT:
             push(FLOAT64.unpack_from(data, position)[0])
             position += 8
-        elif op == LONG1:  # at most 255 bytes; LONG4 would allow numbers of gigabytes
+        elif op == LONG1:  # at most 255 bytes; LONG4, which would allow gigabytes, is not supported
             push(int.from_bytes(sized(UINT8), "little", signed=True))
         elif op in BYTES:
             push(sized(BYTES[op]))
-        elif op == BUILD:  # the state of an object: not read
+        elif op == BUILD:  # the state of an object is ignored
             pop()
         elif op == EMPTY_SET:
             push(Foreign("builtins.set"))
@@ -291,9 +293,9 @@ def read_pickle(
             since_mark()
         elif op == PROTO:
             if not 2 <= data[position] <= 5:
-                raise UserError(f"a pickle of protocol {data[position]}")
+                raise UserError(f"the pickle protocol {data[position]} is not supported")
             position += 1
-        elif op == FRAME:  # its size matters to readers of streams only
+        elif op == FRAME:  # its size matters only for streams
             position += 8
         elif op == STOP:
             return pop(), position
@@ -316,9 +318,9 @@ def _foreign(module: str, attribute: str) -> Foreign:
 
 
 def call(functions: Mapping[str, Callable], function: Any, arguments: Any) -> Any:
-    """What a call of a pickle gives: that of `functions`, or a `Foreign`. Raises TypeError for what is no call."""
+    """The result of a call in a pickle, a `Foreign` unless `functions` has it. Raises TypeError for an invalid call."""
     if type(function) is not Foreign or type(arguments) is not tuple:
-        raise TypeError("a call of what is no function")
+        raise TypeError("a call of an object that is not a function")
     known = functions.get(function.name)
     if known is None:
         return Foreign(function.name)
@@ -328,25 +330,25 @@ def call(functions: Mapping[str, Callable], function: Any, arguments: Any) -> An
 
 
 def _set_items(target: Any, items: Any) -> None:
-    """Keys and values in turn. Texts and integers are kept; hashing a key of another type may take for ever.
+    """Sets alternating keys and values. Only strings and integers are kept, since other keys may take long to hash.
 
     Raises:
-        TypeError: items of what is no dict, or a key no honest file has.
+        TypeError: `target` is not a dict, or a key is a nested tuple, which torch.save never writes.
     """
     if type(target) is Foreign:
         return
     if type(target) is not dict or len(items) % 2:
-        raise TypeError("items of what is no dict")
+        raise TypeError("dict items for an object that is not a dict")
     for key, value in zip(items[::2], items[1::2]):
         if type(key) is str or type(key) is int and -LARGEST_KEY <= key < LARGEST_KEY:
             target[key] = value
         elif type(key) is tuple and (len(key) > MOST_ARGUMENTS or tuple in map(type, key)):
-            raise TypeError("a dict's key of nested tuples")
+            raise TypeError("a dict key of nested tuples")
 
 
 def _extend(target: Any, items: Any) -> None:
     if type(target) is Foreign:
         return
     if type(target) is not list:
-        raise TypeError("items of what is no list")
+        raise TypeError("list items for an object that is not a list")
     target.extend(items)

@@ -1,4 +1,4 @@
-"""The halves of the autoencoder, all on frames (1, F, C, H, W), each by itself; parameters have diffusers' names.
+"""Encoder and decoder, on independent frames (1, F, C, H, W); parameters have diffusers' names.
 
 Rombach et al. 2022, "High-Resolution Image Synthesis with Latent Diffusion Models", appendix G.
 """
@@ -16,7 +16,7 @@ NO_PADDING = (0, 0, 0, 0)
 
 
 class ResnetBlock2D(nn.Cell):
-    """Norm, SiLU, convolution, twice, around a shortcut."""
+    """Residual block of twice (norm, SiLU, convolution); a 1x1 shortcut if the channel count changes."""
 
     def __init__(self, in_channels: int, out_channels: int, groups: int):
         super().__init__()
@@ -35,7 +35,7 @@ class ResnetBlock2D(nn.Cell):
 
 
 class Attention(nn.Cell):
-    """Every position of a frame attends to all others, in one head, around a shortcut."""
+    """Residual single-head self-attention over the positions of each frame."""
 
     def __init__(self, channels: int, groups: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""Configuration of the autoencoder, with the names of diffusers' config.json."""
+"""Configuration of the autoencoder, with the keys of diffusers' config.json."""
 
 from __future__ import annotations
 
@@ -12,10 +12,13 @@ from opensora.models.pretrained import ModelConfig
 
 @dataclass(frozen=True)
 class AutoencoderKLConfig(ModelConfig):
-    """`micro_batch_size`, ours: how many frames go through at a time (None: all); it changes memory, no result.
+    """Fields are the keys of config.json, and `micro_batch_size`.
+
+    Attributes:
+        micro_batch_size: number of frames processed at a time; None: all. It changes memory use, not the result.
 
     Raises:
-        UserError: values this implementation has no blocks for.
+        UserError: a value that this implementation does not support.
     """
 
     in_channels: int = 3
@@ -32,7 +35,7 @@ class AutoencoderKLConfig(ModelConfig):
     use_post_quant_conv: bool = True
     micro_batch_size: Optional[int] = None
 
-    # Open-Sora v1.1 scales latents by 0.18215 whatever `scaling_factor` says.
+    # Open-Sora v1.1 scales latents by 0.18215 and ignores `scaling_factor`.
     ignored: ClassVar[tuple] = (
         "sample_size",
         "scaling_factor",
@@ -54,19 +57,21 @@ class AutoencoderKLConfig(ModelConfig):
         for name, value in self.fixed.items():
             if getattr(self, name) != value:
                 raise UserError(
-                    f"{name} {getattr(self, name)!r} is not supported; autoencoders of Stable Diffusion 1 "
+                    f"{name} {getattr(self, name)!r} is not supported; the autoencoders of Stable Diffusion 1 "
                     f"and 2 have {value!r}"
                 )
         count = len(self.block_out_channels)
         for name, known in (("down_block_types", "DownEncoderBlock2D"), ("up_block_types", "UpDecoderBlock2D")):
             if list(getattr(self, name)) != [known] * count:
                 raise UserError(
-                    f"{name} {list(getattr(self, name))} is not supported: there should be {count} times "
-                    f"{known!r}, as block_out_channels has {count} values"
+                    f"{name} {list(getattr(self, name))} is not supported: block_out_channels has {count} values, "
+                    f"so it must be {count} times {known!r}"
                 )
         wrong = [channels for channels in self.block_out_channels if channels % self.norm_num_groups]
         if wrong:
-            raise UserError(f"block_out_channels {wrong[0]} is no multiple of norm_num_groups {self.norm_num_groups}")
+            raise UserError(
+                f"block_out_channels {wrong[0]} is not a multiple of norm_num_groups {self.norm_num_groups}"
+            )
         if self.micro_batch_size is not None and self.micro_batch_size < 1:
             raise UserError(f"micro_batch_size {self.micro_batch_size} must be 1 or more; None: all frames at once")
 

@@ -1,4 +1,4 @@
-"""The encoder's posterior."""
+"""The posterior that an autoencoder's encoder predicts."""
 
 from __future__ import annotations
 
@@ -10,7 +10,10 @@ from opensora.ops.layout import split
 
 
 class DiagonalGaussian:
-    """N(mean, exp(logvar)) for every element; `moments` (B, 2C, ...) holds mean and logvar along axis 1."""
+    """An independent N(mean, exp(logvar)) for every element.
+
+    `moments` (B, 2C, ...) holds mean and logvar along axis 1; logvar is clamped to [-30, 20].
+    """
 
     def __init__(self, moments: Tensor):
         self.mean, logvar = split(moments, 1, moments.shape[1] // 2)
@@ -24,7 +27,7 @@ class DiagonalGaussian:
         return self.mean
 
     def sample(self, noise: Optional[Tensor] = None) -> Tensor:
-        """A draw; `noise` (standard normal, the mean's shape) makes it repeatable."""
+        """A sample of the mean's shape; standard normal `noise` of that shape makes it reproducible."""
         if noise is None:
             noise = ops.standard_normal(self.mean.shape).astype(self.mean.dtype)
         return self.mean + self.std * noise

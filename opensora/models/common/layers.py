@@ -1,4 +1,4 @@
-"""Basic layers whose parameters carry PyTorch's names (`weight`, `bias`) and PyTorch's default initial values."""
+"""Basic layers with PyTorch's parameter names (`weight`, `bias`) and PyTorch's default initialization."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import Optional
 
 import mindspore as ms
 from mindspore import Parameter, Tensor, nn
-from mindspore.common.initializer import Uniform, initializer
+from mindspore.common.initializer import Normal, Uniform, initializer
 
 from opensora.errors import UserError
 from opensora.ops.activations import bias_gelu_tanh
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.linear import linear
-from opensora.ops.norms import channel_layer_norm, group_norm
+from opensora.ops.norms import channel_layer_norm, group_norm, rms_norm
 from opensora.ops.resample import upsample_nearest_2x
 
 
@@ -27,7 +27,7 @@ def _filled(value: str, size: int) -> Parameter:
 
 
 class Conv3d(nn.Cell):
-    """Convolution of (B, T, C, H, W), unpadded in time; `padding` is (top, bottom, left, right), zeros."""
+    """Convolution of (B, T, C, H, W), unpadded in time; zero `padding` (top, bottom, left, right)."""
 
     def __init__(
         self,
@@ -44,13 +44,13 @@ class Conv3d(nn.Cell):
         self.stride = stride
         self.padding = tuple(padding)
 
-    def construct(self, x: Tensor, past: Optional[Tensor] = None, copies: int = 0) -> Tensor:
-        """`past`: frames before x; `copies`: how many of its first frame stand there instead."""
-        return conv3d(x, self.weight, self.bias, self.stride, self.padding, past, copies)
+    def construct(self, x: Tensor, cache: Optional[Tensor] = None, replicas: int = 0) -> Tensor:
+        """`cache`: frames before x; `replicas`: without a cache, number of copies of x's first frame before x."""
+        return conv3d(x, self.weight, self.bias, self.stride, self.padding, cache, replicas)
 
 
 class Conv2d(nn.Cell):
-    """Convolution of every frame of (B, T, C, H, W) by itself; `padding` is (top, bottom, left, right), zeros."""
+    """2-D convolution of each frame of (B, T, C, H, W); zero `padding` (top, bottom, left, right)."""
 
     def __init__(
         self,
@@ -72,7 +72,7 @@ class Conv2d(nn.Cell):
 
 
 class Downsample(nn.Cell):
-    """Halves height and width, frame by frame; one row and column of zeros at the bottom and right."""
+    """Halves height and width, frame by frame, with zero padding at the bottom and right only."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -83,7 +83,7 @@ class Downsample(nn.Cell):
 
 
 class Upsample(nn.Cell):
-    """Doubles height and width, frame by frame."""
+    """Doubles height and width, frame by frame: nearest-neighbor upsampling, then a convolution."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -94,7 +94,7 @@ class Upsample(nn.Cell):
 
 
 class ChannelLayerNorm(nn.Cell):
-    """LayerNorm over the channels of (..., C, H, W), with SiLU after it if `silu`."""
+    """LayerNorm over the channels of (..., C, H, W), followed by SiLU if `silu`."""
 
     keep_float32 = True
 
@@ -110,10 +110,10 @@ class ChannelLayerNorm(nn.Cell):
 
 
 class GroupNorm(nn.Cell):
-    """GroupNorm of (B, T, C, H, W), over whole clips or `per_frame`, with SiLU after it if `silu`.
+    """GroupNorm of (B, T, C, H, W), over whole clips or `per_frame`, followed by SiLU if `silu`.
 
     Raises:
-        UserError: channels that do not divide into the groups.
+        UserError: `channels` is not a multiple of `groups`.
     """
 
     keep_float32 = True
@@ -121,7 +121,7 @@ class GroupNorm(nn.Cell):
     def __init__(self, channels: int, groups: int = 32, eps: float = 1e-6, per_frame: bool = False, silu: bool = False):
         super().__init__()
         if channels % groups:
-            raise UserError(f"GroupNorm: {channels} channels do not divide into {groups} groups")
+            raise UserError(f"GroupNorm: {channels} channels are not a multiple of {groups} groups")
         self.weight = _filled("ones", channels)
         self.bias = _filled("zeros", channels)
         self.groups = groups
@@ -131,6 +131,20 @@ class GroupNorm(nn.Cell):
 
     def construct(self, x: Tensor) -> Tensor:
         return group_norm(x, self.groups, self.weight, self.bias, self.eps, self.per_frame, self.silu)
+
+
+class RMSNorm(nn.Cell):
+    """x / rms(x) * weight over the last axis (Zhang & Sennrich 2019, arXiv:1910.07467, eq. 4)."""
+
+    keep_float32 = True
+
+    def __init__(self, dim: int, eps: float = 1e-6):
+        super().__init__()
+        self.weight = _filled("ones", dim)
+        self.eps = eps
+
+    def construct(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight, self.eps)
 
 
 class Linear(nn.Cell):
@@ -146,7 +160,12 @@ class Linear(nn.Cell):
 
 
 class LinearGELU(Linear):
-    """gelu(x W^T + b), in its tanh form."""
+    """gelu(x W^T + b), with the tanh approximation of GELU."""
 
     def construct(self, x: Tensor) -> Tensor:
         return bias_gelu_tanh(linear(x, self.weight), self.bias)
+
+
+def scale_shift_table(rows: int, dim: int) -> Parameter:
+    """The learned offsets (rows, dim) of AdaLN-single modulation, N(0, 1 / dim) (Chen et al. 2023, PixArt-alpha)."""
+    return Parameter(initializer(Normal(1 / math.sqrt(dim)), (rows, dim), ms.float32))

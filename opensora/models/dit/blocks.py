@@ -1,15 +1,12 @@
-"""The transformer block: self-attention, cross-attention to the text, feed-forward."""
+"""The transformer block: self-attention, cross-attention to the text, MLP."""
 
 from __future__ import annotations
 
-import math
 from typing import Optional, Union
 
-import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Normal, initializer
+from mindspore import Tensor, nn, ops
 
-from opensora.models.common.layers import Linear, LinearGELU
+from opensora.models.common.layers import Linear, LinearGELU, scale_shift_table
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.skiparse import Skiparse
 from opensora.ops.attention import attention
@@ -18,12 +15,8 @@ from opensora.ops.rope import apply_rope
 from opensora.parallel.sequence import NoSequenceParallel
 
 
-def scale_shift_table(rows: int, hidden_size: int) -> Parameter:
-    return Parameter(initializer(Normal(1 / math.sqrt(hidden_size)), (rows, hidden_size), ms.float32))
-
-
 class Projections(nn.Cell):
-    """The linear maps of an attention: queries from (B, S, D), keys and values from (B, L, key_dim), the output."""
+    """An attention layer's projections: queries from (B, S, D), keys and values from (B, L, key_dim), output."""
 
     def __init__(self, config: OpenSoraConfig, key_dim: int):
         super().__init__()
@@ -38,15 +31,15 @@ class Projections(nn.Cell):
         """(B, S, N D) -> (B, S, N, D)."""
         return x.reshape(x.shape[0], x.shape[1], -1, self.head_dim)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor]) -> Tensor:
-        """q (B, S, N D), keys and values (B, L, N D) -> (B, S, N D)."""
-        return attention(self.heads(q), self.heads(k), self.heads(v), bias).reshape(q.shape)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Optional[Tensor]) -> Tensor:
+        """q (B, S, N D), k and v (B, L, N D), attn_bias (B, 1, 1, L) -> (B, S, N D)."""
+        return attention(self.heads(q), self.heads(k), self.heads(v), attn_bias).reshape(q.shape)
 
 
 class SelfAttention(Projections):
-    """Attention among the tokens of the video, dense or skiparse, with rope.
+    """Self-attention over the tokens of the video, dense or skiparse, with RoPE.
 
-    `sequence` may split tokens over processes: then x holds some tokens, attention sees all tokens of some heads.
+    With sequence parallelism, x holds a shard of the tokens, and attention runs on all tokens of a shard of the heads.
     """
 
     def __init__(self, config: OpenSoraConfig, block: int):
@@ -54,7 +47,7 @@ class SelfAttention(Projections):
         self.skiparse = Skiparse(config.sparse_n, block % 2 == 1) if config.is_sparse(block) else None
         self.sequence = NoSequenceParallel()
 
-    def construct(self, x: Tensor, bias: Optional[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
+    def construct(self, x: Tensor, attn_bias: Optional[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
         b, s, _ = x.shape
         length = cos.shape[0]
         q, k, v = [
@@ -63,32 +56,32 @@ class SelfAttention(Projections):
         q, k, v = [y.reshape(b, length, -1) for y in (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)]
         if self.skiparse is not None:
             q, k, v = self.skiparse.split(q), self.skiparse.split(k), self.skiparse.split(v)
-        y = self.attend(q, k, v, bias)
+        y = self.attend(q, k, v, attn_bias)
         if self.skiparse is not None:
             y = self.skiparse.merge(y, length)
         return self.to_out[0](self.sequence.all_to_all_tokens(self.heads(y)).reshape(b, s, -1))
 
 
 class CrossAttention(Projections):
-    """Attention of the video's tokens to the text.
+    """Cross-attention from the tokens of the video to the text.
 
-    A query's result does not depend on the other queries, so skiparse blocks need no rearranging here.
+    Queries are independent of each other, so skiparse blocks need no rearrangement here.
     """
 
     def __init__(self, config: OpenSoraConfig):
         super().__init__(config, config.cross_attention_dim)
 
     def keys_values(self, text: Tensor):
-        """(B, L, D) -> keys and values (B, L, N D); they stay the same through all steps of a prompt."""
+        """(B, L, D) -> keys and values (B, L, N D), which are the same for all sampling steps of a prompt."""
         return self.to_k(text), self.to_v(text)
 
-    def construct(self, x: Tensor, text: Union[Tensor, tuple], bias: Optional[Tensor]) -> Tensor:
+    def construct(self, x: Tensor, text: Union[Tensor, tuple], attn_bias: Optional[Tensor]) -> Tensor:
         k, v = text if isinstance(text, tuple) else self.keys_values(text)
-        return self.to_out[0](self.attend(self.to_q(x), k, v, bias))
+        return self.to_out[0](self.attend(self.to_q(x), k, v, attn_bias))
 
 
 class GELU(nn.Cell):
-    """Linear map, then GELU; the inner cell is there for the published names."""
+    """A linear layer and GELU; the inner cell gives the parameters their published names."""
 
     def __init__(self, in_features: int, out_features: int):
         super().__init__()
@@ -99,7 +92,7 @@ class GELU(nn.Cell):
 
 
 class FeedForward(nn.Cell):
-    """Four times the width and back; the published names count dropout as layer 1."""
+    """MLP with four times the width; the published names count dropout as layer 1."""
 
     def __init__(self, width: int):
         super().__init__()
@@ -110,9 +103,12 @@ class FeedForward(nn.Cell):
 
 
 class TransformerBlock(nn.Cell):
-    """x (B, S, D), modulation (B, 6, D), text (B, L, D) or the pair of its keys and values -> (B, S, D)."""
+    """Self-attention, cross-attention and MLP with AdaLN modulation.
 
-    differentiable = (0, 1, 5)  # x, modulation, text: the inputs that gradients flow to
+    x (B, S, D), modulation (B, 6, D), text (B, L, D) or the pair of its keys and values -> (B, S, D).
+    """
+
+    differentiable = (0, 1, 5)  # the inputs that receive gradients: x, modulation, text
 
     def __init__(self, config: OpenSoraConfig, block: int):
         super().__init__()
@@ -126,7 +122,7 @@ class TransformerBlock(nn.Cell):
         self,
         x: Tensor,
         modulation: Tensor,
-        bias: Optional[Tensor],
+        attn_bias: Optional[Tensor],
         cos: Tensor,
         sin: Tensor,
         text: Union[Tensor, tuple],
@@ -136,7 +132,7 @@ class TransformerBlock(nn.Cell):
             self.scale_shift_table + modulation, 1, 1
         )
         h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps)
-        x = gated_residual(x, gate_attn, self.attn1(h, bias, cos, sin))
+        x = gated_residual(x, gate_attn, self.attn1(h, attn_bias, cos, sin))
         x = x + self.attn2(x, text, text_bias)
         h = modulated_layer_norm(x, shift_ff, scale_ff, self.eps)
         return gated_residual(x, gate_ff, self.ff(h))

@@ -1,4 +1,4 @@
-"""Configuration of the diffusion transformers, with the names of the published config.json."""
+"""Configuration of the diffusion transformers, with the keys of the published config.json."""
 
 from __future__ import annotations
 
@@ -9,15 +9,17 @@ from typing import ClassVar, Optional, Union
 from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig
 
-# Skiparse blocks are those with FIRST_SPARSE <= index < END_SPARSE; so it is fixed in the published model.
+# Blocks with FIRST_SPARSE <= index < END_SPARSE have skiparse attention, fixed in the published model.
 FIRST_SPARSE, END_SPARSE = 2, 30
 
 
 @dataclass(frozen=True)
 class OpenSoraConfig(ModelConfig):
-    """`sample_size_*` say what latents the weights were trained on (published files hold numbers or pairs).
+    """Fields are the keys of config.json.
 
-    `prediction_type` is not in the published files; this project's trainer records it.
+    Attributes:
+        sample_size_t, sample_size_h, sample_size_w: the latent size in training; published files have numbers or pairs.
+        prediction_type: not in the published files; this project's trainer writes it.
     """
 
     num_attention_heads: int = 24
@@ -72,13 +74,15 @@ class OpenSoraConfig(ModelConfig):
         return self.num_attention_heads * self.attention_head_dim
 
     def is_sparse(self, block: int) -> bool:
-        """Whether block number `block`, from 0, has skiparse self-attention."""
+        """Whether block number `block`, counted from 0, has skiparse self-attention."""
         return self.sparse1d and FIRST_SPARSE <= block < END_SPARSE
 
 
 @dataclass(frozen=True)
 class OpenSoraInpaintConfig(OpenSoraConfig):
-    """`in_channels` counts the noisy latents' alone; the mask has `vae_scale_factor_t` channels, a latent's frames."""
+    """`in_channels` is that of the noisy latents alone; the mask has `vae_scale_factor_t` channels, one for each frame
+    of a latent frame.
+    """
 
     vae_scale_factor_t: int = 4
 

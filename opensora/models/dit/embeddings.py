@@ -1,20 +1,16 @@
-"""What goes into the transformer: patches of latents, the timestep, the text."""
+"""Embeddings of the transformer's inputs: patches of latents, the timestep, the text."""
 
 from __future__ import annotations
 
-import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 
+from opensora.models.common.embeddings import TIMESTEP_CHANNELS, SinusoidalEmbedding
 from opensora.models.common.layers import Conv2d, Linear, LinearGELU
 from opensora.ops.layout import permute, swap_frames_channels
-from opensora.ops.rope import inverse_frequencies
-
-TIMESTEP_CHANNELS = 256
 
 
 class PatchEmbed2D(nn.Cell):
-    """(B, C, T, H, W) -> (B, T H/p W/p, D): each frame's p x p patches, one linear map."""
+    """(B, C, T, H, W) -> (B, T H/p W/p, D): a linear projection of each frame's p x p patches."""
 
     def __init__(self, patch_size: int, in_channels: int, embed_dim: int):
         super().__init__()
@@ -25,24 +21,12 @@ class PatchEmbed2D(nn.Cell):
         return permute(x, (0, 1, 3, 4, 2)).reshape(x.shape[0], -1, x.shape[2])
 
 
-class Sinusoids(nn.Cell):
-    """Numbers as cosines and sines of them, cosines first (Ho et al. 2020, appendix B). (B,) -> (B, 256) float32."""
-
-    def __init__(self):
-        super().__init__()
-        self.frequencies = Tensor(inverse_frequencies(TIMESTEP_CHANNELS).astype(np.float32))
-
-    def construct(self, values: Tensor) -> Tensor:
-        angles = values.astype(ms.float32).reshape(-1, 1) * self.frequencies
-        return ops.cat((ops.cos(angles), ops.sin(angles)), 1)
-
-
 class TimestepEmbedder(nn.Cell):
-    """Sinusoids of the timestep and two linear maps. (B,) -> (B, D)."""
+    """Sinusoidal embedding of the timestep, then an MLP. (B,) -> (B, D)."""
 
     def __init__(self, embed_dim: int):
         super().__init__()
-        self.sinusoids = Sinusoids()
+        self.sinusoids = SinusoidalEmbedding()
         self.linear_1 = Linear(TIMESTEP_CHANNELS, embed_dim)
         self.linear_2 = Linear(embed_dim, embed_dim)
 
@@ -52,7 +36,7 @@ class TimestepEmbedder(nn.Cell):
 
 
 class CombinedTimestepEmbedder(nn.Cell):
-    """Only there for the published names (`adaln_single.emb.timestep_embedder`)."""
+    """Gives the parameters their published names (`adaln_single.emb.timestep_embedder`)."""
 
     def __init__(self, embed_dim: int):
         super().__init__()
@@ -63,9 +47,9 @@ class CombinedTimestepEmbedder(nn.Cell):
 
 
 class AdaLayerNormSingle(nn.Cell):
-    """One modulation for all blocks (Chen et al. 2023, PixArt-alpha, section 2.3).
+    """One modulation for all blocks (Chen et al. 2023, PixArt-alpha, arXiv:2310.00426, section 2.3).
 
-    (B,) -> modulation (B, 6, D) and the timestep's embedding (B, D).
+    (B,) -> modulation (B, 6, D) and the embedding of the timestep (B, D).
     """
 
     def __init__(self, embed_dim: int):
@@ -80,7 +64,7 @@ class AdaLayerNormSingle(nn.Cell):
 
 
 class TextProjection(nn.Cell):
-    """Text states to the transformer's width: linear, GELU, linear."""
+    """Projects text states (B, L, caption_channels) to the transformer's width: linear, GELU, linear."""
 
     def __init__(self, in_features: int, hidden_size: int):
         super().__init__()

@@ -1,4 +1,4 @@
-"""The diffusion transformer that knows parts of its video (Open-Sora-Plan v1.3: image to video and the like)."""
+"""The diffusion transformer conditioned on known frames (image to video and inpainting, Open-Sora-Plan v1.3)."""
 
 from __future__ import annotations
 
@@ -18,27 +18,29 @@ from opensora.models.dit.config import OpenSoraInpaintConfig
 from opensora.models.dit.embeddings import PatchEmbed2D
 from opensora.models.dit.model import OpenSoraT2V_v1_3
 
-CONDITION_PARTS = ("pos_embed_masked_hidden_states.", "pos_embed_mask.")
+CONDITIONING_LAYERS = ("pos_embed_masked_hidden_states.", "pos_embed_mask.")
 
 
 class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
-    """The text-to-video transformer with a condition: latents of known frames, and a mask that tells which they are.
+    """The text-to-video transformer, also conditioned on the latents of known frames and on a mask of these frames.
 
-    `hidden_states` (B, 2 C + M, T, H, W) holds along its channels the C noisy latents, the C latents of the video whose
-    unknown frames are black, and the M = `vae_scale_factor_t` channels of the mask (`opensora.datasets.masks`). All
-    three become tokens of their own, which are added; those of the condition pass a projection that starts at zero.
+    The channels of `hidden_states` (B, 2 C + M, T, H, W) are the C noisy latents, the C latents of the video whose
+    unknown frames are black, and the M = `vae_scale_factor_t` channels of the mask (`opensora.datasets.masks`). Each
+    of the three has its own patch embedding, and the tokens are added. The conditioning tokens pass a zero-initialized
+    projection.
     """
 
-    config_class = OpenSoraInpaintConfig
+    config_class: type[OpenSoraInpaintConfig] = OpenSoraInpaintConfig
+    config: OpenSoraInpaintConfig
 
-    def __init__(self, **config):
-        super().__init__(**config)
+    def __init__(self, **values):
+        super().__init__(**values)
         config = self.config
-        self.pos_embed_masked_hidden_states = self._condition_embed(config.in_channels)
-        self.pos_embed_mask = self._condition_embed(config.vae_scale_factor_t)
+        self.pos_embed_masked_hidden_states = self._conditioning_embed(config.in_channels)
+        self.pos_embed_mask = self._conditioning_embed(config.vae_scale_factor_t)
         self.input_channels = (config.in_channels, config.in_channels, config.vae_scale_factor_t)
 
-    def _condition_embed(self, in_channels: int) -> nn.SequentialCell:
+    def _conditioning_embed(self, in_channels: int) -> nn.SequentialCell:
         width = self.config.hidden_size
         projection = Linear(width, width, bias=False)
         projection.weight = Parameter(initializer("zeros", (width, width), ms.float32))
@@ -52,22 +54,22 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
     def init_from(
         cls, path: Union[str, Path], dtype=ms.float32, config: Optional[Mapping[str, Any]] = None, use_ema: bool = True
     ) -> OpenSoraInpaint_v1_3:
-        """A model to train further: from weights of its own kind, or from those of a text-to-video transformer.
+        """A model to train further, from inpainting weights or from text-to-video weights.
 
-        The latter have no parts for the condition. These start such that they add nothing: their projections are zero.
-        The patches of known latents are embedded as noisy ones are, those of the mask at random (were they zero too,
-        no gradient would ever reach them). Arguments and errors are those of `from_pretrained`.
+        Text-to-video weights lack the conditioning layers. These start without effect: their projections are zero. The
+        patch embedding of the known latents is copied from that of the noisy latents; the mask's is random, because no
+        gradient would ever reach it if it were zero too. Arguments and errors are those of `from_pretrained`.
         """
         source = find_weights(path)
         state = open_state(source, use_ema)
-        if any(name.startswith(CONDITION_PARTS) for name in state):
+        if any(name.startswith(CONDITIONING_LAYERS) for name in state):
             return cls.from_pretrained(path, dtype, config, use_ema)
         model = cls(**(read_config(path) if config is None else config))
         model.dtype = dtype
         new = {
             name: parameter.asnumpy()
             for name, parameter in model.parameters_and_names()
-            if name.startswith(CONDITION_PARTS)
+            if name.startswith(CONDITIONING_LAYERS)
         }
         copied = {
             name.replace("pos_embed.", "pos_embed_masked_hidden_states.0."): tensor
@@ -79,8 +81,8 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
         except ValueError as error:
             raise UserError(f"{source}: {error}") from error
         print(
-            f"{source}: weights of a text-to-video model; the parts for the condition are new, and add nothing "
-            f"before they are trained: {', '.join(name + '*' for name in CONDITION_PARTS)}",
+            f"{source}: text-to-video weights; the conditioning layers are new and have no effect before training: "
+            f"{', '.join(name + '*' for name in CONDITIONING_LAYERS)}",
             file=sys.stderr,
         )
         return model

@@ -8,13 +8,13 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from opensora.models.common.layers import Linear
-from opensora.models.dit.blocks import TransformerBlock, scale_shift_table
+from opensora.models.common.layers import Linear, scale_shift_table
+from opensora.models.dit.blocks import TransformerBlock
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.embeddings import AdaLayerNormSingle, PatchEmbed2D, TextProjection
 from opensora.models.dit.skiparse import Skiparse
 from opensora.models.pretrained import PretrainedModel
-from opensora.ops.attention import key_bias
+from opensora.ops.attention import mask_to_bias
 from opensora.ops.layout import permute
 from opensora.ops.norms import modulated_layer_norm
 from opensora.ops.rope import rope_cos, rope_sin
@@ -22,16 +22,18 @@ from opensora.parallel.sequence import NoSequenceParallel
 
 
 class OpenSoraT2V_v1_3(PretrainedModel):
-    """Predicts what the sampler needs (noise or velocity) from noisy latents, the timestep and the text.
+    """Predicts noise or velocity from noisy latents, conditioned on the timestep and the text.
 
     Letters: B batch, C channels, T H W latent frames, height, width; S tokens of the video, L tokens of the text.
     """
 
-    config_class = OpenSoraConfig
+    config_class: type[OpenSoraConfig] = OpenSoraConfig
+    config: OpenSoraConfig
 
-    def __init__(self, **config):
+    def __init__(self, **values):
         super().__init__()
-        self.config = config = self.config_class.from_dict(config)
+        self.config = config = self.config_class.from_dict(values)
+        assert config.out_channels is not None, "set by OpenSoraConfig"
         width = config.hidden_size
         self.pos_embed = PatchEmbed2D(config.patch_size, config.in_channels, width)
         self.caption_projection = TextProjection(config.caption_channels, width)
@@ -42,10 +44,10 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.proj_out = Linear(width, config.patch_size**2 * config.out_channels)
 
         self.scales = (config.interpolation_scale_t, config.interpolation_scale_h, config.interpolation_scale_w)
-        # Which mask each block's self-attention takes: 0 dense, 1 single skip, 2 group skip.
         self.skips = (Skiparse(config.sparse_n, False), Skiparse(config.sparse_n, True))
         self.sequence = NoSequenceParallel()
-        self.mask_of_block = tuple(1 + i % 2 if config.is_sparse(i) else 0 for i in range(config.num_layers))
+        # Index into `self_attn_biases` of each block: 0 dense, 1 single skip, 2 group skip.
+        self.bias_of_block = tuple(1 + i % 2 if config.is_sparse(i) else 0 for i in range(config.num_layers))
 
     def construct(
         self,
@@ -56,12 +58,20 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         encoder_attention_mask: Optional[Tensor] = None,
         text_states: Optional[tuple] = None,
     ) -> Tensor:
-        """(B, C, T, H, W), (B,), (B, 1, L, D), (B, T, H, W) 1 = visible, (B, 1, L) 1 = visible -> (B, C, T, H, W).
+        """The prediction for a batch of noisy latents.
 
-        No mask means that everything is visible. `text_states`, from the method of that name, may stand for
-        `encoder_hidden_states`.
+        Args:
+            hidden_states: noisy latents (B, C, T, H, W).
+            timestep: (B,).
+            encoder_hidden_states: text states (B, 1, L, caption_channels); None if `text_states` are given.
+            attention_mask: (B, T, H, W), 1 for positions to attend to, 0 for padding; None: no padding.
+            encoder_attention_mask: (B, 1, L), likewise for the text.
+            text_states: precomputed by the method of that name.
+
+        Returns:
+            (B, out_channels, T, H, W).
         """
-        text = self.caption_projection(encoder_hidden_states[:, 0]) if text_states is None else None
+        text = None if encoder_hidden_states is None else self.caption_projection(encoder_hidden_states[:, 0])
         config = self.config
         _, _, t, h, w = hidden_states.shape
         h, w = h // config.patch_size, w // config.patch_size
@@ -71,35 +81,35 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         modulation, embedded = self.adaln_single(timestep)
         cos = rope_cos(t, h, w, config.attention_head_dim, self.scales)
         sin = rope_sin(t, h, w, config.attention_head_dim, self.scales)
-        biases = self.self_attention_masks(attention_mask, x.shape[0], length)
-        text_bias = None if encoder_attention_mask is None else key_bias(encoder_attention_mask[:, 0])
+        attn_biases = self.self_attn_biases(attention_mask, x.shape[0], length)
+        text_bias = None if encoder_attention_mask is None else mask_to_bias(encoder_attention_mask[:, 0])
 
         x = self.sequence.split(x)
         for i, block in enumerate(self.blocks_to_run):
             block_text = text if text_states is None else text_states[i]
-            x = block(x, modulation, biases[self.mask_of_block[i]], cos, sin, block_text, text_bias)
+            x = block(x, modulation, attn_biases[self.bias_of_block[i]], cos, sin, block_text, text_bias)
 
         shift, scale = ops.split(self.scale_shift_table + embedded.expand_dims(1), 1, 1)
         x = self.proj_out(modulated_layer_norm(x, shift, scale, 1e-6))
         return self.unpatchify(self.sequence.gather(x, length), t, h, w)
 
     def parallelize(self, sequence: NoSequenceParallel) -> None:
-        """Splits the tokens as `sequence` has it, over the processes of a group."""
+        """Shards the tokens over the processes of `sequence`'s group."""
         self.sequence = sequence
         for block in self.transformer_blocks:
             block.attn1.sequence = sequence
 
     def replace_blocks(self, blocks: Sequence[nn.Cell]) -> None:
-        """Calls other Cells in place of the transformer blocks, such as blocks that gather their weights first."""
+        """Runs other Cells instead of the transformer blocks, such as wrappers that gather sharded weights first."""
         self.blocks_to_run = tuple(blocks)
 
     def text_states(self, encoder_hidden_states: Tensor) -> tuple:
-        """The keys and values of every block's cross-attention, which depend on the text alone.
+        """The cross-attention keys and values of every block, which depend on the text alone.
 
         (B, 1, L, caption_channels) -> for each block a pair of (B, L, heads head_dim).
         """
         text = self.caption_projection(encoder_hidden_states[:, 0])
-        states = ()
+        states: tuple = ()
         for block in self.transformer_blocks:
             states = states + (block.attn2.keys_values(text),)
         return states
@@ -108,21 +118,21 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         """(B, C, T, H, W) -> tokens (B, S, D)."""
         return self.pos_embed(hidden_states.astype(self.proj_out.weight.dtype))
 
-    def self_attention_masks(self, attention_mask: Optional[Tensor], batch: int, length: int) -> tuple:
-        """Biases (or None where all is visible) for dense, single-skip and group-skip self-attention."""
-        visible = None
+    def self_attn_biases(self, attention_mask: Optional[Tensor], batch: int, length: int) -> tuple:
+        """Additive attention biases for dense, single-skip and group-skip self-attention; None without padding."""
+        mask = None
         if attention_mask is not None:
-            visible = ops.max_pool2d(
+            mask = ops.max_pool2d(
                 attention_mask.astype(ms.float32), self.config.patch_size, self.config.patch_size
             )  # B T H W -> B T H/p W/p
-            visible = visible.reshape(batch, length)
-        biases = (None if visible is None else key_bias(visible),)
+            mask = mask.reshape(batch, length)
+        biases: tuple = (None if mask is None else mask_to_bias(mask),)
         for skip in self.skips:
-            if visible is None and skip.padding(length) == 0:
+            if mask is None and skip.padding(length) == 0:
                 biases = biases + (None,)
             else:
-                tokens = ops.ones((batch, length), ms.float32) if visible is None else visible
-                biases = biases + (key_bias(skip.split(tokens.expand_dims(2))[:, :, 0]),)
+                tokens = ops.ones((batch, length), ms.float32) if mask is None else mask
+                biases = biases + (mask_to_bias(skip.split(tokens.expand_dims(2))[:, :, 0]),)
         return biases
 
     def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:

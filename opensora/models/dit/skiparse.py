@@ -1,8 +1,8 @@
-"""Skiparse attention's rearrangement: a sequence is dealt to n groups that attend each by itself.
+"""The rearrangement of skiparse attention, which splits a sequence into n groups with separate attention.
 
-Single skip deals tokens one by one: group j holds tokens j, n + j, 2n + j, ... Group skip deals runs of n tokens:
-group j holds runs j, n + j, ... Alternating, two blocks connect every token with every other
-(Lin et al. 2024, Open-Sora Plan, arXiv:2412.00131, section 3.2).
+Single skip: group j holds tokens j, n + j, 2n + j, ... Group skip: group j holds runs j, n + j, ... of n consecutive
+tokens. Two blocks of alternating kinds connect every token with every other (Lin et al. 2024, Open-Sora Plan,
+arXiv:2412.00131, section 3.2).
 """
 
 from __future__ import annotations
@@ -13,14 +13,14 @@ from opensora.ops.layout import concat, permute, slice_axis
 
 
 class Skiparse:
-    """Deals (B, S, ...) to groups (n B, S'/n, ...) and gathers it again. S' is S padded to a multiple of n * n."""
+    """Splits (B, S, D) into groups (B n, S'/n, D) and merges them; S' is S padded to a multiple of n * n."""
 
     def __init__(self, n: int, group_skip: bool):
         self.n = n
         self.run = n if group_skip else 1
 
     def padding(self, length: int) -> int:
-        """How many tokens `split` appends."""
+        """The number of padding tokens that `split` appends."""
         return -length % (self.n * self.n)
 
     def split(self, x: Tensor) -> Tensor:

@@ -1,8 +1,8 @@
 """The diffusion transformer of Open-Sora v1.1.
 
-STDiT2(**config)                            keys of `STDiT2Config`; PRESETS["STDiT2-XL/2"] has the published size's
+STDiT2(**config)                            keys of `STDiT2Config`; PRESETS["STDiT2-XL/2"] is the published size
 STDiT2.from_pretrained(path, dtype=ms.float32, use_ema=True, **config)
     a .pt file, safetensors, a folder of weights, or a training run's folder with its weights in `model/`
 model(x, timestep, y, mask=None, x_mask=None, num_frames, height, width, ar, fps) -> (B, 2 C, T, H, W) float32
-model.null_text(n) -> (n, 1, L, caption_channels): the text of no prompt, for guidance
+model.null_text(n) -> (n, 1, L, caption_channels): the learned null text, for classifier-free guidance
 """

@@ -1,43 +1,30 @@
-"""The transformer block of STDiT2: attention within frames, attention along time, attention to the text, feed-forward.
+"""The transformer block of STDiT2: spatial, temporal and cross-attention, MLP.
 
-Letters: B batch, T frames, S tokens of a frame, L tokens of the text, C width, N heads, D width of a head; F is T where
-frames differ in what is known of them, else 1.
+Letters: B batch, T frames, S tokens of a frame, L tokens of the text, C width, N heads, D width of a head; F is T if
+the timestep differs between frames (conditioning frames have 0), else 1.
 """
 
 from __future__ import annotations
 
 from typing import Optional
 
-import mindspore as ms
-from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import initializer
+from mindspore import Tensor, nn, ops
 
-from opensora.models.dit.blocks import scale_shift_table
+from opensora.models.common.layers import RMSNorm, scale_shift_table
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.stdit.embeddings import Mlp, make_linear
 from opensora.ops.attention import attention
 from opensora.ops.layout import permute
-from opensora.ops.norms import gated_residual, modulated_layer_norm, rms_norm
+from opensora.ops.norms import gated_residual, modulated_layer_norm
 from opensora.ops.rope import apply_interleaved_rope
 
 EPS = 1e-6
 
 
-class RMSNorm(nn.Cell):
-    keep_float32 = True
-
-    def __init__(self, dim: int):
-        super().__init__()
-        self.weight = Parameter(initializer("ones", (dim,), ms.float32))
-
-    def construct(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, EPS)
-
-
 class SelfAttention(nn.Cell):
-    """(B, T, S, C) -> the same. The tokens of a frame attend to each other, or `along_time` those of a place.
+    """Attention within each frame, or `along_time` within each spatial position. (B, T, S, C) -> (B, T, S, C).
 
-    Along time queries and keys are rotated, and only then normalised: so the published weights have learnt it.
+    Temporal attention applies RoPE before the query and key norms; the published weights were trained in that order.
     """
 
     def __init__(self, config: STDiT2Config, along_time: bool, proj: str):
@@ -67,7 +54,7 @@ class SelfAttention(nn.Cell):
 
 
 class CrossAttention(nn.Cell):
-    """Attention of the video's tokens (B, T, S, C) to the text (B, L, C); `bias` hides what is no text."""
+    """Cross-attention from the video (B, T, S, C) to the text (B, L, C); attn_bias (B, 1, 1, L) masks padding."""
 
     def __init__(self, config: STDiT2Config):
         super().__init__()
@@ -77,18 +64,18 @@ class CrossAttention(nn.Cell):
         self.kv_linear = make_linear(width, 2 * width)
         self.proj = make_linear(width, width, "zeros")
 
-    def construct(self, x: Tensor, text: Tensor, bias: Optional[Tensor]) -> Tensor:
+    def construct(self, x: Tensor, text: Tensor, attn_bias: Optional[Tensor]) -> Tensor:
         b, t, s, c = x.shape
         q = self.q_linear(x).reshape(b, t * s, self.heads, -1)  # B TS N D
         kv = permute(self.kv_linear(text).reshape(b, text.shape[1], 2, self.heads, -1), (2, 0, 1, 3, 4))
         k, v = ops.unstack(kv, 0)  # B L N D
-        return self.proj(attention(q, k, v, bias).reshape(b, t, s, c))
+        return self.proj(attention(q, k, v, attn_bias).reshape(b, t, s, c))
 
 
 class STDiT2Block(nn.Cell):
-    """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (B, L, C), its bias -> (B, T, S, C)."""
+    """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (B, L, C), text_bias -> (B, T, S, C)."""
 
-    differentiable = (0, 1, 2, 3)  # the inputs that gradients flow to
+    differentiable = (0, 1, 2, 3)  # the inputs that receive gradients: x, both modulations, text
 
     def __init__(self, config: STDiT2Config):
         super().__init__()
@@ -130,8 +117,8 @@ class STDiT2Block(nn.Cell):
 class FinalLayer(nn.Cell):
     """Tokens (B, T, S, C) to patches (B, T, S, outputs); t (B, C) is the timestep's embedding.
 
-    Given frames (`x_mask` (B, T) False) are modulated as all others are, then normalised and modulated once more by
-    `given` (B, C): an oddity of the published model that its outputs for such frames depend on.
+    Conditioning frames (`x_mask` (B, T) False) are modulated like all others, then normalized and modulated again by
+    t0 (B, C), the embedding of timestep 0. This oddity of the published model affects its output for these frames.
     """
 
     def __init__(self, width: int, outputs: int):
@@ -140,10 +127,10 @@ class FinalLayer(nn.Cell):
         self.linear = make_linear(width, outputs, "zeros")
         self.width = width
 
-    def construct(self, x: Tensor, t: Tensor, x_mask: Optional[Tensor], given: Optional[Tensor]) -> Tensor:
+    def construct(self, x: Tensor, t: Tensor, x_mask: Optional[Tensor], t0: Optional[Tensor]) -> Tensor:
         x = self.modulated(x, t)
         if x_mask is not None:
-            x = ops.where(x_mask.expand_dims(2).expand_dims(3), x, self.modulated(x, given))
+            x = ops.where(x_mask.expand_dims(2).expand_dims(3), x, self.modulated(x, t0))
         return self.linear(x)
 
     def modulated(self, x: Tensor, t: Tensor) -> Tensor:

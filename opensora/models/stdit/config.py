@@ -1,4 +1,4 @@
-"""Configuration of STDiT2, with the names of the published config.json and of Open-Sora's configuration files."""
+"""Configuration of STDiT2, with the keys of the published config.json and of Open-Sora's configuration files."""
 
 from __future__ import annotations
 
@@ -14,10 +14,12 @@ FREEZES = (None, "not_temporal", "text")
 
 @dataclass(frozen=True)
 class STDiT2Config(ModelConfig):
-    """`input_sq_size` is the side of the square that positions are counted in: sqrt(H W) pixels of the training sizes.
+    """Fields are the keys of config.json.
 
-    `enable_flash_attn` and `enable_layernorm_kernel` change no number; the device chooses (`opensora.ops`).
-    `input_size` is what the model was first built for; it takes any size.
+    Attributes:
+        input_sq_size: the reference side length of the position embedding, sqrt(H W) in pixels.
+        input_size: the size the model was first built for; it accepts any size.
+        enable_flash_attn, enable_layernorm_kernel: no effect; the device chooses the operators (`opensora.ops`).
     """
 
     input_size: Sequence[Optional[int]] = (None, None, None)
@@ -51,10 +53,10 @@ class STDiT2Config(ModelConfig):
     def __post_init__(self):
         for name, value in self.fixed.items():
             if getattr(self, name) != value:
-                raise UserError(f"{name} {getattr(self, name)!r} is not supported; STDiT2 has {value!r}")
+                raise UserError(f"{name} {getattr(self, name)!r} is not supported; STDiT2 needs {value!r}")
         if self.hidden_size % 12 or self.hidden_size % (2 * self.num_heads):
             raise UserError(
-                f"hidden_size {self.hidden_size} is no multiple of 12 and of twice num_heads {self.num_heads}"
+                f"hidden_size {self.hidden_size} is not a multiple of 12 and of twice num_heads {self.num_heads}"
             )
         if self.freeze not in FREEZES:
             raise UserError(f"freeze {self.freeze!r} is not one of {', '.join(map(repr, FREEZES))}")
@@ -65,9 +67,9 @@ class STDiT2Config(ModelConfig):
 
     @property
     def out_channels(self) -> int:
-        """The noise, and where `pred_sigma` as many again that place its variance between the extremes."""
+        """Channels of the noise; with `pred_sigma` twice as many, to interpolate the log variance."""
         return 2 * self.in_channels if self.pred_sigma else self.in_channels
 
 
-# Published sizes by name, as keys of `STDiT2Config`.
+# Published configurations by name, as keys of `STDiT2Config`.
 PRESETS = {"STDiT2-XL/2": {"depth": 28, "hidden_size": 1152, "num_heads": 16, "patch_size": (1, 2, 2)}}

@@ -1,4 +1,4 @@
-"""What goes into STDiT2: patches of latents and their places, numbers that describe the video, the text."""
+"""Embeddings of STDiT2's inputs: patches of latents, their positions, scalars that describe the video, the text."""
 
 from __future__ import annotations
 
@@ -11,19 +11,19 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, Uniform, XavierUniform, initializer
 
+from opensora.models.common.embeddings import TIMESTEP_CHANNELS, SinusoidalEmbedding
 from opensora.models.common.layers import Linear, LinearGELU
-from opensora.models.dit.embeddings import TIMESTEP_CHANNELS, Sinusoids
 from opensora.ops.layout import permute
 from opensora.ops.linear import linear
 from opensora.ops.rope import inverse_frequencies
 
-SMALL = 0.02  # deviation of the first weights of what takes in the timestep and the text
+SMALL = 0.02  # standard deviation of the initial weights of the timestep and text embedders
 
 
 def make_linear(
     in_features: int, out_features: int, weight: Optional[Initializer] = None, kind: type[Linear] = Linear
 ) -> Linear:
-    """A linear map that starts without bias and, unless told otherwise, Xavier-uniform (Glorot & Bengio 2010)."""
+    """A linear layer with zero bias; the default initialization is Xavier-uniform (Glorot & Bengio 2010)."""
     layer = kind(in_features, out_features)
     layer.weight = Parameter(initializer(weight or XavierUniform(), (out_features, in_features), ms.float32))
     layer.bias = Parameter(initializer("zeros", (out_features,), ms.float32))
@@ -31,7 +31,7 @@ def make_linear(
 
 
 class Mlp(nn.Cell):
-    """Linear, GELU, linear."""
+    """Linear, GELU (tanh approximation), linear."""
 
     def __init__(self, in_features: int, hidden: int, out_features: int, weight: Optional[Initializer] = None):
         super().__init__()
@@ -43,12 +43,12 @@ class Mlp(nn.Cell):
 
 
 class PatchProjection(nn.Cell):
-    """The linear map of patches (..., C pt ph pw) -> (..., D), stored as a convolution's weights."""
+    """A linear projection of patches (..., C pt ph pw) -> (..., D), with the weight shape of a convolution."""
 
     def __init__(self, patch_size: Sequence[int], in_channels: int, embed_dim: int):
         super().__init__()
         self.inputs = in_channels * math.prod(patch_size)
-        bound = math.sqrt(6 / (self.inputs + embed_dim))  # Xavier-uniform of the linear map
+        bound = math.sqrt(6 / (self.inputs + embed_dim))  # Xavier-uniform of the linear layer
         self.weight = Parameter(initializer(Uniform(bound), (embed_dim, in_channels, *patch_size), ms.float32))
         self.bias = Parameter(initializer("zeros", (embed_dim,), ms.float32))
 
@@ -57,7 +57,7 @@ class PatchProjection(nn.Cell):
 
 
 class PatchEmbed3D(nn.Cell):
-    """(B, C, T, H, W) -> (B, t, h, w, D): patches of pt x ph x pw, each a token; zeros fill up the last ones."""
+    """(B, C, T, H, W) -> (B, t, h, w, D): patches of pt x ph x pw, with zero padding at the end of each axis."""
 
     def __init__(self, patch_size: Sequence[int], in_channels: int, embed_dim: int):
         super().__init__()
@@ -73,28 +73,28 @@ class PatchEmbed3D(nn.Cell):
 
 
 def grid_angles(rows: np.ndarray, columns: np.ndarray, dim: int) -> np.ndarray:
-    """Angles of places in a frame, (S, 2, dim / 4) float32 in row-major order: of the column, then of the row."""
-    places = np.stack(np.meshgrid(columns, rows), -1)  # h w 2
-    return (places.reshape(-1, 2, 1) * inverse_frequencies(dim // 2)).astype(np.float32)
+    """Angles of the positions in a frame, (S, 2, dim / 4) float32, row-major: of the column, then of the row."""
+    positions = np.stack(np.meshgrid(columns, rows), -1)  # h w 2
+    return (positions.reshape(-1, 2, 1) * inverse_frequencies(dim // 2)).astype(np.float32)
 
 
 @ops.constexpr
 def _frame_angles(h: int, w: int, dim: int) -> Tensor:
-    """Those of h x w tokens that span a square of as many: whatever the shape, places cover the same range."""
+    """Angles of h x w tokens, with positions scaled to a square of the same area."""
     side = round(math.sqrt(h * w))
     return Tensor(grid_angles(np.arange(h) * side / h, np.arange(w) * side / w, dim))
 
 
 def position_embedding(angles: Tensor, scale: Tensor) -> Tensor:
-    """Sines and cosines of angles (S, 2, D / 4) divided by `scale`, (S, D)."""
+    """Sines and cosines of angles (S, 2, D / 4) divided by `scale`: (S, D)."""
     angles = angles / scale
     return ops.stack((ops.sin(angles), ops.cos(angles)), 2).reshape(angles.shape[0], -1)
 
 
 class FramePositions(nn.Cell):
-    """Places in a frame of h x w tokens, (h w, D) float32, on a grid whose unit follows from the pixels' number.
+    """Position embedding of a frame of h x w tokens, (h w, D) float32, scaled by sqrt(height width) / `square`.
 
-    `height` and `width` (B,) are in pixels; a batch has one size, its first sample's.
+    `height` and `width` (B,) are in pixels; all samples of a batch have the size of the first.
     """
 
     def __init__(self, dim: int, square: int):
@@ -106,12 +106,12 @@ class FramePositions(nn.Cell):
         return position_embedding(_frame_angles(h, w, self.dim), scale)
 
 
-class NumberEmbedder(nn.Cell):
-    """A number of each sample, (B,) -> (B, D): sinusoids and two linear maps."""
+class ScalarEmbedder(nn.Cell):
+    """Sinusoidal embedding of a scalar, then an MLP. (B,) -> (B, D)."""
 
     def __init__(self, embed_dim: int, weight: Optional[Initializer] = None):
         super().__init__()
-        self.sinusoids = Sinusoids()
+        self.sinusoids = SinusoidalEmbedding()
         self.mlp = nn.SequentialCell(
             make_linear(TIMESTEP_CHANNELS, embed_dim, weight), nn.SiLU(), make_linear(embed_dim, embed_dim, weight)
         )
@@ -121,10 +121,11 @@ class NumberEmbedder(nn.Cell):
 
 
 class CaptionEmbedder(nn.Cell):
-    """Text states (B, L, caption_channels) to the transformer's width.
+    """Projects text states (B, L, caption_channels) to the transformer's width.
 
-    In training, samples lose their text for that of no prompt, `y_embedding`, which is random and never trained; so
-    the model learns both that guidance needs (Ho & Salimans 2022, algorithm 1).
+    In training, the text of a sample is replaced by the null text `y_embedding` with probability `dropout`, for
+    classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598, algorithm 1). The null text is random and not
+    trained.
     """
 
     def __init__(self, caption_channels: int, hidden_size: int, max_length: int, dropout: float):

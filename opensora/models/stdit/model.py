@@ -13,7 +13,7 @@ from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
 from opensora.checkpoint.files import find_weights, open_state, resolve_path
-from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, few
+from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, summarize
 from opensora.errors import UserError
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
@@ -22,11 +22,11 @@ from opensora.models.stdit.embeddings import (
     SMALL,
     CaptionEmbedder,
     FramePositions,
-    NumberEmbedder,
     PatchEmbed3D,
+    ScalarEmbedder,
     make_linear,
 )
-from opensora.ops.attention import key_bias
+from opensora.ops.attention import mask_to_bias
 from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
 
@@ -34,27 +34,28 @@ NULL_TEXT, ROPE = "y_embedder.y_embedding", "rope.freqs"
 
 
 class STDiT2(PretrainedModel):
-    """Predicts noise and its variance from noisy latents, the timestep, the text and what is known of the video.
+    """Predicts noise and its variance from noisy latents, conditioned on timestep, text, size, length and frame rate.
 
     Letters: B batch, C channels, T H W latent frames, height, width; t h w tokens; L tokens of the text.
     """
 
     config_class = STDiT2Config
-    # Tables that older files hold. The rope's frequencies are computed, files of 16 bits have them rounded.
-    skipped = ("pos_embed", ROPE)
+    config: STDiT2Config
+    # Tables of older files. The RoPE frequencies are computed, because 16-bit files have them rounded.
+    ignored_prefixes = ("pos_embed", ROPE)
 
-    def __init__(self, **config):
+    def __init__(self, **values):
         super().__init__()
-        self.config = config = STDiT2Config.from_dict(config)
+        self.config = config = STDiT2Config.from_dict(values)
         width, patch = config.hidden_size, tuple(config.patch_size)
         self.head_dim, self.out_channels = config.head_dim, config.out_channels  # graph mode reads no properties
         self.x_embedder = PatchEmbed3D(patch, config.in_channels, width)
         self.positions = FramePositions(width, config.input_sq_size)
-        self.t_embedder = NumberEmbedder(width, Normal(SMALL))
-        self.csize_embedder = NumberEmbedder(width // 3)
-        self.ar_embedder = NumberEmbedder(width // 3)
-        self.fl_embedder = NumberEmbedder(width)
-        self.fps_embedder = NumberEmbedder(width)
+        self.t_embedder = ScalarEmbedder(width, Normal(SMALL))
+        self.csize_embedder = ScalarEmbedder(width // 3)
+        self.ar_embedder = ScalarEmbedder(width // 3)
+        self.fl_embedder = ScalarEmbedder(width)
+        self.fps_embedder = ScalarEmbedder(width)
         self.t_block = nn.SequentialCell(nn.SiLU(), make_linear(width, 6 * width, Normal(SMALL)))
         self.t_block_temp = nn.SequentialCell(nn.SiLU(), make_linear(width, 3 * width, Normal(SMALL)))
         self.y_embedder = CaptionEmbedder(
@@ -78,20 +79,28 @@ class STDiT2(PretrainedModel):
         ar: Optional[Tensor] = None,
         fps: Optional[Tensor] = None,
     ) -> Tensor:
-        """(B, C, T, H, W), (B,), (B, 1, L, caption_channels) -> (B, out_channels, T, H, W) float32.
+        """The prediction for a batch of noisy latents.
 
         Args:
-            mask: (B, L), 1 where there is text; None: everywhere.
-            x_mask: (B, T) bool, False where a frame is given, so that its timestep is 0; None: no frame is given.
-            num_frames, height, width: (B,), in frames and pixels of the video; ar: height / width; fps.
+            x: noisy latents (B, C, T, H, W).
+            timestep: (B,).
+            y: text states (B, 1, L, caption_channels).
+            mask: (B, L), 1 for text tokens, 0 for padding; None: no padding.
+            x_mask: (B, T) bool, False for conditioning frames, whose timestep is 0; None: no conditioning frames.
+            num_frames, height, width: (B,), size of the video in frames and pixels.
+            ar: (B,), height / width.
+            fps: (B,).
 
-        All but the first three may have fewer rows, of which B is a multiple: they are repeated.
+        All arguments after y may have fewer rows, of which B must be a multiple: they are repeated.
+
+        Returns:
+            (B, out_channels, T, H, W) float32.
 
         Raises:
-            ValueError: one of the numbers that describe the video is missing.
+            ValueError: num_frames, height, width, ar or fps is missing.
         """
         if num_frames is None or height is None or width is None or ar is None or fps is None:
-            # Graph mode compiles no exception classes but Python's own.
+            # Graph mode compiles only Python's own exception classes.
             raise ValueError("STDiT2 needs num_frames, height, width, ar and fps of every sample")
         batch, frames = x.shape[0], x.shape[2]
         dtype = self.t_block[1].weight.dtype
@@ -107,22 +116,22 @@ class STDiT2(PretrainedModel):
         length = self.fl_embedder(_repeated(num_frames, batch)) + self.fps_embedder(_repeated(fps, batch))
         time = self.t_embedder(timestep)
         modulation, temporal = self.t_block(time + size).expand_dims(1), self.t_block_temp(time + length).expand_dims(1)
-        given = None
+        t0 = None
         if x_mask is not None:
             x_mask = _repeated(x_mask, batch).astype(ms.bool_)
-            start = self.t_embedder(ops.zeros_like(timestep))
-            given, frame = start + size, x_mask.expand_dims(2)  # B T 1
-            modulation = ops.where(frame, modulation, self.t_block(given).expand_dims(1))  # B T 6C
-            temporal = ops.where(frame, temporal, self.t_block_temp(start + length).expand_dims(1))
+            zero = self.t_embedder(ops.zeros_like(timestep))
+            t0, frame = zero + size, x_mask.expand_dims(2)  # B T 1
+            modulation = ops.where(frame, modulation, self.t_block(t0).expand_dims(1))  # B T 6C
+            temporal = ops.where(frame, temporal, self.t_block_temp(zero + length).expand_dims(1))
         modulation, temporal = modulation.expand_dims(2), temporal.expand_dims(2)
 
         text = self.y_embedder(y[:, 0])
-        text_bias = None if mask is None else key_bias(_repeated(mask.reshape(-1, y.shape[2]), batch))
+        text_bias = None if mask is None else mask_to_bias(_repeated(mask.reshape(-1, y.shape[2]), batch))
         cos, sin = interleaved_cos(t, self.head_dim), interleaved_sin(t, self.head_dim)
         for block in self.blocks_to_run:
             tokens = block(tokens, modulation, temporal, text, text_bias, cos, sin)
 
-        patches = self.final_layer(tokens, time, x_mask, given)
+        patches = self.final_layer(tokens, time, x_mask, t0)
         return self.unpatchify(patches, t, h, w)[:, :, :frames, : x.shape[3], : x.shape[4]].astype(ms.float32)
 
     def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:
@@ -132,16 +141,16 @@ class STDiT2(PretrainedModel):
         return x.reshape(-1, c, t * pt, h * ph, w * pw)
 
     def null_text(self, n: int) -> Tensor:
-        """The text of no prompt, n times: (n, 1, L, caption_channels)."""
+        """The null text, repeated n times: (n, 1, L, caption_channels)."""
         return ops.tile(self.y_embedder.y_embedding, (n, 1, 1, 1))
 
     @property
     def transformer_blocks(self) -> nn.CellList:
-        """What training recomputes or divides over processes, block by block."""
+        """The blocks, under the name that training uses for recompute and sharding."""
         return self.blocks
 
     def replace_blocks(self, blocks: Sequence[nn.Cell]) -> None:
-        """Calls other Cells in place of the transformer blocks, such as blocks that gather their weights first."""
+        """Runs other Cells instead of the transformer blocks, such as wrappers that gather sharded weights first."""
         self.blocks_to_run = tuple(blocks)
 
     @classmethod
@@ -153,13 +162,16 @@ class STDiT2(PretrainedModel):
         use_ema: bool = True,
         **changes,
     ) -> STDiT2:
-        """As `PretrainedModel.from_pretrained`; also a training run's folder that has its weights in `model/`.
+        """As `PretrainedModel.from_pretrained`; `path` may also be a training run with its weights in `model/`.
 
-        Files of Open-Sora have no config.json beside them: then all of the configuration comes in `changes`, which also
-        stand over a config.json. Parameters that the file lacks start as for training from scratch, and that is said.
+        Parameters that the file lacks keep their initial values, which is reported on stderr.
+
+        Args:
+            changes: override config.json; the whole configuration if there is none, as for Open-Sora's files.
 
         Raises:
-            FileNotFoundError, UserError: no or damaged files; weights of another model or another size.
+            FileNotFoundError: no weights.
+            UserError: damaged files, or weights of another model or another size.
         """
         path = resolve_path(path)
         source = find_weights(path / "model" if (path / "model").is_dir() else path)
@@ -169,7 +181,7 @@ class STDiT2(PretrainedModel):
         state = open_state(source, use_ema)
         try:
             model = cls.without_weights(**config)
-            missing, unexpected = model._check(model._with_aliases(state), strict=False)
+            missing, unexpected = model._check(model._canonical_names(state), strict=False)
             if len(missing) == len(model.parameters_dict()):
                 raise UserError(f"holds none of the weights of {cls.__name__}")
             if missing:
@@ -179,24 +191,24 @@ class STDiT2(PretrainedModel):
             raise UserError(f"{source}: {error}") from error
         if missing or unexpected:
             print(
-                f"{source}: {few('parameters are not in it', missing)}, they start as in training from scratch; "
-                f"{few('of its tensors are not used', unexpected)}",
+                f"{source}: {summarize('parameters are missing', missing)} and keep their initial values; "
+                f"{summarize('tensors are not used', unexpected)}",
                 file=sys.stderr,
             )
         return model
 
-    def constants(self) -> dict[str, np.ndarray]:
+    def torch_buffers(self) -> dict[str, np.ndarray]:
         return {ROPE: inverse_frequencies(self.config.head_dim).astype(np.float32)}
 
-    def _with_aliases(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """The null text may have another length: it is cut, or its last row repeated."""
+    def _canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Also adapts the null text to `model_max_length`: truncates it, or repeats its last row."""
         heads = self.config.num_heads
         if ROPE in state and tuple(state[ROPE].shape) != (self.config.head_dim // 2,):
             raise UserError(
-                f"{ROPE} has {state[ROPE].shape[0]} frequencies, which are not those of {heads} heads "
+                f"{ROPE} has {state[ROPE].shape[0]} frequencies, which do not match {heads} heads "
                 f"(num_heads) of {self.config.head_dim} channels"
             )
-        state = super()._with_aliases(state)
+        state = super()._canonical_names(state)
         if NULL_TEXT in state and state[NULL_TEXT].shape[0] != self.config.model_max_length:
             rows = np.minimum(np.arange(self.config.model_max_length), state[NULL_TEXT].shape[0] - 1)
             state[NULL_TEXT] = ArrayTensor(state[NULL_TEXT].numpy()[rows])

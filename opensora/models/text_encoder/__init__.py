@@ -1,1 +1,1 @@
-"""Text encoders: mT5 and T5 v1.1, the encoder halves, and their tokenizers."""
+"""Text encoders: the encoders of mT5 and T5 v1.1, and their tokenizers."""

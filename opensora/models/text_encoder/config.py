@@ -1,4 +1,4 @@
-"""Configuration of the T5 encoders, with the names of the published config.json."""
+"""Configuration of the T5 encoders, with the keys of the published config.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opensora.models.pretrained import ModelConfig
 
 @dataclass(frozen=True)
 class MT5Config(ModelConfig):
-    """What the encoder needs; the rest of a published file concerns the decoder, training or generation."""
+    """The keys that the encoder needs; the ignored ones concern the decoder, training or generation."""
 
     vocab_size: int = 250112
     d_model: int = 512

@@ -11,23 +11,21 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from opensora.models.common.layers import Linear
+from opensora.models.common.layers import Linear, RMSNorm
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.text_encoder.config import MT5Config
 from opensora.ops.activations import gelu_tanh
-from opensora.ops.attention import unscaled_attention
-from opensora.ops.norms import rms_norm
+from opensora.ops.attention import mask_to_bias, unscaled_attention
 
-HIDDEN = -1e9
 FLOAT16_LIMIT = 64504.0
 
 
 @lru_cache(maxsize=8)
 def _buckets(length: int, count: int, max_distance: int) -> np.ndarray:
-    """Bucket of each (query, key) distance, (L, L) (Raffel et al. 2020, section 2.1).
+    """Bucket of each relative position, (L queries, L keys) int32 (Raffel et al. 2020, arXiv:1910.10683, section 2.1).
 
-    Half of the buckets for keys after the query, half for those before; of each half the first are for one distance
-    each, the others grow logarithmically up to `max_distance`.
+    Half of the buckets are for keys after the query, half for keys before it. The first half of each holds one
+    distance per bucket; the others grow logarithmically up to `max_distance`.
     """
     distance = np.arange(length)[None, :] - np.arange(length)[:, None]
     half = count // 2
@@ -40,12 +38,12 @@ def _buckets(length: int, count: int, max_distance: int) -> np.ndarray:
 
 @ops.constexpr
 def position_buckets(length: int, count: int, max_distance: int) -> Tensor:
-    """`_buckets` as a constant of graph mode."""
+    """`_buckets` as a graph-mode constant."""
     return Tensor(_buckets(length, count, max_distance))
 
 
 class Embedding(nn.Cell):
-    """Rows of `weight` (rows, width) by index."""
+    """Looks up rows of `weight` (rows, width)."""
 
     def __init__(self, rows: int, width: int):
         super().__init__()
@@ -55,22 +53,8 @@ class Embedding(nn.Cell):
         return ops.gather(self.weight, indices, 0)
 
 
-class RMSNorm(nn.Cell):
-    """x / rms(x) * weight over the last axis (Zhang & Sennrich 2019, eq. 4)."""
-
-    keep_float32 = True
-
-    def __init__(self, width: int, eps: float):
-        super().__init__()
-        self.weight = Parameter(initializer("ones", (width,), ms.float32))
-        self.eps = eps
-
-    def construct(self, x: Tensor) -> Tensor:
-        return rms_norm(x, self.weight, self.eps)
-
-
 class SelfAttention(nn.Cell):
-    """Attention with a bias by distance and, unlike most, without scaling of the scores."""
+    """Attention with a relative position bias; T5 does not scale the scores by 1 / sqrt(D)."""
 
     def __init__(self, config: MT5Config, has_relative_attention_bias: bool):
         super().__init__()
@@ -87,25 +71,25 @@ class SelfAttention(nn.Cell):
         """(B, L, N D) -> (B, L, N, D)."""
         return x.reshape(x.shape[0], x.shape[1], self.heads, -1)
 
-    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
+    def construct(self, x: Tensor, attn_bias: Tensor) -> Tensor:
         q, k, v = self.to_heads(self.q(x)), self.to_heads(self.k(x)), self.to_heads(self.v(x))
-        return self.o(unscaled_attention(q, k, v, bias).reshape(x.shape[0], x.shape[1], -1))
+        return self.o(unscaled_attention(q, k, v, attn_bias).reshape(x.shape[0], x.shape[1], -1))
 
 
 class AttentionLayer(nn.Cell):
-    """Normalised self-attention around a shortcut."""
+    """Pre-norm self-attention with a residual connection."""
 
     def __init__(self, config: MT5Config, has_relative_attention_bias: bool):
         super().__init__()
         self.SelfAttention = SelfAttention(config, has_relative_attention_bias)
         self.layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
 
-    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
-        return x + self.SelfAttention(self.layer_norm(x), bias)
+    def construct(self, x: Tensor, attn_bias: Tensor) -> Tensor:
+        return x + self.SelfAttention(self.layer_norm(x), attn_bias)
 
 
 class DenseReluDense(nn.Cell):
-    """GELU(x W0) * (x W1), then back (Shazeer 2020, eq. 6); the published name is older than the gate."""
+    """Gated MLP, (GELU(x W0) * (x W1)) W2 (Shazeer 2020, arXiv:2002.05202, eq. 6), under its published name."""
 
     def __init__(self, config: MT5Config):
         super().__init__()
@@ -118,7 +102,7 @@ class DenseReluDense(nn.Cell):
 
 
 class FeedForwardLayer(nn.Cell):
-    """Normalised feed-forward around a shortcut."""
+    """Pre-norm MLP with a residual connection."""
 
     def __init__(self, config: MT5Config):
         super().__init__()
@@ -130,21 +114,21 @@ class FeedForwardLayer(nn.Cell):
 
 
 class Block(nn.Cell):
-    """Self-attention and feed-forward, each around a shortcut."""
+    """Self-attention and MLP, each with a residual connection."""
 
     def __init__(self, config: MT5Config, has_relative_attention_bias: bool):
         super().__init__()
         self.layer = nn.CellList([AttentionLayer(config, has_relative_attention_bias), FeedForwardLayer(config)])
 
-    def construct(self, x: Tensor, bias: Tensor) -> Tensor:
-        x = self.layer[1](self.layer[0](x, bias))
+    def construct(self, x: Tensor, attn_bias: Tensor) -> Tensor:
+        x = self.layer[1](self.layer[0](x, attn_bias))
         if x.dtype == ms.float16:  # T5's largest activations exceed float16
             x = ops.clamp(x, -FLOAT16_LIMIT, FLOAT16_LIMIT)
         return x
 
 
 class Stack(nn.Cell):
-    """Embedding, blocks and the last norm."""
+    """Embedding, blocks and the final norm; the first block's relative position bias serves all blocks."""
 
     def __init__(self, config: MT5Config):
         super().__init__()
@@ -157,30 +141,30 @@ class Stack(nn.Cell):
     def construct(self, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
         x = self.embed_tokens(input_ids)
         buckets = position_buckets(input_ids.shape[1], self.bucket_count, self.max_distance)
-        by_distance = self.block[0].layer[0].SelfAttention.relative_attention_bias(buckets)  # L L N
-        bias = by_distance.transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
+        position_bias = self.block[0].layer[0].SelfAttention.relative_attention_bias(buckets)  # L L N
+        attn_bias = position_bias.transpose(2, 0, 1).expand_dims(0).astype(ms.float32)  # 1 N L L
         if attention_mask is not None:
-            hidden = 1 - attention_mask.astype(ms.float32)
-            bias = bias + (hidden * HIDDEN).expand_dims(1).expand_dims(1)
+            attn_bias = attn_bias + mask_to_bias(attention_mask)
         for block in self.block:
-            x = block(x, bias)
+            x = block(x, attn_bias)
         return self.final_layer_norm(x)
 
 
 class MT5EncoderModel(PretrainedModel):
-    """Token ids (B, L) and a mask (B, L), 1 = a token, 0 = padding -> states (B, L, d_model).
+    """Token ids (B, L) and a mask (B, L), 1 = token, 0 = padding -> states (B, L, d_model).
 
-    Loads the encoder's half of a full mT5 or T5 v1.1 checkpoint; the decoder's half is not read.
+    Loads the encoder of a full mT5 or T5 v1.1 checkpoint; the decoder's weights are not read.
     """
 
     config_class = MT5Config
+    config: MT5Config
     published_as = ("mt5", "t5", "MT5ForConditionalGeneration", "T5ForConditionalGeneration", "T5EncoderModel")
     aliases = {"shared.weight": "encoder.embed_tokens.weight"}
-    skipped = ("decoder.", "lm_head.")
+    ignored_prefixes = ("decoder.", "lm_head.")
 
-    def __init__(self, **config):
+    def __init__(self, **values):
         super().__init__()
-        self.config = MT5Config.from_dict(config)
+        self.config = MT5Config.from_dict(values)
         self.encoder = Stack(self.config)
 
     def construct(self, input_ids: Tensor, attention_mask: Optional[Tensor] = None) -> Tensor:

@@ -1,13 +1,16 @@
 """Building blocks of WFVAE, all on (B, T, C, H, W).
 
-Streaming. A long clip passes through the model in chunks along time and gives what the whole clip would. Cells with
-a memory of earlier frames take part through two arguments and a second result:
+Streaming. A long clip is processed in consecutive chunks along time, and the concatenated outputs equal the output for
+the whole clip. Layers that depend on earlier frames (causal convolutions, temporal upsampling) keep a cache between
+chunks. Such cells have `streams = True` and the signature
 
-    y, past = cell(x, past, last)
+    y, new_cache = cell(x, cache, last)
 
-`past` is what the cell returned for the chunk before (None: x begins with the clip's first frame), `last` says that
-no chunk follows (then the past that comes back is empty). Called with x alone, a cell sees the whole clip. Where several processes
-share a stream (`opensora.parallel.stream`), the past comes from the process with the chunk before.
+cache: the `new_cache` of the previous chunk; None for the chunk that starts the clip.
+last: no chunk follows; the returned cache is then empty.
+
+Called with x alone, a cell processes the whole clip. If several processes share a stream (`opensora.parallel.stream`),
+the cache comes from the process that holds the previous chunk.
 """
 
 from __future__ import annotations
@@ -27,14 +30,14 @@ T_INTERPOLATIONS = ("nearest", "trilinear")
 
 
 def normalize(channels: int, norm_type: str, silu: bool = False, per_frame: bool = False) -> nn.Cell:
-    """A norm, with SiLU after it if `silu`."""
+    """The norm layer of `norm_type`, followed by SiLU if `silu`."""
     if norm_type == "groupnorm":
         return GroupNorm(channels, per_frame=per_frame, silu=silu)
     return LayerNorm(channels, silu)
 
 
 class LayerNorm(nn.Cell):
-    """LayerNorm over channels; the inner cell is there for the published names (`norm1.norm.weight`)."""
+    """LayerNorm over channels; the inner cell gives the parameters their published names (`norm1.norm.weight`)."""
 
     def __init__(self, channels: int, silu: bool):
         super().__init__()
@@ -44,8 +47,8 @@ class LayerNorm(nn.Cell):
         return self.norm(x)
 
 
-class Chain(nn.SequentialCell):
-    """Cells one after the other; those that stream are given their part of the past."""
+class StreamingSequential(nn.SequentialCell):
+    """A sequence of cells; the cache is a tuple with one item for each cell that streams."""
 
     streams = True
 
@@ -53,22 +56,23 @@ class Chain(nn.SequentialCell):
         super().__init__(*cells)
         self.streaming = tuple(getattr(cell, "streams", False) for cell in cells)
 
-    def construct(self, x: Tensor, past=None, last: bool = True):
-        kept = ()
+    def construct(self, x: Tensor, cache=None, last: bool = True):
+        new_cache: tuple = ()
         for i, cell in enumerate(self.cell_list):
             if self.streaming[i]:
-                x, cell_past = cell(x, None if past is None else past[len(kept)], last)
-                kept = kept + (cell_past,)
+                x, cell_cache = cell(x, None if cache is None else cache[len(new_cache)], last)
+                new_cache = new_cache + (cell_cache,)
             else:
                 x = cell(x)
-        return x, () if last else kept
+        return x, () if last else new_cache
 
 
 class CausalConv3d(nn.Cell):
-    """3x3x3 convolution that sees a frame and the two before it; before the clip's first frame stand copies of it.
+    """3x3x3 convolution over a frame and the two before it; the clip's first frame is replicated as temporal padding.
 
-    `padding` is (top, bottom, left, right). `resent`: how many frames at the end of a chunk the next chunk brings
-    again (see `WFVAEModel.decode_chunks`).
+    Args:
+        padding: (top, bottom, left, right).
+        overlap: number of frames at the end of a chunk that the next chunk repeats (`WFVAEModel.decode_chunks`).
     """
 
     streams = True
@@ -79,30 +83,30 @@ class CausalConv3d(nn.Cell):
         out_channels: int,
         stride: int = 1,
         padding: Sequence[int] = (1, 1, 1, 1),
-        resent: int = 0,
+        overlap: int = 0,
     ):
         super().__init__()
         self.conv = Conv3d(in_channels, out_channels, 3, stride, padding)
-        self.kept = 3 - stride
-        self.resent = resent
+        self.cache_frames = 3 - stride
+        self.overlap = overlap
         self.stream = LocalStream()
 
-    def construct(self, x: Tensor, past=None, last: bool = True):
-        kept = None
+    def construct(self, x: Tensor, cache=None, last: bool = True):
+        new_cache = None
         if self.stream.is_shared or not last:
-            past, kept = self.stream.exchange_halo(self.newest(x, past), past)
-        return self.conv(x, past, 2 if past is None else 0), () if last else kept
+            cache, new_cache = self.stream.exchange_halo(self.tail_frames(x, cache), cache)
+        return self.conv(x, cache, 2 if cache is None else 0), () if last else new_cache
 
-    def newest(self, x: Tensor, past) -> Tensor:
-        """The frames that the next chunk needs; a short chunk takes some from its own past.
+    def tail_frames(self, x: Tensor, cache) -> Tensor:
+        """The last frames before the overlap, which the next chunk needs; from the cache too if the chunk is short.
 
-        A last chunk may be too short even so; nobody needs what it gives.
+        The last chunk of a clip may still be too short; its tail is never used.
         """
-        start = x.shape[1] - self.resent - self.kept
+        start = x.shape[1] - self.overlap - self.cache_frames
         if start < 0:
-            x = concat(ops.tile(slice_axis(x, 1, 0, 1), (1, 2, 1, 1, 1)) if past is None else past, x, 1)
+            x = concat(ops.tile(slice_axis(x, 1, 0, 1), (1, 2, 1, 1, 1)) if cache is None else cache, x, 1)
             start = max(0, start + 2)
-        return slice_axis(x, 1, start, start + self.kept)
+        return slice_axis(x, 1, start, start + self.cache_frames)
 
 
 class PointwiseConv3d(nn.Cell):
@@ -117,7 +121,7 @@ class PointwiseConv3d(nn.Cell):
 
 
 class ResnetBlock2D(nn.Cell):
-    """Norm, SiLU, convolution, twice, around a shortcut; frame by frame. The channel count stays."""
+    """Residual block of twice (norm, SiLU, 2-D convolution), frame by frame; the channel count does not change."""
 
     def __init__(self, channels: int, norm_type: str, dropout: float):
         super().__init__()
@@ -134,32 +138,32 @@ class ResnetBlock2D(nn.Cell):
 
 
 class ResnetBlock3D(nn.Cell):
-    """Norm, SiLU, causal convolution, twice, around a shortcut that is 1x1x1 where the channel count changes."""
+    """Residual block of twice (norm, SiLU, causal convolution); a 1x1x1 shortcut if the channel count changes."""
 
     streams = True
 
-    def __init__(self, in_channels: int, out_channels: int, norm_type: str, dropout: float, resent: int = 0):
+    def __init__(self, in_channels: int, out_channels: int, norm_type: str, dropout: float, overlap: int = 0):
         super().__init__()
         self.norm1 = normalize(in_channels, norm_type, silu=True)
-        self.conv1 = CausalConv3d(in_channels, out_channels, resent=resent)
+        self.conv1 = CausalConv3d(in_channels, out_channels, overlap=overlap)
         self.norm2 = normalize(out_channels, norm_type, silu=True)
         self.dropout = nn.Dropout(p=dropout)
-        self.conv2 = CausalConv3d(out_channels, out_channels, resent=resent)
-        self.widens = in_channels != out_channels
-        if self.widens:
+        self.conv2 = CausalConv3d(out_channels, out_channels, overlap=overlap)
+        self.has_shortcut = in_channels != out_channels
+        if self.has_shortcut:
             self.nin_shortcut = PointwiseConv3d(in_channels, out_channels)
 
-    def construct(self, x: Tensor, past=None, last: bool = True):
-        past1, past2 = (None, None) if past is None else past
-        h, past1 = self.conv1(self.norm1(x), past1, last)
-        h, past2 = self.conv2(self.dropout(self.norm2(h)), past2, last)
-        if self.widens:
+    def construct(self, x: Tensor, cache=None, last: bool = True):
+        cache1, cache2 = (None, None) if cache is None else cache
+        h, cache1 = self.conv1(self.norm1(x), cache1, last)
+        h, cache2 = self.conv2(self.dropout(self.norm2(h)), cache2, last)
+        if self.has_shortcut:
             x = self.nin_shortcut(x)
-        return x + h, () if last else (past1, past2)
+        return x + h, () if last else (cache1, cache2)
 
 
 class AttnBlock3DFix(nn.Cell):
-    """Self-attention of one head over the positions of each frame, around a shortcut."""
+    """Residual single-head self-attention over the positions of each frame."""
 
     def __init__(self, channels: int, norm_type: str):
         super().__init__()
@@ -189,64 +193,66 @@ class Spatial2xTime2x3DDownsample(nn.Cell):
         super().__init__()
         self.conv = CausalConv3d(channels, channels, stride=2, padding=(0, 1, 0, 1))
 
-    def construct(self, x: Tensor, past=None, last: bool = True):
-        return self.conv(x, past, last)
+    def construct(self, x: Tensor, cache=None, last: bool = True):
+        return self.conv(x, cache, last)
 
 
 class Spatial2xTime2x3DUpsample(nn.Cell):
-    """Doubles height, width and time, except that a clip's first frame stays one: 1 + n frames become 1 + 2n.
+    """Doubles height, width and time, except that a clip's first frame is not doubled: 1 + n frames become 1 + 2n.
 
-    `delay` 1: while more chunks follow, the newest frame is held back until its successor, which it is interpolated
-    with, has come.
+    Args:
+        delay: 1: while more chunks follow, the last output frame is delayed until the next chunk brings the frame
+            that it is interpolated with.
+        overlap: see `CausalConv3d`.
     """
 
     streams = True
 
-    def __init__(self, channels: int, t_interpolation: str, delay: int = 0, resent: int = 0):
+    def __init__(self, channels: int, t_interpolation: str, delay: int = 0, overlap: int = 0):
         super().__init__()
         self.t_upsample = nearest_2x if t_interpolation == "nearest" else upsample_linear_2x
-        self.conv = CausalConv3d(channels, channels, resent=2 * resent)
+        self.conv = CausalConv3d(channels, channels, overlap=2 * overlap)
         self.delay = delay
-        self.resent = resent
+        self.overlap = overlap
         self.stream = LocalStream()
 
-    def construct(self, x: Tensor, past=None, last: bool = True):
-        previous, conv_past = (None, None) if past is None else past
+    def construct(self, x: Tensor, cache=None, last: bool = True):
+        previous, conv_cache = (None, None) if cache is None else cache
         frames = x.shape[1]
-        kept = None
+        new_cache = None
         if self.stream.is_shared or not last:
-            # The clip's first frame takes no part in interpolation, so it never serves as the previous one.
-            newest = max(min(1, frames - 1), frames - 1 - self.resent)
-            previous, kept = self.stream.exchange_halo(slice_axis(x, 1, newest, newest + 1), previous)
-        held_back = 0 if last else self.delay
+            # The clip's first frame takes no part in interpolation, so it is never cached as the previous frame.
+            tail = max(min(1, frames - 1), frames - 1 - self.overlap)
+            previous, new_cache = self.stream.exchange_halo(slice_axis(x, 1, tail, tail + 1), previous)
+        delayed = 0 if last else self.delay
         if previous is None:
             y = slice_axis(x, 1, 0, 1)
             if frames > 1:
                 doubled = self.t_upsample(slice_axis(x, 1, 1, frames), 1)
-                y = concat(y, slice_axis(doubled, 1, 0, 2 * (frames - 1) - held_back), 1)
+                y = concat(y, slice_axis(doubled, 1, 0, 2 * (frames - 1) - delayed), 1)
         else:
             doubled = self.t_upsample(concat(previous, x, 1), 1)
-            y = slice_axis(doubled, 1, 2 - self.delay, 2 * (frames + 1) - held_back)
-        y, conv_past = self.conv(upsample_bilinear_2x(y), conv_past, last)
-        return y, () if last else (kept, conv_past)
+            y = slice_axis(doubled, 1, 2 - self.delay, 2 * (frames + 1) - delayed)
+        y, conv_cache = self.conv(upsample_bilinear_2x(y), conv_cache, last)
+        return y, () if last else (new_cache, conv_cache)
 
 
-class Wait(nn.Cell):
-    """Delays a stream by some frames, which go out in front of the next chunk."""
+class DelayLine(nn.Cell):
+    """Delays a stream by `delay` frames: the last frames of a chunk are output at the start of the next one."""
 
     def __init__(self, delay: int):
         super().__init__()
         self.delay = delay
         self.stream = LocalStream()
 
-    def construct(self, x: Tensor, past=None, last: bool = True):
+    def construct(self, x: Tensor, cache=None, last: bool = True):
         if self.delay == 0:
             return x, ()
-        end, kept = x.shape[1] - self.delay, ()
+        end, new_cache = x.shape[1] - self.delay, ()
         if self.stream.is_shared or not last:
-            past, kept = self.stream.exchange_halo(x[:, end:], past)
+            cache, new_cache = self.stream.exchange_halo(x[:, end:], cache)
         if not last:
             x = x[:, :end]
-        if past is not None:
-            x = ops.cat((past, x), 1)
-        return x, kept
+        if cache is not None:
+            x = ops.cat((cache, x), 1)
+        return x, new_cache

@@ -1,4 +1,4 @@
-"""Configuration of WFVAE, with the names of the published config.json."""
+"""Configuration of WFVAE, with the keys of the published config.json."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opensora.models.pretrained import ModelConfig
 from opensora.models.wfvae.blocks import NORM_TYPES, T_INTERPOLATIONS
 
 L1_BLOCKS = {
-    # (downsample block, its wavelet, upsample block, its wavelet): does level 1 halve time?
+    # (downsample block, its wavelet, upsample block, its wavelet): whether level 1 halves time
     ("Downsample", "HaarWaveletTransform2D", "Upsample", "InverseHaarWaveletTransform2D"): False,
     (
         "Spatial2xTime2x3DDownsample",
@@ -24,7 +24,11 @@ L1_BLOCKS = {
 
 @dataclass(frozen=True)
 class WFVAEConfig(ModelConfig):
-    """Raises UserError for values this implementation has no blocks for."""
+    """Fields are the keys of config.json; `scale` and `shift` hold one value for each latent channel.
+
+    Raises:
+        UserError: a value that this implementation does not support.
+    """
 
     latent_dim: int = 8
     base_channels: int = 128
@@ -64,11 +68,11 @@ class WFVAEConfig(ModelConfig):
             self.l2_upsample_wavelet,
         )
         _one_of("level-2 blocks", l2_blocks, tuple(blocks for blocks, temporal in L1_BLOCKS.items() if temporal))
-        for name, value, default in (("scale", self.scale, self.default_scale), ("shift", self.shift, 0.0)):
-            value = (default,) * self.latent_dim if value is None else tuple(value)
-            if len(value) != self.latent_dim:
-                raise UserError(f"{name} has {len(value)} values, but latent_dim is {self.latent_dim}")
-            object.__setattr__(self, name, value)
+        for name, values, default in (("scale", self.scale, self.default_scale), ("shift", self.shift, 0.0)):
+            values = (default,) * self.latent_dim if values is None else tuple(values)
+            if len(values) != self.latent_dim:
+                raise UserError(f"{name} has {len(values)} values, but latent_dim is {self.latent_dim}")
+            object.__setattr__(self, name, values)
 
     @property
     def _l1_blocks(self) -> tuple:
@@ -76,7 +80,7 @@ class WFVAEConfig(ModelConfig):
 
     @property
     def l1_is_temporal(self) -> bool:
-        """Level 1 halves time too: a stride of 8 in time instead of 4."""
+        """Whether level 1 halves time too, which makes the temporal stride 8 instead of 4."""
         return L1_BLOCKS[self._l1_blocks]
 
     @property
@@ -85,23 +89,22 @@ class WFVAEConfig(ModelConfig):
 
     @property
     def streams_exactly(self) -> bool:
-        """A clip in chunks gives what the whole clip does. Group norm averages over a chunk, so there it does not."""
+        """Whether chunks give the same result as the whole clip. With group norm, which averages over a chunk, not."""
         return self.norm_type == "layernorm"
 
     @property
-    def decoder_resent(self) -> int:
-        """Latent frames that a chunk shares with the next one in the decoder's stream.
+    def decoder_overlap(self) -> int:
+        """Number of latent frames that consecutive chunks of the decoder share.
 
-        Where the result depends on the chunks they are those of the published model, each with one frame more than it
-        decodes; elsewhere nothing has to come twice.
+        If the result depends on the chunks, they are those of the published model, which overlap by one frame.
         """
         return 0 if self.streams_exactly else 1
 
     @property
     def decoder_delays(self) -> tuple[int, int]:
-        """Frames the decoder's stream holds back at the upsamplings of level 2 and of level 1.
+        """Delays, in output frames, of the decoder's temporal upsampling at level 2 and at level 1.
 
-        Linear interpolation needs a frame's successor; where frames are resent, that has come already.
+        Linear interpolation needs a frame's successor; chunks that overlap already contain it.
         """
         return (
             int(self.streams_exactly and self.t_interpolation == "trilinear"),

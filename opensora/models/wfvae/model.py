@@ -1,4 +1,4 @@
-"""WFVAE: video <-> latents (Li et al. 2024, arXiv:2411.17459)."""
+"""WFVAE, from videos to latents and back (Li et al. 2024, arXiv:2411.17459)."""
 
 from __future__ import annotations
 
@@ -24,34 +24,36 @@ DECODE_CHUNK = 2  # latent frames, as published
 class WFVAEModel(PretrainedModel):
     """Encodes videos (B, 3, 1 + s n, H, W) in [-1, 1] into latents (B, latent_dim, 1 + n, H/8, W/8) and back.
 
-    s, the stride in time, is 4 (or 8 where level 1 halves time too). One frame is an image.
+    The temporal stride s is 4, or 8 if level 1 halves time too. A video of one frame is an image.
 
-    With `enable_tiling` a clip is processed in chunks along time. With layer norm, as the released weights have it, the
-    result is that of the whole clip, in memory that does not grow with the clip. Group norm averages over what it is
-    given, so there chunks change the result. They are those of the published model; an even number of latent frames,
-    which does not divide into its chunks of 1, 2, 2, ... frames, is decoded whole.
+    With `enable_tiling`, clips are processed in chunks along time and peak memory does not grow with the clip. Models
+    with layer norm, such as the released weights, give the same result as for the whole clip. Group norm averages over
+    a chunk, which changes the result; the chunks are therefore those of the published model, and an even number of
+    latent frames, which does not divide into its chunks of 1, 2, 2, ... frames, is decoded in one chunk.
     """
 
     config_class = WFVAEConfig
+    config: WFVAEConfig
 
-    def __init__(self, **config):
+    def __init__(self, **values):
         super().__init__()
-        self.config = WFVAEConfig.from_dict(config)
-        self.encoder = Encoder(self.config)
-        self.decoder = Decoder(self.config)
-        self.scale = Tensor(np.reshape(self.config.scale, (1, -1, 1, 1, 1)), ms.float32)
-        self.shift = Tensor(np.reshape(self.config.shift, (1, -1, 1, 1, 1)), ms.float32)
+        self.config = config = WFVAEConfig.from_dict(values)
+        assert config.scale is not None and config.shift is not None, "set by WFVAEConfig"
+        self.encoder = Encoder(config)
+        self.decoder = Decoder(config)
+        self.scale = Tensor(np.reshape(config.scale, (1, -1, 1, 1, 1)), ms.float32)
+        self.shift = Tensor(np.reshape(config.shift, (1, -1, 1, 1, 1)), ms.float32)
         self.use_tiling = False
         self.stream = LocalStream()
 
     def enable_tiling(self, use_tiling: bool = True) -> None:
-        """Encode and decode in chunks along time from now on; see the class for what that changes."""
+        """Switches encoding and decoding in chunks along time on or off; the class docstring describes the effect."""
         self.use_tiling = use_tiling
 
     def share_decoding(self, stream: LocalStream) -> None:
-        """From now on the members of a group decode each clip's chunks side by side; all call with the same latents.
+        """Distributes the chunks of each decoded clip over the processes of `stream`; all must pass the same latents.
 
-        PyNative mode: the members run different chunks at the same time, and their collectives must meet one by one.
+        Needs PyNative mode: the processes run different chunks at the same time, and their collectives must match.
         """
         self.stream = stream
         for _, cell in self.decoder.cells_and_names():
@@ -62,15 +64,15 @@ class WFVAEModel(PretrainedModel):
         """The posterior of the latents of x (B, 3, T, H, W).
 
         Raises:
-            UserError: T is not 1 + s n, or H or W no multiple of 8.
+            UserError: T is not 1 + s n, or H or W is not a multiple of 8.
         """
         self._check_video(x)
         if not self.use_tiling:
             return self.encode_with_coefficients(x)[0]
-        past, moments = None, []
+        cache, moments = None, []
         for start, end in self._encode_chunks(x.shape[2]):
             last = end == x.shape[2]
-            chunk, _, _, past = self.encoder(x[:, :, start:end], _stream_input(past), last)
+            chunk, _, _, cache = self.encoder(x[:, :, start:end], _mutable(cache), last)
             moments.append(chunk)
         return DiagonalGaussian(ops.cat(moments, 2))
 
@@ -88,27 +90,26 @@ class WFVAEModel(PretrainedModel):
         return self.decoder(z)[0]
 
     def decode_with_coefficients(self, z: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        """The video, the wavelet coefficients of both levels, shaped like the encoder's, and what entered the last
-        layer."""
+        """The video, both levels' wavelet coefficients in the encoder's shapes, and the input of the last layer."""
         self._check_latents(z)
         h, low, l1, l2, _ = self.decoder.backbone(z)
         return self.decoder.to_video(h, low), l1, l2, h
 
     def decode_chunks(self, z: Tensor) -> Iterator[Tensor]:
-        """Yields the video of `decode` with tiling, (B, 3, t, 8h, 8w) at a time.
+        """Yields the output of `decode` with tiling in consecutive chunks (B, 3, t, 8h, 8w).
 
-        Memory does not grow with n, except where all is one chunk (see the class).
+        Memory does not grow with n, except if there is only one chunk (see the class docstring).
         """
         self._check_latents(z)
-        past, frames = None, z.shape[2]
+        cache, frames = None, z.shape[2]
         chunks, size = self._decode_chunks(frames), self.stream.size
         for first in range(0, len(chunks), size):
             start, end = chunks[min(first + self.stream.index, len(chunks) - 1)]
-            chunk, _, _, past = self.decoder(z[:, :, start:end], _stream_input(past), end == frames)
+            chunk, _, _, cache = self.decoder(z[:, :, start:end], _mutable(cache), end == frames)
             yield from self.stream.gather_in_order(chunk, len(chunks) - first)
 
     def normalize(self, z: Tensor) -> Tensor:
-        """Posterior draws -> latents of about unit variance, as the diffusion model has them."""
+        """Scales samples of the posterior to latents of about unit variance, as the diffusion model uses them."""
         return (z - self.shift) * self.scale
 
     def denormalize(self, latents: Tensor) -> Tensor:
@@ -120,16 +121,16 @@ class WFVAEModel(PretrainedModel):
         return list(zip(starts, [*starts[1:], frames]))
 
     def _decode_chunks(self, frames: int) -> list[tuple[int, int]]:
-        """(start, end) of the latent frames of each chunk, with those that come again (`WFVAEConfig.decoder_resent`).
+        """(start, end) of each chunk in latent frames, overlap (`WFVAEConfig.decoder_overlap`) included.
 
-        The first chunk brings more than the clip's first frame, which upsampling cannot use as a previous one. With
-        group norm an even number of frames is one chunk (see the class).
+        The first chunk has more than the clip's first frame, because temporal upsampling cannot cache that frame. With
+        group norm an even number of frames is one chunk (see the class docstring).
         """
-        if self.config.decoder_resent and frames % 2 == 0:
+        if self.config.decoder_overlap and frames % 2 == 0:
             return [(0, frames)]
-        first = 1 if self.config.decoder_resent else 1 + DECODE_CHUNK
+        first = 1 if self.config.decoder_overlap else 1 + DECODE_CHUNK
         starts = [0, *range(first, frames, DECODE_CHUNK)]
-        ends = [min(frames, start + self.config.decoder_resent) for start in [*starts[1:], frames]]
+        ends = [min(frames, start + self.config.decoder_overlap) for start in [*starts[1:], frames]]
         return list(zip(starts, ends))
 
     def _check_video(self, x: Tensor) -> None:
@@ -147,8 +148,8 @@ class WFVAEModel(PretrainedModel):
         if z.ndim != 5 or z.shape[1] != self.config.latent_dim:
             raise UserError(f"latents must be (B, {self.config.latent_dim}, T, H, W), not {tuple(z.shape)}")
 
-    def constants(self) -> dict[str, np.ndarray]:
-        """The wavelet filters, which PyTorch checkpoints hold as weights and buffers."""
+    def torch_buffers(self) -> dict[str, np.ndarray]:
+        """The wavelet filters, which PyTorch checkpoints store as weights and buffers."""
         return {
             f"{cell_name}.{name}": value
             for cell_name, cell in self.cells_and_names()
@@ -156,6 +157,6 @@ class WFVAEModel(PretrainedModel):
         }
 
 
-def _stream_input(past: Optional[tuple]) -> Optional[tuple]:
-    """In graph mode a tuple of tensors is a constant, compiled in anew each time, unless it is called mutable."""
-    return None if past is None else ms.mutable(past)
+def _mutable(cache: Optional[tuple]) -> Optional[tuple]:
+    """Marks a cache as mutable: graph mode compiles any other tuple of tensors as a constant, again for every chunk."""
+    return None if cache is None else ms.mutable(cache)

@@ -1,10 +1,10 @@
 """Haar wavelet transforms of videos (B, T, C, H, W) in two and three dimensions, and their inverses.
 
-A transform cuts the video into blocks of two along each axis, gathers the elements of a block on one axis and
-multiplies that axis by a Hadamard matrix. The matrix is symmetric, so the inverse uses it again. The 3-D scale is
-0.3536, not 1 / sqrt(8), as in the published filters.
+A transform splits the video into blocks of two along each axis, moves the elements of a block to one axis and
+multiplies that axis by a Hadamard matrix. The matrix is symmetric, so the inverse uses the same one. The 3-D scale is
+0.3536 instead of 1 / sqrt(8), as in the published filters.
 
-In time, a clip's first frame forms a block with a copy of itself ("causal"): 1 + 2n frames become 1 + n.
+The 3-D transforms are causal: a clip's first frame forms a block with a copy of itself; 1 + 2n frames become 1 + n.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ HADAMARD_2 = np.array([[1, 1], [1, -1]], dtype=np.float32)
 HADAMARD_4 = np.kron(HADAMARD_2, HADAMARD_2) / 2
 HADAMARD_8 = np.kron(HADAMARD_2, np.kron(HADAMARD_2, HADAMARD_2)) * np.float32(0.3536)
 
-# The same as filters under their published names. PyTorch checkpoints hold them; here they are constants.
+# The matrices as filters under their published names: PyTorch checkpoints store them, here they are constants.
 FILTERS_3D = {
     name: row.reshape(1, 1, 2, 2, 2)
     for name, row in zip(("h", "g", "hh", "gh", "h_v", "g_v", "hh_v", "gh_v"), HADAMARD_8)
@@ -65,7 +65,7 @@ class InverseHaarTransform2D(nn.Cell):
 class HaarTransform3D(nn.Cell):
     """(B, T, C, H, W) -> (B, ceil(T/2), 8C, H/2, W/2); sub-bands by (differs along T, along H, along W).
 
-    `first`: x begins with the clip's first frame, so T is odd; later chunks of a stream have an even T.
+    `first`: x starts with the clip's first frame, so T is odd; later chunks of a stream have an even T.
     """
 
     filters = {f"{name}_conv.conv.weight": value for name, value in FILTERS_3D.items()}

@@ -19,7 +19,7 @@ from torch_states import TINY_T5, TINY_VAE, as_tensors, same
 
 from opensora.checkpoint.files import find_weights, open_state, read_config
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
-from opensora.checkpoint.lazy_tensor import NUMPY_TYPES, ArrayTensor, is_finite, is_finite_piece
+from opensora.checkpoint.lazy_tensor import NUMPY_TYPES, ArrayTensor, is_finite, is_finite_chunk
 from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
 
 
@@ -173,13 +173,13 @@ def test_clear_errors(vae, tmp_path):
 
 def test_an_index_cannot_lead_out_of_its_folder(tmp_path):
     (tmp_path / "a.index.json").write_text(json.dumps({"weight_map": {"w": "../secret.safetensors"}}))
-    with pytest.raises(ValueError, match="not in the index's own folder"):
+    with pytest.raises(ValueError, match="not in the folder of the index"):
         open_state(tmp_path / "a.index.json")
 
 
 def test_an_index_cannot_name_itself(tmp_path):
     (tmp_path / "a.index.json").write_text(json.dumps({"weight_map": {"w": "a.index.json"}}))
-    with pytest.raises(ValueError, match="no file of weights"):
+    with pytest.raises(ValueError, match="not a file of weights"):
         open_state(tmp_path / "a.index.json")
 
 
@@ -207,7 +207,7 @@ def test_mindspore_slices_and_damage(tmp_path, monkeypatch):
     assert path.read_bytes().count(b"Float32") == 5, "four slices and one whole"
     state = open_state(path)
     assert (state["w"].numpy() == array).all() and (state["b"].numpy() == array[0]).all()
-    assert b"".join(state["w"].raw()) == array.tobytes()
+    assert b"".join(state["w"].iter_bytes()) == array.tobytes()
     data = path.read_bytes()
     for size in (10, 1000, 3000, 4200):
         path.write_bytes(data[:size])
@@ -435,11 +435,11 @@ def test_hostile_safetensors_headers(tmp_path):
         (f'{{"a": {one}, "a": {one}}}', "'a' comes twice"),
         ('{"a":' + "[" * 200_000, "nested too deep"),
         (json.dumps({"a": entry(0, 32, shape=[1] * 150_000)}), "150000 axes"),
-        (json.dumps({"a": entry(0, 32, shape=[10**18] * 30)}), "a shape that is not made of sizes"),
+        (json.dumps({"a": entry(0, 32, shape=[10**18] * 30)}), "an invalid shape"),
         ('{"a": ' + "9" * 100_000 + "}", "100000 digits"),
         ('{"a":' * 200_000, "nested too deep"),
-        (json.dumps({"a": entry(0, 32, dtype="F8_E8M0", shape=[32])}), "'a' is of type F8_E8M0, which is not read"),
-        (json.dumps({"a": entry(0, 32, dtype="C64", shape=[4])}), "'a' is of type C64, which is not read"),
+        (json.dumps({"a": entry(0, 32, dtype="F8_E8M0", shape=[32])}), "'a' has the unsupported type F8_E8M0"),
+        (json.dumps({"a": entry(0, 32, dtype="C64", shape=[4])}), "'a' has the unsupported type C64"),
     ):
         write_header(path, header)
         assert message in refused_cheaply(path)
@@ -470,10 +470,10 @@ def test_hostile_mindspore_files(tmp_path):
     huge = b"\x08" + b"\xff" * 9 + b"\x01"
     for data, message in (
         (tensor_field(b"\x08\x01" * 150_000), "not a MindSpore checkpoint"),
-        (tensor_field(huge), "not made of sizes"),
+        (tensor_field(huge), "an invalid shape"),
         (tensor_field(b"\x08\xff\xff\xff\x7f" * 30), "2**48"),
         (field(1, b"\x0a\x00" * 100_000), "not a MindSpore checkpoint"),
-        (b"\x0a\xff\xff\xff\xff\xff\xff\x7f", "truncated|cut off"),
+        (b"\x0a\xff\xff\xff\xff\xff\xff\x7f", "truncated"),
         (b"\x0a" + b"\xff" * 20, ""),
         (tensor_field(b"\x08\x01") + tensor_field(b"\x08\x02", 8), "not a MindSpore checkpoint"),
     ):
@@ -493,7 +493,7 @@ def test_nan_and_integer_weights_are_said(vae, tmp_path, capsys):
     WFVAEModel.from_pretrained(tmp_path / "x.safetensors", config=TINY_VAE)
     nan, integers = capsys.readouterr().err.splitlines()
     assert f"x.safetensors: 2 tensors hold NaN or infinity ({first}, {second})" in nan
-    assert f"x.safetensors: 1 tensors are integers where the model has floats ({third}: I8)" in integers
+    assert f"x.safetensors: 1 tensors have an integer type, but the model's type is float ({third}: I8)" in integers
     vae.save_pretrained(tmp_path / "sound")
     WFVAEModel.from_pretrained(tmp_path / "sound")
     assert capsys.readouterr().err == ""
@@ -512,9 +512,9 @@ def test_nan_and_integer_weights_are_said(vae, tmp_path, capsys):
 )
 def test_not_finite_in_every_type(kind, bad):
     values = np.zeros(1000, NUMPY_TYPES[kind])
-    assert is_finite_piece(values.tobytes(), kind)
+    assert is_finite_chunk(values.tobytes(), kind)
     values[-1] = bad
-    assert not is_finite_piece(values.tobytes(), kind)
+    assert not is_finite_chunk(values.tobytes(), kind)
     assert is_finite(np.full(1000, 3e38, np.float32)), "whose sum is not finite"
 
 
@@ -540,7 +540,7 @@ def test_a_config_as_people_edit_it(vae, tmp_path):
         ('"dropout": 0.0', '"dropout": NaN', "NaN is not a number in json"),
         ('"dropout": 0.0', '"dropout": "nan"', "dropout 'nan' is not a finite number"),
         ('"dropout": 0.0', '"dropout": 1e999', "1e999 is out of range"),
-        ('"norm_type": "layernorm"', '"norm_type": 3', "norm_type 3 is not a text"),
+        ('"norm_type": "layernorm"', '"norm_type": 3', "norm_type 3 is not a string"),
         ('"base_channels": 8', '"base_chanels": 8', "no key 'base_chanels'; did you mean base_channels"),
     ):
         assert old in text
@@ -599,7 +599,7 @@ def test_folders_of_other_models_are_refused(tmp_path, kind):
     (tmp_path / "x.ckpt").write_bytes(b"weights that are not read")
     for model in (WFVAEModel, OpenSoraT2V_v1_3, OpenSoraInpaint_v1_3, MT5EncoderModel):
         if kind not in (model.__name__, *model.published_as):
-            with pytest.raises(ValueError, match=f"{tmp_path}: holds an? {kind}.* needs an? {model.__name__}"):
+            with pytest.raises(ValueError, match=f"{tmp_path}: holds an? {kind}.*; expected an? {model.__name__}"):
                 model.from_pretrained(tmp_path)
             with pytest.raises(ValueError, match=f"{tmp_path}: holds an? {kind}.*; --flag needs an? {model.__name__}"):
                 model.published_config(tmp_path, "--flag")

@@ -14,8 +14,7 @@ from video_files import moving_image
 
 from opensora.datasets.media import write_video
 from opensora.eval.pairs import Pair, Sampling, frames_of_pair, measure
-from opensora.metrics.peak_signal import psnr
-from opensora.metrics.structural import ssim
+from opensora.metrics import psnr, ssim
 
 
 @pytest.fixture(scope="module")

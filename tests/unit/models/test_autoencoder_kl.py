@@ -131,7 +131,7 @@ def test_save_pretrained_comes_back(tmp_path):
         ({"use_quant_conv": False}, "use_quant_conv"),
         ({"block_out_channels": [8, 6]}, "block_out_channels 6"),
         ({"micro_batch_size": 0}, "micro_batch_size 0"),
-        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "should be 2 times 'DownEncoderBlock2D'"),
+        ({"down_block_types": ["AttnDownEncoderBlock2D"] * 2}, "must be 2 times 'DownEncoderBlock2D'"),
         ({"latent_channel": 4}, "did you mean latent_channels"),
     ],
 )

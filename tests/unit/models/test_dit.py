@@ -12,7 +12,7 @@ from mindspore import Tensor
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.models.dit.skiparse import Skiparse
 from opensora.ops import attention as attention_module
-from opensora.ops.attention import attention, key_bias
+from opensora.ops.attention import attention, mask_to_bias
 from opensora.ops.cpu import kernels
 
 
@@ -43,7 +43,7 @@ def test_skiparse_deals_and_gathers(group_skip, length):
 def test_blocks_of_queries_change_nothing(monkeypatch):
     monkeypatch.setattr(kernels, "library", lambda: None)
     q, k, v = random(2, 50, 3, 8), random(2, 20, 3, 8, seed=1), random(2, 20, 3, 8, seed=2)
-    bias = key_bias(Tensor((np.arange(20) < [[20], [7]]).astype(np.float32)))
+    bias = mask_to_bias(Tensor((np.arange(20) < [[20], [7]]).astype(np.float32)))
     whole = attention(q, k, v, bias).asnumpy()
     scores = np.einsum("bsnd,blnd->bnsl", q.asnumpy(), k.asnumpy()) / np.sqrt(8) + bias.asnumpy()
     weights = np.exp(scores - scores.max(-1, keepdims=True))

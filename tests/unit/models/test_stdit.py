@@ -262,14 +262,14 @@ def test_missing_parameters_start_from_scratch_and_are_named(tmp_path, capsys):
     assert not loaded["blocks.0.attn_temp.proj.weight"].any() and loaded["fps_embedder.mlp.0.weight"].any()
     assert (loaded["blocks.0.attn.proj.bias"] == state["blocks.0.attn.proj.bias"].array).all()
     note = capsys.readouterr().err
-    assert "5 parameters are not in it (fps_embedder" in note and "1 of its tensors are not used (z_embedder)" in note
+    assert "5 parameters are missing (fps_embedder" in note and "1 tensors are not used (z_embedder)" in note
 
 
 @pytest.mark.parametrize(
     "changes, message",
     [
         ({"mlp_ratio": 2.0}, "wrong shapes"),
-        ({"num_heads": 2}, "6 frequencies, which are not those of 2 heads"),
+        ({"num_heads": 2}, "6 frequencies, which do not match 2 heads"),
         ({"caption_channels": 16}, "wrong shapes"),
     ],
 )

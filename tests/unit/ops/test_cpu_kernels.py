@@ -14,7 +14,7 @@ from mindspore import Tensor, ops
 from processes import ROOT
 
 from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
-from opensora.ops.attention import attention, key_bias, unscaled_attention
+from opensora.ops.attention import attention, mask_to_bias, unscaled_attention
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.cpu import build, kernels
 from opensora.ops.layout import concat, permute, slice_axis, split
@@ -38,7 +38,7 @@ def rope(x: Tensor) -> Tensor:
 
 def masked(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
     visible = np.arange(k.shape[1]) < np.array([[k.shape[1]], [max(1, k.shape[1] // 3)]])
-    return attention(q, k, v, key_bias(Tensor(visible.astype(np.float32))))
+    return attention(q, k, v, mask_to_bias(Tensor(visible.astype(np.float32))))
 
 
 def permuted(x: Tensor) -> Tensor:

@@ -16,8 +16,7 @@ from video_files import difference, moving_image
 
 from opensora.datasets.media import VideoReader, read_image, write_video
 from opensora.datasets.transforms import to_float, to_uint8
-from opensora.metrics.peak_signal import psnr
-from opensora.metrics.structural import ssim
+from opensora.metrics import psnr, ssim
 from opensora.models import WFVAEModel, get_vae
 from opensora.pipelines.reconstruct import (
     Clip,

@@ -188,7 +188,7 @@ def test_missing_package_is_one_line(refiner, monkeypatch, capfd):
             lambda folder: (folder / "model.safetensors").rename(folder / "pytorch_model.bin"),
             "pytorch_model.bin: the refiner's weights are read from .safetensors files only",
         ),
-        (lambda folder: os.truncate(folder / "model.safetensors", 20000), "model.safetensors: .* cut off"),
+        (lambda folder: os.truncate(folder / "model.safetensors", 20000), "model.safetensors: .* truncated"),
     ],
 )
 def test_unusable_folders(refiner, stand_in, damage, message):

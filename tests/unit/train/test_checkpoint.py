@@ -22,7 +22,7 @@ from opensora.train.log import Table, TrainingLog
 class TinyModel:
     """The interface of a model that `save_checkpoint` uses."""
 
-    def constants(self) -> dict:
+    def torch_buffers(self) -> dict:
         return {}
 
     def parameters_and_names(self) -> list:

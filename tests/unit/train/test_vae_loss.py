@@ -19,7 +19,7 @@ from torch_files import save_zip, tensor
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.datasets.media import write_video
-from opensora.metrics.perceptual import SpatialLPIPS
+from opensora.metrics import lpips
 from opensora.models import WFVAEModel
 from opensora.models.common.distribution import DiagonalGaussian
 from opensora.models.discriminator import NLayerDiscriminator3D
@@ -41,10 +41,10 @@ TINY_VAE = dict(
 
 def by_rule(model, name: str, prefix: str = ""):
     """The model with the weights of a case; `prefix` precedes the names in the reference."""
-    constants = model.constants()
+    buffers = model.torch_buffers()
 
     def value(key: str, array: np.ndarray) -> np.ndarray:
-        if key in constants or key.endswith("num_batches_tracked"):
+        if key in buffers or key.endswith("num_batches_tracked"):
             return array
         drawn = weight(name, prefix + key, array.shape)
         return 1 + np.abs(drawn) if key.endswith("running_var") else drawn
@@ -166,11 +166,12 @@ def alex_weights(tmp_path_factory) -> Path:
 def test_lpips_metric_matches_reference(alex_weights):
     """Against numbers computed once in PyTorch from the published description, float32."""
     real, generated = (np.clip(0.5 + 0.2 * given("lpips_alex", name, (3, 3, 70, 90)), 0, 1) for name in "ab")
-    metric = SpatialLPIPS(alex_weights)
-    assert relative_difference(metric(real, generated), np.array([-0.0220023934, -0.0181473941, -0.0191815868])) < 1e-4
-    assert np.all(metric(real, real) == 0)
+    network = LPIPS.load(alex_weights, net="alex")
+    values = lpips(real, generated, network)
+    assert relative_difference(values, np.array([-0.0220023934, -0.0181473941, -0.0191815868])) < 1e-4
+    assert np.all(lpips(real, real, network) == 0)
     with pytest.raises(ValueError, match="equal shapes"):
-        metric(real, generated[:, :, :-1])
+        lpips(real, generated[:, :, :-1], network)
 
 
 def test_lpips_script_prints_the_mean(alex_weights, tmp_path):
