@@ -19,7 +19,7 @@ from tqdm import tqdm
 from opensora.datasets.media import WRITERS, write_video
 from opensora.datasets.media.folders import list_videos, listed_videos
 from opensora.errors import UserError
-from opensora.pipelines.reconstruct import Clip, Reconstructor, Scores, as_frames, read_clip
+from opensora.pipelines.reconstruct import ClipSpec, Reconstructor, Scores, as_frames, read_clip
 from opensora.utils.files import atomic_write
 
 
@@ -135,7 +135,7 @@ def _are_scores(scores: Any) -> bool:
 def reconstruct_folder(
     reconstruct: Reconstructor,
     jobs: list[Job],
-    clip: Clip,
+    clip: ClipSpec,
     ae: str,
     results: Results,
     fps: float,
@@ -170,7 +170,7 @@ def reconstruct_folder(
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, jobs: list[Job], clip: Clip, ae: str, ahead: int
+    pool: ThreadPoolExecutor, jobs: list[Job], clip: ClipSpec, ae: str, ahead: int
 ) -> Iterator[tuple[Job, Union[np.ndarray, str]]]:
     """Clips in order, or the reason there is none; at most `ahead` of them are in memory."""
 
@@ -211,6 +211,6 @@ def _reconstruct_batch(
     return {job.name: score.means() for job, score in zip(jobs, scores)}
 
 
-def settings_of(clip: Clip, ae: str, weights: str) -> dict:
+def settings_of(clip: ClipSpec, ae: str, weights: str) -> dict:
     """What must stay the same for finished files to count."""
     return {**asdict(clip), "ae": ae, "weights": weights}

@@ -20,7 +20,7 @@ from opensora.metrics.peak_signal import psnr
 from opensora.metrics.structural import ssim
 from opensora.models import WFVAEModel, get_vae
 from opensora.pipelines.reconstruct import (
-    Clip,
+    ClipSpec,
     Reconstructor,
     as_frames,
     read_clip,
@@ -83,20 +83,20 @@ def videos(tmp_path):
 )
 def test_sizes_the_vae_cannot_take(sizes, message):
     with pytest.raises(ValueError, match=message):
-        Clip(**{"height": 64, "width": 64, **sizes}).check(AE)
+        ClipSpec(**{"height": 64, "width": 64, **sizes}).check(AE)
 
 
 def test_unknown_vae():
     with pytest.raises(ValueError, match="'WFVAE' is not one of WFVAEModel_D8_4x8x8"):
-        Clip(9, height=64, width=64).check("WFVAE")
+        ClipSpec(9, height=64, width=64).check("WFVAE")
 
 
 @pytest.mark.parametrize(
     "clip, size",
     [
-        (Clip(5, height=32, width=48), (32, 48)),
-        (Clip(5, resolution=50), (48, 64)),
-        (Clip(5, resolution=40, crop_size=32), (32, 32)),
+        (ClipSpec(5, height=32, width=48), (32, 48)),
+        (ClipSpec(5, resolution=50), (48, 64)),
+        (ClipSpec(5, resolution=40, crop_size=32), (32, 32)),
     ],
 )
 def test_read_clip(clip, size, videos):
@@ -107,7 +107,7 @@ def test_read_clip(clip, size, videos):
 
 def test_sample_rate(videos):
     """Of 12 frames at every third: 0, 3, 7, 11, as published: evenly from the first to the last of them."""
-    clip = Clip(4, sample_rate=3, height=48, width=64)
+    clip = ClipSpec(4, sample_rate=3, height=48, width=64)
     frames = as_frames(read_clip(videos / "a.mp4", clip, AE))
     assert difference(frames, moving_image(12)[[0, 3, 7, 11]]) < 8
 
@@ -116,7 +116,7 @@ def test_sample_rate(videos):
 
 
 def test_scores_are_those_of_the_decoded_frames(reconstruct, videos, tmp_path):
-    video = read_clip(videos / "a.mp4", Clip(9, height=48, width=64), AE)
+    video = read_clip(videos / "a.mp4", ClipSpec(9, height=48, width=64), AE)
     scores = reconstruct_video(reconstruct, video, tmp_path / "rec.mp4", fps=10)
     assert reconstruct.encode_seconds > 0 and reconstruct.decode_seconds > 0
 
@@ -160,7 +160,7 @@ def test_image(reconstruct, tmp_path):
 # ---- folders
 
 
-CLIP = Clip(5, resolution=32, crop_size=32)
+CLIP = ClipSpec(5, resolution=32, crop_size=32)
 
 
 def run_folder(reconstruct, videos, target, clip=CLIP, **options):
@@ -198,7 +198,7 @@ def test_second_run_does_what_is_missing(reconstruct, videos, tmp_path):
     again = [name for name in first if (target / name).stat().st_mtime_ns != written[name]]
     assert again == ["b.mp4"]
     with pytest.raises(ValueError, match="num_frames=5, now it is 9: choose another --generated_video_dir"):
-        run_folder(reconstruct, videos, target, clip=Clip(9, resolution=32, crop_size=32))
+        run_folder(reconstruct, videos, target, clip=ClipSpec(9, resolution=32, crop_size=32))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_scores_that_cannot_be_read_are_made_again(tmp_path, capsys):
 
 def test_sizes_are_not_mixed_in_a_batch(reconstruct, videos, tmp_path):
     """Without a crop the third video has another shape."""
-    scores, _ = run_folder(reconstruct, videos, tmp_path / "rec", clip=Clip(5, resolution=32), batch_size=3)
+    scores, _ = run_folder(reconstruct, videos, tmp_path / "rec", clip=ClipSpec(5, resolution=32), batch_size=3)
     assert len(scores) == 3
     sizes = {}
     for name in scores:
@@ -302,7 +302,7 @@ def test_rec_video_command(ae_path, media, run, tmp_path):
     with VideoReader(tmp_path / "out" / "rec.mp4") as reader:
         assert (len(reader), reader.height, reader.width, reader.fps) == (9, 48, 128, 15)
         frames = reader.read(range(9))
-    clip = Clip(9, sample_rate=2, height=48, width=64)
+    clip = ClipSpec(9, sample_rate=2, height=48, width=64)
     originals = as_frames(read_clip(media / "flipping_a_pancake.mkv", clip, AE))
     assert difference(frames[:, :, :64], originals) < 10, "the original stands on the left"
 
