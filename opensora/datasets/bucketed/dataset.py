@@ -13,7 +13,7 @@ import numpy as np
 
 from opensora.datasets import transforms
 from opensora.datasets.broken import Quarantine, read_or_replace
-from opensora.datasets.bucketed.fit import TRANSFORMS
+from opensora.datasets.bucketed.resize import TRANSFORMS
 from opensora.datasets.bucketed.sampler import BucketSample
 from opensora.datasets.bucketed.table import read_table
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReader, read_image
