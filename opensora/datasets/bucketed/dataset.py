@@ -21,7 +21,7 @@ from opensora.errors import UserError
 
 DEFAULT_FPS = 24.0  # of videos that do not say
 IMAGE_FPS = 120.0  # what the models know images by
-NUMBERS = ("num_frames", "height", "width", "ar", "fps")  # that the models are told of a sample
+CONDITIONING = ("num_frames", "height", "width", "ar", "fps")  # that the models are told of a sample
 
 
 class VideoTextDataset:
@@ -113,7 +113,7 @@ class VideoTextDataset:
                 f"{path}: neither a video ({' '.join(VIDEO_SUFFIXES)}) nor an image "
                 f"({' '.join(IMAGE_SUFFIXES)}) by its name"
             )
-        numbers = dict(zip(NUMBERS, map(np.float32, (frames, height, width, height / width, fps))))
+        numbers = dict(zip(CONDITIONING, map(np.float32, (frames, height, width, height / width, fps))))
         video = np.ascontiguousarray(transforms.to_float(video).swapaxes(0, 1))  # T 3 H W -> 3 T H W
         return {"video": video, "text": self.table.texts[index], **numbers}
 
@@ -185,5 +185,5 @@ def temporal_crop(begin: int, available: int, num_frames: int, frame_interval: i
 
 def collate(items: Sequence[dict]) -> dict:
     """Samples of one shape as a batch: every array with a batch axis in front, `text` a list."""
-    arrays = {name: np.stack([item[name] for item in items]) for name in ("video", *NUMBERS)}
+    arrays = {name: np.stack([item[name] for item in items]) for name in ("video", *CONDITIONING)}
     return {**arrays, "text": [item["text"] for item in items], "replaced": sum(item["replaced"] for item in items)}
