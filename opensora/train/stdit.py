@@ -145,7 +145,7 @@ class STDiTTraining:
             group,
             world.size // options.sp_size,
             options.seed,
-            part=(part, options.sp_size),
+            shard=(part, options.sp_size),
         )
         if show:
             print(buckets.table(sampler.assigned(0)), flush=True)

@@ -85,7 +85,7 @@ def _members(assigned: np.ndarray) -> dict[int, np.ndarray]:
 class BucketSampler(Sampler):
     """Goes through the buckets epoch after epoch, each in another order and with other draws, without end.
 
-    All processes build it with the same arguments but `rank` and `part`. Step i gives rank r the batch i * world_size
+    All processes build it with the same arguments but `rank` and `shard`. Step i gives rank r the batch i * world_size
     + r of the epoch, so all have as many. The state is the same on all of them; loaded on another number of processes
     it goes on with the batches that are left, after up to that number were taken twice.
 
@@ -93,7 +93,7 @@ class BucketSampler(Sampler):
         shapes: (N, 3) frames, height and width of the samples.
         frame_interval: a clip is so many times as long in its video.
         rank, world_size: of the process, and how many read different batches.
-        part: (number, of how many): processes that share a batch take every so many-th sample of it.
+        shard: (number, of how many): processes that share a batch take every so many-th sample of it.
 
     Raises:
         UserError: no bucket has a batch, or a batch size that does not divide among those that share it.
@@ -109,16 +109,16 @@ class BucketSampler(Sampler):
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = True,
-        part: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ):
         self.shapes, self.buckets, self.frame_interval = np.asarray(shapes), buckets, frame_interval
-        self.rank, self.world_size, self.part = rank, world_size, part
+        self.rank, self.world_size, self.shard = rank, world_size, shard
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         for level in buckets.levels:
-            if level.batch_size and level.batch_size % part[1]:
+            if level.batch_size and level.batch_size % shard[1]:
                 raise UserError(
                     f"bucket_config: the batch of {level.batch_size} at {level.resolution}, "
-                    f"{level.frames} frames does not divide among the sp_size {part[1]} processes that "
+                    f"{level.frames} frames does not divide among the sp_size {shard[1]} processes that "
                     f"share it"
                 )
         self._start_epoch(0)
@@ -187,7 +187,7 @@ class BucketSampler(Sampler):
         first = self._step * self.world_size
         before = sum(len(batch.samples) for batch in self._batches[first : first + self.rank])
         bucket, samples, following = self._batches[first + self.rank]
-        chosen = range(self.part[0], len(samples), self.part[1])
+        chosen = range(self.shard[0], len(samples), self.shard[1])
         spares = tuple(following.tolist())
         indices = [BucketSample(int(samples[place]), *self.buckets.shape(bucket), spares) for place in chosen]
         seeds = [[self.seed, self.epoch, SAMPLE, first + self.rank, place] for place in chosen]
