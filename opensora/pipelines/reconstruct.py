@@ -115,11 +115,6 @@ def read_picture(path: Union[str, Path], short_size: int, ae: str) -> np.ndarray
     return transforms.to_float(pixels.transpose(1, 0, 2, 3))
 
 
-def as_frames(video: np.ndarray) -> np.ndarray:
-    """A clip of `read_clip`, (3, T, H, W) -> uint8 (T, H, W, 3), rounded to the nearest level."""
-    return np.rint((video.transpose(1, 2, 3, 0) + 1) * 127.5).astype(np.uint8)
-
-
 class Reconstructor:
     """A VAE, there and back, with the seconds each way has taken so far.
 
@@ -175,7 +170,7 @@ def reconstruct_video(
     reconstruct: Reconstructor, video: np.ndarray, rec_path: Union[str, Path], fps: float, grid: bool = False
 ) -> dict[str, float]:
     """Writes the reconstruction of a clip (3, T, H, W); with `grid` the original beside it. Returns the scores."""
-    originals, scores, done = as_frames(video), Scores(), 0
+    originals, scores, done = transforms.to_uint8(video.transpose(1, 2, 3, 0), "half_even"), Scores(), 0
     with write_video(rec_path, fps) as write:
         for (frames,) in reconstruct(video[None]):
             shown = originals[done : done + len(frames)]
@@ -190,5 +185,5 @@ def reconstruct_image(reconstruct: Reconstructor, picture: np.ndarray, rec_path:
     scores = Scores()
     (frames,) = [piece[0] for piece in reconstruct(picture[None])]
     save_image(rec_path, frames[0])
-    scores.add(as_frames(picture), frames)
+    scores.add(transforms.to_uint8(picture.transpose(1, 2, 3, 0), "half_even"), frames)
     return scores.means()

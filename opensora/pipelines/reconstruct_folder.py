@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from opensora.datasets.media import WRITERS, write_video
 from opensora.datasets.media.folders import list_videos, listed_videos
+from opensora.datasets.transforms import to_uint8
 from opensora.errors import UserError
-from opensora.pipelines.reconstruct import ClipSpec, Reconstructor, Scores, as_frames, read_clip
+from opensora.pipelines.reconstruct import ClipSpec, Reconstructor, Scores, read_clip
 from opensora.utils.files import atomic_write
 
 
@@ -195,7 +196,7 @@ def _reconstruct_batch(
     reconstruct: Reconstructor, batch: list[tuple[Job, np.ndarray]], fps: float
 ) -> dict[str, dict[str, float]]:
     jobs = [job for job, _ in batch]
-    originals = [as_frames(video) for _, video in batch]
+    originals = [to_uint8(video.transpose(1, 2, 3, 0), "half_even") for _, video in batch]
     scores = [Scores() for _ in batch]
     with ExitStack() as files:
         for job, frames in zip(jobs, originals):

@@ -22,7 +22,6 @@ from opensora.models import WFVAEModel, get_vae
 from opensora.pipelines.reconstruct import (
     ClipSpec,
     Reconstructor,
-    as_frames,
     read_clip,
     read_picture,
     reconstruct_image,
@@ -61,6 +60,11 @@ def videos(tmp_path):
         with write_video(tmp_path / "videos" / name, fps=10) as write:
             write(frames)
     return tmp_path / "videos"
+
+
+def levels(video: np.ndarray) -> np.ndarray:
+    """(3, T, H, W) -> uint8 (T, H, W, 3)."""
+    return to_uint8(video.transpose(1, 2, 3, 0), "half_even")
 
 
 # ---- sizes
@@ -108,7 +112,7 @@ def test_read_clip(clip, size, videos):
 def test_sample_rate(videos):
     """Of 12 frames at every third: 0, 3, 7, 11, as published: evenly from the first to the last of them."""
     clip = ClipSpec(4, sample_rate=3, height=48, width=64)
-    frames = as_frames(read_clip(videos / "a.mp4", clip, AE))
+    frames = levels(read_clip(videos / "a.mp4", clip, AE))
     assert difference(frames, moving_image(12)[[0, 3, 7, 11]]) < 8
 
 
@@ -151,7 +155,7 @@ def test_image(reconstruct, tmp_path):
     assert clip.shape == (3, 1, 32, 48)
     scores = reconstruct_image(reconstruct, clip, tmp_path / "rec.png")
     written = read_image(tmp_path / "rec.png")
-    a, b = (frame.transpose(2, 0, 1) / 255 for frame in (as_frames(clip)[0], written))
+    a, b = (frame.transpose(2, 0, 1) / 255 for frame in (levels(clip)[0], written))
     assert scores["psnr"] == pytest.approx(float(psnr(a, b)), rel=1e-4)
     with pytest.raises(ValueError, match="--short_size must be 16 or more, not 7"):
         read_picture(tmp_path / "picture.png", 7, AE)
@@ -179,7 +183,7 @@ def test_folder(reconstruct, videos, tmp_path):
         with VideoReader(target / name) as rec, VideoReader(target / "origin" / name) as origin:
             assert len(rec) == len(origin) == 5 and (rec.height, rec.width, rec.fps) == (32, 32, 10)
             if name == "a.mp4":
-                expected = as_frames(read_clip(videos / "a.mp4", CLIP, AE))
+                expected = levels(read_clip(videos / "a.mp4", CLIP, AE))
                 assert difference(origin.read(range(5)), expected) < 8
 
     together, _ = run_folder(reconstruct, videos, tmp_path / "together", batch_size=2)
@@ -303,7 +307,7 @@ def test_rec_video_command(ae_path, media, run, tmp_path):
         assert (len(reader), reader.height, reader.width, reader.fps) == (9, 48, 128, 15)
         frames = reader.read(range(9))
     clip = ClipSpec(9, sample_rate=2, height=48, width=64)
-    originals = as_frames(read_clip(media / "flipping_a_pancake.mkv", clip, AE))
+    originals = levels(read_clip(media / "flipping_a_pancake.mkv", clip, AE))
     assert difference(frames[:, :, :64], originals) < 10, "the original stands on the left"
 
 
