@@ -139,7 +139,7 @@ def to_uint8(values: np.ndarray, rounding: Literal["down", "half_even", "half_up
         rounding: "down" truncates like the published samplers of Open-Sora-Plan, "half_up" rounds like the scripts of
             Open-Sora v1.1, "half_even" is the inverse of `to_float`.
     """
-    levels = np.clip(values / 2 + 0.5, 0, 1) * 255
+    levels: np.ndarray = np.clip(values / 2 + 0.5, 0, 1) * 255
     if rounding == "half_even":
         levels = np.rint(levels)
     elif rounding == "half_up":
