@@ -25,7 +25,7 @@ from opensora import device  # noqa: E402
 from opensora.eval.report import print_skipped, print_table  # noqa: E402
 from opensora.models import get_vae  # noqa: E402
 from opensora.parallel.collectives import barrier  # noqa: E402
-from opensora.pipelines.reconstruct import Clip, Reconstructor  # noqa: E402
+from opensora.pipelines.reconstruct import ClipSpec, Reconstructor  # noqa: E402
 from opensora.pipelines.reconstruct_folder import Job, Results, plan_jobs, reconstruct_folder, settings_of  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 from opensora.utils.folder_lock import exclusive_folder  # noqa: E402
@@ -62,7 +62,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    clip = Clip(args.num_frames, args.sample_rate, args.height, args.width, args.resolution, args.crop_size)
+    clip = ClipSpec(args.num_frames, args.sample_rate, args.height, args.width, args.resolution, args.crop_size)
     clip.check(args.ae)
     jobs = plan_jobs(
         args.real_video_dir, args.generated_video_dir, args.data_file_path, args.output_origin, args.subset_size
@@ -74,7 +74,7 @@ def main() -> None:
         barrier(dev.world_size)  # which it keeps until all are done
 
 
-def reconstruct(args: argparse.Namespace, clip: Clip, jobs: list[Job], dev: device.Device) -> None:
+def reconstruct(args: argparse.Namespace, clip: ClipSpec, jobs: list[Job], dev: device.Device) -> None:
     """This process's part of the jobs, and their table."""
     jobs = jobs[dev.rank :: dev.world_size]
     results = Results(

@@ -1,8 +1,8 @@
-"""Samples that cannot be read: found out in bounded time, replaced by another, remembered for the next run.
+"""Unreadable samples: detected in bounded time, replaced by other samples, and recorded for the next run.
 
-Decoders are third-party code: on a damaged file they may raise anything, crash the process or never return. All
-reading goes through `attempt`, which turns these into a reason. In a data worker, crashes and hangs are handled by the
-parent process, see `opensora.datasets.loader`; in any other process only exceptions and most hangs can be.
+Decoders are third-party code. On a corrupt file they may raise any exception, crash the process or never return. All
+reads go through `try_read`, which turns these failures into an error message. In a data worker the parent process
+handles crashes and hangs, see `opensora.datasets.loader`. Any other process handles only exceptions and most hangs.
 """
 
 from __future__ import annotations
@@ -18,42 +18,43 @@ import numpy as np
 
 from opensora.errors import UserError
 
-SECONDS = 60.0  # a sample that takes longer to read counts as broken
-LONGEST_REASON = 500  # letters
-TRIES = 10  # samples looked at for one place in a batch
+READ_TIMEOUT = 60.0  # seconds; a sample that takes longer counts as broken
+MAX_REASON_LENGTH = 500  # characters
+MAX_ATTEMPTS = 10  # samples tried for one position of a batch
 
 Result = TypeVar("Result")
 
 
-class TooLate(OSError):
-    """Reading a sample takes longer than it may."""
+class ReadTimeout(OSError):
+    """Reading a sample exceeds its time limit."""
 
     def __init__(self, seconds: float):
         super().__init__(f"reading takes longer than {seconds:g} s")
 
 
 class Quarantine:
-    """The broken samples that earlier runs found, one `name<TAB>reason` a line of a text file.
+    """The broken samples that earlier runs found: a text file with a line `name<TAB>reason` for each.
 
-    Delete a line to try a sample again. All processes append to the same file, each line in one write, so lines stay
-    whole. What is added counts from the next run on: within a run the data must not depend on which process read what.
+    To have a sample tried again, delete its line. All processes append to the same file. Each line is a single write,
+    so lines are never interleaved. Additions take effect in the next run: within a run, the data must not depend on
+    which process read which sample.
     """
 
     def __init__(self, path: Union[str, Path]):
         self.path = Path(path).resolve()
-        self.names = self._listed()
+        self.names = self._read_names()
         self._added: set[str] = set()
 
     def __contains__(self, name: str) -> bool:
         return printable(name) in self.names
 
     def add(self, name: str, reason: str) -> None:
-        """Appends the sample; a file that cannot be written is reported once and does not stop the run."""
+        """Appends the sample. If the file cannot be written, prints a warning once and the run continues."""
         name = printable(name)
-        if name in self._added or name in self._listed():  # maybe by another process
+        if name in self._added or name in self._read_names():  # another process may have added it
             return
         self._added.add(name)
-        line = f"{name}\t{printable(' '.join(reason.split()))[:LONGEST_REASON]}\n".encode()
+        line = f"{name}\t{printable(' '.join(reason.split()))[:MAX_REASON_LENGTH]}\n".encode()
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             with open(self.path, "ab", buffering=0) as file:  # O_APPEND
@@ -61,7 +62,7 @@ class Quarantine:
         except OSError as error:
             print(f"warning: {name} is broken ({reason}) and could not be listed: {error}", file=sys.stderr)
 
-    def _listed(self) -> set[str]:
+    def _read_names(self) -> set[str]:
         if not self.path.is_file():
             return set()
         lines = self.path.read_text(encoding="utf-8-sig", errors="replace").split("\n")
@@ -69,52 +70,56 @@ class Quarantine:
 
 
 def printable(text: str) -> str:
-    """`text` on one line that any terminal and file takes: control characters and lone surrogates are escaped."""
+    """`text` on one line, safe for any terminal and file: control characters and lone surrogates are escaped."""
     if text.isprintable():
         return text
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 
-class Watch:
-    """What this process knows about reading samples; a data worker has another one, see `attempt`.
+class ReadMonitor:
+    """Supervises the reads of this process. Data workers use a subclass that reports to the parent.
 
     Attributes:
-        lost: name -> reason, of the samples that crashed or hung a data worker of this run.
+        fatal: name -> reason, for samples that crashed or hung a data worker in this run.
     """
 
-    lost: Mapping[str, str] = {}
+    fatal: Mapping[str, str] = {}
 
     def begin(self, name: str) -> None:
-        """The sample `name` is read from now on."""
+        """Called before the sample `name` is read."""
 
     def run(self, name: str, work: Callable[[], Result]) -> Result:
-        """The result of `work`, which reads the sample `name`. Raises TooLate after `SECONDS`."""
-        return in_time(work, SECONDS)
+        """Runs `work`, which reads the sample `name`, and returns its result.
+
+        Raises:
+            ReadTimeout: after `READ_TIMEOUT` seconds.
+        """
+        return run_with_timeout(work, READ_TIMEOUT)
 
 
-watch = Watch()
+monitor = ReadMonitor()
 
 
-def attempt(name: str, work: Callable[[], Result]) -> tuple[Optional[Result], Optional[str]]:
-    """(the result of `work`, None), or (None, the reason) if the sample `name` cannot be read.
+def try_read(name: str, work: Callable[[], Result]) -> tuple[Optional[Result], Optional[str]]:
+    """Runs `work`, which reads the sample `name`: (result, None), or (None, reason) if the sample is broken.
 
-    Any exception is a reason: readers of damaged files raise struct.error, TypeError, even exceptions that do not
-    derive from Exception. So is having crashed or hung a data worker before.
+    Every exception counts as broken: on corrupt files, readers raise struct.error, TypeError and even exceptions that
+    do not derive from Exception. A sample that has crashed or hung a data worker is broken, too.
     """
-    if name in watch.lost:
-        return None, watch.lost[name]
+    if name in monitor.fatal:
+        return None, monitor.fatal[name]
     try:
-        return watch.run(name, partial(_caught, work))
-    except TooLate as error:
+        return monitor.run(name, partial(_catch, work))
+    except ReadTimeout as error:
         return None, str(error)
 
 
-def _caught(work: Callable[[], Result]) -> tuple[Optional[Result], Optional[str]]:
+def _catch(work: Callable[[], Result]) -> tuple[Optional[Result], Optional[str]]:
     try:
         return work(), None
     except (ValueError, OSError) as error:
         return None, str(error) or type(error).__name__
-    except BaseException as error:  # runs where no KeyboardInterrupt arrives: in a thread or a data worker
+    except BaseException as error:  # never a KeyboardInterrupt: this runs in a thread or a data worker
         return None, f"{type(error).__name__}: {error}"
 
 
@@ -122,61 +127,68 @@ def read_or_replace(
     read: Callable[[int, np.random.Generator], dict],
     name_of: Callable[[int], str],
     index: int,
-    others: Callable[[], Sequence[int]],
+    candidates: Callable[[], Union[Sequence[int], np.ndarray]],
     rng: np.random.Generator,
     quarantine: Quarantine,
 ) -> dict:
-    """The sample `index`, or one drawn from `others` if it is broken; `replaced` in it is 1 in the latter case, else 0.
+    """Reads the sample `index`, or a random one of `candidates` if it is broken.
 
-    `read` gets a generator of its own. Known and newly found broken samples lead to the same draws, so a run gives
-    the same data after it was resumed. Samples are put into quarantine once another could be read: where none can,
-    the fault lies elsewhere, say in a disk that is not there.
+    Samples that are already in quarantine consume the same random numbers as samples that turn out to be broken now.
+    So a resumed run gets the same data. Samples enter quarantine only after another sample was read successfully: if
+    none can be read, the cause is elsewhere, such as an unmounted disk.
+
+    Args:
+        read: (index, generator) -> sample. Each call gets a new generator.
+        name_of: index -> the name in the quarantine file.
+
+    Returns:
+        The sample with the additional entry `replaced`: 1 if it is a replacement, else 0.
 
     Raises:
-        UserError: `TRIES` samples were broken.
+        UserError: `MAX_ATTEMPTS` samples were broken.
     """
     reasons: dict[str, str] = {}
-    for tried in range(TRIES):
-        if tried:
-            candidates = others()
-            index = int(candidates[rng.integers(len(candidates))])
-        own_rng = np.random.default_rng(rng.integers(1 << 63))
+    for attempt in range(MAX_ATTEMPTS):
+        if attempt:
+            choices = candidates()
+            index = int(choices[rng.integers(len(choices))])
+        sample_rng = np.random.default_rng(rng.integers(1 << 63))
         name = name_of(index)
         if name in quarantine or name in reasons:
             continue
-        sample, reason = attempt(name, partial(read, index, own_rng))
-        if reason is not None:
-            reasons[name] = reason
+        sample, reason = try_read(name, partial(read, index, sample_rng))
+        if sample is None:
+            reasons[name] = str(reason)
             continue
-        for broken, reason in reasons.items():
-            quarantine.add(broken, reason)
-        return {**sample, "replaced": int(tried > 0)}
+        for broken_name, reason in reasons.items():
+            quarantine.add(broken_name, reason)
+        return {**sample, "replaced": int(attempt > 0)}
     last = list(reasons.values())[-1] if reasons else f"{name} is listed in {quarantine.path}"
-    raise UserError(printable(f"none of {TRIES} samples of one shape could be read. The last: {last}"))
+    raise UserError(printable(f"none of {MAX_ATTEMPTS} samples of one shape could be read. The last: {last}"))
 
 
-def in_time(work: Callable[[], Result], seconds: float) -> Result:
-    """The result of `work`, which gets `seconds`.
+def run_with_timeout(work: Callable[[], Result], seconds: float) -> Result:
+    """Runs `work` in a thread and returns its result.
 
-    A thread cannot be interrupted: work that is late is left to itself in its thread. Work that is stuck without
-    releasing Python's lock stops the whole process; only a data worker protects from that.
+    A thread cannot be interrupted, so late work is abandoned in its thread. Work that hangs while it holds the GIL
+    blocks the whole process; only a data worker protects against that.
 
     Raises:
-        TooLate: it takes longer.
+        ReadTimeout: `work` takes longer than `seconds`.
     """
     outcome: list[tuple[Any, Optional[BaseException]]] = []
 
     def run() -> None:
         try:
             outcome.append((work(), None))
-        except BaseException as error:  # raised again below, in the thread that waits
+        except BaseException as error:  # raised again in the waiting thread
             outcome.append((None, error))
 
     thread = threading.Thread(target=run, daemon=True)
     thread.start()
     thread.join(seconds)
     if not outcome:
-        raise TooLate(seconds)
+        raise ReadTimeout(seconds)
     result, error = outcome[0]
     if error is not None:
         raise error

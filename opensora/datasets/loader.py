@@ -1,48 +1,44 @@
-"""Batches made ahead of time by data workers, see `opensora.datasets.worker`."""
+"""Batches, prefetched by data workers; see `opensora.datasets.worker`."""
 
 from __future__ import annotations
 
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
-from typing import Callable
+from collections.abc import Iterator
+from typing import Any
 
 from opensora.datasets.collate import stack
 from opensora.datasets.sampler import Sampler
-from opensora.datasets.worker import Worker, make_batch
+from opensora.datasets.worker import Collate, Dataset, Worker, make_batch
 from opensora.errors import UserError
 
 
 class Loader:
-    """The batches of a sampler, in its order; the sampler advances as they are handed out.
+    """Iterates over the batches that a sampler lists, in its order. The sampler advances as batches are yielded.
 
-    A sample that crashes or hangs a data worker is treated as any other that cannot be read: the worker is replaced,
-    the sample is listed as broken and another one takes its place. Without data workers the crash of a decoder is
-    that of this process, and one that hangs without releasing Python's lock hangs it.
+    A sample that crashes or hangs a data worker is treated like any other unreadable sample: the worker is restarted,
+    the sample is listed as broken, and another sample replaces it. Without data workers, a decoder that crashes ends
+    this process, and one that hangs while it holds the GIL blocks it.
 
     Args:
-        dataset: an object with `item(index, rng) -> dict of arrays`, with indices of the sampler; it is pickled to
-            the workers.
-        sampler: says what to read; its state is that of the batches handed out, not of those made ahead.
+        dataset: an object with `item(index, rng) -> dict of arrays`; `index` is what the sampler yields. It is pickled
+            and sent to the workers.
+        sampler: lists what to read. Its state covers the batches yielded, not those prefetched.
         collate: items -> batch, a dict of arrays, None and numbers; it is pickled, too.
-        num_workers: processes that read; 0 reads in this one, when a batch is asked for. Only processes protect the
-            run from decoders that crash or hang.
-        prefetch: batches ahead per worker.
+        num_workers: worker processes; 0 reads in this process, when a batch is requested. Only worker processes
+            protect the run against decoders that crash or hang.
+        prefetch: batches to read ahead per worker.
 
-    Each batch has `positions` besides what `collate` gives: (B,), the samples' places among all of the step.
+    In addition to the result of `collate`, each batch has `positions`, (B,): the samples' positions among those of all
+    processes in this step.
 
     Attributes:
-        wait_seconds, batches: how long the consumer has waited in all, and for how many batches.
-        replaced: samples that were broken and others stood for.
+        wait_seconds, batches: total time the consumer has waited, and the number of batches it has received.
+        replaced: broken samples that were replaced by others.
     """
 
     def __init__(
-        self,
-        dataset,
-        sampler: Sampler,
-        collate: Callable[[Sequence[dict]], dict] = stack,
-        num_workers: int = 0,
-        prefetch: int = 2,
+        self, dataset: Dataset, sampler: Sampler, collate: Collate = stack, num_workers: int = 0, prefetch: int = 2
     ):
         if num_workers < 0 or prefetch < 1:
             raise UserError(f"num_workers {num_workers}, prefetch {prefetch}: should be at least 0 and 1")
@@ -50,17 +46,17 @@ class Loader:
         self.num_workers, self.prefetch = num_workers, prefetch
         self.wait_seconds, self.batches, self.replaced = 0.0, 0, 0
 
-    def __iter__(self) -> Iterator[dict]:
+    def __iter__(self) -> Iterator[dict[str, Any]]:
         """Starts the workers; they end with the iterator.
 
         Raises:
-            UserError: a batch could not be made, or workers keep ending.
+            UserError: a batch cannot be made, or workers keep dying.
         """
-        made = self._made_by_workers() if self.num_workers else self._made_here()
+        batches = self._read_with_workers() if self.num_workers else self._read_here()
         while True:
             start = time.perf_counter()
-            batch = next(made, None)
-            if batch is None:  # a sampler with an end
+            batch = next(batches, None)
+            if batch is None:  # a finite sampler
                 return
             self.wait_seconds += time.perf_counter() - start
             self.batches += 1
@@ -68,23 +64,23 @@ class Loader:
             self.sampler.advance()
             yield batch
 
-    def _made_here(self) -> Iterator[dict]:
-        for wanted in self.sampler.upcoming():
-            yield make_batch(self.dataset, self.collate, wanted)
+    def _read_here(self) -> Iterator[dict[str, Any]]:
+        for request in self.sampler.upcoming():
+            yield make_batch(self.dataset, self.collate, request)
 
-    def _made_by_workers(self) -> Iterator[dict]:
-        lost: dict[str, str] = {}
-        workers = [Worker(number, self.dataset, self.collate, lost) for number in range(self.num_workers)]
+    def _read_with_workers(self) -> Iterator[dict[str, Any]]:
+        fatal: dict[str, str] = {}
+        workers = [Worker(number, self.dataset, self.collate, fatal) for number in range(self.num_workers)]
         pending: deque[Worker] = deque()
         try:
-            for number, wanted in enumerate(self.sampler.upcoming()):
+            for number, request in enumerate(self.sampler.upcoming()):
                 worker = workers[number % len(workers)]
-                worker.ask(wanted)
+                worker.submit(request)
                 pending.append(worker)
                 if len(pending) == self.prefetch * len(workers):
-                    yield pending.popleft().answer()
+                    yield pending.popleft().result()
             while pending:
-                yield pending.popleft().answer()
+                yield pending.popleft().result()
         finally:
             for worker in workers:
                 worker.stop()

@@ -1,7 +1,7 @@
-"""Masks of the inpaint model: which frames of a video are given (0), and which it has to make (1).
+"""Masks of the inpaint model: 0 for conditioning frames, 1 for frames to generate.
 
-A mask is float32, (T,) where a frame is given as a whole, as all types here have it, else (B, 1, T, H, W). Needs no
-MindSpore, so that the processes that load data can use it.
+A mask is float32: (T,) for the types below, which mask whole frames, or (B, 1, T, H, W) in general. This module must
+not import MindSpore, because data workers use it.
 """
 
 from __future__ import annotations
@@ -19,41 +19,41 @@ import yaml
 
 from opensora.errors import UserError
 
-BLACK = -1.0  # of pixels in [-1, 1]: what the model sees where nothing is given
+BLACK = -1.0  # value of masked pixels, in [-1, 1]
 
 
 class MaskType(Enum):
-    """Which frames are given."""
+    """Which frames are conditioning frames."""
 
     t2iv = "none: text to video or image"
-    i2v = "the first"
-    transition = "the first and the last"
-    continuation = "some number from the start on"
-    clear = "all"
-    random_temporal = "a random choice"
+    i2v = "the first frame"
+    transition = "the first and the last frame"
+    continuation = "the first frames, a random number of them"
+    clear = "all frames"
+    random_temporal = "a random subset"
 
     @classmethod
     def of(cls, name: Union[str, MaskType]) -> MaskType:
-        """Raises UserError, with the known names, for one that is none of them."""
-        if isinstance(name, cls):
+        """The type of this name; raises UserError with the valid names for an unknown one."""
+        if isinstance(name, MaskType):
             return name
         if name not in cls.__members__:
             raise UserError(f"mask type {name!r} is not one of {', '.join(cls.__members__)}")
         return cls[name]
 
 
-IMAGE_TYPES = (MaskType.t2iv, MaskType.clear)  # an image has but one frame
+IMAGE_TYPES = (MaskType.t2iv, MaskType.clear)  # the only possible types for a single frame
 
 
 @dataclass(frozen=True)
 class MaskConfig:
-    """How often training draws each type; ratios are normalised to a sum of 1, and if all are 0, each is as likely.
+    """Probabilities of the mask types in training, normalized to a sum of 1; if all are 0, they are equal.
 
     Raises:
-        UserError: an unknown type, one that images cannot have, or numbers that are no ratios.
+        UserError: an unknown type, a type that is impossible for images, or invalid ratios.
     """
 
-    min_clear_ratio: float = 0.0  # share of the frames that continuation and random_temporal give
+    min_clear_ratio: float = 0.0  # fraction of conditioning frames in continuation and random_temporal
     max_clear_ratio: float = 1.0
     mask_type_ratio_dict_video: Mapping[str, float] = field(
         default_factory=lambda: {
@@ -73,15 +73,15 @@ class MaskConfig:
             ("mask_type_ratio_dict_video", tuple(MaskType)),
             ("mask_type_ratio_dict_image", IMAGE_TYPES),
         ):
-            object.__setattr__(self, name, _normalised(name, getattr(self, name), allowed))
+            object.__setattr__(self, name, _normalize(name, getattr(self, name), allowed))
 
     @classmethod
     def from_file(cls, path: Union[str, Path]) -> MaskConfig:
-        """Reads a yaml file such as scripts/train_configs/mask_config.yaml; what it leaves out has the defaults above.
+        """Reads a yaml file such as scripts/train_configs/mask_config.yaml; missing keys keep the defaults above.
 
         Raises:
             FileNotFoundError: no such file.
-            UserError: no yaml, an unknown key, or values that are refused.
+            UserError: invalid yaml, an unknown key or an invalid value.
         """
         path = Path(path)
         if not path.is_file():
@@ -93,23 +93,27 @@ class MaskConfig:
         known = [item.name for item in fields(cls)]
         unknown = [key for key in values if key not in known] if isinstance(values, dict) else [values]
         if unknown:
-            raise UserError(f"{path}: unknown key {unknown[0]!r}; known are {', '.join(known)}")
+            raise UserError(f"{path}: unknown key {unknown[0]!r}; valid keys are {', '.join(known)}")
         try:
             return cls(**values)
         except ValueError as error:
             raise UserError(f"{path}: {error}") from error
 
     def draw(self, is_image: bool, rng: np.random.Generator) -> MaskType:
-        """A random type, as often as the ratios have it."""
+        """Draws a random type with the configured probabilities."""
         ratios = self.mask_type_ratio_dict_image if is_image else self.mask_type_ratio_dict_video
         return MaskType.of(str(rng.choice(list(ratios), p=list(ratios.values()))))
 
 
 class MaskProcessor:
-    """Makes masks. Where a type leaves the number of given frames open, it lies between the two ratios of all frames.
+    """Makes masks.
+
+    Args:
+        min_clear_ratio, max_clear_ratio: range of the fraction of conditioning frames, for continuation and
+            random_temporal.
 
     Raises:
-        UserError: ratios that are not 0 <= min <= max <= 1.
+        UserError: unless 0 <= min <= max <= 1.
     """
 
     def __init__(self, min_clear_ratio: float = 0.0, max_clear_ratio: float = 1.0):
@@ -124,21 +128,21 @@ class MaskProcessor:
         self.min_clear_ratio, self.max_clear_ratio = min_clear_ratio, max_clear_ratio
 
     def __call__(self, mask_type: MaskType, num_frames: int, rng: np.random.Generator) -> np.ndarray:
-        """The mask (T,) of a video of `num_frames` frames."""
+        """A mask (T,) for a video of `num_frames` frames."""
         mask = np.ones(num_frames, np.float32)
         if mask_type is MaskType.i2v:
             mask[0] = 0
         elif mask_type is MaskType.transition:
             mask[[0, -1]] = 0
         elif mask_type is MaskType.continuation:
-            mask[: self._how_many(num_frames, rng)] = 0
+            mask[: self._draw_count(num_frames, rng)] = 0
         elif mask_type is MaskType.clear:
             mask[:] = 0
         elif mask_type is MaskType.random_temporal:
-            mask[rng.choice(num_frames, self._how_many(num_frames, rng), replace=False)] = 0
+            mask[rng.choice(num_frames, self._draw_count(num_frames, rng), replace=False)] = 0
         return mask
 
-    def _how_many(self, num_frames: int, rng: np.random.Generator) -> int:
+    def _draw_count(self, num_frames: int, rng: np.random.Generator) -> int:
         return int(
             rng.integers(
                 math.floor(num_frames * self.min_clear_ratio),
@@ -149,22 +153,22 @@ class MaskProcessor:
 
 
 def mask_pixels(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
-    """Pixels (..., T, H, W) in [-1, 1] with black where `mask` (T,), or one that broadcasts to pixels, is 1."""
+    """Blackens pixels (..., T, H, W) in [-1, 1] where `mask` is 1; the mask is (T,) or broadcasts to `pixels`."""
     mask = mask[:, None, None] if mask.ndim == 1 else mask
     return np.where(mask < 0.5, pixels, np.float32(BLACK))
 
 
 class MaskCompressor:
-    """Masks at the size of latents: the frames of a latent frame become channels, space shrinks (bilinear)."""
+    """Resizes masks to latents: bilinear in space; the frames of each latent frame become channels."""
 
     def __init__(self, ae_stride_h: int = 8, ae_stride_w: int = 8, ae_stride_t: int = 4):
         self.strides = ae_stride_h, ae_stride_w
         self.ae_stride_t = ae_stride_t
 
     def __call__(self, mask: np.ndarray) -> np.ndarray:
-        """(B, 1, T, H, W) -> (B, s, t, H/8, W/8), s being the stride in time.
+        """(B, 1, T, H, W) -> (B, s, t, H/8, W/8), where s is the stride in time.
 
-        Of an odd number of frames the first fills a latent frame by itself, s times; t = 1 + (T - 1) / s.
+        If T is odd, the first frame is repeated s times to fill a latent frame, and t = 1 + (T - 1) / s.
         """
         batch, _, frames, height, width = mask.shape
         size = height // self.strides[0], width // self.strides[1]
@@ -182,13 +186,14 @@ class MaskCompressor:
 def add_noise_to_condition(
     masked_pixels: np.ndarray, mask: np.ndarray, rng: np.random.Generator, noise_strength: Optional[float] = None
 ) -> np.ndarray:
-    """Gaussian noise on the given frames: what moves in a video hides how sharp a still picture is.
+    """Adds Gaussian noise to the conditioning frames: still images are sharper than the frames of training videos.
 
-    Its standard deviation is log-normal, one draw a sample: in training (no `noise_strength`) about exp(-3), and one
-    batch in twenty gets none; at inference `noise_strength` within a percent.
+    The standard deviation is log-normal and drawn once per sample. In training (noise_strength None) its median is
+    exp(-3), and one batch in twenty gets no noise. In inference it is `noise_strength` within about one percent.
 
     Args:
-        masked_pixels: (B, 3, T, H, W). mask: (B, 1, T, H, W), or what broadcasts to it.
+        masked_pixels: (B, 3, T, H, W).
+        mask: (B, 1, T, H, W), or broadcastable to it.
     """
     if noise_strength == 0 or noise_strength is None and rng.random() < 0.05:
         return masked_pixels
@@ -199,15 +204,15 @@ def add_noise_to_condition(
 
 
 def check_noise_strength(noise_strength: float) -> None:
-    """Raises UserError unless it lies between 0 (no noise) and 1."""
+    """Raises UserError unless `noise_strength` is in [0, 1]; 0 means no noise."""
     if not 0 <= noise_strength <= 1:
-        raise UserError(f"noise_strength {noise_strength} should lie between 0 and 1")
+        raise UserError(f"noise_strength {noise_strength} should be between 0 and 1")
 
 
-def _normalised(name: str, ratios: Mapping[str, float], allowed: tuple) -> dict[str, float]:
+def _normalize(name: str, ratios: Mapping[str, float], allowed: tuple) -> dict[str, float]:
     names = [mask_type.name for mask_type in allowed]
     if not isinstance(ratios, Mapping) or not ratios:
-        raise UserError(f"{name} should give a ratio to some of {', '.join(names)}, not {ratios!r}")
+        raise UserError(f"{name} should map some of {', '.join(names)} to ratios, not {ratios!r}")
     for key, value in ratios.items():
         if key not in names:
             raise UserError(f"{name}: {key!r} is not one of {', '.join(names)}")

@@ -1,80 +1,101 @@
-"""The order in which training goes through a dataset: what each process reads at each step."""
+"""The order of samples in training: what each process reads at each step."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterator, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Union
 
 import numpy as np
 
 from opensora.errors import UserError
 
-ORDER, SAMPLE = 0, 1  # what a generator is for, part of its seed
+ORDER, SAMPLE = 0, 1  # purpose of a generator, a component of its seed
 
 
-class Batch(NamedTuple):
+class BatchRequest(NamedTuple):
     """What one process reads for one step."""
 
-    indices: Sequence  # (B,) numbers of samples, or what else the dataset names them by
-    positions: np.ndarray  # (B,) their places among the samples of all processes in this step
-    seeds: list  # (B,) what the random choices of each sample follow from
+    indices: Union[Sequence, np.ndarray]  # (B,) sample numbers, or other keys that the dataset accepts
+    positions: np.ndarray  # (B,) positions among the samples of all processes in this step
+    seeds: list  # (B,) seeds of the samples' random choices
 
 
-def group(labels: np.ndarray, fewest: int = 1) -> list[np.ndarray]:
-    """The places of equal labels (0, 1, 2, ... by first appearance), the largest group first, of equals the first seen.
+def group(labels: np.ndarray, min_size: int = 1) -> list[np.ndarray]:
+    """The indices of equal labels, sorted by group size in descending order; ties keep the order of the labels.
 
-    Groups smaller than `fewest` are left out.
+    Args:
+        labels: (N,) int, numbered 0, 1, 2, ... by first appearance.
+        min_size: smaller groups are dropped.
     """
     sizes = np.bincount(labels)
     groups = np.split(np.argsort(labels, kind="stable"), np.cumsum(sizes)[:-1])
-    return sorted((group for group in groups if len(group) >= max(1, fewest)), key=len, reverse=True)
+    return sorted((group for group in groups if len(group) >= max(1, min_size)), key=len, reverse=True)
 
 
 def epoch_steps(buckets: Sequence[np.ndarray], samples_per_step: int, rng: np.random.Generator) -> np.ndarray:
-    """Every sample of every bucket at least once: (steps, samples_per_step), a step from one bucket alone.
+    """The steps of an epoch, (steps, samples_per_step): each step from a single bucket, every sample at least once.
 
-    Each bucket is shuffled and cut into steps, what lacks in its last step taken from its beginning; then the steps
+    Each bucket is shuffled and divided into steps; its last step is filled up with its first samples. Then the steps
     are shuffled.
     """
-    steps = np.concatenate([_cut(rng.permutation(bucket), samples_per_step) for bucket in buckets])
+    steps = np.concatenate([_divide(rng.permutation(bucket), samples_per_step) for bucket in buckets])
     return steps[rng.permutation(len(steps))]
 
 
-def _cut(samples: np.ndarray, size: int) -> np.ndarray:
-    return np.resize(samples, (-(-len(samples) // size), size))  # np.resize starts over where samples run out
+def _divide(samples: np.ndarray, size: int) -> np.ndarray:
+    return np.resize(samples, (-(-len(samples) // size), size))  # np.resize repeats from the start
 
 
 class Sampler:
-    """What a `Loader` follows. `state_dict` and `load_state_dict` store and restore the place of the next step."""
+    """An endless list of batches for a `Loader`, divided into epochs; its position can be saved and restored."""
 
-    def upcoming(self) -> Iterator[Batch]:
-        """The batches of this process from here on, without taking them: readers may look ahead."""
+    epoch: int
+
+    def __len__(self) -> int:
+        """Steps of the current epoch, completed and remaining."""
+        raise NotImplementedError
+
+    @property
+    def step(self) -> int:
+        """Completed steps of the current epoch."""
+        raise NotImplementedError
+
+    def upcoming(self) -> Iterator[BatchRequest]:
+        """The batches of this process from the current step on. Iterating does not advance the sampler."""
         ahead = copy.copy(self)
         while True:
             yield ahead._batch()
             ahead.advance()
 
     def advance(self) -> None:
-        """Takes one step."""
+        """Moves to the next step."""
         raise NotImplementedError
 
-    def _batch(self) -> Batch:
-        """The batch of this process in the next step."""
+    def state_dict(self) -> dict:
+        """The position; the same on all processes."""
+        raise NotImplementedError
+
+    def load_state_dict(self, state: dict) -> None:
+        """Restores a position; raises UserError if the data has changed."""
+        raise NotImplementedError
+
+    def _batch(self) -> BatchRequest:
+        """The batch of this process in the current step."""
         raise NotImplementedError
 
 
 class BatchSampler(Sampler):
-    """Goes through the dataset epoch after epoch, each in another order, without end.
+    """Iterates over a dataset without end, in a new random order every epoch.
 
-    All processes build it with the same arguments but `rank`, and get parts of the same steps: sample k of a step goes
-    to process k modulo `world_size`. The state is the same on all of them, and after it was loaded on another
-    number of processes the samples of the epoch that are left are taken, each once.
+    All processes create it with the same arguments except `rank`. They share the same steps: sample k of a step goes
+    to process k modulo `world_size`. The state is the same on all processes. It can be loaded with a different
+    world_size; the remaining samples of the epoch are then read once each.
 
     Args:
-        buckets: numbers of the samples that may share a step.
-        batch_size: samples of one process in one step.
-        rank, world_size: of the process and of all that read different samples.
+        buckets: sample numbers that may share a step.
+        batch_size: samples per process and step.
+        rank, world_size: rank of this process, and number of processes that read different samples.
         seed: of the order and of the samples' random choices.
     """
 
@@ -86,13 +107,11 @@ class BatchSampler(Sampler):
         self._start_epoch(0, [])
 
     def __len__(self) -> int:
-        """Steps of the present epoch, done and to come."""
-        return self._done_before + len(self._steps)
+        return self._steps_before + len(self._steps)
 
     @property
     def step(self) -> int:
-        """Steps of the present epoch that were taken."""
-        return self._done_before + self._step
+        return self._steps_before + self._step
 
     def advance(self) -> None:
         self._step += 1
@@ -100,7 +119,7 @@ class BatchSampler(Sampler):
             self._start_epoch(self.epoch + 1, [])
 
     def state_dict(self) -> dict:
-        """`epoch`, and `taken`: [samples per step, steps] for each number of processes the epoch has run on."""
+        """`epoch`, and `taken`: [samples per step, steps] for each number of samples per step used in this epoch."""
         return {
             "samples": sum(map(len, self.buckets)),
             "epoch": self.epoch,
@@ -108,7 +127,7 @@ class BatchSampler(Sampler):
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continues where `state_dict` was asked for, with the same dataset and seed.
+        """Resumes at the position of `state_dict`, given the same dataset and seed.
 
         Raises:
             UserError: the dataset has changed.
@@ -130,24 +149,24 @@ class BatchSampler(Sampler):
         return self.batch_size * self.world_size
 
     def _start_epoch(self, epoch: int, taken: list) -> None:
-        """The order of an epoch of which `taken` was done before with other numbers of samples per step."""
+        """Sets the order of an epoch; `taken` lists the steps already done with other numbers of samples per step."""
         self.epoch, self._taken, self._step = epoch, [list(entry) for entry in taken], 0
-        self._done_before = sum(steps for _, steps in taken)
+        self._steps_before = sum(steps for _, steps in taken)
         self._samples_before = sum(samples * steps for samples, steps in taken)
-        left = self.buckets
-        for part, (samples_per_step, steps) in enumerate(taken):
-            used = epoch_steps(left, samples_per_step, self._order_rng(part))[:steps]
-            left = [bucket for bucket in (np.setdiff1d(bucket, used) for bucket in left) if len(bucket)]
-        if not left:
+        remaining = list(self.buckets)
+        for stage, (samples_per_step, steps) in enumerate(taken):
+            used = epoch_steps(remaining, samples_per_step, self._order_rng(stage))[:steps]
+            remaining = [bucket for bucket in (np.setdiff1d(bucket, used) for bucket in remaining) if len(bucket)]
+        if not remaining:
             self._start_epoch(epoch + 1, [])
         else:
-            self._steps = epoch_steps(left, self._samples_per_step, self._order_rng(len(taken)))
+            self._steps = epoch_steps(remaining, self._samples_per_step, self._order_rng(len(taken)))
 
-    def _order_rng(self, part: int) -> np.random.Generator:
-        return np.random.default_rng([self.seed, self.epoch, ORDER, part])
+    def _order_rng(self, stage: int) -> np.random.Generator:
+        return np.random.default_rng([self.seed, self.epoch, ORDER, stage])
 
-    def _batch(self) -> Batch:
+    def _batch(self) -> BatchRequest:
         positions = np.arange(self.rank, self._samples_per_step, self.world_size)
         first = self._samples_before + self._step * self._samples_per_step
         seeds = [[self.seed, self.epoch, SAMPLE, first + int(position)] for position in positions]
-        return Batch(self._steps[self._step][positions], positions, seeds)
+        return BatchRequest(self._steps[self._step][positions], positions, seeds)

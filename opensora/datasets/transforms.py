@@ -1,23 +1,23 @@
-"""Sizes and pixels of videos: crops, the resize the published models were trained with, and the range [-1, 1].
+"""Crops, the resize that the published models were trained with, and conversion between uint8 and [-1, 1].
 
-Pixels are numpy arrays whose last two axes are height and width: (..., H, W).
+Pixels are numpy arrays with height and width as the last two axes: (..., H, W).
 """
 
 from __future__ import annotations
 
 import math
 from functools import lru_cache
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
 from opensora.errors import UserError
 
-BLOCK = 32  # rows of resize's matrix taken at a time
+BLOCK = 32  # rows of the resize matrix in one matrix product
 
 
 class Box(NamedTuple):
-    """A crop: rows top .. top + height, columns left .. left + width."""
+    """A crop: rows [top, top + height), columns [left, left + width)."""
 
     top: int
     left: int
@@ -26,7 +26,7 @@ class Box(NamedTuple):
 
 
 def limit_area(height: int, width: int, max_hxw: int) -> tuple[int, int]:
-    """The size with the same aspect and at most `max_hxw` pixels; smaller sizes stay as they are."""
+    """Scales the size down to at most `max_hxw` pixels with the same aspect ratio; smaller sizes are unchanged."""
     if height * width <= max_hxw:
         return height, width
     factor = math.sqrt(max_hxw / (height * width))
@@ -34,26 +34,26 @@ def limit_area(height: int, width: int, max_hxw: int) -> tuple[int, int]:
 
 
 def short_side(height: int, width: int, size: int) -> tuple[int, int]:
-    """The size with the same aspect whose shorter side is `size`."""
+    """Scales the size to a shorter side of `size` pixels with the same aspect ratio."""
     if height <= width:
         return size, int(size * width / height)
     return int(size * height / width), size
 
 
 def center_box(height: int, width: int, crop_height: int, crop_width: int) -> Box:
-    """The crop in the middle; of an odd margin the smaller half lies before it."""
+    """Center crop; for an odd margin, the smaller half is above and on the left."""
     if crop_height > height or crop_width > width:
         raise UserError(f"cannot crop {crop_height}x{crop_width} out of {height}x{width}")
     return Box((height - crop_height) // 2, (width - crop_width) // 2, crop_height, crop_width)
 
 
 def stride_box(height: int, width: int, stride: int) -> Box:
-    """The largest crop in the middle whose sides are multiples of `stride`."""
+    """The largest center crop whose sides are multiples of `stride`."""
     return center_box(height, width, height // stride * stride, width // stride * stride)
 
 
 def aspect_box(height: int, width: int, target_height: int, target_width: int) -> Box:
-    """The largest crop in the middle with the aspect of the target size; margins halve to even numbers at a half."""
+    """The largest center crop with the target's aspect ratio; half margins are rounded half to even."""
     ratio = target_height / target_width
     if height / width > ratio:
         crop_height, crop_width = int(width * ratio), width
@@ -69,8 +69,8 @@ def crop(pixels: np.ndarray, box: Box) -> np.ndarray:
 def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
     """(..., H, W) -> (..., height, width), bilinear, antialiased, with aligned corners.
 
-    This is what `torch.nn.functional.interpolate` does with antialias=True and align_corners=True together, which is
-    neither of the ordinary variants. uint8 gives uint8, rounded; all else gives float32.
+    Matches `torch.nn.functional.interpolate` with both antialias=True and align_corners=True, an unusual combination.
+    uint8 input gives rounded uint8; any other type gives float32.
     """
     resized = np.ascontiguousarray(pixels, dtype=np.float32)
     if height != pixels.shape[-2]:
@@ -86,9 +86,10 @@ def resize(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
 
 @lru_cache(maxsize=64)
 def _blocks(size_in: int, size_out: int) -> list[tuple[slice, np.ndarray]]:
-    """The weights in blocks of `BLOCK` rows: what each reads of the input, and its part of the matrix.
+    """The resize matrix in blocks of `BLOCK` rows: (range of input samples, weights for that range).
 
-    A filter is a few samples wide, so nearly all of the matrix is zeros: this is ten times less work for large frames.
+    A filter spans a few samples, so the matrix is a narrow band. Skipping the zeros is ten times less work for large
+    frames.
     """
     weights = _weights(size_in, size_out)
     blocks = []
@@ -101,7 +102,7 @@ def _blocks(size_in: int, size_out: int) -> list[tuple[slice, np.ndarray]]:
 
 
 def _weights(size_in: int, size_out: int) -> np.ndarray:
-    """(size_out, size_in) float32: row i holds the triangle filter of output sample i, its sum being 1."""
+    """(size_out, size_in) float32: row i is the triangle filter of output sample i, normalized to a sum of 1."""
     scale = (size_in - 1) / (size_out - 1) if size_out > 1 else 0.0
     support = max(1.0, scale)
     weights = np.zeros((size_out, size_in))
@@ -115,21 +116,32 @@ def _weights(size_in: int, size_out: int) -> np.ndarray:
 
 
 def resize_crop(pixels: np.ndarray, height: int, width: int) -> np.ndarray:
-    """To exactly (height, width): crops to its aspect, then resizes, up as well as down."""
-    return resize(crop(pixels, aspect_box(*pixels.shape[-2:], height, width)), height, width)
+    """Center-crops to the aspect ratio of (height, width), then resizes to that size, up or down."""
+    in_height, in_width = pixels.shape[-2:]
+    return resize(crop(pixels, aspect_box(in_height, in_width, height, width)), height, width)
 
 
 def resize_max_area(pixels: np.ndarray, max_hxw: int, stride: int) -> np.ndarray:
-    """At most `max_hxw` pixels in the same aspect, then the largest crop to multiples of `stride`."""
-    resized = resize(pixels, *limit_area(*pixels.shape[-2:], max_hxw))
-    return crop(resized, stride_box(*resized.shape[-2:], stride))
+    """Resizes to at most `max_hxw` pixels, then center-crops the sides to multiples of `stride`."""
+    height, width = limit_area(pixels.shape[-2], pixels.shape[-1], max_hxw)
+    return crop(resize(pixels, height, width), stride_box(height, width, stride))
 
 
 def to_float(pixels: np.ndarray) -> np.ndarray:
-    """0 .. 255 (uint8 or float) -> float32 in [-1, 1]."""
+    """Levels 0 .. 255 (uint8 or float) -> float32 in [-1, 1]."""
     return pixels.astype(np.float32, copy=False) / 255 * 2 - 1
 
 
-def to_uint8(values: np.ndarray) -> np.ndarray:
-    """Floats, about [-1, 1] -> uint8, cut off below the point as the published samplers do."""
-    return (np.clip(values / 2 + 0.5, 0, 1) * 255).astype(np.uint8)
+def to_uint8(values: np.ndarray, rounding: Literal["down", "half_even", "half_up"] = "down") -> np.ndarray:
+    """Floats in about [-1, 1] -> uint8 levels; values outside are clipped.
+
+    Args:
+        rounding: "down" truncates like the published samplers of Open-Sora-Plan, "half_up" rounds like the scripts of
+            Open-Sora v1.1, "half_even" is the inverse of `to_float`.
+    """
+    levels: np.ndarray = np.clip(values / 2 + 0.5, 0, 1) * 255
+    if rounding == "half_even":
+        levels = np.rint(levels)
+    elif rounding == "half_up":
+        levels = levels + 0.5
+    return levels.astype(np.uint8)

@@ -1,4 +1,4 @@
-"""Training samples of the VAE: square clips of videos, no text."""
+"""Training samples of the VAE: square video clips without text."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from opensora.datasets import transforms
 from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.media import VideoReader
 from opensora.datasets.media.folders import list_videos, listed_videos
+from opensora.datasets.temporal_sampling import sample_window
 from opensora.errors import UserError
 
 
@@ -40,11 +41,10 @@ class VAEDataOptions:
 
 
 class VAEDataset:
-    """Clips by the number of their video; no state changes while it is read, so any process may read any sample.
+    """Clips, indexed by video. Reading changes no state, so any process may read any sample.
 
     Args:
-        options: what is read and how.
-        random_start: clips begin anywhere in their video; else with it, as validation has them.
+        random_start: clips start at a random frame (training); otherwise at the first frame (validation).
 
     Raises:
         FileNotFoundError: no such folder or csv file.
@@ -64,13 +64,14 @@ class VAEDataset:
         return len(self.paths)
 
     def item(self, index: int, rng: np.random.Generator) -> dict:
-        """A clip of the video, or of another one if it cannot be read; random choices come from `rng` alone.
+        """A clip of the video, or of a random other video if it cannot be read.
 
         Returns:
-            video, float32 (3, T, H, W) in [-1, 1]; replaced, 1 if it stands for a broken one, else 0.
+            video: float32 (3, T, H, W) in [-1, 1].
+            replaced: 1 if the video was replaced by another, else 0.
 
         Raises:
-            UserError: several videos are broken.
+            UserError: too many videos are broken.
         """
         return read_or_replace(
             self._read,
@@ -85,34 +86,25 @@ class VAEDataset:
         rate = self.options.sample_rate
         if self.options.dynamic_sample:
             rate = int(rng.integers(1, rate + 1))
-        start = rng.random() if self.random_start else 0.0
+        position = rng.random() if self.random_start else 0.0
         path = self.paths[index]
         with VideoReader(path) as reader:
             try:
-                clip = self._clip(reader, reader.expected_frames(), rate, start)
-            except ValueError:  # some files announce more frames than they have; counting takes long
-                clip = self._clip(reader, len(reader), rate, start)
+                clip = self._clip(reader, reader.expected_frames(), rate, position)
+            except ValueError:  # some headers promise too many frames; counting decodes the file, so it comes second
+                clip = self._clip(reader, len(reader), rate, position)
         return {"video": transforms.to_float(clip.transpose(3, 0, 1, 2))}  # (T, H, W, 3) -> (3, T, H, W)
 
-    def _clip(self, reader: VideoReader, available: int, rate: int, start: float) -> np.ndarray:
-        """uint8 (T, H, W, 3); `available` frames are in the file."""
-        numbers = window(available, self.options.num_frames, rate, start)
-        return np.stack([square(frame, self.options.resolution) for chunk in reader.chunks(numbers) for frame in chunk])
+    def _clip(self, reader: VideoReader, available: int, rate: int, position: float) -> np.ndarray:
+        """uint8 (T, H, W, 3), from the first `available` frames of the file."""
+        numbers = sample_window(available, self.options.num_frames, rate, position)
+        size = self.options.resolution
+        return np.stack([resize_square(frame, size) for chunk in reader.chunks(numbers) for frame in chunk])
 
 
-def window(available: int, num_frames: int, rate: int, start: float) -> np.ndarray:
-    """Numbers of frames spread evenly over num_frames * rate of the `available` ones, or over all if these are less.
-
-    `start` in [0, 1) says where among the possible places they begin. Of a short video some come more than once.
-    """
-    size = num_frames * rate
-    begin = int(start * (max(0, available - size) + 1))
-    return np.linspace(begin, max(begin, min(begin + size, available) - 1), num_frames, dtype=int)
-
-
-def square(frame: np.ndarray, size: int) -> np.ndarray:
-    """uint8 (H, W, 3) -> (size, size, 3): the shorter side resized, antialiased, and the middle cut out."""
-    height, width = transforms.short_side(*frame.shape[:2], size)
+def resize_square(frame: np.ndarray, size: int) -> np.ndarray:
+    """uint8 (H, W, 3) -> (size, size, 3): resizes the shorter side to `size`, antialiased, then center-crops."""
+    height, width = transforms.short_side(frame.shape[0], frame.shape[1], size)
     resized = np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BILINEAR))
     top, left = round((height - size) / 2), round((width - size) / 2)
     return resized[top : top + size, left : left + size]

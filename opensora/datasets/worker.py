@@ -1,16 +1,16 @@
 """Data workers: processes that read samples and make batches, and that may crash, hang or be killed.
 
-A worker is a fresh Python with the dataset and nothing else: it does not import the program's main module, and with it
-MindSpore. Arrays come back in anonymous shared memory, so their size does not matter to the pipe, and nothing is left
-behind however a process ends.
+A worker is a new Python process that loads only the dataset. It does not import the program's main module and
+therefore not MindSpore. Arrays are returned in anonymous shared memory: their size does not load the pipe, and nothing
+remains in the system however a process ends.
 
-Before a worker reads a sample it tells its parent the name. If it then dies, or takes longer than
-`opensora.datasets.broken.SECONDS` and is killed, the parent knows which sample was to blame. It starts another worker,
-which makes the same batch again from the same seeds with that sample known to be broken.
+Before a worker reads a sample, it sends the sample's name to its parent. If the worker then dies, or exceeds
+`opensora.datasets.broken.READ_TIMEOUT` and is killed, the parent knows the sample that caused it. The parent starts a
+new worker, which makes the same batch from the same seeds and treats that sample as broken.
 
-A worker ends when its parent does: the kernel kills it then (Linux), and elsewhere it ends when the pipe closes.
-It ignores SIGINT, SIGTERM and SIGHUP, which terminals and job schedulers send to all processes of a job: the parent
-decides when it ends.
+A worker ends when its parent does: on Linux the kernel kills it; elsewhere it ends when the pipe closes. It ignores
+SIGINT, SIGTERM and SIGHUP, which terminals and job schedulers send to all processes of a job: the parent decides when a
+worker ends.
 """
 
 from __future__ import annotations
@@ -27,116 +27,126 @@ import time
 import traceback
 import weakref
 from collections import deque
+from collections.abc import Sequence
 from multiprocessing import Pipe, reduction
 from multiprocessing.connection import Connection
-from typing import Callable, NamedTuple, Optional
+from typing import Any, Callable, NamedTuple, Optional, Protocol, Union
 
 import numpy as np
 
 from opensora.datasets import broken
-from opensora.datasets.sampler import Batch
+from opensora.datasets.sampler import BatchRequest
 from opensora.errors import UserError
 from opensora.process.control import USER_SIGNALS, die_with_parent
 
-MOST_DEATHS = 2 * broken.TRIES  # of workers, over one batch
-SILENT_SECONDS = 600.0  # that a worker may take to start, or to make a batch of samples it has read
-GRACE_SECONDS = 1.0  # that a late worker still gets: after a pause of the whole job every worker looks late
-ALIGNMENT = 64  # bytes, of the arrays in shared memory
-# Workers take one core each: the parallelism is that of the workers.
+MAX_DEATHS = 2 * broken.MAX_ATTEMPTS  # of workers, for one batch
+IDLE_TIMEOUT = 600.0  # seconds to start a worker, or to collate a batch whose samples have been read
+GRACE_SECONDS = 1.0  # added for a late worker: after a pause of the whole job, every worker seems late
+ALIGNMENT = 64  # bytes, of arrays in shared memory
+# Each worker uses one core: parallelism comes from the number of workers.
 SINGLE_THREADED = {"OMP_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-OOM_SCORE = "500"  # out of memory, the kernel kills a worker rather than the training
+OOM_SCORE = "500"  # if memory runs out, the kernel kills a worker rather than the training process
+
+Collate = Callable[[Sequence[Any]], dict[str, Any]]
 
 
-class InHand(NamedTuple):
-    """From a worker: the sample that it reads since `started` (time.monotonic); None after the last of a batch."""
+class Dataset(Protocol):
+    """What workers read from."""
+
+    def item(self, index: Any, rng: np.random.Generator, /) -> Any:
+        """The sample `index`; all its random choices come from `rng`."""
+
+
+class Progress(NamedTuple):
+    """From a worker: the sample being read since `started` (time.monotonic()); None after the last of a batch."""
 
     name: Optional[str]
     started: float
 
 
-def make_batch(dataset, collate: Callable, wanted: Batch) -> dict:
-    """Reads the samples of a batch; the same in every process."""
-    items = [_item(dataset, index, np.random.default_rng(seed)) for index, seed in zip(wanted.indices, wanted.seeds)]
-    return {**collate(items), "positions": wanted.positions}
+def make_batch(dataset: Dataset, collate: Collate, request: BatchRequest) -> dict[str, Any]:
+    """Reads and collates the samples of a batch; the result does not depend on the process."""
+    items = [_item(dataset, index, np.random.default_rng(seed)) for index, seed in zip(request.indices, request.seeds)]
+    return {**collate(items), "positions": request.positions}
 
 
-def _item(dataset, index, rng: np.random.Generator) -> dict:
-    """A sample. Datasets name what they read, see `broken.attempt`; for others the index has to do."""
+def _item(dataset: Dataset, index: Any, rng: np.random.Generator) -> Any:
+    """Reads a sample. Datasets report the names of files, see `broken.try_read`; otherwise the index is the name."""
     name = f"sample {index}"
-    if name in broken.watch.lost:
-        raise UserError(f"{name}: {broken.watch.lost[name]}")
-    broken.watch.begin(name)
+    if name in broken.monitor.fatal:
+        raise UserError(f"{name}: {broken.monitor.fatal[name]}")
+    broken.monitor.begin(name)
     return dataset.item(index, rng)
 
 
 class Worker:
-    """The parent's end of a worker; the process behind it is replaced when it dies.
+    """The parent's handle of a worker process; a process that dies is restarted.
 
     Args:
         number: for messages.
-        dataset, collate: as `Loader` has them.
-        lost: name -> reason of samples that ended a worker; shared by all workers, which add to it.
+        dataset, collate: see `Loader`.
+        fatal: name -> reason, for samples that killed a worker; shared by all workers, which add to it.
     """
 
-    def __init__(self, number: int, dataset, collate: Callable, lost: dict[str, str]):
-        self.number, self.dataset, self.collate, self.lost = number, dataset, collate, lost
-        self._asked: deque[Batch] = deque()  # without an answer so far
-        self._killed: set[str] = set()  # samples in hand when something else killed the worker
+    def __init__(self, number: int, dataset: Dataset, collate: Collate, fatal: dict[str, str]):
+        self.number, self.dataset, self.collate, self.fatal = number, dataset, collate, fatal
+        self._requests: deque[BatchRequest] = deque()  # not yet answered
+        self._suspects: set[str] = set()  # samples being read when SIGKILL ended the worker
         self._start()
 
-    def ask(self, wanted: Batch) -> None:
-        self._asked.append(wanted)
-        self._send((wanted, self.lost))
+    def submit(self, request: BatchRequest) -> None:
+        self._requests.append(request)
+        self._send((request, self.fatal))
 
-    def answer(self) -> dict:
-        """The batch that was asked for first.
+    def result(self) -> dict[str, Any]:
+        """The batch of the oldest request.
 
         Raises:
-            UserError: it cannot be made, or workers die again and again over it.
+            UserError: the batch cannot be made, or it kills workers repeatedly.
         """
-        for _ in range(MOST_DEATHS):
+        for _ in range(MAX_DEATHS):
             answer = self._receive()
             if isinstance(answer, Exception):
                 raise answer
             if answer is not None:
-                self._asked.popleft()
+                self._requests.popleft()
                 return answer
             reason = self._bury()
             self._start()
-            for wanted in self._asked:
-                self._send((wanted, self.lost))
+            for request in self._requests:
+                self._send((request, self.fatal))
         raise UserError(
-            f"data worker {self.number} died {MOST_DEATHS} times over one batch, at last: {reason}. If "
-            f"memory runs out, take fewer workers (--dataloader_num_workers) or smaller batches"
+            f"data worker {self.number} died {MAX_DEATHS} times for one batch, the last time because: {reason}. If "
+            f"memory runs out, use fewer workers (--dataloader_num_workers) or smaller batches"
         )
 
     def _start(self) -> None:
-        self.pipe, far_end = Pipe()
-        self._in_hand, self._late = InHand(None, time.monotonic()), False
-        # The kernel takes the end of the thread that starts a process for the end of its parent.
+        self.pipe, worker_end = Pipe()
+        self._progress, self._late = Progress(None, time.monotonic()), False
+        # PR_SET_PDEATHSIG fires when the thread that started the process ends, so it is used from the main thread only.
         parent = os.getpid() if threading.current_thread() is threading.main_thread() else 0
         command = "import sys; from opensora.datasets.worker import work; work(*map(int, sys.argv[1:]))"
-        before = signal.pthread_sigmask(signal.SIG_BLOCK, USER_SIGNALS)  # inherited, until the worker ignores them
+        mask = signal.pthread_sigmask(signal.SIG_BLOCK, USER_SIGNALS)  # inherited, until the worker ignores them
         try:
             self.process = subprocess.Popen(
-                [sys.executable, "-c", command, str(far_end.fileno()), str(parent)],
-                pass_fds=[far_end.fileno()],
+                [sys.executable, "-c", command, str(worker_end.fileno()), str(parent)],
+                pass_fds=[worker_end.fileno()],
                 stdin=subprocess.DEVNULL,
                 env={**os.environ, **SINGLE_THREADED, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)},
             )
         finally:
-            signal.pthread_sigmask(signal.SIG_SETMASK, before)
-        far_end.close()
-        self.stop = weakref.finalize(self, _stop, self.process, self.pipe)  # also when the program ends
+            signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        worker_end.close()
+        self.stop = weakref.finalize(self, _stop, self.process, self.pipe)  # also at exit of the program
         self._send((self.dataset, self.collate))
 
-    def _send(self, message) -> None:
+    def _send(self, message: Any) -> None:
         try:
             self.pipe.send(message)
         except OSError:
-            pass  # it is dead, which `_receive` finds out
+            pass  # the worker is dead; `_receive` will notice
 
-    def _receive(self):
+    def _receive(self) -> Any:
         """The next answer; None if the worker is dead or late."""
         while True:
             try:
@@ -146,39 +156,40 @@ class Worker:
                 message = receive(self.pipe)
             except (EOFError, OSError):
                 return None
-            if isinstance(message, InHand):
-                self._in_hand = message
+            if isinstance(message, Progress):
+                self._progress = message
             else:
-                self._in_hand = InHand(None, time.monotonic())
+                self._progress = Progress(None, time.monotonic())
                 return message
 
     def _patience(self) -> float:
         """Seconds to wait for the next message."""
-        return max(GRACE_SECONDS, self._in_hand.started + self._limit() - time.monotonic())
+        return max(GRACE_SECONDS, self._progress.started + self._timeout() - time.monotonic())
 
-    def _limit(self) -> float:
-        return SILENT_SECONDS if self._in_hand.name is None else broken.SECONDS
+    def _timeout(self) -> float:
+        return IDLE_TIMEOUT if self._progress.name is None else broken.READ_TIMEOUT
 
     def _bury(self) -> str:
-        """Ends what is left of the process, puts the blame on the sample it had in hand, and returns the reason."""
+        """Ends the process, blames the sample it was reading, and returns the reason."""
         self.stop()
-        name, code = self._in_hand.name, self.process.returncode
+        name, code = self._progress.name, self.process.returncode
         if self._late:
-            reason = str(broken.TooLate(self._limit()))
+            reason = str(broken.ReadTimeout(self._timeout()))
         elif code == -signal.SIGKILL:
             reason = "the data worker was killed: out of memory?"
         else:
-            reason = f"the data worker crashed: {_exit_name(code)}"
+            reason = f"the data worker crashed: {_describe_exit(code)}"
         if name is None:
             return reason
-        if self._late or code != -signal.SIGKILL or name in self._killed:
-            self.lost[name] = reason
-        self._killed.add(name)  # may have been the victim of others; the second time it is to blame
+        # SIGKILL may be the OOM killer, and another process may be at fault: the sample is blamed the second time only.
+        if self._late or code != -signal.SIGKILL or name in self._suspects:
+            self.fatal[name] = reason
+        self._suspects.add(name)
         print(f"data worker {self.number}: {broken.printable(name)}: {reason}", file=sys.stderr)
         return reason
 
 
-def _exit_name(code: Optional[int]) -> str:
+def _describe_exit(code: Optional[int]) -> str:
     if code is None:
         return "it does not end"
     return signal.Signals(-code).name if code < 0 else f"exit code {code}"
@@ -190,17 +201,17 @@ def _stop(process: subprocess.Popen, pipe: Connection) -> None:
     try:
         process.wait(timeout=5)
     except subprocess.TimeoutExpired:
-        pass  # waits for a disk or network that does not answer; dies as soon as that does
+        pass  # blocked in uninterruptible I/O; it dies when the disk or network answers
 
 
-class _WorkerWatch(broken.Watch):
-    """Tells the parent what is being read; the parent kills this process when that takes too long."""
+class _WorkerMonitor(broken.ReadMonitor):
+    """Reports to the parent which sample is being read; the parent kills this process when that takes too long."""
 
     def __init__(self, pipe: Connection):
         self.pipe = pipe
 
-    def begin(self, name: Optional[str]) -> None:
-        send(self.pipe, InHand(name, time.monotonic()))
+    def begin(self, name: str) -> None:
+        send(self.pipe, Progress(name, time.monotonic()))
 
     def run(self, name: str, work: Callable[[], broken.Result]) -> broken.Result:
         self.begin(name)
@@ -208,36 +219,38 @@ class _WorkerWatch(broken.Watch):
 
 
 def work(descriptor: int, parent: int) -> None:
-    """The life of a worker: makes the batches it is asked for over the pipe of this file descriptor.
+    """Main function of a worker: makes the batches requested over the pipe with this file descriptor.
 
-    `parent` is the id of the process that it dies with, 0 if that can be told by the pipe alone.
+    Args:
+        parent: id of the process to die with, 0 to rely on the pipe alone.
     """
     for number in USER_SIGNALS:
         signal.signal(number, signal.SIG_IGN)
     signal.pthread_sigmask(signal.SIG_UNBLOCK, USER_SIGNALS)
-    if parent and not die_with_parent(parent):  # even if it is stuck in a decoder then
+    if parent and not die_with_parent(parent):  # takes effect even while a decoder hangs
         return
-    _be_the_first_to_go()
+    _raise_oom_score()
     pipe = Connection(descriptor)
-    broken.watch = watch = _WorkerWatch(pipe)
+    broken.monitor = monitor = _WorkerMonitor(pipe)
     try:
         dataset, collate = pipe.recv()
         while True:
-            wanted, watch.lost = pipe.recv()
+            request, monitor.fatal = pipe.recv()
+            answer: Union[dict, Exception]
             try:
-                answer = make_batch(dataset, collate, wanted)
+                answer = make_batch(dataset, collate, request)
             except (BrokenPipeError, ConnectionResetError):
                 raise
             except (ValueError, OSError) as error:
                 answer = ValueError(str(error))
-            except Exception:  # a fault of the program
+            except Exception:  # a bug
                 answer = RuntimeError(f"a data worker failed:\n{traceback.format_exc()}")
             send(pipe, answer)
     except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the parent is gone or needs no more
+        pass  # the parent has ended or closed the pipe
 
 
-def _be_the_first_to_go() -> None:
+def _raise_oom_score() -> None:
     try:
         with open("/proc/self/oom_score_adj", "w", encoding="ascii") as file:
             file.write(OOM_SCORE)
@@ -245,8 +258,8 @@ def _be_the_first_to_go() -> None:
         pass  # not Linux, or already higher
 
 
-def send(pipe: Connection, message) -> None:
-    """Sends a message; the memory of its arrays is handed over as an open file, not through the pipe."""
+def send(pipe: Connection, message: Any) -> None:
+    """Sends a message; its arrays are passed as the descriptor of a shared memory file, not through the pipe."""
     arrays: list[pickle.PickleBuffer] = []
     skeleton = pickle.dumps(message, protocol=5, buffer_callback=arrays.append)
     views = [array.raw() for array in arrays]
@@ -263,8 +276,8 @@ def send(pipe: Connection, message) -> None:
         reduction.send_handle(pipe, file.fileno(), None)
 
 
-def receive(pipe: Connection):
-    """The message that `send` sent. Its arrays lie in shared memory, which is freed with the last of them."""
+def receive(pipe: Connection) -> Any:
+    """Receives a message from `send`. Its arrays share one memory mapping, which is freed with the last of them."""
     skeleton, spans = pipe.recv()
     if not spans:
         return pickle.loads(skeleton)
@@ -277,7 +290,7 @@ def receive(pipe: Connection):
 
 
 def _anonymous_file():
-    """A file without a name: memory on Linux, elsewhere a temporary file."""
+    """An anonymous file: in memory on Linux, elsewhere a temporary file."""
     if hasattr(os, "memfd_create"):
         return os.fdopen(os.memfd_create("batch"), "r+b")
     return tempfile.TemporaryFile()

@@ -22,7 +22,7 @@ SMALLEST = 16  # pixels: SSIM looks through windows of 11x11
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipSpec:
     """What is taken from a video: `num_frames` frames out of the first num_frames * sample_rate, and their size.
 
     Either `height` and `width`: crop to that aspect in the middle, then resize; or `resolution`: resize the shorter
@@ -86,7 +86,7 @@ def _neighbours(value: int, stride: int, least: int, offset: int = 0) -> str:
     return " or ".join(str(number + offset) for number in sorted({below, max(least, below + stride)}))
 
 
-def read_clip(path: Union[str, Path], clip: Clip, ae: str) -> np.ndarray:
+def read_clip(path: Union[str, Path], clip: ClipSpec, ae: str) -> np.ndarray:
     """The clip as the VAE named `ae` takes it: float32 (3, T, H, W) in [-1, 1].
 
     Raises:
@@ -110,13 +110,8 @@ def read_picture(path: Union[str, Path], short_size: int, ae: str) -> np.ndarray
     """
     if short_size < SMALLEST:
         raise UserError(f"--short_size must be {SMALLEST} or more, not {short_size}")
-    pixels = Clip(1, resolution=short_size).fit(read_image(path).transpose(2, 0, 1)[None], strides(ae)[1])
+    pixels = ClipSpec(1, resolution=short_size).fit(read_image(path).transpose(2, 0, 1)[None], strides(ae)[1])
     return transforms.to_float(pixels.transpose(1, 0, 2, 3))
-
-
-def as_frames(video: np.ndarray) -> np.ndarray:
-    """A clip of `read_clip`, (3, T, H, W) -> uint8 (T, H, W, 3), rounded to the nearest level."""
-    return np.rint((video.transpose(1, 2, 3, 0) + 1) * 127.5).astype(np.uint8)
 
 
 class Reconstructor:
@@ -174,7 +169,7 @@ def reconstruct_video(
     reconstruct: Reconstructor, video: np.ndarray, rec_path: Union[str, Path], fps: float, grid: bool = False
 ) -> dict[str, float]:
     """Writes the reconstruction of a clip (3, T, H, W); with `grid` the original beside it. Returns the scores."""
-    originals, scores, done = as_frames(video), Scores(), 0
+    originals, scores, done = transforms.to_uint8(video.transpose(1, 2, 3, 0), "half_even"), Scores(), 0
     with write_video(rec_path, fps) as write:
         for (frames,) in reconstruct(video[None]):
             shown = originals[done : done + len(frames)]
@@ -189,5 +184,5 @@ def reconstruct_image(reconstruct: Reconstructor, picture: np.ndarray, rec_path:
     scores = Scores()
     (frames,) = [piece[0] for piece in reconstruct(picture[None])]
     save_image(rec_path, frames[0])
-    scores.add(as_frames(picture), frames)
+    scores.add(transforms.to_uint8(picture.transpose(1, 2, 3, 0), "half_even"), frames)
     return scores.means()

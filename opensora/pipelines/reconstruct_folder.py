@@ -18,8 +18,9 @@ from tqdm import tqdm
 
 from opensora.datasets.media import WRITERS, write_video
 from opensora.datasets.media.folders import list_videos, listed_videos
+from opensora.datasets.transforms import to_uint8
 from opensora.errors import UserError
-from opensora.pipelines.reconstruct import Clip, Reconstructor, Scores, as_frames, read_clip
+from opensora.pipelines.reconstruct import ClipSpec, Reconstructor, Scores, read_clip
 from opensora.utils.files import atomic_write
 
 
@@ -135,7 +136,7 @@ def _are_scores(scores: Any) -> bool:
 def reconstruct_folder(
     reconstruct: Reconstructor,
     jobs: list[Job],
-    clip: Clip,
+    clip: ClipSpec,
     ae: str,
     results: Results,
     fps: float,
@@ -170,7 +171,7 @@ def reconstruct_folder(
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, jobs: list[Job], clip: Clip, ae: str, ahead: int
+    pool: ThreadPoolExecutor, jobs: list[Job], clip: ClipSpec, ae: str, ahead: int
 ) -> Iterator[tuple[Job, Union[np.ndarray, str]]]:
     """Clips in order, or the reason there is none; at most `ahead` of them are in memory."""
 
@@ -195,7 +196,7 @@ def _reconstruct_batch(
     reconstruct: Reconstructor, batch: list[tuple[Job, np.ndarray]], fps: float
 ) -> dict[str, dict[str, float]]:
     jobs = [job for job, _ in batch]
-    originals = [as_frames(video) for _, video in batch]
+    originals = [to_uint8(video.transpose(1, 2, 3, 0), "half_even") for _, video in batch]
     scores = [Scores() for _ in batch]
     with ExitStack() as files:
         for job, frames in zip(jobs, originals):
@@ -211,6 +212,6 @@ def _reconstruct_batch(
     return {job.name: score.means() for job, score in zip(jobs, scores)}
 
 
-def settings_of(clip: Clip, ae: str, weights: str) -> dict:
+def settings_of(clip: ClipSpec, ae: str, weights: str) -> dict:
     """What must stay the same for finished files to count."""
     return {**asdict(clip), "ae": ae, "weights": weights}

@@ -8,7 +8,7 @@ from typing import Optional, Union
 
 import numpy as np
 
-from opensora.datasets.bucketed.fit import resize_crop_image, resize_crop_video
+from opensora.datasets.bucketed.resize import resize_crop_image, resize_crop_video
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReader, read_image
 from opensora.datasets.transforms import to_float
 from opensora.errors import UserError

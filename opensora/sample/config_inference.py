@@ -10,6 +10,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from opensora.datasets.media import save_image, write_video
+from opensora.datasets.transforms import to_uint8
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models.vaes import VAES
@@ -141,7 +142,7 @@ class STDiTMaker:
 
     def make(self, requests: Sequence[Request], number: int) -> Iterator[np.ndarray]:
         draws = SeededNoise(self.job.seed, [request.index for request in requests], number)
-        return map(to_levels, self._pieces(requests, draws))  # keeps no piece while the next is made
+        return map(to_frames, self._pieces(requests, draws))  # keeps no piece while the next is made
 
     def note_cut_texts(self, request: Request) -> None:
         encoder = self.pipeline.text_encoder
@@ -255,6 +256,6 @@ def _normal(generators: Sequence[np.random.Generator], shape: tuple) -> np.ndarr
     return np.stack([generator.standard_normal(shape[1:], dtype=np.float32) for generator in generators])
 
 
-def to_levels(values: np.ndarray) -> np.ndarray:
-    """(n, 3, t, H, W), about [-1, 1] -> uint8 (n, t, H, W, 3), the nearest as the scripts of Open-Sora write them."""
-    return (np.clip(values / 2 + 0.5, 0, 1) * 255 + 0.5).astype(np.uint8).transpose(0, 2, 3, 4, 1)
+def to_frames(values: np.ndarray) -> np.ndarray:
+    """(n, 3, t, H, W), about [-1, 1] -> uint8 (n, t, H, W, 3), rounded like the scripts of Open-Sora."""
+    return to_uint8(values.transpose(0, 2, 3, 4, 1), "half_up")

@@ -12,7 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from opensora.datasets.bucketed.buckets import Buckets
-from opensora.datasets.bucketed.dataset import NUMBERS, VariableVideoTextDataset, VideoTextDataset, collate
+from opensora.datasets.bucketed.dataset import CONDITIONING, VariableVideoTextDataset, VideoTextDataset, collate
 from opensora.datasets.bucketed.mask_ratios import MaskGenerator
 from opensora.datasets.bucketed.sampler import BucketSampler
 from opensora.datasets.loader import Loader
@@ -137,7 +137,7 @@ class STDiTTraining:
             group,
             world.size // options.sp_size,
             options.seed,
-            part=(part, options.sp_size),
+            shard=(part, options.sp_size),
         )
         if show:
             print(buckets.table(sampler.assigned(0)), flush=True)
@@ -173,7 +173,7 @@ class STDiTTraining:
             noise,
             timesteps,
             *self.text(batch, text_draws < self.dropout),
-            *(Tensor(batch[name]) for name in NUMBERS),
+            *(Tensor(batch[name]) for name in CONDITIONING),
             mask,
         )
 

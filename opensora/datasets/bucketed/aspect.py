@@ -1,8 +1,8 @@
-"""Named resolutions and the sizes that each has: a table of aspect ratios (height / width) for every name.
+"""Named resolutions and their sizes: each name has a table of aspect ratios (height / width).
 
-Names ending in p or k follow one formula: of 17 ratios each has about the same number of pixels, in even sides. Names
-that are numbers are sides of squares: 40 sizes in steps of a 16th of the side. The tables that the published models
-were trained with differ from that in places, which are listed here as they are.
+Names ending in p or k have 17 ratios of about the same number of pixels, with even sides. Names that are numbers are
+the side of a square: 40 sizes in steps of 1/16 of the side. A few entries of the tables that the published models were
+trained with deviate from these formulas; they are listed explicitly.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from functools import cache
 
 from opensora.errors import UserError
 
-# Pixels of a frame. 2k, 2048 and 2880 came with Open-Sora v1.2.
+# Pixels per frame. 2k, 2048 and 2880 were added by Open-Sora v1.2.
 PIXELS = {
     "144p": 36864,
     "256": 65536,
@@ -49,7 +49,7 @@ _FILM_RATIOS = (
     2,
     1 / 0.48,
 )
-# Heights and widths of the wide sizes of a square's table, in 16ths of its side; tall ones are the same turned round.
+# Heights and widths of the wide sizes, in 1/16 of the square's side; the tall sizes are these transposed.
 _WIDE_16THS = (
     (8, 32),
     (8, 31),
@@ -72,8 +72,8 @@ _WIDE_16THS = (
     (15, 17),
     (15, 16),
 )
-_ONLY_WIDE = (11, 21)
-# Ratio, height and width in 64 pixels: a table of its own, whose ratios are not quite those of its sizes.
+_ONLY_WIDE = (11, 21)  # not transposed
+# Ratio, height and width in units of 64 pixels; the ratios of this table do not exactly match its sizes.
 _SIZES_2880 = """
     0.25 22 90, 0.26 22 87, 0.27 22 84, 0.28 22 81, 0.32 25 78, 0.33 25 75, 0.34 25 73, 0.4 28 70, 0.42 28 67,
     0.47 30 64, 0.49 30 61, 0.51 30 59, 0.55 33 60, 0.59 33 56, 0.68 36 53, 0.72 36 50, 0.78 39 50, 0.83 39 47,
@@ -84,23 +84,23 @@ _STORED = {"240p": {"0.67": (262, 393)}, "480p": {"0.48": (444, 925), "1.33": (7
 
 
 def resolution(name) -> str:
-    """The name as the tables have it: text, in small letters.
+    """Normalizes a name to a key of `PIXELS`: a lower-case string.
 
     Raises:
-        UserError: there is no such resolution.
+        UserError: unknown resolution.
     """
     key = str(name).lower()
     if key not in PIXELS:
-        raise UserError(f"there is no resolution {name!r}; choose from {', '.join(PIXELS)}")
+        raise UserError(f"unknown resolution {name!r}; choose from {', '.join(PIXELS)}")
     return key
 
 
 @cache
 def aspect_sizes(name: str) -> Mapping[str, tuple[int, int]]:
-    """Ratio, as it is written -> (height, width), in the table's order.
+    """The table of a resolution: ratio as text -> (height, width), in the published order.
 
     Raises:
-        UserError: there is no such resolution.
+        UserError: unknown resolution.
     """
     name = resolution(name)
     if name == "2880":
@@ -112,7 +112,7 @@ def aspect_sizes(name: str) -> Mapping[str, tuple[int, int]]:
 
 
 def closest_ratio(height: int, width: int, name: str) -> str:
-    """The ratio of the resolution's table next to height / width; of equals the first."""
+    """The ratio in the resolution's table closest to height / width; ties go to the first."""
     ratio = height / width
     return min(aspect_sizes(name), key=lambda key: abs(float(key) - ratio))
 
@@ -130,7 +130,7 @@ def _film_sizes(name: str) -> dict[str, tuple[int, int]]:
         height = whole(math.sqrt(PIXELS[name] * ratio) + 1e-4)
         sizes[f"{ratio:.2f}"] = height, whole(height / ratio + 1e-4)
     sizes.update(_STORED.get(name, {}))
-    if name == "4k":  # its table has 0.62 before 0.56, which decides between equals
+    if name == "4k":  # the published table lists 0.62 before 0.56, which matters for ties
         order = sorted(sizes, key=lambda ratio: 0.555 if ratio == "0.62" else float(ratio))
         return {ratio: sizes[ratio] for ratio in order}
     return sizes

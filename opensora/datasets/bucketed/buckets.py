@@ -1,15 +1,14 @@
-"""Buckets: samples that may share a batch have one resolution, one number of frames and one aspect ratio.
+"""Buckets of Open-Sora: samples in the same bucket share a resolution, a number of frames and an aspect ratio.
 
-A bucket config says for each resolution and number of frames how many of the samples that fit are kept there and how
-many make a batch:
+A bucket config maps resolution -> number of frames -> (probability to keep a sample that fits, batch size):
 
     {"480p": {1: (1.0, 52), 16: (0.5, 4), 32: (0.0, None)}, "256": {1: (1.0, 256)}}
 
-A sample is tried with the resolutions from the largest to the smallest. It fits one that has at most 1.25 times its
-pixels, and there the largest number of frames that it has; an image fits 1 only. It stays with the probability that
-stands there, else it goes to the next smaller resolution, and is left out where there is none. So (0.0, None) keeps
-long videos away from shorter clips of the same resolution. A pair of probabilities (of the resolution, of the frames)
-lets the second decide whether shorter clips of the same resolution are tried.
+Resolutions are tried from the largest to the smallest. A sample fits a resolution that has at most 1.25 times its
+pixels, and there the largest number of frames that it provides; images fit 1 only. It is kept with the configured
+probability. Otherwise the next smaller resolution is tried; after the last one the sample is dropped. So (0.0, None)
+prevents long videos from being used as shorter clips of the same resolution. If the probability is a pair (for the
+resolution, for the number of frames), the second decides whether fewer frames of the same resolution are tried.
 """
 
 from __future__ import annotations
@@ -23,12 +22,12 @@ import numpy as np
 from opensora.datasets.bucketed.aspect import PIXELS, aspect_sizes, resolution
 from opensora.errors import UserError
 
-SMALLEST_AREA = 0.8  # of a resolution's pixels that a sample must have
-UNUSED = -1
+MIN_AREA = 0.8  # fraction of a resolution's pixels that a sample must have
+UNUSED = -1  # in place of a bucket number, for samples in no bucket
 
 
 class Bucket(NamedTuple):
-    """One place for samples: `ratio` is a key of the resolution's table."""
+    """Samples with the same resolution, number of frames and aspect ratio (a key of the resolution's table)."""
 
     resolution: str
     frames: int
@@ -36,26 +35,26 @@ class Bucket(NamedTuple):
 
 
 class Level(NamedTuple):
-    """The buckets of one resolution and number of frames: numbers first .. first + ratios."""
+    """The buckets of one resolution and number of frames, one per aspect ratio, numbered from `first`."""
 
     resolution: str
     frames: int
-    index: int
+    number: int  # among the levels
     first: int
-    keep: float  # probability that a sample that fits stays
-    keep_frames: Optional[float]  # probability that it is tried here, not with fewer frames
+    keep: float  # probability to keep a sample that fits
+    keep_frames: Optional[float]  # probability to try a sample here instead of with fewer frames
     batch_size: Optional[int]
 
 
 class Buckets:
-    """The buckets of a config, numbered from the most pixels down and there from the most frames down.
+    """The buckets of a config, numbered by pixels and then by number of frames, both in descending order.
 
     Args:
-        config: resolution -> frames -> (probability, batch size); in place of a probability stands a number, or the
-            two of Open-Sora v1.2. Names of resolutions are those of `opensora.datasets.bucketed.aspect`.
+        config: resolution (see `opensora.datasets.bucketed.aspect`) -> frames -> (probability, batch size). The
+            probability is a number, or a pair as in Open-Sora v1.2.
 
     Raises:
-        UserError: an unknown resolution, or an entry of another form.
+        UserError: an unknown resolution or an invalid entry.
     """
 
     def __init__(self, config: Mapping[Any, Mapping[int, Sequence]]):
@@ -79,34 +78,37 @@ class Buckets:
         return self._buckets[number]
 
     def shape(self, number: int) -> tuple[int, int, int]:
-        """Frames, height and width of a bucket's samples."""
+        """Frames, height and width of the samples in a bucket."""
         name, frames, ratio = self._buckets[number]
         return frames, *aspect_sizes(name)[ratio]
 
     def batch_size(self, number: int) -> int:
-        return self._level(number).batch_size
+        """Batch size of a bucket, which must be one that can hold samples."""
+        size = next(level.batch_size for level in reversed(self.levels) if level.first <= number)
+        assert size is not None, "samples are assigned only to levels with a batch size"
+        return size
 
-    def assign(
-        self, frames: np.ndarray, heights: np.ndarray, widths: np.ndarray, frame_interval: int = 1, seed: int = 0
-    ) -> np.ndarray:
-        """The bucket of every sample, (N,) numbers of buckets, `UNUSED` for those that are left out.
+    def assign(self, shapes: np.ndarray, frame_interval: int = 1, seed: int = 0) -> np.ndarray:
+        """Assigns samples of `shapes` (N, 3), frames, height and width, to buckets: (N,) bucket numbers or `UNUSED`.
 
-        A clip is `frame_interval` times as long in its video, and the video longer than that. NoiseSource follow from the
-        seed, the sample's number and the level alone.
+        A clip of F frames requires a video of more than F * frame_interval frames. The random choice for a sample
+        depends only on the seed, the sample's number and the level.
         """
+        frames, heights, widths = shapes.T
         found = np.full(len(frames), UNUSED)
         areas = heights * widths
         seeds = seed + np.arange(len(frames)) * len(self)
         for name in dict.fromkeys(level.resolution for level in self.levels):
-            waiting = np.flatnonzero((found == UNUSED) & (areas >= SMALLEST_AREA * PIXELS[name]))
+            candidates = np.flatnonzero((found == UNUSED) & (areas >= MIN_AREA * PIXELS[name]))
             for level in (level for level in self.levels if level.resolution == name):
-                fits = frames[waiting] == 1 if level.frames == 1 else frames[waiting] > level.frames * frame_interval
-                tried, waiting = waiting[fits], waiting[~fits]
-                generators = _Draws(seeds[tried] + level.index)
+                lengths = frames[candidates]
+                fits = lengths == 1 if level.frames == 1 else lengths > level.frames * frame_interval
+                tried, candidates = candidates[fits], candidates[~fits]
+                generators = _UniformGenerators(seeds[tried] + level.number)
                 if level.keep_frames is not None:
-                    passed_over = generators.draw() > level.keep_frames
-                    waiting = np.sort(np.concatenate([waiting, tried[passed_over]]))
-                    tried, generators = tried[~passed_over], generators.subset(~passed_over)
+                    skipped = generators.draw() > level.keep_frames
+                    candidates = np.sort(np.concatenate([candidates, tried[skipped]]))
+                    tried, generators = tried[~skipped], generators.subset(~skipped)
                 if level.keep == 0:
                     continue
                 if level.keep < 1:
@@ -115,7 +117,7 @@ class Buckets:
         return found
 
     def table(self, assigned: np.ndarray) -> str:
-        """How many samples and full batches each level has, and its most frequent ratios."""
+        """A text table: samples, full batches and the most frequent aspect ratios of each level."""
         lines = [f"{'resolution':<10} {'frames':>6} {'keep':>11} {'batch':>6} {'samples':>10} {'batches':>9}  ratios"]
         for level, counts in self.counts(assigned):
             batches = sum(count // level.batch_size for count in counts.values()) if level.batch_size else 0
@@ -129,22 +131,19 @@ class Buckets:
         return "\n".join([*lines, f"{len(assigned):,} samples, {unused:,} of them in no bucket"])
 
     def counts(self, assigned: np.ndarray) -> list[tuple[Level, Counter]]:
-        """Of each level how many samples have each ratio, in the table's order."""
+        """For each level, the number of samples of each aspect ratio that occurs, in the order of the ratio table."""
         used = Counter(assigned[assigned != UNUSED].tolist())
         return [
-            (level, Counter({self[number].ratio: used[number] for number in self._members(level) if used[number]}))
+            (level, Counter({self[number].ratio: used[number] for number in self._numbers(level) if used[number]}))
             for level in self.levels
         ]
 
-    def _members(self, level: Level) -> range:
+    def _numbers(self, level: Level) -> range:
         return range(level.first, level.first + len(aspect_sizes(level.resolution)))
 
-    def _level(self, number: int) -> Level:
-        return next(level for level in reversed(self.levels) if level.first <= number)
 
-
-class _Draws:
-    """Numbers in [0, 1), for each sample from a generator of its own: `draw` gives the next of each."""
+class _UniformGenerators:
+    """One generator of uniform numbers in [0, 1) per sample; `draw` returns the next number of each."""
 
     def __init__(self, seeds: np.ndarray, drawn: int = 0):
         self.seeds, self.drawn = seeds, drawn
@@ -153,22 +152,22 @@ class _Draws:
         self.drawn += 1
         return np.array([np.random.default_rng(seed).random(self.drawn)[-1] for seed in self.seeds])
 
-    def subset(self, chosen: np.ndarray) -> _Draws:
-        return _Draws(self.seeds[chosen], self.drawn)
+    def subset(self, chosen: np.ndarray) -> _UniformGenerators:
+        return _UniformGenerators(self.seeds[chosen], self.drawn)
 
 
 def _closest(ratios: np.ndarray, name: str) -> np.ndarray:
-    """The places of the nearest ratios in the resolution's table; of equals the first."""
+    """Positions of the closest ratios in the resolution's table; ties go to the first."""
     keys = np.array([float(key) for key in aspect_sizes(name)])
-    different, place = np.unique(ratios, return_inverse=True)  # of millions of samples there are few
-    return np.abs(keys - different[:, None]).argmin(1)[place]
+    unique, inverse = np.unique(ratios, return_inverse=True)  # millions of samples have few distinct ratios
+    return np.abs(keys - unique[:, None]).argmin(1)[inverse]
 
 
 def _entry(name: str, frames: int, entry: Sequence) -> tuple[float, Optional[float], Optional[int]]:
-    """(keep, keep_frames, batch size) of one entry."""
+    """Validates an entry; returns (keep, keep_frames, batch size)."""
     where = f"bucket_config[{name!r}][{frames!r}] = {entry!r}"
     if not isinstance(frames, int) or frames < 1:
-        raise UserError(f"{where}: the number of frames should be a whole number from 1 on")
+        raise UserError(f"{where}: the number of frames should be a whole number of at least 1")
     try:
         keep, batch_size = entry
         keep, keep_frames = keep if isinstance(keep, (tuple, list)) else (keep, None)
@@ -176,7 +175,7 @@ def _entry(name: str, frames: int, entry: Sequence) -> tuple[float, Optional[flo
     except (TypeError, ValueError) as error:
         raise UserError(f"{where}: should be (probability, batch size)") from error
     if not all(0 <= probability <= 1 for probability in probabilities):
-        raise UserError(f"{where}: a probability lies between 0 and 1")
+        raise UserError(f"{where}: a probability should be between 0 and 1")
     if keep > 0 and (not isinstance(batch_size, int) or batch_size < 1):
-        raise UserError(f"{where}: the batch size should be a whole number from 1 on; None is for probability 0")
+        raise UserError(f"{where}: the batch size should be a whole number of at least 1; None requires probability 0")
     return float(keep), keep_frames, batch_size

@@ -1,6 +1,6 @@
-"""Training samples of Open-Sora v1.1: videos and images with captions, listed in a csv file.
+"""Training samples of Open-Sora v1.1: videos and images with captions, listed in a table.
 
-`VariableVideoTextDataset` gives a sample in the shape that its bucket has, `VideoTextDataset` all in one shape.
+`VariableVideoTextDataset` returns samples in the shape of their bucket, `VideoTextDataset` in a single shape.
 """
 
 from __future__ import annotations
@@ -13,34 +13,37 @@ import numpy as np
 
 from opensora.datasets import transforms
 from opensora.datasets.broken import Quarantine, read_or_replace
-from opensora.datasets.bucketed.fit import TRANSFORMS
+from opensora.datasets.bucketed.resize import TRANSFORMS
 from opensora.datasets.bucketed.sampler import BucketSample
 from opensora.datasets.bucketed.table import read_table
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReader, read_image
+from opensora.datasets.temporal_sampling import last_start, temporal_crop
 from opensora.errors import UserError
 
-DEFAULT_FPS = 24.0  # of videos that do not say
-IMAGE_FPS = 120.0  # what the models know images by
-NUMBERS = ("num_frames", "height", "width", "ar", "fps")  # that the models are told of a sample
+DEFAULT_FPS = 24.0  # for videos without a frame rate
+IMAGE_FPS = 120.0  # the frame rate that the models are conditioned on for images
+CONDITIONING = ("num_frames", "height", "width", "ar", "fps")  # numbers that the models are conditioned on
+
+Shape = tuple[int, int, int]
 
 
 class VideoTextDataset:
-    """Samples by row of the table; no state changes while it is read, so any process may read any sample.
+    """Samples by row of the table. Reading changes no state, so any process may read any sample.
 
     Args:
         data_path: see `opensora.datasets.bucketed.table`.
-        num_frames, image_size: of a sample; images are repeated.
-        frame_interval: of a video every so many-th frame is taken.
+        num_frames, image_size: shape of the samples; images are repeated.
+        frame_interval: stride of a clip's frames in its video.
         transform_name: "resize_crop", or "center" for squares.
-        divide_fps: the model is told the rate after frames were left out, as from Open-Sora v1.2 on.
-        cache_dir: for the list of broken samples.
+        divide_fps: condition the model on the frame rate divided by frame_interval, as Open-Sora does since v1.2.
+        cache_dir: folder for the list of broken samples.
 
     Raises:
         FileNotFoundError: no such table.
-        UserError: a faulty table, or settings that contradict.
+        UserError: an invalid table, or contradictory settings.
     """
 
-    with_sizes = False
+    requires_sizes = False
 
     def __init__(
         self,
@@ -55,90 +58,95 @@ class VideoTextDataset:
         if transform_name not in TRANSFORMS:
             raise UserError(f"transform_name {transform_name!r} is not one of {', '.join(TRANSFORMS)}")
         if not isinstance(frame_interval, int) or frame_interval < 1:
-            raise UserError(f"frame_interval {frame_interval!r}: should be a whole number from 1 on")
+            raise UserError(f"frame_interval {frame_interval!r}: should be a whole number of at least 1")
         self.num_frames, self.frame_interval, self.image_size = num_frames, frame_interval, image_size
-        self.fit_video, self.fit_image = TRANSFORMS[transform_name]
+        self.resize_video, self.resize_image = TRANSFORMS[transform_name]
         self._check_shape(transform_name)
         self.divide_fps = divide_fps
-        self.table = read_table(data_path, self.with_sizes)
+        self.table = read_table(data_path, self.requires_sizes)
         self.quarantine = Quarantine(Path(cache_dir) / "broken_samples.tsv")
 
     def __len__(self) -> int:
         return len(self.table)
 
-    def item(self, index: int, rng: np.random.Generator) -> dict:
-        """A sample, or another one if it cannot be read; random choices come from `rng` alone.
+    def item(self, index: Any, rng: np.random.Generator) -> dict[str, Any]:
+        """The sample of row `index`, or a random other sample if it cannot be read.
 
         Returns:
-            video, float32 (3, T, H, W) in [-1, 1]; text; num_frames, height, width, ar (height / width) and fps, float32;
-            replaced, 1 if it stands for a broken one, else 0.
+            video: float32 (3, T, H, W) in [-1, 1].
+            text: the caption.
+            num_frames, height, width, ar, fps: float32; ar is height / width.
+            replaced: 1 if the sample was replaced by another, else 0.
 
         Raises:
-            UserError: several samples are broken.
+            UserError: too many samples are broken.
         """
-        shape = (self.num_frames, *self.image_size)
-        return self._read_or_replace(int(index), range(len(self)), shape, rng)
+        return self._read_or_replace(int(index), range(len(self)), self._shape(), rng)
+
+    def _shape(self) -> Shape:
+        height, width = self.image_size or (None, None)
+        if not self.num_frames or self.num_frames < 1 or height is None or width is None:
+            raise UserError(
+                f"num_frames {self.num_frames}, image_size {self.image_size}: VideoTextDataset makes all samples in "
+                f"one shape, such as 16 and (256, 256); use VariableVideoTextDataset for buckets"
+            )
+        return self.num_frames, height, width
 
     def _check_shape(self, transform_name: str) -> None:
-        if not self.num_frames or self.num_frames < 1 or not self.image_size or None in self.image_size:
+        _, height, width = self._shape()
+        if transform_name == "center" and height != width:
             raise UserError(
-                f"num_frames {self.num_frames}, image_size {self.image_size}: VideoTextDataset makes all "
-                f"samples of one shape, such as 16 and (256, 256); buckets are for "
-                f"VariableVideoTextDataset"
-            )
-        if transform_name == "center" and self.image_size[0] != self.image_size[1]:
-            raise UserError(
-                f"transform_name 'center' cuts out squares, image_size is {tuple(self.image_size)}: use 'resize_crop'"
+                f"transform_name 'center' crops squares, but image_size is {height, width}: use 'resize_crop'"
             )
 
-    def _read_or_replace(self, index: int, others: Sequence[int], shape: tuple, rng: np.random.Generator) -> dict:
+    def _read_or_replace(self, index: int, candidates: Sequence[int], shape: Shape, rng: np.random.Generator) -> dict:
         return read_or_replace(
-            lambda number, own_rng: self._read(number, shape, own_rng),
+            lambda number, sample_rng: self._read(number, shape, sample_rng),
             self.table.paths.__getitem__,
             index,
-            lambda: others,
+            lambda: candidates,
             rng,
             self.quarantine,
         )
 
-    def _read(self, index: int, shape: tuple[int, int, int], rng: np.random.Generator) -> dict:
+    def _read(self, index: int, shape: Shape, rng: np.random.Generator) -> dict[str, Any]:
         path = Path(self.table.paths[index])
         frames, height, width = shape
         if path.suffix.lower() in VIDEO_SUFFIXES:
             video, fps = self._read_video(path, shape, rng)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
-            video, fps = np.stack([self.fit_image(read_image(path), height, width)] * frames), IMAGE_FPS
+            video, fps = np.stack([self.resize_image(read_image(path), height, width)] * frames), IMAGE_FPS
         else:
             raise UserError(
-                f"{path}: neither a video ({' '.join(VIDEO_SUFFIXES)}) nor an image "
-                f"({' '.join(IMAGE_SUFFIXES)}) by its name"
+                f"{path}: the suffix is neither that of a video ({' '.join(VIDEO_SUFFIXES)}) nor that of an image "
+                f"({' '.join(IMAGE_SUFFIXES)})"
             )
-        numbers = dict(zip(NUMBERS, map(np.float32, (frames, height, width, height / width, fps))))
-        video = np.ascontiguousarray(transforms.to_float(video).swapaxes(0, 1))  # T 3 H W -> 3 T H W
+        numbers = dict(zip(CONDITIONING, map(np.float32, (frames, height, width, height / width, fps))))
+        video = np.ascontiguousarray(transforms.to_float(video).swapaxes(0, 1))  # (T, 3, H, W) -> (3, T, H, W)
         return {"video": video, "text": self.table.texts[index], **numbers}
 
-    def _read_video(self, path: Path, shape: tuple, rng: np.random.Generator) -> tuple[np.ndarray, float]:
+    def _read_video(self, path: Path, shape: Shape, rng: np.random.Generator) -> tuple[np.ndarray, float]:
         """The clip, float32 (T, 3, H, W) in 0 .. 255, and its frame rate."""
         with VideoReader(path) as reader:
             try:
-                clip = self._clip(reader, reader.expected_frames(), shape, rng)
-            except ValueError:  # some files announce more frames than they have; counting takes long
-                clip = self._clip(reader, len(reader), shape, rng)
+                clip = self._read_clip(reader, reader.expected_frames(), shape, rng)
+            except ValueError:  # some headers promise too many frames; counting decodes the file, so it comes second
+                clip = self._read_clip(reader, len(reader), shape, rng)
             fps = reader.fps or DEFAULT_FPS
         return clip, fps / self.frame_interval if self.divide_fps else fps
 
-    def _clip(self, reader: VideoReader, available: int, shape: tuple, rng: np.random.Generator) -> np.ndarray:
-        """`available` frames are in the file."""
+    def _read_clip(self, reader: VideoReader, available: int, shape: Shape, rng: np.random.Generator) -> np.ndarray:
+        """A random clip from the first `available` frames of the file."""
         frames, height, width = shape
-        begin = int(rng.integers(last_begin(available, frames, self.frame_interval) + 1))
-        numbers = temporal_crop(begin, available, frames, self.frame_interval)
-        return np.concatenate([self.fit_video(chunk, height, width) for chunk in reader.chunks(numbers)])
+        start = int(rng.integers(last_start(available, frames, self.frame_interval) + 1))
+        numbers = temporal_crop(start, available, frames, self.frame_interval)
+        return np.concatenate([self.resize_video(chunk, height, width) for chunk in reader.chunks(numbers)])
 
 
 class VariableVideoTextDataset(VideoTextDataset):
-    """Samples in the shapes of their buckets, see `opensora.datasets.bucketed.buckets`; `item` takes a `BucketSample`."""
+    """Samples in the shape of their bucket, see `opensora.datasets.bucketed.buckets`."""
 
-    with_sizes = True
+    requires_sizes = True
 
     def __init__(
         self,
@@ -157,33 +165,16 @@ class VariableVideoTextDataset(VideoTextDataset):
         """(N, 3) frames, height and width of the files."""
         return self.table.shapes
 
-    def item(self, index: BucketSample, rng: np.random.Generator) -> dict:
-        """As `VideoTextDataset.item`; for a broken sample another of its bucket stands, in the same shape."""
-        return self._read_or_replace(index.index, index.spares or (index.index,), index[1:4], rng)
+    def item(self, index: BucketSample, rng: np.random.Generator) -> dict[str, Any]:
+        """As `VideoTextDataset.item`; a broken sample is replaced by another of its bucket, in the same shape."""
+        return self._read_or_replace(index.number, index.replacements or (index.number,), index.shape, rng)
 
     def _check_shape(self, transform_name: str) -> None:
         if transform_name == "center":
-            raise UserError("transform_name 'center' cuts out squares, which buckets are not: use 'resize_crop'")
+            raise UserError("transform_name 'center' crops squares, which buckets are not: use 'resize_crop'")
 
 
-def last_begin(available: int, num_frames: int, frame_interval: int = 1) -> int:
-    """The last frame that a clip may begin with; the published code leaves out one that would be possible."""
-    return max(0, available - num_frames * frame_interval - 1)
-
-
-def temporal_crop(begin: int, available: int, num_frames: int, frame_interval: int = 1) -> np.ndarray:
-    """Numbers of frames spread evenly over num_frames * frame_interval of the `available` ones, or over those left.
-
-    Raises:
-        UserError: fewer frames are left than the clip has.
-    """
-    end = min(begin + num_frames * frame_interval, available)
-    if end - begin < num_frames:
-        raise UserError(f"{end - begin} frames are left for a clip of {num_frames}")
-    return np.linspace(begin, end - 1, num_frames, dtype=int)
-
-
-def collate(items: Sequence[dict]) -> dict:
-    """Samples of one shape as a batch: every array with a batch axis in front, `text` a list."""
-    arrays = {name: np.stack([item[name] for item in items]) for name in ("video", *NUMBERS)}
+def collate(items: Sequence[dict]) -> dict[str, Any]:
+    """Stacks samples of one shape into a batch; `text` becomes a list."""
+    arrays = {name: np.stack([item[name] for item in items]) for name in ("video", *CONDITIONING)}
     return {**arrays, "text": [item["text"] for item in items], "replaced": sum(item["replaced"] for item in items)}

@@ -1,6 +1,6 @@
-"""Which frames of a training video are given, in the way of Open-Sora v1.1: `mask_ratios` of a configuration.
+"""Random conditioning masks of Open-Sora v1.1: `mask_ratios` of a training config.
 
-A mask is bool (T,): True where a frame is trained, False where it is given. Needs no MindSpore.
+A mask is bool (T,): True for frames to train on, False for conditioning frames. This module must not import MindSpore.
 """
 
 from __future__ import annotations
@@ -14,21 +14,26 @@ import numpy as np
 from opensora.errors import UserError
 
 QUARTER, IMAGE = "quarter_", "image_"
-PARTS = ("random", "head", "tail", "head_tail")
-NAMES = ("identity", *(size + part for size in (QUARTER, IMAGE) for part in PARTS), "random", "interpolate")
-# Spellings of the published configurations; v1.1 also has "mask_" before every name.
+POSITIONS = ("random", "head", "tail", "head_tail")
+NAMES = (
+    "identity",
+    *(length + position for length in (QUARTER, IMAGE) for position in POSITIONS),
+    "random",
+    "interpolate",
+)
+# Spellings in the published configs; v1.1 also prefixes every name with "mask_".
 SPELLINGS = {"no": "identity", "intepolate": "interpolate"}
 
 
 class MaskGenerator:
-    """NoiseSource masks.
+    """Draws random masks.
 
     Args:
-        mask_ratios: how often each of `NAMES` is drawn. They add up to 1; without "identity", which gives no frame,
-            that takes the rest.
+        mask_ratios: name (see `NAMES`) -> probability. The sum must be 1; if "identity", which masks no frame, is
+            missing, it gets the remaining probability.
 
     Raises:
-        UserError: an unknown name, or ratios that are none.
+        UserError: an unknown name or an invalid ratio.
     """
 
     def __init__(self, mask_ratios: Mapping[str, float]):
@@ -36,7 +41,8 @@ class MaskGenerator:
         for spelling, ratio in mask_ratios.items():
             name = _name(spelling)
             if name in ratios:
-                raise UserError(f"mask_ratios: {spelling!r} says again what {name!r} says")
+                first = next(key for key in mask_ratios if _name(key) == name)
+                raise UserError(f"mask_ratios: {first!r} and {spelling!r} are the same key")
             if isinstance(ratio, bool) or not isinstance(ratio, (int, float)) or not 0 <= ratio <= 1:
                 raise UserError(f"mask_ratios: {spelling} is {ratio!r}, should be a number from 0 to 1")
             ratios[name] = float(ratio)
@@ -48,35 +54,35 @@ class MaskGenerator:
         self.ratios = ratios
 
     def draw(self, num_frames: int, rng: random.Random) -> np.ndarray:
-        """The mask of a video of `num_frames` frames, (T,) bool."""
+        """A random mask (T,) for a video of `num_frames` frames."""
         name = self._draw_name(rng.random())
         mask = np.ones(num_frames, bool)
         if num_frames <= 1 or name == "identity":
             return mask
         if name == "random":
-            share = rng.uniform(0.1, 0.9)
-            mask[:] = [rng.random() > share for _ in range(num_frames)]
+            ratio = rng.uniform(0.1, 0.9)
+            mask[:] = [rng.random() > ratio for _ in range(num_frames)]
             mask[-1] |= not mask.any()
         elif name == "interpolate":
             mask[rng.randint(0, 1) :: 2] = False
         else:
-            size = rng.randint(1, max(1, num_frames // 4)) if name.startswith(QUARTER) else 1
-            part = name.split("_", 1)[1]
-            if part == "random":
-                start = rng.randint(0, num_frames - size)
-                mask[start : start + size] = False
-            if part.startswith("head"):
-                mask[:size] = False
-            if part.endswith("tail"):
-                mask[-size:] = False
+            length = rng.randint(1, max(1, num_frames // 4)) if name.startswith(QUARTER) else 1
+            position = name.split("_", 1)[1]
+            if position == "random":
+                start = rng.randint(0, num_frames - length)
+                mask[start : start + length] = False
+            if position.startswith("head"):
+                mask[:length] = False
+            if position.endswith("tail"):
+                mask[-length:] = False
         return mask
 
     def draw_batch(self, batch: int, num_frames: int, rng: random.Random) -> np.ndarray:
-        """Masks (B, T) of videos of equal length, one after the other."""
+        """Random masks (B, T) for videos of equal length, drawn in order."""
         return np.stack([self.draw(num_frames, rng) for _ in range(batch)])
 
     def _draw_name(self, uniform: float) -> str:
-        """The first name at which the running sum of the ratios exceeds the number."""
+        """The first name whose cumulative ratio exceeds `uniform`."""
         total = 0.0
         for name, ratio in self.ratios.items():
             total += ratio

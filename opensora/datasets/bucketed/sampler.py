@@ -1,4 +1,4 @@
-"""The order in which training goes through buckets: each process takes batches of its own, maybe of other buckets."""
+"""The order of training over buckets: at each step, every process reads a batch from a bucket of its own."""
 
 from __future__ import annotations
 
@@ -6,29 +6,33 @@ from typing import NamedTuple
 
 import numpy as np
 
-from opensora.datasets.broken import TRIES
+from opensora.datasets.broken import MAX_ATTEMPTS
 from opensora.datasets.bucketed.buckets import UNUSED, Buckets
-from opensora.datasets.sampler import SAMPLE, Batch, Sampler
+from opensora.datasets.sampler import SAMPLE, BatchRequest, Sampler
 from opensora.errors import UserError
 
-EPOCHS_WITHOUT_BATCH = 10  # on end, after which there will be none
+MAX_EMPTY_EPOCHS = 10  # consecutive epochs without a batch, after which training stops
 
 
 class BucketSample(NamedTuple):
-    """A sample and the shape it is wanted in; `spares` are others of its bucket, which can stand for it."""
+    """A sample and its target shape; `replacements` are samples of its bucket to use if it cannot be read."""
 
-    index: int
+    number: int
     frames: int
     height: int
     width: int
-    spares: tuple = ()
+    replacements: tuple = ()
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        return self.frames, self.height, self.width
 
     def __str__(self) -> str:
         return "-".join(map(str, self[:4]))
 
 
 class BucketBatch(NamedTuple):
-    """Some samples of one bucket; `following` are those behind them in the bucket's order, of this epoch."""
+    """Samples of one bucket; `following` are the next samples of the bucket in the order of this epoch."""
 
     bucket: int
     samples: np.ndarray
@@ -43,38 +47,38 @@ def epoch_batches(
     shuffle: bool = True,
     drop_last: bool = True,
 ) -> list[BucketBatch]:
-    """The batches of an epoch in order, their number a multiple of `multiple`.
-
-    What does not fill a batch of its bucket is left out, and so are the last batches that do not fill the multiple;
-    without `drop_last` a bucket starts over to fill its last batch, and the epoch to fill the multiple.
+    """The batches of an epoch in order.
 
     Args:
         assigned: the bucket of each sample, see `Buckets.assign`.
-        rng: of the order, first inside of each bucket and then of the batches.
+        rng: shuffles first inside each bucket, then the batches.
+        multiple: the number of batches is a multiple of it.
+        drop_last: drops samples that do not fill a batch, and then batches that do not fill the multiple. Otherwise
+            buckets and the epoch are filled up from their beginning.
     """
     members = _members(assigned)
-    order = []  # of buckets
+    order: list[int] = []  # the bucket of each batch
     for bucket, samples in members.items():
         size = buckets.batch_size(bucket)
         count = len(samples) // size if drop_last else -(-len(samples) // size)
-        samples = np.resize(samples, count * size)  # np.resize starts over where samples run out
+        samples = np.resize(samples, count * size)  # np.resize repeats from the start
         members[bucket] = samples[rng.permutation(len(samples))] if shuffle else samples
         order += [bucket] * count
     if shuffle:
         order = np.array(order, int)[rng.permutation(len(order))].tolist()
-    wanted = len(order) // multiple * multiple if drop_last else -(-len(order) // multiple) * multiple
-    taken = dict.fromkeys(members, 0)
+    length = len(order) // multiple * multiple if drop_last else -(-len(order) // multiple) * multiple
+    used = dict.fromkeys(members, 0)
     batches = []
-    for bucket in np.resize(np.array(order, int), wanted).tolist():
+    for bucket in np.resize(np.array(order, int), length).tolist():
         size, samples = buckets.batch_size(bucket), members[bucket]
-        places = np.arange(taken[bucket], taken[bucket] + size + TRIES) % len(samples)
+        places = np.arange(used[bucket], used[bucket] + size + MAX_ATTEMPTS) % len(samples)
         batches.append(BucketBatch(bucket, samples[places[:size]], samples[places[size:]]))
-        taken[bucket] += size
+        used[bucket] += size
     return batches
 
 
 def _members(assigned: np.ndarray) -> dict[int, np.ndarray]:
-    """Bucket -> its samples, the bucket seen first before the others."""
+    """Bucket -> its samples, ordered by the first sample of each bucket."""
     used = np.flatnonzero(assigned != UNUSED)
     numbers, first = np.unique(assigned[used], return_index=True)
     order = np.argsort(assigned[used], kind="stable")
@@ -83,20 +87,21 @@ def _members(assigned: np.ndarray) -> dict[int, np.ndarray]:
 
 
 class BucketSampler(Sampler):
-    """Goes through the buckets epoch after epoch, each in another order and with other draws, without end.
+    """Iterates over the buckets without end; every epoch has a new order and new random bucket assignments.
 
-    All processes build it with the same arguments but `rank` and `part`. Step i gives rank r the batch i * world_size
-    + r of the epoch, so all have as many. The state is the same on all of them; loaded on another number of processes
-    it goes on with the batches that are left, after up to that number were taken twice.
+    All processes create it with the same arguments except `rank` and `shard`. In step i, rank r reads batch
+    i * world_size + r of the epoch, so all ranks have the same number of batches. The state is the same on all
+    processes. If it is loaded with a different world_size, the remaining batches follow, and at most world_size
+    batches are read twice.
 
     Args:
         shapes: (N, 3) frames, height and width of the samples.
-        frame_interval: a clip is so many times as long in its video.
-        rank, world_size: of the process, and how many read different batches.
-        part: (number, of how many): processes that share a batch take every so many-th sample of it.
+        frame_interval: stride of a clip's frames in its video.
+        rank, world_size: rank of this process, and number of processes that read different batches.
+        shard: (index, count), for `count` processes that share a batch: each reads every count-th sample of it.
 
     Raises:
-        UserError: no bucket has a batch, or a batch size that does not divide among those that share it.
+        UserError: no bucket has a full batch, or a batch size is not divisible among the processes that share it.
     """
 
     def __init__(
@@ -109,27 +114,24 @@ class BucketSampler(Sampler):
         seed: int = 0,
         shuffle: bool = True,
         drop_last: bool = True,
-        part: tuple[int, int] = (0, 1),
+        shard: tuple[int, int] = (0, 1),
     ):
         self.shapes, self.buckets, self.frame_interval = np.asarray(shapes), buckets, frame_interval
-        self.rank, self.world_size, self.part = rank, world_size, part
+        self.rank, self.world_size, self.shard = rank, world_size, shard
         self.seed, self.shuffle, self.drop_last = seed, shuffle, drop_last
         for level in buckets.levels:
-            if level.batch_size and level.batch_size % part[1]:
+            if level.batch_size and level.batch_size % shard[1]:
                 raise UserError(
-                    f"bucket_config: the batch of {level.batch_size} at {level.resolution}, "
-                    f"{level.frames} frames does not divide among the sp_size {part[1]} processes that "
-                    f"share it"
+                    f"bucket_config: the batch of {level.batch_size} at {level.resolution}, {level.frames} frames is "
+                    f"not divisible among the sp_size {shard[1]} processes that share it"
                 )
         self._start_epoch(0)
 
     def __len__(self) -> int:
-        """Steps of the present epoch, done and to come."""
         return len(self._batches) // self.world_size
 
     @property
     def step(self) -> int:
-        """Steps of the present epoch that were taken."""
         return self._step
 
     def advance(self) -> None:
@@ -139,10 +141,10 @@ class BucketSampler(Sampler):
 
     def assigned(self, epoch: int) -> np.ndarray:
         """The bucket of every sample in an epoch."""
-        return self.buckets.assign(*self.shapes.T, self.frame_interval, self.seed + epoch)
+        return self.buckets.assign(self.shapes, self.frame_interval, self.seed + epoch)
 
     def state_dict(self) -> dict:
-        """`accessed` counts the batches that all processes took in this epoch."""
+        """`accessed` is the number of batches that all processes have read in this epoch."""
         return {
             "samples": len(self.shapes),
             "seed": self.seed,
@@ -151,7 +153,7 @@ class BucketSampler(Sampler):
         }
 
     def load_state_dict(self, state: dict) -> None:
-        """Continues where `state_dict` was asked for, with the same data and buckets.
+        """Resumes at the position of `state_dict`, given the same data and buckets.
 
         Raises:
             UserError: the data or the seed has changed.
@@ -169,8 +171,8 @@ class BucketSampler(Sampler):
             self._start_epoch(self.epoch + 1)
 
     def _start_epoch(self, first: int) -> None:
-        """The next epoch from `first` on that has a batch for every process."""
-        for epoch in range(first, first + EPOCHS_WITHOUT_BATCH):
+        """Starts the next epoch from `first` on that has a batch for every process."""
+        for epoch in range(first, first + MAX_EMPTY_EPOCHS):
             assigned = self.assigned(epoch)
             rng = np.random.RandomState((self.seed + epoch) % 2**32)
             self._batches = epoch_batches(assigned, self.buckets, rng, self.world_size, self.shuffle, self.drop_last)
@@ -179,16 +181,17 @@ class BucketSampler(Sampler):
                 return
         rows = "; ".join(" ".join(row.split()) for row in self.buckets.table(assigned).splitlines()[1:])
         raise UserError(
-            f"the buckets do not have a full batch for each of {self.world_size} processes: {rows}; "
-            f"smaller batches, other buckets or more data are needed"
+            f"the buckets do not have a full batch for each of {self.world_size} processes: {rows}; use smaller "
+            f"batches, other buckets or more data"
         )
 
-    def _batch(self) -> Batch:
+    def _batch(self) -> BatchRequest:
         first = self._step * self.world_size
         before = sum(len(batch.samples) for batch in self._batches[first : first + self.rank])
         bucket, samples, following = self._batches[first + self.rank]
-        chosen = range(self.part[0], len(samples), self.part[1])
-        spares = tuple(following.tolist())
-        indices = [BucketSample(int(samples[place]), *self.buckets.shape(bucket), spares) for place in chosen]
-        seeds = [[self.seed, self.epoch, SAMPLE, first + self.rank, place] for place in chosen]
-        return Batch(indices, before + np.array(chosen), seeds)
+        places = range(self.shard[0], len(samples), self.shard[1])
+        frames, height, width = self.buckets.shape(bucket)
+        replacements = tuple(following.tolist())
+        indices = [BucketSample(int(samples[place]), frames, height, width, replacements) for place in places]
+        seeds = [[self.seed, self.epoch, SAMPLE, first + self.rank, place] for place in places]
+        return BatchRequest(indices, before + np.array(places), seeds)

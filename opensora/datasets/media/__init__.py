@@ -1,4 +1,4 @@
-"""Videos and images, in and out: everything is RGB uint8, (T, H, W, 3) or (H, W, 3), upright, with square pixels."""
+"""Reading and writing videos and images: RGB uint8, (T, H, W, 3) or (H, W, 3), upright, with square pixels."""
 
 from opensora.datasets.media.decord_reader import import_decord
 from opensora.datasets.media.images import IMAGE_SUFFIXES, check_image_suffix, read_image, save_grid, save_image
@@ -24,7 +24,7 @@ __all__ = [
 
 
 def __getattr__(name: str):
-    """`decord`: the module, None where it is not installed; imported only when asked for."""
+    """`decord`: the module, or None if it is not installed; imported on first access."""
     if name != "decord":
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     try:

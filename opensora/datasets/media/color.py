@@ -1,7 +1,7 @@
-"""Decoded video frames -> RGB as players show it: upright, square pixels.
+"""Converts decoded video frames to RGB as video players show them: upright, with square pixels.
 
-The conversion is an FFmpeg filter graph with the filters and flags that the ffmpeg program inserts, so the result
-equals `ffmpeg -i FILE -f rawvideo -pix_fmt rgb24` bit for bit (with `-vf scale=WIDTH:HEIGHT` for non-square pixels).
+The conversion is an FFmpeg filter graph with the filters and flags that the ffmpeg program inserts. The result equals
+`ffmpeg -i FILE -f rawvideo -pix_fmt rgb24` bit for bit (with `-vf scale=WIDTH:HEIGHT` for non-square pixels).
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
-from typing import Optional
+from typing import Any, Optional
 
 import av
 import numpy as np
@@ -23,15 +23,18 @@ HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # code points of ITU-T H.273
 
 
 class RgbConverter:
-    """Converts the frames of one stream to RGB of one size.
+    """Converts the frames of one stream to RGB of a single size.
+
+    Non-square pixels are made square by scaling the width, as ffplay does. Later frames of a different size are scaled
+    to the size of the first frame, as ffmpeg does.
 
     Args:
-        frame: the stream's first frame.
-        sample_aspect: width of a pixel divided by its height; None means unknown, taken as square.
+        frame: the first frame of the stream.
+        sample_aspect: width of a pixel divided by its height; None means unknown and counts as square.
 
-    `height` and `width` are those of the converted frames; `keeps_geometry`: whether they are stored that way already.
-    Non-square pixels are made square by scaling the width, as ffplay does. Later frames of another size are scaled to
-    the first one's, as ffmpeg does.
+    Attributes:
+        height, width: of the converted frames.
+        keeps_geometry: whether stored frames already have this size and orientation.
 
     Raises:
         UserError: more than MAX_PIXELS pixels.
@@ -48,7 +51,8 @@ class RgbConverter:
             width, height = height, width
         self.width, self.height = width, height
         self.keeps_geometry = not self._orientation and (width, height) == (frame.width, frame.height)
-        self._format, self._graph = None, None
+        self._format: Optional[str] = None
+        self._graph: Optional[av.filter.Graph] = None
 
     def __call__(self, frame: av.VideoFrame) -> np.ndarray:
         """uint8 RGB (height, width, 3)."""
@@ -56,14 +60,14 @@ class RgbConverter:
             f"video_size={frame.width}x{frame.height}:pix_fmt={frame.format.name}:time_base=1/1000:"
             f"colorspace={int(frame.colorspace)}:range={int(frame.color_range)}"
         )
-        if frame_format != self._format:
+        if self._graph is None or frame_format != self._format:
             self._format, self._graph = frame_format, self._build_graph(frame_format)
         self._graph.vpush(frame)
         return self._graph.vpull().to_ndarray()
 
     def _build_graph(self, frame_format: str) -> av.filter.Graph:
         graph = av.filter.Graph()
-        if hasattr(graph, "threads"):  # PyAV 18; before, FFmpeg starts some threads that stay idle
+        if hasattr(graph, "threads"):  # from PyAV 18 on; in earlier versions FFmpeg starts threads that stay idle
             graph.threads = 1
         nodes = [
             graph.add("buffer", frame_format),
@@ -77,15 +81,15 @@ class RgbConverter:
 
 
 def display_matrix(frame: av.VideoFrame) -> Optional[Sequence[int]]:
-    """The 3x3 matrix (row by row, 16.16 fixed point) that maps stored pixels to displayed ones, if the file has one."""
-    data = frame.side_data.get("DISPLAYMATRIX")
+    """The 3x3 matrix (row-major, 16.16 fixed point) that maps stored pixels to displayed ones, if the file has one."""
+    data: Any = frame.side_data.get("DISPLAYMATRIX")  # PyAV's type does not declare the buffer protocol
     return struct.unpack("=9i", bytes(data)) if data is not None else None
 
 
 def orientation_filters(matrix: Optional[Sequence[int]]) -> list[tuple[str, Optional[str]]]:
-    """FFmpeg filters, as (name, arguments), that apply a display matrix: rotation by quarter turns and mirroring.
+    """FFmpeg filters, as (name, arguments), that apply a display matrix: rotation by 90 degree steps and mirroring.
 
-    The angle alone is not enough: a film that is only mirrored has an angle of 180 degrees.
+    The rotation angle alone is ambiguous: it is 180 degrees for a video that is only mirrored.
     """
     if matrix is None:
         return []
@@ -103,7 +107,7 @@ def orientation_filters(matrix: Optional[Sequence[int]]) -> list[tuple[str, Opti
 
 @cache
 def note_hdr(transfer: int) -> None:
-    """Says once per process that HDR video is not tone-mapped."""
+    """Prints a note, once per process, that HDR video is not tone-mapped."""
     print(
         f"note: {HDR_TRANSFERS[transfer]} (HDR) video is converted to RGB without tone mapping and looks flat; "
         "convert it to SDR first if that matters",

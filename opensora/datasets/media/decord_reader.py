@@ -1,4 +1,4 @@
-"""Reading videos with decord, for those who ask for it. It is imported only then."""
+"""Reads videos with decord, an optional backend that is imported on first use."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import numpy as np
 from opensora.datasets.media.packet_index import PacketIndex
 from opensora.errors import UserError
 
-BATCH = 16  # frames decord decodes at a time: bounds memory
+BATCH = 16  # frames that decord decodes at a time; bounds memory
 
 
 @cache
@@ -26,7 +26,7 @@ def import_decord():
         UserError: it is not installed.
     """
     try:
-        # decord shows all its symbols to libraries loaded later, and mindspore among them aborts on that.
+        # decord loads its library with RTLD_GLOBAL; MindSpore, loaded later, aborts on the conflicting symbols.
         with mock.patch.object(ctypes, "RTLD_GLOBAL", ctypes.RTLD_LOCAL):
             import decord
     except (ImportError, OSError) as error:
@@ -36,10 +36,10 @@ def import_decord():
 
 
 class DecordReader:
-    """Frames by number from decord.
+    """Reads frames by number with decord.
 
-    decord numbers frames by packets, ignores edit lists and gives wrong frames for negative time stamps, so it is used
-    only where `packets` (the file's packet index) determines the frames and all times are those of the file.
+    decord numbers frames by packets, ignores edit lists and returns wrong frames for negative time stamps. It is used
+    only if the packet index determines the frames and no time stamp is negative.
     """
 
     def __init__(self, path: Path, shape: tuple[int, int]):
@@ -48,7 +48,7 @@ class DecordReader:
 
     @classmethod
     def open(cls, path: Path, packets: Optional[PacketIndex], shape: tuple[int, int]) -> Optional[DecordReader]:
-        """A reader of frames (height, width), or None where decord does not read this file correctly."""
+        """A reader of frames of `shape` (height, width), or None if decord does not read this file correctly."""
         if packets is None or packets.has_negative_times:
             return None
         try:
@@ -58,7 +58,7 @@ class DecordReader:
         return reader if len(reader._reader) == len(packets) else None
 
     def read(self, indices: Sequence[int]) -> Optional[np.ndarray]:
-        """uint8 RGB (len(indices), H, W, 3); None if decord fails."""
+        """uint8 RGB (len(indices), H, W, 3), or None if decord fails."""
         decord = import_decord()
         frames = np.empty((len(indices), *self.shape, 3), np.uint8)
         try:

@@ -1,4 +1,4 @@
-"""Which videos there are: in a folder, or in a list."""
+"""Lists the videos of a folder or of a csv file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opensora.utils.text_files import open_csv
 
 
 def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]:
-    """The videos in a folder, by name.
+    """The videos in a folder, sorted by name.
 
     Raises:
         FileNotFoundError: no such folder.
@@ -32,11 +32,11 @@ def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]
 
 
 def listed_videos(folder: Union[str, Path], data_file: Union[str, Path], column: str = "video") -> list[Path]:
-    """The videos that a csv file names in a column, as paths in the folder, in its order.
+    """The videos that a column of a csv file lists, as paths relative to `folder`, in the file's order.
 
     Raises:
         FileNotFoundError: no such csv file.
-        UserError: no such column, or nothing in it.
+        UserError: no such column, or the column is empty.
     """
     with open_csv(data_file) as rows:
         if column not in (rows.fieldnames or ()):

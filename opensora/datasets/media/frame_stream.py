@@ -1,4 +1,4 @@
-"""Decodes one video file in order of display, with PyAV (FFmpeg)."""
+"""Decodes a video file in display order with PyAV (FFmpeg)."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from opensora.datasets.media.color import MAX_PIXELS
 from opensora.datasets.media.packet_index import Keyframe, PacketIndex
 from opensora.errors import UserError
 
-# Containers that hold the video themselves. Playlists, concat scripts and image sequences refer to other files.
+# Containers that include the video data. Playlists, concat scripts and image sequences refer to other files.
 CONTAINERS = (
     "mov",
     "matroska",
@@ -37,50 +37,48 @@ OPEN_OPTIONS = {"format_whitelist": ",".join(CONTAINERS), "protocol_whitelist": 
 
 
 class UnexpectedFrame(Exception):
-    """Decoding from a keyframe gave another frame than the packets announce."""
+    """Decoding from a keyframe gave a different frame than the packet index lists."""
 
 
 def open_container(path: Path) -> av.container.InputContainer:
-    """Opens a file for demuxing: never a protocol, whatever its name, and never a file that refers to others.
+    """Opens a file for demuxing. Its name is never a protocol, and files that refer to other files are refused.
 
     Raises:
-        UserError: not a video, or a container that is not read.
+        UserError: not a video, or an unsupported container.
     """
     try:
-        # not `options`: PyAV 14 and 15 crash on them where streams are found while reading (.mpg)
+        # not `options`: PyAV 14 and 15 crash on them if streams are found while reading (.mpg)
         container = av.open(f"file:{path}", container_options=OPEN_OPTIONS, metadata_errors="replace")
-    except Exception as error:  # PyAV's errors have many types; a bad file must not end the program
+    except Exception as error:  # PyAV raises many types; a corrupt file must not end the program
         raise UserError(
-            f"{path}: not a video that can be read (damaged, empty, or another kind of file; playlists "
-            f"are refused): {reason(error)}"
+            f"{path}: not a readable video (corrupt, empty, or not a video; playlists are refused): {reason(error)}"
         ) from error
     if not container.streams.video or container.streams.video[0].codec_context is None:
         container.close()
-        raise UserError(f"{path}: not a video that can be read: it has no video stream of a known codec")
+        raise UserError(f"{path}: not a readable video: it has no video stream with a known codec")
     return container
 
 
 def demux(container: av.container.InputContainer) -> Iterator[av.Packet]:
-    """The packets of the first video stream; the last one is empty and makes the decoder give its last frames."""
+    """The packets of the first video stream; the last one is empty and flushes the decoder."""
     try:
         yield from container.demux(container.streams.video[0])
     except IndexError:
-        pass  # PyAV, after the last packet, if streams have appeared since the file was opened
+        pass  # raised by PyAV after the last packet, if streams were found after the file was opened
 
 
 def reason(error: Exception) -> str:
-    """What an exception of PyAV says, without the file name."""
+    """The message of an exception of PyAV, without the file name."""
     return getattr(error, "strerror", None) or str(error) or type(error).__name__
 
 
 class FrameStream:
-    """The frames of a file's first video stream, one after the other, from the start or from a keyframe.
+    """Decodes the frames of a file's first video stream in order, from the start or from a keyframe.
 
     Attributes:
-        codec: the decoder's description.
-        current: the frame decoded last.
-        position: the number of the frame that comes next.
-        damage: what is wrong with the file, as far as it was decoded; None if nothing is. Decoding stops at errors.
+        codec: description of the decoder.
+        position: the number of the next frame.
+        damage: the first fault found in the data decoded so far, or None. Decoding stops at errors.
 
     Raises:
         UserError: not a video, or frames of more than MAX_PIXELS pixels.
@@ -98,8 +96,8 @@ class FrameStream:
                 f"{MAX_PIXELS} pixels"
             )
         decoder.options = {"max_pixels": str(MAX_PIXELS)}
-        decoder.thread_type, decoder.thread_count = "NONE", 1  # data workers have a core each
-        self.current: Optional[av.VideoFrame] = None
+        decoder.thread_type, decoder.thread_count = "NONE", 1  # each data worker uses one core
+        self._current: Optional[av.VideoFrame] = None
         self.position = 0
         self.damage: Optional[str] = None
         self._index: Optional[PacketIndex] = None  # set by a seek
@@ -112,32 +110,40 @@ class FrameStream:
         self.close()
 
     def close(self) -> None:
-        self._frames, self.current = iter(()), None
+        self._frames, self._current = iter(()), None
         self.container.close()
 
     @property
-    def sought(self) -> bool:
-        """Whether frames are numbered by the packets' time stamps, not by counting from the start."""
+    def current(self) -> av.VideoFrame:
+        """The frame decoded last."""
+        if self._current is None:
+            raise RuntimeError("no frame has been decoded")
+        return self._current
+
+    @property
+    def has_seeked(self) -> bool:
+        """Whether frames are numbered by the packets' time stamps instead of counted from the start."""
         return self._index is not None
 
     def advance(self) -> bool:
-        """Decodes the next frame into `current`; False at the end or at damage.
+        """Decodes the next frame into `current`; False at the end or at a fault.
 
         Raises:
-            UnexpectedFrame: after a seek, if the frame is not the one that the packets announce.
+            UnexpectedFrame: after a seek, if the frame is not the one in the packet index.
         """
         frame = next(self._frames, None)
         if frame is None:
             return False
-        if self.sought and (self.position >= len(self._index) or frame.pts != self._index.times[self.position]):
+        index = self._index
+        if index is not None and (self.position >= len(index) or frame.pts != index.times[self.position]):
             raise UnexpectedFrame
-        self.current = frame
+        self._current = frame
         self.position += 1
         return True
 
     def seek(self, index: PacketIndex, keyframe: Keyframe, number: int) -> bool:
-        """Moves to a keyframe, or to one before it, from which frame `number` can be decoded; False if that fails."""
-        for time in (keyframe.pts, keyframe.dts):  # containers are indexed by the one or the other
+        """Seeks to `keyframe` or an earlier one from which frame `number` can be decoded; False if that fails."""
+        for time in (keyframe.pts, keyframe.dts):  # containers are indexed by one or the other
             try:
                 self.container.seek(time, stream=self.stream, backward=True)
                 packets = demux(self.container)
@@ -152,7 +158,7 @@ class FrameStream:
         return False
 
     def _decode(self, packets: Iterable[av.Packet], since: Optional[int] = None) -> Iterator[av.VideoFrame]:
-        """`since`: leave out frames displayed earlier than this time, which depend on frames before the seek."""
+        """Frames displayed before `since` are dropped: after a seek, they depend on frames that were skipped."""
         started = False
         try:
             for packet in packets:
@@ -162,11 +168,11 @@ class FrameStream:
                 except Exception:
                     if started:
                         raise
-                    continue  # a stream cut between keyframes begins with packets that nothing can be made of
+                    continue  # a stream cut between keyframes starts with packets that cannot be decoded
                 if packet.is_corrupt and started:
                     self.damage = self.damage or "a packet is incomplete"
                 for frame in frames:
-                    if frame.is_corrupt:  # the decoder has filled in what is missing
+                    if frame.is_corrupt:  # the decoder has concealed missing data
                         self.damage = self.damage or "a frame is incomplete"
                     if since is None or frame.pts is None or frame.pts >= since:
                         yield frame
@@ -175,7 +181,7 @@ class FrameStream:
 
 
 def count_packets(path: Path) -> int:
-    """Packets of the first video stream; 0 where the file is not a video or is damaged."""
+    """Number of packets of the first video stream; 0 if the file is corrupt or not a video."""
     try:
         with open_container(path) as container:
             return sum(packet.size > 0 for packet in demux(container))

@@ -1,4 +1,4 @@
-"""Image files in and out: uint8 RGB (H, W, 3), upright."""
+"""Reads and writes image files: uint8 RGB (H, W, 3), upright."""
 
 from __future__ import annotations
 
@@ -17,35 +17,35 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
 
 # Pillow detects the format by content, and some of its readers start other programs (EPS runs Ghostscript).
 Image.init()
-FORMATS = [name for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF") if name in Image.OPEN]
+FORMATS = tuple(name for name in ("JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF") if name in Image.OPEN)
 
 
 def read_image(path: Union[str, Path]) -> np.ndarray:
-    """Reads an image as uint8 RGB (H, W, 3), rotated as its EXIF orientation says, transparency blended with white.
+    """Reads an image as uint8 RGB (H, W, 3).
 
-    EXIF data that cannot be parsed are ignored.
+    The EXIF orientation is applied, and transparency is blended with white. EXIF data that cannot be parsed is ignored.
 
     Raises:
         FileNotFoundError: no such file.
-        UserError: the file is not an image, is damaged, or has more pixels than Pillow's limit (179 million).
+        UserError: not an image, a corrupt file, or more pixels than Pillow's limit (179 million).
     """
     path = Path(path)
     if not path.is_file():
         raise FileNotFoundError(f"{path}: no such file")
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # bad files are reported once, by the error below
+            warnings.simplefilter("ignore")  # corrupt files are reported once, by the error below
             with Image.open(path, formats=FORMATS) as image:
                 image.load()
                 return np.array(_to_rgb(_upright(image)))
-    except Exception as error:  # Pillow's plugins raise nearly anything for damaged files
+    except Exception as error:  # Pillow's plugins raise almost any exception on corrupt files
         raise UserError(f"{path}: cannot read this image: {str(error) or type(error).__name__}") from error
 
 
 def _upright(image: Image.Image) -> Image.Image:
     try:
         return ImageOps.exif_transpose(image)
-    except Exception:  # broken EXIF: struct.error, TypeError, AttributeError, ...; the pixels are fine
+    except Exception:  # corrupt EXIF: struct.error, TypeError, AttributeError, ...; the pixels are intact
         return image
 
 
@@ -59,14 +59,14 @@ def _to_rgb(image: Image.Image) -> Image.Image:
 
 
 def save_image(path: Union[str, Path], image: np.ndarray) -> None:
-    """Writes uint8 RGB (H, W, 3); the suffix selects the format."""
+    """Writes a uint8 RGB (H, W, 3) image; the suffix selects the format."""
     check_image_suffix(path)
     with atomic_write(path) as temporary:
         Image.fromarray(image).save(temporary, quality=95)
 
 
 def save_grid(path: Union[str, Path], rows: Sequence[np.ndarray], columns: int = 8, gap: int = 4) -> None:
-    """Writes a contact sheet: one row per video (T, H, W, 3), `columns` frames of each, evenly spaced in time."""
+    """Writes a contact sheet: one row per video (T, H, W, 3), with up to `columns` frames evenly spaced in time."""
     strips = [
         [video[index] for index in np.linspace(0, len(video) - 1, min(columns, len(video)), dtype=int)]
         for video in rows
@@ -81,12 +81,12 @@ def save_grid(path: Union[str, Path], rows: Sequence[np.ndarray], columns: int =
 
 
 def check_image_suffix(path: Union[str, Path]) -> None:
-    """UserError unless `save_image` can write a file of this name."""
+    """Raises UserError unless `save_image` can write a file with this suffix."""
     check_suffix(Path(path), IMAGE_SUFFIXES)
 
 
 def check_suffix(path: Path, allowed: Iterable[str]) -> None:
-    """UserError unless the file name's suffix is one of `allowed` (lower case, with the dot)."""
+    """Raises UserError unless the suffix of `path` is one of `allowed` (lower case, with the dot)."""
     if path.suffix.lower() not in allowed:
         raise UserError(
             f"{path}: cannot write {path.suffix or 'a file without suffix'}; choose from {', '.join(allowed)}"

@@ -1,4 +1,4 @@
-"""Frames of video files by number."""
+"""Reads frames of video files by number."""
 
 from __future__ import annotations
 
@@ -18,25 +18,27 @@ from opensora.errors import UserError
 
 VIDEO_SUFFIXES = (".mp4", ".m4v", ".mov", ".mkv", ".webm", ".avi", ".gif", ".mpg", ".mpeg", ".ts")
 BACKENDS = ("decord", "opencv", "pyav")
-BATCH = 16  # frames converted at a time by `chunks`: bounds memory
-SHORT_GAP = 16  # up to this many frames are decoded without looking for a keyframe to seek to
+BATCH = 16  # frames that `chunks` converts at a time; bounds memory
+SHORT_GAP = 16  # frames; smaller gaps are decoded without a seek
+
+Indices = Union[Sequence[int], np.ndarray]
 
 
 class VideoReader:
-    """The frames of one video file: uint8 RGB, upright, with square pixels, numbered in order of display.
+    """The frames of a video file: uint8 RGB, upright, with square pixels, numbered in display order.
 
-    Frames are those that FFmpeg decodes: edit lists are applied, a variable frame rate is not resampled. Random access
-    seeks to keyframes where the packets' time stamps determine the frame numbers, and decodes from the start elsewhere.
-    One decoding thread; no more frames are held than are asked for at a time.
-
-    Attributes:
-        height, width: of the frames, after rotation and scaling to square pixels.
-        fps: frames per second, 0.0 where the file does not say (some files with a single frame).
+    The frames are those that FFmpeg decodes: edit lists are applied, a variable frame rate is not resampled. Random
+    access seeks to keyframes if the packets' time stamps determine the frame numbers; otherwise it decodes from the
+    start. There is one decoding thread, and only the requested frames are held in memory.
 
     Args:
         path: the file. Files that refer to other files (playlists) are refused.
-        backend: None or "pyav": PyAV. "decord": decord for the files that it reads correctly, PyAV for the others.
+        backend: None or "pyav": PyAV. "decord": decord for files that it reads correctly, PyAV for all others.
             "opencv" is accepted for compatibility and means PyAV.
+
+    Attributes:
+        height, width: of the frames, after rotation and scaling to square pixels.
+        fps: frames per second; 0.0 if unknown (some files with a single frame).
 
     Raises:
         FileNotFoundError: no such file.
@@ -54,7 +56,7 @@ class VideoReader:
         self._count: Optional[int] = None  # unknown before _scan
         self._damage: Optional[str] = None
         self._packets: Optional[PacketIndex] = None
-        self._indexed = False  # whether _packets was looked for
+        self._indexed = False  # whether the file was searched for packets
         self._stream = FrameStream(self.path)
         try:
             self._convert = self._make_converter()
@@ -78,26 +80,26 @@ class VideoReader:
         self._decord = None
 
     def __len__(self) -> int:
-        """Frames that can be decoded, counted by decoding the file once."""
-        self._scan()
-        return self._count
+        """Number of frames that can be decoded; decodes the whole file once."""
+        return self._scan()
 
     def expected_frames(self) -> int:
-        """How many frames there should be, by the packets or else the header, without decoding where possible.
+        """Number of frames according to the packets or the header, without decoding if possible.
 
-        Never more than can be decoded once the frames have been counted; before, a hint.
+        An estimate, until the frames have been counted by `len` or `check`.
         """
         if self._count is not None:
             return self._count
-        if self._packet_index() is not None:
-            return len(self._packets)
+        packets = self._packet_index()
+        if packets is not None:
+            return len(packets)
         return self._stream.stream.frames or len(self)
 
     def check(self) -> None:
-        """Decodes the file once, from end to end.
+        """Decodes the whole file once.
 
         Raises:
-            UserError: the file is damaged: decoding fails before the end, or the file is truncated.
+            UserError: the file is corrupt or truncated.
         """
         self._scan()
         if self._damage:
@@ -105,27 +107,27 @@ class VideoReader:
             promise = f", its header promises {announced}" if announced else ""
             raise UserError(
                 f"{self.path}: damaged: {self._count} frames can be read{promise} ({self._damage}); "
-                "replace the file or leave it out"
+                "replace the file or exclude it"
             )
 
-    def read(self, indices: Sequence[int]) -> np.ndarray:
-        """Frames by number, in the order asked for: uint8 RGB (len(indices), H, W, 3).
+    def read(self, indices: Indices) -> np.ndarray:
+        """Reads frames by number, in the given order: uint8 RGB (len(indices), H, W, 3).
 
         Raises:
-            UserError: the file has fewer frames than asked for, or cannot be decoded that far.
+            UserError: the file has fewer frames, or cannot be decoded that far.
         """
         return next(self.chunks(indices, max(1, len(indices))))
 
-    def chunks(self, indices: Sequence[int], size: int = BATCH) -> Iterator[np.ndarray]:
-        """The same as `read`, `size` frames at a time: long videos in constant memory."""
-        indices = [int(index) for index in indices]
-        if not indices or min(indices) < 0:
-            raise UserError(f"{self.path}: frames {indices} asked for; give one number at least, counted from 0")
-        for start in range(0, len(indices), size):
-            yield self._read(indices[start : start + size], needed=max(indices) + 1)
+    def chunks(self, indices: Indices, size: int = BATCH) -> Iterator[np.ndarray]:
+        """As `read`, but yields `size` frames at a time: long videos in constant memory."""
+        numbers = [int(index) for index in indices]
+        if not numbers or min(numbers) < 0:
+            raise UserError(f"{self.path}: frames {numbers} requested; give at least one number, counted from 0")
+        for start in range(0, len(numbers), size):
+            yield self._read(numbers[start : start + size], needed=max(numbers) + 1)
 
     def _read(self, indices: list[int], needed: int) -> np.ndarray:
-        """`needed` is the number of frames the whole request needs, for the error."""
+        """`needed`: number of frames that the whole request needs, for the error message."""
         if self._decord is not None:
             frames = self._decord.read(indices)
             if frames is not None:
@@ -142,32 +144,32 @@ class VideoReader:
         return frames
 
     def _rgb(self, index: int, needed: int) -> np.ndarray:
-        if not self._go_to(index):
+        if not self._decode_to(index):
             reason = f" ({self._stream.damage})" if self._stream.damage else ""
             raise UserError(f"{self.path}: {needed} frames needed, {self._stream.position} can be read{reason}")
         try:
             return self._convert(self._stream.current)
-        except Exception as error:  # of FFmpeg's filters
+        except Exception as error:  # raised by FFmpeg's filters
             raise UserError(f"{self.path}: frame {index} cannot be converted to RGB: {error}") from error
 
-    def _go_to(self, index: int) -> bool:
-        """Decodes frame `index` into the stream's `current`; False if the stream ends before it."""
+    def _decode_to(self, index: int) -> bool:
+        """Decodes until the stream's `current` is frame `index`; False if the stream ends before it."""
         if not self._stream.position - 1 <= index < self._stream.position + SHORT_GAP:
-            self._approach(index)
+            self._seek_before(index)
         try:
             while self._stream.position <= index:
                 if not self._stream.advance():
-                    if not self._stream.sought:
+                    if not self._stream.has_seeked:
                         return False
                     raise UnexpectedFrame
         except UnexpectedFrame:
             self._restart()
-            self._packets = None  # decoding does not give what packets announce: count from the start from now on
-            return self._go_to(index)
+            self._packets = None  # decoded frames differ from the packet index: count from the start from now on
+            return self._decode_to(index)
         return True
 
-    def _approach(self, index: int) -> None:
-        """Moves the stream to the keyframe before `index`, or to the start, unless it is between the two."""
+    def _seek_before(self, index: int) -> None:
+        """Moves the stream to the last keyframe before `index`, or to the start, unless it is already in between."""
         packets, position = self._packet_index(), self._stream.position
         if packets is not None and index < len(packets):
             keyframe = packets.keyframe_before(index)
@@ -186,22 +188,22 @@ class VideoReader:
         self._stream = FrameStream(self.path)
 
     def _packet_index(self) -> Optional[PacketIndex]:
-        """The index, made when it is first needed; None where there is none that can be relied on."""
+        """The packet index, made on first use; None if packets do not determine the frames."""
         if not self._indexed:
             self._indexed = True
             try:
                 with open_container(self.path) as container:
                     packets = index_packets(self._stream.codec, container.format.name, demux(container))
-            except Exception:  # of PyAV, for a damaged file: what can be decoded is found by decoding
+            except Exception:  # raised by PyAV for a corrupt file; decoding finds the readable frames
                 packets = None
             if packets is not None and packets.times[0] == self._first_time:
                 self._packets = packets
         return self._packets
 
-    def _scan(self) -> None:
-        """Decodes everything once, to count the frames and to find damage."""
+    def _scan(self) -> int:
+        """Decodes the whole file once, to find faults and to count the frames; returns their number."""
         if self._count is not None:
-            return
+            return self._count
         with FrameStream(self.path) as stream:
             while stream.advance():
                 pass
@@ -210,9 +212,10 @@ class VideoReader:
                 self._damage = "the file ends too early"
         if self._packets is not None and len(self._packets) != self._count:
             self._packets = None
+        return self._count
 
     def _make_converter(self) -> RgbConverter:
-        """Decodes the first frame, which says what the others look like."""
+        """Decodes the first frame, which determines the size and orientation of all frames."""
         stream = self._stream.stream
         if stream.codec_context.color_trc in HDR_TRANSFERS:
             note_hdr(stream.codec_context.color_trc)
@@ -225,14 +228,14 @@ class VideoReader:
             self._first_time = self._stream.current.pts
             return RgbConverter(self._stream.current, stream.sample_aspect_ratio)
         except ValueError as error:
-            raise UserError(f"{self.path}: not a video that can be read: {error}") from error
+            raise UserError(f"{self.path}: not a readable video: {error}") from error
 
 
 def frame_rate(stream: av.VideoStream) -> float:
-    """Frames per second; 0.0 where unknown.
+    """Frames per second; 0.0 if unknown.
 
-    FFmpeg's guess is preferred to the average, which the length of the last frame distorts, unless it is a tick of the
-    container's clock rather than a frame rate.
+    FFmpeg's guess is preferred to the average rate, which the duration of the last frame distorts, unless the guess is
+    the tick rate of the container's clock.
     """
     guessed, average = (float(rate or 0) for rate in (stream.guessed_rate, stream.average_rate))
     return average if average and not 0 < guessed <= 2 * average else guessed

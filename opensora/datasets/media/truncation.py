@@ -1,4 +1,4 @@
-"""Whether a file ends before its container says. FFmpeg reports no error if it ends between two frames."""
+"""Detects truncated video files by container size. FFmpeg reports no error if a file ends between two frames."""
 
 from __future__ import annotations
 
@@ -10,9 +10,10 @@ EBML_HEADER, SEGMENT = bytes.fromhex("1a45dfa3"), bytes.fromhex("18538067")
 
 
 def is_truncated(path: Path, container_format: str) -> bool:
-    """Compares the sizes in the outermost headers of MP4/MOV and Matroska/WebM with the file's; False for others.
+    """Whether an MP4/MOV or Matroska/WebM file is shorter than its outermost headers say; False for other containers.
 
-    `container_format` is FFmpeg's name of the container, such as "mov,mp4,m4a,3gp,3g2,mj2".
+    Args:
+        container_format: FFmpeg's name of the container, such as "mov,mp4,m4a,3gp,3g2,mj2".
     """
     ends = {"mov": _mp4_end, "matroska": _matroska_end}.get(container_format.split(",")[0])
     if ends is None:
@@ -23,7 +24,7 @@ def is_truncated(path: Path, container_format: str) -> bool:
 
 
 def _mp4_end(file: BinaryIO, size: int) -> int:
-    """Where the last top-level box ends (ISO/IEC 14496-12, 4.2)."""
+    """End of the last top-level box (ISO/IEC 14496-12, 4.2)."""
     position = 0
     while position + 8 <= size:
         file.seek(position)
@@ -31,14 +32,14 @@ def _mp4_end(file: BinaryIO, size: int) -> int:
         length = int.from_bytes(header[:4], "big")
         if length == 1:  # a 64-bit size follows the type
             length = int.from_bytes(header[8:], "big")
-        if length < 8:  # 0: to the end of the file; else not a box
+        if length < 8:  # 0: extends to the end of the file; 1 .. 7: not a box
             return size
         position += length
     return position
 
 
 def _matroska_end(file: BinaryIO, size: int) -> int:
-    """Where the segment ends (RFC 8794, 4 to 6); unknown sizes, as in live recordings, reach to the end of the file."""
+    """End of the segment (RFC 8794, 4 to 6); an unknown size, as in live recordings, extends to the end of the file."""
     if file.read(4) != EBML_HEADER:
         return size
     file.seek(_element_size(file), os.SEEK_CUR)
@@ -49,7 +50,7 @@ def _matroska_end(file: BinaryIO, size: int) -> int:
 
 
 def _element_size(file: BinaryIO) -> int:
-    """Reads an EBML variable-length size; -1 for an unknown one (all bits set)."""
+    """Reads an EBML variable-length size; -1 if it is unknown (all bits set)."""
     first = file.read(1)
     if not first or not first[0]:
         return -1

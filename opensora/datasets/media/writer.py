@@ -1,14 +1,14 @@
-"""Video files out, encoded by imageio's ffmpeg."""
+"""Writes video files with imageio's ffmpeg."""
 
 from __future__ import annotations
 
 import errno
 import math
 import os
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Callable, Union
+from typing import Any, Callable, Optional, Union
 
 import imageio_ffmpeg
 import numpy as np
@@ -18,8 +18,8 @@ from opensora.datasets.media.images import check_suffix
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
-H264 = {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 6}
-GIF = {
+H264: dict[str, Any] = {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 6}
+GIF: dict[str, Any] = {
     "codec": "gif",
     "pix_fmt_out": "pal8",
     "quality": None,
@@ -30,14 +30,14 @@ WRITERS = {".mp4": H264, ".m4v": H264, ".mov": H264, ".mkv": H264, ".avi": H264,
 
 @contextmanager
 def write_video(path: Union[str, Path], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
-    """Opens a video for writing; yields a function that takes frames, uint8 RGB (T, H, W, 3), as they come.
+    """Opens a video for writing; yields a function that appends frames, uint8 RGB (T, H, W, 3).
 
-    H.264, yuv420p, quality 6 (.mp4 .m4v .mov .mkv .avi) or an animated .gif. H.264 in yuv420p has even sizes only:
-    the last row or column of an odd height or width is repeated, nothing is rescaled. The file appears when the block
-    ends without an error; otherwise nothing is left under its name.
+    H.264, yuv420p, quality 6 (.mp4 .m4v .mov .mkv .avi) or an animated .gif. H.264 in yuv420p requires even sizes: an
+    odd height or width is padded by repeating the last row or column. The file is written atomically: it appears when
+    the block ends without an error.
 
     Raises:
-        UserError: a suffix or fps that cannot be written, frames of another size than the first, or no frames at all.
+        UserError: an unsupported suffix or fps, frames of different sizes, or no frames.
         OSError: the file could not be written; the message names the cause.
     """
     path = Path(path)
@@ -45,7 +45,7 @@ def write_video(path: Union[str, Path], fps: float) -> Iterator[Callable[[np.nda
     if not 0 < fps < math.inf:
         raise UserError(f"{path}: a video needs a positive number of frames per second, not {fps}")
     with atomic_write(path) as temporary:
-        temporary.touch()  # a folder that cannot be written to shows before frames are made
+        temporary.touch()  # fails early if the folder is not writable
         stream = _FfmpegStream(path, temporary, fps)
         try:
             yield stream.write
@@ -55,17 +55,19 @@ def write_video(path: Union[str, Path], fps: float) -> Iterator[Callable[[np.nda
 
 
 def check_video_suffix(path: Union[str, Path]) -> None:
-    """UserError unless `write_video` can write a file of this name."""
+    """Raises UserError unless `write_video` can write a file with this suffix."""
     check_suffix(Path(path), WRITERS)
 
 
 class _FfmpegStream:
-    """A running ffmpeg that takes frames; `path` is the name errors speak of, `temporary` what is written."""
+    """An ffmpeg process that encodes frames to `temporary`; error messages name `path`."""
 
     def __init__(self, path: Path, temporary: Path, fps: float):
         self.path, self.temporary, self.fps = path, temporary, fps
         self.options = WRITERS[path.suffix.lower()]
-        self.process, self.shape, self.count = None, None, 0
+        self.process: Optional[Generator[None, Optional[np.ndarray], None]] = None
+        self.shape: tuple[int, ...] = ()
+        self.count = 0
 
     def write(self, frames: np.ndarray) -> None:
         if frames.ndim != 4 or frames.shape[-1] != 3 or frames.dtype != np.uint8:
@@ -77,20 +79,24 @@ class _FfmpegStream:
             height, width = self.shape[:2]
             frames = np.pad(frames, ((0, 0), (0, height % 2), (0, width % 2), (0, 0)), mode="edge")
         try:
-            if self.process is None:
-                # "file:" so that a name with a colon is not taken for a protocol, nor one with a dash for an option
-                self.process = imageio_ffmpeg.write_frames(
-                    f"file:{self.temporary}", frames.shape[2:0:-1], fps=self.fps, macro_block_size=1, **self.options
-                )
-                self.process.send(None)
+            process = self.process or self._start(frames.shape[2:0:-1])
             for frame in frames:
-                self.process.send(np.ascontiguousarray(frame))
+                process.send(np.ascontiguousarray(frame))
         except OSError as error:
             raise OSError(f"{self.path}: the video could not be written: {self._cause()}") from error
         self.count += len(frames)
 
+    def _start(self, size: tuple[int, ...]) -> Generator[None, Optional[np.ndarray], None]:
+        """Starts ffmpeg for frames of `size` (width, height)."""
+        # With "file:", a colon in the name does not make it a protocol, nor a dash an option.
+        target = f"file:{self.temporary}"
+        process = imageio_ffmpeg.write_frames(target, size, fps=self.fps, macro_block_size=1, **self.options)
+        self.process = process
+        process.send(None)
+        return process
+
     def finish(self) -> None:
-        """Ends the file and makes sure that it is whole: ffmpeg's exit code is not passed on."""
+        """Closes the file and counts its frames, because imageio does not report ffmpeg's exit code."""
         if self.count == 0:
             raise UserError(f"{self.path}: no frames to write")
         self.close()
@@ -104,7 +110,7 @@ class _FfmpegStream:
             self.process = None
 
     def _cause(self) -> str:
-        """Why ffmpeg could not write: imageio passes on neither its message nor its exit code, so try to write here."""
+        """Why ffmpeg failed. imageio reports neither message nor exit code, so this tries to write to the file."""
         try:
             with open(self.temporary, "ab") as file:
                 file.write(bytes(1 << 20))

@@ -1,4 +1,4 @@
-"""The text of a training sample: which caption, what is said about its quality, and when it is left out."""
+"""Adds sentences about the aesthetic quality to captions."""
 
 from __future__ import annotations
 
@@ -7,9 +7,9 @@ from typing import Optional
 
 import numpy as np
 
-LOW_SCORE, HIGH_SCORE = 4.25, 5.75  # aesthetic scores up to and from which a sentence is added
+LOW_SCORE, HIGH_SCORE = 4.25, 5.75  # a sentence is added for aesthetic scores <= LOW_SCORE or >= HIGH_SCORE
 
-# Ten sentences each, one of which is drawn; {kind} is "video" or "image".
+# One of the ten sentences is drawn at random; {kind} is "video" or "image".
 LOW_QUALITY = (
     "The {kind} is of low aesthetic quality.",
     "There is little beauty in this {kind}.",
@@ -36,11 +36,11 @@ HIGH_QUALITY = (
 )
 
 
-def say_quality(text: str, score: Optional[float], is_video: bool, rng: np.random.Generator) -> str:
-    """`text` with a sentence about its sample's aesthetic score before or after it, if the score is low or high.
+def add_quality_sentence(text: str, score: Optional[float], is_video: bool, rng: np.random.Generator) -> str:
+    """Adds a sentence about the sample's aesthetic score before or after `text`, if the score is low or high.
 
-    A score of None, NaN or infinity says nothing. The models learn to tell good from bad by these sentences, which
-    prompts then ask for.
+    The models learn quality from these sentences, and prompts request it with them. A score that is None, NaN or
+    infinite is ignored.
     """
     if score is None or not math.isfinite(score) or LOW_SCORE < score < HIGH_SCORE:
         return text

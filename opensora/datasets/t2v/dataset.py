@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -10,72 +9,73 @@ import numpy as np
 from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.collate import PadAndStack
 from opensora.datasets.sampler import group
-from opensora.datasets.t2v.captions import say_quality
-from opensora.datasets.t2v.clips import read_pixels
+from opensora.datasets.t2v.captions import add_quality_sentence
 from opensora.datasets.t2v.embedding_check import check_embeddings
 from opensora.datasets.t2v.index import SampleIndex, open_index
 from opensora.datasets.t2v.options import T2VDataOptions
+from opensora.datasets.t2v.pixels import read_pixels
 from opensora.datasets.t2v.selection import Shape
 from opensora.datasets.t2v.text_cleaning import clean_caption
 from opensora.datasets.t2v.text_embeddings import EMPTY_TEXT, find_embedding, load_embedding
 from opensora.errors import UserError
 
-FEWEST_STEPS = 4  # a shape with fewer samples than this many optimizer steps take is left out
+MIN_STEPS = 4  # optimizer steps; shapes with fewer samples are excluded
 
 
 class T2VDataset:
-    """Samples by number; no state changes while it is read, so any process may read any sample.
+    """Samples by number. Reading changes no state, so any process may read any sample.
 
     Args:
-        options: what is read and how.
-        tokenizer: `opensora.models.text_encoder.tokenizer.Tokenizer` or its like; None with `text_embed_cache`.
-        quiet: no table of what was left out; for all ranks but one.
+        tokenizer: `opensora.models.text_encoder.tokenizer.Tokenizer` or similar; None with `text_embed_cache`.
+        quiet: do not print the table of excluded samples; for all ranks but one.
 
     Raises:
-        UserError: faulty annotations, no sample left, or embeddings that are not named in the data file.
-        FileNotFoundError: a file of annotations, or the embedding of the empty text, is not there.
+        UserError: faulty annotations, no usable sample, or a data file without folders of embeddings.
+        FileNotFoundError: an annotation file or the embedding of the empty text does not exist.
     """
 
     def __init__(self, options: T2VDataOptions, tokenizer, quiet: bool = False):
         if (tokenizer is None) != options.text_embed_cache:
-            raise UserError("a tokenizer and text_embed_cache: give one of the two")
+            raise UserError("give either a tokenizer or text_embed_cache")
         self.options, self.tokenizer = options, tokenizer
         self.index: SampleIndex = open_index(options)
-        self.fewest = FEWEST_STEPS * options.total_batch_size
+        self.min_samples = MIN_STEPS * options.total_batch_size
         notes = self._check_embeddings() if options.text_embed_cache else []
         if not len(self):
-            raise UserError(f"{options.data}: no sample is left to train on: {self.index.why_none(self.fewest)}")
+            raise UserError(
+                f"{options.data}: no sample is left to train on: {self.index.explain_exclusions(self.min_samples)}"
+            )
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_samples.tsv")
         if not quiet:
-            print("\n".join([self.index.table(self.fewest), *notes]))
+            print("\n".join([self.index.table(self.min_samples), *notes]))
             if self.quarantine.names:
-                print(f"others will stand for the samples listed in {self.quarantine.path}")
+                print(f"the samples listed in {self.quarantine.path} will be replaced by others")
 
     @property
     def buckets(self) -> list[np.ndarray]:
-        """The numbers of the samples that may share a batch: of one shape with `group_data`, else all."""
-        buckets = group(self.index.shape_of, self.fewest)
+        """Sample numbers that may share a batch: those of one shape with `group_data`, otherwise all."""
+        buckets = group(self.index.shape_of, self.min_samples)
         return buckets if self.options.group_data else [np.sort(np.concatenate(buckets))]
 
     def __len__(self) -> int:
         counts = self.index.shape_counts
-        return int(counts[counts >= self.fewest].sum())
+        return int(counts[counts >= self.min_samples].sum())
 
     def collate(self, batch_size: int) -> PadAndStack:
-        """What makes batches of this dataset's samples; batches of several sizes are padded to the largest asked for.
+        """The collate function for this dataset; batches of different sizes are padded to the configured maximum.
 
         Raises:
-            UserError: samples larger than batches are padded to.
+            UserError: a sample is larger than that maximum.
         """
         options = self.options
         size = None
         if batch_size > 1 and not options.group_data:
             size = Shape(options.num_frames, options.max_height, options.max_width)
             for shape, count in zip(self.index.shapes, self.index.shape_counts):
-                if count >= self.fewest and any(side > limit for side, limit in zip(shape, size)):
+                if count >= self.min_samples and any(side > limit for side, limit in zip(shape, size)):
                     raise UserError(
-                        f"{options.data}: samples of {shape}, but without group_data batches are padded "
-                        f"to num_frames, max_height and max_width, {size}: raise them"
+                        f"{options.data}: has samples of {shape}, but without group_data batches are padded "
+                        f"to num_frames, max_height and max_width, {size}: increase them"
                     )
         return PadAndStack(
             size,
@@ -84,20 +84,22 @@ class T2VDataset:
         )
 
     def item(self, index: int, rng: np.random.Generator) -> dict:
-        """A sample, or another of its shape if it cannot be read; random choices come from `rng` alone.
+        """A sample, or a random other sample of its shape if it cannot be read.
 
         Returns:
-            pixels, float32 (3, T, H, W) in [-1, 1]; cond_mask, int32 (1, L); input_ids, int32 (1, L), or with
-            `text_embed_cache` cond, float32 (1, L, D); replaced, 1 if it stands for a broken one, else 0.
+            pixels: float32 (3, T, H, W) in [-1, 1].
+            cond_mask: int32 (1, L).
+            input_ids: int32 (1, L); with `text_embed_cache` instead cond, float32 (1, L, D).
+            replaced: 1 if the sample was replaced by another, else 0.
 
         Raises:
-            UserError: several samples of this shape are broken.
+            UserError: too many samples of this shape are broken.
         """
 
-        def of_the_same_shape() -> np.ndarray:
+        def same_shape() -> np.ndarray:
             return np.flatnonzero(self.index.shape_of == self.index.shape_of[index])
 
-        return read_or_replace(self._read, self._name, index, of_the_same_shape, rng, self.quarantine)
+        return read_or_replace(self._read, self._name, index, same_shape, rng, self.quarantine)
 
     def _read(self, index: int, rng: np.random.Generator) -> dict:
         record = self.index.record(index)
@@ -108,24 +110,23 @@ class T2VDataset:
         caption = record["cap"]
         if not isinstance(caption, str):
             caption = caption[rng.integers(len(caption))]
-        caption = say_quality(caption, record.get("aes"), "num_frames" in record, rng)
+        caption = add_quality_sentence(caption, record.get("aes"), "num_frames" in record, rng)
         caption = clean_caption(caption, self.tokenizer.knows_chinese)
-        text = caption if self._keeps_text(rng) else self._text_instead(record, rng)
+        text = caption if self._keeps_text(rng) else self._replacement_text(record, rng)
         ids, mask = self.tokenizer([text], self.options.model_max_length)
         return {"input_ids": ids, "cond_mask": mask}
 
     def _embedding(self, record: dict, rng: np.random.Generator) -> dict:
-        several = not isinstance(record["cap"], str)
-        number = int(rng.integers(len(record["cap"]))) if several else None
-        root = self.index.sources[record["source"]].embedding_root
-        if self._keeps_text(rng):
-            file, _ = find_embedding(root, record["path"], number, record["cap"][number] if several else record["cap"])
-        else:
-            file = os.path.join(root, EMPTY_TEXT)
+        caption, number = record["cap"], None
+        if not isinstance(caption, str):
+            number = int(rng.integers(len(caption)))
+            caption = caption[number]
+        root = self.index.sources[record["source"]].embeddings
+        file = find_embedding(root, record["path"], number, caption)[0] if self._keeps_text(rng) else root / EMPTY_TEXT
         states, mask = load_embedding(file)
         if mask.shape[1] != self.options.model_max_length:
             raise UserError(
-                f"{file}: made with --model_max_length {mask.shape[1]}, but training has "
+                f"{file}: made with --model_max_length {mask.shape[1]}, but training uses "
                 f"{self.options.model_max_length}"
             )
         return {"cond": states, "cond_mask": mask}
@@ -133,16 +134,16 @@ class T2VDataset:
     def _keeps_text(self, rng: np.random.Generator) -> bool:
         return rng.random() >= self.options.cfg
 
-    def _text_instead(self, record: dict, rng: np.random.Generator) -> str:
-        """Of a caption that is left out."""
+    def _replacement_text(self, record: dict, rng: np.random.Generator) -> str:
+        """Replaces a dropped caption (classifier-free guidance)."""
         return ""
 
     def _check_embeddings(self) -> list[str]:
-        """Notes to print; raises UserError or FileNotFoundError for embeddings that cannot be used."""
+        """Returns notes to print; raises UserError or FileNotFoundError for unusable embeddings."""
         for source in self.index.sources:
             if source.embedding_root is None:
                 raise UserError(
-                    f"{self.options.data}: text_embed_cache needs `root,embedding_root,annotation.json` "
+                    f"{self.options.data}: text_embed_cache requires `root,embedding_root,annotation.json` "
                     f"in every line; {source.annotation} has no embedding_root"
                 )
         return check_embeddings(self.index, self.options.model_max_length)
@@ -154,6 +155,6 @@ class T2VDataset:
         return Path(self.index.sources[record["source"]].root) / record["path"]
 
     def _name(self, index: int) -> str:
-        """Of the sample in the list of broken ones: several samples may lie in one file."""
+        """The sample's name in the list of broken samples; several samples may share a file."""
         record = self.index.record(index)
         return f"{self._path(record)}@{record['start']}" if "start" in record else str(self._path(record))

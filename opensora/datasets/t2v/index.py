@@ -1,13 +1,13 @@
-"""The selected samples on disk: annotation files are read once, and memory stays flat however many samples there are.
+"""An on-disk index of the selected samples: annotation files are read once, and memory does not grow with the dataset.
 
-A folder in the cache, named after the options and annotation files it was made from, holds
+The index is a folder in the cache, named by a hash of the options and annotation files. It contains
 
-    records.jsonl     one sample a line, what reading it takes
-    offsets.npy       (N + 1,) int64, where each line begins
-    shapes.npy        (N,) int32, the sample's place in `shapes` of summary.json
-    summary.json      shapes, sources, how many samples each rule left out, and the first of the faulty entries
+    records.jsonl     one sample per line, with the data needed to read it
+    offsets.npy       (N + 1,) int64, offsets of the lines
+    shapes.npy        (N,) int32, index of the sample's shape in `shapes` of summary.json
+    summary.json      shapes, sources, number of samples excluded by each rule, and the first faulty entries
 
-The arrays are mapped into memory, so that all processes of a machine share one copy of them.
+The arrays are memory-mapped, so all processes of a machine share one copy.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from opensora.datasets.t2v.probing import signature
 from opensora.datasets.t2v.selection import Shape
 from opensora.errors import UserError
 
-FORMAT = 2  # raised when the files' meaning changes, so that older ones are made anew
+FORMAT = 2  # version of the file format; indices of other versions are rebuilt
 
-# The options that decide what is selected. The others may change without a new index.
-SELECTING = (
+# The options that the selection depends on. Other options may change without rebuilding the index.
+SELECTION_OPTIONS = (
     "num_frames",
     "max_height",
     "max_width",
@@ -51,15 +51,15 @@ SELECTING = (
 
 
 class SampleIndex:
-    """The selected samples of all sources, in the order of the files. Opened by `open_index`; pickles as its path.
+    """The selected samples of all sources, in file order. Opened by `open_index`; pickled as its path.
 
     Attributes:
-        shapes: the different shapes, as they were first seen.
-        shape_of: (N,) each sample's place in `shapes`.
-        shape_counts: (len(shapes),) how many samples have each shape.
+        shapes: the distinct shapes, by first appearance.
+        shape_of: (N,) index into `shapes` for each sample.
+        shape_counts: (len(shapes),) number of samples of each shape.
         sources: the lines of the data file.
-        left_out: reason -> number of samples.
-        faults: what is wrong with the first faulty entries and unreadable files, a line each.
+        left_out: reason -> number of excluded samples.
+        faults: messages about the first faulty entries and unreadable files, one line each.
     """
 
     def __init__(self, folder: Path):
@@ -69,7 +69,7 @@ class SampleIndex:
         self.sources = [Source(root, embeddings, Path(file)) for root, embeddings, file in summary["sources"]]
         self.left_out: dict[str, int] = summary["left_out"]
         self.faults: list[str] = summary["faults"]
-        self._unread: list = summary["unread"]
+        self._unreadable: list = summary["unread"]
         self.shape_of = np.load(folder / "shapes.npy", mmap_mode="r")
         self.shape_counts = np.bincount(self.shape_of, minlength=len(self.shapes))
         self._offsets = np.load(folder / "offsets.npy", mmap_mode="r")
@@ -84,57 +84,56 @@ class SampleIndex:
         return len(self.shape_of)
 
     def record(self, number: int) -> dict:
-        """What the annotation says of a sample; `source` is the number of its source, `start` its first frame."""
+        """The annotation of a sample; `source` is an index into `sources`, `start` the first frame."""
         begin, end = int(self._offsets[number]), int(self._offsets[number + 1])
         return json.loads(os.pread(self._records.fileno(), end - begin, begin))
 
     @property
     def fingerprint(self) -> int:
-        """Below 2^24, so exact in float32; indices of different samples very likely have different ones."""
+        """A checksum of the selected samples, below 2^24 so that it is exact in float32."""
         return zlib.crc32(self.shape_of.tobytes(), zlib.crc32(self._offsets.tobytes())) & 0xFFFFFF
 
     def is_current(self) -> bool:
-        """Whether the files that could not be read when the index was made are as they were then."""
-        return all(signature(path) == (about and tuple(about)) for path, about in self._unread)
+        """Whether the files that were unreadable when the index was built are unchanged."""
+        return all(signature(path) == (before and tuple(before)) for path, before in self._unreadable)
 
-    def table(self, fewest: int) -> str:
-        """To be printed: how many samples each rule left out, how many of each shape there are, and `faults`.
+    def table(self, min_samples: int) -> str:
+        """A text table: samples excluded by each rule, samples of each shape, and `faults`.
 
-        Of shapes with fewer than `fewest` samples none is used.
+        Shapes with fewer than `min_samples` samples are excluded.
         """
         counts = self.shape_counts
-        left_out = self._left_out(fewest)
+        left_out = self._left_out(min_samples)
         rows = [("samples annotated", len(self) + sum(self.left_out.values()))]
         rows += [(f"left out: {reason}", count) for reason, count in left_out]
         rows += [("samples used", rows[0][1] - sum(count for _, count in left_out))]
         rows += [
-            (f"  {shape}", int(counts[place]))
-            for place, shape in sorted(enumerate(self.shapes), key=lambda entry: -counts[entry[0]])
-            if counts[place] >= fewest
+            (f"  {shape}", int(counts[number]))
+            for number, shape in sorted(enumerate(self.shapes), key=lambda entry: -counts[entry[0]])
+            if counts[number] >= min_samples
         ]
         return "\n".join([*(f"{name:<48}{count:>12,}" for name, count in rows), *self.faults])
 
-    def why_none(self, fewest: int) -> str:
-        """Why no sample is left, as part of a sentence."""
-        reasons = ", ".join(f"{count} {reason}" for reason, count in self._left_out(fewest))
+    def explain_exclusions(self, min_samples: int) -> str:
+        """Why all samples are excluded, as a clause of an error message."""
+        reasons = ", ".join(f"{count} {reason}" for reason, count in self._left_out(min_samples))
         return f"{reasons or 'the annotation files are empty'}{''.join(f'; {fault}' for fault in self.faults)}"
 
-    def _left_out(self, fewest: int) -> list[tuple[str, int]]:
-        rare = int(self.shape_counts[self.shape_counts < fewest].sum())
-        rows = [*self.left_out.items(), (f"of a size with fewer than {fewest} samples", rare)]
+    def _left_out(self, min_samples: int) -> list[tuple[str, int]]:
+        rare = int(self.shape_counts[self.shape_counts < min_samples].sum())
+        rows = [*self.left_out.items(), (f"of a size with fewer than {min_samples} samples", rare)]
         return [row for row in rows if row[1]]
 
 
 def open_index(options: T2VDataOptions) -> SampleIndex:
-    """The index of `options.data`, read from the cache or made now.
+    """Opens the index of `options.data` in the cache; builds it if it does not exist.
 
-    One process of a machine makes it and the others wait.
-
-    Faulty entries of the annotation files are left out and counted.
+    One process per machine builds it while the others wait. Faulty entries of annotation files are excluded and
+    counted.
 
     Raises:
-        UserError: an annotation file that cannot be read, or all entries are faulty.
-        OSError: an annotation file is not there, or the cache cannot be written.
+        UserError: an unreadable annotation file, or all entries are faulty.
+        OSError: an annotation file does not exist, or the cache is not writable.
     """
     sources = read_data_file(options.data)
     cache = Path(options.cache_dir).resolve() / "dataset_index"
@@ -151,7 +150,7 @@ def open_index(options: T2VDataOptions) -> SampleIndex:
 
 
 def _open_current(folder: Path) -> Optional[SampleIndex]:
-    """The index in this folder; None if there is none, or it is damaged or out of date."""
+    """The index in this folder; None if it does not exist, is damaged or is outdated."""
     try:
         index = SampleIndex(folder)
     except (OSError, ValueError, KeyError, TypeError, EOFError):
@@ -160,25 +159,27 @@ def _open_current(folder: Path) -> Optional[SampleIndex]:
 
 
 def _key(options: T2VDataOptions, sources: Sequence[Source]) -> str:
-    """A name that changes with everything the index depends on."""
+    """A hash of everything that the index depends on."""
     files = [
         [*map(str, source), source.annotation.stat().st_size, source.annotation.stat().st_mtime_ns]
         for source in sources
     ]
-    text = json.dumps([FORMAT, [getattr(options, name) for name in SELECTING], files])
+    text = json.dumps([FORMAT, [getattr(options, name) for name in SELECTION_OPTIONS], files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 
 def _build(folder: Path, sources: Sequence[Source], options: T2VDataOptions) -> None:
-    """Writes the index beside its place and renames it when it is whole."""
-    unfinished = folder.with_suffix(f".{os.uname().nodename}.part")  # other machines may share the cache, not the lock
+    """Builds the index in a temporary folder and renames that when it is complete."""
+    unfinished = folder.with_suffix(
+        f".{os.uname().nodename}.part"
+    )  # other machines may share the cache, but not the lock
     shutil.rmtree(unfinished, ignore_errors=True)
     unfinished.mkdir()
     try:
         write_index(unfinished, sources, options, folder.parent / "media.sqlite")
         unfinished.rename(folder)
     except OSError:
-        if not folder.exists():  # else another machine was faster
+        if not folder.exists():  # otherwise another machine was faster
             raise
     finally:
         shutil.rmtree(unfinished, ignore_errors=True)

@@ -1,4 +1,4 @@
-"""Writes the index of the selected samples, see `opensora.datasets.t2v.index` for its files."""
+"""Builds the index of the selected samples; for its files see `opensora.datasets.t2v.index`."""
 
 from __future__ import annotations
 
@@ -16,52 +16,55 @@ from tqdm import tqdm
 
 from opensora.datasets.broken import printable
 from opensora.datasets.t2v.annotations import Source, read_items
-from opensora.datasets.t2v.entries import LEAST_FPS, MOST_FPS, check_entry
+from opensora.datasets.t2v.entries import MAX_FPS, MIN_FPS, check_entry
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.datasets.t2v.probing import Media, Prober, signature
-from opensora.datasets.t2v.selection import DEFAULT_FPS, REASONS, Shape, longest, select_entry
+from opensora.datasets.t2v.selection import DEFAULT_FPS, REASONS, Shape, max_frames, select_entry
 from opensora.errors import UserError
 
-WINDOW = 4096  # entries checked together, so that their files can be probed in parallel
-MOST_NAMED = 10  # faulty entries, and files that cannot be read, that the report names
-MOST_REMEMBERED = 100  # files that cannot be read: when one of them changes, the index is made anew
-DRAW_SEED = 42  # of the short videos to leave out: the same in every run, as the published training has it
+CHUNK = 4096  # entries checked together, so that their files can be probed in parallel
+MAX_LISTED = 10  # faulty entries and unreadable files listed in the report, of each kind
+MAX_WATCHED = 100  # unreadable files; if one of them changes, the index is rebuilt
+SHORT_VIDEO_SEED = 42  # for excluding short videos; constant, as in the published training code
 
 
 class _Report:
-    """What is wrong with entries and files."""
+    """Collects faulty entries and unreadable files."""
 
     def __init__(self):
         self.faulty = 0
-        self.named: dict[str, list[str]] = {"faulty entry": [], "cannot be read": []}
-        self.unread: list = []
+        self.listed: dict[str, list[str]] = {"faulty entry": [], "cannot be read": []}
+        self.unreadable: list = []
 
     def add_fault(self, place: str, error: Exception) -> None:
         self.faulty += 1
-        self._name("faulty entry", f"{place}: {error}")
+        self._list("faulty entry", f"{place}: {error}")
 
-    def add_unread(self, place: str, path: str, reason: str) -> None:
-        if len(self.unread) < MOST_REMEMBERED:
-            self.unread.append([path, signature(path)])
-        self._name("cannot be read", f"{place}: {reason}")
+    def add_unreadable(self, place: str, path: str, reason: str) -> None:
+        if len(self.unreadable) < MAX_WATCHED:
+            self.unreadable.append([path, signature(path)])
+        self._list("cannot be read", f"{place}: {reason}")
 
     def lines(self) -> list[str]:
-        return [f"{kind}: {line}" for kind, lines in self.named.items() for line in lines]
+        return [f"{kind}: {line}" for kind, lines in self.listed.items() for line in lines]
 
-    def _name(self, kind: str, line: str) -> None:
-        if len(self.named[kind]) < MOST_NAMED:
-            self.named[kind].append(printable(" ".join(line.split())))
+    def _list(self, kind: str, line: str) -> None:
+        if len(self.listed[kind]) < MAX_LISTED:
+            self.listed[kind].append(printable(" ".join(line.split())))
 
 
 def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions, media: Path) -> None:
-    """Writes the files of the index into `folder`; `media` is the database of probed files.
+    """Writes the files of the index into `folder`.
+
+    Args:
+        media: the database of probed files, see `Prober`.
 
     Raises:
-        UserError: an annotation file that cannot be read, or all entries are faulty.
+        UserError: an unreadable annotation file, or all entries are faulty.
     """
     shapes: dict[Shape, int] = {}
     shape_of, offsets, left_out = array("i"), array("q", [0]), Counter(dict.fromkeys(REASONS, 0))
-    report, rng = _Report(), np.random.default_rng(DRAW_SEED)
+    report, rng = _Report(), np.random.default_rng(SHORT_VIDEO_SEED)
     with open(folder / "records.jsonl", "wb") as records, closing(Prober(media)) as prober:
         for number, entry in _entries(sources, prober, report):
             shape = select_entry(entry, options, rng)
@@ -80,20 +83,20 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
         "shapes": list(shapes),
         "left_out": left_out,
         "faults": report.lines(),
-        "unread": report.unread,
+        "unread": report.unreadable,
         "sources": [(source.root, source.embedding_root, str(source.annotation)) for source in sources],
     }
     (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
 
 def _entries(sources: Sequence[Source], prober: Prober, report: _Report) -> Iterator[tuple[int, dict]]:
-    """The sound entries in order, each with the number of its source, completed from their files."""
+    """The valid entries in order, each with the number of its source; missing values are read from the media files."""
     size = sum(source.annotation.stat().st_size for source in sources)
     with tqdm(total=size, desc="annotations", unit="B", unit_scale=True, delay=1) as progress:
         for number, source in enumerate(sources):
             items = enumerate(read_items(source.annotation, progress.update))
-            for window in iter(lambda: list(islice(items, WINDOW)), []):
-                for entry in _complete(_checked(window, source, report), source, prober, report):
+            for chunk in iter(lambda: list(islice(items, CHUNK)), []):
+                for entry in _complete(_checked(chunk, source, report), source, prober, report):
                     yield number, entry
 
 
@@ -108,7 +111,7 @@ def _checked(items: Iterable[tuple], source: Source, report: _Report) -> list[tu
 
 
 def _complete(entries: Sequence[tuple[int, dict]], source: Source, prober: Prober, report: _Report) -> Iterator[dict]:
-    """The entries; what they lack is taken from their files."""
+    """Completes the entries with values from their media files."""
     paths = {
         place: os.path.abspath(os.path.join(source.root, entry["path"]))
         for place, entry in entries
@@ -117,31 +120,31 @@ def _complete(entries: Sequence[tuple[int, dict]], source: Source, prober: Probe
     found = prober.probe(list(paths.values())) if paths else {}
     for place, entry in entries:
         if place in paths:
-            about = found[paths[place]]
-            if isinstance(about, Media):
-                entry = _completed(entry, about)
+            media = found[paths[place]]
+            if isinstance(media, Media):
+                entry = _completed(entry, media)
             else:
-                report.add_unread(f"{source.annotation}: entry {place}", paths[place], about)
+                report.add_unreadable(f"{source.annotation}: entry {place}", paths[place], media)
         yield entry
 
 
 def _is_incomplete(entry: dict) -> bool:
     if entry["cap"] is None:
-        return False  # left out anyway
+        return False  # excluded anyway
     return entry["resolution"] is None or ("num_frames" in entry and not (entry["num_frames"] and entry["fps"]))
 
 
 def _completed(entry: dict, media: Media) -> dict:
     entry = {**entry, "resolution": entry["resolution"] or {"height": media.height, "width": media.width}}
     if "num_frames" in entry:
-        left = max(0, media.frames - entry["start"])
-        entry["num_frames"] = min(entry["num_frames"] or left, left)
-        entry["fps"] = entry["fps"] or (media.fps if LEAST_FPS <= media.fps <= MOST_FPS else None)
+        remaining = max(0, media.frames - entry["start"])
+        entry["num_frames"] = min(entry["num_frames"] or remaining, remaining)
+        entry["fps"] = entry["fps"] or (media.fps if MIN_FPS <= media.fps <= MAX_FPS else None)
     return entry
 
 
 def _record(entry: dict, source: int, options: T2VDataOptions) -> dict:
-    """What `clips` and the caption need of an entry."""
+    """The values of an entry that reading the sample requires."""
     record = {"source": source, "path": entry["path"], "cap": entry["cap"]}
     if entry["aes"] is not None:
         record["aes"] = entry["aes"]
@@ -149,6 +152,6 @@ def _record(entry: dict, source: int, options: T2VDataOptions) -> dict:
         record["crop"] = entry["crop"]
     if "num_frames" in entry:
         fps = entry["fps"] or float(DEFAULT_FPS)
-        frames = min(entry["num_frames"], longest(fps, options)) if entry["is_range"] else entry["num_frames"]
+        frames = min(entry["num_frames"], max_frames(fps, options)) if entry["is_range"] else entry["num_frames"]
         record.update(start=entry["start"], num_frames=frames, fps=fps)
     return record

@@ -1,4 +1,4 @@
-"""What the training data of the diffusion transformer depends on."""
+"""Options of the training data of the diffusion transformer."""
 
 from __future__ import annotations
 
@@ -69,8 +69,14 @@ class T2VDataOptions:
             )
         for name in ("cfg", "drop_short_ratio"):
             if not 0 <= getattr(self, name) <= 1:
-                raise UserError(f"{name} {getattr(self, name)}: a probability should lie between 0 and 1")
+                raise UserError(f"{name} {getattr(self, name)}: a probability should be between 0 and 1")
+
+    @property
+    def area_limit(self) -> int:
+        """The most pixels of a frame; only without force_resolution."""
+        assert self.max_hxw is not None, "max_hxw is required without force_resolution"
+        return self.max_hxw
 
     @property
     def smallest_area(self) -> int:
-        return self.max_hxw // 4 if self.min_hxw is None else self.min_hxw
+        return self.area_limit // 4 if self.min_hxw is None else self.min_hxw

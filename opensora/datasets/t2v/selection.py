@@ -1,4 +1,4 @@
-"""Which annotated samples are trained on, and in which shape."""
+"""Selects the annotated samples to train on, and their shape."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import numpy as np
 from opensora.datasets import transforms
 from opensora.datasets.t2v.entries import check_entry
 from opensora.datasets.t2v.options import T2VDataOptions
-from opensora.datasets.temporal_sampling import resampled, usable_length
+from opensora.datasets.temporal_sampling import resample, usable_length
 
-MOST_ELONGATED = 2.0  # height over width, or width over height; with force_resolution, of the aspect asked for
-TOO_LONG = 5.0  # a video this many times longer than a sample is rarely one scene
-DEFAULT_FPS = 24  # of annotations without `fps`
+MAX_ASPECT = 2.0  # height / width or width / height; with force_resolution, relative to the requested aspect ratio
+MAX_DURATION = 5.0  # in durations of a sample; longer videos rarely show a single scene
+DEFAULT_FPS = 24  # for annotations without `fps`
 
-# The reasons to leave a sample out, in the order they are checked.
+# Reasons to exclude a sample, in the order of the checks.
 REASONS = (
     "faulty entry",
     "no caption",
@@ -30,7 +30,7 @@ REASONS = (
 
 
 class Shape(NamedTuple):
-    """A sample as the models get it."""
+    """Shape of a sample as the model receives it."""
 
     frames: int
     height: int
@@ -41,9 +41,10 @@ class Shape(NamedTuple):
 
 
 def select(item: dict, options: T2VDataOptions, rng: np.random.Generator) -> Union[Shape, str]:
-    """The shape of an annotated sample, or one of `REASONS` to leave it out.
+    """The shape of an annotated sample, or one of `REASONS` to exclude it.
 
-    `rng` decides which of the short videos go, with probability `drop_short_ratio`.
+    Args:
+        rng: decides which short videos are excluded, with probability `drop_short_ratio`.
 
     Raises:
         UserError: a faulty entry, see `check_entry`.
@@ -52,7 +53,7 @@ def select(item: dict, options: T2VDataOptions, rng: np.random.Generator) -> Uni
 
 
 def select_entry(entry: dict, options: T2VDataOptions, rng: np.random.Generator) -> Union[Shape, str]:
-    """As `select`, of an entry that `check_entry` gave."""
+    """As `select`, for an entry returned by `check_entry`."""
     if entry["cap"] is None:
         return "no caption"
     if entry["resolution"] is None:
@@ -64,22 +65,23 @@ def select_entry(entry: dict, options: T2VDataOptions, rng: np.random.Generator)
     return frames if isinstance(frames, str) else Shape(frames, *size)
 
 
-def longest(fps: float, options: T2VDataOptions) -> int:
-    """The most frames that a video may have."""
-    return int(TOO_LONG * (options.num_frames * fps / options.train_fps * options.speed_factor))
+def max_frames(fps: float, options: T2VDataOptions) -> int:
+    """The largest number of frames that a video may have."""
+    return int(MAX_DURATION * (options.num_frames * fps / options.train_fps * options.speed_factor))
 
 
 def _frame_size(height: int, width: int, options: T2VDataOptions) -> Union[tuple[int, int], str]:
     if options.force_resolution:
         aspect = options.max_height / options.max_width
-        elongated = not aspect / MOST_ELONGATED <= height / width <= aspect * MOST_ELONGATED
+        elongated = not aspect / MAX_ASPECT <= height / width <= aspect * MAX_ASPECT
         return "too elongated" if elongated else (options.max_height, options.max_width)
-    box = transforms.stride_box(*transforms.limit_area(height, width, options.max_hxw), options.hw_stride)
+    limited = transforms.limit_area(height, width, options.area_limit)
+    box = transforms.stride_box(*limited, options.hw_stride)
     if not box.height or not box.width:
         return "smaller than hw_stride"
     if box.height * box.width < options.smallest_area:
         return "fewer pixels than min_hxw"
-    if not 1 / MOST_ELONGATED <= box.height / box.width <= MOST_ELONGATED:
+    if not 1 / MAX_ASPECT <= box.height / box.width <= MAX_ASPECT:
         return "too elongated"
     return box.height, box.width
 
@@ -88,11 +90,11 @@ def _frame_count(entry: dict, options: T2VDataOptions, rng: np.random.Generator)
     total, fps = entry["num_frames"], entry["fps"] or DEFAULT_FPS
     if not total:
         return "no num_frames"
-    if total > longest(fps, options):
+    if total > max_frames(fps, options):
         if not entry["is_range"]:
             return "too long"
-        total = longest(fps, options)
-    available = len(resampled(entry["start"], total, fps, options.train_fps))
+        total = max_frames(fps, options)
+    available = len(resample(entry["start"], total, fps, options.train_fps))
     if available < options.num_frames and rng.random() < options.drop_short_ratio:
         return "too short"
     length = usable_length(min(available, options.num_frames), options.num_frames, options.ae_stride_t, options.sp_size)

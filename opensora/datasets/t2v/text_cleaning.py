@@ -1,12 +1,12 @@
-"""Cleans captions as those that the published models were trained on.
+"""Cleans captions in the same way as the training data of the published models.
 
-The rules are those of DeepFloyd IF's caption cleaner in their order: remove links, markup, nicknames, rare symbols,
-ids, file names and web-shop phrases; unify dashes and quotes; repair mojibake; lower-case everything. Chinese
-characters stay if the text encoder knows them.
+The rules are those of the caption cleaner of DeepFloyd IF, in the same order: remove links, markup, user names, rare
+symbols, ids, file names and web shop phrases; unify dashes and quotes; repair mojibake; convert to lower case. Chinese
+characters are kept if the text encoder supports them.
 
-The published rules take time quadratic in the text's length. The ones here match the same strings in linear time: a
-run of characters in which a rule does not match from the first possible start is skipped as a whole (the group
-`kept`), because later starts have the same possible ends.
+The published rules take quadratic time in the length of the text. The rules here match the same strings in linear
+time: if a rule does not match from the first possible start in a run of characters, the whole run is skipped (the
+group `kept`), because later starts have the same possible ends.
 """
 
 from __future__ import annotations
@@ -20,8 +20,8 @@ import ftfy
 from bs4 import BeautifulSoup, MarkupResemblesLocatorWarning, XMLParsedAsHTMLWarning
 from bs4.builder import ParserRejectedMarkup
 
-# Characters of a caption that are looked at, the rest is cut off. Text encoders take 512 tokens of at most 16
-# characters. Beautiful Soup and ftfy are not linear, so damaged markup without a limit could hold a worker for minutes.
+# Captions are truncated to this many characters. Text encoders accept 512 tokens of at most 16 characters. Beautiful
+# Soup and ftfy are not linear, so without a limit, malformed markup could block a worker for minutes.
 MAX_LENGTH = 8192
 
 DOMAIN = r"[a-z0-9.\-]+\.(?:com|co|ru|net|org|edu|gov|it)[\w/-]*\b/?(?!@)"
@@ -38,14 +38,14 @@ def _rules(*rules: tuple[str, str]) -> list[tuple[re.Pattern, str]]:
 
 
 def _links(scheme: str) -> tuple[str, str]:
-    """The rule that removes links with `scheme` and domains; of other domain-like runs it keeps everything."""
+    """The rule that removes links with `scheme` and domains; other domain-like runs are kept."""
     with_scheme = rf"{scheme}:(?:/{{1,3}}|[a-z0-9%])"
     return (rf"\b(?:{with_scheme}|{DOMAIN}|(?P<kept>[a-z0-9.\-]+?(?=\b{with_scheme}|(?![a-z0-9.\-]))))", r"\g<kept>")
 
 
 LINKS = _rules(("<person>", "person"), _links("https?"), _links("www"))
 SYMBOLS = _rules(
-    (r"@\w+\b", ""),  # nicknames
+    (r"@\w+\b", ""),  # user names
     ("[\u31c0-\u4dff]+", ""),  # strokes, enclosed and rare Chinese characters, hexagrams
 )
 CHINESE = _rules(("[\u4e00-\u9fff]+", ""))
@@ -57,7 +57,7 @@ PUNCTUATION = _rules(
     (r"&amp", ""),
     (r"\d{1,3}\.\d{1,3}\.\d{1,3}\.\d{1,3}", " "),  # IP addresses
     (r"\d:\d\d\s+$", ""),  # article numbers
-    (r"\\n", " "),  # a line break written out
+    (r"\\n", " "),  # an escaped line break
     (r"#\d{1,3}\b", ""),
     (r"#\d{5,}\b", ""),
     (r"\b\d{6,}\b", ""),
@@ -86,14 +86,14 @@ ENDS = _rules((r"^[\"']([\w\W]+)[\"']$", r"\1"), (r"^['_,\-:;]", ""), (r"['_,\-:
 
 
 def clean_caption(text: str, support_chinese: bool = True) -> str:
-    """`text` as the published training gave it to the text encoder.
+    """Cleans a caption for the text encoder.
 
     Args:
-        text: of which the first `MAX_LENGTH` characters count.
-        support_chinese: False removes Chinese characters, which T5 does not know.
+        text: truncated to `MAX_LENGTH` characters.
+        support_chinese: False removes Chinese characters, which T5 does not support.
     """
     text = unquote_plus(text[:MAX_LENGTH]).strip().lower()
-    text = _without_markup(_apply(LINKS, text))
+    text = _strip_markup(_apply(LINKS, text))
     text = _apply(SYMBOLS, text)
     if not support_chinese:
         text = _apply(CHINESE, text)
@@ -111,8 +111,8 @@ def _apply(rules: list[tuple[re.Pattern, str]], text: str) -> str:
     return text
 
 
-def _without_markup(text: str) -> str:
-    """The text of HTML; what no parser takes as HTML stays as it is."""
+def _strip_markup(text: str) -> str:
+    """The text of HTML; text that the parser rejects is returned unchanged."""
     if "<" not in text and "&" not in text:
         return text
     try:

@@ -1,14 +1,14 @@
-"""Text embeddings on disk: one .npz per caption, named after the caption's video or image.
+"""Text embeddings on disk: one .npz file per caption, named after the video or image.
 
-The caption of `folder/clip.mp4` goes to `folder/clip.npz`; the k-th of a list of captions goes to `folder/clip_k.npz`.
-Where several captions of an annotation file would share such a name, as those of `clip.mp4` and `clip.jpg` or of two
-parts of one film, the first keeps it and the others get longer ones: `clip.jpg.npz`, `clip.mp4#k.npz`, and where even
-these are shared, `clip.mp4@DIGEST.npz` with a digest of the caption. `_empty.npz` is the empty text, which training
-takes where it leaves a caption out.
+The caption of `folder/clip.mp4` is stored in `folder/clip.npz`; the k-th of a list of captions in `folder/clip_k.npz`.
+If several captions of an annotation file would share a name, for example those of `clip.mp4` and `clip.jpg` or of two
+segments of a video, the first gets it and the others get longer names: `clip.jpg.npz`, `clip.mp4#k.npz`, and if these
+collide too, `clip.mp4@DIGEST.npz` with a digest of the caption. `_empty.npz` is the embedding of the empty text, which
+replaces dropped captions in training.
 
-A file holds `states`, float32 (tokens, D), without padding; `mask`, int32 (model_max_length,), 1 = a token; and
-`origin`, json text with the fields of `Origin`. An embedding is used only for the caption that it was made from. Files
-of earlier versions have no `origin`; they are used as long as no two captions share one.
+A file contains `states`, float32 (tokens, D), without padding; `mask`, int32 (model_max_length,), 1 for tokens; and
+`origin`, json with the fields of `Origin`. An embedding is used only for the caption that it was made from. Files of
+earlier versions have no `origin`; they are used unless several captions share one.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ _LONG_NAME = re.compile(r"(?P<path>.+?)(?:#(?P<number>\d+))?\.npz", re.DOTALL)
 
 
 class Origin(NamedTuple):
-    """What an embedding was made from; digests are hexadecimal.
+    """The inputs that an embedding was made from; digests are hexadecimal.
 
     Attributes:
-        sample: `embedding_name` of its sample, without folders.
-        caption: digest of the caption as it is annotated.
-        tokens: digest of the token ids and their padding: they depend on the cleaned caption, the tokenizer and the
+        sample: `embedding_name` of the sample, without folders.
+        caption: digest of the annotated caption.
+        tokens: digest of the token ids and their padding, which depend on the cleaned caption, the tokenizer and the
             maximum length.
-        encoder: digest of the text encoder's configuration and weights.
+        encoder: digest of the text encoder's config and weights.
     """
 
     sample: str
@@ -50,15 +50,15 @@ class Origin(NamedTuple):
 
 
 def embedding_name(path: str, number: Optional[int] = None) -> str:
-    """The long name of the sample `path`; `number` is the caption's place where the sample has a list of captions.
+    """The long name of the sample `path`, unique per sample; `number` is the index in a list of captions.
 
-    No two samples have the same. `load_embedding` also finds a file under the short name, if it is this sample's.
+    `load_embedding` also finds a file under the short name, if it belongs to this sample.
     """
     return f"{path}.npz" if number is None else f"{path}#{number}.npz"
 
 
 def embedding_names(path: str, number: Optional[int], caption: str) -> Iterator[str]:
-    """The names that a caption's embedding may have, in order of preference; see the module's docstring."""
+    """The possible file names of a caption's embedding, in order of preference; see the module docstring."""
     stem = str(PurePosixPath(path).with_suffix(""))
     yield f"{stem}.npz" if number is None else f"{stem}_{number}.npz"
     long_name = embedding_name(path, number)
@@ -66,28 +66,29 @@ def embedding_names(path: str, number: Optional[int], caption: str) -> Iterator[
     yield f"{long_name[: -len('.npz')]}@{digest(caption.encode())[:16]}.npz"
 
 
-def digest(*parts: bytes) -> str:
-    """SHA-256 of all parts together."""
-    return hashlib.sha256(b"".join(parts)).hexdigest()
+def digest(*pieces: bytes) -> str:
+    """SHA-256 of the concatenated bytes."""
+    return hashlib.sha256(b"".join(pieces)).hexdigest()
 
 
 def save_embedding(
     file: Union[str, Path], states: np.ndarray, mask: np.ndarray, origin: Optional[Origin] = None
 ) -> None:
-    """Writes states (L, D) and mask (L,) of one text; padding is left out."""
+    """Writes states (L, D) and mask (L,) of one text, without padding."""
     more = {} if origin is None else {"origin": json.dumps(origin._asdict())}
     with atomic_write(file) as temporary, open(temporary, "wb") as stream:
         np.savez(stream, states=states[: mask.sum()], mask=mask, **more)
 
 
 def load_embedding(file: Union[str, Path]) -> tuple[np.ndarray, np.ndarray]:
-    """States (1, L, D), zeros where there is padding, and mask (1, L).
+    """Reads an embedding: states (1, L, D), zero in the padding, and mask (1, L).
 
-    `file` is the path of an embedding, or `folder / embedding_name(...)`.
+    Args:
+        file: path of an embedding, or `folder / embedding_name(...)`.
 
     Raises:
         FileNotFoundError: no such file.
-        UserError: a damaged file, or one of another kind.
+        UserError: a corrupt file, or not an embedding.
     """
     file = _short_name_of(Path(file))
     with _open(file) as content:
@@ -103,7 +104,7 @@ def load_embedding(file: Union[str, Path]) -> tuple[np.ndarray, np.ndarray]:
 
 
 def read_origin(file: Union[str, Path]) -> Optional[Origin]:
-    """What the embedding was made from, None if an earlier version wrote it; raises as `load_embedding`."""
+    """The origin of an embedding, None if an earlier version wrote it; raises as `load_embedding`."""
     with _open(file) as content:
         return Origin(**json.loads(str(content["origin"]))) if "origin" in content.files else None
 
@@ -111,21 +112,21 @@ def read_origin(file: Union[str, Path]) -> Optional[Origin]:
 def find_embedding(
     root: Union[str, Path], path: str, number: Optional[int], caption: str
 ) -> tuple[Path, Optional[Origin]]:
-    """The embedding of a caption below the folder `root`, and its origin.
+    """The file of a caption's embedding in the folder `root`, and its origin.
 
     Raises:
-        FileNotFoundError: there is none.
+        FileNotFoundError: no such embedding.
         StaleEmbedding: it was made from another caption.
-        UserError: a damaged file.
+        UserError: a corrupt file.
     """
     other = None
-    wanted = digest(caption.encode())
+    caption_digest = digest(caption.encode())
     for name in embedding_names(path, number, caption):
         file = Path(root) / name
         if not file.is_file():
             continue
         origin = read_origin(file)
-        if origin is None or origin.caption == wanted:
+        if origin is None or origin.caption == caption_digest:
             return file, origin
         other = other or file
     if other is not None:
@@ -139,12 +140,12 @@ def find_embedding(
 
 
 class StaleEmbedding(UserError):
-    """An embedding that belongs to another caption."""
+    """An embedding was made from another caption."""
 
 
 @contextmanager
 def _open(file: Union[str, Path]) -> Iterator[np.lib.npyio.NpzFile]:
-    """The arrays of an .npz; whatever is wrong with the file becomes one error that names it."""
+    """Opens an .npz file; errors while reading it are raised as UserError with the name of the file."""
     try:
         with np.load(file, allow_pickle=False) as content:
             yield content
@@ -155,11 +156,11 @@ def _open(file: Union[str, Path]) -> Iterator[np.lib.npyio.NpzFile]:
 
 
 def _short_name_of(file: Path) -> Path:
-    """The path itself if the file exists, else that of the short name, if the file there is the same sample's."""
+    """`file` if it exists; otherwise the file with the short name, if it belongs to the same sample."""
     match = _LONG_NAME.fullmatch(file.name)
     if match is None or file.is_file():
         return file
-    number = match["number"] and int(match["number"])
+    number = None if match["number"] is None else int(match["number"])
     short = file.with_name(next(embedding_names(match["path"], number, "")))
     origin = read_origin(short) if short.is_file() else None
     return short if origin is not None and origin.sample == file.name else file

@@ -219,7 +219,7 @@ class LastClips:
 
 def test_many_clips_take_the_memory_of_one():
     pipeline, size = LastClips(), ClipSize(6, 16, 16, 24)
-    pieces = map(inference.to_levels, make_long_video(pipeline, [Scene(["a"] * 5)], size, GoldenNoise("memory"), 2))
+    pieces = map(inference.to_frames, make_long_video(pipeline, [Scene(["a"] * 5)], size, GoldenNoise("memory"), 2))
     assert [next(pieces).shape[1] for _ in range(5)] == [6, 4, 4, 4, 4]
     assert pipeline.counts == [0] * 5
 

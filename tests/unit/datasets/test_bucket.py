@@ -216,9 +216,9 @@ def test_resume(before, after):
 def test_processes_that_share_a_batch():
     whole = make_sampler(drop_last=False)
     with pytest.raises(ValueError, match="batch of 1 at 480p, 16 frames does not divide among the sp_size 2"):
-        make_sampler(part=(0, 2))
+        make_sampler(shard=(0, 2))
     config = {"144p": {32: (1.0, 4)}}
-    whole, *parts = [BucketSampler(whole.shapes, Buckets(config), 3, part=part) for part in ((0, 1), (0, 2), (1, 2))]
+    whole, *parts = [BucketSampler(whole.shapes, Buckets(config), 3, shard=part) for part in ((0, 1), (0, 2), (1, 2))]
     batch, *shares = [next(sampler.upcoming()) for sampler in (whole, *parts)]
     for number, share in enumerate(shares):
         assert share.indices == batch.indices[number::2] and share.seeds == batch.seeds[number::2]

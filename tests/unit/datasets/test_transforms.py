@@ -85,10 +85,23 @@ def test_crop_larger_than_the_picture():
     assert transforms.center_box(17, 32, 8, 30) == Box(4, 1, 8, 30)
 
 
-def test_range():
+def test_conversion_between_uint8_and_float_keeps_levels():
     levels = np.arange(256, dtype=np.uint8)
     values = transforms.to_float(levels)
     assert values.dtype == np.float32 and values.min() == -1 and values.max() == 1
     back = transforms.to_uint8(values).astype(int)
-    assert np.abs(back - levels).max() <= 1, "cutting off may lose one level, no more"
-    assert transforms.to_uint8(np.float32([-1.5, -1, 0, 0.999, 1, 7])).tolist() == [0, 0, 127, 254, 255, 255]
+    assert np.abs(back - levels).max() <= 1, "truncation loses one level at most"
+    assert (transforms.to_uint8(values, "half_even") == levels).all()
+    assert (transforms.to_uint8(values, "half_up") == levels).all()
+
+
+@pytest.mark.parametrize(
+    "rounding, expected",
+    [
+        ("down", [0, 0, 0, 127, 254, 255, 255]),
+        ("half_even", [0, 0, 0, 128, 255, 255, 255]),
+        ("half_up", [0, 0, 1, 128, 255, 255, 255]),
+    ],
+)
+def test_rounding_to_uint8(rounding, expected):
+    assert transforms.to_uint8(np.float32([-1.5, -1, -0.99607843, 0, 0.999, 1, 7]), rounding).tolist() == expected

@@ -22,7 +22,7 @@ from opensora.datasets.bucketed.dataset import (
     last_begin,
     temporal_crop,
 )
-from opensora.datasets.bucketed.fit import TRANSFORMS, bilinear
+from opensora.datasets.bucketed.resize import TRANSFORMS, bilinear
 from opensora.datasets.bucketed.sampler import BucketSample, BucketSampler
 from opensora.datasets.bucketed.table import read_table
 from opensora.datasets.loader import Loader

@@ -19,9 +19,8 @@ from opensora.datasets.transforms import to_float, to_uint8
 from opensora.metrics import psnr, ssim
 from opensora.models import WFVAEModel, get_vae
 from opensora.pipelines.reconstruct import (
-    Clip,
+    ClipSpec,
     Reconstructor,
-    as_frames,
     read_clip,
     read_picture,
     reconstruct_image,
@@ -62,6 +61,11 @@ def videos(tmp_path):
     return tmp_path / "videos"
 
 
+def levels(video: np.ndarray) -> np.ndarray:
+    """(3, T, H, W) -> uint8 (T, H, W, 3)."""
+    return to_uint8(video.transpose(1, 2, 3, 0), "half_even")
+
+
 # ---- sizes
 
 
@@ -82,20 +86,20 @@ def videos(tmp_path):
 )
 def test_sizes_the_vae_cannot_take(sizes, message):
     with pytest.raises(ValueError, match=message):
-        Clip(**{"height": 64, "width": 64, **sizes}).check(AE)
+        ClipSpec(**{"height": 64, "width": 64, **sizes}).check(AE)
 
 
 def test_unknown_vae():
     with pytest.raises(ValueError, match="'WFVAE' is not one of WFVAEModel_D8_4x8x8"):
-        Clip(9, height=64, width=64).check("WFVAE")
+        ClipSpec(9, height=64, width=64).check("WFVAE")
 
 
 @pytest.mark.parametrize(
     "clip, size",
     [
-        (Clip(5, height=32, width=48), (32, 48)),
-        (Clip(5, resolution=50), (48, 64)),
-        (Clip(5, resolution=40, crop_size=32), (32, 32)),
+        (ClipSpec(5, height=32, width=48), (32, 48)),
+        (ClipSpec(5, resolution=50), (48, 64)),
+        (ClipSpec(5, resolution=40, crop_size=32), (32, 32)),
     ],
 )
 def test_read_clip(clip, size, videos):
@@ -106,8 +110,8 @@ def test_read_clip(clip, size, videos):
 
 def test_sample_rate(videos):
     """Of 12 frames at every third: 0, 3, 7, 11, as published: evenly from the first to the last of them."""
-    clip = Clip(4, sample_rate=3, height=48, width=64)
-    frames = as_frames(read_clip(videos / "a.mp4", clip, AE))
+    clip = ClipSpec(4, sample_rate=3, height=48, width=64)
+    frames = levels(read_clip(videos / "a.mp4", clip, AE))
     assert difference(frames, moving_image(12)[[0, 3, 7, 11]]) < 8
 
 
@@ -115,7 +119,7 @@ def test_sample_rate(videos):
 
 
 def test_scores_are_those_of_the_decoded_frames(reconstruct, videos, tmp_path):
-    video = read_clip(videos / "a.mp4", Clip(9, height=48, width=64), AE)
+    video = read_clip(videos / "a.mp4", ClipSpec(9, height=48, width=64), AE)
     scores = reconstruct_video(reconstruct, video, tmp_path / "rec.mp4", fps=10)
     assert reconstruct.encode_seconds > 0 and reconstruct.decode_seconds > 0
 
@@ -150,7 +154,7 @@ def test_image(reconstruct, tmp_path):
     assert clip.shape == (3, 1, 32, 48)
     scores = reconstruct_image(reconstruct, clip, tmp_path / "rec.png")
     written = read_image(tmp_path / "rec.png")
-    a, b = (frame.transpose(2, 0, 1) / 255 for frame in (as_frames(clip)[0], written))
+    a, b = (frame.transpose(2, 0, 1) / 255 for frame in (levels(clip)[0], written))
     assert scores["psnr"] == pytest.approx(float(psnr(a, b)), rel=1e-4)
     with pytest.raises(ValueError, match="--short_size must be 16 or more, not 7"):
         read_picture(tmp_path / "picture.png", 7, AE)
@@ -159,7 +163,7 @@ def test_image(reconstruct, tmp_path):
 # ---- folders
 
 
-CLIP = Clip(5, resolution=32, crop_size=32)
+CLIP = ClipSpec(5, resolution=32, crop_size=32)
 
 
 def run_folder(reconstruct, videos, target, clip=CLIP, **options):
@@ -178,7 +182,7 @@ def test_folder(reconstruct, videos, tmp_path):
         with VideoReader(target / name) as rec, VideoReader(target / "origin" / name) as origin:
             assert len(rec) == len(origin) == 5 and (rec.height, rec.width, rec.fps) == (32, 32, 10)
             if name == "a.mp4":
-                expected = as_frames(read_clip(videos / "a.mp4", CLIP, AE))
+                expected = levels(read_clip(videos / "a.mp4", CLIP, AE))
                 assert difference(origin.read(range(5)), expected) < 8
 
     together, _ = run_folder(reconstruct, videos, tmp_path / "together", batch_size=2)
@@ -197,7 +201,7 @@ def test_second_run_does_what_is_missing(reconstruct, videos, tmp_path):
     again = [name for name in first if (target / name).stat().st_mtime_ns != written[name]]
     assert again == ["b.mp4"]
     with pytest.raises(ValueError, match="num_frames=5, now it is 9: choose another --generated_video_dir"):
-        run_folder(reconstruct, videos, target, clip=Clip(9, resolution=32, crop_size=32))
+        run_folder(reconstruct, videos, target, clip=ClipSpec(9, resolution=32, crop_size=32))
 
 
 @pytest.mark.parametrize(
@@ -239,7 +243,7 @@ def test_scores_that_cannot_be_read_are_made_again(tmp_path, capsys):
 
 def test_sizes_are_not_mixed_in_a_batch(reconstruct, videos, tmp_path):
     """Without a crop the third video has another shape."""
-    scores, _ = run_folder(reconstruct, videos, tmp_path / "rec", clip=Clip(5, resolution=32), batch_size=3)
+    scores, _ = run_folder(reconstruct, videos, tmp_path / "rec", clip=ClipSpec(5, resolution=32), batch_size=3)
     assert len(scores) == 3
     sizes = {}
     for name in scores:
@@ -301,8 +305,8 @@ def test_rec_video_command(ae_path, media, run, tmp_path):
     with VideoReader(tmp_path / "out" / "rec.mp4") as reader:
         assert (len(reader), reader.height, reader.width, reader.fps) == (9, 48, 128, 15)
         frames = reader.read(range(9))
-    clip = Clip(9, sample_rate=2, height=48, width=64)
-    originals = as_frames(read_clip(media / "flipping_a_pancake.mkv", clip, AE))
+    clip = ClipSpec(9, sample_rate=2, height=48, width=64)
+    originals = levels(read_clip(media / "flipping_a_pancake.mkv", clip, AE))
     assert difference(frames[:, :, :64], originals) < 10, "the original stands on the left"
 
 

@@ -1,8 +1,8 @@
-"""The pixels of one annotated sample."""
+"""Reads the pixels of an annotated sample."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Optional
 
@@ -12,20 +12,22 @@ from opensora.datasets import transforms
 from opensora.datasets.media import BATCH, VideoReader, read_image
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.datasets.t2v.selection import Shape
-from opensora.datasets.temporal_sampling import resampled, sample_frames
+from opensora.datasets.temporal_sampling import resample, sample_frames
 from opensora.errors import UserError
 
 
 def read_pixels(
     path: Path, record: dict, shape: Shape, options: T2VDataOptions, rng: np.random.Generator
 ) -> np.ndarray:
-    """The sample as float32 in [-1, 1], (3, T, H, W) of `shape`.
+    """The sample as float32 (3, T, H, W) in [-1, 1], of the given shape.
 
-    `record` is the index' record; of a video longer than a sample `rng` draws the part.
+    Args:
+        record: see `SampleIndex.record`.
+        rng: draws the start of the clip, if the video is longer.
 
     Raises:
         FileNotFoundError: no such file.
-        UserError: it cannot be read, or is not what its annotation says.
+        UserError: the file cannot be read, or does not match its annotation.
     """
     pixels = np.empty((shape.frames, 3, shape.height, shape.width), np.float32)
     position = 0
@@ -36,7 +38,7 @@ def read_pixels(
         if frames.shape[-2:] != shape[1:]:
             raise UserError(
                 f"{path}: gives {'x'.join(map(str, frames.shape[-2:]))} instead of "
-                f"{shape.height}x{shape.width}: its annotated resolution is wrong"
+                f"{shape.height}x{shape.width}: the annotated resolution is wrong"
             )
         pixels[position : position + len(frames)] = frames
         position += len(frames)
@@ -47,12 +49,12 @@ def read_pixels(
     return pixels.swapaxes(0, 1)
 
 
-def _frames(path: Path, record: dict, options: T2VDataOptions, rng: np.random.Generator):
-    """The sample's frames, uint8 (t, H, W, 3), some at a time: a whole clip at full size can take gigabytes."""
+def _frames(path: Path, record: dict, options: T2VDataOptions, rng: np.random.Generator) -> Iterator[np.ndarray]:
+    """The sample's frames, uint8 (t, H, W, 3), in chunks: a whole clip at full size can take gigabytes."""
     if "num_frames" not in record:
         yield read_image(path)[None]
         return
-    available = resampled(record["start"], record["num_frames"], record["fps"], options.train_fps)
+    available = resample(record["start"], record["num_frames"], record["fps"], options.train_fps)
     numbers = sample_frames(
         available, options.num_frames, rng, options.speed_factor, options.ae_stride_t, options.sp_size
     )
@@ -61,13 +63,13 @@ def _frames(path: Path, record: dict, options: T2VDataOptions, rng: np.random.Ge
 
 
 def _crop(frames: np.ndarray, crop: Optional[Sequence[int]], path: Path) -> np.ndarray:
-    """`crop` is [left, right, top, bottom] in the pixels of the file."""
+    """`crop` is [left, right, top, bottom] in pixels of the file."""
     if crop is None:
         return frames
     left, right, top, bottom = crop
     height, width = frames.shape[1:3]
     if not (0 <= left < right <= width and 0 <= top < bottom <= height):
-        raise UserError(f"{path}: its crop {list(crop)} does not lie in {height}x{width}")
+        raise UserError(f"{path}: the crop {list(crop)} is outside of {height}x{width}")
     return frames[:, top:bottom, left:right]
 
 
@@ -76,4 +78,4 @@ def _resize(frames: np.ndarray, options: T2VDataOptions) -> np.ndarray:
     frames = np.divide(frames, 255, dtype=np.float32)
     if options.force_resolution:
         return transforms.resize_crop(frames, options.max_height, options.max_width)
-    return transforms.resize_max_area(frames, options.max_hxw, options.hw_stride)
+    return transforms.resize_max_area(frames, options.area_limit, options.hw_stride)
