@@ -1,4 +1,4 @@
-"""Datasets and a tokenizer small enough to look through, in a module that data workers can import."""
+"""Minimal datasets and a tokenizer, in a module that data workers can import."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from pathlib import Path
 
 import numpy as np
 
-from opensora.datasets.broken import Quarantine, attempt, read_or_replace
+from opensora.datasets.broken import Quarantine, read_or_replace, try_read
 from opensora.datasets.t2v.probing import Media
 
 
 class LettersTokenizer:
-    """A token a letter: its code."""
+    """One token per character: its code point."""
 
     knows_chinese = True
 
@@ -34,7 +34,7 @@ class LettersTokenizer:
 
 
 class WhereItRuns:
-    """Samples that say which process made them."""
+    """Samples that record which process made them."""
 
     def item(self, index: int, rng: np.random.Generator) -> dict:
         return {"process": np.array(os.getpid()), "mindspore": np.array("mindspore" in sys.modules)}
@@ -50,7 +50,7 @@ class Slow(WhereItRuns):
 
 
 class Faulty:
-    """Six samples; `fault` is what reading sample 3 does, and `folder` has the list of broken ones."""
+    """Six samples; reading sample 3 causes `fault`. `folder` contains the list of broken samples."""
 
     def __init__(self, folder: Path, fault: str):
         self.quarantine, self.fault, self.folder = Quarantine(folder / "broken.tsv"), fault, folder
@@ -73,11 +73,11 @@ class Faulty:
 
 
 class NoException(BaseException):
-    """As compiled extensions raise."""
+    """Not an Exception, as some compiled extensions raise."""
 
 
-def hold_the_lock() -> None:
-    """Hangs with Python's lock held, as a decoder of a careless library."""
+def hang_with_gil() -> None:
+    """Hangs while it holds the GIL, as a decoder may."""
     ctypes.PyDLL(None).sleep(1000)
 
 
@@ -93,7 +93,7 @@ FAULTS = {
     "killed": lambda self: os.kill(os.getpid(), signal.SIGKILL),
     "always killed": lambda self: os.kill(os.getpid(), signal.SIGKILL),
     "killed once": Faulty.killed_once,
-    "longer than": lambda self: hold_the_lock(),
+    "longer than": lambda self: hang_with_gil(),
     "error: unpack": lambda self: struct.unpack("<I", b""),
     "TypeError": lambda self: len(None),
     "RecursionError": lambda self: throw(RecursionError("too deep")),
@@ -104,7 +104,7 @@ FAULTS = {
 
 
 class Crashing(WhereItRuns):
-    """Its third sample crashes, and nothing else can take its place."""
+    """The third sample crashes and has no replacement."""
 
     def item(self, index: int, rng: np.random.Generator) -> dict:
         if index == 2:
@@ -113,16 +113,16 @@ class Crashing(WhereItRuns):
 
 
 class Stuck(WhereItRuns):
-    """Prints its process's number and hangs, with Python's lock held."""
+    """Prints the process id and hangs while it holds the GIL."""
 
     def item(self, index: int, rng: np.random.Generator) -> dict:
         print(os.getpid(), flush=True)
-        hold_the_lock()
+        hang_with_gil()
         return {}
 
 
 class CrashingFiles:
-    """Files as `opensora.datasets.t2v.probing` reads them, the second of which crashes the decoder."""
+    """A dataset as in `opensora.datasets.t2v.probing`; the second file crashes the decoder."""
 
     def __init__(self, paths: list):
         self.paths = paths
@@ -131,5 +131,5 @@ class CrashingFiles:
         def measure() -> Media:
             return ctypes.string_at(0) if index == 1 else Media(64, 96, 24.0, 33)
 
-        found, reason = attempt(self.paths[index], measure)
-        return reason if found is None else found
+        media, reason = try_read(self.paths[index], measure)
+        return reason if media is None else media

@@ -1,4 +1,4 @@
-"""A program like training: prints the ids of its two data workers and goes on reading until it is stopped."""
+"""A program like training: prints the ids of its two data workers and reads until it is stopped."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import sys
 import time
 from pathlib import Path
 
-import mindspore  # noqa: F401  as in training, whose workers do without
+import mindspore  # noqa: F401  as in training; its workers do not import it
 import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))

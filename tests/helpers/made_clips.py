@@ -1,4 +1,4 @@
-"""Training data made on the spot: short videos of a moving square, images, their annotation and data file."""
+"""Generated training data: short videos of a moving square, images, an annotation file and a data file."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opensora.datasets.media import save_image, write_video
 
 
 def moving_square(frames: int, height: int, width: int, color: tuple) -> np.ndarray:
-    """uint8 (T, H, W, 3): a square of `color` that goes right, over a background that gets brighter."""
+    """uint8 (T, H, W, 3): a square of `color` that moves right over a background that brightens."""
     video = np.empty((frames, height, width, 3), np.uint8)
     side = min(height, width) // 3
     for time, frame in enumerate(video):
@@ -45,8 +45,17 @@ def make_clips(
     return write_data_file(folder, entries)
 
 
+def image_entry(number: int) -> dict:
+    """An annotation of an image with two captions."""
+    return {
+        "path": f"{number}.jpg",
+        "cap": ["one", f"caption \u4e2d {number}"],
+        "resolution": {"height": 64, "width": 96},
+    }
+
+
 def write_data_file(folder: Path, entries: list) -> Path:
-    """annotation.json with these entries, and the merge_data.txt that names it; returns the latter."""
+    """Writes annotation.json with these entries and merge_data.txt that lists it; returns the latter."""
     (folder / "annotation.json").write_text(json.dumps(entries), encoding="utf-8")
     (folder / "merge_data.txt").write_text(f"{folder / 'clips'},{folder / 'annotation.json'}\n")
     return folder / "merge_data.txt"

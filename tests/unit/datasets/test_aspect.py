@@ -1,4 +1,4 @@
-"""The tables of resolutions against the published ones."""
+"""The tables of resolutions equal the published ones."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ TABLES = {name: table for name, table in json.loads((GOLDEN / "aspect.json").rea
 
 
 @pytest.mark.parametrize("name", TABLES)
-def test_tables(name):
+def test_golden_tables(name):
     table = TABLES[name]
     assert PIXELS[name] == table["pixels"]
     assert list(aspect_sizes(name).items()) == [(ratio, tuple(size)) for ratio, size in table["ratios"].items()]
 
 
-def test_all_tables_are_there():
+def test_all_resolutions_have_a_table():
     assert set(PIXELS) == set(TABLES)
 
 
@@ -32,7 +32,7 @@ def test_golden_closest_ratio(row):
         assert aspect_sizes(name)[ratio] == (height, width)
 
 
-def test_names():
+def test_names_are_normalized():
     assert resolution("4K") == "4k" and resolution(512) == "512"
-    with pytest.raises(ValueError, match="no resolution '500p'; choose from 144p, 256"):
+    with pytest.raises(ValueError, match="unknown resolution '500p'; choose from 144p, 256"):
         aspect_sizes("500p")

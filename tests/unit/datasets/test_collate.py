@@ -1,4 +1,4 @@
-"""Batches against the golden case of the published training code."""
+"""Collation: the golden case of the published training code."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ def item(pixels: np.ndarray) -> dict:
     return {"pixels": pixels, "input_ids": np.zeros((1, 4), np.int32), "replaced": 1}
 
 
-def test_golden():
+def test_golden_batch():
     described, reference = case("collate", "training_cases.json"), load_case("collate")
     videos = [given("collate", name, about["shape"]) for name, about in described["inputs"].items()]
     batch = PadAndStack((33, 48, 64))([item(video) for video in videos])
@@ -28,14 +28,14 @@ def test_samples_of_one_size_are_not_padded():
     assert batch["pixels"].shape == (2, 3, 29, 32, 64) and batch["attention_mask"] is None
 
 
-def test_time_is_padded_to_whole_patches():
+def test_frames_are_padded_to_whole_patches():
     batch = PadAndStack(None, patch=(2, 2, 2))([item(np.ones((3, 29, 20, 32), np.float32))])
-    assert batch["pixels"].shape == (1, 3, 29, 32, 32)  # 8 latent frames are 4 patches
+    assert batch["pixels"].shape == (1, 3, 29, 32, 32)  # 8 latent frames: 4 patches
     batch = PadAndStack(None, patch=(2, 2, 2))([item(np.ones((3, 25, 20, 32), np.float32))])
-    assert batch["pixels"].shape == (1, 3, 29, 32, 32)  # 7 latent frames are not
+    assert batch["pixels"].shape == (1, 3, 29, 32, 32)  # 7 latent frames are padded to 8
     assert batch["attention_mask"][0].sum() == 7 * 3 * 4 and batch["attention_mask"].shape == (1, 8, 4, 4)
 
 
-def test_stack():
+def test_stack_sums_replaced():
     batch = stack([{"a": np.full(3, k)} for k in range(2)])
     assert batch["a"].tolist() == [[0, 0, 0], [1, 1, 1]] and batch["replaced"] == 0

@@ -1,4 +1,4 @@
-"""Every reader reads damaged files or refuses them in one line: few of them here, thousands with -m slow."""
+"""Every reader accepts damaged files or rejects them with a one-line error; thousands of files with -m slow."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ def faults(name: str, seeds: range) -> list:
 
 
 @pytest.mark.parametrize("name", READERS)
-def test_some_damaged_files(name):
+def test_damaged_files_are_read_or_rejected(name):
     assert faults(name, range(100)) == []
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("name", READERS)
-def test_many_damaged_files(name):
+def test_many_damaged_files_are_read_or_rejected(name):
     assert faults(name, range(1000, 1000 + 20_000 // len(READERS))) == []

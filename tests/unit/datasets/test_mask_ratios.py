@@ -1,4 +1,4 @@
-"""Masks of training in the way of Open-Sora v1.1 against the reference."""
+"""Masks of Open-Sora v1.1 training: golden cases of the reference."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ def texts(masks: np.ndarray) -> list[str]:
 
 
 @pytest.mark.parametrize("row", CASES, ids=lambda row: f"{'-'.join(row['ratios'])[:24]}-{row['T']}")
-def test_golden(row):
+def test_golden_masks(row):
     masks = MaskGenerator(row["ratios"]).draw_batch(row["B"], row["T"], random.Random(row["seed"]))
-    if "error" in row:  # the reference has no size to draw; a size of one frame is what a quarter of so few comes to
+    if "error" in row:  # the reference fails to draw a length; here a quarter of so few frames is one frame
         assert row["T"] in (2, 3) and masks.shape == (row["B"], row["T"])
         assert all(1 <= (~mask).sum() <= 2 for mask in masks)
     else:
@@ -28,13 +28,13 @@ def test_golden(row):
 
 
 @pytest.mark.parametrize("row", CASES[:4], ids=lambda row: str(row["seed"]))
-def test_both_spellings_mean_the_same(row):
+def test_both_spellings_are_equivalent(row):
     plain = {name.replace("mask_no", "identity").replace("mask_", ""): ratio for name, ratio in row["ratios"].items()}
     masks = MaskGenerator(plain).draw_batch(row["B"], row["T"], random.Random(row["seed"]))
     assert texts(masks) == row["expect"]
 
 
-def test_identity_takes_what_the_others_leave():
+def test_identity_gets_the_remaining_probability():
     generator = MaskGenerator({"image_head": 0.25})
     assert generator.ratios == {"image_head": 0.25, "identity": 0.75}
     rng = random.Random(0)
@@ -42,19 +42,19 @@ def test_identity_takes_what_the_others_leave():
     assert 0.22 < heads / 2000 < 0.28
 
 
-def test_every_other_frame():
+def test_interpolate_masks_every_other_frame():
     masks = {tuple(mask) for mask in MaskGenerator({"intepolate": 1.0}).draw_batch(20, 5, random.Random(0))}
     assert masks == {(False, True, False, True, False), (True, False, True, False, True)}
 
 
-def test_random_frames_are_never_all_given():
+def test_random_keeps_a_frame_to_train():
     masks = MaskGenerator({"random": 1.0}).draw_batch(200, 2, random.Random(0))
     assert masks.any(1).all() and (~masks).any(1).any() and masks.all(1).any()
 
 
 @pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("frames", [1, 2, 3, 4, 17])
-def test_any_length(name, frames):
+def test_any_length_is_supported(name, frames):
     masks = MaskGenerator({name: 1.0}).draw_batch(10, frames, random.Random(1))
     assert masks.shape == (10, frames) and masks.dtype == bool
     if frames == 1 or name == "identity":
@@ -68,10 +68,10 @@ def test_any_length(name, frames):
         ({"identity": 0.5, "image_head": 0.4}, "add up to 0.9"),
         ({"image_head": 1.5}, "image_head is 1.5"),
         ({"image_head": "0.5"}, "image_head is '0.5'"),
-        ({"mask_no": 0.5, "identity": 0.5}, "'identity' says again"),
+        ({"mask_no": 0.5, "identity": 0.5}, "'mask_no' and 'identity' are the same key"),
         ({"image_head": 0.7, "image_tail": 0.7}, "add up to 1.4"),
     ],
 )
-def test_bad_ratios_are_refused(ratios, words):
+def test_invalid_ratios_are_rejected(ratios, words):
     with pytest.raises(ValueError, match=words):
         MaskGenerator(ratios)

@@ -1,7 +1,7 @@
-"""The order of samples: the golden cases of the published sampler where ours agrees with it, and what is ours.
+"""The order of samples: golden cases of the published sampler, and properties in which this sampler differs.
 
-The published sampler cuts steps out of the row of all buckets, so a step can hold several; there the batch of a process
-keeps its most frequent shape and drops the others. Ours cuts each bucket by itself.
+The published sampler divides the concatenation of all buckets into steps, so a step can contain several buckets; then
+the batch of a process keeps its most frequent shape and drops the others. This sampler divides each bucket separately.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ LENGTHS = np.array([list(dict.fromkeys(GOLDEN["lengths"])).index(length) for len
 
 
 class StoredPermutations:
-    """Gives the permutations that a golden case recorded; those of steps only if it is told to."""
+    """Returns the permutations recorded in a golden case; those of steps only if `of_steps`."""
 
     def __init__(self, permutations: list, of_steps: bool):
         self.permutations, self.of_steps = iter(permutations), of_steps
@@ -32,7 +32,7 @@ class StoredPermutations:
 
 
 def published_steps(conf: dict) -> np.ndarray:
-    """(steps, world_size, batch_size) in the order in which the published sampler cut them; -1 where it skipped."""
+    """(steps, world_size, batch_size) in the order in which the published sampler divides them; -1 if skipped."""
     world, batch = conf["world_size"], conf["batch_size"]
     order = conf["randperm_calls"][-1]
     steps = np.full((len(order), world, batch), -1)
@@ -43,7 +43,7 @@ def published_steps(conf: dict) -> np.ndarray:
 
 @pytest.mark.parametrize("name", [name for name, conf in GOLDEN["confs"].items() if conf["group_data"]])
 def test_golden_order_of_samples(name):
-    """The published batches, up to what they are filled with, are the most frequent shape of what ours has there."""
+    """Except for fill-ups, published batches are the most frequent shape of the samples at the same positions."""
     conf = GOLDEN["confs"][name]
     size = conf["world_size"] * conf["batch_size"]
     buckets = group(LENGTHS)
@@ -59,15 +59,15 @@ def test_golden_order_of_samples(name):
         for rank, batch in enumerate(batches):
             ours = np.array(row[start + rank : start + size : conf["world_size"]])
             if batch[0] >= 0 and len(ours):
-                most = Counter(reversed(LENGTHS[ours].tolist())).most_common(1)[0][0]  # of equals the one seen last
+                most = Counter(reversed(LENGTHS[ours].tolist())).most_common(1)[0][0]  # ties go to the last
                 kept = ours[LENGTHS[ours] == most]
                 assert batch[: len(kept)].tolist() == kept.tolist()
                 compared += len(kept)
-    assert compared > 0.6 * np.sum(published >= 0)  # the rest was filled at random
+    assert compared > 0.6 * np.sum(published >= 0)  # the others were filled up at random
 
 
 def test_golden_order_of_steps():
-    """Without buckets every place is the same but the one that the published sampler fills at random."""
+    """Without buckets, all positions agree except one that the published sampler fills at random."""
     conf = GOLDEN["confs"]["conf1"]
     steps = epoch_steps([np.arange(35)], 4, StoredPermutations(conf["randperm_calls"], of_steps=True))
     ours = np.stack([steps[:, rank::2] for rank in range(2)], axis=1).ravel()
@@ -90,12 +90,12 @@ def read_epoch(buckets, batch_size, world_size, seed=0):
 
 
 @pytest.mark.parametrize("batch_size, world_size", [(1, 1), (2, 2), (3, 2), (8, 4)])
-def test_every_step_is_of_one_bucket_and_nothing_is_dropped(batch_size, world_size):
+def test_steps_are_from_one_bucket_and_complete(batch_size, world_size):
     steps = read_epoch(group(LENGTHS), batch_size, world_size)
     assert all(len(set(LENGTHS[row])) == 1 for row in steps)
     counts = Counter(steps.ravel().tolist())
     assert set(counts) == set(range(len(LENGTHS)))
-    for bucket in group(LENGTHS):  # what fills the last step is spread evenly
+    for bucket in group(LENGTHS):  # fill-ups are distributed evenly
         times = [counts[sample] for sample in bucket]
         assert max(times) - min(times) <= 1
 
@@ -114,7 +114,7 @@ def test_epochs_and_seeds_differ():
     assert len(set(seeds)) == len(seeds)
     other = BatchSampler(group(LENGTHS), 2, seed=1).upcoming()
     assert not np.array_equal(np.concatenate([next(other).indices for _ in range(len(sampler))]), orders[0])
-    assert sampler.step == 0, "looking ahead takes nothing"
+    assert sampler.step == 0, "prefetching does not advance"
 
 
 @pytest.mark.parametrize("steps", [0, 5, 18, 30])
@@ -130,7 +130,7 @@ def test_resume_is_exact(steps):
         assert ours.indices.tolist() == theirs.indices.tolist() and ours.seeds == theirs.seeds
 
 
-def test_resume_on_other_numbers_of_processes_reads_each_sample_once():
+def test_resume_with_other_world_sizes_reads_each_sample_once():
     buckets = [np.arange(24), np.arange(24, 48)]
     seen, state = [], None
     for world_size, steps in ((2, 3), (4, 4), (2, 5), (1, 10)):
@@ -145,11 +145,11 @@ def test_resume_on_other_numbers_of_processes_reads_each_sample_once():
                 sampler.advance()
         assert len({json.dumps(sampler.state_dict()) for sampler in samplers}) == 1
         state = samplers[0].state_dict()
-    # 12 + 32 samples were taken in full steps, the last 4 in steps of 4 out of either bucket
+    # 12 + 32 samples are read in full steps, the last 4 in steps of 4 from either bucket
     assert samplers[0].epoch == 1 and set(seen) == set(range(48)) and len(seen) <= 48 + 2 * 3
 
 
-def test_another_dataset_is_refused():
+def test_changed_dataset_is_rejected():
     sampler = BatchSampler([np.arange(4)], 1)
     with pytest.raises(ValueError, match="had 4 samples, now there are 5"):
         BatchSampler([np.arange(5)], 1).load_state_dict(sampler.state_dict())

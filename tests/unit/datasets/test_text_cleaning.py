@@ -1,4 +1,4 @@
-"""Captions against the golden cases of the published training code."""
+"""Caption cleaning: golden cases of the published training code."""
 
 from __future__ import annotations
 
@@ -12,18 +12,18 @@ from opensora.pipelines.prompt_syntax import clean_prompt
 
 
 @pytest.mark.parametrize("row", case("text_clean", "training_cases.json")["rows"], ids=lambda row: row["text"][:20])
-def test_golden(row):
+def test_golden_captions(row):
     assert [clean_caption(row["text"], chinese) for chinese in (True, False)] == row["as_str"]
 
 
 @pytest.mark.parametrize(
     "row", case("caption_cleaning", "opensora_cases.json")["cases"], ids=lambda row: row["text"][:20]
 )
-def test_golden_of_open_sora(row):
+def test_golden_prompts_of_open_sora(row):
     assert clean_prompt(row["text"]) == row["expect"]
 
 
-# Expected texts are what the published cleaner gives, with ftfy and Beautiful Soup installed.
+# Expected texts are results of the published cleaner, with ftfy and Beautiful Soup installed.
 @pytest.mark.parametrize(
     "text, expected",
     [
@@ -102,11 +102,11 @@ def test_golden_of_open_sora(row):
         ("1.2.3.4 1234.1.1.1.1", "1 . 1"),
     ],
 )
-def test_what_the_golden_case_leaves_out(text, expected):
+def test_cleaning_of_special_cases(text, expected):
     assert clean_caption(text) == expected
 
 
-def test_markup_that_no_parser_takes_stays():
+def test_markup_rejected_by_the_parser_is_kept():
     assert clean_caption("a cat <![no markup") == "a cat <! no markup"
 
 
@@ -143,14 +143,14 @@ def test_markup_that_no_parser_takes_stays():
     ],
 )
 def test_time_is_linear(unit):
-    """Texts of 8000 characters took seconds to minutes, while other threads waited."""
+    """With the published rules, texts of 8000 characters take seconds to minutes and block other threads."""
     for text in (unit, f"a1a1{unit}", unit + "\u00e9", f"{unit}>"):
         start = time.perf_counter()
         clean_caption(text.replace(unit, unit * (8000 // len(unit))))
         assert time.perf_counter() - start < 5
 
 
-def test_the_length_is_limited():
+def test_length_is_limited():
     start = time.perf_counter()
     assert clean_caption("a" * 10**7) == "a" * MAX_LENGTH
     assert time.perf_counter() - start < 5

@@ -1,4 +1,4 @@
-"""Sizes and pixels against the golden cases of the published training code."""
+"""Sizes and pixels: golden cases of the published training code."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ def arithmetic(rows: str) -> list:
 
 
 @pytest.mark.parametrize("row", arithmetic("max_hxw_rows"), ids=lambda row: f"{row['h']}x{row['w']}-{row['max_hxw']}")
-def test_any_resolution(row):
+def test_golden_sizes_by_area(row):
     size = transforms.limit_area(row["h"], row["w"], row["max_hxw"])
     assert list(size) == row["resize"]
     if row["crop_ijhw"] is not None:
@@ -27,13 +27,13 @@ def test_any_resolution(row):
     arithmetic("force_resolution_rows"),
     ids=lambda row: f"{row['h']}x{row['w']}-{row['max_height']}x{row['max_width']}",
 )
-def test_fixed_resolution(row):
+def test_golden_crop_to_aspect(row):
     assert list(transforms.aspect_box(row["h"], row["w"], row["max_height"], row["max_width"])) == row["crop_ijhw"]
 
 
 @pytest.fixture(scope="module", params=("clip0", "clip1"))
 def clip(request):
-    """(uint8 clip, its description, the reference results of this clip by kind)."""
+    """(uint8 clip, its description, reference results by kind)."""
     described = case("resize_pixels", "training_cases.json")["inputs"][request.param]
     noise = given("resize_pixels", request.param, described["shape"])
     pixels = np.floor(np.clip(128 + 50 * noise, 0, 255)).astype(np.uint8)
@@ -45,7 +45,7 @@ def clip(request):
     return pixels, described, results
 
 
-def test_pixels_at_any_resolution(clip):
+def test_golden_resize_by_area(clip):
     pixels, described, results = clip
     args = described["max_hxw"], described["hw_stride"]
     assert relative_difference(transforms.resize_max_area(pixels / 255, *args), results["float"]) < 1e-5
@@ -55,19 +55,19 @@ def test_pixels_at_any_resolution(clip):
     assert np.abs(resized - 255 * results["float"]).max() < 0.501
 
 
-def test_pixels_at_fixed_resolution(clip):
+def test_golden_resize_crop(clip):
     pixels, _, results = clip
     assert relative_difference(transforms.resize_crop(pixels / 255, 16, 24), results["force"]) < 1e-5
 
 
-def test_pixels_resized_up(clip):
+def test_golden_upscaling(clip):
     pixels, _, results = clip
     height, width = pixels.shape[-2:]
     enlarged = transforms.resize_crop(pixels[:1, :1] / 255, height + 11, width + 5)
     assert relative_difference(enlarged, results["force_up"]) < 1e-5
 
 
-def test_same_size_is_a_copy():
+def test_resize_to_the_same_size_is_exact():
     pixels = np.random.default_rng(0).integers(0, 256, (2, 3, 16, 24), np.uint8)
     assert (transforms.resize_crop(pixels, 16, 24) == pixels).all()
 
@@ -75,11 +75,11 @@ def test_same_size_is_a_copy():
 @pytest.mark.parametrize(
     "height, width, expected", [(240, 426, (336, 596)), (426, 240, (596, 336)), (50, 50, (336, 336))]
 )
-def test_short_side(height, width, expected):
+def test_short_side_keeps_the_aspect(height, width, expected):
     assert transforms.short_side(height, width, 336) == expected
 
 
-def test_crop_larger_than_the_picture():
+def test_crop_larger_than_the_image_is_rejected():
     with pytest.raises(ValueError, match="cannot crop 8x40 out of 16x32"):
         transforms.center_box(16, 32, 8, 40)
     assert transforms.center_box(17, 32, 8, 30) == Box(4, 1, 8, 30)

@@ -1,4 +1,4 @@
-"""Clips for training the VAE: which videos, which frames, how they are cut, and broken files."""
+"""Clips for VAE training: lists of videos, frame selection, crops and broken files."""
 
 from __future__ import annotations
 
@@ -10,14 +10,15 @@ from made_clips import moving_square
 from opensora.datasets.loader import Loader
 from opensora.datasets.media import VideoReader, write_video
 from opensora.datasets.sampler import BatchSampler
-from opensora.datasets.vae import VAEDataOptions, VAEDataset, square, window
+from opensora.datasets.temporal_sampling import sample_window
+from opensora.datasets.vae import VAEDataOptions, VAEDataset, resize_square
 
 FRAMES = 12
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
-    """Three videos in three places and formats, and other files; frame k of each has brightness 10 k."""
+    """Three videos in different folders and formats, and other files; frame k of each has brightness 10 k."""
     folder = tmp_path_factory.mktemp("videos")
     for name in ("a.mp4", "deep/er/b.mkv", "deep/c.avi"):
         (folder / name).parent.mkdir(parents=True, exist_ok=True)
@@ -38,7 +39,7 @@ def shown(clip: np.ndarray) -> list[int]:
     return np.rint((clip.mean(axis=(0, 2, 3)) + 1) * 127.5 / 10).astype(int).tolist()
 
 
-def test_videos_of_a_folder(folder):
+def test_videos_of_folder_are_found(folder):
     dataset = VAEDataset(options(folder))
     assert [path.name for path in dataset.paths] == ["a.mp4", "c.avi", "b.mkv"]
     for index in range(len(dataset)):
@@ -47,7 +48,7 @@ def test_videos_of_a_folder(folder):
         assert -1 <= item["video"].min() < item["video"].max() <= 1 and item["replaced"] == 0
 
 
-def test_videos_of_a_csv_file(folder, tmp_path):
+def test_videos_of_csv_file_are_listed(folder, tmp_path):
     (tmp_path / "train.csv").write_text('"video"\ndeep/c.avi\na.mp4\n')
     listed = options(folder, data_file_path=str(tmp_path / "train.csv"))
     assert [path.name for path in VAEDataset(listed).paths] == ["c.avi", "a.mp4"]
@@ -58,7 +59,7 @@ def test_videos_of_a_csv_file(folder, tmp_path):
         VAEDataset(options(folder, data_file_path=str(tmp_path / "empty.csv")))
 
 
-def test_nothing_to_read(tmp_path):
+def test_missing_videos_are_reported(tmp_path):
     with pytest.raises(FileNotFoundError, match="absent: no such folder"):
         VAEDataset(options(tmp_path / "absent"))
     with pytest.raises(ValueError, match="no videos in this folder"):
@@ -68,20 +69,20 @@ def test_nothing_to_read(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "available, num_frames, rate, start, expected",
+    "available, num_frames, rate, position, expected",
     [
         (12, 5, 2, 0.0, [0, 2, 4, 6, 9]),
-        (12, 5, 2, 0.999, [2, 4, 6, 8, 11]),  # the last place is used, too
+        (12, 5, 2, 0.999, [2, 4, 6, 8, 11]),  # the last start is possible
         (4, 5, 2, 0.999, [0, 0, 1, 2, 3]),
         (1, 3, 1, 0.5, [0, 0, 0]),
         (12, 1, 1, 0.999, [11]),
     ],
 )
-def test_window(available, num_frames, rate, start, expected):
-    assert window(available, num_frames, rate, start).tolist() == expected
+def test_sample_window_is_evenly_spaced(available, num_frames, rate, position, expected):
+    assert sample_window(available, num_frames, rate, position).tolist() == expected
 
 
-def test_clips_begin_anywhere_or_with_the_video(folder):
+def test_clips_start_at_random_or_at_first_frame(folder):
     dataset = VAEDataset(options(folder, sample_rate=2))
     rng = np.random.default_rng(0)
     seen = {tuple(shown(dataset.item(0, rng)["video"])) for _ in range(40)}
@@ -93,15 +94,15 @@ def test_clips_begin_anywhere_or_with_the_video(folder):
     assert np.array_equal(*again)
 
 
-def test_square():
-    """A wide frame loses its sides, evenly, and a small one is enlarged."""
+def test_resize_square_center_crops():
+    """A wide frame is center-cropped, and a small one is enlarged."""
     frame = moving_square(1, 60, 130, (250, 0, 0))[0]
-    cut = square(frame, 30)  # 30 x 65, margins of 17.5 round to 18 and 17
-    assert cut.shape == (30, 30, 3)
+    cropped = resize_square(frame, 30)  # 30 x 65, margins of 17.5 round to 18 and 17
+    assert cropped.shape == (30, 30, 3)
     blocks = frame.reshape(30, 2, 65, 2, 3).mean(axis=(1, 3))[:, 18:48]
-    assert relative_difference(cut[3:-3, 3:-3], blocks[3:-3, 3:-3]) < 0.2, "the mean over 2x2, softened at edges"
-    assert np.abs(cut - blocks).mean() < 4
-    assert square(frame, 90).shape == (90, 90, 3)
+    assert relative_difference(cropped[3:-3, 3:-3], blocks[3:-3, 3:-3]) < 0.2, "the mean over 2x2, smoother at edges"
+    assert np.abs(cropped - blocks).mean() < 4
+    assert resize_square(frame, 90).shape == (90, 90, 3)
 
 
 def test_broken_videos_are_replaced_and_listed(folder, tmp_path):
@@ -119,15 +120,18 @@ def test_broken_videos_are_replaced_and_listed(folder, tmp_path):
         VAEDataset(options(broken, cache_dir=str(tmp_path / "other"))).item(0, np.random.default_rng(0))
 
 
-def test_cut_off_video_is_used_as_far_as_it_goes(tmp_path, media):
-    """Its header promises 50 frames, 28 can be read."""
-    (tmp_path / "short.mp4").write_bytes((media / "corrupted.mp4").read_bytes())
-    dataset = VAEDataset(options(tmp_path, num_frames=28, sample_rate=1))
+def test_corrupt_video_is_used_up_to_the_fault(tmp_path, corrupt_clip):
+    """The header promises more frames than can be read."""
+    (tmp_path / "short.mp4").write_bytes(corrupt_clip.read_bytes())
+    with VideoReader(tmp_path / "short.mp4") as reader:
+        count = len(reader)
+        assert count < reader._stream.stream.frames
+        frames = reader.read(range(count))
+    dataset = VAEDataset(options(tmp_path, num_frames=count, sample_rate=1))
     clip = dataset.item(0, np.random.default_rng(5))
     assert clip["replaced"] == 0
-    with VideoReader(tmp_path / "short.mp4") as reader:
-        whole = np.stack([square(frame, 32) for frame in reader.read(range(28))]).transpose(3, 0, 1, 2)
-    assert np.abs((clip["video"] + 1) * 127.5 - whole).max() < 1e-3
+    expected = np.stack([resize_square(frame, 32) for frame in frames]).transpose(3, 0, 1, 2)
+    assert np.abs((clip["video"] + 1) * 127.5 - expected).max() < 1e-3
 
 
 def test_workers_give_the_same_batches(folder):
@@ -138,5 +142,4 @@ def test_workers_give_the_same_batches(folder):
         return [batch["video"] for batch, _ in zip(loader, range(3))]
 
     for here, there in zip(first_batches(0), first_batches(2)):
-        # decord now and then gives the frame before in place of a file's last one.
-        assert here.shape == (2, 3, 5, 32, 32) and np.array_equal(here[:, :, :-1], there[:, :, :-1])
+        assert here.shape == (2, 3, 5, 32, 32) and np.array_equal(here, there)

@@ -1,4 +1,4 @@
-"""Masks of the inpaint model against the reference, and the configuration that draws them."""
+"""Masks of the inpaint model: golden cases of the reference, and the config of their probabilities."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ NOISE = case("mask_noise_adder", "training_cases.json")
 
 
 class ReferenceDraws:
-    """The reference draws with Python's `random`; here its draws come where ours are asked for."""
+    """Replaces the generator by Python's `random`, which the reference uses."""
 
     def __init__(self, seed: int):
         self.random = random.Random(seed)
@@ -40,8 +40,8 @@ class ReferenceDraws:
         return self.random.sample(range(count), size)
 
 
-class GivenDraws:
-    """Standard normal draws from a list."""
+class StoredNormals:
+    """Returns standard normal arrays from a list."""
 
     def __init__(self, *draws):
         self.draws = list(draws)
@@ -69,7 +69,7 @@ def test_golden_types(name):
 
 
 @pytest.mark.parametrize("name", [name for name in MASKS["cases"] if name.startswith("free")])
-def test_golden_compression_in_space(name):
+def test_golden_spatial_compression(name):
     mask = (given("mask_types", name, MASKS["cases"][name]["shape"]) > 0.3).astype(np.float32)
     assert relative_difference(MaskCompressor()(mask), load_case("mask_types")[name]) < 1e-6
 
@@ -79,13 +79,13 @@ def test_golden_noise(output, strength):
     inputs = {name: given("mask_noise_adder", name, value["shape"]) for name, value in NOISE["inputs"].items()}
     mask = (inputs["mask"] > 0).astype(np.float32)
     noisy = add_noise_to_condition(
-        inputs["masked_pixels"], mask, GivenDraws(inputs["sigma_draw"], inputs["noise"]), strength
+        inputs["masked_pixels"], mask, StoredNormals(inputs["sigma_draw"], inputs["noise"]), strength
     )
     assert noisy.dtype == np.float32
     assert relative_difference(noisy, load_case("mask_noise_adder")[output]) < 1e-6
 
 
-def test_noise_is_left_out():
+def test_noise_is_omitted_for_one_batch_in_twenty():
     pixels, mask = np.zeros((1, 3, 1, 8, 8), np.float32), np.zeros((1, 1, 1, 8, 8), np.float32)
     assert add_noise_to_condition(pixels, mask, np.random.default_rng(0), 0.0) is pixels
     rng = np.random.default_rng(0)
@@ -100,15 +100,15 @@ def test_masked_pixels_are_black():
     assert masked.dtype == np.float32
 
 
-@pytest.mark.parametrize("ratios, normalised", NOISE["ratio_normalize"].items())
-def test_golden_ratios(ratios, normalised):
+@pytest.mark.parametrize("ratios, normalized", NOISE["ratio_normalize"].items())
+def test_golden_ratios(ratios, normalized):
     ratios = json.loads(ratios)
     config = MaskConfig(**{f"mask_type_ratio_dict_{'video' if 'i2v' in ratios else 'image'}": ratios})
     found = config.mask_type_ratio_dict_video if "i2v" in ratios else config.mask_type_ratio_dict_image
-    assert found == pytest.approx(normalised)
+    assert found == pytest.approx(normalized)
 
 
-def test_types_are_drawn_by_ratio():
+def test_types_are_drawn_by_probability():
     config = MaskConfig.from_file(ROOT / "scripts/train_configs/mask_config.yaml")
     assert config == MaskConfig()
     for is_image, ratios in ((False, config.mask_type_ratio_dict_video), (True, config.mask_type_ratio_dict_image)):
@@ -119,7 +119,7 @@ def test_types_are_drawn_by_ratio():
 
 
 @pytest.mark.parametrize("mask_type", [MaskType.continuation, MaskType.random_temporal])
-def test_open_types_give_what_the_ratios_say(mask_type):
+def test_number_of_conditioning_frames_is_in_range(mask_type):
     processor, rng = MaskProcessor(0.25, 0.5), np.random.default_rng(1)
     masks = [processor(mask_type, 21, rng) for _ in range(300)]
     assert {int((mask == 0).sum()) for mask in masks} == set(range(5, 12))
@@ -145,14 +145,14 @@ def test_open_types_give_what_the_ratios_say(mask_type):
         ("a: [", "not a yaml file"),
     ],
 )
-def test_bad_configs_are_refused(text, message, tmp_path):
+def test_invalid_config_is_rejected(text, message, tmp_path):
     (tmp_path / "mask.yaml").write_text(text)
     with pytest.raises(ValueError, match=message) as error:
         MaskConfig.from_file(tmp_path / "mask.yaml")
     assert "mask.yaml" in str(error.value)
 
 
-def test_unknown_names_list_the_known():
+def test_unknown_type_lists_the_valid_ones():
     assert MaskType.of("i2v") is MaskType.of(MaskType.i2v) is MaskType.i2v
     with pytest.raises(ValueError, match="'t2v' is not one of t2iv, i2v"):
         MaskType.of("t2v")

@@ -1,4 +1,4 @@
-"""Data of the config-driven workflows: the table, the shape of samples, what stands for broken ones, the loader."""
+"""Data of the config-driven workflows: tables, shapes of samples, replaced samples, the loader."""
 
 from __future__ import annotations
 
@@ -15,27 +15,22 @@ from PIL import Image
 
 from opensora.datasets.bucketed import report as bucket_report
 from opensora.datasets.bucketed.buckets import Buckets
-from opensora.datasets.bucketed.dataset import (
-    VariableVideoTextDataset,
-    VideoTextDataset,
-    collate,
-    last_begin,
-    temporal_crop,
-)
+from opensora.datasets.bucketed.dataset import VariableVideoTextDataset, VideoTextDataset, collate
 from opensora.datasets.bucketed.resize import TRANSFORMS, bilinear
 from opensora.datasets.bucketed.sampler import BucketSample, BucketSampler
 from opensora.datasets.bucketed.table import read_table
 from opensora.datasets.loader import Loader
 from opensora.datasets.media import read_image, save_image, write_video
+from opensora.datasets.temporal_sampling import last_start, temporal_crop
 from opensora.utils import text_files
 
-# Small on purpose: two sizes of the 144p table, and of images.
+# Small sizes of the 144p table.
 BUCKETS = {"144p": {8: (1.0, 2), 1: (1.0, 2)}}
 
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    """Six videos, two of them upright, and four images; data.csv lists them."""
+    """Six videos, two of them in portrait format, and four images; data.csv lists them."""
     folder = tmp_path_factory.mktemp("variable")
     rows = []
     for number in range(6):
@@ -64,30 +59,30 @@ def make_dataset(folder: Path, table: str = "data.csv", **more) -> VariableVideo
 def test_golden_temporal_crop(row):
     random.seed(row["seed"])
     shape = row["total"], row["num_frames"], row["frame_interval"]
-    begin = random.randint(0, last_begin(*shape))
+    start = random.randint(0, last_start(*shape))
     if "error" in row:
-        with pytest.raises(ValueError, match="15 frames are left for a clip of 16"):
-            temporal_crop(begin, *shape)
+        with pytest.raises(ValueError, match="15 frames remain for a clip of 16"):
+            temporal_crop(start, *shape)
     else:
-        assert temporal_crop(begin, *shape).tolist() == row["ok"]
+        assert temporal_crop(start, *shape).tolist() == row["ok"]
 
 
-def test_bilinear():
-    """Halfway between pixels stands their mean; the ends repeat; a ramp stays one."""
+def test_bilinear_interpolates_without_antialiasing():
+    """Midpoints are means, edges repeat, and a ramp stays linear."""
     assert bilinear(np.array([[0, 90]], np.uint8), 1, 4).tolist() == [[0, 22.5, 67.5, 90]]
     ramp = bilinear(np.arange(0, 80, 10, dtype=np.uint8)[:, None], 16, 1)[:, 0]
     assert np.allclose(np.diff(ramp[1:-1]), 5)
-    # Without antialiasing a third of the size sees every third pixel alone.
+    # Without antialiasing, scaling by 1/3 samples every third pixel.
     stripes = np.tile(np.array([0, 255, 0], np.uint8), 5)[None]
     assert bilinear(stripes, 1, 5).tolist() == [[255] * 5]
-    # A scale that is not the quotient of the sizes: 3 pixels at 1.5 make 4.
+    # A scale that is not the ratio of the sizes: 3 pixels at 1.5 give 4.
     assert np.allclose(bilinear(np.array([[0, 60, 120]], np.uint8), 1, 4, scale=1.5), [[0, 30, 70, 110]])
 
 
 @pytest.mark.parametrize("name", TRANSFORMS)
 @pytest.mark.parametrize("size", [(90, 51), (40, 86), (64, 64)])
-def test_the_middle_stays_in_the_middle(name, size):
-    """A cross in the middle of any frame is in the middle of the sample."""
+def test_center_stays_in_the_center(name, size):
+    """A cross in the center of the frame is in the center of the sample."""
     frame = np.zeros((*size, 3), np.uint8)
     frame[size[0] // 2 - 4 : size[0] // 2 + 4] = 255
     frame[:, size[1] // 2 - 4 : size[1] // 2 + 4] = 255
@@ -99,17 +94,17 @@ def test_the_middle_stays_in_the_middle(name, size):
             assert abs(np.average(np.arange(32), weights=weights.sum(axis)) - 15.5) < 1
 
 
-def test_items(folder):
+def test_items_have_the_shape_of_their_bucket(folder):
     dataset = make_dataset(folder)
     buckets = Buckets(BUCKETS)
-    assigned = buckets.assign(*dataset.shapes.T, 2)
+    assigned = buckets.assign(dataset.shapes, 2)
     assert [buckets.shape(number) for number in assigned[[0, 5, 6]]] == [(8, 144, 256), (8, 256, 144), (1, 151, 241)]
     item = dataset.item(BucketSample(5, 8, 256, 144), np.random.default_rng(0))
     assert item["video"].shape == (3, 8, 256, 144) and item["video"].dtype == np.float32
     assert item["text"] == "A square, 5." and item["replaced"] == 0
     assert (item["num_frames"], item["height"], item["width"]) == (8, 256, 144)
     assert item["ar"] == pytest.approx(256 / 144) and item["fps"] == 12
-    # The background gets brighter by 6 levels a frame, and the first and last frame of the clip are 15 apart.
+    # The background brightens by 6 levels per frame; the first and last frame of the clip are 15 frames apart.
     background = item["video"][0, :, 4, 4] * 127.5
     assert (np.diff(background) > 8).all() and background[-1] - background[0] == pytest.approx(90, abs=4)
     image = dataset.item(BucketSample(6, 1, 151, 241), np.random.default_rng(0))
@@ -118,7 +113,7 @@ def test_items(folder):
     assert halved["fps"] == 6
 
 
-def test_one_shape_for_all(folder):
+def test_video_text_dataset_has_one_shape(folder):
     dataset = VideoTextDataset(str(folder / "data.csv"), 4, 1, (64, 64), cache_dir=str(folder / "cache"))
     batch = collate([dataset.item(np.int64(index), np.random.default_rng(0)) for index in (0, 6)])
     assert batch["video"].shape == (2, 3, 4, 64, 64) and batch["fps"].tolist() == [12, 120]
@@ -129,7 +124,7 @@ def test_one_shape_for_all(folder):
     assert shrunk[40, 65, 1] == pytest.approx((still[1, 0, 32, 32] + 1) * 127.5, abs=3)
 
 
-def test_a_broken_sample_is_replaced_from_its_bucket(folder):
+def test_broken_sample_is_replaced_from_its_bucket(folder):
     rows = [
         [folder / "gone.mp4", "gone", 20, 256, 144],
         [folder / "short.mp4", "short", 20, 256, 144],
@@ -140,7 +135,7 @@ def test_a_broken_sample_is_replaced_from_its_bucket(folder):
     write_table(folder / "broken.csv", rows)
     dataset = make_dataset(folder, "broken.csv")
     for index in (0, 1):
-        item = dataset.item(BucketSample(index, 8, 256, 144, spares=(2, 3)), np.random.default_rng(1))
+        item = dataset.item(BucketSample(index, 8, 256, 144, replacements=(2, 3)), np.random.default_rng(1))
         assert item["replaced"] == 1 and item["text"] == "t" and item["video"].shape == (3, 8, 256, 144)
     assert {"gone.mp4", "short.mp4"} <= {
         Path(line.split("\t")[0]).name for line in dataset.quarantine.path.read_text().splitlines()
@@ -150,7 +145,7 @@ def test_a_broken_sample_is_replaced_from_its_bucket(folder):
     dataset.quarantine.path.unlink()
 
 
-def test_workers_give_what_this_process_gives(folder):
+def test_workers_give_the_same_batches(folder):
     def batches(num_workers: int) -> list[dict]:
         dataset = make_dataset(folder)
         sampler = BucketSampler(dataset.shapes, Buckets(BUCKETS), 2, seed=5)
@@ -167,8 +162,8 @@ def test_workers_give_what_this_process_gives(folder):
         assert (one["video"] == other["video"]).all()
 
 
-def test_crops_differ_between_ranks_and_epochs(folder):
-    """Every sample has draws of its own, so the clips of one video differ from epoch to epoch."""
+def test_clips_differ_between_epochs(folder):
+    """Every sample has its own random numbers, so the clips of a video differ between epochs."""
     dataset = make_dataset(folder)
     clips: dict[str, set] = {}
     for rank in range(2):
@@ -196,13 +191,13 @@ def test_crops_differ_between_ranks_and_epochs(folder):
         ([["a.mp4", "[" * 200_000, 8, 1, "x"]], None, "row 0, a.mp4: .*width 'x'"),
     ],
 )
-def test_faulty_tables(rows, columns, words, tmp_path):
+def test_invalid_table_is_rejected(rows, columns, words, tmp_path):
     path = write_table(tmp_path / "data.csv", rows, *([columns] if columns else []))
     with pytest.raises(ValueError, match=words):
         read_table(path, sizes=True)
 
 
-def test_tables_of_other_programs(tmp_path):
+def test_table_with_other_columns_and_floats(tmp_path):
     path = write_table(
         tmp_path / "data.csv",
         [["a.mp4", 'two\nlines, and "quotes"', 0.9, "240.0", "426.0", "16.0"]],
@@ -216,14 +211,14 @@ def test_tables_of_other_programs(tmp_path):
         read_table(None)
 
 
-def test_a_field_without_end(tmp_path, monkeypatch):
+def test_overlong_field_is_rejected(tmp_path, monkeypatch):
     monkeypatch.setattr(text_files, "LONGEST_FIELD", 100)
     write_table(tmp_path / "data.csv", [["a.mp4", "t", 8, 1, 2], ["a.mp4", "x" * 200, 8, 1, 2]])
     with pytest.raises(ValueError, match="data.csv: line 3: field larger than field limit"):
         read_table(tmp_path / "data.csv")
 
 
-def test_tables_in_another_encoding(tmp_path):
+def test_table_in_another_encoding_is_rejected(tmp_path):
     text = "path,text,num_frames,height,width\na.mp4,\u4e2d,8,1,2\n"
     (tmp_path / "data.csv").write_text(text, encoding="utf-8-sig")
     assert read_table(tmp_path / "data.csv", sizes=True).texts == ["\u4e2d"]
@@ -235,36 +230,36 @@ def test_tables_in_another_encoding(tmp_path):
 
 @pytest.mark.parametrize(
     "settings, words",
-    [({"transform_name": "center"}, "'center' cuts out squares"), ({"transform_name": "crop"}, "'crop' is not one of")],
+    [({"transform_name": "center"}, "'center' crops squares"), ({"transform_name": "crop"}, "'crop' is not one of")],
 )
-def test_settings_that_contradict(settings, words, folder):
+def test_contradictory_settings_are_rejected(settings, words, folder):
     with pytest.raises(ValueError, match=words):
         make_dataset(folder, **settings)
 
 
-def test_report(folder, capsys, tmp_path):
+def test_report_prints_and_draws_the_buckets(folder, capsys, tmp_path):
     config = tmp_path / "train.py"
     config.write_text(f"bucket_config = {BUCKETS!r}\ndataset = dict(frame_interval=2)\n")
     bucket_report.main([str(config), str(folder / "data.csv"), "--output", str(tmp_path / "report.png")])
     rows = [line.split() for line in capsys.readouterr().out.splitlines()]
     assert rows[1][:6] == ["144p", "8", "1", "2", "6", "3"] and rows[2][:6] == ["144p", "1", "1", "2", "4", "2"]
-    picture = read_image(tmp_path / "report.png")
-    bars = [int((picture[:, :620] == color).all(-1).sum()) for color in (bucket_report.VIDEOS, bucket_report.IMAGES)]
+    image = read_image(tmp_path / "report.png")
+    bars = [int((image[:, :620] == color).all(-1).sum()) for color in (bucket_report.VIDEOS, bucket_report.IMAGES)]
     assert bars[1] > 0 and bars[0] / bars[1] == pytest.approx(6 / 4, rel=0.05)
     with pytest.raises(ValueError, match="the field bucket_config is missing"):
         config.write_text("seed = 1\n")
         bucket_report.main([str(config), str(folder / "data.csv")])
 
 
-def test_parquet(tmp_path):
-    """Read where pyarrow is installed; elsewhere that is what the error says."""
+def test_parquet_is_read(tmp_path):
+    """Read if pyarrow is installed; otherwise the error names it."""
     path = tmp_path / "data.parquet"
     try:
         import pyarrow
         from pyarrow import parquet
     except ImportError:
         path.write_bytes(b"PAR1")
-        with pytest.raises(ValueError, match="needs the package pyarrow"):
+        with pytest.raises(ValueError, match="requires the package pyarrow"):
             read_table(path)
         return
     columns = {"path": ["a.mp4"], "text": ["t"], "num_frames": [8], "height": [144.0], "width": [256], "fps": [24]}
