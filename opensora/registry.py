@@ -30,7 +30,8 @@ from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.models.vaes import VAES
 from opensora.pipelines.text import TextEncoder
 from opensora.schedulers import SCHEDULERS, get_scheduler
-from opensora.schedulers.base import ScheduleOptions, Scheduler
+from opensora.schedulers.base import Scheduler
+from opensora.schedulers.schedule import ScheduleOptions
 from opensora.schedulers.iddpm import SAMPLERS
 
 MODEL, VAE, TEXT_ENCODER, SCHEDULER, DATASET = "model", "vae", "text_encoder", "scheduler", "dataset"
