@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from opensora import device  # noqa: E402
 from opensora.datasets.media import check_video_suffix  # noqa: E402
 from opensora.models import get_vae  # noqa: E402
-from opensora.pipelines.reconstruct import Clip, Reconstructor, read_clip, reconstruct_video  # noqa: E402
+from opensora.pipelines.reconstruct import ClipSpec, Reconstructor, read_clip, reconstruct_video  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
@@ -43,7 +43,7 @@ def parse_args() -> argparse.Namespace:
 
 def main() -> None:
     args = parse_args()
-    clip = Clip(args.num_frames, args.sample_rate, args.height, args.width)
+    clip = ClipSpec(args.num_frames, args.sample_rate, args.height, args.width)
     clip.check(args.ae)
     check_video_suffix(args.rec_path)
     video = read_clip(args.video_path, clip, args.ae)

@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import nn
 
 
-class Part:
+class LazyModel:
     """A model that is loaded when first asked for and can be let go."""
 
     def __init__(self, load: Callable[[], nn.Cell]):

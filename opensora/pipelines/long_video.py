@@ -13,7 +13,7 @@ from opensora.pipelines.stdit import ClipSize, STDiTPipeline
 
 
 @dataclass
-class Scene:
+class VideoPrompt:
     """What is to be made for one prompt: the text of every clip, and references with their places."""
 
     texts: Sequence[str]
@@ -36,7 +36,7 @@ class NoiseSource(Protocol):
 
 def make_long_video(
     pipeline: STDiTPipeline,
-    scenes: Sequence[Scene],
+    scenes: Sequence[VideoPrompt],
     size: ClipSize,
     draws: NoiseSource,
     condition_frames: int = 0,

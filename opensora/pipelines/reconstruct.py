@@ -23,7 +23,7 @@ SMALLEST = 16  # pixels: SSIM looks through windows of 11x11
 
 
 @dataclass(frozen=True)
-class Clip:
+class ClipSpec:
     """What is taken from a video: `num_frames` frames out of the first num_frames * sample_rate, and their size.
 
     Either `height` and `width`: crop to that aspect in the middle, then resize; or `resolution`: resize the shorter
@@ -87,7 +87,7 @@ def _neighbours(value: int, stride: int, least: int, offset: int = 0) -> str:
     return " or ".join(str(number + offset) for number in sorted({below, max(least, below + stride)}))
 
 
-def read_clip(path: Union[str, Path], clip: Clip, ae: str) -> np.ndarray:
+def read_clip(path: Union[str, Path], clip: ClipSpec, ae: str) -> np.ndarray:
     """The clip as the VAE named `ae` takes it: float32 (3, T, H, W) in [-1, 1].
 
     Raises:
@@ -103,7 +103,7 @@ def read_clip(path: Union[str, Path], clip: Clip, ae: str) -> np.ndarray:
     return transforms.to_float(np.concatenate(frames).transpose(1, 0, 2, 3))
 
 
-def read_picture(path: Union[str, Path], short_size: int, ae: str) -> np.ndarray:
+def read_image_clip(path: Union[str, Path], short_size: int, ae: str) -> np.ndarray:
     """An image as a clip of one frame (3, 1, H, W): shorter side resized, then cut to multiples of the VAE's stride.
 
     Raises:
@@ -111,7 +111,7 @@ def read_picture(path: Union[str, Path], short_size: int, ae: str) -> np.ndarray
     """
     if short_size < SMALLEST:
         raise UserError(f"--short_size must be {SMALLEST} or more, not {short_size}")
-    pixels = Clip(1, resolution=short_size).fit(read_image(path).transpose(2, 0, 1)[None], strides(ae)[1])
+    pixels = ClipSpec(1, resolution=short_size).fit(read_image(path).transpose(2, 0, 1)[None], strides(ae)[1])
     return transforms.to_float(pixels.transpose(1, 0, 2, 3))
 
 

@@ -19,12 +19,12 @@ from tqdm import tqdm
 from opensora.datasets.media import WRITERS, write_video
 from opensora.datasets.media.folders import list_videos, listed_videos
 from opensora.errors import UserError
-from opensora.pipelines.reconstruct import Clip, Reconstructor, Scores, as_frames, read_clip
+from opensora.pipelines.reconstruct import ClipSpec, Reconstructor, Scores, as_frames, read_clip
 from opensora.utils.files import atomic_write
 
 
 @dataclass(frozen=True)
-class Job:
+class ReconstructionTask:
     """One video to reconstruct; `origin` is where the frames the VAE saw go, or None."""
 
     source: Path
@@ -36,13 +36,13 @@ class Job:
         return self.target.name
 
 
-def plan_jobs(
+def plan_tasks(
     real_dir: Union[str, Path],
     generated_dir: Union[str, Path],
     data_file: Optional[str] = None,
     output_origin: bool = False,
     subset_size: int = 0,
-) -> list[Job]:
+) -> list[ReconstructionTask]:
     """The videos of `real_dir`, or those a csv file lists in its column `video`, and where each one goes.
 
     Files keep their names, flat in one folder; what cannot hold H.264 becomes .mp4.
@@ -57,13 +57,15 @@ def plan_jobs(
     else:
         own = generated_dir.resolve()
         sources = [path for path in list_videos(real_dir, recursive=True) if own not in path.resolve().parents]
-    jobs: dict[str, Job] = {}
+    tasks: dict[str, ReconstructionTask] = {}
     for source in sources[: subset_size or None]:
         name = source.name if source.suffix.lower() in WRITERS else source.with_suffix(".mp4").name
-        if name in jobs:
-            raise UserError(f"{source} and {jobs[name].source} would both be written to {generated_dir / name}")
-        jobs[name] = Job(source, generated_dir / name, generated_dir / "origin" / name if output_origin else None)
-    return list(jobs.values())
+        if name in tasks:
+            raise UserError(f"{source} and {tasks[name].source} would both be written to {generated_dir / name}")
+        tasks[name] = ReconstructionTask(
+            source, generated_dir / name, generated_dir / "origin" / name if output_origin else None
+        )
+    return list(tasks.values())
 
 
 class Results:
@@ -92,18 +94,18 @@ class Results:
             if path == self.path:
                 self.own.update(videos)
 
-    def finished(self, job: Job) -> bool:
-        return job.name in self.earlier and job.target.is_file() and (job.origin is None or job.origin.is_file())
+    def finished(self, task: ReconstructionTask) -> bool:
+        return task.name in self.earlier and task.target.is_file() and (task.origin is None or task.origin.is_file())
 
     def add(self, scores: dict[str, dict[str, float]]) -> None:
         self.own.update(scores)
         with atomic_write(self.path) as temporary:
             temporary.write_text(json.dumps({"settings": self.settings, "videos": self.own}, indent=1))
 
-    def table(self, jobs: Iterable[Job]) -> dict[str, dict[str, float]]:
-        """The scores of these jobs, as far as they are done."""
+    def table(self, tasks: Iterable[ReconstructionTask]) -> dict[str, dict[str, float]]:
+        """The scores of these tasks, as far as they are done."""
         scores = {**self.earlier, **self.own}
-        return {job.name: scores[job.name] for job in jobs if job.name in scores}
+        return {task.name: scores[task.name] for task in tasks if task.name in scores}
 
 
 def _read_scores(path: Path) -> tuple[dict, dict[str, dict[str, float]]]:
@@ -134,8 +136,8 @@ def _are_scores(scores: Any) -> bool:
 
 def reconstruct_folder(
     reconstruct: Reconstructor,
-    jobs: list[Job],
-    clip: Clip,
+    tasks: list[ReconstructionTask],
+    clip: ClipSpec,
     ae: str,
     results: Results,
     fps: float,
@@ -146,23 +148,23 @@ def reconstruct_folder(
 
     Returns the videos left out, and why: damaged, too short or absent ones.
     """
-    todo = [job for job in jobs if not results.finished(job)]
+    todo = [task for task in tasks if not results.finished(task)]
     skipped: dict[str, str] = {}
-    batch: list[tuple[Job, np.ndarray]] = []
+    batch: list[tuple[ReconstructionTask, np.ndarray]] = []
     with (
         ThreadPoolExecutor(max(1, num_workers)) as pool,
-        tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="video") as progress,
+        tqdm(total=len(tasks), initial=len(tasks) - len(todo), unit="video") as progress,
     ):
-        for job, video in _read_ahead(pool, todo, clip, ae, batch_size + num_workers):
+        for task, video in _read_ahead(pool, todo, clip, ae, batch_size + num_workers):
             if isinstance(video, str):
-                skipped[job.name] = video
+                skipped[task.name] = video
                 progress.update()
                 continue
             if batch and (len(batch) == batch_size or batch[0][1].shape != video.shape):
                 results.add(_reconstruct_batch(reconstruct, batch, fps))
                 progress.update(len(batch))
                 batch = []
-            batch.append((job, video))
+            batch.append((task, video))
         if batch:
             results.add(_reconstruct_batch(reconstruct, batch, fps))
             progress.update(len(batch))
@@ -170,19 +172,19 @@ def reconstruct_folder(
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, jobs: list[Job], clip: Clip, ae: str, ahead: int
-) -> Iterator[tuple[Job, Union[np.ndarray, str]]]:
+    pool: ThreadPoolExecutor, tasks: list[ReconstructionTask], clip: ClipSpec, ae: str, ahead: int
+) -> Iterator[tuple[ReconstructionTask, Union[np.ndarray, str]]]:
     """Clips in order, or the reason there is none; at most `ahead` of them are in memory."""
 
-    def read(job: Job) -> Union[np.ndarray, str]:
+    def read(task: ReconstructionTask) -> Union[np.ndarray, str]:
         try:
-            return read_clip(job.source, clip, ae)
+            return read_clip(task.source, clip, ae)
         except (ValueError, OSError) as error:
             return str(error)
 
     waiting: deque = deque()
-    for job in jobs:
-        waiting.append((job, pool.submit(read, job)))
+    for task in tasks:
+        waiting.append((task, pool.submit(read, task)))
         if len(waiting) == ahead:
             first, future = waiting.popleft()
             yield first, future.result()
@@ -192,25 +194,25 @@ def _read_ahead(
 
 
 def _reconstruct_batch(
-    reconstruct: Reconstructor, batch: list[tuple[Job, np.ndarray]], fps: float
+    reconstruct: Reconstructor, batch: list[tuple[ReconstructionTask, np.ndarray]], fps: float
 ) -> dict[str, dict[str, float]]:
-    jobs = [job for job, _ in batch]
+    tasks = [task for task, _ in batch]
     originals = [as_frames(video) for _, video in batch]
     scores = [Scores() for _ in batch]
     with ExitStack() as files:
-        for job, frames in zip(jobs, originals):
-            if job.origin is not None:
-                files.enter_context(write_video(job.origin, fps))(frames)
-        writers = [files.enter_context(write_video(job.target, fps)) for job in jobs]
+        for task, frames in zip(tasks, originals):
+            if task.origin is not None:
+                files.enter_context(write_video(task.origin, fps))(frames)
+        writers = [files.enter_context(write_video(task.target, fps)) for task in tasks]
         done = 0
         for piece in reconstruct(np.stack([video for _, video in batch])):
             for i, frames in enumerate(piece):
                 writers[i](frames)
                 scores[i].add(originals[i][done : done + len(frames)], frames)
             done += piece.shape[1]
-    return {job.name: score.means() for job, score in zip(jobs, scores)}
+    return {task.name: score.means() for task, score in zip(tasks, scores)}
 
 
-def settings_of(clip: Clip, ae: str, weights: str) -> dict:
+def settings_of(clip: ClipSpec, ae: str, weights: str) -> dict:
     """What must stay the same for finished files to count."""
     return {**asdict(clip), "ae": ae, "weights": weights}

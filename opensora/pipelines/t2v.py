@@ -16,7 +16,7 @@ from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines.denoise import StepNoise, denoise
-from opensora.pipelines.lazy import Part
+from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.text import TextEmbedding, embed_text
@@ -43,10 +43,10 @@ class OpenSoraPipeline:
 
     def __init__(
         self,
-        text_encoder: Part,
+        text_encoder: LazyModel,
         tokenizer: Tokenizer,
-        transformer: Part,
-        vae: Part,
+        transformer: LazyModel,
+        vae: LazyModel,
         scheduler,
         prompt_template: str = POSITIVE,
         negative_prompt: str = NEGATIVE,
@@ -85,10 +85,10 @@ class OpenSoraPipeline:
             model.published_config(folder)
             find_weights(folder)
         return cls(
-            text_encoder=Part(lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype=dtype)),
+            text_encoder=LazyModel(lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype=dtype)),
             tokenizer=Tokenizer(text_encoder),
-            transformer=Part(lambda: cls.transformer_class.from_pretrained(model_path, dtype=dtype)),
-            vae=Part(lambda: WFVAEModel.from_pretrained(ae_path, dtype=dtype)),
+            transformer=LazyModel(lambda: cls.transformer_class.from_pretrained(model_path, dtype=dtype)),
+            vae=LazyModel(lambda: WFVAEModel.from_pretrained(ae_path, dtype=dtype)),
             scheduler=get_scheduler(
                 sample_method, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr
             ),

@@ -14,8 +14,8 @@ from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models.vaes import VAES
 from opensora.parallel.collectives import barrier
-from opensora.pipelines.lazy import Part
-from opensora.pipelines.long_video import Scene, make_long_video
+from opensora.pipelines.lazy import LazyModel
+from opensora.pipelines.long_video import VideoPrompt, make_long_video
 from opensora.pipelines.references import read_reference
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize, STDiTPipeline
@@ -150,7 +150,7 @@ class STDiTMaker:
 
     def _pieces(self, requests: Sequence[Request], draws: SeededNoise) -> Iterator[np.ndarray]:
         if self.long:
-            scenes = [Scene(request.texts, self._references(request), request.groups) for request in requests]
+            scenes = [VideoPrompt(request.texts, self._references(request), request.groups) for request in requests]
             return make_long_video(
                 self.pipeline, scenes, self.size, draws, self.job.condition_frame_length or 0, self.is_main
             )
@@ -192,10 +192,10 @@ class PlanMaker:
         text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=device.dtype)
         self.max_length = text_encoder.max_length
         self.pipeline = OpenSoraPipeline(
-            Part(lambda: text_encoder.encoder),
+            LazyModel(lambda: text_encoder.encoder),
             text_encoder.tokenizer,
-            Part(lambda: build(config["model"], MODEL, dtype=device.dtype)),
-            Part(lambda: build(config["vae"], VAE, dtype=device.dtype)),
+            LazyModel(lambda: build(config["model"], MODEL, dtype=device.dtype)),
+            LazyModel(lambda: build(config["vae"], VAE, dtype=device.dtype)),
             self.sampler.scheduler,
         )
 

@@ -23,7 +23,7 @@ from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.parallel.stream import ContextParallelStream
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
 from opensora.pipelines.conditions import Condition, read_condition
-from opensora.pipelines.lazy import Part
+from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.text import TextEmbedding, note_if_cut
 from opensora.sample.caption_refiner import refine_prompts
 from opensora.sample.options import SampleOptions, read_inputs
@@ -64,10 +64,10 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Open
         return vae
 
     return pipeline_class(
-        text_encoder=Part(lambda: MT5EncoderModel.from_pretrained(options.text_encoder_name_1, dtype=dtype)),
+        text_encoder=LazyModel(lambda: MT5EncoderModel.from_pretrained(options.text_encoder_name_1, dtype=dtype)),
         tokenizer=Tokenizer(options.text_encoder_name_1),
-        transformer=Part(load_transformer),
-        vae=Part(load_vae),
+        transformer=LazyModel(load_transformer),
+        vae=LazyModel(load_vae),
         scheduler=get_scheduler(options.sample_method, **options.scheduler_arguments()),
         prompt_template=options.prompt_template,
         negative_prompt=options.negative_prompt,

@@ -23,7 +23,7 @@ from opensora.datasets.bucketed.buckets import Buckets
 from opensora.datasets.media import VideoReader, read_image, save_image, write_video
 from opensora.device import Device
 from opensora.models import STDiT2, VideoAutoencoderKL
-from opensora.pipelines.long_video import Scene, make_long_video
+from opensora.pipelines.long_video import VideoPrompt, make_long_video
 from opensora.pipelines.stdit import ClipSize
 from opensora.registry import REGISTRY, build, check_family, check_folders
 from opensora.sample import config_inference as inference
@@ -219,7 +219,9 @@ class LastClips:
 
 def test_many_clips_take_the_memory_of_one():
     pipeline, size = LastClips(), ClipSize(6, 16, 16, 24)
-    pieces = map(inference.to_levels, make_long_video(pipeline, [Scene(["a"] * 5)], size, GoldenNoise("memory"), 2))
+    pieces = map(
+        inference.to_levels, make_long_video(pipeline, [VideoPrompt(["a"] * 5)], size, GoldenNoise("memory"), 2)
+    )
     assert [next(pieces).shape[1] for _ in range(5)] == [6, 4, 4, 4, 4]
     assert pipeline.counts == [0] * 5
 

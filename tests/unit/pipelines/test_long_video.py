@@ -14,7 +14,7 @@ from mindspore import Tensor, ops
 from toy_vae import GoldenNoise, ToyVAE
 
 from opensora.datasets.media import save_image, write_video
-from opensora.pipelines.long_video import Scene, make_long_video
+from opensora.pipelines.long_video import VideoPrompt, make_long_video
 from opensora.pipelines.mask_strategy import check_strategy, parse_strategy, place_references
 from opensora.pipelines.prompt_syntax import loop_texts, split_overrides
 from opensora.pipelines.references import find_reference, read_reference, split_paths
@@ -132,7 +132,9 @@ class RecordingPipeline(STDiTPipeline):
         return super().sample(text, size, latents, mask, noise, progress)
 
 
-def golden_scene(name: str, pipeline: STDiTPipeline, prompt: str, path: str, strategy: str, config: dict) -> Scene:
+def golden_scene(
+    name: str, pipeline: STDiTPipeline, prompt: str, path: str, strategy: str, config: dict
+) -> VideoPrompt:
     text, overrides = split_overrides(prompt)
     path, strategy = overrides.get("reference_path", path), overrides.get("mask_strategy", strategy)
     references = []
@@ -140,7 +142,7 @@ def golden_scene(name: str, pipeline: STDiTPipeline, prompt: str, path: str, str
         frames = int(file.rsplit("-", 1)[1].split(".")[0])
         pixels = np.clip(given(name, f"ref:{file}", (3, frames, *config["image_size"])), -3, 3) / 3
         references.append(pipeline.encode(pixels[None])[0])
-    return Scene(loop_texts(text, config["loop"]), references, parse_strategy(strategy))
+    return VideoPrompt(loop_texts(text, config["loop"]), references, parse_strategy(strategy))
 
 
 @pytest.mark.parametrize("name", case_names("long_", FILE))

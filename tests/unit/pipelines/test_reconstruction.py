@@ -20,15 +20,15 @@ from opensora.metrics.peak_signal import psnr
 from opensora.metrics.structural import ssim
 from opensora.models import WFVAEModel, get_vae
 from opensora.pipelines.reconstruct import (
-    Clip,
+    ClipSpec,
     Reconstructor,
     as_frames,
     read_clip,
-    read_picture,
+    read_image_clip,
     reconstruct_image,
     reconstruct_video,
 )
-from opensora.pipelines.reconstruct_folder import Results, plan_jobs, reconstruct_folder, settings_of
+from opensora.pipelines.reconstruct_folder import Results, plan_tasks, reconstruct_folder, settings_of
 from opensora.utils.folder_lock import exclusive_folder
 
 AE = "WFVAEModel_D8_4x8x8"
@@ -83,20 +83,20 @@ def videos(tmp_path):
 )
 def test_sizes_the_vae_cannot_take(sizes, message):
     with pytest.raises(ValueError, match=message):
-        Clip(**{"height": 64, "width": 64, **sizes}).check(AE)
+        ClipSpec(**{"height": 64, "width": 64, **sizes}).check(AE)
 
 
 def test_unknown_vae():
     with pytest.raises(ValueError, match="'WFVAE' is not one of WFVAEModel_D8_4x8x8"):
-        Clip(9, height=64, width=64).check("WFVAE")
+        ClipSpec(9, height=64, width=64).check("WFVAE")
 
 
 @pytest.mark.parametrize(
     "clip, size",
     [
-        (Clip(5, height=32, width=48), (32, 48)),
-        (Clip(5, resolution=50), (48, 64)),
-        (Clip(5, resolution=40, crop_size=32), (32, 32)),
+        (ClipSpec(5, height=32, width=48), (32, 48)),
+        (ClipSpec(5, resolution=50), (48, 64)),
+        (ClipSpec(5, resolution=40, crop_size=32), (32, 32)),
     ],
 )
 def test_read_clip(clip, size, videos):
@@ -107,7 +107,7 @@ def test_read_clip(clip, size, videos):
 
 def test_sample_rate(videos):
     """Of 12 frames at every third: 0, 3, 7, 11, as published: evenly from the first to the last of them."""
-    clip = Clip(4, sample_rate=3, height=48, width=64)
+    clip = ClipSpec(4, sample_rate=3, height=48, width=64)
     frames = as_frames(read_clip(videos / "a.mp4", clip, AE))
     assert difference(frames, moving_image(12)[[0, 3, 7, 11]]) < 8
 
@@ -116,7 +116,7 @@ def test_sample_rate(videos):
 
 
 def test_scores_are_those_of_the_decoded_frames(reconstruct, videos, tmp_path):
-    video = read_clip(videos / "a.mp4", Clip(9, height=48, width=64), AE)
+    video = read_clip(videos / "a.mp4", ClipSpec(9, height=48, width=64), AE)
     scores = reconstruct_video(reconstruct, video, tmp_path / "rec.mp4", fps=10)
     assert reconstruct.encode_seconds > 0 and reconstruct.decode_seconds > 0
 
@@ -147,27 +147,27 @@ def test_tiling_changes_nothing(reconstruct):
 def test_image(reconstruct, tmp_path):
     picture = Image.fromarray(moving_image(1, 50, 75)[0]).convert("RGBA")
     picture.save(tmp_path / "picture.png")
-    clip = read_picture(tmp_path / "picture.png", 32, AE)
+    clip = read_image_clip(tmp_path / "picture.png", 32, AE)
     assert clip.shape == (3, 1, 32, 48)
     scores = reconstruct_image(reconstruct, clip, tmp_path / "rec.png")
     written = read_image(tmp_path / "rec.png")
     a, b = (frame.transpose(2, 0, 1) / 255 for frame in (as_frames(clip)[0], written))
     assert scores["psnr"] == pytest.approx(float(psnr(a, b)), rel=1e-4)
     with pytest.raises(ValueError, match="--short_size must be 16 or more, not 7"):
-        read_picture(tmp_path / "picture.png", 7, AE)
+        read_image_clip(tmp_path / "picture.png", 7, AE)
 
 
 # ---- folders
 
 
-CLIP = Clip(5, resolution=32, crop_size=32)
+CLIP = ClipSpec(5, resolution=32, crop_size=32)
 
 
 def run_folder(reconstruct, videos, target, clip=CLIP, **options):
-    jobs = plan_jobs(videos, target, output_origin=True)
+    tasks = plan_tasks(videos, target, output_origin=True)
     results = Results(target, settings_of(clip, AE, "weights"))
-    skipped = reconstruct_folder(reconstruct, jobs, clip, AE, results, 10, **options)
-    return results.table(jobs), skipped
+    skipped = reconstruct_folder(reconstruct, tasks, clip, AE, results, 10, **options)
+    return results.table(tasks), skipped
 
 
 def test_folder(reconstruct, videos, tmp_path):
@@ -198,7 +198,7 @@ def test_second_run_does_what_is_missing(reconstruct, videos, tmp_path):
     again = [name for name in first if (target / name).stat().st_mtime_ns != written[name]]
     assert again == ["b.mp4"]
     with pytest.raises(ValueError, match="num_frames=5, now it is 9: choose another --generated_video_dir"):
-        run_folder(reconstruct, videos, target, clip=Clip(9, resolution=32, crop_size=32))
+        run_folder(reconstruct, videos, target, clip=ClipSpec(9, resolution=32, crop_size=32))
 
 
 @pytest.mark.parametrize(
@@ -240,7 +240,7 @@ def test_scores_that_cannot_be_read_are_made_again(tmp_path, capsys):
 
 def test_sizes_are_not_mixed_in_a_batch(reconstruct, videos, tmp_path):
     """Without a crop the third video has another shape."""
-    scores, _ = run_folder(reconstruct, videos, tmp_path / "rec", clip=Clip(5, resolution=32), batch_size=3)
+    scores, _ = run_folder(reconstruct, videos, tmp_path / "rec", clip=ClipSpec(5, resolution=32), batch_size=3)
     assert len(scores) == 3
     sizes = {}
     for name in scores:
@@ -252,20 +252,20 @@ def test_sizes_are_not_mixed_in_a_batch(reconstruct, videos, tmp_path):
 def test_plans(videos, tmp_path):
     listing = tmp_path / "list.csv"
     listing.write_text("video,note\nbelow/c.mkv,x\nabsent.webm,y\n")
-    jobs = plan_jobs(videos, tmp_path / "rec", listing)
-    assert [(job.source, job.target.name) for job in jobs] == [
+    tasks = plan_tasks(videos, tmp_path / "rec", listing)
+    assert [(task.source, task.target.name) for task in tasks] == [
         (videos / "below" / "c.mkv", "c.mkv"),
         (videos / "absent.webm", "absent.mp4"),
     ]
-    assert [job.name for job in plan_jobs(videos, tmp_path / "rec", subset_size=2)] == ["a.mp4", "b.mp4"]
+    assert [task.name for task in plan_tasks(videos, tmp_path / "rec", subset_size=2)] == ["a.mp4", "b.mp4"]
     listing.write_text("path\na.mp4\n")
     with pytest.raises(ValueError, match="needs a column 'video', has path"):
-        plan_jobs(videos, tmp_path / "rec", listing)
+        plan_tasks(videos, tmp_path / "rec", listing)
     listing.write_text("video\na.mp4\nbelow/a.mp4\n")
     with pytest.raises(ValueError, match="would both be written to"):
-        plan_jobs(videos, tmp_path / "rec", listing)
+        plan_tasks(videos, tmp_path / "rec", listing)
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        plan_jobs(tmp_path / "nowhere", tmp_path / "rec")
+        plan_tasks(tmp_path / "nowhere", tmp_path / "rec")
 
 
 # ---- the commands
@@ -302,7 +302,7 @@ def test_rec_video_command(ae_path, media, run, tmp_path):
     with VideoReader(tmp_path / "out" / "rec.mp4") as reader:
         assert (len(reader), reader.height, reader.width, reader.fps) == (9, 48, 128, 15)
         frames = reader.read(range(9))
-    clip = Clip(9, sample_rate=2, height=48, width=64)
+    clip = ClipSpec(9, sample_rate=2, height=48, width=64)
     originals = as_frames(read_clip(media / "flipping_a_pancake.mkv", clip, AE))
     assert difference(frames[:, :, :64], originals) < 10, "the original stands on the left"
 
