@@ -19,7 +19,7 @@ if __name__ == "__main__":
 from opensora import device  # noqa: E402
 from opensora.datasets.media import check_image_suffix  # noqa: E402
 from opensora.models import get_vae  # noqa: E402
-from opensora.pipelines.reconstruct import Reconstructor, read_picture, reconstruct_image  # noqa: E402
+from opensora.pipelines.reconstruct import Reconstructor, read_image_clip, reconstruct_image  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
@@ -38,7 +38,7 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     check_image_suffix(args.rec_path)
-    picture = read_picture(args.image_path, args.short_size, args.ae)
+    picture = read_image_clip(args.image_path, args.short_size, args.ae)
     dev = device.setup(args)
     reconstruct = Reconstructor(get_vae(args.ae, args.ae_path, dev.dtype, args.ms_checkpoint), dev.dtype)
     scores = reconstruct_image(reconstruct, picture, args.rec_path)

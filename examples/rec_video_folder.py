@@ -26,7 +26,13 @@ from opensora.eval.report import print_skipped, print_table  # noqa: E402
 from opensora.models import get_vae  # noqa: E402
 from opensora.parallel.collectives import barrier  # noqa: E402
 from opensora.pipelines.reconstruct import ClipSpec, Reconstructor  # noqa: E402
-from opensora.pipelines.reconstruct_folder import Job, Results, plan_jobs, reconstruct_folder, settings_of  # noqa: E402
+from opensora.pipelines.reconstruct_folder import (
+    ReconstructionTask,
+    Results,
+    plan_tasks,
+    reconstruct_folder,
+    settings_of,
+)  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 from opensora.utils.folder_lock import exclusive_folder  # noqa: E402
 
@@ -64,19 +70,19 @@ def main() -> None:
     args = parse_args()
     clip = ClipSpec(args.num_frames, args.sample_rate, args.height, args.width, args.resolution, args.crop_size)
     clip.check(args.ae)
-    jobs = plan_jobs(
+    tasks = plan_tasks(
         args.real_video_dir, args.generated_video_dir, args.data_file_path, args.output_origin, args.subset_size
     )
     dev = device.setup(args)
     with exclusive_folder(args.generated_video_dir, dev.is_main):
         barrier(dev.world_size)  # no process works before the first has the folder
-        reconstruct(args, clip, jobs, dev)
+        reconstruct(args, clip, tasks, dev)
         barrier(dev.world_size)  # which it keeps until all are done
 
 
-def reconstruct(args: argparse.Namespace, clip: ClipSpec, jobs: list[Job], dev: device.Device) -> None:
-    """This process's part of the jobs, and their table."""
-    jobs = jobs[dev.rank :: dev.world_size]
+def reconstruct(args: argparse.Namespace, clip: ClipSpec, tasks: list[ReconstructionTask], dev: device.Device) -> None:
+    """This process's part of the tasks, and their table."""
+    tasks = tasks[dev.rank :: dev.world_size]
     results = Results(
         Path(args.generated_video_dir),
         settings_of(clip, args.ae, args.ms_checkpoint or args.ae_path),
@@ -87,7 +93,7 @@ def reconstruct(args: argparse.Namespace, clip: ClipSpec, jobs: list[Job], dev: 
     vae.enable_tiling(args.enable_tiling)
     skipped = reconstruct_folder(
         Reconstructor(vae, dev.dtype),
-        jobs,
+        tasks,
         clip,
         args.ae,
         results,
@@ -95,12 +101,12 @@ def reconstruct(args: argparse.Namespace, clip: ClipSpec, jobs: list[Job], dev: 
         args.batch_size,
         args.num_workers,
     )
-    table = results.table(jobs)
+    table = results.table(tasks)
     if table:
         print_table(table)
     print_skipped(skipped)
-    if jobs and not table:
-        raise UserError(f"none of {len(jobs)} videos could be reconstructed")
+    if tasks and not table:
+        raise UserError(f"none of {len(tasks)} videos could be reconstructed")
 
 
 if __name__ == "__main__":

@@ -1,8 +1,8 @@
-"""What the `type` of a config's dict can name, and how it is built: models, schedulers and datasets of both families.
+"""Builds the components that configs name by `type`: models, schedulers and datasets of both model families.
 
     build(dict(type="iddpm", num_sampling_steps=100, cfg_scale=7.0))
 
-The other keys of the dict are fields of what the type names; all are local files, nothing is downloaded.
+The other keys are fields of that type. Weights are local files; nothing is downloaded.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from __future__ import annotations
 import difflib
 import inspect
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
@@ -23,14 +23,14 @@ from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAuto
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
 from opensora.models.dit.config import PRESETS as DIT_PRESETS
 from opensora.models.dit.config import OpenSoraConfig
-from opensora.models.pretrained import ModelConfig
+from opensora.models.pretrained import ModelConfig, PretrainedModel
 from opensora.models.stdit.config import PRESETS as STDIT_PRESETS
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.models.vaes import VAES
+from opensora.pipelines.stdit import STDiTPipeline
 from opensora.pipelines.text import TextEncoder
-from opensora.schedulers import SCHEDULERS, get_scheduler
-from opensora.schedulers.base import ScheduleOptions, Scheduler
+from opensora.schedulers import SCHEDULERS, GuidedSampler, ScheduleOptions, get_scheduler
 from opensora.schedulers.iddpm import SAMPLERS
 
 MODEL, VAE, TEXT_ENCODER, SCHEDULER, DATASET = "model", "vae", "text_encoder", "scheduler", "dataset"
@@ -38,102 +38,117 @@ PRETRAINED = ("from_pretrained", "cache_dir", "local_files_only")
 
 
 class Entry(NamedTuple):
-    """A registered type: `make` takes its fields by name. `model` is the class whose folder `from_pretrained` names."""
+    """A registered type: `make` takes its fields as keywords. `model` is the class that `from_pretrained` loads."""
 
     kind: str
     make: Callable[..., Any]
-    fields: tuple
-    model: Optional[type] = None
-
-
-@dataclass
-class GuidedSampler:
-    """A sampler of Open-Sora-Plan with what its pipeline is told beside it."""
-
-    scheduler: Scheduler
-    num_sampling_steps: int = 100
-    cfg_scale: float = 7.5
+    fields: tuple[str, ...]
+    model: Optional[type[PretrainedModel]] = None
 
 
 def build(config: Optional[Mapping[str, Any]], kind: Optional[str] = None, **context) -> Any:
-    """What the config describes; None for None.
+    """Builds the component that a config describes; None for None.
 
     Args:
-        kind: what it should be: "model", "vae", "text_encoder", "scheduler" or "dataset"; None: any.
-        context: fields from the program, over those of the config. A type gets those that it knows: `dtype`, and
+        kind: required kind: "model", "vae", "text_encoder", "scheduler" or "dataset"; None: any.
+        context: fields set by the program, which override the config. A type receives those that it has: `dtype`, and
             in_channels, caption_channels, model_max_length of a model.
 
     Raises:
         FileNotFoundError: weights or data that are not on this machine.
-        UserError: an unknown type or field, a type of another kind, or what building it finds wrong.
+        UserError: an unknown type or field, a type of another kind, or invalid values.
     """
     if config is None:
         return None
-    entry, given = check_part(config, kind)
-    return entry.make(**{**given, **{field: value for field, value in context.items() if field in entry.fields}})
+    entry, values = check_component(config, kind)
+    return entry.make(**{**values, **{field: value for field, value in context.items() if field in entry.fields}})
 
 
-def check_part(config: Mapping[str, Any], kind: Optional[str] = None) -> tuple[Entry, dict[str, Any]]:
-    """The entry that a part's `type` names, and the part's other fields, whose names are checked. Loads nothing.
+def build_stdit_pipeline(
+    config: Mapping[str, Any], dtype=ms.float32, video_size: Sequence[Optional[int]] = (None, None, None)
+) -> STDiTPipeline:
+    """Builds the components of an Open-Sora v1.1 config, with the model's dimensions set by the other components.
+
+    Args:
+        config: with `model`, `vae`, `text_encoder` and `scheduler`.
+        video_size: frames, height and width; None if they vary.
+    """
+    scheduler = build(config["scheduler"], SCHEDULER)  # first, because its errors should not wait for the models
+    vae = build(config["vae"], VAE, dtype=dtype).set_train(False)
+    text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=dtype)
+    model = build(
+        config["model"],
+        MODEL,
+        dtype=dtype,
+        input_size=vae.get_latent_size(video_size),
+        in_channels=vae.out_channels,
+        caption_channels=text_encoder.width,
+        model_max_length=text_encoder.max_length,
+    ).set_train(False)
+    return STDiTPipeline(text_encoder, model, vae, scheduler)
+
+
+def check_component(config: Mapping[str, Any], kind: Optional[str] = None) -> tuple[Entry, dict[str, Any]]:
+    """The registered entry of a config's `type`, and the config's other fields, whose names are checked. Loads nothing.
 
     Raises:
         UserError: an unknown type or field, or a type of another kind.
     """
-    given = dict(config)
-    name = given.pop("type", None)
+    values = dict(config)
+    name = values.pop("type", None)
     known = [key for key, entry in REGISTRY.items() if kind in (None, entry.kind)]
     if name not in known:
         raise UserError(
-            f"type {name!r} is no {kind or 'type'} that is known{_hint(name, known)}; choose from {', '.join(known)}"
+            f"unknown {kind or 'component'} type {name!r}{_hint(name, known)}; choose from {', '.join(known)}"
         )
     entry = REGISTRY[name]
-    for field in given:
+    for field in values:
         if field not in entry.fields:
             raise UserError(
                 f"{name} has no field {field!r}{_hint(field, entry.fields)}; its fields are {', '.join(entry.fields)}"
             )
-    return entry, given
+    return entry, values
 
 
 def check_family(config: Mapping[str, Any], families: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raises UserError where the types of a config do not go together."""
+    """Raises UserError if the types of a config are incompatible."""
     model = config["model"]["type"]
     if model not in families:
         raise UserError(f"model type {model!r} is not one of {', '.join(families)}")
     for name, allowed in families[model].items():
         if config[name]["type"] not in allowed:
             raise UserError(
-                f"{name} type {config[name]['type']!r} does not go with the model {model}; choose from "
+                f"{name} type {config[name]['type']!r} is incompatible with the model {model}; choose from "
                 f"{', '.join(allowed)}"
             )
 
 
 def check_folders(config: Mapping[str, Any]) -> None:
-    """Checks the config.json of each folder that a config names, before anything is loaded.
+    """Checks the config.json of each folder in a config, before any weights are loaded.
 
     Raises:
         FileNotFoundError: a folder is not on this machine.
-        UserError: one is of another model.
+        UserError: a folder holds a different model.
     """
-    for part in (config[name] for name in (MODEL, VAE, TEXT_ENCODER) if config.get(name)):
-        entry = REGISTRY.get(part.get("type"))
-        if entry and entry.model and part.get("from_pretrained"):
-            folder = _weights_folder(local_weights(part["from_pretrained"], part.get("cache_dir")))
+    for component in (config[name] for name in (MODEL, VAE, TEXT_ENCODER) if config.get(name)):
+        entry = REGISTRY.get(component.get("type"))
+        if entry and entry.model and component.get("from_pretrained"):
+            folder = _weights_folder(local_weights(component["from_pretrained"], component.get("cache_dir")))
             if (folder / "config.json").is_file():
-                entry.model.published_config(folder, "from_pretrained of " + part["type"])
+                entry.model.published_config(folder, "from_pretrained of " + component["type"])
 
 
 def _weights_folder(path: Path) -> Path:
-    """The folder of the weights at a path, which may be a checkpoint of a training."""
+    """The folder of the weights at a path, which may be a training checkpoint."""
     inner = path / "model" if (path / "model").is_dir() else path
     return inner if inner.is_dir() else inner.parent
 
 
 def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
-    """The path itself, or what the hub's own tools have downloaded under that name into their cache.
+    """The path, or the Hugging Face Hub's cached download of that name.
 
     Raises:
-        FileNotFoundError: neither is on this machine.
+        FileNotFoundError: neither exists on this machine.
     """
     try:
         return resolve_path(name)
@@ -143,7 +158,7 @@ def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
         from huggingface_hub import snapshot_download
 
         return Path(snapshot_download(name, cache_dir=cache_dir, local_files_only=True))
-    except (ImportError, OSError, ValueError) as error:  # no such package, not downloaded, no name of the hub
+    except (ImportError, OSError, ValueError) as error:  # package not installed, not downloaded, not a repository name
         raise FileNotFoundError(
             f"{name}: no such file or folder; give the path of the weights, or download them: "
             f"huggingface-cli download {name} --local-dir {name}"
@@ -155,14 +170,18 @@ def _hint(name: Any, known: Any) -> str:
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def _names(config: type) -> tuple:
+def _field_names(config: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(config))
 
 
 def _model_entry(
-    kind: str, model: type, config: type[ModelConfig], preset: Mapping[str, Any], more: tuple = ()
+    kind: str,
+    model: type[PretrainedModel],
+    config: type[ModelConfig],
+    preset: Mapping[str, Any],
+    aliases: tuple[str, ...] = (),
 ) -> Entry:
-    """A model whose fields are those of its configuration: over the config.json beside the weights, else the preset."""
+    """A model with the fields of its configuration, which override the config.json of the weights, or the preset."""
 
     def make(
         from_pretrained: Optional[str] = None,
@@ -178,7 +197,7 @@ def _model_entry(
         base = model.published_config(folder) if (folder / "config.json").is_file() else preset
         return model.from_pretrained(path if path.is_file() else folder, dtype, {**base, **changes})
 
-    return Entry(kind, make, (*PRETRAINED, "dtype", *_names(config), *more), model)
+    return Entry(kind, make, (*PRETRAINED, "dtype", *_field_names(config), *aliases), model)
 
 
 def _wfvae_entry(name: str) -> Entry:
@@ -190,7 +209,7 @@ def _wfvae_entry(name: str) -> Entry:
         enable_tiling: bool = False,
     ):
         if from_pretrained is None:
-            raise UserError(f"{name}: the field from_pretrained is missing, the folder of the autoencoder")
+            raise UserError(f"{name}: the field from_pretrained is missing: the folder of the autoencoder")
         vae: WFVAEModel = get_vae(name, local_weights(from_pretrained, cache_dir), dtype)
         vae.enable_tiling(enable_tiling)
         return vae
@@ -208,9 +227,9 @@ def _text_encoder_entry(name: str, default_length: int, always_float32: bool) ->
         dtype=ms.float32,
     ) -> TextEncoder:
         if from_pretrained is None:
-            raise UserError(f"{name}: the field from_pretrained is missing, the folder of the text encoder")
+            raise UserError(f"{name}: the field from_pretrained is missing: the folder of the text encoder")
         path = local_weights(from_pretrained, cache_dir)
-        # `shardformer` means 16 bits; T5 computes in float32 without it, whatever the model does.
+        # `shardformer` selects 16-bit T5; without it T5 computes in float32, whatever the model's dtype.
         encoder = MT5EncoderModel.from_pretrained(path, ms.float32 if always_float32 and not shardformer else dtype)
         return TextEncoder(encoder, Tokenizer(path), model_max_length)
 
@@ -218,15 +237,15 @@ def _text_encoder_entry(name: str, default_length: int, always_float32: bool) ->
 
 
 def _sampler_entry(name: str) -> Entry:
-    """A sampler of Open-Sora-Plan by its published name."""
+    """An Open-Sora-Plan sampler."""
 
     def make(num_sampling_steps: int = 100, cfg_scale: float = 7.5, **options) -> GuidedSampler:
         return GuidedSampler(get_scheduler(name, **options), num_sampling_steps, cfg_scale)
 
-    return Entry(SCHEDULER, make, ("num_sampling_steps", "cfg_scale", *_names(ScheduleOptions)))
+    return Entry(SCHEDULER, make, ("num_sampling_steps", "cfg_scale", *_field_names(ScheduleOptions)))
 
 
-def _dataset_entry(dataset: type) -> Entry:
+def _dataset_entry(dataset: Callable[..., Any]) -> Entry:
     return Entry(DATASET, dataset, tuple(inspect.signature(dataset).parameters))
 
 
@@ -244,7 +263,7 @@ REGISTRY: dict[str, Entry] = {
     **{name: _wfvae_entry(name) for name in VAES},
     "t5": _text_encoder_entry("t5", 120, always_float32=True),
     "mt5": _text_encoder_entry("mt5", 512, always_float32=False),
-    **{name: Entry(SCHEDULER, sampler, _names(sampler)) for name, sampler in SAMPLERS.items()},
+    **{name: Entry(SCHEDULER, sampler, _field_names(sampler)) for name, sampler in SAMPLERS.items()},
     **{name: _sampler_entry(name) for name in SCHEDULERS},
     "VideoTextDataset": _dataset_entry(VideoTextDataset),
     "VariableVideoTextDataset": _dataset_entry(VariableVideoTextDataset),

@@ -1,4 +1,4 @@
-"""Image to video, transitions, continuations: a video of which some frames are given."""
+"""Image to video, transition and continuation: video generation with conditioning frames."""
 
 from __future__ import annotations
 
@@ -13,14 +13,19 @@ from opensora.datasets.masks import MaskCompressor, MaskType, add_noise_to_condi
 from opensora.datasets.transforms import to_float
 from opensora.errors import UserError
 from opensora.models import OpenSoraInpaint_v1_3
-from opensora.pipelines.conditions import MAX_HXW, Condition, condition_generator, read_condition
+from opensora.pipelines.base import OUTPUT_TYPES, VideoPipeline
+from opensora.pipelines.conditioning import (
+    MAX_HXW,
+    ConditioningFrames,
+    conditioning_generator,
+    read_conditioning_frames,
+)
 from opensora.pipelines.denoise import StepNoise
 from opensora.pipelines.sizes import check_size
-from opensora.pipelines.t2v import OUTPUT_TYPES, OpenSoraPipeline
 
 
-class OpenSoraInpaintPipeline(OpenSoraPipeline):
-    """From a prompt and given frames to frames. Between `embed` and `denoise` comes `encode_condition`."""
+class OpenSoraInpaintPipeline(VideoPipeline):
+    """From a prompt and conditioning frames to frames; the stage `encode_condition` precedes `denoise`."""
 
     transformer_class = OpenSoraInpaint_v1_3
 
@@ -47,66 +52,74 @@ class OpenSoraInpaintPipeline(OpenSoraPipeline):
         sample_condition: bool = True,
         keep_condition: bool = False,
     ) -> np.ndarray:
-        """Makes one video with given frames; what is not named here is as in `OpenSoraPipeline`.
+        """Generates one video with conditioning frames; arguments not listed are those of `OpenSoraPipeline`.
 
         Args:
-            height, width: multiples of 32; only with `crop_for_hw`.
+            height, width: multiples of 32; used only with `crop_for_hw`.
             conditional_pixel_values_path: images, or one video.
-            conditional_pixel_values_indices, mask_type: which frames are given, see `conditions.read_condition`.
-            crop_for_hw: make it height x width. Else the size follows from the files: at most `max_hxw` pixels.
-            noise_strength: standard deviation, 0 to 1, of noise on the given frames; it makes more move.
-            sample_condition: draw the given frames' latents from the autoencoder's posterior; False: take its mean.
-            keep_condition: put the given frames themselves into the output, which as made only resemble them.
+            conditional_pixel_values_indices, mask_type: the positions of the conditioning frames, see
+                `conditioning.read_conditioning_frames`.
+            crop_for_hw: generate height x width. Otherwise the size follows from the files: at most `max_hxw` pixels.
+            noise_strength: standard deviation, 0 to 1, of noise on the conditioning frames; more noise, more motion.
+            sample_condition: sample the conditioning latents from the autoencoder's posterior; False: use its mean.
+            keep_condition: copy the conditioning frames into the output; the generated ones only resemble them.
 
         Raises:
-            FileNotFoundError, UserError: files or values that cannot be used.
+            FileNotFoundError, UserError: unusable files or values.
         """
         if output_type not in OUTPUT_TYPES or (keep_condition and output_type == "latent"):
             allowed = OUTPUT_TYPES[:-1] if keep_condition else OUTPUT_TYPES
             raise UserError(f"output_type {output_type!r} is not one of {', '.join(allowed)}")
         check_size(num_frames, height, width)
         check_noise_strength(noise_strength)
-        if isinstance(conditional_pixel_values_path, (str, Path)):
-            conditional_pixel_values_path = [conditional_pixel_values_path]
-        size = (height, width) if crop_for_hw else None
-        given = read_condition(
-            conditional_pixel_values_path, num_frames, mask_type, size, max_hxw, conditional_pixel_values_indices, seed
+        paths = conditional_pixel_values_path
+        frames = read_conditioning_frames(
+            [paths] if isinstance(paths, (str, Path)) else paths,
+            num_frames,
+            mask_type,
+            (height, width) if crop_for_hw else None,
+            max_hxw,
+            conditional_pixel_values_indices,
+            seed,
         )
         text = self.embed_prompt(prompt, guidance_scale, max_sequence_length)
-        condition = self.encode_condition(given, noise_strength, seed, sample_condition)
+        conditioning = self.encode_condition(frames, noise_strength, seed, sample_condition)
         latents = self.denoise(
             text,
             num_frames,
-            *given.size,
+            *frames.size,
             num_inference_steps,
             guidance_scale,
-            seed,
-            latents,
-            step_noise,
-            condition=condition,
+            seed=seed,
+            latents=latents,
+            step_noise=step_noise,
+            conditioning=conditioning,
         )
         output = self.output(latents, output_type)
         if keep_condition:
-            pixels = given.pixels.transpose(0, 2, 3, 1) if output_type == "frames" else to_float(given.pixels)
-            output[0, list(given.indices)] = pixels
+            pixels = frames.pixels.transpose(0, 2, 3, 1) if output_type == "frames" else to_float(frames.pixels)
+            output[0, list(frames.indices)] = pixels
         return output
 
     def encode_condition(
         self,
-        given: Condition,
+        frames: ConditioningFrames,
         noise_strength: float = 0.0,
         seed: Union[int, Sequence[int]] = 1234,
         sample_condition: bool = True,
     ) -> Tensor:
-        """The transformer's input beside the noisy latents: known latents and mask, float32 (1, C + 4, 1 + n, h, w)."""
-        generator = condition_generator(seed)
-        mask = given.mask()
-        video = add_noise_to_condition(given.video(), mask, generator, noise_strength)
+        """Conditioning latents and mask, float32 (1, C + 4, 1 + n, h, w), which `denoise` concatenates to the latents.
+
+        The mask has one channel for each of the 4 frames of a latent frame.
+        """
+        generator = conditioning_generator(seed)
+        mask = frames.mask()
+        video = add_noise_to_condition(frames.video(), mask, generator, noise_strength)
         vae = self.vae.get()
         posterior = vae.encode(Tensor(video).astype(vae.dtype))
-        known = posterior.mean.float()
+        latents = posterior.mean.float()
         if sample_condition:
-            noise = Tensor(generator.standard_normal(known.shape, dtype=np.float32))
-            known = posterior.sample(noise.astype(vae.dtype)).float()
+            noise = Tensor(generator.standard_normal(latents.shape, dtype=np.float32))
+            latents = posterior.sample(noise.astype(vae.dtype)).float()
         compress = MaskCompressor(vae.config.spatial_stride, vae.config.spatial_stride, vae.config.temporal_stride)
-        return ops.cat((vae.normalize(known), Tensor(compress(mask))), 1)
+        return ops.cat((vae.normalize(latents), Tensor(compress(mask))), 1)

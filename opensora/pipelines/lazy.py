@@ -1,28 +1,29 @@
-"""The models of a pipeline, on the device only while they are needed."""
+"""Models that occupy device memory only while they are needed."""
 
 from __future__ import annotations
 
 import gc
-from typing import Callable
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 from mindspore import nn
 
 
-class Part:
-    """A model that is loaded when first asked for and can be let go."""
+class LazyModel:
+    """A model that is loaded at the first `get` and can be released."""
 
     def __init__(self, load: Callable[[], nn.Cell]):
         self._load = load
-        self._model = None
+        self._model: Optional[nn.Cell] = None
 
-    def get(self) -> nn.Cell:
+    def get(self) -> Any:
+        """The model, in inference mode."""
         if self._model is None:
             self._model = self._load().set_train(False)
         return self._model
 
     def release(self) -> None:
-        """Frees its memory; the next `get` loads it again."""
+        """Frees the model's memory; the next `get` loads it again."""
         self._model = None
         gc.collect()
         ms.runtime.empty_cache()

@@ -1,4 +1,4 @@
-"""Videos longer than the model makes at once: clip after clip, each beginning with the end of the one before."""
+"""Videos longer than one clip of the model: consecutive clips, each conditioned on the end of the previous one."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from opensora.pipelines.stdit import ClipSize, STDiTPipeline
 
 
 @dataclass
-class Scene:
-    """What is to be made for one prompt: the text of every clip, and references with their places."""
+class VideoPrompt:
+    """One video to generate: the text of every clip, the references, and the mask groups that place them."""
 
     texts: Sequence[str]
     references: Sequence[np.ndarray] = ()  # latents (C, t, h, w)
@@ -22,45 +22,48 @@ class Scene:
 
 
 class NoiseSource(Protocol):
-    """Standard normal numbers of a run."""
+    """Standard normal noise for all clips."""
 
     def latents(self, clip: int, shape: tuple) -> np.ndarray:
         """The initial noise of a clip, of `shape` (n, C, T, h, w)."""
 
     def step(self, clip: int, k: int, shape: tuple) -> np.ndarray:
-        """The sampler's k-th noise in a clip."""
+        """The noise of the sampler's k-th draw in a clip."""
 
     def encoder(self, clip: int, shape: tuple) -> Optional[np.ndarray]:
-        """For the latents of a finished clip; None: the autoencoder draws."""
+        """The noise for encoding a finished clip; None: sampled by the autoencoder."""
 
 
 def make_long_video(
     pipeline: STDiTPipeline,
-    scenes: Sequence[Scene],
+    prompts: Sequence[VideoPrompt],
     size: ClipSize,
-    draws: NoiseSource,
+    noise: NoiseSource,
     condition_frames: int = 0,
     progress: bool = False,
 ) -> Iterator[np.ndarray]:
-    """Yields the videos of n scenes piece by piece in order of time, float32 (n, 3, t, H, W), about [-1, 1].
+    """Yields the videos of n prompts clip by clip, float32 (n, 3, t, H, W), about [-1, 1].
 
-    Every clip but the first begins with the last `condition_frames` of the one before, encoded again; they are not
-    yielded twice. Of pixels no more than one clip is kept.
+    Every clip after the first is conditioned on the last `condition_frames` of the previous one, encoded again; these
+    frames are not yielded twice. At most one clip of pixels is in memory.
     """
-    references = [list(scene.references) for scene in scenes]
-    groups = [list(scene.groups) for scene in scenes]
-    shape = (len(scenes), *pipeline.latent_shape(size.video))
-    texts, text, clip = None, None, None
-    for number in range(len(scenes[0].texts)):
-        if number:
-            encoded, clip = pipeline.encode(clip, draws.encoder(number - 1, shape)), None
-            for known, wanted, latents in zip(references, groups, encoded):
-                known.append(latents)
-                wanted.append(MaskGroup(number, len(known) - 1, -condition_frames, 0, condition_frames, 0.0))
-        if texts != [scene.texts[number] for scene in scenes]:
-            texts = [scene.texts[number] for scene in scenes]
-            text = pipeline.embed(texts)
-        latents, mask = place_references(draws.latents(number, shape), references, groups, number)
-        made = pipeline.sample(text, size, latents, mask, lambda k: draws.step(number, k, shape), progress)
-        clip = pipeline.decode(made)
+    references = [list(prompt.references) for prompt in prompts]
+    groups = [list(prompt.groups) for prompt in prompts]
+    shape = (len(prompts), *pipeline.latent_shape(size.video))
+    texts: list[str] = []
+    clip: Optional[np.ndarray] = None
+    for number in range(len(prompts[0].texts)):
+        if clip is not None:
+            encoded = pipeline.encode(clip, noise.encoder(number - 1, shape))
+            clip = None  # frees its memory before the next clip is decoded
+            for video_references, video_groups, latents in zip(references, groups, encoded):
+                video_references.append(latents)
+                last_frames = MaskGroup(number, len(video_references) - 1, -condition_frames, 0, condition_frames, 0.0)
+                video_groups.append(last_frames)
+        if texts != [prompt.texts[number] for prompt in prompts]:
+            texts = [prompt.texts[number] for prompt in prompts]
+            embedding = pipeline.embed(texts)
+        latents, mask = place_references(noise.latents(number, shape), references, groups, number)
+        sampled = pipeline.sample(embedding, size, latents, mask, lambda k: noise.step(number, k, shape), progress)
+        clip = pipeline.decode(sampled)
         yield clip[:, :, condition_frames:] if number else clip

@@ -1,13 +1,13 @@
-"""Mask strategies: which frames of references stand where in the clips of a video, and how much they may change.
+"""Mask strategies: the positions of reference frames in the clips of a video, and how much they may change.
 
-Groups joined by `;`, each up to six numbers joined by `,`; those that are left out are 0, 0, 0, 0, 1, 0:
+A strategy is a list of groups separated by `;`, each of up to six numbers separated by `,`. Defaults: 0, 0, 0, 0, 1, 0.
 
-    clip             the clip of a long video, counted from 0
-    reference        the reference, counted from 0; those that come up on the way are counted behind those given
-    reference start  its first frame that is taken, negative: counted from its end
-    target start     where it stands in the clip, negative: counted from the clip's end, so that -1 is the last frame
-    length           how many frames
-    edit rate        0: they stay as they are, 1: they are made anew, between: made from what they are
+    clip             index of the clip in a long video
+    reference        index of the reference; the clips generated so far come after the references of the prompt
+    reference start  first frame used, negative: from the end of the reference
+    target start     first frame in the clip, negative: from the end of the clip, -1 is the last frame
+    length           number of frames
+    edit rate        0: the frames are kept, 1: they are generated, between: they are partially noised and denoised
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from opensora.errors import UserError
 
 
 class MaskGroup(NamedTuple):
-    """One group, its numbers in their order; frames are those of latents."""
+    """One group, with its numbers in order; frames are latent frames."""
 
     clip: int = 0
     reference: int = 0
@@ -32,10 +32,10 @@ class MaskGroup(NamedTuple):
 
 
 def parse_strategy(text: Optional[str]) -> list[MaskGroup]:
-    """The groups of a strategy; none for None, "" and "None".
+    """The groups of a strategy; an empty list for None, "" and "None".
 
     Raises:
-        UserError: a group that is not one to six numbers, or numbers that cannot be.
+        UserError: a group that is not one to six numbers, or numbers out of range.
     """
     if text is None or text.strip() in ("", "None"):
         return []
@@ -60,14 +60,16 @@ def _parse_group(group: str, text: str) -> MaskGroup:
 
 
 def check_strategy(groups: Sequence[MaskGroup], references: int, loop: int) -> None:
-    """Raises UserError where a group names a reference that there is not, given so many.
+    """Raises UserError if a group refers to a reference that does not exist.
 
-    Before its k-th clip a long video has k references more: the clips so far.
+    Args:
+        references: number of references of the prompt; clip k can also refer to the k clips before it.
+        loop: number of clips.
     """
     for group in groups:
         if group.clip < loop and group.reference >= references + group.clip:
             raise UserError(
-                f"the mask strategy names reference {group.reference} for clip {group.clip}, counted "
+                f"the mask strategy uses reference {group.reference} for clip {group.clip}, counted "
                 f"from 0, but reference_path has {references}"
             )
 
@@ -75,27 +77,27 @@ def check_strategy(groups: Sequence[MaskGroup], references: int, loop: int) -> N
 def place_references(
     latents: np.ndarray, references: Sequence[Sequence[np.ndarray]], groups: Sequence[Sequence[MaskGroup]], clip: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Puts the references' frames into the noise of a clip, (n, C, T, h, w).
+    """Copies the references' frames into the noise of a clip, (n, C, T, h, w).
 
-    Of each sample later groups stand over earlier ones. A group is cut to the frames that there are; a reference of one
-    frame fills its whole length.
+    Later groups override earlier ones. A group is truncated to the available frames; a reference of one frame is
+    repeated for the whole length.
 
     Args:
-        references: of each sample, (C, t, h, w).
-        groups: of each sample.
+        references: for each sample, latents (C, t, h, w).
+        groups: for each sample.
 
     Returns:
-        The latents, and the edit rate of every frame, float32 (n, T): 1 where no reference stands.
+        The latents, and the edit rate of every frame, float32 (n, T): 1 for frames without reference.
 
     Raises:
-        UserError: a first frame that the reference or the clip does not have.
+        UserError: a first frame beyond the end of the reference or the clip.
     """
     latents = latents.copy()
     total = latents.shape[2]
     mask = np.ones((len(latents), total), np.float32)
-    for sample, (known, wanted) in enumerate(zip(references, groups)):
-        for group in (group for group in wanted if group.clip == clip):
-            reference = known[group.reference]
+    for sample, (sample_references, sample_groups) in enumerate(zip(references, groups)):
+        for group in (group for group in sample_groups if group.clip == clip):
+            reference = sample_references[group.reference]
             first = _from_start(group.reference_start, reference.shape[1], "reference", group)
             target = _from_start(group.target_start, total, "clip", group)
             frames = reference[:, first : first + group.length]
@@ -109,9 +111,9 @@ def place_references(
 
 
 def _from_start(frame: int, count: int, what: str, group: MaskGroup) -> int:
-    """Of a frame that may be counted from the end; from further than the beginning is from there."""
-    place = max(0, frame + count) if frame < 0 else frame
-    if place >= count:
+    """The index from the start of a frame that may count from the end; clamped to 0."""
+    index = max(0, frame + count) if frame < 0 else frame
+    if index >= count:
         numbers = ",".join(f"{number:g}" for number in group)
-        raise UserError(f"the mask strategy's group {numbers} wants frame {frame} of a {what} that has {count}")
-    return place
+        raise UserError(f"the mask strategy's group {numbers} uses frame {frame} of a {what} that has {count}")
+    return index

@@ -1,4 +1,4 @@
-"""The wording the published weights of Open-Sora-Plan v1.3 were prompted with, white space included."""
+"""Prompt template and negative prompt of the published Open-Sora-Plan v1.3 weights, white space included."""
 
 from opensora.errors import UserError
 
@@ -13,6 +13,6 @@ NEGATIVE = """
 
 
 def check_template(template: str) -> None:
-    """UserError unless the prompt has a place in it."""
+    """Raises UserError if the template has no placeholder for the prompt."""
     if "{}" not in template:
-        raise UserError(f"prompt_template {template!r} has no {{}}, where the prompt goes")
+        raise UserError(f"prompt_template {template!r} has no {{}}, the placeholder for the prompt")

@@ -1,4 +1,4 @@
-"""A folder of videos through a VAE and back, for measuring the VAE: resumable, and no bad file stops it."""
+"""Reconstructs a folder of videos with a VAE, to evaluate the VAE: resumable, and tolerant of unreadable files."""
 
 from __future__ import annotations
 
@@ -25,8 +25,8 @@ from opensora.utils.files import atomic_write
 
 
 @dataclass(frozen=True)
-class Job:
-    """One video to reconstruct; `origin` is where the frames the VAE saw go, or None."""
+class ReconstructionTask:
+    """One video to reconstruct; `origin` is the output path for the VAE's input frames, or None."""
 
     source: Path
     target: Path
@@ -37,40 +37,42 @@ class Job:
         return self.target.name
 
 
-def plan_jobs(
+def plan_tasks(
     real_dir: Union[str, Path],
     generated_dir: Union[str, Path],
     data_file: Optional[str] = None,
     output_origin: bool = False,
     subset_size: int = 0,
-) -> list[Job]:
-    """The videos of `real_dir`, or those a csv file lists in its column `video`, and where each one goes.
+) -> list[ReconstructionTask]:
+    """One task for each video of `real_dir`, or for each video in the column `video` of a csv file.
 
-    Files keep their names, flat in one folder; what cannot hold H.264 becomes .mp4.
+    All outputs go to one folder and keep their file names; formats that cannot hold H.264 become .mp4.
 
     Raises:
         FileNotFoundError: no such folder or csv file.
-        UserError: no column `video`, nothing to do, or two videos that would get one name.
+        UserError: no column `video`, no videos, or two videos with the same output name.
     """
     real_dir, generated_dir = Path(real_dir), Path(generated_dir)
     if data_file:
         sources = listed_videos(real_dir, data_file)
     else:
-        own = generated_dir.resolve()
-        sources = [path for path in list_videos(real_dir, recursive=True) if own not in path.resolve().parents]
-    jobs: dict[str, Job] = {}
+        outputs = generated_dir.resolve()
+        sources = [path for path in list_videos(real_dir, recursive=True) if outputs not in path.resolve().parents]
+    tasks: dict[str, ReconstructionTask] = {}
     for source in sources[: subset_size or None]:
         name = source.name if source.suffix.lower() in WRITERS else source.with_suffix(".mp4").name
-        if name in jobs:
-            raise UserError(f"{source} and {jobs[name].source} would both be written to {generated_dir / name}")
-        jobs[name] = Job(source, generated_dir / name, generated_dir / "origin" / name if output_origin else None)
-    return list(jobs.values())
+        if name in tasks:
+            raise UserError(f"{source} and {tasks[name].source} would both be written to {generated_dir / name}")
+        tasks[name] = ReconstructionTask(
+            source, generated_dir / name, generated_dir / "origin" / name if output_origin else None
+        )
+    return list(tasks.values())
 
 
 class Results:
-    """Scores of finished videos, kept as json beside them, so that a run can go on where one stopped.
+    """Scores of finished videos, stored as JSON in the output folder, so that an interrupted run can resume.
 
-    Videos whose scores cannot be read are made again.
+    Videos with unreadable scores are reconstructed again.
 
     Raises:
         UserError: the folder holds reconstructions made with other settings.
@@ -79,47 +81,48 @@ class Results:
     def __init__(self, folder: Path, settings: dict, rank: int = 0, world_size: int = 1):
         name = "reconstruction.json" if world_size == 1 else f"reconstruction.rank{rank}.json"
         self.path, self.settings = folder / name, settings
-        self.own: dict[str, dict[str, float]] = {}
+        self.written: dict[str, dict[str, float]] = {}
         self.earlier: dict[str, dict[str, float]] = {}
         for path in sorted([*folder.glob("reconstruction.json"), *folder.glob("reconstruction.rank*.json")]):
-            made_with, videos = _read_scores(path)
+            stored, videos = _read_scores(path)
             for key, value in settings.items():
-                if videos and made_with.get(key) != value:
+                if videos and stored.get(key) != value:
                     raise UserError(
-                        f"{folder} holds reconstructions with {key}={made_with.get(key)}, "
-                        f"now it is {value}: choose another --generated_video_dir"
+                        f"{folder} holds reconstructions with {key}={stored.get(key)}, "
+                        f"not {value}: choose another --generated_video_dir"
                     )
             self.earlier.update(videos)
             if path == self.path:
-                self.own.update(videos)
+                self.written.update(videos)
 
-    def finished(self, job: Job) -> bool:
-        return job.name in self.earlier and job.target.is_file() and (job.origin is None or job.origin.is_file())
+    def finished(self, task: ReconstructionTask) -> bool:
+        return task.name in self.earlier and task.target.is_file() and (task.origin is None or task.origin.is_file())
 
     def add(self, scores: dict[str, dict[str, float]]) -> None:
-        self.own.update(scores)
+        self.written.update(scores)
         with atomic_write(self.path) as temporary:
-            temporary.write_text(json.dumps({"settings": self.settings, "videos": self.own}, indent=1))
+            temporary.write_text(json.dumps({"settings": self.settings, "videos": self.written}, indent=1))
 
-    def table(self, jobs: Iterable[Job]) -> dict[str, dict[str, float]]:
-        """The scores of these jobs, as far as they are done."""
-        scores = {**self.earlier, **self.own}
-        return {job.name: scores[job.name] for job in jobs if job.name in scores}
+    def table(self, tasks: Iterable[ReconstructionTask]) -> dict[str, dict[str, float]]:
+        """The scores of the finished ones among these tasks."""
+        scores = {**self.earlier, **self.written}
+        return {task.name: scores[task.name] for task in tasks if task.name in scores}
 
 
 def _read_scores(path: Path) -> tuple[dict, dict[str, dict[str, float]]]:
-    """The settings and scores that `Results` wrote, as far as they can be read; the rest is named on stderr."""
+    """The readable settings and scores of a file that `Results` wrote; prints a note to stderr for the others."""
     try:
         stored = json.loads(path.read_text(encoding="utf-8"))
         settings, videos = stored["settings"], dict(stored["videos"])
         settings.get("ae")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        print(f"note: {path} holds no settings and scores of videos; its videos are made again", file=sys.stderr)
+        print(f"note: {path} holds no settings and scores of videos; reconstructing again", file=sys.stderr)
         return {}, {}
     bad = [name for name, scores in videos.items() if not _are_scores(scores)]
     if bad:
         print(
-            f"note: {path} holds no scores of {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; made again",
+            f"note: {path} holds no valid scores of {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; "
+            "reconstructing again",
             file=sys.stderr,
         )
     return settings, {name: scores for name, scores in videos.items() if name not in bad}
@@ -135,7 +138,7 @@ def _are_scores(scores: Any) -> bool:
 
 def reconstruct_folder(
     reconstruct: Reconstructor,
-    jobs: list[Job],
+    tasks: list[ReconstructionTask],
     clip: ClipSpec,
     ae: str,
     results: Results,
@@ -143,27 +146,28 @@ def reconstruct_folder(
     batch_size: int = 1,
     num_workers: int = 1,
 ) -> dict[str, str]:
-    """Writes the reconstructions that are not there yet. Videos of one size share a batch.
+    """Writes the missing reconstructions. Only videos of equal size share a batch.
 
-    Returns the videos left out, and why: damaged, too short or absent ones.
+    Returns:
+        The names of skipped videos (damaged, too short or missing), with the reason.
     """
-    todo = [job for job in jobs if not results.finished(job)]
+    todo = [task for task in tasks if not results.finished(task)]
     skipped: dict[str, str] = {}
-    batch: list[tuple[Job, np.ndarray]] = []
+    batch: list[tuple[ReconstructionTask, np.ndarray]] = []
     with (
         ThreadPoolExecutor(max(1, num_workers)) as pool,
-        tqdm(total=len(jobs), initial=len(jobs) - len(todo), unit="video") as progress,
+        tqdm(total=len(tasks), initial=len(tasks) - len(todo), unit="video") as progress,
     ):
-        for job, video in _read_ahead(pool, todo, clip, ae, batch_size + num_workers):
+        for task, video in _read_ahead(pool, todo, clip, ae, batch_size + num_workers):
             if isinstance(video, str):
-                skipped[job.name] = video
+                skipped[task.name] = video
                 progress.update()
                 continue
             if batch and (len(batch) == batch_size or batch[0][1].shape != video.shape):
                 results.add(_reconstruct_batch(reconstruct, batch, fps))
                 progress.update(len(batch))
                 batch = []
-            batch.append((job, video))
+            batch.append((task, video))
         if batch:
             results.add(_reconstruct_batch(reconstruct, batch, fps))
             progress.update(len(batch))
@@ -171,19 +175,19 @@ def reconstruct_folder(
 
 
 def _read_ahead(
-    pool: ThreadPoolExecutor, jobs: list[Job], clip: ClipSpec, ae: str, ahead: int
-) -> Iterator[tuple[Job, Union[np.ndarray, str]]]:
-    """Clips in order, or the reason there is none; at most `ahead` of them are in memory."""
+    pool: ThreadPoolExecutor, tasks: list[ReconstructionTask], clip: ClipSpec, ae: str, ahead: int
+) -> Iterator[tuple[ReconstructionTask, Union[np.ndarray, str]]]:
+    """Yields clips in order, or the error message instead; at most `ahead` of them are in memory."""
 
-    def read(job: Job) -> Union[np.ndarray, str]:
+    def read(task: ReconstructionTask) -> Union[np.ndarray, str]:
         try:
-            return read_clip(job.source, clip, ae)
+            return read_clip(task.source, clip, ae)
         except (ValueError, OSError) as error:
             return str(error)
 
     waiting: deque = deque()
-    for job in jobs:
-        waiting.append((job, pool.submit(read, job)))
+    for task in tasks:
+        waiting.append((task, pool.submit(read, task)))
         if len(waiting) == ahead:
             first, future = waiting.popleft()
             yield first, future.result()
@@ -193,25 +197,25 @@ def _read_ahead(
 
 
 def _reconstruct_batch(
-    reconstruct: Reconstructor, batch: list[tuple[Job, np.ndarray]], fps: float
+    reconstruct: Reconstructor, batch: list[tuple[ReconstructionTask, np.ndarray]], fps: float
 ) -> dict[str, dict[str, float]]:
-    jobs = [job for job, _ in batch]
+    tasks = [task for task, _ in batch]
     originals = [to_uint8(video.transpose(1, 2, 3, 0), "half_even") for _, video in batch]
     scores = [Scores() for _ in batch]
     with ExitStack() as files:
-        for job, frames in zip(jobs, originals):
-            if job.origin is not None:
-                files.enter_context(write_video(job.origin, fps))(frames)
-        writers = [files.enter_context(write_video(job.target, fps)) for job in jobs]
+        for task, frames in zip(tasks, originals):
+            if task.origin is not None:
+                files.enter_context(write_video(task.origin, fps))(frames)
+        writers = [files.enter_context(write_video(task.target, fps)) for task in tasks]
         done = 0
-        for piece in reconstruct(np.stack([video for _, video in batch])):
-            for i, frames in enumerate(piece):
+        for chunk in reconstruct(np.stack([video for _, video in batch])):
+            for i, frames in enumerate(chunk):
                 writers[i](frames)
                 scores[i].add(originals[i][done : done + len(frames)], frames)
-            done += piece.shape[1]
-    return {job.name: score.means() for job, score in zip(jobs, scores)}
+            done += chunk.shape[1]
+    return {task.name: score.means() for task, score in zip(tasks, scores)}
 
 
 def settings_of(clip: ClipSpec, ae: str, weights: str) -> dict:
-    """What must stay the same for finished files to count."""
+    """The settings that must match for finished files to be reused."""
     return {**asdict(clip), "ae": ae, "weights": weights}

@@ -1,4 +1,4 @@
-"""References: images and videos whose frames a video keeps, from files and from the web."""
+"""References: conditioning images and videos of long videos, from files and URLs."""
 
 from __future__ import annotations
 
@@ -16,27 +16,28 @@ from opensora.utils.download import fetch, is_url
 
 
 def split_paths(text: Optional[str]) -> list[str]:
-    """The paths and URLs joined by `;`; none for None, "" and "None"."""
+    """The paths and URLs of a list separated by `;`; an empty list for None, "" and "None"."""
     if text is None or text.strip() in ("", "None"):
         return []
     return [path.strip() for path in text.split(";")]
 
 
 def find_reference(path: str, cache_dir: Union[str, Path], allow_local: bool = False) -> Path:
-    """The file of a path or URL; what comes from the web is kept in `cache_dir`.
+    """The file of a path or URL; downloads are cached in `cache_dir`.
 
-    `allow_local`: URLs may lead to addresses that are not public, see `opensora.utils.download`.
+    Args:
+        allow_local: URLs may have addresses that are not public, see `opensora.utils.download`.
 
     Raises:
         FileNotFoundError: no such file.
-        UserError: neither an image nor a video by its name.
+        UserError: neither an image nor a video by its suffix.
         OSError: a URL that cannot be fetched.
     """
     found = fetch(path, cache_dir, allow_local=allow_local) if is_url(path) else Path(path)
     if found.suffix.lower() not in VIDEO_SUFFIXES + IMAGE_SUFFIXES:
         raise UserError(
-            f"reference {path}: neither an image ({' '.join(IMAGE_SUFFIXES)}) nor a video "
-            f"({' '.join(VIDEO_SUFFIXES)}) by its name"
+            f"reference {path}: the suffix is neither that of an image ({' '.join(IMAGE_SUFFIXES)}) nor of a video "
+            f"({' '.join(VIDEO_SUFFIXES)})"
         )
     if not found.is_file():
         raise FileNotFoundError(f"reference {path}: no such file")
@@ -44,10 +45,10 @@ def find_reference(path: str, cache_dir: Union[str, Path], allow_local: bool = F
 
 
 def read_reference(path: Path, height: int, width: int) -> Iterator[np.ndarray]:
-    """The frames of a video, some at a time, or of an image its one, float32 (3, t, height, width) in [-1, 1].
+    """Yields the frames of a video in chunks, or an image as one frame: float32 (3, t, height, width) in [-1, 1].
 
     Raises:
-        UserError: the file cannot be read.
+        UserError: the file is damaged.
     """
     if path.suffix.lower() in IMAGE_SUFFIXES:
         yield to_float(resize_crop_image(read_image(path), height, width))[:, None]

@@ -1,4 +1,4 @@
-"""Which sizes of video the models can make."""
+"""The video sizes that the models support."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ SIZE_STEP = 32
 
 
 def check_size(num_frames: int, height: int, width: int, temporal_stride: int = 4) -> None:
-    """Raises UserError, with the nearest valid values, where the size is none the model can make."""
+    """Raises UserError, with the nearest valid values, for an unsupported size."""
     problems = []
     if num_frames < 1 or (num_frames - 1) % temporal_stride:
         low = max(0, num_frames - 1) // temporal_stride * temporal_stride + 1

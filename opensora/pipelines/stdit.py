@@ -1,4 +1,4 @@
-"""Open-Sora v1.1: one clip from its texts, with STDiT2, Stable Diffusion's autoencoder and T5."""
+"""Open-Sora v1.1: single clips from texts, with STDiT2, Stable Diffusion's autoencoder and T5."""
 
 from __future__ import annotations
 
@@ -12,12 +12,11 @@ from mindspore import Tensor
 
 from opensora.datasets.bucketed.dataset import IMAGE_FPS
 from opensora.pipelines.text import TextEncoder
-from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build
 
 
 @dataclass(frozen=True)
 class ClipSize:
-    """Of a clip: frames, pixels, and the frame rate that the model is told."""
+    """Number of frames, size in pixels, and the frame rate that the model is conditioned on."""
 
     num_frames: int
     height: int
@@ -28,8 +27,8 @@ class ClipSize:
     def video(self) -> tuple[int, int, int]:
         return self.num_frames, self.height, self.width
 
-    def numbers(self, count: int) -> dict[str, Tensor]:
-        """What the model is told, of `count` equal clips; images have a rate of their own."""
+    def conditioning(self, count: int) -> dict[str, Tensor]:
+        """The conditioning inputs of `count` equal clips, each (count,); images have their own frame rate."""
         fps = IMAGE_FPS if self.num_frames == 1 else self.fps
         values = {
             "num_frames": self.num_frames,
@@ -42,46 +41,22 @@ class ClipSize:
 
 
 class STDiTPipeline:
-    """Text, noise and given frames to pixels, all steps by themselves; `long_video` chains them.
+    """The stages from texts, noise and conditioning frames to pixels; `long_video` runs them for consecutive clips.
 
     Args:
-        scheduler: of `opensora.schedulers.iddpm`.
+        scheduler: a sampler of `opensora.schedulers.iddpm`.
     """
 
     def __init__(self, text_encoder: TextEncoder, transformer, vae, scheduler):
         self.text_encoder, self.transformer, self.vae, self.scheduler = text_encoder, transformer, vae, scheduler
 
-    @classmethod
-    def from_config(
-        cls, config: Mapping[str, Any], dtype=ms.float32, video_size: Sequence[Optional[int]] = (None, None, None)
-    ) -> STDiTPipeline:
-        """The parts that a config names, the model made to fit the others.
-
-        Args:
-            config: `model`, `vae`, `text_encoder` and `scheduler`, see `opensora.registry`.
-            video_size: frames, height and width; None where they vary.
-        """
-        scheduler = build(config["scheduler"], SCHEDULER)  # first: its errors should not wait for the models
-        vae = build(config["vae"], VAE, dtype=dtype).set_train(False)
-        text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=dtype)
-        model = build(
-            config["model"],
-            MODEL,
-            dtype=dtype,
-            input_size=vae.get_latent_size(video_size),
-            in_channels=vae.out_channels,
-            caption_channels=text_encoder.width,
-            model_max_length=text_encoder.max_length,
-        ).set_train(False)
-        return cls(text_encoder, model, vae, scheduler)
-
     def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """What the model takes of n texts: y (n, 1, L, D) and mask (n, L)."""
+        """The model's text inputs for n texts: y (n, 1, L, D) and mask (n, L)."""
         embedding = self.text_encoder(texts)
         return {"y": Tensor(embedding.states[:, None]), "mask": Tensor(embedding.mask)}
 
     def latent_shape(self, video_size: Sequence[int]) -> tuple[int, int, int, int]:
-        """Frames, height and width of a video -> (C, T, h, w) of its latents."""
+        """(frames, height, width) of a video -> (C, T, h, w) of its latents."""
         return self.vae.out_channels, *self.vae.get_latent_size(video_size)
 
     def sample(
@@ -93,26 +68,27 @@ class STDiTPipeline:
         noise: Optional[Callable[[int], Any]] = None,
         progress: bool = False,
     ) -> Tensor:
-        """Noise (n, C, T, h, w), with references in it where the mask (n, T) of edit rates is below 1, to latents."""
+        """Noise to latents, (n, C, T, h, w). Frames whose edit rate, mask (n, T), is below 1 hold references."""
         return self.scheduler.sample(
-            self.transformer, latents, {**text, **size.numbers(len(latents))}, mask, noise, progress
+            self.transformer, latents, {**text, **size.conditioning(len(latents))}, mask, noise, progress
         )
 
     def decode(self, latents: Tensor) -> np.ndarray:
-        """(n, C, T, h, w) -> float32 (n, 3, T, 8 h, 8 w), about [-1, 1], not clipped."""
+        """(n, C, T, h, w) -> float32 (n, 3, T, 8 h, 8 w), about [-1, 1], unclipped."""
         return self.vae.decode(latents).astype(ms.float32).asnumpy()
 
     def encode(self, pixels: np.ndarray, noise: Optional[np.ndarray] = None) -> np.ndarray:
-        """(n, 3, T, H, W) in [-1, 1] -> latents (n, C, T, h, w), drawn from their posterior.
+        """(n, 3, T, H, W) in [-1, 1] -> latents (n, C, T, h, w), sampled from the posterior.
 
-        `noise`, standard normal of the latents' shape, makes the draw repeatable.
+        Args:
+            noise: standard normal, of the latents' shape; None: sampled.
         """
-        draws = None if noise is None else FrameNoise(noise, getattr(self.vae.config, "micro_batch_size", None))
-        return self.vae.encode(Tensor(pixels), draws).astype(ms.float32).asnumpy()
+        frame_noise = None if noise is None else FrameNoise(noise, getattr(self.vae.config, "micro_batch_size", None))
+        return self.vae.encode(Tensor(pixels), frame_noise).astype(ms.float32).asnumpy()
 
 
 class FrameNoise:
-    """Noise (n, C, T, h, w) as the autoencoder asks for it, in batches of frames."""
+    """Noise (n, C, T, h, w) in the autoencoder's batches: the k-th batch of frames, (frames, C, h, w)."""
 
     def __init__(self, noise: np.ndarray, micro_batch_size: Optional[int]):
         self.frames = noise.swapaxes(1, 2).reshape(-1, noise.shape[1], *noise.shape[3:])  # n T C h w -> F C h w

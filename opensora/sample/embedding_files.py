@@ -1,4 +1,4 @@
-"""The captions of an annotation file, embedded once: the files are those of `opensora.datasets.t2v.text_embeddings`."""
+"""Precomputes caption embeddings of an annotation file, in the format of `opensora.datasets.t2v.text_embeddings`."""
 
 from __future__ import annotations
 
@@ -26,13 +26,13 @@ from opensora.datasets.t2v.text_embeddings import (
 from opensora.errors import UserError
 from opensora.pipelines.text import embed_text
 
-MOST_NAMED = 10  # faulty entries
+MAX_LISTED = 10  # invalid entries
 
 
 class Caption(NamedTuple):
-    """A text as the encoder gets it and the file its embedding belongs in.
+    """A cleaned text, and the file for its embedding.
 
-    `sample` and `source` go to the file's origin: the sample's long name, and a digest of the caption as annotated.
+    `sample` and `source` identify the embedding's origin: the sample's long name, and a digest of the original caption.
     """
 
     text: str
@@ -44,22 +44,21 @@ class Caption(NamedTuple):
 def read_captions(
     data_file: Union[str, Path], output_path: Union[str, Path], support_chinese: bool = True
 ) -> list[Caption]:
-    """All captions of an annotation file, cleaned as training cleans them, and the empty text first.
+    """The empty text, then all captions of an annotation file, cleaned as in training.
 
-    Entries that training leaves out are left out here, too, and named on stderr. A `cap` that is an object counts as
-    the list of its values.
+    Entries that training skips are skipped and listed on stderr. A `cap` that is an object is the list of its values.
 
     Raises:
         FileNotFoundError: no such file.
-        UserError: the file is not json, or none of its entries has a usable `path` and `cap`.
+        UserError: the file is not JSON, or no entry has a usable `path` and `cap`.
     """
     captions = {EMPTY_TEXT: Caption("", Path(output_path) / EMPTY_TEXT, EMPTY_TEXT, digest(b""))}
-    faults: list[str] = []
-    for place, item in enumerate(read_items(data_file)):
+    errors: list[str] = []
+    for index, item in enumerate(read_items(data_file)):
         try:
             texts = dict(_texts_of(item))
         except (ValueError, RecursionError) as error:
-            faults.append(f"entry {place}: {printable(str(error))}")
+            errors.append(f"entry {index}: {printable(str(error))}")
             continue
         for number, text in texts.items():
             sample, source = embedding_name(PurePosixPath(item["path"]).name, number), digest(text.encode())
@@ -67,47 +66,46 @@ def read_captions(
                 new = Caption(clean_caption(text, support_chinese), Path(output_path) / name, sample, source)
                 if captions.setdefault(name, new) == new:
                     break
-    named = "; ".join(faults[:MOST_NAMED]) + ("; ..." if len(faults) > MOST_NAMED else "")
+    listed = "; ".join(errors[:MAX_LISTED]) + ("; ..." if len(errors) > MAX_LISTED else "")
     if len(captions) == 1:
-        raise UserError(f"{data_file}: holds no entry with a caption{': ' if faults else ''}{named}")
-    if faults:
-        print(f"{data_file}: {len(faults)} entries are left out: {named}", file=sys.stderr)
+        raise UserError(f"{data_file} has no entry with a caption{': ' if errors else ''}{listed}")
+    if errors:
+        print(f"{data_file}: {len(errors)} entries are skipped: {listed}", file=sys.stderr)
     return list(captions.values())
 
 
-def _texts_of(item: Any) -> Iterator[tuple]:
-    """Number in the list, or None, and text of an entry's captions; raises UserError if it cannot be used."""
+def _texts_of(item: Any) -> Iterator[tuple[Optional[int], str]]:
+    """The captions of an entry, with their index in a list of captions, else None; raises UserError if invalid."""
     if isinstance(item, dict) and isinstance(item.get("cap"), dict):
         item = {**item, "cap": list(item["cap"].values())}
     entry = check_entry(item)
     path = PurePosixPath(entry["path"])
     if path.is_absolute() or ".." in path.parts:
-        raise UserError(f"the path {entry['path']!r} leads out of the folder of embeddings")
+        raise UserError(f"the path {entry['path']!r} is outside the folder of embeddings")
     if entry["cap"] is None:
         raise UserError(f"{entry['path']} has no `cap`")
     return enumerate(entry["cap"]) if isinstance(entry["cap"], list) else iter([(None, entry["cap"])])
 
 
 def encoder_digest(encoder) -> str:
-    """Of a model's configuration and weights."""
-    parts = [repr(sorted(encoder.config.to_dict().items())).encode()]
+    """A digest of a model's configuration and weights."""
+    values = [repr(sorted(encoder.config.to_dict().items())).encode()]
     for parameter in encoder.get_parameters():
         checksum = zlib.crc32(parameter.float().asnumpy().tobytes())
-        parts.append(f"{parameter.name} {parameter.shape} {parameter.dtype} {checksum}".encode())
-    return digest(*parts)
+        values.append(f"{parameter.name} {parameter.shape} {parameter.dtype} {checksum}".encode())
+    return digest(*values)
 
 
 def embed_captions(captions: Sequence[Caption], encoder, tokenizer, max_length: int, batch_size: int) -> None:
-    """Writes the embeddings that are not there yet, or were made from something else.
+    """Writes missing and outdated embeddings, so that an interrupted run can resume.
 
-    A run that was stopped goes on where it was. Files that another caption, text encoder, tokenizer, precision or
-    `max_length` gave are replaced; so are damaged ones.
+    Damaged files are replaced, and files of another caption, text encoder, tokenizer, precision or `max_length`.
     """
-    made_by = encoder_digest(encoder)
+    encoder_id = encoder_digest(encoder)
     todo: list[tuple[Caption, Origin]] = []
     for caption in captions:
         ids, mask = tokenizer([caption.text], max_length)
-        origin = Origin(caption.sample, caption.source, digest(ids.tobytes(), mask.tobytes()), made_by)
+        origin = Origin(caption.sample, caption.source, digest(ids.tobytes(), mask.tobytes()), encoder_id)
         if _origin_of(caption.file) != origin:
             todo.append((caption, origin))
     with tqdm(total=len(captions), initial=len(captions) - len(todo), desc="captions", unit="caption") as progress:

@@ -1,4 +1,4 @@
-"""A run of sample.py: what is missing is made, in stages or prompt by prompt."""
+"""A run of sample.py: generates the missing results, in stages or prompt by prompt."""
 
 from __future__ import annotations
 
@@ -22,9 +22,10 @@ from opensora.parallel.groups import Group, sequence_group, shard_list
 from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.parallel.stream import ContextParallelStream
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
-from opensora.pipelines.conditions import Condition, read_condition
-from opensora.pipelines.lazy import Part
-from opensora.pipelines.text import TextEmbedding, note_if_cut
+from opensora.pipelines.base import VideoPipeline
+from opensora.pipelines.conditioning import ConditioningFrames, read_conditioning_frames
+from opensora.pipelines.lazy import LazyModel
+from opensora.pipelines.text import TextEmbedding, note_if_truncated
 from opensora.sample.caption_refiner import refine_prompts
 from opensora.sample.options import SampleOptions, read_inputs
 from opensora.sample.outputs import (
@@ -41,10 +42,10 @@ from opensora.schedulers import get_scheduler
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
 
-def build_pipeline(options: SampleOptions, device: Device, group: Group) -> OpenSoraPipeline:
-    """The pipeline a run's options describe; models load when they are first used."""
+def build_pipeline(options: SampleOptions, device: Device, group: Group) -> VideoPipeline:
+    """The pipeline for a run's options; models load at first use."""
     dtype = device.dtype
-    pipeline_class = OpenSoraInpaintPipeline if options.is_inpaint else OpenSoraPipeline
+    pipeline_class: type[VideoPipeline] = OpenSoraInpaintPipeline if options.is_inpaint else OpenSoraPipeline
 
     def load_transformer():
         transformer = pipeline_class.transformer_class.from_pretrained(
@@ -57,17 +58,17 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Open
     def load_vae():
         vae = get_vae(options.ae, options.ae_path, dtype)
         vae.enable_tiling(options.enable_tiling)
-        # Graph mode compiles a first, a later and a last chunk each in its own way, and with it their collectives.
+        # Graph mode compiles the first, middle and last chunk separately, with different collectives.
         is_graph = device.mode == ms.GRAPH_MODE
         if group.size > 1 and not is_graph and (vae.use_tiling or vae.config.streams_exactly):
             vae.share_decoding(ContextParallelStream(group))
         return vae
 
     return pipeline_class(
-        text_encoder=Part(lambda: MT5EncoderModel.from_pretrained(options.text_encoder_name_1, dtype=dtype)),
+        text_encoder=LazyModel(lambda: MT5EncoderModel.from_pretrained(options.text_encoder_name_1, dtype=dtype)),
         tokenizer=Tokenizer(options.text_encoder_name_1),
-        transformer=Part(load_transformer),
-        vae=Part(load_vae),
+        transformer=LazyModel(load_transformer),
+        vae=LazyModel(load_vae),
         scheduler=get_scheduler(options.sample_method, **options.scheduler_arguments()),
         prompt_template=options.prompt_template,
         negative_prompt=options.negative_prompt,
@@ -75,12 +76,12 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Open
 
 
 def run(options: SampleOptions, device: Device) -> None:
-    """Makes every sample that is not there yet; finished ones stay unless --overwrite.
+    """Generates all missing samples; existing ones are kept unless --overwrite is set.
 
-    Under msrun samples are dealt to groups of --sp_size processes; the processes of a group share each sample.
+    Under msrun samples are distributed over groups of --sp_size processes; the processes of a group share each sample.
 
     Raises:
-        UserError, OSError: prompts or files that cannot be used.
+        UserError, OSError: unusable prompts or files.
     """
     if options.caption_refiner and device.world_size > 1:
         raise UserError(
@@ -102,26 +103,28 @@ def _run(options: SampleOptions, device: Device) -> None:
     todo = _missing(options, samples)
     if device.is_main and len(todo) < len(samples):
         print(
-            f"{len(samples) - len(todo)} of {len(samples)} results are in {options.save_img_path} already; "
-            f"--overwrite makes them again",
+            f"{len(samples) - len(todo)} of {len(samples)} results already exist in {options.save_img_path}; "
+            f"--overwrite generates them again",
             file=sys.stderr,
         )
     if device.is_main:
         check_free_space(options.save_img_path, len(todo) * bytes_per_sample(options))
-    # What a --save_memory run that was stopped between its stages has left need not be denoised again.
-    left = [sample for sample in todo if options.save_memory and not options.overwrite and sample.latents_path.exists()]
-    barrier(device.world_size)  # all have seen the same files before the first is written
-    # Only Ascend has collectives of single groups; elsewhere all groups have to go in step.
-    equal_counts = group.size > 1 and device.target != "Ascend"
+    # An interrupted --save_memory run leaves latents, which need not be denoised again.
+    denoised = [
+        sample for sample in todo if options.save_memory and not options.overwrite and sample.latents_path.exists()
+    ]
+    barrier(device.world_size)  # all processes have seen the same files before the first one is written
+    # Only Ascend supports collectives of single groups; elsewhere all groups must run in lockstep.
+    lockstep = group.size > 1 and device.target != "Ascend"
     pipeline = build_pipeline(options, device, group)
     if options.decode_latents:
         _check_latents(todo)
     else:
-        undone = [sample for sample in todo if sample not in left]
-        _make_latents(options, device, group, pipeline, shard_list(undone, group, equal_counts))
-        barrier(device.world_size)  # whoever made the latents, they are there for the next stage
+        pending = [sample for sample in todo if sample not in denoised]
+        _denoise_all(options, device, group, pipeline, shard_list(pending, group, lockstep))
+        barrier(device.world_size)  # all latents exist before the next stage
     if (options.decode_latents or options.save_memory) and not options.save_latents:
-        mine = shard_list(todo, group, equal_counts)
+        mine = shard_list(todo, group, lockstep)
         for sample, keep in tqdm(mine, desc="decoding", unit="video", disable=not device.is_main):
             writes = keep and group.is_first
             _decode(options, pipeline, sample, lambda: Tensor(np.load(sample.latents_path)), writes)
@@ -144,30 +147,26 @@ def _missing(options: SampleOptions, samples: Sequence[Sample]) -> list[Sample]:
 def _check_latents(todo: Sequence[Sample]) -> None:
     for sample in todo:
         if not sample.latents_path.exists():
-            raise FileNotFoundError(f"{sample.latents_path}: no latents to decode; make them with --save_latents")
+            raise FileNotFoundError(f"{sample.latents_path}: no latents to decode; generate them with --save_latents")
 
 
-def _make_latents(
-    options: SampleOptions,
-    device: Device,
-    group: Group,
-    pipeline: OpenSoraPipeline,
-    mine: Sequence[tuple[Sample, bool]],
+def _denoise_all(
+    options: SampleOptions, device: Device, group: Group, pipeline: VideoPipeline, mine: Sequence[tuple[Sample, bool]]
 ) -> None:
-    """Denoises every sample. Latents go to the decoder at once, or to files if a later stage decodes them."""
+    """Denoises every sample. Latents are decoded immediately, or written to files for a later stage."""
     if not mine:
         return
     sizes = {sample: _size(options, sample) for sample, _ in mine}
     prompts = list(dict.fromkeys(sample.prompt for sample, _ in mine))
-    wording = dict(zip(prompts, prompts))
+    refined = dict(zip(prompts, prompts))
     if options.caption_refiner:
-        wording = refine_prompts(options.caption_refiner, prompts, options.seed, device.target)
+        refined = refine_prompts(options.caption_refiner, prompts, options.seed, device.target)
     if group.is_first:
-        _note_cut_texts(options, pipeline, wording.values())
-    texts = dict(_embed(options, pipeline, wording))
+        _note_truncated_texts(options, pipeline, refined.values())
+    texts = dict(_embed(options, pipeline, refined))
     if options.save_memory:
         pipeline.text_encoder.release()
-    conditions = {sample: _encode_condition(options, pipeline, sample) for sample, _ in mine}
+    conditioning = {sample: _encode_condition(options, pipeline, sample) for sample, _ in mine}
     if options.save_memory:
         pipeline.vae.release()
     for sample, keep in tqdm(mine, desc="videos", unit="video", disable=not device.is_main):
@@ -180,11 +179,11 @@ def _make_latents(
             options.guidance_scale,
             seed,
             progress=device.is_main,
-            condition=conditions[sample],
+            conditioning=conditioning[sample],
         )
         writes = keep and group.is_first
         if writes:
-            write_metadata(sample, options, device, seed, wording[sample.prompt])
+            write_metadata(sample, options, device, seed, refined[sample.prompt])
         if not (options.save_latents or options.save_memory):
             _decode(options, pipeline, sample, lambda: latents, writes)
         elif writes:
@@ -194,16 +193,18 @@ def _make_latents(
 
 
 def _embed(
-    options: SampleOptions, pipeline: OpenSoraPipeline, wording: dict[str, str]
+    options: SampleOptions, pipeline: VideoPipeline, refined: dict[str, str]
 ) -> Iterator[tuple[str, TextEmbedding]]:
-    for prompt, refined in wording.items():
-        yield prompt, pipeline.embed_prompt(refined, options.guidance_scale, options.max_sequence_length)
+    for prompt, refined_prompt in refined.items():
+        yield prompt, pipeline.embed_prompt(refined_prompt, options.guidance_scale, options.max_sequence_length)
 
 
-def _note_cut_texts(options: SampleOptions, pipeline: OpenSoraPipeline, prompts: Iterable[str]) -> None:
+def _note_truncated_texts(options: SampleOptions, pipeline: VideoPipeline, prompts: Iterable[str]) -> None:
     texts = [pipeline.prompt_template.replace("{}", prompt) for prompt in prompts]
     for text in dict.fromkeys([*texts, pipeline.negative_prompt] if options.guidance_scale > 1 else texts):
-        note_if_cut(pipeline.tokenizer, text, options.max_sequence_length, "raise --max_sequence_length or shorten it")
+        note_if_truncated(
+            pipeline.tokenizer, text, options.max_sequence_length, "raise --max_sequence_length or shorten it"
+        )
 
 
 def _seed(options: SampleOptions, sample: Sample) -> tuple[int, int, int]:
@@ -211,33 +212,36 @@ def _seed(options: SampleOptions, sample: Sample) -> tuple[int, int, int]:
 
 
 def _size(options: SampleOptions, sample: Sample) -> tuple[int, int]:
-    """Height and width; reads the given frames, so what is wrong with their files shows before anything is made."""
-    return _read_condition(options, sample).size if options.is_inpaint else (options.height, options.width)
+    """Height and width; reads the conditioning frames, so that bad files are reported before any sampling."""
+    return _read_conditioning_frames(options, sample).size if options.is_inpaint else (options.height, options.width)
 
 
-def _read_condition(options: SampleOptions, sample: Sample) -> Condition:
-    size = (options.height, options.width) if options.crop_for_hw else None
-    return read_condition(
-        sample.condition, options.num_frames, options.mask_type, size, options.max_hxw, seed=_seed(options, sample)
+def _read_conditioning_frames(options: SampleOptions, sample: Sample) -> ConditioningFrames:
+    return read_conditioning_frames(
+        sample.conditioning_paths,
+        options.num_frames,
+        options.mask_type,
+        (options.height, options.width) if options.crop_for_hw else None,
+        options.max_hxw,
+        seed=_seed(options, sample),
     )
 
 
-def _encode_condition(options: SampleOptions, pipeline: OpenSoraPipeline, sample: Sample) -> Optional[Tensor]:
-    """What `denoise` takes for given frames."""
-    if not options.is_inpaint:
+def _encode_condition(options: SampleOptions, pipeline: VideoPipeline, sample: Sample) -> Optional[Tensor]:
+    if not isinstance(pipeline, OpenSoraInpaintPipeline):
         return None
-    given = _read_condition(options, sample)
-    return pipeline.encode_condition(given, options.noise_strength, _seed(options, sample))
+    frames = _read_conditioning_frames(options, sample)
+    return pipeline.encode_condition(frames, options.noise_strength, _seed(options, sample))
 
 
 def _decode(
-    options: SampleOptions, pipeline: OpenSoraPipeline, sample: Sample, read_latents: Callable[[], Tensor], writes: bool
+    options: SampleOptions, pipeline: VideoPipeline, sample: Sample, read_latents: Callable[[], Tensor], writes: bool
 ) -> None:
-    """Writes the result; a process that does not write may have to help one that does."""
+    """Decodes and writes a sample; with a shared decoder the processes that do not write also decode."""
     if writes:
         chunks = pipeline.decode(read_latents())
         if options.keep_condition:
-            chunks = _read_condition(options, sample).keep(chunks)
+            chunks = _read_conditioning_frames(options, sample).keep(chunks)
         write_frames(sample.path, chunks, options.fps)
     elif pipeline.vae.get().stream.is_shared:
         for _ in pipeline.decode(read_latents()):

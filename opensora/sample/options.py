@@ -13,7 +13,7 @@ from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.vaes import VAES
-from opensora.pipelines.conditions import MAX_HXW
+from opensora.pipelines.conditioning import MAX_HXW
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import check_size
 from opensora.sample.prompt_files import PROMPT_COLUMNS, pair, prompt_entries, read_prompts

@@ -22,7 +22,7 @@ from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import compressed_bytes
 
 GRID_GAP = 1
-# Arguments that may differ between a run and the one that goes on with it.
+# Arguments that may change when a run is resumed.
 FREE_ARGUMENTS = (
     "text_prompt",
     "conditional_pixel_values_path",
@@ -40,12 +40,12 @@ FREE_ARGUMENTS = (
 
 @dataclass(frozen=True)
 class Sample:
-    """One result: the `index`-th prompt's `number`-th sample. `condition`: the files that give frames of it."""
+    """The `number`-th sample of the `index`-th prompt, with the paths of its conditioning files."""
 
     index: int
     number: int
     prompt: str
-    condition: tuple
+    conditioning_paths: tuple[str, ...]
     path: Path
 
     @property
@@ -57,32 +57,32 @@ class Sample:
         return self.path.with_suffix(".json")
 
 
-def plan_samples(options: SampleOptions, inputs: Sequence[tuple[str, tuple]]) -> list[Sample]:
-    """All results of a run in order: `METHOD_INDEX_gsSCALE_sSTEPS[_iNUMBER].mp4`."""
+def plan_samples(options: SampleOptions, inputs: Sequence[tuple[str, tuple[str, ...]]]) -> list[Sample]:
+    """All results of a run in order, in files `METHOD_INDEX_gsSCALE_sSTEPS[_iNUMBER].mp4`."""
     return [
-        Sample(index, number, prompt, condition, _path(options, index, number))
-        for index, (prompt, condition) in enumerate(inputs)
+        Sample(index, number, prompt, conditioning_paths, _path(options, index, number))
+        for index, (prompt, conditioning_paths) in enumerate(inputs)
         for number in range(options.num_samples_per_prompt)
     ]
 
 
 def _path(options: SampleOptions, index: Optional[int], number: Optional[int] = None) -> Path:
-    parts = [options.sample_method, f"gs{options.guidance_scale:g}", f"s{options.num_sampling_steps}"]
+    words = [options.sample_method, f"gs{options.guidance_scale:g}", f"s{options.num_sampling_steps}"]
     if index is not None:
-        parts.insert(1, str(index))
+        words.insert(1, str(index))
     if number is not None and options.num_samples_per_prompt > 1:
-        parts.append(f"i{number}")
-    return Path(options.save_img_path) / ("_".join(parts) + options.suffix)
+        words.append(f"i{number}")
+    return Path(options.save_img_path) / ("_".join(words) + options.suffix)
 
 
 def bytes_per_sample(options: SampleOptions) -> float:
-    """About what a result takes on the disk."""
+    """Estimated file size of one result."""
     size = options.height * options.width if options.crop_for_hw or not options.is_inpaint else options.max_hxw
     return compressed_bytes(options.num_frames, size)
 
 
 def write_frames(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
-    """Writes uint8 chunks (1, t, H, W, 3) as a video, or the only frame as an image."""
+    """Writes uint8 chunks (1, t, H, W, 3) as a video, or a single frame as an image."""
     if path.suffix in (".jpg", ".png"):
         (chunk,) = chunks
         save_image(path, chunk[0, 0])
@@ -95,13 +95,13 @@ def write_frames(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
 def write_metadata(
     sample: Sample, options: SampleOptions, device: Device, seed: Sequence[int], prompt_used: str
 ) -> None:
-    """Everything needed to make the sample again; `prompt_used` is the refined one where there was a refiner."""
+    """Writes everything needed to reproduce the sample; `prompt_used` is the refined prompt, if there was a refiner."""
     import mindspore
 
     record = {
         "prompt": sample.prompt,
         "prompt_used": prompt_used,
-        "condition": list(sample.condition),
+        "condition": list(sample.conditioning_paths),
         "prompt_index": sample.index,
         "sample_number": sample.number,
         "noise_seed": list(seed),
@@ -119,28 +119,30 @@ def write_metadata(
 
 
 def check_same_run(sample: Sample, options: SampleOptions) -> None:
-    """Raises UserError if what is there under the sample's name was made from other inputs or with other arguments,
-    or if the json beside it does not say so. Where there is only a json, a new one replaces it."""
+    """Raises UserError if the sample's file exists and was made from other inputs or arguments, or has no valid record.
+
+    A record without a result is ignored.
+    """
     if not sample.metadata_path.exists() or not (sample.path.exists() or sample.latents_path.exists()):
         return
-    made_with = _made_with(sample)
-    wanted = {**options.as_metadata(), "prompt": sample.prompt, "condition": list(sample.condition)}
+    recorded = _read_record(sample)
+    wanted = {**options.as_metadata(), "prompt": sample.prompt, "condition": list(sample.conditioning_paths)}
     for name, value in wanted.items():
-        if name not in FREE_ARGUMENTS and name not in made_with:
+        if name not in FREE_ARGUMENTS and name not in recorded:
             raise _no_record(sample, f"{name} is missing")
-        if name not in FREE_ARGUMENTS and made_with[name] != value:
+        if name not in FREE_ARGUMENTS and recorded[name] != value:
             raise UserError(
-                f"{sample.path} was made with {name} {made_with[name]!r}, now it is {value!r}: "
+                f"{sample.path} was made with {name} {recorded[name]!r}, not {value!r}: "
                 f"choose another --save_img_path, or --overwrite"
             )
 
 
-def _made_with(sample: Sample) -> dict:
-    """The arguments and inputs that the json beside a result names."""
+def _read_record(sample: Sample) -> dict:
+    """The arguments and inputs recorded in the JSON file of a result."""
     try:
         record = json.loads(sample.metadata_path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise _no_record(sample, "no json in UTF-8") from error
+        raise _no_record(sample, "not JSON in UTF-8") from error
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise _no_record(sample, "no object with arguments")
     inputs = {name: record[name] for name in ("prompt", "condition") if name in record}
@@ -149,8 +151,8 @@ def _made_with(sample: Sample) -> dict:
 
 def _no_record(sample: Sample, reason: str) -> UserError:
     return UserError(
-        f"{sample.metadata_path} does not say how {sample.path.name} was made ({reason}): remove both to "
-        f"make it again, choose another --save_img_path, or --overwrite"
+        f"{sample.metadata_path} is not a valid record of {sample.path.name} ({reason}): remove both to "
+        f"generate it again, choose another --save_img_path, or --overwrite"
     )
 
 
@@ -160,7 +162,7 @@ def write_latents(path: Path, latents: np.ndarray) -> None:
 
 
 def write_grids(options: SampleOptions, samples: Sequence[Sample]) -> None:
-    """A grid of each prompt's samples, where it has several, and one of everything, where all have one size."""
+    """Writes a grid of each prompt's samples, if several, and a grid of all samples, if they have the same size."""
     if options.num_samples_per_prompt > 1:
         for index in sorted({sample.index for sample in samples}):
             _write_grid(
@@ -171,7 +173,7 @@ def write_grids(options: SampleOptions, samples: Sequence[Sample]) -> None:
 
 
 def _write_grid(paths: Sequence[Path], target: Path, fps: int) -> None:
-    """Files of one size, side by side, a frame at a time."""
+    """Tiles files of equal size, frame by frame."""
     if target.suffix in (".jpg", ".png"):
         save_image(target, _tile([read_image(path) for path in paths]))
         return
@@ -183,7 +185,7 @@ def _write_grid(paths: Sequence[Path], target: Path, fps: int) -> None:
 
 
 def _tile(frames: Sequence[np.ndarray]) -> np.ndarray:
-    """Frames (H, W, 3) in a nearly square grid with thin black lines."""
+    """Tiles frames (H, W, 3) in a nearly square grid with thin black lines."""
     rows = math.ceil(math.sqrt(len(frames)))
     columns = math.ceil(len(frames) / rows)
     height, width = (size + GRID_GAP for size in frames[0].shape[:2])

@@ -1,14 +1,16 @@
-"""What --text_prompt and --conditional_pixel_values_path mean: texts, or files with one entry per line.
+"""Reads --text_prompt and --conditional_pixel_values_path: texts, or files with one entry per line.
 
-Entry i of one file belongs to entry i of the other, so blank entries count while the files are read.
+Entry i of one file is paired with entry i of the other, so blank entries are kept until the files are paired.
 """
 
 from __future__ import annotations
 
+import csv
 import os
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.t2v.annotations import read_items
@@ -17,8 +19,8 @@ from opensora.utils.text_files import check_characters, open_csv, open_text, rea
 
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
 LINES, TABLES, JSON = (".txt", ".text", ".md", ".list"), (".csv",), (".json", ".jsonl")
-# Text files that are not read; the name of one is not a prompt either.
-OTHERS = (
+# Unsupported text files; their names are not accepted as prompts.
+UNSUPPORTED = (
     ".tsv",
     ".yaml",
     ".yml",
@@ -35,39 +37,41 @@ OTHERS = (
 )
 
 
-class Entries(NamedTuple):
-    """`texts` of `source`; of a file some may be blank, but not the last."""
+@dataclass(frozen=True)
+class Entries:
+    """`texts` of `source`; texts of a file may be blank, except the last."""
 
     source: str
-    texts: list
+    texts: list[str]
     is_file: bool
 
     @property
     def count(self) -> int:
         return sum(map(self.has, range(len(self.texts))))
 
-    def has(self, place: int) -> bool:
-        return place < len(self.texts) and (bool(self.texts[place]) or not self.is_file)
+    def has(self, index: int) -> bool:
+        """Whether there is an entry at this index; blank lines of a file are none."""
+        return index < len(self.texts) and (bool(self.texts[index]) or not self.is_file)
 
 
 def read_prompts(text_prompt: Sequence[str]) -> list[str]:
-    """The prompts that --text_prompt means; blank lines of a file are left out.
+    """The prompts of --text_prompt, without the blank lines of a file.
 
     Raises:
-        FileNotFoundError: the file is not there.
-        UserError: a file without prompts, of another form or encoding; several files; half a surrogate pair.
+        FileNotFoundError: no such file.
+        UserError: a file without prompts, of unsupported format or encoding; several files; half a surrogate pair.
     """
     entries = prompt_entries(text_prompt)
-    return [text for place, text in enumerate(entries.texts) if entries.has(place)]
+    return [text for index, text in enumerate(entries.texts) if entries.has(index)]
 
 
 def prompt_entries(text_prompt: Sequence[str]) -> Entries:
-    """As `read_prompts`, with blank lines."""
+    """Like `read_prompts`, with blank lines."""
     files = [text for text in text_prompt if _names_file(text)]
     if files and len(text_prompt) > 1:
         raise UserError(
-            f"--text_prompt takes prompts or one file; {files[0]!r} names a file, and there are "
-            f"{len(text_prompt)} of them: join the files"
+            f"--text_prompt takes prompts or one file; {files[0]!r} is a file name among {len(text_prompt)} values: "
+            f"concatenate the files"
         )
     if files:
         return _checked(_file_entries(files[0], "prompts", _prompts_of(Path(files[0]))))
@@ -75,57 +79,60 @@ def prompt_entries(text_prompt: Sequence[str]) -> Entries:
 
 
 def read_prompt_file(path: str) -> list[str]:
-    """The prompts of a file, blank ones too, except at its end; raises as `read_prompts`."""
+    """The prompts of a file, including blank lines except at its end; raises like `read_prompts`."""
     return _checked(_file_entries(path, "prompts", _prompts_of(Path(path)))).texts
 
 
 def check_is_no_file(prompt: str) -> None:
-    """Raises UserError for the name of a file where a prompt should be."""
-    if _has_suffix_of_text(prompt) and not any(letter.isspace() for letter in prompt):
-        raise UserError(f"prompt {prompt!r} is the name of a file: use --prompt-path (prompt_path in a config)")
+    """Raises UserError if a prompt is a file name."""
+    if _has_text_suffix(prompt) and not any(letter.isspace() for letter in prompt):
+        raise UserError(f"prompt {prompt!r} is a file name: use --prompt-path (prompt_path in a config)")
 
 
-def pair(prompts: Entries, source: str) -> list[tuple[str, tuple]]:
-    """Each prompt with the files of its condition; `source` is a file of conditions or a condition itself.
+def pair(prompts: Entries, source: str) -> list[tuple[str, tuple[str, ...]]]:
+    """Pairs each prompt with its conditioning files.
+
+    Args:
+        source: a text file with one line of conditioning files per prompt, or such a line.
 
     Raises:
         FileNotFoundError: no such file.
-        UserError: an entry without its partner.
+        UserError: an entry without a counterpart.
     """
     conditions = _condition_entries(source)
-    places = range(max(len(prompts.texts), len(conditions.texts)))
-    for entries, others, partner in ((prompts, conditions, "condition"), (conditions, prompts, "prompt")):
-        alone = [str(place + 1) for place in places if entries.has(place) and not others.has(place)]
-        if alone:
+    indices = range(max(len(prompts.texts), len(conditions.texts)))
+    for entries, others, counterpart in ((prompts, conditions, "condition"), (conditions, prompts, "prompt")):
+        unpaired = [str(index + 1) for index in indices if entries.has(index) and not others.has(index)]
+        if unpaired:
             raise UserError(
                 f"{prompts.source} has {prompts.count} prompts, {conditions.source} has {conditions.count} "
-                f"lines: prompt i goes with line i; line {', '.join(alone[:10])}"
-                f"{', ...' if len(alone) > 10 else ''} of {entries.source} has no {partner}"
+                f"lines: prompt i is paired with line i; line {', '.join(unpaired[:10])}"
+                f"{', ...' if len(unpaired) > 10 else ''} of {entries.source} has no {counterpart}"
             )
     return [
-        (prompts.texts[place], tuple(path.strip() for path in conditions.texts[place].split(",")))
-        for place in places
-        if prompts.has(place)
+        (prompts.texts[index], tuple(path.strip() for path in conditions.texts[index].split(",")))
+        for index in indices
+        if prompts.has(index)
     ]
 
 
 def _checked(entries: Entries) -> Entries:
-    for place, text in enumerate(entries.texts, start=1):
-        check_characters(text, f"{entries.source}: prompt {place}")
+    for number, text in enumerate(entries.texts, start=1):
+        check_characters(text, f"{entries.source}: prompt {number}")
     return entries
 
 
-def _has_suffix_of_text(text: str) -> bool:
+def _has_text_suffix(text: str) -> bool:
     return Path(text).suffix.lower() in (*LINES, *TABLES, *JSON)
 
 
 def _names_file(text: str) -> bool:
-    """Whether a prompt is meant as the name of a file: by its suffix, or because it looks like a path."""
-    if _has_suffix_of_text(text):
+    """Whether a prompt is a file name, by its suffix or because it looks like a path."""
+    if _has_text_suffix(text):
         return True
     is_word = not any(letter.isspace() for letter in text)
-    is_other = Path(text).suffix.lower() in OTHERS
-    return (is_other and (is_word or os.path.isfile(text))) or (is_word and os.sep in text and text.isascii())
+    is_unsupported = Path(text).suffix.lower() in UNSUPPORTED
+    return (is_unsupported and (is_word or os.path.isfile(text))) or (is_word and os.sep in text and text.isascii())
 
 
 def _condition_entries(source: str) -> Entries:
@@ -152,28 +159,28 @@ def _prompts_of(path: Path) -> list[str]:
         with open_csv(path) as rows:
             return _column(path, rows)
     if suffix in JSON and read_text(path).lstrip()[:1] in ("[", "{", '"'):
-        return [_prompt_in(item, f"{path}: entry {place}") for place, item in enumerate(read_items(path))]
-    if suffix in OTHERS:
-        raise UserError(f"{path}: prompts are read from files that end with {', '.join((*LINES, *TABLES, *JSON))}")
+        return [_prompt_in(item, f"{path}: entry {index}") for index, item in enumerate(read_items(path))]
+    if suffix in UNSUPPORTED:
+        raise UserError(f"{path}: unsupported format; prompt files end with {', '.join((*LINES, *TABLES, *JSON))}")
     return _lines(path, "prompts")
 
 
-def _column(path: Path, rows) -> list[str]:
+def _column(path: Path, rows: csv.DictReader) -> list[str]:
     names = {name.strip().lower(): name for name in rows.fieldnames or () if name}
     column = next((names[name] for name in PROMPT_COLUMNS if name in names), None)
     if column is None:
         raise UserError(
-            f"{path}: has columns {', '.join(rows.fieldnames or ())[:300]}, none of {', '.join(PROMPT_COLUMNS)}"
+            f"{path} has columns {', '.join(rows.fieldnames or ())[:300]}, none of {', '.join(PROMPT_COLUMNS)}"
         )
     return [row[column] or "" for row in rows]
 
 
-def _prompt_in(item: Any, place: str) -> str:
-    """The prompt of an entry of a json file."""
+def _prompt_in(item: Any, where: str) -> str:
+    """The prompt of an entry of a JSON file."""
     if isinstance(item, dict):
         item = next((item[name] for name in PROMPT_COLUMNS if name in item), None)
     if not isinstance(item, str):
-        raise UserError(f"{place}: should be a text, or an object with a text as {' or '.join(PROMPT_COLUMNS)}")
+        raise UserError(f"{where}: should be a string, or an object with a string as {' or '.join(PROMPT_COLUMNS)}")
     return item
 
 

@@ -1,8 +1,8 @@
-"""The process the prompt refiner runs in; `caption_refiner.refine_each` starts it and speaks with it.
+"""The prompt refiner's process; `caption_refiner.refine_each` starts it and communicates with it.
 
-It is a process of its own because mindnlp takes the place of `torch` in the whole process that imports it, and because
-all memory of the language model is free again when it ends. A json list of prompts comes in on stdin; on stdout goes
-one line {"answer": text} for each, or {"error": text} as the last line.
+It is a separate process because mindnlp replaces `torch` in the process that imports it, and because its exit frees all
+memory of the language model. It reads a JSON list of prompts from stdin and writes one line {"answer": text} per prompt
+to stdout, or {"error": text} as the last line.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from opensora.utils.cli import CommandParser
 
 MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt"
 
-# The published refiner was tuned and is run with exactly these words, the stray quotation marks and line ends included.
+# The published refiner was tuned and is run with exactly this text, stray quotation marks and line ends included.
 SYSTEM = "You are a caption refiner."
 INSTRUCTION = (
     '\nRefine the sentence: "{}" to contain subject description, action, scene description. " "(Optional: camera '
@@ -31,7 +31,7 @@ INSTRUCTION = (
     '"Make sure it is a fluent sentence, not nonsense.\n'
 )
 
-TORCH_DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # what mindnlp's torch calls MindSpore's targets
+TORCH_DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # MindSpore target -> device name in mindnlp's torch
 
 
 def parse_args() -> argparse.Namespace:
@@ -43,14 +43,14 @@ def parse_args() -> argparse.Namespace:
 
 
 def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator[str]:
-    """The model's answer to each prompt. It depends on the prompt and the seed, not on the prompts before.
+    """Yields the model's answer to each prompt; it depends only on the prompt and the seed, not on earlier prompts.
 
     Raises:
-        UserError, OSError: mindnlp, the tokenizer or the weights cannot be used.
+        UserError, OSError: mindnlp, the tokenizer or the weights are unusable.
     """
-    place = device.setup(args)  # mindnlp looks at the target when it is imported
+    place = device.setup(args)  # before mindnlp, which reads the target at import
     try:
-        import mindnlp  # noqa: F401  from here on `torch` is mindnlp's
+        import mindnlp  # noqa: F401  replaces `torch`
         import torch
         from transformers import AutoModelForCausalLM, AutoTokenizer
     except ImportError as error:
@@ -67,7 +67,7 @@ def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator
 
     for prompt in prompts:
         seed_sampling(torch, args.seed)
-        # As published, the rendered chat is tokenized like any text: a tokenizer that puts BOS first does it here too.
+        # As published, the rendered chat is tokenized as plain text, so that a tokenizer may add a second BOS token.
         inputs = tokenizer(render_chat(tokenizer, prompt), return_tensors="pt").to(model.device)
         output = model.generate(
             input_ids=inputs.input_ids,
@@ -79,29 +79,29 @@ def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator
 
 
 def render_chat(tokenizer, prompt: str) -> str:
-    """The text that asks the model to refine `prompt`, in the tokenizer's chat format."""
+    """The request to refine `prompt`, in the tokenizer's chat format."""
     messages = [{"role": "system", "content": SYSTEM}, {"role": "user", "content": INSTRUCTION.format(prompt)}]
     return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
 
 
 def seed_sampling(torch, seed: int) -> None:
-    """Lets a seed decide what models whose generation_config.json says to sample draw.
+    """Seeds the sampling of models whose generation_config.json enables it, by replacing `torch.multinomial`.
 
-    The `torch.multinomial` of mindnlp 0.5.1 takes its numbers on a CPU from UniformReal(0, 0), which no seed reaches.
+    The one of mindnlp 0.5.1 uses UniformReal(0, 0) on CPU, which ignores all seeds.
     """
     rng = np.random.default_rng(seed)
 
     def multinomial(probabilities, num_samples):
-        drawn = draw(rng, probabilities.float().cpu().numpy(), num_samples)
-        return torch.tensor(drawn).to(probabilities.device)
+        indices = sample_without_replacement(rng, probabilities.float().cpu().numpy(), num_samples)
+        return torch.tensor(indices).to(probabilities.device)
 
     torch.multinomial = multinomial
 
 
-def draw(rng: np.random.Generator, weights: np.ndarray, count: int) -> np.ndarray:
-    """Indices (..., count) into the last axis of `weights`, drawn without replacement by these weights.
+def sample_without_replacement(rng: np.random.Generator, weights: np.ndarray, count: int) -> np.ndarray:
+    """Weighted sampling without replacement: indices (..., count) into the last axis of `weights`.
 
-    Of clocks that ring at random with such rates, the first to ring are such a sample (Efraimidis and Spirakis 2006).
+    The `count` smallest of exponential variables with these rates are such a sample (Efraimidis and Spirakis 2006).
     """
     with np.errstate(divide="ignore"):
         times = rng.exponential(size=weights.shape) / weights
@@ -109,14 +109,14 @@ def draw(rng: np.random.Generator, weights: np.ndarray, count: int) -> np.ndarra
 
 
 def claim_stdout() -> TextIO:
-    """The stdout of this process, for answers only: what libraries print goes to stderr from now on."""
+    """Returns this process's stdout, for answers only, and redirects the output of libraries to stderr."""
     answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
     return answers
 
 
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the parent too, which says what is to be said
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C also reaches the parent, which reports it
     args = parse_args()
     prompts = json.load(sys.stdin)
     with claim_stdout() as answers:

@@ -1,10 +1,10 @@
-"""Noise schedules and samplers: `get_scheduler(name)` gives a sampler by its published name.
+"""Noise schedules and samplers: `get_scheduler(name)` returns a sampler by its published name.
 
     name                     paper                                              calls   noise
     EulerAncestralDiscrete   Song et al. 2021, score SDEs, eq. 47               1       each call (v1.3's default)
     EulerDiscrete            Karras et al. 2022, EDM, algorithm 1, Euler        1       each call, not used
     DDIM                     Song, Meng & Ermon 2020, eq. 12                    1       none
-    DDPM                     Ho et al. 2020, algorithm 2                        1       each call but at t = 0
+    DDPM                     Ho et al. 2020, algorithm 2                        1       each call except at t = 0
     DPMSolverMultistep       Lu et al. 2022, DPM-Solver++, algorithm 2          1       none
     DPMSolverSinglestep      Lu et al. 2022, DPM-Solver++, algorithm 1          1       none
     PNDM                     Liu et al. 2022, algorithm 2                       1       none
@@ -14,12 +14,12 @@
     CogVideoX                Yang et al. 2024, DDIM with shifted noise          1       none
     FlowMatchEulerDiscrete   Liu et al. 2023, rectified flow, Euler             1       none
 
-Calls are those of the model per step (`order`); `timesteps` has an entry per call. PNDM makes four calls in each of its
-first three steps.
+"calls" is the number of model calls per step (`order`); `timesteps` has one entry per call. PNDM makes four calls in
+each of its first three steps.
 
-Files: noise_schedule.py has the tables, base.py the options and the course of a run. On these stand diffusion.py (the
-state of a run is x_t, by timestep), sigma_space.py (by the noise-to-signal ratio), two_stage.py and exponential.py;
-each sampler has a file of its own. The samplers of Open-Sora v1.1, which run a whole sampling, are in iddpm/.
+schedule.py holds the noise schedules and options, base.py the interface; vp.py, sigma.py, exponential.py and
+flow_match.py each hold the samplers of one state. The samplers of Open-Sora v1.1, which run the whole loop, are in
+iddpm/.
 """
 
 from __future__ import annotations
@@ -27,19 +27,12 @@ from __future__ import annotations
 from difflib import get_close_matches
 
 from opensora.errors import UserError
-from opensora.schedulers.base import PREDICTION_TYPES, Scheduler
-from opensora.schedulers.cogvideox import CogVideoX
-from opensora.schedulers.ddim import DDIM
-from opensora.schedulers.ddpm import DDPM
-from opensora.schedulers.deis import DEISMultistep
-from opensora.schedulers.dpm_solver_multistep import DPMSolverMultistep
-from opensora.schedulers.dpm_solver_singlestep import DPMSolverSinglestep
-from opensora.schedulers.euler import EulerDiscrete
-from opensora.schedulers.euler_ancestral import EulerAncestralDiscrete
+from opensora.schedulers.base import GuidedSampler, Scheduler
+from opensora.schedulers.exponential import DEISMultistep, DPMSolverMultistep, DPMSolverSinglestep
 from opensora.schedulers.flow_match import FlowMatchEulerDiscrete
-from opensora.schedulers.heun import HeunDiscrete
-from opensora.schedulers.kdpm2_ancestral import KDPM2AncestralDiscrete
-from opensora.schedulers.pndm import PNDM
+from opensora.schedulers.schedule import PREDICTION_TYPES, ScheduleOptions
+from opensora.schedulers.sigma import EulerAncestralDiscrete, EulerDiscrete, HeunDiscrete, KDPM2AncestralDiscrete
+from opensora.schedulers.vp import DDIM, DDPM, PNDM, CogVideoX
 
 SCHEDULERS: dict[str, type[Scheduler]] = {
     sampler.__name__: sampler
@@ -59,22 +52,22 @@ SCHEDULERS: dict[str, type[Scheduler]] = {
     )
 }
 
-__all__ = ["PREDICTION_TYPES", "SCHEDULERS", "Scheduler", "get_scheduler"]
+__all__ = ["PREDICTION_TYPES", "SCHEDULERS", "GuidedSampler", "ScheduleOptions", "Scheduler", "get_scheduler"]
 
 
 def get_scheduler(name: str, **options) -> Scheduler:
-    """The sampler of that name, a key of SCHEDULERS.
+    """Returns the sampler of that name, a key of SCHEDULERS.
 
-    Every sampler takes the options of `ScheduleOptions` (prediction_type, rescale_betas_zero_snr, timestep_spacing,
-    beta_start, beta_end, beta_schedule) and `seed`; those that step by timestep (DDIM, DDPM, PNDM, CogVideoX) also
-    clip_sample. PNDM, DEISMultistep, HeunDiscrete, KDPM2AncestralDiscrete and DPMSolverSinglestep have no rescale to
-    zero SNR in their published form: asked for it, they warn and keep their betas. DPMSolverSinglestep has no spacing
-    but linspace, FlowMatchEulerDiscrete no use for any option.
+    Every sampler accepts the fields of `ScheduleOptions` and `seed`; those indexed by timestep (DDIM, DDPM, PNDM,
+    CogVideoX) also accept clip_sample. PNDM, DEISMultistep, HeunDiscrete, KDPM2AncestralDiscrete and
+    DPMSolverSinglestep have no rescale to zero SNR in their published form: they warn and keep their betas.
+    DPMSolverSinglestep always uses linspace spacing; FlowMatchEulerDiscrete ignores all options.
 
-    Raises UserError for an unknown name or an option's value that doesn't exist.
+    Raises:
+        UserError: an unknown name, or an invalid value of an option.
     """
     if name not in SCHEDULERS:
         close = get_close_matches(str(name), SCHEDULERS, n=1, cutoff=0.4)
         hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"there is no sampler {name!r}: {hint}choose one of {', '.join(SCHEDULERS)}")
+        raise UserError(f"unknown sampler {name!r}: {hint}choose one of {', '.join(SCHEDULERS)}")
     return SCHEDULERS[name](**options)

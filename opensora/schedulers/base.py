@@ -1,147 +1,208 @@
-"""What every sampler shares: its options, the course of a run, and fresh noise."""
+"""The interface of every sampler, and the conversions between what models predict.
+
+A sampler integrates from noise to a sample. Its state is a function of x_t = α x_0 + σ ε (`schedule.py`):
+
+    vp.py           x_t, indexed by timestep              DDIM, DDPM, PNDM, CogVideoX
+    sigma.py        y = x_t / α = x_0 + σ' ε, σ' = σ / α   Euler, Euler ancestral, Heun, KDPM2 ancestral
+    exponential.py  x_t, integrated over σ'               DPM-Solver++ 2M and 2S, DEIS
+    flow_match.py   (1 - s) x_0 + s ε                     rectified flow
+
+The model predicts ε, x_0 or v = α ε - σ x_0 (`prediction_type`). As α² + σ² = 1, each follows from any other:
+
+    x_0 = (x - σ ε) / α = α x - σ v        ε = (x - α x_0) / σ = α v + σ x
+"""
 
 from __future__ import annotations
 
+import warnings
 from dataclasses import dataclass
 from typing import Callable, Optional, Union
 
 import numpy as np
 
 from opensora.errors import UserError
-from opensora.schedulers.arrays import Array, float32_like
-from opensora.schedulers.noise_schedule import BETA_SCHEDULES, TIMESTEP_SPACINGS, TRAIN_TIMESTEPS
+from opensora.schedulers.schedule import (
+    TRAIN_TIMESTEPS,
+    Array,
+    ScheduleOptions,
+    cumulative_alphas,
+    float32_like,
+    gather,
+)
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 Noise = Union[None, Array, Callable[[int], Array]]
 
 
-@dataclass(frozen=True)
-class ScheduleOptions:
-    """What every sampler can be told. None: the sampler's own default.
-
-    prediction_type: what the model was trained to predict: the noise ε ("epsilon", the default), the velocity
-        sqrt(ᾱ) ε - sqrt(1 - ᾱ) x_0 ("v_prediction", Salimans & Ho 2022, section 4) or x_0 ("sample").
-    rescale_betas_zero_snr: the last training timestep is noise alone (Lin et al. 2023, algorithm 1).
-    timestep_spacing: "linspace", "leading" or "trailing"; by default trailing with the rescale, else leading.
-    beta_start, beta_end, beta_schedule: variances the model was trained with; "linear" or "scaled_linear".
-    """
-
-    prediction_type: Optional[str] = None
-    rescale_betas_zero_snr: bool = False
-    timestep_spacing: Optional[str] = None
-    beta_start: Optional[float] = None
-    beta_end: Optional[float] = None
-    beta_schedule: Optional[str] = None
-
-    def __post_init__(self):
-        _check("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        _check("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
-        _check("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
-        for name in ("beta_start", "beta_end"):
-            beta = getattr(self, name)
-            if beta is not None and not 0 < beta < 1:
-                raise UserError(f"{name} is {beta}: choose a number between 0 and 1")
-
-    @property
-    def prediction(self) -> str:
-        return self.prediction_type or "epsilon"
-
-    @property
-    def spacing(self) -> str:
-        return self.timestep_spacing or ("trailing" if self.rescale_betas_zero_snr else "leading")
-
-
-def _check(name: str, value: Optional[str], allowed: tuple) -> None:
-    if value is not None and value not in allowed:
-        raise UserError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
-
-
 class Scheduler:
-    """A sampler: from noise to a sample, one call of the model after the other.
+    """A sampler: from noise to a sample, with one call of the model per timestep.
 
         scheduler.set_timesteps(n)
         x = noise * scheduler.init_noise_sigma
         for t in scheduler.timesteps:
             x = scheduler.step(model(scheduler.scale_model_input(x, t), t), t, x)
 
-    Arrays are numpy or MindSpore; what comes back is float32 and of the kind of x. A subclass says which timesteps a
-    run visits (`_run_timesteps`), how x moves at one of them (`_step`) and how noise is added (`add_noise`). Call all
-    of it outside compiled Cells.
+    Arrays are numpy or MindSpore; results are float32 and of the kind of x. A subclass defines the timesteps
+    (`_make_timesteps`), the update at one of them (`_step`) and the forward process (`add_noise`). Call all methods
+    outside compiled Cells.
     """
 
-    order = 1  # calls of the model per step, but for the last steps
-    init_noise_sigma = 1.0
+    order = 1  # model calls per step, except for the last steps
 
     def __init__(self, seed: Optional[int] = None, **options):
-        """`options` are those of `ScheduleOptions`; `seed` is for the noise that `step` draws when it is given none."""
+        """
+        Args:
+            seed: of the noise that `step` samples when it is given none.
+            options: the fields of `ScheduleOptions`.
+        """
         self.options = ScheduleOptions(**options)
         self.timesteps = np.zeros(0, np.float32)
         self._generator = np.random.default_rng(seed)
-        self._start_run()
+        self._next = 0  # index of the expected timestep
+        self._num_draws = 0
+        self._reset()
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the initial state."""
+        return 1.0
 
     def set_timesteps(self, num_inference_steps: int) -> None:
-        """Chooses the timesteps (float32, one per call of the model) of runs of `num_inference_steps` steps.
+        """Sets `timesteps` (float32, one per model call) for trajectories of `num_inference_steps` steps.
 
-        Raises UserError where the sampler can't run with so many steps.
+        Raises:
+            UserError: the sampler does not support this number of steps.
         """
         if num_inference_steps not in range(1, TRAIN_TIMESTEPS + 1):
             raise UserError(f"the number of steps is {num_inference_steps}: choose 1 to {TRAIN_TIMESTEPS}")
-        self.timesteps = self._run_timesteps(int(num_inference_steps)).astype(np.float32)
-        self._start_run()
+        self.timesteps = self._make_timesteps(int(num_inference_steps)).astype(np.float32)
+        self._reset()
 
     def scale_model_input(self, x: Array, t: float) -> Array:
-        """What the model is to see at timestep t, where x is the state of the run: variance near 1."""
+        """The model's input at timestep t, of variance near 1, for the state x."""
         return x
 
     def step(self, model_output: Array, t: float, x: Array, noise: Noise = None) -> Array:
-        """The state after timestep t, one of `timesteps`; shapes are alike, float32 comes back.
+        """The state after timestep t, float32, of the shape of x. Returning to the first timestep restarts the sampler.
 
-        noise: N(0, 1) of x's shape, or a function k -> noise for the k-th draw of this run (from 0), or None: drawn.
-        Going back to the first timestep starts another run.
+        Args:
+            t: one of `timesteps`.
+            noise: N(0, 1) of x's shape, or a function k -> noise for the k-th draw (from 0) of this trajectory, or
+                None: sampled from the scheduler's generator.
         """
         index = self._index(t)
         if index != self._next:
-            self._start_run()
+            self._reset()
         self._next = index + 1
         x = float32_like(x, x)
-        return self._step(float32_like(model_output, x), index, x, lambda: self._draw(noise, x))
+        return self._step(float32_like(model_output, x), index, x, lambda: self._sample_noise(noise, x))
 
     def add_noise(self, x0: Array, noise: Array, t: Union[int, Array]) -> Array:
-        """The state of a run at training timestep t, a number or (B,), for samples x0 (B, ...); float32."""
+        """The state at training timestep t, a number or (B,), for samples x0 (B, ...); float32."""
         raise NotImplementedError
 
     def get_velocity(self, x0: Array, noise: Array, t: Union[int, Array]) -> Array:
-        """What a model trained on velocities is to predict at training timestep t, a number or (B,); float32."""
+        """The velocity target at training timestep t, a number or (B,); float32."""
         raise NotImplementedError
 
-    def _run_timesteps(self, count: int) -> np.ndarray:
+    def _make_timesteps(self, count: int) -> np.ndarray:
         raise NotImplementedError
 
-    def _step(self, output: Array, index: int, x: Array, draw: Callable[[], Array]) -> Array:
-        """The state after timesteps[index]; `draw()` gives fresh noise."""
+    def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
+        """The state after timesteps[index]; `sample_noise()` returns fresh noise."""
         raise NotImplementedError
 
-    def _start_run(self) -> None:
-        """Forgets what earlier steps left behind. Subclasses with a memory extend this."""
-        self._next = 0  # index of the timestep that is expected
-        self._draws = 0
+    def _reset(self) -> None:
+        """Forgets earlier steps. Multistep samplers extend this."""
+        self._next = 0
+        self._num_draws = 0
 
     def _index(self, t: float) -> int:
-        """Place of t in `timesteps`. Of two places of one t it is the expected one, else the one that starts a step."""
+        """Index of t in `timesteps`. If t occurs twice: the expected index, else the one that starts a step."""
         t = float(t)
         if self._next < len(self.timesteps) and self.timesteps[self._next] == t:
             return self._next
-        places = np.flatnonzero(self.timesteps == t)
-        if not len(places):
-            raise UserError(f"timestep {t:g} is none of this run's; set_timesteps(n) chooses them")
-        return int(places[-1])
+        indices = np.flatnonzero(self.timesteps == t)
+        if not len(indices):
+            raise UserError(f"timestep {t:g} is not in scheduler.timesteps; set_timesteps(n) chooses them")
+        return int(indices[-1])
 
-    def _draw(self, noise: Noise, x: Array) -> Array:
+    def _sample_noise(self, noise: Noise, x: Array) -> Array:
         if callable(noise):
-            noise = noise(self._draws)
+            noise = noise(self._num_draws)
         elif noise is None:
             noise = self._generator.standard_normal(x.shape, dtype=np.float32)
-        self._draws += 1
+        self._num_draws += 1
         if tuple(noise.shape) != tuple(x.shape):
             raise UserError(f"the noise has shape {tuple(noise.shape)}, the sample {tuple(x.shape)}")
         return float32_like(noise, x)
+
+
+class DiffusionScheduler(Scheduler):
+    """Samplers of variance-preserving diffusion: x_t = α_t x_0 + σ_t ε, α² + σ² = 1.
+
+    `alphas_cumprod` (1000,) holds ᾱ of the training timesteps. Subclasses change their defaults by class attributes.
+    """
+
+    default_betas = ("linear", 1e-4, 0.02)
+    snr_shift = 1.0
+    # False: the published sampler never rescales; neither does this one, so that samples match, but it warns.
+    can_rescale = True
+    last_alpha_cumprod = 0.0  # with the rescale; solvers that divide by α need more than 0
+
+    def __init__(self, seed: Optional[int] = None, **options):
+        super().__init__(seed, **options)
+        rescale = self.options.rescale_betas_zero_snr
+        if rescale and not self.can_rescale:
+            warnings.warn(
+                f"{type(self).__name__} ignores rescale_betas_zero_snr: its published form has no rescale to zero SNR",
+                stacklevel=2,
+            )
+            rescale = False
+        schedule, start, end = self.default_betas
+        self.alphas_cumprod = cumulative_alphas(
+            self.options.beta_schedule or schedule,
+            self.options.beta_start or start,
+            self.options.beta_end or end,
+            self.snr_shift,
+            rescale,
+        )
+        if rescale:
+            self.alphas_cumprod[-1] = self.last_alpha_cumprod
+
+    def add_noise(self, x0: Array, noise: Array, t: Union[int, Array]) -> Array:
+        """α_t x0 + σ_t noise."""
+        alpha, sigma = self._gather_alpha_sigma(t, x0)
+        return alpha * float32_like(x0, x0) + sigma * float32_like(noise, x0)
+
+    def get_velocity(self, x0: Array, noise: Array, t: Union[int, Array]) -> Array:
+        """α_t noise - σ_t x0 (Salimans & Ho 2022, "Progressive Distillation", section 4)."""
+        alpha, sigma = self._gather_alpha_sigma(t, x0)
+        return alpha * float32_like(noise, x0) - sigma * float32_like(x0, x0)
+
+    def predicted_x0(self, output: Array, x: Array, alpha: float, sigma: float) -> Array:
+        """The model's estimate of x_0 for its input x = alpha x_0 + sigma ε."""
+        if self.options.prediction == "epsilon":
+            return (x - sigma * output) * (1 / alpha)
+        if self.options.prediction == "v_prediction":
+            return alpha * x - sigma * output
+        return output
+
+    def predicted_noise(self, output: Array, x: Array, alpha: float, sigma: float) -> Array:
+        """The model's estimate of ε for its input x = alpha x_0 + sigma ε."""
+        if self.options.prediction == "epsilon":
+            return output
+        if self.options.prediction == "v_prediction":
+            return alpha * output + sigma * x
+        return (x - alpha * output) * (1 / sigma)
+
+    def _gather_alpha_sigma(self, t: Union[int, Array], x: Array) -> tuple[Array, Array]:
+        return gather(np.sqrt(self.alphas_cumprod), t, x), gather(np.sqrt(1 - self.alphas_cumprod), t, x)
+
+
+@dataclass
+class GuidedSampler:
+    """A sampler with its number of steps and its classifier-free guidance scale, as one config entry sets them."""
+
+    scheduler: Scheduler
+    num_sampling_steps: int = 100
+    cfg_scale: float = 7.5

@@ -19,7 +19,7 @@ from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models.vaes import VAES
 from opensora.parallel.process_group import World
-from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, check_family, check_folders, check_part
+from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, check_component, check_family, check_folders
 from opensora.schedulers import SCHEDULERS
 from opensora.train.adamw import AdamW
 from opensora.train.arguments import check_arguments, recorded
@@ -103,8 +103,8 @@ def _check_unread(config: Mapping[str, Any]) -> None:
     for name, accepted in UNREAD[model].items():
         if config.get(name) and config[name] != accepted:
             raise UserError(f"{name} {config[name]!r} has no effect on the training of {model}; leave it out")
-    for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` checks others
-        check_part(config[kind], kind)
+    for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` has the rest
+        check_component(config[kind], kind)
     if is_stdit and config.get("bucket_config") and config.get("batch_size"):
         print(
             f"note: batch_size {config['batch_size']} has no effect: bucket_config contains the batch sizes",

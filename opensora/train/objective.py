@@ -15,8 +15,8 @@ import numpy as np
 from mindspore import Tensor, nn, ops
 
 from opensora.errors import UserError
-from opensora.schedulers.base import PREDICTION_TYPES
-from opensora.schedulers.noise_schedule import TRAIN_TIMESTEPS, cumulative_alphas
+from opensora.schedulers import PREDICTION_TYPES
+from opensora.schedulers.schedule import TRAIN_TIMESTEPS, cumulative_alphas
 
 WEIGHTING_SCHEMES = ("logit_normal", "mode", "sigma_sqrt", "cosmap")
 

@@ -20,8 +20,8 @@ from opensora.datasets.sampler import BatchSampler, Sampler
 from opensora.device import Device, set_seed
 from opensora.errors import UserError
 from opensora.parallel.process_group import World
-from opensora.pipelines.stdit import FrameNoise, STDiTPipeline
-from opensora.registry import DATASET, build
+from opensora.pipelines.stdit import FrameNoise
+from opensora.registry import DATASET, build, build_stdit_pipeline
 from opensora.schedulers.iddpm import TrainingLoss
 from opensora.train.adamw import AdamW
 from opensora.train.checkpoint import ModelAndOptimizer
@@ -103,7 +103,7 @@ class STDiTTraining:
         if checkpoint is not None:
             config = {**config, "model": {**config["model"], "from_pretrained": str(checkpoint / "model")}}
         set_seed(MODEL_SEED)
-        self.pipeline = STDiTPipeline.from_config(config, device.dtype)
+        self.pipeline = build_stdit_pipeline(config, device.dtype)
         model = self.pipeline.transformer.set_train()
         self.dropout = model.config.class_dropout_prob
         model.y_embedder.dropout = 0.0  # drawn in `inputs`, so that it depends on the sample's seed, too

@@ -12,7 +12,7 @@ from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.errors import UserError
 from opensora.models.dit.config import PRESETS
 from opensora.models.vaes import VAES
-from opensora.schedulers.base import PREDICTION_TYPES
+from opensora.schedulers import PREDICTION_TYPES
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
 from opensora.train.objective import WEIGHTING_SCHEMES, ObjectiveOptions

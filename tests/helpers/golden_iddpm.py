@@ -14,18 +14,18 @@ CASES = "opensora_cases.json"
 
 
 class Toy(nn.Cell):
-    """The model of the golden cases: answers by formula."""
+    """The model of the golden cases: a closed formula."""
 
-    def __init__(self, target: np.ndarray, y_null: Optional[np.ndarray] = None, only_noise: bool = False):
+    def __init__(self, target: np.ndarray, y_null: Optional[np.ndarray] = None, only_eps: bool = False):
         super().__init__()
-        self.target, self.y_null, self.only_noise = target, y_null, only_noise
-        self.seen = []  # the mask of each call
+        self.target, self.y_null, self.only_eps = target, y_null, only_eps
+        self.masks = []  # the x_mask of each call
 
     def null_text(self, n: int) -> Tensor:
         return Tensor(np.tile(self.y_null, (n, 1, 1, 1)))
 
     def construct(self, x: Tensor, t: Tensor, y: Optional[Tensor] = None, x_mask: Optional[Tensor] = None) -> Tensor:
-        self.seen.append(x_mask)
+        self.masks.append(x_mask)
         t = t.reshape(-1, 1, 1, 1, 1)
         if x_mask is not None:
             t = ops.where(x_mask.reshape(x.shape[0], 1, -1, 1, 1), t, ops.zeros_like(t))
@@ -34,10 +34,10 @@ class Toy(nn.Cell):
         eps = ops.sqrt(1 - a) * (x - ops.sqrt(a) * target) / (1 - 0.75 * a) + 0.05 * ops.tanh(x)
         if y is not None:
             eps = eps + 0.1 * y.reshape(x.shape[0], -1).mean(1).reshape(-1, 1, 1, 1, 1)
-        return eps if self.only_noise else ops.cat((eps, ops.sin(x + t / 200)), 1)
+        return eps if self.only_eps else ops.cat((eps, ops.sin(x + t / 200)), 1)
 
 
-def drawn(name: str, key: str) -> Optional[np.ndarray]:
+def case_input(name: str, key: str) -> Optional[np.ndarray]:
     value = case(name, CASES)["inputs"].get(key)
     if not isinstance(value, dict):
         return value
@@ -51,7 +51,7 @@ def table_rows(name: str) -> dict[str, float]:
 
 def trajectory_rows(name: str) -> dict[str, float]:
     description, reference = case(name, CASES), load_case(name)
-    x, mask, toy, draws = Tensor(drawn(name, "z")), drawn(name, "mask"), Toy(drawn(name, "target")), []
+    x, mask, toy, draws = Tensor(case_input(name, "z")), case_input(name, "mask"), Toy(case_input(name, "target")), []
 
     def noise(k):
         draws.append(k)
@@ -65,14 +65,14 @@ def trajectory_rows(name: str) -> dict[str, float]:
     assert draws == list(range(description["noise_draws"]))
     rows = {"trajectory": relative_difference(np.stack([state.asnumpy() for state in states]), reference["trajectory"])}
     if mask is not None:
-        seen = np.stack([x_mask.asnumpy() for x_mask in toy.seen]).astype(np.float32)
-        rows["x_mask"] = relative_difference(seen, reference["x_mask"])
+        masks = np.stack([x_mask.asnumpy() for x_mask in toy.masks]).astype(np.float32)
+        rows["x_mask"] = relative_difference(masks, reference["x_mask"])
     return rows
 
 
 def sample_rows(name: str) -> dict[str, float]:
     description = case(name, CASES)
-    z, draws = drawn(name, "z"), []
+    z, draws = case_input(name, "z"), []
 
     def noise(k):
         draws.append(k)
@@ -82,23 +82,23 @@ def sample_rows(name: str) -> dict[str, float]:
         key: description[key] for key in ("num_sampling_steps", "cfg_scale", "cfg_channel") if key in description
     }
     scheduler = {"iddpm": IDDPM, "dpm-solver": DPMSolver}[description["scheduler"]](**options)
-    toy = Toy(drawn(name, "target"), drawn(name, "y_null"))
-    samples = scheduler.sample(toy, z, {"y": Tensor(drawn(name, "y"))}, drawn(name, "mask"), noise)
+    toy = Toy(case_input(name, "target"), case_input(name, "y_null"))
+    samples = scheduler.sample(toy, z, {"y": Tensor(case_input(name, "y"))}, case_input(name, "mask"), noise)
     assert draws == list(range(description.get("noise_draws", 0)))
     return {"samples": relative_difference(samples.asnumpy(), load_case(name)["samples"])}
 
 
 def loss_rows(name: str) -> dict[str, float]:
     description = case(name, CASES)
-    toy = Toy(drawn(name, "target"), only_noise="only the eps half" in description["toy_model"])
-    mask = drawn(name, "mask")
+    toy = Toy(case_input(name, "target"), only_eps="only the eps half" in description["toy_model"])
+    mask = case_input(name, "mask")
     losses = IDDPM(**description["kwargs"]).training_losses(
         toy,
-        Tensor(drawn(name, "x_start")),
+        Tensor(case_input(name, "x_start")),
         {},
         None if mask is None else Tensor(np.array(mask, np.float32)),
-        Tensor(drawn(name, "noise")),
-        np.array(drawn(name, "t")),
+        Tensor(case_input(name, "noise")),
+        np.array(case_input(name, "t")),
     )
     return {key: relative_difference(losses[key].asnumpy(), expected) for key, expected in load_case(name).items()}
 

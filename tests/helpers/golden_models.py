@@ -19,7 +19,7 @@ from opensora.models import (
     WFVAEModel,
 )
 from opensora.models.stdit.embeddings import grid_angles, position_embedding
-from opensora.schedulers.iddpm.guidance import guided
+from opensora.schedulers.iddpm.sampler import guided
 
 OPENSORA_CASES = "opensora_cases.json"
 MODELS = {

@@ -8,13 +8,11 @@ from golden_cases import case, case_names, given, load_case, relative_difference
 from opensora.schedulers import get_scheduler
 
 GOLDEN = case_names("sched_")
-
-
 SHAPE = (1, 4, 3, 4, 4)
 
 
 def run_golden(name: str, kind) -> tuple:
-    """The scheduler of a case after its run, all states of the run, and the numbers of its draws."""
+    """The scheduler of a case after sampling, all states of the trajectory, and the indices of its noise draws."""
     description = case(name)
     scheduler = get_scheduler(description["scheduler"], **description["kwargs"])
     scheduler.set_timesteps(description["num_steps"])
@@ -27,21 +25,21 @@ def run_golden(name: str, kind) -> tuple:
     x = kind(given(name, "x", SHAPE)) * scheduler.init_noise_sigma
     states = [x]
     for t in scheduler.timesteps:
-        seen = as_numpy(scheduler.scale_model_input(x, t))
-        prediction = (0.7 * np.tanh(seen) + 0.3 * target * np.cos(t / 300)).astype(np.float32)
+        model_input = as_numpy(scheduler.scale_model_input(x, t))
+        prediction = (0.7 * np.tanh(model_input) + 0.3 * target * np.cos(t / 300)).astype(np.float32)
         x = scheduler.step(kind(prediction), t, x, noise=noise)
         states.append(x)
     return scheduler, states, draws
 
 
 def largest_difference(states: list, expected: np.ndarray) -> float:
-    """Over the states of a run, each measured by itself: the first ones may be thousands of times the last."""
+    """Over the states of a trajectory, each relative to its own scale: the first may be thousands of times the last."""
     assert len(states) == len(expected)
     return max(relative_difference(as_numpy(state), reference) for state, reference in zip(states, expected))
 
 
 def golden_rows() -> list:
-    """(case, largest relative difference) of every golden case."""
+    """(case, largest relative difference) of each golden case."""
     return [
         (name, largest_difference(run_golden(name, np.asarray)[1], load_case(name)["trajectory"])) for name in GOLDEN
     ]

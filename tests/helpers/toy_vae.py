@@ -1,4 +1,4 @@
-"""A toy autoencoder and the recorded noise of the golden cases of long videos."""
+"""A toy autoencoder, and the noise of the golden cases of long videos."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from mindspore import Tensor
 
 
 class ToyVAE:
-    """The golden cases' autoencoder: means over 8x8 pixels, and pixels repeated."""
+    """The autoencoder of the golden cases: encodes 8x8 block means, decodes by repetition."""
 
     out_channels, config = 4, SimpleNamespace()
 
@@ -27,18 +27,18 @@ class ToyVAE:
 
 
 class GoldenNoise:
-    """Counts the draws of a whole run as the published script makes them, and keeps what the sampler was given."""
+    """Noise of the golden cases, numbered over all clips in the order of the published script's draws."""
 
     def __init__(self, name: str):
-        self.name, self.latents_drawn, self.noise_drawn = name, -1, -1
+        self.name, self.latents_draws, self.noise_draws = name, -1, -1
 
     def latents(self, clip: int, shape: tuple) -> np.ndarray:
-        self.latents_drawn += 1
-        return given(self.name, f"z{self.latents_drawn}", shape)
+        self.latents_draws += 1
+        return given(self.name, f"z{self.latents_draws}", shape)
 
     def step(self, clip: int, k: int, shape: tuple) -> np.ndarray:
-        self.noise_drawn += 1
-        return given(self.name, f"noise{self.noise_drawn}", (2 * shape[0], *shape[1:]))[: shape[0]]
+        self.noise_draws += 1
+        return given(self.name, f"noise{self.noise_draws}", (2 * shape[0], *shape[1:]))[: shape[0]]
 
     def encoder(self, clip: int, shape: tuple) -> None:
         return None

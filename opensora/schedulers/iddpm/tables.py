@@ -1,6 +1,7 @@
-"""Which timesteps a run visits, and the numbers of the diffusion that visits only those.
+"""Respacing: a subset of the training timesteps, and the coefficients of the diffusion process over that subset.
 
-Notation: x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε (Ho et al. 2020, eq. 4).
+Forward process: x_t = sqrt(ᾱ_t) x_0 + sqrt(1 - ᾱ_t) ε (Ho et al. 2020, eq. 4). For kept timesteps s_0 < s_1 < ...,
+β_i = 1 - ᾱ_{s_i} / ᾱ_{s_{i-1}}. The posterior q(x_{i-1} | x_i, x_0) has the mean coef1 x_0 + coef2 x_i (eq. 7).
 """
 
 from __future__ import annotations
@@ -11,14 +12,16 @@ from typing import NamedTuple
 import numpy as np
 
 from opensora.errors import UserError
-from opensora.schedulers.noise_schedule import TRAIN_TIMESTEPS
+from opensora.schedulers.schedule import TRAIN_TIMESTEPS
 
 NOISE_SCHEDULES = ("linear", "squaredcos_cap_v2")
 
 
 class Tables(NamedTuple):
-    """Of the N timesteps kept, each (N,): `timestep_map` says which they are of the original ones; the rest is float32,
-    computed as the published code does it, for at the first timestep 1 - ᾱ has few digits."""
+    """Coefficients of the N kept timesteps, each (N,); `timestep_map` holds the original timesteps.
+
+    The others are float32 and computed in the order of the published code: 1 - ᾱ has few digits at the first timestep.
+    """
 
     timestep_map: np.ndarray
     betas: np.ndarray
@@ -38,7 +41,7 @@ def make_tables(noise_schedule: str, total: int, respacing: str) -> Tables:
     """Tables of `total` timesteps, or of those that `respacing` keeps (see `kept_timesteps`).
 
     Raises:
-        UserError: an unknown schedule, or a respacing that is impossible.
+        UserError: an unknown schedule, or an invalid respacing.
     """
     one = np.float32(1)
     kept = kept_timesteps(respacing, total)
@@ -47,7 +50,7 @@ def make_tables(noise_schedule: str, total: int, respacing: str) -> Tables:
     alphas_cumprod = np.cumprod(one - betas, dtype=np.float64).astype(np.float32)
     previous = np.append(one, alphas_cumprod[:-1])
     variance = betas * (one - previous) / (one - alphas_cumprod)
-    # The first is 0; the second stands in for it where its logarithm is wanted.
+    # The first variance is 0; its log is replaced by that of the second.
     clipped = np.append(variance[1:2], variance[1:]) if len(kept) > 1 else betas
     return Tables(
         kept,
@@ -66,8 +69,11 @@ def make_tables(noise_schedule: str, total: int, respacing: str) -> Tables:
 
 
 def training_betas(noise_schedule: str, total: int) -> np.ndarray:
-    """Variances of the training timesteps, (total,) float64: those of Ho et al. 2020 scaled to their number, or the
-    cosine schedule of Nichol & Dhariwal 2021, eq. 17."""
+    """Variances of the training timesteps, (total,) float64.
+
+    "linear" is that of Ho et al. 2020, scaled to `total`; "squaredcos_cap_v2" is the cosine schedule of Nichol &
+    Dhariwal 2021, eq. 17.
+    """
     if noise_schedule not in NOISE_SCHEDULES:
         raise UserError(f"noise_schedule {noise_schedule!r} is not one of {', '.join(NOISE_SCHEDULES)}")
     if noise_schedule == "linear":
@@ -78,20 +84,21 @@ def training_betas(noise_schedule: str, total: int) -> np.ndarray:
 
 
 def kept_timesteps(respacing: str, total: int) -> np.ndarray:
-    """Which of `total` timesteps are kept, rising.
+    """The kept timesteps out of `total`, increasing.
 
-    respacing: "" keeps all; "ddim25" every so manieth, so that there are 25 (Song et al. 2020); "10,15,20" that many of
-    each third, evenly from its first to its last.
+    Args:
+        respacing: "" keeps all; "ddim25": constant stride that yields 25 steps (Song et al. 2020); "10,15,20": that
+            many of each third, evenly spaced from its first to its last.
     """
     if not respacing:
         return np.arange(total)
     try:
         if respacing.startswith("ddim"):
             return _strided(int(respacing[len("ddim") :]), total)
-        return _of_sections([int(count) for count in respacing.split(",")], total)
+        return _in_sections([int(count) for count in respacing.split(",")], total)
     except ValueError as error:
         raise UserError(
-            f"timestep_respacing {respacing!r}: {error}; should be such as 'ddim25', '100' or "
+            f"timestep_respacing {respacing!r}: {error}; use for example 'ddim25', '100' or "
             f"'10,15,20', within {total} timesteps"
         ) from error
 
@@ -103,17 +110,17 @@ def _strided(count: int, total: int) -> np.ndarray:
     raise UserError(f"no stride gives {count} steps")
 
 
-def _of_sections(counts: list, total: int) -> np.ndarray:
+def _in_sections(counts: list[int], total: int) -> np.ndarray:
     size, longer = divmod(total, len(counts))
     kept, start = [], 0
     for section, count in enumerate(counts):
         length = size + (section < longer)
         if not 1 <= count <= length:
-            raise UserError(f"{count} of a section's {length} timesteps")
+            raise UserError(f"{count} steps in a section of {length} timesteps")
         stride = (length - 1) / (count - 1) if count > 1 else 1
-        place = 0.0
+        position = 0.0
         for _ in range(count):  # a running sum, as published: its rounding decides ties
-            kept.append(start + round(place))
-            place += stride
+            kept.append(start + round(position))
+            position += stride
         start += length
     return np.array(sorted(set(kept)))

@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 import pytest
 from made_clips import make_clips, moving_square
+from opensora.sample.config_job import Job, file_name, plan_requests, without_effect
 from processes import ROOT, msrun
 from raw_frames import keeping_frames, largest_step
 from tiny_models import make_release
@@ -23,11 +24,10 @@ from opensora.datasets.bucketed.buckets import Buckets
 from opensora.datasets.media import VideoReader, read_image, save_image, write_video
 from opensora.device import Device
 from opensora.models import STDiT2, VideoAutoencoderKL
-from opensora.pipelines.long_video import Scene, make_long_video
+from opensora.pipelines.long_video import VideoPrompt, make_long_video
 from opensora.pipelines.stdit import ClipSize
 from opensora.registry import REGISTRY, build, check_family, check_folders
 from opensora.sample import config_inference as inference
-from opensora.sample.config_job import Job, file_name, plan_requests, without_effect
 from opensora.train import config_run
 from opensora.train.checkpoint_folder import checkpoints
 from opensora.utils.folder_lock import exclusive_folder
@@ -219,7 +219,9 @@ class LastClips:
 
 def test_many_clips_take_the_memory_of_one():
     pipeline, size = LastClips(), ClipSize(6, 16, 16, 24)
-    pieces = map(inference.to_frames, make_long_video(pipeline, [Scene(["a"] * 5)], size, GoldenNoise("memory"), 2))
+    pieces = map(
+        inference.to_frames, make_long_video(pipeline, [VideoPrompt(["a"] * 5)], size, GoldenNoise("memory"), 2)
+    )
     assert [next(pieces).shape[1] for _ in range(5)] == [6, 4, 4, 4, 4]
     assert pipeline.counts == [0] * 5
 

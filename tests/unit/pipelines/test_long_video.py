@@ -1,4 +1,4 @@
-"""Prompts, mask strategies, references and the loop of long videos, against golden cases of the published scripts."""
+"""Prompt syntax, mask strategies, references and the loop of long videos, with the published scripts' golden cases."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from mindspore import Tensor, ops
 from toy_vae import GoldenNoise, ToyVAE
 
 from opensora.datasets.media import save_image, write_video
-from opensora.pipelines.long_video import Scene, make_long_video
+from opensora.pipelines.long_video import VideoPrompt, make_long_video
 from opensora.pipelines.mask_strategy import check_strategy, parse_strategy, place_references
 from opensora.pipelines.prompt_syntax import loop_texts, split_overrides
 from opensora.pipelines.references import find_reference, read_reference, split_paths
@@ -26,7 +26,7 @@ FILE = "opensora_cases.json"
 
 
 @pytest.mark.parametrize("row", case("prompt_parsing", FILE)["cases"], ids=lambda row: row["prompt"][:20])
-def test_golden_prompts(row):
+def test_prompts_match_golden(row):
     text, overrides = split_overrides(row["prompt"])
     if "ok" in row["extract"]:  # else the published script fails
         assert [[text], [overrides]] == row["extract"]["ok"]
@@ -35,19 +35,19 @@ def test_golden_prompts(row):
                 assert loop_texts(text, int(loop)) == expected["ok"]
 
 
-def test_prompts_beyond_the_golden_cases():
+def test_prompt_syntax_edge_cases():
     assert split_overrides("hello [world] {now}") == ("hello [world] {now}", {})
     assert split_overrides('a {b} {"mask_strategy": null, "other": {"c": 1}} ') == ("a {b} ", {"mask_strategy": None})
     assert loop_texts("|0|a jeep|2|a car|9|a bus", 1) == ["a jeep"]
     assert loop_texts("|0|one|4|two", 6) == ["one"] * 4 + ["two"] * 2
     assert split_overrides('a {"reference_path": ["b", "c"]}') == ("a ", {"reference_path": "b;c"})
     for prompt, words in (
-        ("a {'mask_strategy': '0'}", "is no json"),
-        ('a {"reference_path": 3}', "3 should be a text"),
+        ("a {'mask_strategy': '0'}", "invalid JSON after the text"),
+        ('a {"reference_path": 3}', "3 should be a string"),
     ):
         with pytest.raises(ValueError, match=words):
             split_overrides(prompt)
-    with pytest.raises(ValueError, match="rising order, not with 0, 2, 1"):
+    with pytest.raises(ValueError, match="should increase from 0, not be 0, 2, 1"):
         loop_texts("|0|a|2|b|1|c", 4)
 
 
@@ -55,7 +55,7 @@ MASKS = case("mask_strategy", FILE)
 
 
 @pytest.mark.parametrize("number", range(len(MASKS["strings"])), ids=lambda number: MASKS["strings"][number]["string"])
-def test_golden_mask_strategies(number):
+def test_mask_strategies_match_golden(number):
     row = MASKS["strings"][number]
     if not row["string"]:
         assert parse_strategy(row["string"]) == []  # the published parser fails
@@ -75,8 +75,8 @@ def test_golden_mask_strategies(number):
             assert np.array_equal(mask, golden[f"mask_{number}_{clip}"])
 
 
-def test_mask_strategies_beyond_the_golden_cases():
-    """Groups are cut to what there is; an image fills its group; the rest is refused."""
+def test_mask_strategy_edge_cases():
+    """Groups are truncated to the available frames; an image fills its group; frames beyond the end are rejected."""
     z = np.zeros((1, 1, 6, 1, 1), np.float32)
     long, image = np.arange(1, 10.0).reshape(1, 9, 1, 1), np.full((1, 1, 1, 1), 5.0)
 
@@ -88,9 +88,9 @@ def test_mask_strategies_beyond_the_golden_cases():
     assert placed("0,0,0,0,32,0.4") == [1, 2, 3, 4, 5, 6]
     assert placed("0,0,7,1,5") == [0, 8, 9, 0, 0, 0]
     assert placed("0,1,0,-2,4") == [0, 0, 0, 0, 5, 5]
-    with pytest.raises(ValueError, match="group 0,1,2,0,1,0 wants frame 2 of a reference that has 1"):
+    with pytest.raises(ValueError, match="group 0,1,2,0,1,0 uses frame 2 of a reference that has 1"):
         placed("0,1,2")
-    with pytest.raises(ValueError, match="wants frame 6 of a clip that has 6"):
+    with pytest.raises(ValueError, match="uses frame 6 of a clip that has 6"):
         placed("0,0,0,6")
     assert parse_strategy("None") == parse_strategy(None) == parse_strategy(" ") == []
     with pytest.raises(ValueError, match="edit rate between 0 and 1"):
@@ -98,12 +98,12 @@ def test_mask_strategies_beyond_the_golden_cases():
     groups = parse_strategy("0,0;2,3")
     check_strategy(groups, references=2, loop=3)
     check_strategy(groups, references=1, loop=1)
-    with pytest.raises(ValueError, match="names reference 3 for clip 2, counted from 0, but reference_path has 1"):
+    with pytest.raises(ValueError, match="uses reference 3 for clip 2, counted from 0, but reference_path has 1"):
         check_strategy(groups, references=1, loop=3)
 
 
 class ToyModel:
-    """The golden cases' model: x and the timestep give the noise and its variance, the text shifts the noise."""
+    """The model of the golden cases: a closed formula of x and the timestep, shifted by the text."""
 
     def __init__(self, name: str, target_shape: tuple, text: np.ndarray):
         self.target, self.null = Tensor(given(name, "target", (1, *target_shape))), text
@@ -132,7 +132,9 @@ class RecordingPipeline(STDiTPipeline):
         return super().sample(text, size, latents, mask, noise, progress)
 
 
-def golden_scene(name: str, pipeline: STDiTPipeline, prompt: str, path: str, strategy: str, config: dict) -> Scene:
+def golden_prompt(
+    name: str, pipeline: STDiTPipeline, prompt: str, path: str, strategy: str, config: dict
+) -> VideoPrompt:
     text, overrides = split_overrides(prompt)
     path, strategy = overrides.get("reference_path", path), overrides.get("mask_strategy", strategy)
     references = []
@@ -140,11 +142,11 @@ def golden_scene(name: str, pipeline: STDiTPipeline, prompt: str, path: str, str
         frames = int(file.rsplit("-", 1)[1].split(".")[0])
         pixels = np.clip(given(name, f"ref:{file}", (3, frames, *config["image_size"])), -3, 3) / 3
         references.append(pipeline.encode(pixels[None])[0])
-    return Scene(loop_texts(text, config["loop"]), references, parse_strategy(strategy))
+    return VideoPrompt(loop_texts(text, config["loop"]), references, parse_strategy(strategy))
 
 
 @pytest.mark.parametrize("name", case_names("long_", FILE))
-def test_golden_long_videos(name):
+def test_long_videos_match_golden(name):
     golden, expected = case(name, FILE), load_case(name)
     config = golden["config"]
     frames, (height, width) = config["num_frames"], config["image_size"]
@@ -161,19 +163,19 @@ def test_golden_long_videos(name):
     )
     pipeline = RecordingPipeline(text_encoder, model, ToyVAE(), scheduler)
     count = len(config["prompt"])
-    scenes = [
-        golden_scene(name, pipeline, *row, config)
+    prompts = [
+        golden_prompt(name, pipeline, *row, config)
         for row in zip(
             config["prompt"], config["reference_path"] or [None] * count, config["mask_strategy"] or [None] * count
         )
     ]
-    draws, saved = GoldenNoise(name), []
+    noise, saved = GoldenNoise(name), []
     size = ClipSize(frames, height, width, config["fps"])
     for start in range(0, count, config["batch_size"]):
-        batch = scenes[start : start + config["batch_size"]]
-        kept = config["condition_frame_length"]
+        batch = prompts[start : start + config["batch_size"]]
+        overlap = config["condition_frame_length"]
         videos = [
-            np.concatenate(list(make_long_video(pipeline, batch, size, draws, kept)), 2)
+            np.concatenate(list(make_long_video(pipeline, batch, size, noise, overlap)), 2)
             for _ in range(config["num_sample"])
         ]
         saved += [video[number] for number in range(len(batch)) for video in videos]
@@ -184,11 +186,11 @@ def test_golden_long_videos(name):
     assert len(pipeline.masks) == sum(key.startswith("mask") for key in expected)
     for number, mask in enumerate(pipeline.masks):
         assert np.array_equal(mask, expected[f"mask{number}"])
-    assert draws.noise_drawn + 1 == golden["noise_draws"] and draws.latents_drawn + 1 == golden["z_draws"]
+    assert noise.noise_draws + 1 == golden["noise_draws"] and noise.latents_draws + 1 == golden["z_draws"]
 
 
-def test_noise_in_batches_of_frames():
-    """Of (n, C, T, h, w) noise the autoencoder gets the frames in the order in which it takes them."""
+def test_frame_noise_batches_frames():
+    """The autoencoder gets the frames of (n, C, T, h, w) noise in the order in which it encodes them."""
     noise = np.arange(2 * 1 * 3 * 2 * 2.0).reshape(2, 1, 3, 2, 2)
     whole, pieces = FrameNoise(noise, None)(0), FrameNoise(noise, 4)
     assert np.array_equal(whole, noise.reshape(6, 1, 2, 2))
@@ -196,20 +198,20 @@ def test_noise_in_batches_of_frames():
 
 
 class Server(BaseHTTPRequestHandler):
-    """/NAME.png is a picture; the first folder of a path says what is wrong with the answer."""
+    """Serves an image as /NAME.png; /missing/ is not found, and /short/ sends a truncated body."""
 
-    picture = b""
-    asked: list = []
+    image = b""
+    requests: list = []
 
     def do_GET(self):
-        self.asked.append(self.path)
+        self.requests.append(self.path)
         if "missing" in self.path:
             self.send_error(404)
             return
         self.send_response(200)
-        self.send_header("Content-Length", str(len(self.picture) + 1000 * ("short" in self.path)))
+        self.send_header("Content-Length", str(len(self.image) + 1000 * ("short" in self.path)))
         self.end_headers()
-        self.wfile.write(self.picture)
+        self.wfile.write(self.image)
         if "short" in self.path:
             self.wfile.flush()
             self.connection.close()
@@ -220,21 +222,21 @@ class Server(BaseHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path):
-    """The address of a web server on this machine."""
-    save_image(tmp_path / "picture.png", moving_square(1, 40, 64, (250, 10, 10))[0])
-    Server.picture, Server.asked = (tmp_path / "picture.png").read_bytes(), []
+    """The address of a local web server."""
+    save_image(tmp_path / "image.png", moving_square(1, 40, 64, (250, 10, 10))[0])
+    Server.image, Server.requests = (tmp_path / "image.png").read_bytes(), []
     with ThreadingHTTPServer(("127.0.0.1", 0), Server) as running:
         threading.Thread(target=running.serve_forever, daemon=True).start()
         yield f"http://127.0.0.1:{running.server_port}"
         running.shutdown()
 
 
-def test_references_from_the_web(server, tmp_path):
-    url, cache = f"{server}/a%20picture.png?size=3", tmp_path / "cache"
+def test_references_are_downloaded_once(server, tmp_path):
+    url, cache = f"{server}/a%20image.png?size=3", tmp_path / "cache"
     path = find_reference(url, cache, allow_local=True)
-    assert path.parent == cache and path.name.endswith("_a_picture.png") and path.read_bytes() == Server.picture
-    assert find_reference(url, cache, allow_local=True) == path and len(Server.asked) == 1
-    assert find_reference(f"{server}/other/a%20picture.png", cache, allow_local=True) != path
+    assert path.parent == cache and path.name.endswith("_a_image.png") and path.read_bytes() == Server.image
+    assert find_reference(url, cache, allow_local=True) == path and len(Server.requests) == 1
+    assert find_reference(f"{server}/other/a%20image.png", cache, allow_local=True) != path
     (pixels,) = read_reference(path, 32, 32)
     assert pixels.shape == (3, 1, 32, 32) and pixels.dtype == np.float32 and np.abs(pixels).max() <= 1
     for address, words in (
@@ -250,10 +252,10 @@ def test_references_from_the_web(server, tmp_path):
         fetch(f"{server}/slow.png", cache, seconds=-1, allow_local=True)
     with pytest.raises(ValueError, match="ends with the name of a file"):
         find_reference(f"{server}/", cache)
-    assert len([file for file in cache.iterdir() if file.name != ".lock"]) == 2, "only whole files stay"
+    assert len([file for file in cache.iterdir() if file.name != ".lock"]) == 2, "only complete files are kept"
 
 
-def test_references_from_files(tmp_path):
+def test_references_are_read_from_files(tmp_path):
     with write_video(tmp_path / "clip.mp4", 8) as write:
         write(moving_square(20, 32, 64, (10, 200, 10)))
     chunks = list(read_reference(find_reference(str(tmp_path / "clip.mp4"), tmp_path), 32, 32))
@@ -261,5 +263,5 @@ def test_references_from_files(tmp_path):
     assert split_paths("a.png; b.mp4") == ["a.png", "b.mp4"] and split_paths("None") == split_paths("") == []
     with pytest.raises(FileNotFoundError, match="reference gone.png: no such file"):
         find_reference("gone.png", tmp_path)
-    with pytest.raises(ValueError, match="neither an image"):
+    with pytest.raises(ValueError, match="neither that of an image"):
         find_reference("gone.txt", tmp_path)

@@ -1,8 +1,9 @@
-"""Videos and images through a small VAE and back: the functions, and the commands as users run them."""
+"""Reconstruction of videos and images with a small VAE: the functions, and the commands of examples/."""
 
 from __future__ import annotations
 
 import json
+import re
 import runpy
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import numpy as np
 import pytest
 from golden_cases import case
 from PIL import Image
+from sample_clips import write_clip, write_truncated_clip
 from video_files import difference, moving_image
 
 from opensora.datasets.media import VideoReader, read_image, write_video
@@ -22,11 +24,11 @@ from opensora.pipelines.reconstruct import (
     ClipSpec,
     Reconstructor,
     read_clip,
-    read_picture,
+    read_image_clip,
     reconstruct_image,
     reconstruct_video,
 )
-from opensora.pipelines.reconstruct_folder import Results, plan_jobs, reconstruct_folder, settings_of
+from opensora.pipelines.reconstruct_folder import Results, plan_tasks, reconstruct_folder, settings_of
 from opensora.utils.folder_lock import exclusive_folder
 
 AE = "WFVAEModel_D8_4x8x8"
@@ -49,7 +51,7 @@ def reconstruct(ae_path):
 
 @pytest.fixture
 def videos(tmp_path):
-    """Three good videos, one of them smaller and one in a folder below, and one too short."""
+    """Three valid videos, one of a different size in a subfolder, and one that is too short."""
     for name, frames in {
         "a.mp4": moving_image(12),
         "b.mp4": moving_image(12)[:, ::-1],
@@ -66,17 +68,14 @@ def levels(video: np.ndarray) -> np.ndarray:
     return to_uint8(video.transpose(1, 2, 3, 0), "half_even")
 
 
-# ---- sizes
-
-
 @pytest.mark.parametrize(
     "sizes, message",
     [
-        ({"num_frames": 16}, r"--num_frames must be 4n\+1 for WFVAEModel_D8_4x8x8, not 16: take 13 or 17"),
-        ({"num_frames": 0}, "not 0: take 1 or 5"),
-        ({"num_frames": 9, "height": 100}, "--height must be a multiple of 8, not 100: take 96 or 104"),
-        ({"num_frames": 9, "width": 3}, "--width must be a multiple of 8, not 3: take 16 or 24"),
-        ({"num_frames": 9, "height": None}, "--height and --width belong together"),
+        ({"num_frames": 16}, r"--num_frames must be 4n\+1 for WFVAEModel_D8_4x8x8, not 16: use 13 or 17"),
+        ({"num_frames": 0}, "not 0: use 1 or 5"),
+        ({"num_frames": 9, "height": 100}, "--height must be a multiple of 8, not 100: use 96 or 104"),
+        ({"num_frames": 9, "width": 3}, "--width must be a multiple of 8, not 3: use 16 or 24"),
+        ({"num_frames": 9, "height": None}, "--height and --width require each other"),
         ({"num_frames": 9, "sample_rate": 0}, "--sample_rate must be 1 or more, not 0"),
         (
             {"num_frames": 9, "height": None, "width": None, "resolution": 64, "crop_size": 72},
@@ -84,12 +83,12 @@ def levels(video: np.ndarray) -> np.ndarray:
         ),
     ],
 )
-def test_sizes_the_vae_cannot_take(sizes, message):
+def test_unsupported_sizes_are_rejected(sizes, message):
     with pytest.raises(ValueError, match=message):
         ClipSpec(**{"height": 64, "width": 64, **sizes}).check(AE)
 
 
-def test_unknown_vae():
+def test_unknown_vae_is_rejected():
     with pytest.raises(ValueError, match="'WFVAE' is not one of WFVAEModel_D8_4x8x8"):
         ClipSpec(9, height=64, width=64).check("WFVAE")
 
@@ -102,23 +101,20 @@ def test_unknown_vae():
         (ClipSpec(5, resolution=40, crop_size=32), (32, 32)),
     ],
 )
-def test_read_clip(clip, size, videos):
+def test_read_clip_resizes(clip, size, videos):
     video = read_clip(videos / "a.mp4", clip, AE)
     assert video.shape == (3, 5, *size) and video.dtype == np.float32
     assert -1 <= video.min() < -0.5 and 0.5 < video.max() <= 1
 
 
-def test_sample_rate(videos):
-    """Of 12 frames at every third: 0, 3, 7, 11, as published: evenly from the first to the last of them."""
+def test_sample_rate_selects_evenly_spaced_frames(videos):
+    """4 of 12 frames at sample rate 3 are 0, 3, 7, 11, as published: evenly spaced from the first to the last."""
     clip = ClipSpec(4, sample_rate=3, height=48, width=64)
     frames = levels(read_clip(videos / "a.mp4", clip, AE))
     assert difference(frames, moving_image(12)[[0, 3, 7, 11]]) < 8
 
 
-# ---- there and back
-
-
-def test_scores_are_those_of_the_decoded_frames(reconstruct, videos, tmp_path):
+def test_scores_match_the_decoded_frames(reconstruct, videos, tmp_path):
     video = read_clip(videos / "a.mp4", ClipSpec(9, height=48, width=64), AE)
     scores = reconstruct_video(reconstruct, video, tmp_path / "rec.mp4", fps=10)
     assert reconstruct.encode_seconds > 0 and reconstruct.decode_seconds > 0
@@ -131,13 +127,13 @@ def test_scores_are_those_of_the_decoded_frames(reconstruct, videos, tmp_path):
     assert scores["ssim"] == pytest.approx(ssim(a, b).mean(), rel=1e-4)
     with VideoReader(tmp_path / "rec.mp4") as reader:
         assert len(reader) == 9
-        # Random weights give noise, of which H.264 keeps the brightness best.
+        # Random weights give noise, of which H.264 preserves mainly the luma.
         luma = np.array([0.299, 0.587, 0.114])
         written, expected = reader.read(range(9)) @ luma, frames.transpose(1, 2, 3, 0) @ luma
         assert np.corrcoef(written.ravel(), expected.ravel())[0, 1] > 0.95
 
 
-def test_tiling_changes_nothing(reconstruct):
+def test_tiling_does_not_change_the_result(reconstruct):
     video = to_float(moving_image(17, 16, 16).transpose(3, 0, 1, 2))[None]
     whole = list(reconstruct(video))
     reconstruct.vae.enable_tiling(True)
@@ -147,33 +143,30 @@ def test_tiling_changes_nothing(reconstruct):
     assert np.abs(np.concatenate(pieces, axis=1).astype(int) - whole[0]).max() <= 1
 
 
-def test_image(reconstruct, tmp_path):
-    picture = Image.fromarray(moving_image(1, 50, 75)[0]).convert("RGBA")
-    picture.save(tmp_path / "picture.png")
-    clip = read_picture(tmp_path / "picture.png", 32, AE)
+def test_image_is_reconstructed(reconstruct, tmp_path):
+    image = Image.fromarray(moving_image(1, 50, 75)[0]).convert("RGBA")
+    image.save(tmp_path / "image.png")
+    clip = read_image_clip(tmp_path / "image.png", 32, AE)
     assert clip.shape == (3, 1, 32, 48)
     scores = reconstruct_image(reconstruct, clip, tmp_path / "rec.png")
     written = read_image(tmp_path / "rec.png")
     a, b = (frame.transpose(2, 0, 1) / 255 for frame in (levels(clip)[0], written))
     assert scores["psnr"] == pytest.approx(float(psnr(a, b)), rel=1e-4)
     with pytest.raises(ValueError, match="--short_size must be 16 or more, not 7"):
-        read_picture(tmp_path / "picture.png", 7, AE)
-
-
-# ---- folders
+        read_image_clip(tmp_path / "image.png", 7, AE)
 
 
 CLIP = ClipSpec(5, resolution=32, crop_size=32)
 
 
 def run_folder(reconstruct, videos, target, clip=CLIP, **options):
-    jobs = plan_jobs(videos, target, output_origin=True)
+    tasks = plan_tasks(videos, target, output_origin=True)
     results = Results(target, settings_of(clip, AE, "weights"))
-    skipped = reconstruct_folder(reconstruct, jobs, clip, AE, results, 10, **options)
-    return results.table(jobs), skipped
+    skipped = reconstruct_folder(reconstruct, tasks, clip, AE, results, 10, **options)
+    return results.table(tasks), skipped
 
 
-def test_folder(reconstruct, videos, tmp_path):
+def test_folder_is_reconstructed(reconstruct, videos, tmp_path):
     target = tmp_path / "rec"
     scores, skipped = run_folder(reconstruct, videos, target, num_workers=2)
     assert list(scores) == ["a.mp4", "b.mp4", "c.mkv"]
@@ -187,10 +180,10 @@ def test_folder(reconstruct, videos, tmp_path):
 
     together, _ = run_folder(reconstruct, videos, tmp_path / "together", batch_size=2)
     for name, row in scores.items():
-        assert together[name] == pytest.approx(row, rel=1e-4), "a batch gives what one by one gives"
+        assert together[name] == pytest.approx(row, rel=1e-4), "batching does not change the scores"
 
 
-def test_second_run_does_what_is_missing(reconstruct, videos, tmp_path):
+def test_second_run_processes_only_missing_videos(reconstruct, videos, tmp_path):
     target = tmp_path / "rec"
     first, _ = run_folder(reconstruct, videos, target)
     written = {name: (target / name).stat().st_mtime_ns for name in first}
@@ -200,7 +193,7 @@ def test_second_run_does_what_is_missing(reconstruct, videos, tmp_path):
     assert second["a.mp4"] == first["a.mp4"] and second["b.mp4"] == pytest.approx(first["b.mp4"], rel=1e-4)
     again = [name for name in first if (target / name).stat().st_mtime_ns != written[name]]
     assert again == ["b.mp4"]
-    with pytest.raises(ValueError, match="num_frames=5, now it is 9: choose another --generated_video_dir"):
+    with pytest.raises(ValueError, match="num_frames=5, not 9: choose another --generated_video_dir"):
         run_folder(reconstruct, videos, target, clip=ClipSpec(9, resolution=32, crop_size=32))
 
 
@@ -218,16 +211,16 @@ def test_second_run_does_what_is_missing(reconstruct, videos, tmp_path):
         "null",
     ],
 )
-def test_a_record_that_cannot_be_read_is_named_and_made_again(text, tmp_path, capsys):
+def test_unreadable_record_is_reported_and_replaced(text, tmp_path, capsys):
     (tmp_path / "reconstruction.json").write_text(text, encoding="utf-8")
     (tmp_path / "reconstruction_of_others.json").write_text("[]")
     results = Results(tmp_path, {"ae": AE})
     assert not results.earlier and "reconstruction.json holds no settings and scores" in capsys.readouterr().err
     results.add({"a.mp4": {"psnr": 30.0, "ssim": 0.5}})
-    assert Results(tmp_path, {"ae": AE}).earlier == results.own
+    assert Results(tmp_path, {"ae": AE}).earlier == results.written
 
 
-def test_scores_that_cannot_be_read_are_made_again(tmp_path, capsys):
+def test_unreadable_scores_are_reported(tmp_path, capsys):
     good = {"psnr": 30.0, "ssim": 0.5}
     videos = {
         "a.mp4": good,
@@ -238,11 +231,11 @@ def test_scores_that_cannot_be_read_are_made_again(tmp_path, capsys):
     }
     (tmp_path / "reconstruction.rank1.json").write_text(json.dumps({"settings": {"ae": AE}, "videos": videos}))
     assert Results(tmp_path, {"ae": AE}).earlier == {"a.mp4": good}
-    assert "reconstruction.rank1.json holds no scores of b.mp4, c.mp4, d.mp4, e.mp4" in capsys.readouterr().err
+    assert "reconstruction.rank1.json holds no valid scores of b.mp4, c.mp4, d.mp4, e.mp4" in capsys.readouterr().err
 
 
-def test_sizes_are_not_mixed_in_a_batch(reconstruct, videos, tmp_path):
-    """Without a crop the third video has another shape."""
+def test_batch_has_one_size(reconstruct, videos, tmp_path):
+    """Without a crop the third video has a different shape."""
     scores, _ = run_folder(reconstruct, videos, tmp_path / "rec", clip=ClipSpec(5, resolution=32), batch_size=3)
     assert len(scores) == 3
     sizes = {}
@@ -252,53 +245,32 @@ def test_sizes_are_not_mixed_in_a_batch(reconstruct, videos, tmp_path):
     assert sizes == {"a.mp4": (32, 40), "b.mp4": (32, 40), "c.mkv": (32, 64)}
 
 
-def test_plans(videos, tmp_path):
+def test_plan_tasks_maps_sources_to_targets(videos, tmp_path):
     listing = tmp_path / "list.csv"
     listing.write_text("video,note\nbelow/c.mkv,x\nabsent.webm,y\n")
-    jobs = plan_jobs(videos, tmp_path / "rec", listing)
-    assert [(job.source, job.target.name) for job in jobs] == [
+    tasks = plan_tasks(videos, tmp_path / "rec", listing)
+    assert [(task.source, task.target.name) for task in tasks] == [
         (videos / "below" / "c.mkv", "c.mkv"),
         (videos / "absent.webm", "absent.mp4"),
     ]
-    assert [job.name for job in plan_jobs(videos, tmp_path / "rec", subset_size=2)] == ["a.mp4", "b.mp4"]
+    assert [task.name for task in plan_tasks(videos, tmp_path / "rec", subset_size=2)] == ["a.mp4", "b.mp4"]
     listing.write_text("path\na.mp4\n")
     with pytest.raises(ValueError, match="needs a column 'video', has path"):
-        plan_jobs(videos, tmp_path / "rec", listing)
+        plan_tasks(videos, tmp_path / "rec", listing)
     listing.write_text("video\na.mp4\nbelow/a.mp4\n")
     with pytest.raises(ValueError, match="would both be written to"):
-        plan_jobs(videos, tmp_path / "rec", listing)
+        plan_tasks(videos, tmp_path / "rec", listing)
     with pytest.raises(FileNotFoundError, match="nowhere: no such folder"):
-        plan_jobs(tmp_path / "nowhere", tmp_path / "rec")
+        plan_tasks(tmp_path / "nowhere", tmp_path / "rec")
 
 
-# ---- the commands
-
-
-def test_rec_video_command(ae_path, media, run, tmp_path):
+def test_rec_video_command_writes_original_and_reconstruction(ae_path, run, tmp_path):
+    source = write_clip(tmp_path / "clip.mkv")
     result = run(
         "examples/rec_video.py",
-        "--ae",
-        AE,
-        "--ae_path",
-        ae_path,
-        "--device",
-        "CPU",
-        "--num_frames",
-        9,
-        "--video_path",
-        media / "flipping_a_pancake.mkv",
-        "--rec_path",
-        tmp_path / "out" / "rec.mp4",
-        "--height",
-        48,
-        "--width",
-        64,
-        "--sample_rate",
-        2,
-        "--fps",
-        15,
-        "--enable_tiling",
-        "--grid",
+        *f"--ae {AE} --ae_path {ae_path} --device CPU --num_frames 9 --video_path {source}".split(),
+        *f"--rec_path {tmp_path}/out/rec.mp4 --height 48 --width 64 --sample_rate 2 --fps 15".split(),
+        *"--enable_tiling --grid".split(),
     )
     assert result.returncode == 0, result.stderr
     assert "encode" in result.stdout and "PSNR" in result.stdout and "SSIM" in result.stdout
@@ -306,19 +278,19 @@ def test_rec_video_command(ae_path, media, run, tmp_path):
         assert (len(reader), reader.height, reader.width, reader.fps) == (9, 48, 128, 15)
         frames = reader.read(range(9))
     clip = ClipSpec(9, sample_rate=2, height=48, width=64)
-    originals = levels(read_clip(media / "flipping_a_pancake.mkv", clip, AE))
-    assert difference(frames[:, :, :64], originals) < 10, "the original stands on the left"
+    originals = levels(read_clip(source, clip, AE))
+    assert difference(frames[:, :, :64], originals) < 10, "the original is on the left"
 
 
 @pytest.mark.parametrize(
     "flags, message",
     [
-        (["--num_frames", 10], "take 9 or 13"),
+        (["--num_frames", 10], "use 9 or 13"),
         (["--rec_path", "rec.xyz"], "rec.xyz: cannot write .xyz; choose from .mp4"),
         (["--video_path", "absent.mp4"], "absent.mp4: no such file"),
     ],
 )
-def test_rec_video_errors_come_before_the_weights(flags, message, videos, monkeypatch, capsys):
+def test_rec_video_errors_precede_loading(flags, message, videos, monkeypatch, capsys):
     arguments = {
         "--video_path": videos / "a.mp4",
         "--rec_path": videos / "rec.mp4",
@@ -336,73 +308,37 @@ def test_rec_video_errors_come_before_the_weights(flags, message, videos, monkey
     assert message in error and not (videos / "rec.mp4").exists()
 
 
-def test_rec_video_folder_command(ae_path, media, run, videos, tmp_path):
-    (videos / "corrupted.mp4").write_bytes((media / "corrupted.mp4").read_bytes())
-    arguments = [
-        "--ae",
-        AE,
-        "--ae_path",
-        ae_path,
-        "--device",
-        "CPU",
-        "--real_video_dir",
-        videos,
-        "--generated_video_dir",
-        tmp_path / "rec",
-        "--num_frames",
-        5,
-        "--height",
-        32,
-        "--width",
-        48,
-        "--sample_fps",
-        20,
-        "--output_origin",
-        "--batch_size",
-        2,
-    ]
-    result = run("examples/rec_video_folder.py", *arguments)
+def test_rec_video_folder_command_reports_skipped_videos(ae_path, run, videos, tmp_path):
+    write_truncated_clip(videos / "corrupted.mp4")
+    result = run(
+        "examples/rec_video_folder.py",
+        *f"--ae {AE} --ae_path {ae_path} --device CPU --real_video_dir {videos}".split(),
+        *f"--generated_video_dir {tmp_path}/rec --num_frames 5 --height 32 --width 48 --sample_fps 20".split(),
+        *"--output_origin --batch_size 2".split(),
+    )
     assert result.returncode == 0, result.stderr
     assert "mean of 3" in result.stdout and "skipped 2:" in result.stdout
-    assert "corrupted.mp4: damaged: 28 frames can be read" in result.stdout
+    assert re.search(r"corrupted.mp4: damaged: \d+ frames can be read", result.stdout)
     assert "short.mp4: 5 frames needed, 3 can be read" in result.stdout
     assert sorted(path.name for path in (tmp_path / "rec" / "origin").iterdir()) == ["a.mp4", "b.mp4", "c.mkv"]
 
 
-def test_one_run_per_folder(run, videos):
+def test_folder_in_use_is_rejected(run, videos):
     with exclusive_folder(videos / "rec"):
         finished = run(
             "examples/rec_video_folder.py",
-            "--ae_path",
-            "no/weights/here",
-            "--real_video_dir",
-            videos,
-            "--generated_video_dir",
-            videos / "rec",
-            "--num_frames",
-            5,
-            "--device",
-            "CPU",
+            *f"--ae_path no/weights/here --real_video_dir {videos} --generated_video_dir {videos}/rec".split(),
+            *"--num_frames 5 --device CPU".split(),
         )
     assert finished.returncode == 1 and "another run writes to this folder" in finished.stderr
 
 
-def test_rec_image_command(ae_path, run, tmp_path):
-    Image.fromarray(moving_image(1, 60, 90)[0]).save(tmp_path / "picture.jpg")
+def test_rec_image_command_writes_an_image(ae_path, run, tmp_path):
+    Image.fromarray(moving_image(1, 60, 90)[0]).save(tmp_path / "image.jpg")
     result = run(
         "examples/rec_image.py",
-        "--ae",
-        AE,
-        "--ae_path",
-        ae_path,
-        "--device",
-        "CPU",
-        "--short_size",
-        48,
-        "--image_path",
-        tmp_path / "picture.jpg",
-        "--rec_path",
-        tmp_path / "rec.jpg",
+        *f"--ae {AE} --ae_path {ae_path} --device CPU --short_size 48 --image_path {tmp_path}/image.jpg".split(),
+        *f"--rec_path {tmp_path}/rec.jpg".split(),
     )
     assert result.returncode == 0, result.stderr
     assert "PSNR" in result.stdout and read_image(tmp_path / "rec.jpg").shape == (48, 72, 3)

@@ -11,8 +11,7 @@ import time
 import numpy as np
 import pytest
 import yaml
-from golden_cases import case, given, load_case, relative_difference
-from mindspore import Tensor
+from golden_release import check_golden_run, golden_pipeline
 from processes import ROOT
 from tiny_models import make_release
 
@@ -61,30 +60,10 @@ def outputs(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", ["release_e2e_t2v", "release_e2e_t2i"])
-def test_golden(name, release_tiny, mode):
-    run, reference = case(name, "release_e2e.json"), load_case(name)
-    folder = release_tiny / "LanguageBind/Open-Sora-Plan-v1.3.0"
-    pipeline = OpenSoraPipeline.from_pretrained(
-        folder / "any93x640x640", folder / "vae", release_tiny / "google/mt5-xxl"
-    )
-    shape = reference["latents"].shape
-    latents = pipeline(
-        run["prompt"],
-        run["num_frames"],
-        run["height"],
-        run["width"],
-        run["steps"],
-        run["guidance_scale"],
-        max_sequence_length=run["max_sequence_length"],
-        latents=given(name, "init", shape),
-        step_noise=lambda k: given(name, f"noise{k}", shape),
-        output_type="latent",
-    )
-    assert relative_difference(latents, reference["latents"]) < 1e-3
-    frames = pipeline.output(Tensor(latents), "frames")
-    assert frames.shape == reference["frames"].shape and frames.dtype == np.uint8
-    assert (np.abs(frames.astype(int) - reference["frames"]) <= 1).mean() >= 0.999
+def test_pipeline_matches_golden(mode):
+    pipeline = golden_pipeline(OpenSoraPipeline)
+    for name in ("release_e2e_t2v", "release_e2e_t2i"):
+        check_golden_run(name, pipeline)
 
 
 def test_pipeline_is_repeatable(release):

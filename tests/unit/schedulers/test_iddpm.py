@@ -1,4 +1,4 @@
-"""The samplers and losses of Open-Sora v1.1 against the reference, and what holds for them."""
+"""The samplers and losses of Open-Sora v1.1 against golden values, and their properties."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from golden_models import build, stdit_inputs
 from mindspore import Parameter, Tensor, nn, ops
 
 from opensora.schedulers.iddpm import IDDPM, DPMSolver, IDDPMSpeed, TrainingLoss
-from opensora.schedulers.iddpm.loss import log_likelihood_of_levels
+from opensora.schedulers.iddpm.loss import discretized_log_likelihood
 from opensora.schedulers.iddpm.tables import kept_timesteps, make_tables, training_betas
 
 GOLDEN = {name: measure for prefix, measure in MEASURES.items() for name in case_names(prefix, CASES)}
 
 
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden(name):
+def test_values_match_golden(name):
     rows = GOLDEN[name](name)
     assert rows and max(rows.values()) < 1e-4, rows
 
@@ -33,7 +33,7 @@ SHAPE = (2, 4, 3, 2, 2)
 
 
 class Constant(nn.Cell):
-    """A model whose prediction is a parameter."""
+    """A model whose output is a parameter."""
 
     def __init__(self, prediction: np.ndarray):
         super().__init__()
@@ -43,8 +43,8 @@ class Constant(nn.Cell):
         return self.prediction
 
 
-def knowing(x0: np.ndarray, scheduler: IDDPM, predict_xstart: bool = False, channels: int = 2):
-    """A model that knows where the run should end; `channels`: how many times those of x it gives."""
+def perfect_model(x0: np.ndarray, scheduler: IDDPM, predict_xstart: bool = False, channels: int = 2):
+    """A model that knows x0; its output has `channels` times the channels of x."""
     known = {
         int(t): (signal, deviation)
         for t, signal, deviation in zip(
@@ -79,14 +79,14 @@ def last(states):
         ({"num_sampling_steps": 1}, 2),
     ],
 )
-def test_the_truth_leads_to_the_sample(options, channels):
+def test_perfect_predictions_recover_the_sample(options, channels):
     scheduler, x0 = IDDPM(**{"num_sampling_steps": 20, **options}), random(*SHAPE)
-    predict = knowing(x0, scheduler, scheduler.predict_xstart, channels)
+    predict = perfect_model(x0, scheduler, scheduler.predict_xstart, channels)
     # At the first timestep 1 - ᾱ has four digits in float32, as in the published tables.
     assert relative_difference(last(scheduler.trajectory(predict, Tensor(random(*SHAPE, seed=1)))), x0) < 1e-3
 
 
-def test_the_variance_follows_the_model():
+def test_learned_variance_interpolates_beta_and_posterior():
     scheduler = IDDPM(num_sampling_steps=50)
     for share, table in ((1, scheduler.tables.betas), (-1, scheduler.tables.posterior_variance)):
         output = Tensor(np.concatenate([np.zeros(SHAPE), np.full(SHAPE, share)], 1).astype(np.float32))
@@ -94,9 +94,9 @@ def test_the_variance_follows_the_model():
         assert np.allclose(scheduler.step(output, 7, x, noise).asnumpy(), np.sqrt(table[7]), rtol=1e-5)
 
 
-def test_given_frames_stay_until_the_last_step():
+def test_conditioning_frames_stay_until_the_last_step():
     scheduler, x = IDDPM(num_sampling_steps=6), Tensor(random(*SHAPE))
-    predict = knowing(random(*SHAPE, seed=1), scheduler)
+    predict = perfect_model(random(*SHAPE, seed=1), scheduler)
     mask = [[0, 1, 0.5], [1, 1, 1]]
     states = [state.asnumpy() for state in scheduler.trajectory(predict, x, mask, lambda k: random(*SHAPE, seed=2 + k))]
     start = x.asnumpy()
@@ -107,7 +107,7 @@ def test_given_frames_stay_until_the_last_step():
     assert all((state[:, :, 1] != start[:, :, 1]).all() for state in states)
 
 
-def test_a_mask_of_ones_is_no_mask():
+def test_mask_of_ones_equals_no_mask():
     scheduler, x = IDDPM(num_sampling_steps=5), Tensor(random(*SHAPE))
     toy = Toy(random(*SHAPE, seed=1))
 
@@ -119,7 +119,7 @@ def test_a_mask_of_ones_is_no_mask():
     assert (plain == masked).all()
 
 
-def test_noise_is_drawn_where_none_is_given():
+def test_noise_is_sampled_by_default():
     toy = Toy(random(*SHAPE), random(3, 5, seed=1))
     runs = []
     for seed in (1, 1, 2):
@@ -129,7 +129,7 @@ def test_noise_is_drawn_where_none_is_given():
 
 
 @pytest.mark.parametrize("schedule", ["linear", "squaredcos_cap_v2"])
-def test_schedules_end_in_noise(schedule):
+def test_noise_schedules_end_in_noise(schedule):
     alphas_cumprod = np.cumprod(1 - training_betas(schedule, 1000))
     assert alphas_cumprod[0] > 0.999 and alphas_cumprod[-1] < 1e-4 and (np.diff(alphas_cumprod) < 0).all()
     fewer = np.cumprod(1 - training_betas(schedule, 250))
@@ -137,23 +137,23 @@ def test_schedules_end_in_noise(schedule):
 
 
 @pytest.mark.parametrize("respacing", ["", "1000", "ddim1000", "500,500"])
-def test_all_steps(respacing):
+def test_full_respacing_keeps_all_timesteps(respacing):
     assert (kept_timesteps(respacing, 1000) == np.arange(1000)).all()
 
 
-def test_number_of_steps_and_respacing_say_the_same():
+def test_number_of_steps_equals_respacing():
     assert (IDDPM(num_sampling_steps=30).tables.betas == IDDPM(timestep_respacing="30").tables.betas).all()
     assert list(make_tables("linear", 1000, "1").timestep_map) == [0]
 
 
-def test_levels_have_a_probability_of_one_together():
+def test_level_probabilities_sum_to_one():
     levels = Tensor((np.arange(256) / 127.5 - 1).astype(np.float32).reshape(1, 1, -1, 1, 1))
-    for mean, log_deviation in ((0.0, -1.0), (0.3, -4.0), (-1.2, 0.5)):
-        likelihood = log_likelihood_of_levels(levels, Tensor(mean, ms.float32), Tensor(log_deviation, ms.float32))
+    for mean, log_std in ((0.0, -1.0), (0.3, -4.0), (-1.2, 0.5)):
+        likelihood = discretized_log_likelihood(levels, Tensor(mean, ms.float32), Tensor(log_std, ms.float32))
         assert np.exp(likelihood.asnumpy()).sum() == pytest.approx(1, abs=1e-4)
 
 
-def test_the_bound_teaches_the_variance_alone():
+def test_bound_trains_only_the_variance():
     prediction, x0, noise = random(2, 8, 3, 2, 2), Tensor(random(*SHAPE, seed=1)), random(*SHAPE, seed=2)
     model, scheduler, t = Constant(prediction), IDDPM(), np.array([0, 500])
 
@@ -169,7 +169,7 @@ def test_the_bound_teaches_the_variance_alone():
     assert np.allclose(of_noise, 2 * (prediction[:, :4] - noise) / noise[0].size, rtol=1e-4) and not of_variance.any()
 
 
-def test_a_sample_with_nothing_to_learn_counts_zero():
+def test_fully_conditioned_sample_has_zero_loss():
     model, scheduler = Constant(random(2, 8, 3, 2, 2)), IDDPM()
     mask = Tensor(np.array([[0, 0, 0], [0, 1, 1]], np.float32))
 
@@ -185,7 +185,7 @@ def test_a_sample_with_nothing_to_learn_counts_zero():
 
 
 @pytest.mark.parametrize("graph", [False, True], ids=["pynative", "graph"])
-def test_the_cell_of_training_gives_the_mean_loss(graph):
+def test_training_loss_is_the_mean_loss(graph):
     model = build("stdit2_qknorm_xmask", CASES, depth=1).set_train()
     model.y_embedder.dropout = 0.0
     inputs = stdit_inputs("stdit2_qknorm_xmask")
@@ -205,29 +205,29 @@ def test_the_cell_of_training_gives_the_mean_loss(graph):
     assert all(np.isfinite(slope.asnumpy()).all() for slope in slopes)
 
 
-def test_timesteps_of_training():
+def test_training_timesteps_are_uniform():
     assert IDDPM().timesteps([0.0, 0.5, 0.9999]).tolist() == [0, 500, 999]
     assert IDDPM(timestep_respacing="10").timesteps([0.0, 0.99]).tolist() == [0, 9]
 
 
 @pytest.mark.parametrize("batch", [1, 2, 7, 8])
-def test_speed_draws_timesteps_and_their_mirrors(batch):
+def test_speed_samples_timesteps_and_their_mirrors(batch):
     scheduler = IDDPMSpeed()
     steps = scheduler.timesteps(np.random.RandomState(0).random_sample(batch))
-    drawn_first = batch // 2 + 1
+    sampled_first = batch // 2 + 1
     assert len(steps) == batch and steps.min() >= 0 and steps.max() < 1000
-    mirrors = np.abs(scheduler.meaningful_steps - steps[:drawn_first])[: batch - drawn_first]
-    assert (steps[drawn_first:] == mirrors).all()
+    mirrors = np.abs(scheduler.meaningful_steps - steps[:sampled_first])[: batch - sampled_first]
+    assert (steps[sampled_first:] == mirrors).all()
 
 
-def test_speed_draws_by_its_probabilities():
+def test_speed_samples_by_its_probabilities():
     scheduler = IDDPMSpeed()
     steps = scheduler.timesteps(np.random.RandomState(0).random_sample(40000))[:20001]
     assert (steps < 641).mean() == pytest.approx(scheduler.probabilities[:641].sum(), abs=0.01)
 
 
 @pytest.mark.parametrize("steps", [1, 2, 5, 9, 10, 11, 40])
-def test_dpm_solver_finds_the_sample(steps):
+def test_dpm_solver_recovers_the_sample(steps):
     x0 = random(*SHAPE)
     schedule = 0.5 * np.log(np.cumprod(1 - training_betas("linear", 1000)))
 
@@ -242,22 +242,22 @@ def test_dpm_solver_finds_the_sample(steps):
 
     text = {"y": Tensor(random(2, 1, 3, 5))}
     sample = DPMSolver(steps).sample(Knowing(), random(*SHAPE, seed=1), text, np.ones((2, 3)))
-    assert relative_difference(sample.asnumpy(), x0) < 0.05  # some noise is left: the run ends before time 0
+    assert relative_difference(sample.asnumpy(), x0) < 0.05  # some noise remains: sampling ends before time 0
 
 
 @pytest.mark.parametrize(
     "make, message",
     [
-        (lambda: IDDPM(num_sampling_steps=5, timestep_respacing="5"), "say the same: leave one out"),
+        (lambda: IDDPM(num_sampling_steps=5, timestep_respacing="5"), "set the same value: leave one out"),
         (lambda: IDDPM(num_sampling_steps=0), "timestep_respacing '0'"),
-        (lambda: IDDPM(num_sampling_steps=1001), "1001 of a section's 1000 timesteps"),
+        (lambda: IDDPM(num_sampling_steps=1001), "1001 steps in a section of 1000 timesteps"),
         (lambda: IDDPM(timestep_respacing="ddim999"), "no stride gives 999 steps"),
-        (lambda: IDDPM(timestep_respacing="ten"), "'ten'.*should be such as 'ddim25'"),
+        (lambda: IDDPM(timestep_respacing="ten"), "'ten'.*use for example 'ddim25'"),
         (lambda: IDDPM(noise_schedule="cosine"), "noise_schedule 'cosine' is not one of"),
         (lambda: DPMSolver(0), "number of steps is 0"),
         (lambda: IDDPMSpeed().sample(None, None, {}), "training only"),
         (lambda: DPMSolver().training_losses(None, None, {}), "sampling only"),
-        (lambda: DPMSolver(2).sample(None, random(*SHAPE), {}, [[0, 1, 1]] * 2), "keeps none"),
+        (lambda: DPMSolver(2).sample(None, random(*SHAPE), {}, [[0, 1, 1]] * 2), "no conditioning frames"),
         (lambda: last(IDDPM(2).trajectory(None, Tensor(random(*SHAPE)), [[1, 1]] * 2)), "2 x 3 frames"),
         (lambda: last(IDDPM(2).trajectory(None, Tensor(random(*SHAPE)), [[1, 1, 2]] * 2)), "1 to 2"),
         (
@@ -276,6 +276,6 @@ def test_dpm_solver_finds_the_sample(steps):
         ),
     ],
 )
-def test_what_cannot_be_is_refused(make, message):
+def test_invalid_arguments_are_rejected(make, message):
     with pytest.raises(ValueError, match=message):
         make()

@@ -1,4 +1,4 @@
-"""Samplers against the reference, and what holds for each of them."""
+"""The samplers against golden trajectories, and properties that hold for each of them."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from golden_schedulers import GOLDEN, SHAPE, largest_difference, run_golden
 from mindspore import Tensor
 
 from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS, get_scheduler
-from opensora.schedulers.noise_schedule import spaced_timesteps
+from opensora.schedulers.schedule import spaced_timesteps
 
-# Their published forms end at timestep 0, where some noise is left.
+# Their published forms end at timestep 0, where some noise remains.
 END_WITH_NOISE = ("PNDM", "DEISMultistep")
 NO_RESCALE = ("PNDM", "DEISMultistep", "HeunDiscrete", "KDPM2AncestralDiscrete", "DPMSolverSinglestep")
 ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
@@ -22,17 +22,17 @@ KINDS = {"numpy": np.asarray, "tensor": Tensor}
 
 
 def levels(scheduler, t: float) -> tuple:
-    """α and σ of what the model sees at timestep t."""
+    """α and σ of the model's input at timestep t."""
     if not hasattr(scheduler, "alphas_cumprod"):
         return 1 - t / 1000, t / 1000
     alpha_cumprod = scheduler.alphas_cumprod[int(t)]
     return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
 
 
-def truth(scheduler, seen: np.ndarray, x0: np.ndarray, t: float) -> np.ndarray:
-    """What a model that knows x0 predicts."""
+def perfect_prediction(scheduler, model_input: np.ndarray, x0: np.ndarray, t: float) -> np.ndarray:
+    """The output of a model that knows x0."""
     alpha, sigma = levels(scheduler, t)
-    noise = (seen - alpha * x0) / sigma
+    noise = (model_input - alpha * x0) / sigma
     if not hasattr(scheduler, "alphas_cumprod"):
         return noise - x0
     return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[scheduler.options.prediction]
@@ -40,7 +40,7 @@ def truth(scheduler, seen: np.ndarray, x0: np.ndarray, t: float) -> np.ndarray:
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("name", GOLDEN)
-def test_golden(name, kind):
+def test_trajectory_matches_golden(name, kind):
     scheduler, states, draws = run_golden(name, KINDS[kind])
     expected = load_case(name)
     assert largest_difference(states, expected["trajectory"]) < 1e-4
@@ -49,39 +49,39 @@ def test_golden(name, kind):
     np.testing.assert_allclose(scheduler.init_noise_sigma, expected["init_noise_sigma"][0], rtol=1e-6)
     if "alphas_cumprod" in expected:
         np.testing.assert_allclose(scheduler.alphas_cumprod, expected["alphas_cumprod"], rtol=1e-4)
-    if "sigmas" in expected:  # the reference repeats those of the samplers with two calls per step
+    if "sigmas" in expected:  # the reference repeats the sigmas of the samplers with two calls per step
         np.testing.assert_allclose(scheduler.sigmas[::-1], np.unique(expected["sigmas"]), rtol=1e-4)
     assert all(type(state) is type(states[0]) for state in states)
     assert {str(state.dtype).lower() for state in states} == {"float32"}
 
 
-def test_golden_covers_every_sampler():
+def test_golden_cases_cover_every_sampler():
     assert {case(name)["scheduler"] for name in GOLDEN} == set(SCHEDULERS)
 
 
 @pytest.mark.parametrize("prediction_type", PREDICTION_TYPES)
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_the_truth_leads_to_the_sample(name, prediction_type):
+def test_perfect_predictions_recover_the_sample(name, prediction_type):
     scheduler = get_scheduler(name, prediction_type=prediction_type, seed=0)
     scheduler.set_timesteps(20)
     x0, noise = given(name, "x0", SHAPE), given(name, "noise", SHAPE)
     t = scheduler.timesteps[0]
     x = scheduler.add_noise(x0, noise, t if name == "FlowMatchEulerDiscrete" else int(t))
     for t in scheduler.timesteps:
-        seen = scheduler.scale_model_input(x, t)
-        x = scheduler.step(truth(scheduler, seen, x0, t), t, x)
+        model_input = scheduler.scale_model_input(x, t)
+        x = scheduler.step(perfect_prediction(scheduler, model_input, x0, t), t, x)
     expected = x0
     if name in END_WITH_NOISE:
         alpha, sigma = levels(scheduler, 0)
         expected = alpha * x0 + sigma * noise
-    # PNDM combines velocities of different timesteps as they are, which is exact for constant ones alone.
+    # PNDM combines velocities of different timesteps without conversion, which is exact only for constant ones.
     tolerance = 3e-2 if (name, prediction_type) == ("PNDM", "v_prediction") else 3e-5
     assert relative_difference(x, expected) < tolerance
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
 @pytest.mark.parametrize("steps", [1, 2, 3, 4, 61, 999])
-def test_any_number_of_steps(name, steps):
+def test_any_number_of_steps_is_finite(name, steps):
     scheduler = get_scheduler(name, prediction_type="v_prediction", timestep_spacing="trailing", seed=0)
     scheduler.set_timesteps(steps)
     x = np.ones((1, 2), np.float32) * scheduler.init_noise_sigma
@@ -94,7 +94,7 @@ def test_any_number_of_steps(name, steps):
     assert 0 <= scheduler.timesteps.min() and scheduler.timesteps.max() <= 1000
 
 
-def test_spacings_of_lin_et_al_table_2():
+def test_spaced_timesteps_match_lin_et_al_table_2():
     assert list(spaced_timesteps("leading", 10)) == list(range(900, -1, -100))
     assert list(spaced_timesteps("trailing", 10)) == list(range(999, 0, -100))
     assert list(spaced_timesteps("linspace", 10).round()) == list(range(999, -1, -111))
@@ -105,8 +105,8 @@ def test_spacings_of_lin_et_al_table_2():
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_noise_and_velocity(name):
-    """The model's input is α x0 + σ noise, and α input - σ velocity is x0 again, each sample at its own timestep."""
+def test_noise_and_velocity_recover_the_sample(name):
+    """The model's input is α x0 + σ noise, and α input - σ velocity is x0, with one timestep per sample."""
     scheduler = get_scheduler(name, prediction_type="v_prediction", timestep_spacing="trailing")
     scheduler.set_timesteps(4)
     x0, noise = given(name, "x0", (4, 2, 3)), given(name, "noise", (4, 2, 3))
@@ -117,18 +117,18 @@ def test_noise_and_velocity(name):
         one = slice(i, i + 1)
         assert np.array_equal(scheduler.add_noise(x0[one], noise[one], int(own_t)), noisy[one])
         if name in ("FlowMatchEulerDiscrete", "PNDM"):
-            seen = noisy[one]
+            model_input = noisy[one]
         else:
-            seen = scheduler.scale_model_input(noisy[one], scheduler.timesteps[scheduler.timesteps == own_t][0])
-        np.testing.assert_allclose(seen, alpha * x0[one] + sigma * noise[one], rtol=1e-5, atol=1e-5)
+            model_input = scheduler.scale_model_input(noisy[one], scheduler.timesteps[scheduler.timesteps == own_t][0])
+        np.testing.assert_allclose(model_input, alpha * x0[one] + sigma * noise[one], rtol=1e-5, atol=1e-5)
         if name == "FlowMatchEulerDiscrete":
-            np.testing.assert_allclose(seen - sigma * velocity[one], x0[one], atol=1e-5)
+            np.testing.assert_allclose(model_input - sigma * velocity[one], x0[one], atol=1e-5)
         else:
-            np.testing.assert_allclose(alpha * seen - sigma * velocity[one], x0[one], atol=1e-5)
+            np.testing.assert_allclose(alpha * model_input - sigma * velocity[one], x0[one], atol=1e-5)
 
 
 @pytest.mark.parametrize("name", ["DDPM", "EulerDiscrete", "FlowMatchEulerDiscrete"])
-def test_tensors_are_treated_as_arrays_are(name):
+def test_tensors_match_numpy_arrays(name):
     scheduler = get_scheduler(name, **ZERO_SNR)
     x0, noise, t = given(name, "x0", (3, 2, 4)), given(name, "noise", (3, 2, 4)), np.array([0, 500, 999])
     for method in (scheduler.add_noise, scheduler.get_velocity):
@@ -145,7 +145,7 @@ def test_tensors_are_treated_as_arrays_are(name):
 
 
 @pytest.mark.parametrize("name", ["DDPM", "CogVideoX"])
-def test_zero_snr_ends_in_noise(name):
+def test_zero_snr_last_timestep_is_pure_noise(name):
     noise = given(name, "noise", SHAPE)
     scheduler = get_scheduler(name, **ZERO_SNR)
     assert np.array_equal(scheduler.add_noise(np.full(SHAPE, 5.0), noise, 999), noise)
@@ -156,8 +156,8 @@ def test_zero_snr_ends_in_noise(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_runs_are_alike(name):
-    """A run owes nothing to one before it, finished or not, and a seed fixes the noise."""
+def test_consecutive_trajectories_are_equal(name):
+    """A trajectory does not depend on the previous one, finished or not."""
 
     def run(scheduler, calls=None):
         draws = []
@@ -177,8 +177,8 @@ def test_runs_are_alike(name):
     assert np.array_equal(first, run(scheduler)[0])
 
 
-def test_a_timestep_met_out_of_turn_starts_a_step():
-    """Timesteps of HeunDiscrete end one step and start another; whoever begins there has no step to end."""
+def test_unexpected_timestep_starts_a_step():
+    """Timesteps of HeunDiscrete end one step and start another; a trajectory may also start there."""
     scheduler = get_scheduler("HeunDiscrete")
     scheduler.set_timesteps(10)
     x, slope = given("heun", "x", SHAPE), given("heun", "slope", SHAPE)
@@ -187,7 +187,7 @@ def test_a_timestep_met_out_of_turn_starts_a_step():
     np.testing.assert_allclose(scheduler.step(slope, scheduler.timesteps[3], x), x + change * slope, rtol=1e-5)
 
 
-def test_drawn_noise_follows_the_seed():
+def test_sampled_noise_follows_the_seed():
     def sample(seed):
         scheduler = get_scheduler("EulerAncestralDiscrete", seed=seed)
         scheduler.set_timesteps(3)
@@ -201,7 +201,7 @@ def test_drawn_noise_follows_the_seed():
 
 
 @pytest.mark.parametrize("name", ["DDIM", "DDPM"])
-def test_clip_sample(name):
+def test_clip_sample_limits_the_predicted_sample(name):
     scheduler = get_scheduler(name, prediction_type="sample", clip_sample=True)
     scheduler.set_timesteps(1)
     far = np.array([[-3.0, 0.5, 3.0]], np.float32)
@@ -209,16 +209,15 @@ def test_clip_sample(name):
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_every_sampler_takes_the_common_options(name):
+def test_every_sampler_accepts_the_common_options(name):
     options = dict(
         ZERO_SNR, timestep_spacing="trailing", beta_start=0.00085, beta_end=0.012, beta_schedule="scaled_linear"
     )
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         scheduler = get_scheduler(name, **options)
-    assert [str(w.message) for w in caught] == (
-        [f"{name} leaves the betas as they are: no rescale to zero SNR"] if name in NO_RESCALE else []
-    )
+    warning = f"{name} ignores rescale_betas_zero_snr: its published form has no rescale to zero SNR"
+    assert [str(w.message) for w in caught] == ([warning] if name in NO_RESCALE else [])
     if name in NO_RESCALE:
         del options["rescale_betas_zero_snr"]
         assert np.array_equal(scheduler.alphas_cumprod, get_scheduler(name, **options).alphas_cumprod)
@@ -229,14 +228,14 @@ def test_every_sampler_takes_the_common_options(name):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"name": "EulerAncestral"}, "there is no sampler 'EulerAncestral': did you mean EulerAncestralDiscrete?"),
+        ({"name": "EulerAncestral"}, "unknown sampler 'EulerAncestral': did you mean EulerAncestralDiscrete?"),
         ({"prediction_type": "x"}, "prediction_type is 'x': choose one of epsilon, v_prediction, sample"),
         ({"timestep_spacing": "x"}, "timestep_spacing is 'x': choose one of linspace, leading, trailing"),
         ({"beta_schedule": "x"}, "beta_schedule is 'x': choose one of linear, scaled_linear"),
         ({"beta_end": 2.0}, "beta_end is 2.0: choose a number between 0 and 1"),
     ],
 )
-def test_wrong_options(options, message):
+def test_invalid_options_are_rejected(options, message):
     with pytest.raises(ValueError) as error:
         get_scheduler(**{"name": "DDIM", **options})
     assert str(error.value).startswith(message)
@@ -248,20 +247,20 @@ def test_wrong_options(options, message):
         ("DDIM", {}, 0, "the number of steps is 0: choose 1 to 1000"),
         ("DDIM", {}, 1001, "the number of steps is 1001: choose 1 to 1000"),
         ("DDIM", {}, 2.5, "the number of steps is 2.5: choose 1 to 1000"),
-        ("DPMSolverMultistep", {}, 1000, "DPMSolverMultistep can't take 1000 different steps with leading spacing"),
-        ("DDIM", {"rescale_betas_zero_snr": True}, 10, "DDIM can't start where there is noise alone"),
+        ("DPMSolverMultistep", {}, 1000, "DPMSolverMultistep cannot take 1000 distinct steps with leading spacing"),
+        ("DDIM", {"rescale_betas_zero_snr": True}, 10, "DDIM cannot start from zero SNR with prediction_type epsilon"),
     ],
 )
-def test_wrong_number_of_steps(name, options, steps, message):
+def test_invalid_number_of_steps_is_rejected(name, options, steps, message):
     with pytest.raises(ValueError) as error:
         get_scheduler(name, **options).set_timesteps(steps)
     assert str(error.value).startswith(message)
 
 
-def test_wrong_use():
+def test_invalid_step_arguments_are_rejected():
     x = np.zeros(SHAPE, np.float32)
     scheduler = get_scheduler("DDPM")
-    with pytest.raises(ValueError, match="timestep 5 is none of this run's"):
+    with pytest.raises(ValueError, match="timestep 5 is not in scheduler.timesteps"):
         scheduler.step(x, 5, x)
     scheduler.set_timesteps(4)
     with pytest.raises(ValueError, match=r"the noise has shape \(3,\), the sample \(1, 4, 3, 4, 4\)"):
@@ -274,7 +273,7 @@ def test_wrong_use():
         scheduler.step(x, scheduler.timesteps[1], x)
 
 
-def test_numpy_users_need_no_mindspore(run):
+def test_numpy_does_not_import_mindspore(run):
     finished = run(
         "-c",
         "import sys, opensora.schedulers as s, numpy as np\n"
@@ -288,7 +287,7 @@ def test_numpy_users_need_no_mindspore(run):
 @pytest.mark.parametrize("name", list(SCHEDULERS))
 @pytest.mark.parametrize("steps", [250, 300, 999])
 def test_many_steps_stay_finite(name, steps):
-    """Runs this long visit the timesteps next to the last, where there is almost no signal."""
+    """Trajectories this long visit the timesteps next to the last one, which have almost no signal."""
     rescale = SCHEDULERS[name].can_rescale if hasattr(SCHEDULERS[name], "can_rescale") else False
     scheduler = get_scheduler(name, prediction_type="v_prediction", rescale_betas_zero_snr=rescale)
     scheduler.set_timesteps(steps)

@@ -1,0 +1,171 @@
+"""The stages that text to video and inpainting share: text encoding, denoising, decoding."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Optional, Union
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor
+
+from opensora.checkpoint.files import find_weights
+from opensora.datasets.transforms import to_uint8
+from opensora.errors import UserError
+from opensora.models import MT5EncoderModel, WFVAEModel
+from opensora.models.pretrained import PretrainedModel
+from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.pipelines.denoise import StepNoise, denoise
+from opensora.pipelines.lazy import LazyModel
+from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
+from opensora.pipelines.text import TextEmbedding, embed_text
+from opensora.schedulers import Scheduler, get_scheduler
+
+if TYPE_CHECKING:
+    from typing_extensions import Self
+
+OUTPUT_TYPES = ("frames", "video", "latent")
+
+
+class VideoPipeline:
+    """Text encoder, denoising transformer and autoencoder. Subclasses set the transformer and define `__call__`.
+
+    Args:
+        prompt_template: text around the prompt, which replaces {}; the default is that of the published weights.
+        negative_prompt: guidance moves away from this text.
+
+    Raises:
+        UserError: the template has no {}.
+    """
+
+    transformer_class: type[PretrainedModel]
+
+    def __init__(
+        self,
+        text_encoder: LazyModel,
+        tokenizer: Tokenizer,
+        transformer: LazyModel,
+        vae: LazyModel,
+        scheduler: Scheduler,
+        prompt_template: str = POSITIVE,
+        negative_prompt: str = NEGATIVE,
+    ):
+        check_template(prompt_template)
+        self.text_encoder = text_encoder
+        self.tokenizer = tokenizer
+        self.transformer = transformer
+        self.vae = vae
+        self.scheduler = scheduler
+        self.prompt_template, self.negative_prompt = prompt_template, negative_prompt
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model_path: Union[str, Path],
+        ae_path: Union[str, Path],
+        text_encoder: Union[str, Path],
+        sample_method: str = "EulerAncestralDiscrete",
+        prediction_type: str = "v_prediction",
+        rescale_betas_zero_snr: bool = True,
+        dtype=ms.float32,
+        prompt_template: str = POSITIVE,
+        negative_prompt: str = NEGATIVE,
+    ) -> Self:
+        """Creates a pipeline from folders in the published layout; models load at first use.
+
+        Raises:
+            FileNotFoundError, UserError: a folder holds no model, or a different one.
+        """
+        for model, folder in (
+            (cls.transformer_class, model_path),
+            (WFVAEModel, ae_path),
+            (MT5EncoderModel, text_encoder),
+        ):
+            model.published_config(folder)
+            find_weights(folder)
+        return cls(
+            text_encoder=LazyModel(lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype=dtype)),
+            tokenizer=Tokenizer(text_encoder),
+            transformer=LazyModel(lambda: cls.transformer_class.from_pretrained(model_path, dtype=dtype)),
+            vae=LazyModel(lambda: WFVAEModel.from_pretrained(ae_path, dtype=dtype)),
+            scheduler=get_scheduler(
+                sample_method, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr
+            ),
+            prompt_template=prompt_template,
+            negative_prompt=negative_prompt,
+        )
+
+    def embed(self, texts: Sequence[str], max_sequence_length: int = 512) -> TextEmbedding:
+        """Embeds texts without template."""
+        return embed_text(self.text_encoder.get(), self.tokenizer, texts, max_sequence_length)
+
+    def embed_prompt(self, prompt: str, guidance_scale: float, max_sequence_length: int = 512) -> TextEmbedding:
+        """Embeds a prompt in its template for `denoise`; with guidance, the negative prompt comes first."""
+        text = self.prompt_template.replace("{}", prompt)
+        return self.embed([self.negative_prompt, text] if guidance_scale > 1 else [text], max_sequence_length)
+
+    def denoise(
+        self,
+        text: TextEmbedding,
+        num_frames: int,
+        height: int,
+        width: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        seed: Union[int, Sequence[int]] = 1234,
+        latents: Optional[Union[np.ndarray, Tensor]] = None,
+        step_noise: Optional[StepNoise] = None,
+        progress: bool = True,
+        conditioning: Optional[Tensor] = None,
+    ) -> Tensor:
+        """Latents (1, C, 1 + n, height / 8, width / 8) for an embedded prompt and the output of `encode_condition`."""
+        transformer = self.transformer.get()
+        generator = np.random.default_rng(seed)
+        shape = (1, transformer.config.in_channels, (num_frames - 1) // 4 + 1, height // 8, width // 8)
+        if latents is None:
+            latents = generator.standard_normal(shape, dtype=np.float32)
+        elif tuple(latents.shape) != shape:
+            raise UserError(f"latents are {tuple(latents.shape)}; {num_frames} frames of {height}x{width} need {shape}")
+
+        def sample_noise(k: int) -> Tensor:
+            return _tensor(step_noise(k) if step_noise else generator.standard_normal(shape, dtype=np.float32))
+
+        return denoise(
+            transformer,
+            self.scheduler,
+            text.trimmed(),
+            _tensor(latents),
+            num_inference_steps,
+            guidance_scale,
+            sample_noise,
+            conditioning,
+            progress,
+        )
+
+    def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
+        """Yields uint8 frames (B, t, H, W, 3) in temporal order.
+
+        Decoding is chunked, in constant memory, if that does not change the result or if tiling is enabled.
+        """
+        for chunk in self._decode_chunks(latents):
+            yield to_uint8(chunk.transpose(0, 2, 3, 4, 1))
+
+    def output(self, latents: Tensor, output_type: str) -> np.ndarray:
+        """Converts latents to one of `OUTPUT_TYPES`."""
+        if output_type == "latent":
+            return latents.asnumpy()
+        if output_type == "frames":
+            return np.concatenate(list(self.decode(latents)), 1)
+        return np.concatenate(list(self._decode_chunks(latents)), 2).transpose(0, 2, 1, 3, 4)
+
+    def _decode_chunks(self, latents: Tensor) -> Iterator[np.ndarray]:
+        vae = self.vae.get()
+        z = vae.denormalize(latents).astype(vae.dtype)
+        chunked = vae.use_tiling or vae.config.streams_exactly
+        for chunk in vae.decode_chunks(z) if chunked else [vae.decode(z)]:
+            yield chunk.float().asnumpy()  # B 3 t H W
+
+
+def _tensor(x: Union[np.ndarray, Tensor]) -> Tensor:
+    return x if isinstance(x, Tensor) else Tensor(np.asarray(x, np.float32))

@@ -1,0 +1,161 @@
+"""Samplers whose state is x_t = α_t x_0 + σ_t ε, indexed by the training timestep.
+
+Each step goes from t to t - stride, stride = 1000 // steps. With x_0 and ε from the model's prediction:
+
+    DDIM       x' = α' x_0 + σ' ε                     Song, Meng & Ermon 2020, "Denoising Diffusion Implicit Models",
+                                                      eq. 12 with η = 0
+    DDPM       x' = mean of q(x' | x, x_0) + noise    Ho, Jain & Abbeel 2020, "Denoising Diffusion Probabilistic
+                                                      Models", algorithm 2, eq. 6 and 7
+    CogVideoX  DDIM, with a third of the SNR          Yang et al. 2024, "CogVideoX: Text-to-Video Diffusion Models
+                                                      with An Expert Transformer"
+    PNDM       DDIM with a prediction combined from   Liu et al. 2022, "Pseudo Numerical Methods for Diffusion Models
+               several calls                          on Manifolds", algorithm 2
+"""
+
+from __future__ import annotations
+
+from typing import Callable, Optional
+
+import numpy as np
+
+from opensora.errors import UserError
+from opensora.schedulers.base import DiffusionScheduler
+from opensora.schedulers.schedule import TRAIN_TIMESTEPS, Array, spaced_timesteps
+
+
+class TimestepScheduler(DiffusionScheduler):
+    """Base of the samplers that step from training timestep to training timestep.
+
+    A step is `stride` timesteps long even where rounding spaced `timesteps` slightly differently: that is the
+    published behavior. A step past timestep 0 ends at `final_alpha_cumprod`.
+
+    clip_sample: clip the predicted x_0 to [-1, 1]; for models of pixels, not of latents.
+    """
+
+    def __init__(self, seed: Optional[int] = None, clip_sample: bool = False, **options):
+        super().__init__(seed, **options)
+        self.clip_sample = clip_sample
+
+    @property
+    def final_alpha_cumprod(self) -> float:
+        return 1.0
+
+    def predicted_x0(self, output: Array, x: Array, alpha: float, sigma: float) -> Array:
+        x0 = super().predicted_x0(output, x, alpha, sigma)
+        return x0.clip(-1, 1) if self.clip_sample else x0
+
+    def transfer(self, output: Array, x: Array, t: int, next_t: int) -> Array:
+        """x moved from t to next_t with the predicted x_0 and noise (Song et al. 2020, eq. 12 with η = 0)."""
+        alpha, sigma = self._alpha_sigma(t)
+        next_alpha, next_sigma = self._alpha_sigma(next_t)
+        x0, noise = self.predicted_x0(output, x, alpha, sigma), self.predicted_noise(output, x, alpha, sigma)
+        return next_alpha * x0 + next_sigma * noise
+
+    def _make_timesteps(self, count: int) -> np.ndarray:
+        self.stride = TRAIN_TIMESTEPS // count
+        timesteps = spaced_timesteps(self.options.spacing, count).round()
+        if self.options.prediction == "epsilon" and self.alphas_cumprod[int(timesteps[0])] == 0:
+            raise UserError(
+                f"{type(self).__name__} cannot start from zero SNR with prediction_type epsilon: leave out "
+                "rescale_betas_zero_snr, or use a model of prediction_type v_prediction"
+            )
+        return timesteps
+
+    def _alpha_sigma(self, t: int) -> tuple[float, float]:
+        """α and σ of timestep t."""
+        alpha_cumprod = float(self.alphas_cumprod[t]) if t >= 0 else self.final_alpha_cumprod
+        return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+
+
+class DDIM(TimestepScheduler):
+    """Deterministic: the predicted noise carries the predicted x_0 to the next timestep."""
+
+    def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
+        t = int(self.timesteps[index])
+        return self.transfer(output, x, t, t - self.stride)
+
+
+class CogVideoX(DDIM):
+    """DDIM with its own betas and a third of their signal-to-noise ratio (Esser et al. 2024, section 5.3.2)."""
+
+    default_betas = ("scaled_linear", 0.00085, 0.012)
+    snr_shift = 3.0
+
+
+class DDPM(TimestepScheduler):
+    """Samples the posterior q(x_{t-1} | x_t, x_0); adds noise at every t > 0."""
+
+    def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
+        t = int(self.timesteps[index])
+        alpha, sigma = self._alpha_sigma(t)
+        next_alpha, next_sigma = self._alpha_sigma(t - self.stride)
+        alpha_ratio = alpha / next_alpha  # the paper's sqrt(α_t) = sqrt(1 - β_t), over the whole stride
+        beta = 1 - alpha_ratio**2
+        x0 = self.predicted_x0(output, x, alpha, sigma)
+        mean = (next_alpha * beta / sigma**2) * x0 + (alpha_ratio * next_sigma**2 / sigma**2) * x
+        if t == 0:
+            return mean
+        return mean + (beta**0.5 * next_sigma / sigma) * sample_noise()
+
+
+# Weights of the newest prediction, the one before it, ... for the number of predictions available.
+ADAMS_BASHFORTH = {
+    1: (1.0,),
+    2: (3 / 2, -1 / 2),
+    3: (23 / 12, -16 / 12, 5 / 12),
+    4: (55 / 24, -59 / 24, 37 / 24, -9 / 24),
+}
+RUNGE_KUTTA = (1 / 6, 1 / 3, 1 / 3, 1 / 6)
+
+
+class PNDM(TimestepScheduler):
+    """Algorithm 2 (F-PNDM): three Runge-Kutta steps of four model calls each, then one call per step (Adams-Bashforth).
+
+    Both methods combine predictions (the paper's gradient part), and `transfer` moves x (its transfer part). As
+    published, there is no rescale to zero SNR, and the trajectory ends at timestep 0, where some noise remains.
+    Trajectories of fewer than four steps have fewer Runge-Kutta steps.
+    """
+
+    can_rescale = False
+    _mean: Array  # weighted sum of the predictions of a step's stages
+
+    @property
+    def final_alpha_cumprod(self) -> float:
+        return float(self.alphas_cumprod[0])
+
+    def _make_timesteps(self, count: int) -> np.ndarray:
+        timesteps = super()._make_timesteps(count)
+        warm_up = min(3, count - 1)
+        half = self.stride // 2
+        stages = [(t, next_t + half, next_t + half, next_t) for t, next_t in zip(timesteps, timesteps[1 : warm_up + 1])]
+        self._warm_up_calls = 4 * warm_up
+        return np.append(np.ravel(stages), timesteps[warm_up:])
+
+    def _reset(self) -> None:
+        super()._reset()
+        self._predictions: list[Array] = []  # at the starts of the last steps, newest first
+        self._start: Optional[Array] = None
+
+    def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
+        stage = index % 4
+        if index >= self._warm_up_calls or stage == 0:
+            self._predictions = [output, *self._predictions[:3]]
+        if index < self._warm_up_calls:
+            return self._runge_kutta(output, index, stage, x)
+        t = int(self.timesteps[index])
+        weights = ADAMS_BASHFORTH[len(self._predictions)]
+        combined = sum(weight * prediction for weight, prediction in zip(weights, self._predictions))
+        return self.transfer(combined, x, t, t - self.stride)
+
+    def _runge_kutta(self, output: Array, index: int, stage: int, x: Array) -> Array:
+        """Each stage starts at the start of the step; the first two lead to its midpoint, the others to its end."""
+        t = int(self.timesteps[index])
+        if stage == 0:
+            self._start, self._mean = x, RUNGE_KUTTA[0] * output
+        elif self._start is None:
+            raise UserError(f"PNDM cannot start at timestep {t}, in the middle of a step")
+        else:
+            self._mean = self._mean + RUNGE_KUTTA[stage] * output
+        prediction = self._mean if stage == 3 else output
+        next_t = t - self.stride // 2 if stage in (0, 2) else t
+        return self.transfer(prediction, self._start, int(self.timesteps[index - stage]), next_t)
