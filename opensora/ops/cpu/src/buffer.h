@@ -28,17 +28,17 @@ inline Buffer make_buffer(int64_t size) {
   return Buffer(static_cast<float *>(memory), &std::free);
 }
 
-// `size` floats for each thread of a parallel region.
+// `size` floats for each thread of a parallel region. Separate buffers: the C library keeps freed memory for the next
+// call only up to a size per buffer (32 MiB, opensora/device.py), and larger ones come with new page faults every time.
 class ThreadBuffers {
  public:
-  explicit ThreadBuffers(int64_t size)
-      : step_(round_up(size, CACHE_LINE) + CACHE_LINE), memory_(make_buffer(omp_get_max_threads() * step_)) {}
-  float *own() const { return memory_.get() + omp_get_thread_num() * step_; }
+  explicit ThreadBuffers(int64_t size) {
+    for (int thread = 0; thread < omp_get_max_threads(); ++thread) buffers_.push_back(make_buffer(size));
+  }
+  float *own() const { return buffers_[omp_get_thread_num()].get(); }
 
  private:
-  static constexpr int64_t CACHE_LINE = 16;  // floats; one more between threads avoids false sharing by prefetchers
-  int64_t step_;
-  Buffer memory_;
+  std::vector<Buffer> buffers_;
 };
 
 }  // namespace cpu_kernels

@@ -97,11 +97,12 @@ void convolve(const Clips &clip_at, const Output &output_frame, int64_t clips, i
   const bool clip_per_thread = clips >= threads && winograd_fits_one_thread(x, y, kernel, frames);
   if (winograd_is_profitable(x, y, kernel, frames, clip_per_thread)) {
     const WinogradPlan plan(x, y, kernel, frames, clip_per_thread ? 1 : threads);
-    const Buffer scratch = make_buffer(plan.size() * (clip_per_thread ? threads : 1));
+    std::vector<WinogradScratch> scratch;
+    for (int64_t i = 0; i < (clip_per_thread ? threads : 1); ++i) scratch.emplace_back(plan);
 #pragma omp parallel for schedule(dynamic) if (clip_per_thread)
     for (int64_t clip = 0; clip < clips; ++clip) {
       winograd_convolve(plan, clip_at(clip), [&](int64_t frame) { return output_frame(clip, frame); }, shift, weights,
-                        bias, scratch.get() + (clip_per_thread ? omp_get_thread_num() * plan.size() : 0));
+                        bias, scratch[clip_per_thread ? omp_get_thread_num() : 0]);
     }
     return;
   }

@@ -57,6 +57,26 @@ int upsample_axis_grad(void **params, int64_t **shapes) {
   return OK;
 }
 
+// x (width) -> y (2 width). Compilers vectorize the loop only if they know that x and y do not overlap.
+template <class Mode>
+void upsample_row(const float *__restrict x, float *__restrict y, int64_t width) {
+  y[0] = (Mode::NEAR + Mode::FAR) * x[0];
+  for (int64_t j = 0; j < width - 1; ++j) {
+    y[2 * j + 1] = Mode::NEAR * x[j] + Mode::FAR * x[j + 1];
+    y[2 * j + 2] = Mode::NEAR * x[j + 1] + Mode::FAR * x[j];
+  }
+  y[2 * width - 1] = (Mode::NEAR + Mode::FAR) * x[width - 1];
+}
+
+// dy (2 width) -> dx (width)
+template <class Mode>
+void upsample_row_grad(const float *__restrict dy, float *__restrict dx, int64_t width) {
+  for (int64_t j = 0; j < width; ++j) {
+    const float left = j ? dy[2 * j - 1] : dy[0], right = j < width - 1 ? dy[2 * j + 2] : dy[2 * j + 1];
+    dx[j] = Mode::NEAR * (dy[2 * j] + dy[2 * j + 1]) + Mode::FAR * (left + right);
+  }
+}
+
 // x (frames, H, W) -> y (frames, 2 H, 2 W): along H into a buffer of one row, then along W
 template <class Mode>
 int upsample_image(void **params, int64_t **shapes) {
@@ -64,20 +84,18 @@ int upsample_image(void **params, int64_t **shapes) {
   float *y = output(params, 1);
   const int64_t frames = shapes[0][0], height = shapes[0][1], width = shapes[0][2];
   const ThreadBuffers rows(width);
-#pragma omp parallel for
-  for (int64_t row = 0; row < frames * 2 * height; ++row) {
-    const int64_t y_row = row % (2 * height), i = y_row / 2;
-    const float *here = x + (row / (2 * height) * height + i) * width;
-    const float *neighbor = y_row % 2 ? (i < height - 1 ? here + width : here) : (i ? here - width : here);
-    float *blend = rows.own(), *to = y + row * 2 * width;
+#pragma omp parallel
+  {
+    float *const blend = rows.own();
+#pragma omp for
+    for (int64_t row = 0; row < frames * 2 * height; ++row) {
+      const int64_t y_row = row % (2 * height), i = y_row / 2;
+      const float *here = x + (row / (2 * height) * height + i) * width;
+      const float *neighbor = y_row % 2 ? (i < height - 1 ? here + width : here) : (i ? here - width : here);
 #pragma omp simd
-    for (int64_t j = 0; j < width; ++j) blend[j] = Mode::NEAR * here[j] + Mode::FAR * neighbor[j];
-    to[0] = (Mode::NEAR + Mode::FAR) * blend[0];
-    for (int64_t j = 0; j < width - 1; ++j) {
-      to[2 * j + 1] = Mode::NEAR * blend[j] + Mode::FAR * blend[j + 1];
-      to[2 * j + 2] = Mode::NEAR * blend[j + 1] + Mode::FAR * blend[j];
+      for (int64_t j = 0; j < width; ++j) blend[j] = Mode::NEAR * here[j] + Mode::FAR * neighbor[j];
+      upsample_row<Mode>(blend, y + row * 2 * width, width);
     }
-    to[2 * width - 1] = (Mode::NEAR + Mode::FAR) * blend[width - 1];
   }
   return OK;
 }
@@ -89,19 +107,19 @@ int upsample_image_grad(void **params, int64_t **shapes) {
   float *dx = output(params, 1);
   const int64_t frames = shapes[1][0], height = shapes[1][1], width = shapes[1][2];
   const ThreadBuffers rows(2 * width);
-#pragma omp parallel for
-  for (int64_t row = 0; row < frames * height; ++row) {
-    const int64_t i = row % height;
-    const float *even = dy + (row / height * height + i) * 4 * width, *odd = even + 2 * width;
-    const float *previous = i ? even - 2 * width : even, *next = i < height - 1 ? odd + 2 * width : odd;
-    float *sum = rows.own(), *to = dx + row * width;
+#pragma omp parallel
+  {
+    float *const sum = rows.own();
+#pragma omp for
+    for (int64_t row = 0; row < frames * height; ++row) {
+      const int64_t i = row % height;
+      const float *even = dy + (row / height * height + i) * 4 * width, *odd = even + 2 * width;
+      const float *previous = i ? even - 2 * width : even, *next = i < height - 1 ? odd + 2 * width : odd;
 #pragma omp simd
-    for (int64_t j = 0; j < 2 * width; ++j) {
-      sum[j] = Mode::NEAR * (even[j] + odd[j]) + Mode::FAR * (previous[j] + next[j]);
-    }
-    for (int64_t j = 0; j < width; ++j) {
-      const float left = j ? sum[2 * j - 1] : sum[0], right = j < width - 1 ? sum[2 * j + 2] : sum[2 * j + 1];
-      to[j] = Mode::NEAR * (sum[2 * j] + sum[2 * j + 1]) + Mode::FAR * (left + right);
+      for (int64_t j = 0; j < 2 * width; ++j) {
+        sum[j] = Mode::NEAR * (even[j] + odd[j]) + Mode::FAR * (previous[j] + next[j]);
+      }
+      upsample_row_grad<Mode>(sum, dx + row * width, width);
     }
   }
   return OK;

@@ -209,16 +209,15 @@ class PlaneTransform {
   float *const rows_;
 };
 
-// How a clip is divided into blocks that fit the scratch memory, and the layout of that memory.
+// How a clip is divided into blocks that fit the scratch memory.
 struct WinogradPlan {
   FrameShape x, y;
   ConvGeometry kernel;
-  int64_t frames, threads;                            // output frames of a clip; threads that share a clip
-  int64_t tile_rows, tile_columns;                    // of a frame
-  int64_t block_frames, block_rows, block_outputs;    // of a block: output frames, tile rows, output channels
-  int64_t column_blocks;                              // into which a GEMM's columns are divided
-  int64_t input_stride, output_stride;                // row strides of V and M
-  int64_t weights_size, input_size, output_size, transform_size;  // floats; transform_size is per thread
+  int64_t frames, threads;                          // output frames of a clip; threads that share a clip
+  int64_t tile_rows, tile_columns;                  // of a frame
+  int64_t block_frames, block_rows, block_outputs;  // of a block: output frames, tile rows, output channels
+  int64_t column_blocks;                            // into which a GEMM's columns are divided
+  int64_t input_stride, output_stride;              // row strides of V and M
 
   WinogradPlan(const FrameShape &x, const FrameShape &y, const ConvGeometry &kernel, int64_t frames, int64_t threads)
       : x(x), y(y), kernel(kernel), frames(frames), threads(threads) {
@@ -234,12 +233,22 @@ struct WinogradPlan {
     // Not multiples of large powers of two: rows that are would compete for the same cache sets.
     input_stride = round_up(input_frames * block_rows * tile_columns, LANES) + LANES;
     output_stride = round_up(columns, LANES) + LANES;
-    weights_size = round_up(TILE_ELEMS * kernel.frames * block_outputs * x.channels, LANES);
-    input_size = TILE_ELEMS * x.channels * input_stride;
-    output_size = TILE_ELEMS * block_outputs * output_stride;
-    transform_size = round_up(PlaneTransform::scratch_size(block_rows, tile_columns), LANES) + LANES;
   }
-  int64_t size() const { return weights_size + input_size + output_size + threads * transform_size; }
+};
+
+// Scratch memory for one clip at a time.
+struct WinogradScratch {
+  Buffer weights, input, products;  // U [frame, element, output, channel], V and M [element, channel, tile]
+  std::vector<Buffer> transforms;   // of each thread
+
+  explicit WinogradScratch(const WinogradPlan &plan)
+      : weights(make_buffer(TILE_ELEMS * plan.kernel.frames * plan.block_outputs * plan.x.channels)),
+        input(make_buffer(TILE_ELEMS * plan.x.channels * plan.input_stride)),
+        products(make_buffer(TILE_ELEMS * plan.block_outputs * plan.output_stride)) {
+    for (int64_t thread = 0; thread < plan.threads; ++thread) {
+      transforms.push_back(make_buffer(PlaneTransform::scratch_size(plan.block_rows, plan.tile_columns)));
+    }
+  }
 };
 
 // Whether the transformed input and weights of a clip are small enough for each thread to have its own.
@@ -258,21 +267,20 @@ inline bool winograd_is_profitable(const FrameShape &x, const FrameShape &y, con
 }
 
 // Convolves one clip with plan.threads threads. Output frame i reads the input frames i + shift, i + shift + 1, ... ;
-// output_frame(i) is where it goes; bias may be null. `scratch` has plan.size() floats.
+// output_frame(i) is where it goes; bias may be null.
 template <typename Output>
 void winograd_convolve(const WinogradPlan &plan, const Clip &clip, const Output &output_frame, int64_t shift,
-                       const Weights &weights, const float *bias, float *scratch) {
+                       const Weights &weights, const float *bias, const WinogradScratch &scratch) {
   const Sgemm sgemm = find_sgemm();
   const FrameShape &x = plan.x, &y = plan.y;
-  float *transformed_weights = scratch, *transformed_input = transformed_weights + plan.weights_size;
-  float *products = transformed_input + plan.input_size, *transform_scratch = products + plan.output_size;
+  float *transformed_weights = scratch.weights.get(), *transformed_input = scratch.input.get();
+  float *products = scratch.products.get();
 #pragma omp parallel num_threads(plan.threads)
   for (int64_t first_frame = 0; first_frame < plan.frames; first_frame += plan.block_frames) {
     for (int64_t first_row = 0; first_row < plan.tile_rows; first_row += plan.block_rows) {
       const int64_t frames = std::min(plan.block_frames, plan.frames - first_frame);
       const TileRows tiles{first_row, std::min(plan.block_rows, plan.tile_rows - first_row), plan.tile_columns};
-      const PlaneTransform transform(x, y, plan.kernel, tiles,
-                                     transform_scratch + omp_get_thread_num() * plan.transform_size);
+      const PlaneTransform transform(x, y, plan.kernel, tiles, scratch.transforms[omp_get_thread_num()].get());
 #pragma omp for collapse(2)
       for (int64_t frame = 0; frame < frames + plan.kernel.frames - 1; ++frame) {
         for (int64_t channel = 0; channel < x.channels; ++channel) {
