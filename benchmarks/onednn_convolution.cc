@@ -1,17 +1,15 @@
-// One convolution by oneDNN 2.x, for convolution_onednn.py. The prototypes are those of oneDNN's documented C API:
-// the library that MindSpore ships comes without headers. Descriptors are opaque here, in buffers larger than they are.
+// Convolutions by oneDNN 2.x, for convolution_onednn.py. MindSpore ships oneDNN without headers, so this file declares
+// what it uses of the documented C API. Descriptors are opaque: buffers that are larger than oneDNN's structures.
 #include <dlfcn.h>
 #include <omp.h>
 
 #include <cstdint>
-#include <cstdio>
 #include <functional>
-#include <vector>
 
 namespace dnnl {
 namespace threadpool_interop {
 
-// oneDNN's interface of a thread pool (dnnl_threadpool_iface.hpp), which calls virtual functions in this order.
+// The interface of dnnl_threadpool_iface.hpp; the order of the virtual functions is its ABI.
 struct threadpool_iface {
   virtual int get_num_threads() const = 0;
   virtual bool get_in_parallel() const = 0;
@@ -36,7 +34,7 @@ struct OpenMPPool : dnnl::threadpool_interop::threadpool_iface {
 };
 
 constexpr int CPU = 1, F32 = 3, TAG_ANY = 1, FORWARD_INFERENCE = 96;
-constexpr int SRC = 1, DST = 17, WEIGHTS = 33, BIAS = 41;                  // DNNL_ARG_*
+constexpr int SRC = 1, DST = 17, WEIGHTS = 33, BIAS = 41;  // DNNL_ARG_*
 constexpr int QUERY_NAME = 8, QUERY_SRC = 129, QUERY_WEIGHTS = 131, QUERY_DST = 133;
 constexpr int MAX_DIMS = 12;
 constexpr unsigned THREADPOOL = 8;  // dnnl_version_t::cpu_runtime
@@ -56,11 +54,11 @@ struct ExecArg {
 };
 
 struct MemoryDesc {
-  alignas(64) char opaque[4096];
+  alignas(16) char opaque[4096];
 };
 
 struct ConvolutionDesc {
-  alignas(64) char opaque[32768];
+  alignas(16) char opaque[32768];
 };
 
 class OneDNN {
@@ -68,20 +66,17 @@ class OneDNN {
   explicit OneDNN(const char *path) : library_(dlopen(path, RTLD_NOW)) {}
   bool loaded() const { return library_ != nullptr; }
 
-  // Calls a function of the C API; the first failure is kept.
+  // Calls a function of the C API. After the first failure, calls do nothing.
   template <typename... Args>
   void call(const char *name, Args... args) {
     if (failed_) return;
     const auto function = reinterpret_cast<int (*)(Args...)>(dlsym(library_, name));
     failed_ = function ? function(args...) : -1;
-    if (failed_) std::fprintf(stderr, "%s: status %d\n", name, failed_);
   }
-  const Version *version() const {
-    return reinterpret_cast<const Version *(*)()>(dlsym(library_, "dnnl_version"))();
-  }
+  const Version *version() const { return reinterpret_cast<const Version *(*)()>(dlsym(library_, "dnnl_version"))(); }
   const MemoryDesc *query(Handle primitive_desc, int what) const {
-    const auto function = reinterpret_cast<const MemoryDesc *(*)(Handle, int, int)>(
-        dlsym(library_, "dnnl_primitive_desc_query_md"));
+    const auto function =
+        reinterpret_cast<const MemoryDesc *(*)(Handle, int, int)>(dlsym(library_, "dnnl_primitive_desc_query_md"));
     return function(primitive_desc, what, 0);
   }
   int failed() const { return failed_; }
@@ -91,7 +86,7 @@ class OneDNN {
   int failed_ = 0;
 };
 
-// A convolution whose layouts oneDNN chooses (format "any"), with the reorders to and from plain tensors.
+// A convolution with layouts chosen by oneDNN (format tag "any"), and reorders from and to contiguous tensors.
 class Convolution {
  public:
   Convolution(const char *path, int algorithm, int rank, const Dims &x, const Dims &weight, const Dims &y,
@@ -128,7 +123,7 @@ class Convolution {
                 reinterpret_cast<void *>(-1));
   }
 
-  // Copies plain inputs into the layouts of the primitive.
+  // Copies contiguous inputs into the layouts of the primitive.
   void load(float *x, float *weight, const float *bias) {
     reorder(0, x, true);
     reorder(1, weight, true);
@@ -175,7 +170,8 @@ class Convolution {
 
 }  // namespace
 
-// Null if oneDNN has no such convolution. x, weight and y are (N, C, [T,] H, W), (O, C, [T,] H, W), (N, O, [T,] H, W).
+// Null if oneDNN does not implement the convolution. All arrays have MAX_DIMS numbers, of which `rank` count for x
+// (N, C, [T,] H, W), weight (O, C, [T,] H, W) and y (N, O, [T,] H, W), and rank - 2 for strides and padding.
 extern "C" void *convolution_create(const char *path, int algorithm, int rank, const int64_t *x, const int64_t *weight,
                                     const int64_t *y, const int64_t *strides, const int64_t *padding) {
   auto *made = new Convolution(path, algorithm, rank, *reinterpret_cast<const Dims *>(x),

@@ -163,8 +163,8 @@ KERNEL(attention_grad) {
         }
         sgemm('N', 'N', rows, width, size, scale, gradients, row_size, k + k_offset, token, key ? 1 : 0, dq + q_offset,
               token);
-        sgemm('T', 'N', size, width, rows, scale, gradients, row_size, q + q_offset, token, beta,
-              segment_dk + k_offset, token);
+        sgemm('T', 'N', size, width, rows, scale, gradients, row_size, q + q_offset, token, beta, segment_dk + k_offset,
+              token);
         sgemm('T', 'N', size, width, rows, 1, weights, row_size, dy + q_offset, token, beta, segment_dv + k_offset,
               token);
       }

@@ -22,15 +22,15 @@ enum Status : int {
 // Defines a kernel with the signature of MindSpore's Custom operator (func_type="aot"): params, ndims and shapes list
 // the inputs, then the outputs, `count` in all. All are contiguous float32. Kernels allocate memory outside of parallel
 // regions only: an exception that leaves a parallel region ends the process, one that ends up here becomes a status.
-#define KERNEL(name)                                                                                             \
-  static int name##_body(int count, void **params, int *ndims, int64_t **shapes);                                \
-  extern "C" int name(int count, void **params, int *ndims, int64_t **shapes, const char **, void *, void *) {   \
-    try {                                                                                                        \
-      return name##_body(count, params, ndims, shapes);                                                          \
-    } catch (const std::bad_alloc &) {                                                                           \
-      return cpu_kernels::OUT_OF_MEMORY;                                                                         \
-    }                                                                                                            \
-  }                                                                                                              \
+#define KERNEL(name)                                                                                           \
+  static int name##_body(int count, void **params, int *ndims, int64_t **shapes);                              \
+  extern "C" int name(int count, void **params, int *ndims, int64_t **shapes, const char **, void *, void *) { \
+    try {                                                                                                      \
+      return name##_body(count, params, ndims, shapes);                                                        \
+    } catch (const std::bad_alloc &) {                                                                         \
+      return cpu_kernels::OUT_OF_MEMORY;                                                                       \
+    }                                                                                                          \
+  }                                                                                                            \
   static int name##_body(int count, void **params, int *ndims, int64_t **shapes)
 
 inline const float *input(void **params, int i) { return static_cast<const float *>(params[i]); }

@@ -46,9 +46,7 @@ struct ConvGeometry {
   // Whether no output row or column reads padding only: makes output rows no longer than the pitch.
   bool padding_is_less_than_kernel() const { return std::max(top, bottom) < height && std::max(left, right) < width; }
   // Whether the padded frame is at least as large as the kernel.
-  bool fits(const FrameShape &x) const {
-    return x.height + top + bottom >= height && x.width + left + right >= width;
-  }
+  bool fits(const FrameShape &x) const { return x.height + top + bottom >= height && x.width + left + right >= width; }
   // Of the convolution with the flipped kernel that computes the input gradient ("full" padding), stride 1.
   ConvGeometry flipped() const {
     return {frames, height, width, height - 1 - top, height - 1 - bottom, width - 1 - left, width - 1 - right, 1};

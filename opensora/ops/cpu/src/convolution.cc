@@ -101,8 +101,9 @@ void convolve(const Clips &clip_at, const Output &output_frame, int64_t clips, i
     for (int64_t i = 0; i < (clip_per_thread ? threads : 1); ++i) scratch.emplace_back(plan);
 #pragma omp parallel for schedule(dynamic) if (clip_per_thread)
     for (int64_t clip = 0; clip < clips; ++clip) {
-      winograd_convolve(plan, clip_at(clip), [&](int64_t frame) { return output_frame(clip, frame); }, shift, weights,
-                        bias, scratch[clip_per_thread ? omp_get_thread_num() : 0]);
+      winograd_convolve(
+          plan, clip_at(clip), [&](int64_t frame) { return output_frame(clip, frame); }, shift, weights, bias,
+          scratch[clip_per_thread ? omp_get_thread_num() : 0]);
     }
     return;
   }
@@ -111,8 +112,7 @@ void convolve(const Clips &clip_at, const Output &output_frame, int64_t clips, i
   const int64_t wanted = std::min(ceil_div(wanted_tasks(), clips * frames), positions / MIN_POSITIONS_PER_TASK);
   const int64_t least = std::max(ceil_div(positions, MAX_POSITIONS), wanted);
   const int64_t block = round_up(ceil_div(positions, least), LANES), blocks = ceil_div(positions, block);
-  const Im2colConvolution convolution{x,         y,     kernel,      packed_weights.get(), bias, pitch,
-                                      positions, block, find_sgemm()};
+  const Im2colConvolution convolution{x, y, kernel, packed_weights.get(), bias, pitch, positions, block, find_sgemm()};
   const ThreadBuffers padded(block + kernel.halo(x)), cols(MAX_ROWS * block), acc(y.channels * block);
 #pragma omp parallel for collapse(3) schedule(dynamic)
   for (int64_t clip = 0; clip < clips; ++clip) {
@@ -181,8 +181,7 @@ void weight_gradient(const Clips &clip_at, const float *dy, int64_t clips, int64
 // Stride 2: adds the input gradient to the frames dx_frame(clip, i). Tasks are clips and chunks of input channels.
 template <typename Input>
 void add_input_gradient_stride2(const Input &dx_frame, const float *dy, int64_t clips, int64_t frames,
-                                const FrameShape &x, int64_t outputs, const ConvGeometry &kernel,
-                                const float *weight) {
+                                const FrameShape &x, int64_t outputs, const ConvGeometry &kernel, const float *weight) {
   const Sgemm sgemm = find_sgemm();
   const FrameShape y = kernel.output(outputs, x);
   const int64_t area = kernel.area(), block = std::min(MAX_POSITIONS, y.plane());
@@ -230,7 +229,7 @@ struct Arguments {
     x_frames = x_shape[1];
     shape = {x_shape[2], x_shape[3], x_shape[4]};
     outputs = weight_shape[0];
-    kernel = {weight_shape[2],      weight_shape[3],      weight_shape[4],     integer(settings[0]),
+    kernel = {weight_shape[2],      weight_shape[3],      weight_shape[4],      integer(settings[0]),
               integer(settings[1]), integer(settings[2]), integer(settings[3]), integer(settings[5])};
     replicate_pad = integer(settings[4]);
     const int64_t frames = replicate_pad + cache_frames + x_frames;

@@ -106,8 +106,7 @@ KERNEL(rope) {
   float *y = output(params, 4);
   const int64_t batch = shapes[0][0], tokens = shapes[0][1], heads = shapes[0][2], width = shapes[0][3];
   const int64_t half = width / 6, angles = tokens * 3 * half;
-  if (width % 6 || num_elements(shapes[1], 0, ndims[1]) != angles ||
-      num_elements(shapes[2], 0, ndims[2]) != angles) {
+  if (width % 6 || num_elements(shapes[1], 0, ndims[1]) != angles || num_elements(shapes[2], 0, ndims[2]) != angles) {
     return INVALID_SHAPES;
   }
 #pragma omp parallel for

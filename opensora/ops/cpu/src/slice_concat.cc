@@ -18,8 +18,7 @@ struct RowSizes {
   bool fit;
 
   RowSizes(const int64_t *a, const int64_t *b)
-      : rows(a[0]), first(a[1] * a[2]), second(b[1] * b[2]), both(first + second),
-        fit(a[0] == b[0] && a[2] == b[2]) {}
+      : rows(a[0]), first(a[1] * a[2]), second(b[1] * b[2]), both(first + second), fit(a[0] == b[0] && a[2] == b[2]) {}
 };
 
 }  // namespace

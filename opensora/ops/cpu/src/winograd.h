@@ -259,8 +259,8 @@ inline bool winograd_fits_one_thread(const FrameShape &x, const FrameShape &y, c
 }
 
 // Whether Winograd is expected to be faster than im2col; `clip_per_thread`: each thread has clips of its own.
-inline bool winograd_is_profitable(const FrameShape &x, const FrameShape &y, const ConvGeometry &kernel,
-                                   int64_t frames, bool clip_per_thread) {
+inline bool winograd_is_profitable(const FrameShape &x, const FrameShape &y, const ConvGeometry &kernel, int64_t frames,
+                                   bool clip_per_thread) {
   return kernel.height == 3 && kernel.width == 3 && kernel.stride == 1 &&
          std::min(x.channels, y.channels) >= MIN_CHANNELS &&
          frames * y.plane() >= (clip_per_thread ? MIN_POSITIONS_PER_THREAD : MIN_POSITIONS);
