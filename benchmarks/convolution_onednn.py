@@ -4,8 +4,8 @@
 
 Forward, float32, in turn. Each time is the least of the runs, because other processes may use the machine. oneDNN
 chooses its layouts (format tag "any"). Its time is that of the primitive alone; "reorders" is the time to convert
-input, weights and output from and to contiguous tensors. A 3-D convolution needs a causal past, which oneDNN gets as two
-more input frames. Needs g++.
+input, weights and output from and to contiguous tensors. A 3-D convolution needs a causal past, which oneDNN gets as
+two more input frames. Needs g++.
 """
 
 from __future__ import annotations
