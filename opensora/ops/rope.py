@@ -33,7 +33,7 @@ def _angles(frames: int, height: int, width: int, head_dim: int, scales: tuple) 
         raise ValueError(f"attention_head_dim {head_dim} is not a multiple of 6, which 3-D rope needs")
     dim = head_dim // 3
     lengths = (frames, height, width)
-    scales = [scales[lengths.index(length)] for length in lengths]
+    scales = tuple(scales[lengths.index(length)] for length in lengths)
     positions = np.stack(
         np.meshgrid(*(np.arange(n) / scale for n, scale in zip(lengths, scales)), indexing="ij"), -1
     )  # T H W 3
