@@ -21,8 +21,8 @@ import mindspore as ms
 import numpy as np
 
 from opensora.errors import UserError
-from opensora.ops.cpu import kernels
 from opensora.ops.cpu.build import check_settings
+from opensora.ops.cpu.ranks import check_ranks_agree
 from opensora.process import supervision
 from opensora.process.signals import handle_signals
 from opensora.utils.cli import seed, str2bool
@@ -77,8 +77,8 @@ def setup(args: argparse.Namespace) -> Device:
     """Applies the flags of `add_arguments` to MindSpore. Called once, before any tensor is made.
 
     Raises:
-        UserError: the target is not on this machine, --use_parallel without msrun, `OPENSORA_MARCH` not of this CPU, or
-            processes that would compute differently (`kernels.check_ranks_agree`).
+        UserError: the target is not on this machine, --use_parallel without msrun, `OPENSORA_MARCH` not of this CPU,
+            or processes that would compute differently (`check_ranks_agree`).
     """
     target = args.device or default_target()
     if not ms.hal.is_available(target):
@@ -151,7 +151,7 @@ def join_processes() -> tuple[int, int]:
     supervision.meet_at_end(lambda: barrier(size))
     atexit.register(_leave)
     if ms.get_context("device_target") == "CPU":
-        kernels.check_ranks_agree()
+        check_ranks_agree()
     return ms.communication.get_rank(), size
 
 
@@ -198,15 +198,6 @@ def _keep_freed_memory() -> None:
         library = ctypes.CDLL(None)
         library.mallopt(trim_threshold, 256 << 20)
         library.mallopt(mmap_threshold, 32 << 20)
-
-
-@ms.ops.constexpr
-def on_ascend() -> bool:
-    """True where operators of Ascend can be used; decides the body of the primitives in `opensora.ops`.
-
-    A constant to the compiler of graph mode.
-    """
-    return ms.get_context("device_target") == "Ascend"
 
 
 # For those who use the models without `setup`.

@@ -4,18 +4,19 @@ from __future__ import annotations
 
 from mindspore import Tensor, ops
 
-from opensora import device
-from opensora.ops.cpu import kernels
+from opensora.ops.backend import on_ascend
+from opensora.ops.cpu import elementwise as kernels
+from opensora.ops.cpu.custom_op import available
 
 
 def gelu_tanh(x: Tensor) -> Tensor:
-    """GELU in its tanh form, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)) (Hendrycks & Gimpel 2016, section 2).
+    """The tanh approximation of GELU, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)) (Hendrycks & Gimpel 2016, section 2).
 
-    On Ascend its fused operator; on a CPU elementwise operators, which are several times faster than the fused one.
+    Ascend has a fused operator. On a CPU elementwise operators are several times faster than MindSpore's fused one.
     """
-    if device.on_ascend():
+    if on_ascend():
         return ops.gelu(x, approximate="tanh")
-    if kernels.available(x.dtype):
+    if available(x.dtype):
         return kernels.bias_gelu(x, _no_bias(x.shape[-1]))
     return x * ops.sigmoid(x * (1.5957691216057308 + 0.07135481627159756 * x * x))
 
@@ -27,6 +28,6 @@ def _no_bias(width: int) -> Tensor:
 
 def bias_gelu_tanh(x: Tensor, bias: Tensor) -> Tensor:
     """`gelu_tanh` of x (..., D) + bias (D)."""
-    if kernels.available(x.dtype):
+    if available(x.dtype):
         return kernels.bias_gelu(x, bias)
     return gelu_tanh(x + bias)

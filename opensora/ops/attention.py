@@ -1,6 +1,6 @@
-"""Scaled dot-product attention; the device picks the body.
+"""Scaled dot-product attention, with an implementation per device.
 
-The Ascend branch follows the documentation of FlashAttentionScore and was not run on this project's CPU machines.
+The Ascend branch follows the documentation of FlashAttentionScore; it has not been run on Ascend.
 """
 
 from __future__ import annotations
@@ -10,10 +10,11 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from opensora import device
-from opensora.ops.cpu import kernels
+from opensora.ops.backend import on_ascend
+from opensora.ops.cpu import attention as kernels
+from opensora.ops.cpu.custom_op import gemm_available
 
-# On a CPU queries go in blocks of rows, so that the matrix of scores never has more elements than this.
+# The stock implementation processes queries in blocks, so that a matrix of scores has at most this many elements.
 SCORES_PER_BLOCK = 1 << 25
 MASK_VALUE = -10000.0  # far below any score, so softmax gives 0; finite, so fully masked rows are not NaN
 
@@ -29,23 +30,23 @@ def attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) ->
     q (B, S, N, D), k and v (B, L, N, D), bias (B, 1, 1, L) or None -> (B, S, N, D). No gradient flows to the bias.
     """
     scale = q.shape[-1] ** -0.5
-    if kernels.multiplies(q.dtype):
+    if gemm_available(q.dtype):
         return kernels.attention(q, k, v, _no_bias() if bias is None else bias, scale)
-    if device.on_ascend() and _flash_takes(q):
+    if on_ascend() and _flash_supports(q):
         return _flash_attention(q, k, v, bias, scale)
     q, k, v = q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)  # B N S D
-    rows = _rows_at_once(q.shape[0] * q.shape[1] * k.shape[2])
+    rows = _rows_per_block(q.shape[0] * q.shape[1] * k.shape[2])
     if q.shape[2] <= rows:
         return _attend(q, k, v, bias, scale).swapaxes(1, 2)
     return ops.cat([_attend(block, k, v, bias, scale) for block in ops.split(q, rows, 2)], 2).swapaxes(1, 2)
 
 
 def unscaled_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
-    """softmax(q k^T + bias) v, as T5 has it: q (B, S, N, D), k and v (B, L, N, D), bias (B, N, S, L) -> (B, S, N, D).
+    """softmax(q k^T + bias) v, the attention of T5.
 
-    No gradient flows to the bias.
+    q (B, S, N, D), k and v (B, L, N, D), bias (B, N, S, L) -> (B, S, N, D). No gradient flows to the bias.
     """
-    if kernels.multiplies(q.dtype):
+    if gemm_available(q.dtype):
         return kernels.attention(q, k, v, bias, 1.0)
     return _attend(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ops.stop_gradient(bias), 1.0).swapaxes(1, 2)
 
@@ -56,8 +57,8 @@ def _no_bias() -> Tensor:
 
 
 @ops.constexpr
-def _rows_at_once(scores_per_row: int) -> int:
-    """A constant to the compiler of graph mode, which finds no gradient of a choice by a computed number."""
+def _rows_per_block(scores_per_row: int) -> int:
+    """Constant in graph mode, which cannot differentiate a branch on a computed number."""
     return max(1, SCORES_PER_BLOCK // scores_per_row)
 
 
@@ -68,14 +69,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: floa
     return ops.matmul(ops.softmax(scores.astype(ms.float32), -1).astype(v.dtype), v)
 
 
-def _flash_takes(q: Tensor) -> bool:
-    """FlashAttentionScore takes 16-bit types and heads of a multiple of 16, at most 512."""
+def _flash_supports(q: Tensor) -> bool:
+    """FlashAttentionScore supports 16-bit types and head dimensions that are multiples of 16, at most 512."""
     return q.dtype in (ms.float16, ms.bfloat16) and q.shape[-1] % 16 == 0 and q.shape[-1] <= 512
 
 
 def _flash_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: float) -> Tensor:
-    """Its mask (B, 1, S, L) says with 1 what is hidden."""
-    hidden = None
+    """FlashAttentionScore, whose mask (B, 1, S, L) is 1 for masked keys."""
+    attn_mask = None
     if bias is not None:
-        hidden = (bias < 0).astype(ms.uint8).broadcast_to((q.shape[0], 1, q.shape[1], k.shape[1]))
-    return ops.flash_attention_score(q, k, v, q.shape[2], attn_mask=hidden, scalar_value=scale, input_layout="BSND")
+        attn_mask = (bias < 0).astype(ms.uint8).broadcast_to((q.shape[0], 1, q.shape[1], k.shape[1]))
+    return ops.flash_attention_score(q, k, v, q.shape[2], attn_mask=attn_mask, scalar_value=scale, input_layout="BSND")

@@ -1,4 +1,4 @@
-"""Linear maps."""
+"""Linear layers."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ from typing import Optional
 
 from mindspore import Tensor, ops
 
-from opensora.ops.cpu import kernels
+from opensora.ops.cpu import linear as kernels
+from opensora.ops.cpu.custom_op import gemm_available
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x W^T + b over the last axis: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
     rows = x.reshape(-1, x.shape[-1])
-    if kernels.multiplies(x.dtype):
+    if gemm_available(x.dtype):
         y = kernels.linear(rows, weight, bias)
     else:
         y = ops.MatMul(transpose_b=True)(rows, weight)

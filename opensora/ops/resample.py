@@ -1,10 +1,11 @@
-"""Doubling of axes: nearest neighbour, and linear with half-pixel centres (`align_corners=False`)."""
+"""Upsampling by 2: nearest neighbor, and linear with half-pixel centers (`align_corners=False`)."""
 
 from __future__ import annotations
 
 from mindspore import Tensor, ops
 
-from opensora.ops.cpu import kernels
+from opensora.ops.cpu import layout as kernels
+from opensora.ops.cpu.custom_op import available
 from opensora.ops.layout import folded
 
 
@@ -15,24 +16,24 @@ def _interleave(even: Tensor, odd: Tensor, axis: int) -> Tensor:
 
 
 @ops.constexpr
-def _twice(shape: tuple, *axes: int) -> tuple:
+def _doubled(shape: tuple, *axes: int) -> tuple:
     return tuple(2 * size if axis in axes else size for axis, size in enumerate(shape))
 
 
 def nearest_2x(x: Tensor, axis: int) -> Tensor:
-    """Every element along `axis` twice."""
-    if kernels.available(x.dtype):
-        return kernels.nearest_2x(folded(x, axis)).reshape(_twice(x.shape, axis))
+    """Repeats every element along `axis`: y[2k] = y[2k+1] = x[k]."""
+    if available(x.dtype):
+        return kernels.upsample_axis_nearest_2x(folded(x, axis)).reshape(_doubled(x.shape, axis))
     return _interleave(x, x, axis)
 
 
 def upsample_linear_2x(x: Tensor, axis: int) -> Tensor:
     """Linear interpolation to twice the length: y[2k] = (3 x[k] + x[k-1]) / 4, y[2k+1] = (3 x[k] + x[k+1]) / 4.
 
-    Indices are clamped at the ends. Applied axis by axis this is bilinear and trilinear interpolation.
+    Indices are clamped at the ends. Applied to several axes in turn, this is bilinear or trilinear interpolation.
     """
-    if kernels.available(x.dtype):
-        return kernels.linear_2x(folded(x, axis)).reshape(_twice(x.shape, axis))
+    if available(x.dtype):
+        return kernels.upsample_axis_linear_2x(folded(x, axis)).reshape(_doubled(x.shape, axis))
     length = x.shape[axis]
     if length == 1:
         return nearest_2x(x, axis)
@@ -46,13 +47,13 @@ def upsample_linear_2x(x: Tensor, axis: int) -> Tensor:
 
 def upsample_nearest_2x(x: Tensor) -> Tensor:
     """`nearest_2x` of height and width, x (B, T, C, H, W)."""
-    if kernels.available(x.dtype):
-        return kernels.nearest_pictures_2x(x.reshape((-1,) + x.shape[3:])).reshape(_twice(x.shape, 3, 4))
+    if available(x.dtype):
+        return kernels.upsample_nearest_2x(x.reshape((-1,) + x.shape[3:])).reshape(_doubled(x.shape, 3, 4))
     return nearest_2x(nearest_2x(x, 3), 4)
 
 
 def upsample_bilinear_2x(x: Tensor) -> Tensor:
     """`upsample_linear_2x` of height and width, x (B, T, C, H, W)."""
-    if kernels.available(x.dtype):
-        return kernels.linear_pictures_2x(x.reshape((-1,) + x.shape[3:])).reshape(_twice(x.shape, 3, 4))
+    if available(x.dtype):
+        return kernels.upsample_bilinear_2x(x.reshape((-1,) + x.shape[3:])).reshape(_doubled(x.shape, 3, 4))
     return upsample_linear_2x(upsample_linear_2x(x, 3), 4)

@@ -1,7 +1,7 @@
 """Rotary position embedding (Su et al. 2021, eq. 34).
 
-In three dimensions, halves of a head's parts forming the pairs; in one, neighbouring channels forming them
-("interleaved"): so the published models that use them have it.
+The 3-D form pairs channel i of an axis' section of the head with channel i + D / 6, as in Open-Sora-Plan. The 1-D
+"interleaved" form pairs neighboring channels, as in Open-Sora.
 """
 
 from __future__ import annotations
@@ -12,13 +12,14 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.errors import UserError
-from opensora.ops.cpu import kernels
+from opensora.ops.cpu import elementwise as kernels
+from opensora.ops.cpu.custom_op import available
 
 BASE = 10000.0
 
 
 def inverse_frequencies(dim: int) -> np.ndarray:
-    """Angles per position of a head's dim / 2 pairs."""
+    """Angle per position for each of the dim / 2 pairs."""
     return 1.0 / BASE ** (np.arange(0, dim, 2) / dim)
 
 
@@ -26,14 +27,14 @@ def inverse_frequencies(dim: int) -> np.ndarray:
 def _angles(frames: int, height: int, width: int, head_dim: int, scales: tuple) -> np.ndarray:
     """Angles (T H W, 1, 3, head_dim / 6) for positions in row-major order, axes (t, h, w).
 
-    An axis as long as an earlier one takes that one's scale: an oddity of the published model, which keeps its
-    tables by length. It shows only where scales differ.
+    An axis that is as long as an earlier one gets that axis' scale. The released model caches its tables by length and
+    so has this bug; it has an effect only if the scales differ.
     """
     if head_dim % 6:
         raise UserError(f"attention_head_dim {head_dim} is not a multiple of 6, which 3-D rope needs")
     dim = head_dim // 3
     lengths = (frames, height, width)
-    scales = [scales[lengths.index(length)] for length in lengths]
+    scales = tuple(scales[lengths.index(length)] for length in lengths)
     positions = np.stack(
         np.meshgrid(*(np.arange(n) / scale for n, scale in zip(lengths, scales)), indexing="ij"), -1
     )  # T H W 3
@@ -53,8 +54,8 @@ def rope_sin(frames: int, height: int, width: int, head_dim: int, scales: tuple)
 
 
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates x (B, S, N, head_dim). A head is three parts, for t, h and w; halves of a part form the pairs."""
-    if kernels.available(x.dtype):
+    """Rotates x (B, S, N, head_dim): a head has sections for t, h and w, and the halves of a section form the pairs."""
+    if available(x.dtype):
         return kernels.apply_rope(x, cos, sin)
     b, s, n, d = x.shape
     pairs = x.astype(cos.dtype).reshape(b, s, n, 3, 2, d // 6)
@@ -81,16 +82,16 @@ def _interleaved_angles(length: int, head_dim: int) -> np.ndarray:
 
 
 @ops.constexpr
-def _quarter_turn(head_dim: int) -> Tensor:
-    """x times this matrix is x with every pair (a, b) turned to (-b, a)."""
+def _rotate_pairs(head_dim: int) -> Tensor:
+    """The matrix that maps every pair (a, b) of x to (-b, a)."""
     return Tensor(np.kron(np.eye(head_dim // 2), [[0, 1], [-1, 0]]).astype(np.float32))
 
 
 def apply_interleaved_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates x (B, S, N, head_dim), neighbouring channels forming the pairs.
+    """Rotates x (B, S, N, head_dim); neighboring channels form the pairs.
 
-    A product with a matrix turns them, which is several times faster than taking pairs apart and joining them.
+    A matrix product exchanges the channels of each pair, several times faster than slicing and stacking.
     """
     y = x.astype(cos.dtype)
-    turned = ops.matmul(y.reshape(-1, y.shape[-1]), _quarter_turn(y.shape[-1])).reshape(y.shape)
-    return (y * cos + turned * sin).astype(x.dtype)
+    rotated = ops.matmul(y.reshape(-1, y.shape[-1]), _rotate_pairs(y.shape[-1])).reshape(y.shape)
+    return (y * cos + rotated * sin).astype(x.dtype)

@@ -1,4 +1,4 @@
-"""Steps of an optimizer on flat buffers, float32 (N,); what they change, they change in place. PyNative mode."""
+"""Optimizer steps on flat buffers, float32 (N,), in place. PyNative mode only."""
 
 from __future__ import annotations
 
@@ -7,12 +7,13 @@ from collections.abc import Sequence
 
 from mindspore import Tensor, ops
 
-from opensora.ops.cpu import kernels
+from opensora.ops.cpu import optim as kernels
+from opensora.ops.cpu.custom_op import available
 
 
 def flatten(tensors: Sequence[Tensor], size: int, dtype) -> Tensor:
-    """The elements of tensors of one dtype, of which there may be none, one behind the other, and zeros: (size,)."""
-    if tensors and kernels.available(dtype):
+    """Concatenates the elements of any number of tensors of type `dtype` and pads them with zeros: (size,)."""
+    if tensors and available(dtype):
         return kernels.flatten(tensors, size)
     missing = size - sum(tensor.size for tensor in tensors)
     return ops.cat([*(tensor.reshape(-1) for tensor in tensors), ops.zeros(missing, dtype)])
@@ -27,8 +28,8 @@ def split_like(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 
 def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Gives the tensors, which have the dtype of `flat`, its elements."""
-    if kernels.available(flat.dtype):
+    """Overwrites the tensors, which have the type of `flat`, with its consecutive elements."""
+    if available(flat.dtype):
         kernels.unflatten(flat, tensors)
         return
     for tensor, piece in zip(tensors, split_like(flat, tensors)):
@@ -48,9 +49,11 @@ def adamw(
     epsilon: float,
     step: int,
 ) -> None:
-    """Changes weights and both moments by the gradient times `factor` (Loshchilov and Hutter 2019, algorithm 2);
-    `step` counts from 1."""
-    if kernels.available(weights.dtype):
+    """AdamW step (Loshchilov and Hutter 2019, algorithm 2) that updates `weights` and both moments in place.
+
+    The gradient is multiplied by `factor`, and `step` counts from 1.
+    """
+    if available(weights.dtype):
         kernels.adamw(
             weights, exp_avg, exp_avg_sq, gradient, factor, learning_rate, weight_decay, beta1, beta2, epsilon, step
         )
@@ -58,7 +61,7 @@ def adamw(
     if weight_decay:
         ops.assign_sub(weights, weights * (learning_rate * weight_decay))
     power1, power2 = beta1**step, beta2**step
-    # The operator adds epsilon to sqrt(v), AdamW to sqrt(v / (1 - beta2^t)): hence the factor.
+    # ops.Adam adds epsilon to sqrt(v), AdamW to sqrt(v / (1 - beta2^t)); scaling epsilon makes them equal.
     ops.Adam()(
         weights,
         exp_avg,
@@ -75,7 +78,7 @@ def adamw(
 
 def lerp_(shadow: Tensor, weights: Tensor, part: float) -> None:
     """shadow += (weights - shadow) * part"""
-    if kernels.available(shadow.dtype):
-        kernels.move_towards(shadow, weights, part)
+    if available(shadow.dtype):
+        kernels.lerp(shadow, weights, part)
     else:
         ops.assign_add(shadow, (weights - shadow) * part)

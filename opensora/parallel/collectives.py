@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from mindspore import Tensor, nn, ops
 
-from opensora import device
+from opensora.ops.backend import on_ascend
 from opensora.parallel.groups import Group
 
 
@@ -25,8 +25,8 @@ class _Collective(nn.Cell):
     def __init__(self, group: Group):
         super().__init__()
         self.group = group
-        self.native = device.on_ascend()
-        self.first = 0 if self.native else group.ranks[0]  # index of the group's first member in `gather`'s output
+        self.native = on_ascend()
+        self.first = 0 if self.native else group.ranks[0]  # of the group, or of the world
         self.gather = ops.AllGather(group.name) if self.native else ops.AllGather()
 
     def gather_list(self, x: Tensor) -> list:

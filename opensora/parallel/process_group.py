@@ -8,7 +8,7 @@ from __future__ import annotations
 import numpy as np
 from mindspore import Tensor, ops
 
-from opensora import device
+from opensora.ops.backend import on_ascend
 
 
 class World:
@@ -18,7 +18,7 @@ class World:
         self.rank, self.size = rank, size
         if size > 1:
             self._all_reduce, self._all_gather = ops.AllReduce(), ops.AllGather()
-            self._reduce_scatter = ops.ReduceScatter() if device.on_ascend() else None  # not available on a CPU
+            self._reduce_scatter = ops.ReduceScatter() if on_ascend() else None  # a CPU has none
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of the processes' x, on each of them."""

@@ -1,6 +1,6 @@
-"""Random small calls of every C++ kernel against naive float64 references, values and gradients.
+"""Random calls of every C++ kernel, compared with naive float64 references, values and gradients.
 
-The kernels are called through ctypes, without MindSpore. So the same cases run on a library built with AddressSanitizer:
+The kernels are called through ctypes, without MindSpore. So the cases also run with AddressSanitizer:
 
     g++ -fsanitize=address -g ... opensora/ops/cpu/src/*.cc -o asan.so   # the flags of opensora/ops/cpu/build.py
     LD_PRELOAD=$(g++ -print-file-name=libasan.so) ASAN_OPTIONS=detect_leaks=0 \
@@ -12,382 +12,24 @@ from __future__ import annotations
 import argparse
 import ctypes
 import itertools
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
 from typing import Callable, Optional
 
 import numpy as np
+from kernel_cases import LARGE_OPERATORS, OPERATORS, Call, Draw
 
 THREADS = (1, 2, 3, 16)
 GUARD = 64  # floats before and after each array: NaN around inputs, so that a read out of bounds shows in the result
 SENTINEL = np.float32(12345.678)  # around outputs, so that a write out of bounds shows
 TOLERANCE = 2e-5
-
-
-@dataclass
-class Call:
-    """A kernel's name, its inputs and what it must give; `expected` is None where it must refuse its inputs.
-
-    In-place kernels: `changed` is the number of leading inputs that must afterwards equal `expected`.
-    `magnitude`: by how much the operator magnifies rounding, place by place of x: norms divide by what may be small.
-    """
-
-    kernel: str
-    inputs: Sequence[np.ndarray]
-    expected: Optional[Sequence[np.ndarray]]
-    changed: int = 0
-    settings: str = ""
-    magnitude: np.ndarray = 1.0
-    shapes: list = field(init=False)
-
-    def __post_init__(self):
-        self.inputs = [np.asarray(x, np.float32) for x in self.inputs]
-        self.shapes = [x.shape for x in self.inputs]
-
-    def __str__(self):
-        return f"{self.kernel}{self.shapes} {self.settings}"
-
-
-class Draw:
-    """Random sizes and numbers."""
-
-    def __init__(self, seed: int):
-        self.random = np.random.RandomState(seed)
-
-    def size(self, most: int = 9, least: int = 1) -> int:
-        return int(self.random.randint(least, most + 1))
-
-    def choice(self, *values):
-        return values[self.random.randint(len(values))]
-
-    def normal(self, *shape: int) -> np.ndarray:
-        return self.random.standard_normal(shape).astype(np.float32)
-
-    def epsilon(self) -> float:
-        return float(np.float32(self.choice(1e-6, 1e-5, 1e-2)))
-
-
-def sigmoid(x: np.ndarray) -> np.ndarray:
-    return 1 / (1 + np.exp(-x))
-
-
-def silu(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """The value and the derivative."""
-    s = sigmoid(x)
-    return x * s, s * (1 + x * (1 - s))
-
-
-def normalized(x: np.ndarray, axes: tuple, epsilon: float, centred: bool = True) -> tuple:
-    """x over its root mean square, the function that takes the gradient back to x, and by how much it magnifies."""
-    y = x - x.mean(axes, keepdims=True) if centred else x
-    inverse = 1 / np.sqrt((y * y).mean(axes, keepdims=True) + epsilon)
-    y = y * inverse
-
-    def back(dy: np.ndarray) -> np.ndarray:
-        dx = dy - y * (dy * y).mean(axes, keepdims=True)
-        return (dx - dy.mean(axes, keepdims=True) if centred else dx) * inverse
-
-    return y, back, np.broadcast_to(inverse, x.shape)
-
-
-def doubles(*arrays: np.ndarray) -> list[np.ndarray]:
-    return [x.astype(np.float64) for x in arrays]
-
-
-# Each case yields the calls of one operator: forward, then gradients.
-
-
-def modulated_layer_norm(draw: Draw) -> Iterator[Call]:
-    b, s, d, epsilon = draw.size(3), draw.size(), draw.size(40), draw.epsilon()
-    x, shift, scale, dy = draw.normal(b, s, d), draw.normal(b, 1, d), draw.normal(b, 1, d), draw.normal(b, s, d)
-    x64, shift64, scale64, dy64 = doubles(x, shift, scale, dy)
-    y, back, magnitude = normalized(x64, (2,), epsilon)
-    yield Call("modulated_layer_norm", [x, shift, scale, [epsilon]], [y * (1 + scale64) + shift64], magnitude=magnitude)
-    yield Call(
-        "modulated_layer_norm_grad",
-        [x, scale, [epsilon], dy],
-        [back(dy64 * (1 + scale64)), dy64.sum(1, keepdims=True), (dy64 * y).sum(1, keepdims=True)],
-        magnitude=magnitude,
-    )
-
-
-def rms_norm(draw: Draw) -> Iterator[Call]:
-    shape, epsilon = [draw.size() for _ in range(draw.size(3))] + [draw.size(40)], draw.epsilon()
-    x, weight, dy = draw.normal(*shape), draw.normal(shape[-1]), draw.normal(*shape)
-    x64, weight64, dy64 = doubles(x, weight, dy)
-    y, back, magnitude = normalized(x64, (-1,), epsilon, centred=False)
-    rows = tuple(range(len(shape) - 1))
-    yield Call("rms_norm", [x, weight, [epsilon]], [y * weight64], magnitude=magnitude)
-    yield Call(
-        "rms_norm_grad", [x, weight, [epsilon], dy], [back(dy64 * weight64), (dy64 * y).sum(rows)], magnitude=magnitude
-    )
-
-
-def channel_layer_norm(draw: Draw) -> Iterator[Call]:
-    shape = [draw.size(3) for _ in range(draw.size(2, 0))] + [draw.size(40), draw.size(13), draw.size(13)]
-    yield from video_norm(draw, "channel_layer_norm", shape, shape[-3], [draw.epsilon()], lambda x: x, (-3,))
-
-
-def group_norm(draw: Draw) -> Iterator[Call]:
-    groups, per_frame = draw.size(8), draw.choice(False, True)
-    b, t, c, h, w = shape = draw.size(3), draw.size(), groups * draw.size(5), draw.size(), draw.size()
-    yield from video_norm(
-        draw,
-        "group_norm",
-        shape,
-        c,
-        [groups, draw.epsilon(), per_frame],
-        lambda x: x.reshape(b, t, groups, c // groups, h, w),
-        (3, 4, 5) if per_frame else (1, 3, 4, 5),
-    )
-
-
-def video_norm(
-    draw: Draw, name: str, shape: Sequence[int], channels: int, settings: list, grouped: Callable, axes: tuple
-) -> Iterator[Call]:
-    x, weight, bias, dy = draw.normal(*shape), draw.normal(channels), draw.normal(channels), draw.normal(*shape)
-    x64, dy64 = doubles(x, dy)
-    weight64, bias64 = [v.reshape(-1, 1, 1) for v in doubles(weight, bias)]
-    y, back, magnitude = normalized(grouped(x64), axes, settings[1] if len(settings) > 1 else settings[0])
-    y = y.reshape(x.shape)
-    others = tuple(axis for axis in range(len(shape)) if axis != len(shape) - 3)
-    for suffix, activation in (("", lambda z: (z, np.ones_like(z))), ("_silu", silu)):
-        value, slope = activation(y * weight64 + bias64)
-        inner = dy64 * slope
-        yield Call(
-            name + suffix,
-            [x, weight, bias, settings],
-            [value],
-            settings=str(settings),
-            magnitude=magnitude.reshape(x.shape),
-        )
-        yield Call(
-            f"{name}{suffix}_grad",
-            [x, weight, bias, settings, dy],
-            [back(grouped(inner * weight64)).reshape(x.shape), (inner * y).sum(others), inner.sum(others)],
-            settings=str(settings),
-            magnitude=magnitude.reshape(x.shape),
-        )
-
-
-def bias_gelu(draw: Draw) -> Iterator[Call]:
-    shape = [draw.size() for _ in range(draw.size(3))] + [draw.size(40)]
-    x, bias, dy = draw.normal(*shape) * 3, draw.normal(shape[-1]), draw.normal(*shape)
-    z = x.astype(np.float64) + bias
-    c = np.sqrt(2 / np.pi)
-    tanh = np.tanh(c * (z + 0.044715 * z**3))
-    slope = 0.5 * (1 + tanh) + 0.5 * z * (1 - tanh**2) * c * (1 + 3 * 0.044715 * z**2)
-    dx = dy * slope
-    yield Call("bias_gelu", [x, bias], [0.5 * z * (1 + tanh)])
-    yield Call("bias_gelu_grad", [x, bias, dy], [dx, dx.sum(tuple(range(len(shape) - 1)))])
-
-
-def gated_residual(draw: Draw) -> Iterator[Call]:
-    b, s, d = draw.size(3), draw.size(), draw.size(40)
-    x, gate, y, dz = draw.normal(b, s, d), draw.normal(b, 1, d), draw.normal(b, s, d), draw.normal(b, s, d)
-    x64, gate64, y64, dz64 = doubles(x, gate, y, dz)
-    yield Call("gated_residual", [x, gate, y], [x64 + gate64 * y64])
-    yield Call("gated_residual_grad", [gate, y, dz], [(dz64 * y64).sum(1, keepdims=True), dz64 * gate64])
-
-
-def rope(draw: Draw) -> Iterator[Call]:
-    b, s, n, sixth = draw.size(3), draw.size(), draw.size(4), draw.size(7)
-    x, angles, direction = draw.normal(b, s, n, 6 * sixth), draw.normal(s, 1, 3, sixth) * 3, draw.choice(1, -1)
-    cos, sin = np.cos(angles), np.sin(angles)
-    first, second = np.moveaxis(x.astype(np.float64).reshape(b, s, n, 3, 2, sixth), 4, 0)
-    y = np.stack((first * cos - direction * second * sin, second * cos + direction * first * sin), 4)
-    yield Call("rope", [x, cos, sin, [direction]], [y.reshape(x.shape)])
-
-
-def attention(draw: Draw) -> Iterator[Call]:
-    b, n, d = draw.size(3), draw.size(4), draw.size(40)
-    s, l = (  # noqa: E741
-        draw.choice(draw.size(), draw.size(), draw.size(140, 120)),
-        draw.choice(draw.size(), draw.size(), draw.size(530, 500)),
-    )
-    q, k, v, dy = draw.normal(b, s, n, d), draw.normal(b, l, n, d), draw.normal(b, l, n, d), draw.normal(b, s, n, d)
-    bias = draw.normal(*[draw.choice(1, size) for size in (b, n, s, l)]) * draw.choice(0, 1, 5)
-    if bias.shape[3] > 1:
-        bias[..., 1 + draw.size(l - 1, 0) :] = draw.choice(0, -1e4, -1e9, -np.inf)
-    scale = float(np.float32(draw.choice(0.3, d**-0.5)))
-    q64, k64, v64, dy64, bias64 = doubles(q, k, v, dy, bias)
-    scores = np.einsum("bsnd,blnd->bnsl", q64, k64) * scale + bias64
-    most = scores.max(-1, keepdims=True)
-    weights = np.exp(scores - most)
-    total = weights.sum(-1, keepdims=True)
-    weights /= total
-    logarithms = (most + np.log(total))[..., 0]
-    y = np.einsum("bnsl,blnd->bsnd", weights, v64)
-    slopes = np.einsum("bsnd,blnd->bnsl", dy64, v64)
-    slopes = weights * (slopes - (weights * slopes).sum(-1, keepdims=True))
-    yield Call("attention", [q, k, v, bias, [scale]], [y, logarithms])
-    yield Call(
-        "attention_grad",
-        [q, k, v, bias, [scale], y, logarithms, dy],
-        [
-            np.einsum("bnsl,blnd->bsnd", slopes, k64) * scale,
-            np.einsum("bnsl,bsnd->blnd", slopes, q64) * scale,
-            np.einsum("bnsl,bsnd->blnd", weights, dy64),
-        ],
-    )
-
-
-def linear(draw: Draw) -> Iterator[Call]:
-    rows, k, n = draw.choice(draw.size(), draw.size(90)), draw.size(40), draw.choice(draw.size(), draw.size(130))
-    x, weight, bias, dy = draw.normal(rows, k), draw.normal(n, k), draw.normal(n), draw.normal(rows, n)
-    x64, weight64, bias64, dy64 = doubles(x, weight, bias, dy)
-    yield Call("linear", [x, weight], [x64 @ weight64.T])
-    yield Call("linear_bias", [x, weight, bias], [x64 @ weight64.T + bias64])
-    yield Call("linear_input_grad", [weight, dy], [dy64 @ weight64])
-    yield Call("linear_weight_grad", [x, dy], [dy64.T @ x64])
-    yield Call("linear_bias_grad", [dy], [dy64.sum(0)])
-
-
-def convolution(draw: Draw) -> Iterator[Call]:
-    side, frames, stride = draw.choice(1, 3, 3), draw.size(3), draw.choice(1, 2)
-    padding = [draw.size(side - 1, 0) for _ in range(4)]
-    top, bottom, left, right = padding
-    most = draw.choice(3, 9, 9, 20)
-    b, t, c, o = draw.size(3), draw.size(most if most < 20 else 3), draw.size(40), draw.size(40)
-    h, w = draw.size(most), draw.size(most)
-    before, repeats = draw.size(3, 0), draw.choice(False, True)
-    x, weight, bias = draw.normal(b, t, c, h, w), draw.normal(o, c, frames, side, side), draw.normal(o)
-    past = draw.normal(b, before, c, h, w)
-    has_past = not repeats and before > 0
-    settings = [*padding, before if repeats else 0, stride]
-    inputs = [*([past] if has_past else []), x, weight, bias, settings]
-    name, about = ("convolve_after" if has_past else "convolve"), str(settings)
-    full64 = np.concatenate((np.repeat(x[:, :1], before, 1) if repeats else past, x), 1).astype(np.float64)
-    count, height, width = [
-        (size - taps) // stride + 1
-        for size, taps in ((before + t, frames), (h + top + bottom, side), (w + left + right, side))
-    ]
-    if min(count, height, width) < 1:
-        yield Call(name, inputs, None, settings=about)
-        return
-    padded = np.pad(full64, ((0, 0), (0, 0), (0, 0), (top, bottom), (left, right)))
-    dy = draw.normal(b, count, o, height, width)
-    weight64, dy64 = doubles(weight, dy)
-    y = np.zeros(dy.shape) + bias.reshape(-1, 1, 1)
-    dpadded, dweight = np.zeros_like(padded), np.zeros_like(weight64)
-    for i, j, k in itertools.product(range(frames), range(side), range(side)):
-        seen = (
-            slice(None),
-            slice(i, i + stride * count, stride),
-            slice(None),
-            slice(j, j + stride * height, stride),
-            slice(k, k + stride * width, stride),
-        )
-        y += np.einsum("oc,btchw->btohw", weight64[:, :, i, j, k], padded[seen], optimize=True)
-        dpadded[seen] += np.einsum("oc,btohw->btchw", weight64[:, :, i, j, k], dy64, optimize=True)
-        dweight[:, :, i, j, k] = np.einsum("btohw,btchw->oc", dy64, padded[seen], optimize=True)
-    dfull = dpadded[:, :, :, top : top + h, left : left + w]
-    dx = dfull[:, before:].copy()
-    if repeats:
-        dx[:, 0] += dfull[:, :before].sum(1)
-    yield Call(name, inputs, [y], settings=about)
-    yield Call(f"{name}_grad", [*inputs, dy], [dfull[:, :before], dx] if has_past else [dx], settings=about)
-    yield Call(f"{name}_parameters_grad", [*inputs, dy], [dweight, dy64.sum((0, 1, 3, 4))], settings=about)
-
-
-def optimizer(draw: Draw) -> Iterator[Call]:
-    tensors = [draw.normal(*[draw.size() for _ in range(draw.size(3, 0))]) for _ in range(draw.size(5))]
-    flat = np.concatenate([tensor.reshape(-1) for tensor in tensors])
-    padded = np.concatenate((flat, np.zeros(draw.size(5, 0), np.float32)))
-    yield Call("flatten", tensors, [padded])
-    yield Call(
-        "unflatten",
-        [padded, *[np.zeros_like(tensor) for tensor in tensors]],
-        [padded, *tensors],
-        changed=len(tensors) + 1,
-    )
-    size = draw.size(40)
-    weights, gradient, m, v = draw.normal(size), draw.normal(size), draw.normal(size), draw.normal(size) ** 2
-    factor, rate, decay, beta1, beta2, epsilon, step = 0.5, 0.01, 1e-3, 0.9, 0.99, 1e-8, draw.size()
-    corrections = 1 / (1 - beta1**step), 1 / (1 - beta2**step)
-    weights64, g, m64, v64 = doubles(weights, gradient * np.float32(factor), m, v)
-    m64, v64 = beta1 * m64 + (1 - beta1) * g, beta2 * v64 + (1 - beta2) * g * g
-    change = weights64 * decay + rate * m64 * corrections[0] / (np.sqrt(v64 * corrections[1]) + epsilon)
-    yield Call(
-        "adamw",
-        [weights, m, v, gradient, [factor, rate, decay, beta1, beta2, *corrections, epsilon]],
-        [weights64 - change, m64, v64],
-        changed=3,
-    )
-    yield Call("lerp_", [weights, gradient, [0.25]], [0.75 * weights64 + 0.25 * gradient], changed=1)
-
-
-def permute(draw: Draw) -> Iterator[Call]:
-    rank = draw.size(6)
-    shape = [draw.size(3 if rank > 4 else draw.choice(9, 40) if rank < 3 else 9) for _ in range(rank)]
-    axes = list(draw.random.permutation(rank))
-    x = draw.normal(*shape)
-    y = x.transpose(axes)
-    there, back = [*shape, *axes], [*y.shape, *np.argsort(axes)]
-    yield Call("permute", [x, there, back], [y.reshape(x.shape)], settings=str(axes))
-    yield Call("permute", [y.reshape(x.shape), back, there], [x], settings=str(axes))
-
-
-def slices(draw: Draw) -> Iterator[Call]:
-    outer, n, m, inner = draw.size(), draw.size(), draw.size(), draw.size()
-    front, back, whole = draw.normal(outer, n, inner), draw.normal(outer, m, inner), draw.normal(outer, n + m, inner)
-    start = draw.size(m, 0)
-    inside = np.zeros_like(whole)
-    inside[:, start : start + n] = front
-    yield Call("join", [front, back], [np.concatenate((front, back), 1)])
-    yield Call("cut", [whole, [n]], [whole[:, :n], whole[:, n:]])
-    yield Call("part", [whole, [start]], [whole[:, start : start + n]])
-    yield Call("part_grad", [front, [start]], [inside])
-
-
-def doubling(draw: Draw) -> Iterator[Call]:
-    a, h, w = draw.size(), draw.size(), draw.size()
-    x = draw.normal(a, h, w)
-    for kind, far in (("nearest", 0), ("linear", 0.25)):
-        rows, columns = interpolation(h, far), interpolation(w, far)
-        for name, apply, back in (
-            (f"{kind}_2x", lambda z: rows @ z, lambda z: rows.T @ z),
-            (f"{kind}_pictures_2x", lambda z: rows @ z @ columns.T, lambda z: rows.T @ z @ columns),
-        ):
-            y = apply(x.astype(np.float64))
-            dy = draw.normal(*y.shape)
-            yield Call(name, [x], [y])
-            yield Call(f"{name}_grad", [dy], [back(dy.astype(np.float64))])
-
-
-def interpolation(n: int, far: float) -> np.ndarray:
-    """The matrix (2 n, n) that doubles an axis: each result is 1 - far of its own place and far of its neighbour."""
-    matrix = np.zeros((2 * n, n))
-    for i in range(n):
-        for side, neighbour in ((0, max(i - 1, 0)), (1, min(i + 1, n - 1))):
-            matrix[2 * i + side, i] += 1 - far
-            matrix[2 * i + side, neighbour] += far
-    return matrix
-
-
-OPERATORS = (
-    modulated_layer_norm,
-    rms_norm,
-    channel_layer_norm,
-    group_norm,
-    bias_gelu,
-    gated_residual,
-    rope,
-    attention,
-    linear,
-    convolution,
-    optimizer,
-    permute,
-    slices,
-    doubling,
-)
+INVALID_SHAPES, OUT_OF_MEMORY = 1, 2  # common.h
 
 
 class Library:
-    """The kernels of a shared library; `products` is the path of oneDNN, which they take products of matrices from."""
+    """The kernels of a shared library; `onednn` is the path of oneDNN, whose sgemm they use."""
 
-    def __init__(self, path: str, products: str, guards: bool = True):
-        ctypes.CDLL(products)
+    def __init__(self, path: str, onednn: str, guards: bool = True):
+        ctypes.CDLL(onednn)
         self.library, self.guard = ctypes.CDLL(path), GUARD if guards else 0
 
     def set_threads(self, count: int) -> int:
@@ -396,27 +38,17 @@ class Library:
         return before
 
     def check(self, call: Call) -> Optional[str]:
-        """Runs the call; returns what is wrong, or None."""
+        """Runs the call; returns a description of the error, or None."""
         inputs = [self._guarded(x, np.float32(np.nan)) for x in call.inputs]
         if call.changed or call.expected is None:
             outputs = [self._guarded(np.zeros(1, np.float32), SENTINEL)]
         else:
             outputs = [self._guarded(np.full(y.shape, SENTINEL), SENTINEL) for y in call.expected]
-        arrays = [view for _, view in inputs + outputs]
-        shapes = [(ctypes.c_int64 * max(1, x.ndim))(*x.shape) for x in arrays]
-        failed = getattr(self.library, call.kernel)(
-            len(arrays),
-            (ctypes.c_void_p * len(arrays))(*[x.ctypes.data for x in arrays]),
-            (ctypes.c_int * len(arrays))(*[x.ndim for x in arrays]),
-            (ctypes.POINTER(ctypes.c_int64) * len(arrays))(*shapes),
-            None,
-            None,
-            None,
-        )
+        status = self.run(call.kernel, [view for _, view in inputs + outputs])
         if call.expected is None:
-            return None if failed else "inputs that do not fit together are accepted"
-        if failed:
-            return "inputs that fit together are refused"
+            return None if status == INVALID_SHAPES else f"inputs that do not fit together: status {status}"
+        if status:
+            return f"status {status}"
         results = inputs[: call.changed] if call.changed else outputs
         for number, ((memory, view), expected) in enumerate(zip(results, call.expected)):
             sentinel = np.float32(np.nan) if call.changed else SENTINEL
@@ -430,6 +62,19 @@ class Library:
                 return f"output {number} is off by {difference:.1e}"
         return None
 
+    def run(self, kernel: str, arrays: Sequence[np.ndarray]) -> int:
+        """Calls the kernel with inputs, then outputs; returns its status."""
+        shapes = [(ctypes.c_int64 * max(1, x.ndim))(*x.shape) for x in arrays]
+        return getattr(self.library, kernel)(
+            len(arrays),
+            (ctypes.c_void_p * len(arrays))(*[x.ctypes.data for x in arrays]),
+            (ctypes.c_int * len(arrays))(*[x.ndim for x in arrays]),
+            (ctypes.POINTER(ctypes.c_int64) * len(arrays))(*shapes),
+            None,
+            None,
+            None,
+        )
+
     def _guarded(self, x: np.ndarray, guard: np.float32) -> tuple[np.ndarray, np.ndarray]:
         """The memory and, inside it, a copy of x."""
         memory = np.full(x.size + 2 * self.guard, guard, np.float32)
@@ -438,11 +83,13 @@ class Library:
         return memory, view
 
 
-def fuzz(library: Library, operators: Sequence[Callable], seeds: Sequence[int]) -> list[str]:
-    """Runs the operators' cases of these seeds; returns a line for each call that went wrong."""
+def fuzz(
+    library: Library, operators: Sequence[Callable], seeds: Sequence[int], thread_counts: Sequence[int] = THREADS
+) -> list[str]:
+    """Runs the cases of these seeds, with the thread counts in turn; returns one line per wrong call."""
     wrong = []
     for seed, operator in itertools.product(seeds, operators):
-        threads = THREADS[seed % len(THREADS)]
+        threads = thread_counts[seed % len(thread_counts)]
         before = library.set_threads(threads)
         for call in operator(Draw(seed)):
             fault = library.check(call)
@@ -455,16 +102,14 @@ def fuzz(library: Library, operators: Sequence[Callable], seeds: Sequence[int]) 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("library")
-    parser.add_argument("products")
+    parser.add_argument("onednn")
     parser.add_argument("--cases", type=int, default=100, help="for each operator")
     parser.add_argument("--first", type=int, default=0, help="seed of the first case")
-    parser.add_argument("--only", nargs="*", help="operators")
-    parser.add_argument("--no-guards", dest="guards", action="store_false", help="arrays end where their memory does")
+    parser.add_argument("--only", nargs="*", help="names of operators")
+    parser.add_argument("--no-guards", dest="guards", action="store_false", help="allocate no guards around arrays")
     args = parser.parse_args()
-    operators = [operator for operator in OPERATORS if not args.only or operator.__name__ in args.only]
-    wrong = fuzz(
-        Library(args.library, args.products, args.guards), operators, range(args.first, args.first + args.cases)
-    )
+    operators = [f for f in OPERATORS + LARGE_OPERATORS if not args.only or f.__name__ in args.only]
+    wrong = fuzz(Library(args.library, args.onednn, args.guards), operators, range(args.first, args.first + args.cases))
     print("\n".join([*wrong[:50], f"{args.cases} cases of {len(operators)} operators: {len(wrong)} calls went wrong"]))
     raise SystemExit(bool(wrong))
 

@@ -1,4 +1,5 @@
-"""Fused kernels for the CPU, in C++: `src`, built by `build`, wrapped as operators with gradients in `kernels`.
+"""Fused C++ kernels for CPUs, float32 only (README.md).
 
-Optional: where they cannot be built, and on other devices, `opensora.ops` uses stock operators.
+The sources are in `src`, `build` compiles and loads them at their first use, and the other modules wrap them as
+operators with gradients. They are optional: on other devices and without a compiler `opensora.ops` uses stock ones.
 """

@@ -1,8 +1,8 @@
-"""Builds the C++ kernels with g++ at their first use and caches the shared library.
+"""Compiles the C++ kernels with g++ at their first use and caches the shared library.
 
-The cache is `$XDG_CACHE_HOME/opensora` (by default `~/.cache/opensora`). The file's name holds a hash of what the library
-depends on: sources, flags, compiler and CPU. Loading a library runs its code, so a cached one is loaded only if nobody
-but this user can have written it, and if it is intact: it ends with the SHA-256 of what precedes it.
+The cache is `$XDG_CACHE_HOME/opensora` (by default `~/.cache/opensora`). The file name contains a hash of the sources,
+flags, compiler and CPU. Loading a library executes code from it. So a cached library is loaded only if no other user
+can have written it and if it is intact: a SHA-256 checksum of the preceding bytes is appended to it.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ from opensora.utils.files import atomic_write
 
 SOURCE = Path(__file__).parent / "src"
 COMPILER = "g++"
-# No -ffast-math: only errno and traps are given up, so that loops are vectorised. Sums that may be reassociated are
+# No -ffast-math: only errno and trap semantics are dropped, so that loops vectorize. Sums that may be reassociated are
 # marked in the sources (`omp simd reduction`).
 FLAGS = (
     "-O3",
@@ -41,14 +41,14 @@ FLAGS = (
     "-fPIC",
     *(["-mprefer-vector-width=512"] if platform.machine() in ("x86_64", "AMD64") else []),
 )
-SWITCH = "OPENSORA_CPU_KERNELS"  # environment variable; 0: stock operators only
-MARCH = "OPENSORA_MARCH"  # environment variable; the instruction set, a value of g++'s -march
-CHECKSUM = b"SHA-256 of the bytes before: "  # a loader ignores what follows the last section of a library
+SWITCH = "OPENSORA_CPU_KERNELS"  # environment variable; 0 disables the kernels
+MARCH = "OPENSORA_MARCH"  # environment variable; instruction set, a value of g++'s -march
+CHECKSUM = b"SHA-256 of the bytes before: "  # dynamic loaders ignore data after the last section of a library
 COMPILE_SECONDS = 900
 
 
 class Library(NamedTuple):
-    """The loaded kernels. Libraries of the same key compute the same."""
+    """The loaded kernels. Libraries with the same key compute the same results."""
 
     path: Path
     key: str
@@ -57,30 +57,30 @@ class Library(NamedTuple):
 
 @lru_cache(maxsize=1)
 def library() -> Optional[Library]:
-    """The kernels, compiled if need be; None, with a note on stderr, where that fails or `OPENSORA_CPU_KERNELS=0`.
+    """The kernels, compiled at the first call; None if that fails (with a note on stderr) or `OPENSORA_CPU_KERNELS=0`.
 
     Raises:
-        UserError: `OPENSORA_MARCH` is no instruction set of this CPU.
+        UserError: `OPENSORA_MARCH` is not an instruction set of this CPU.
     """
     if os.environ.get(SWITCH) == "0":
         return None
     try:
-        return build()
+        return build_kernels()
     except (OSError, subprocess.SubprocessError) as error:
-        _note(f"no fused CPU kernels ({error}); stock operators are used, which are slower")
+        _note(f"no fused CPU kernels ({error}); using stock operators, which are slower")
         return None
 
 
-def build() -> Library:
-    """Loads the kernels from the cache, where they are put first if they are missing or damaged.
+def build_kernels() -> Library:
+    """Loads the kernels from the cache; compiles them first if they are missing or corrupt.
 
-    Processes that need the same library at the same time compile it once. Where the user's cache cannot be used,
-    `$TMPDIR/opensora-UID` takes its place, with a note on stderr.
+    Processes that need the same library at the same time compile it once. If the user's cache cannot be used, falls
+    back to `$TMPDIR/opensora-UID`, with a note on stderr.
 
     Raises:
-        UserError: `OPENSORA_MARCH` is no instruction set of this CPU.
-        OSError: there is no compiler, or neither folder can be used.
-        subprocess.SubprocessError: the compiler failed.
+        UserError: `OPENSORA_MARCH` is not an instruction set of this CPU.
+        OSError: There is no compiler, or neither folder can be used.
+        subprocess.SubprocessError: The compiler failed.
     """
     compiler = shutil.which(COMPILER)
     if compiler is None:
@@ -96,24 +96,24 @@ def build() -> Library:
             unusable.append(_reason(folder, error))
         else:
             for reason in unusable:
-                _note(f"{reason}; the CPU kernels are kept in {folder} instead")
+                _note(f"{reason}; the CPU kernels are cached in {folder} instead")
             return found
     raise OSError("; ".join(unusable))
 
 
 def instruction_set(compiler: str) -> str:
-    """The value for g++'s -march: `OPENSORA_MARCH`, by default "native", which is all that this CPU has.
+    """The value for g++'s -march: `OPENSORA_MARCH`, by default "native", all features of this CPU.
 
     Raises:
-        UserError: g++ does not know the value, or this CPU lacks some of it: the process would die of SIGILL.
+        UserError: g++ does not know the value, or this CPU lacks one of its features: the process would get SIGILL.
     """
     march = os.environ.get(MARCH) or "native"
     if march == "native":
         return march
     wanted = _features(compiler, march) if re.fullmatch("[a-z0-9][a-z0-9.+_-]*", march) else None
-    remedy = "unset it for all that this CPU has, or name a value of -march of g++, such as x86-64-v3"
+    remedy = "unset it to use all features of this CPU, or use a value of g++'s -march, such as x86-64-v3"
     if wanted is None:
-        raise UserError(f"{MARCH}={march}: {COMPILER} knows no such instruction set; {remedy}")
+        raise UserError(f"{MARCH}={march}: {COMPILER} does not know this instruction set; {remedy}")
     missing = sorted(wanted - (_features(compiler, "native") or set()))
     if missing:
         raise UserError(
@@ -123,14 +123,14 @@ def instruction_set(compiler: str) -> str:
 
 
 def check_settings() -> None:
-    """Raises UserError for a bad `OPENSORA_MARCH`: before models are loaded, and without building anything."""
+    """Raises UserError for an invalid `OPENSORA_MARCH`, without compiling: early, before models are loaded."""
     compiler = shutil.which(COMPILER)
     if compiler is not None and os.environ.get(SWITCH) != "0":
         instruction_set(compiler)
 
 
 def _features(compiler: str, march: str) -> Optional[set[str]]:
-    """The macros that g++ defines for an instruction set, such as __AVX2__; None if it does not know it."""
+    """Macros that g++ defines for an instruction set, such as __AVX2__; None if g++ does not know it."""
     shown = subprocess.run(
         [compiler, f"-march={march}", "-dM", "-E", "-x", "c++", os.devnull], capture_output=True, text=True
     )
@@ -138,7 +138,7 @@ def _features(compiler: str, march: str) -> Optional[set[str]]:
 
 
 def key(compiler: str, march: str) -> str:
-    """Changes with the sources, the flags, the compiler's version, the instruction set and, if "native", the CPU."""
+    """Hash of the sources, flags, compiler version, instruction set and, if that is "native", the CPU."""
     digest = hashlib.sha256(" ".join([*FLAGS, march]).encode())
     for path in sorted(SOURCE.iterdir()):
         digest.update(path.name.encode() + path.read_bytes())
@@ -149,7 +149,7 @@ def key(compiler: str, march: str) -> str:
 
 
 def _cpu() -> str:
-    """What `-march=native` depends on."""
+    """The properties of the CPU that `-march=native` depends on."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:
@@ -160,21 +160,21 @@ def _cpu() -> str:
 
 
 def _cache_folders() -> Iterator[Path]:
-    """Where the library may be kept, the preferred folder first."""
+    """Cache folders in order of preference."""
     cache = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
-    if os.path.isabs(cache):  # "~" stays as it is without HOME and without an entry in passwd
+    if os.path.isabs(cache):  # "~" is not expanded without HOME and without an entry in passwd
         yield Path(cache) / "opensora"
     yield Path(tempfile.gettempdir()) / f"opensora-{os.geteuid()}"
 
 
 def _make_private(folder: Path) -> None:
-    """Makes the folder; raises OSError unless it is this user's, nobody else can write it, and programs run from it."""
+    """Creates the folder; raises OSError unless it is owned and writable by this user only and allows execution."""
     folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     status = folder.stat()
     if os.geteuid() != status.st_uid or os.geteuid() != folder.lstat().st_uid:
         raise PermissionError("belongs to another user")
     if status.st_mode & (stat.S_IWGRP | stat.S_IWOTH):
-        raise PermissionError("can be written by other users (chmod go-w makes it usable)")
+        raise PermissionError("can be written by other users (fix with chmod go-w)")
     if os.statvfs(folder).f_flag & os.ST_NOEXEC:
         raise PermissionError("is on a file system mounted noexec")
 
@@ -183,17 +183,17 @@ def _load_or_compile(path: Path, compiler: str, march: str, name: str) -> Librar
     try:
         return _load(path, name)
     except OSError:
-        pass  # missing, damaged or not ours: it is replaced
+        pass  # missing, corrupt or not ours: replaced below
     with _locked(path.with_suffix(".lock")):
         try:
-            return _load(path, name)  # another process may have made it by now
+            return _load(path, name)  # another process may have compiled it in the meantime
         except OSError:
             _compile(path, compiler, march)
         return _load(path, name)
 
 
 def _load(path: Path, name: str) -> Library:
-    """Raises OSError: the file is missing, damaged, not private to this user, or the dynamic loader refuses it."""
+    """Raises OSError if the file is missing, corrupt, writable by other users, or not loadable."""
     status = path.lstat()
     if (
         not stat.S_ISREG(status.st_mode)
@@ -204,26 +204,26 @@ def _load(path: Path, name: str) -> Library:
     content = path.read_bytes()
     end = len(content) - hashlib.sha256().digest_size
     if content[end:] != hashlib.sha256(content[:end]).digest():
-        raise OSError(f"{path.name} is damaged")  # mapping a truncated library would kill the process with SIGBUS
+        raise OSError(f"{path.name} is corrupt")  # mapping a truncated library would kill the process with SIGBUS
     return Library(path, name, ctypes.CDLL(str(path)))
 
 
 @contextmanager
 def _locked(path: Path) -> Iterator[None]:
-    """Holds a lock between processes, which ends with its holder."""
+    """Holds a lock between processes; the system releases it if the process ends."""
     with open(path, "w") as lock:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _note("waiting for another process that builds the CPU kernels")
+            _note("waiting for another process that is building the CPU kernels")
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
-            pass  # a file system without locks: processes may compile at the same time, and the last rename stays
+            pass  # file system without locks: processes may compile at the same time, and the last rename wins
         yield
 
 
 def _compile(path: Path, compiler: str, march: str) -> None:
-    print("building the CPU kernels, once (some 20 s)", file=sys.stderr, flush=True)
+    print("building the CPU kernels, once (about 20 s)", file=sys.stderr, flush=True)
     with atomic_write(path) as temporary:
         sources = sorted(map(str, SOURCE.glob("*.cc")))
         built = subprocess.run(

@@ -193,7 +193,7 @@ class IDDPM:
             mask: (B, T), 1 for trained frames, 0 for conditioning frames; the model gets it as `x_mask`.
 
         Raises:
-            ValueError: a mask with `use_kl`.
+            UserError: a mask with `use_kl`.
         """
         if t is None:
             t = self.timesteps(np.random.random(x.shape[0]))

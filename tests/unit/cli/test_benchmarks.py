@@ -12,6 +12,7 @@ from PIL import Image
 from tiny_models import DIT, TEXT, VAE
 
 from benchmarks.cases import CASES, Case, normal
+from benchmarks.convolution_onednn import Layer, build_wrapper, measure
 from benchmarks.plot import COLORS, Panel, log_log, scale, ticks
 from benchmarks.run import check_alike, roofline, summary
 from benchmarks.work import WORK, Work, attention, convolution, linear, transformer
@@ -20,6 +21,8 @@ from opensora.models import WFVAEModel
 from opensora.models.common.layers import Conv2d, Conv3d
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.wfvae.blocks import AttnBlock3DFix
+from opensora.ops.cpu.build import library
+from opensora.ops.cpu.custom_op import ONEDNN, has_sgemm
 
 
 def test_hand_counts():
@@ -161,3 +164,12 @@ def test_axes_are_logarithmic():
     assert [place(value) for value in (1, 10, 100)] == [0, 25, 50]
     image = log_log([Panel("a", "x", [1, 10], {"curve": [(1, 1), (10, 10)]})] * 2)
     assert image.width == 2 * log_log([Panel("a", "x", [1], {"curve": [(1, 1)]})]).width
+
+
+@pytest.mark.skipif(library() is None, reason="no kernels here: no g++, or switched off")
+@pytest.mark.parametrize("layer", [Layer(1, 2, 16, 24, 20), Layer(3, 2, 16, 24, 20)], ids=str)
+def test_convolution_against_onednn(layer, tmp_path):
+    """`measure` also compares the results: Winograd's against those of an independent implementation."""
+    assert has_sgemm()
+    name, own, auto, *_, ratio, implementation = measure(layer, build_wrapper(tmp_path), ONEDNN, repeat=1)
+    assert name == str(layer) and float(ratio) > 0 and implementation

@@ -13,7 +13,7 @@ from opensora.models import OpenSoraT2V_v1_3
 from opensora.models.dit.skiparse import Skiparse
 from opensora.ops import attention as attention_module
 from opensora.ops.attention import attention, mask_to_bias
-from opensora.ops.cpu import kernels
+from opensora.ops.cpu import custom_op
 
 
 def random(*shape, seed=0) -> Tensor:
@@ -41,7 +41,7 @@ def test_skiparse_deals_and_gathers(group_skip, length):
 
 
 def test_blocks_of_queries_change_nothing(monkeypatch):
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(custom_op, "library", lambda: None)
     q, k, v = random(2, 50, 3, 8), random(2, 20, 3, 8, seed=1), random(2, 20, 3, 8, seed=2)
     bias = mask_to_bias(Tensor((np.arange(20) < [[20], [7]]).astype(np.float32)))
     whole = attention(q, k, v, bias).asnumpy()

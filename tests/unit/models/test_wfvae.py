@@ -16,7 +16,7 @@ from opensora.models.wfvae.wavelet import (
     InverseHaarTransform2D,
     InverseHaarTransform3D,
 )
-from opensora.ops.cpu import kernels
+from opensora.ops.cpu import custom_op
 
 TINY = dict(
     base_channels=8,
@@ -110,7 +110,7 @@ def test_small_videos_with_kernels_and_without(height, width, monkeypatch):
         return [tensor.asnumpy() for tensor in (z, vae.decode(z), of_x, *weights)]
 
     z, video, *gradients = results()
-    monkeypatch.setattr(kernels, "library", lambda: None)
+    monkeypatch.setattr(custom_op, "library", lambda: None)
     stock_z, stock_video, *stock_gradients = results()
     assert relative_difference(z, stock_z) < 1e-5 and relative_difference(video, stock_video) < 1e-5
     assert gradient_difference(gradients, stock_gradients) < 1e-4

@@ -1,4 +1,4 @@
-"""The C++ kernels against the stock operators, on odd shapes, values and gradients."""
+"""The C++ kernels compared with stock operators on odd shapes, values and gradients."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from processes import ROOT
 from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
 from opensora.ops.attention import attention, mask_to_bias, unscaled_attention
 from opensora.ops.conv import conv2d, conv3d
-from opensora.ops.cpu import build, kernels
+from opensora.ops.cpu import build, custom_op
 from opensora.ops.layout import concat, permute, slice_axis, split
 from opensora.ops.linear import linear
 from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
@@ -24,7 +24,7 @@ from opensora.ops.resample import nearest_2x, upsample_bilinear_2x, upsample_lin
 from opensora.ops.rope import apply_rope, rope_cos, rope_sin
 
 EPS = 1e-6
-pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no kernels here: no CPU target, or no g++")
+pytestmark = pytest.mark.skipif(build.library() is None, reason="no kernels here: no CPU target, or no g++")
 
 
 def normal(*shape, seed: int = 0) -> Tensor:
@@ -58,12 +58,12 @@ def joined(x: Tensor, y: Tensor) -> Tensor:
     return concat(x, y, 1)
 
 
-def strided_conv3d(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
-    return conv3d(x, weight, bias, 2, (0, 1, 0, 1), past)
+def strided_conv3d(x: Tensor, weight: Tensor, bias: Tensor, cache: Tensor) -> Tensor:
+    return conv3d(x, weight, bias, 2, (0, 1, 0, 1), cache)
 
 
-def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, past: Tensor) -> Tensor:
-    return conv3d(x, weight, bias, 1, (1, 1, 1, 1), past)
+def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, cache: Tensor) -> Tensor:
+    return conv3d(x, weight, bias, 1, (1, 1, 1, 1), cache)
 
 
 def normalized(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
@@ -130,44 +130,49 @@ CASES = {
     "conv2d_wide": (lambda x, w, b: conv2d(x, w, b, 1, (0, 1, 2, 1)), (1, 1, 3, 17, 150), (40, 3, 3, 3), (40,)),
     "conv2d_pointwise": (lambda x, w, b: conv2d(x, w, b), (1, 2, 75, 5, 9), (33, 75, 1, 1), (33,)),
     "conv3d": (causal_conv3d, (2, 5, 4, 6, 8), (7, 4, 3, 3, 3), (7,), (2, 2, 4, 6, 8)),
-    "conv3d_one_frame_past": (
-        lambda x, w, b, p: conv3d(x, w, b, past=p),
+    "conv3d_cache_of_one_frame": (
+        lambda x, w, b, p: conv3d(x, w, b, cache=p),
         (1, 2, 70, 9, 10),
         (24, 70, 3, 3, 3),
         (24,),
         (1, 1, 70, 9, 10),
     ),
-    "conv3d_copies": (
-        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2),
+    "conv3d_replicate_pad": (
+        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), replicate_pad=2),
         (2, 3, 10, 20, 21),
         (48, 10, 3, 3, 3),
         (48,),
     ),
-    "conv3d_copies_of_one": (
-        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2),
+    "conv3d_replicate_pad_of_one": (
+        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), replicate_pad=2),
         (2, 1, 5, 4, 4),
         (6, 5, 3, 3, 3),
         (6,),
     ),
     "conv3d_pointwise": (lambda x, w, b: conv3d(x, w, b), (2, 3, 130, 4, 5), (10, 130, 1, 1, 1), (10,)),
-    # Many channels and positions go by tiles.
-    "conv2d_tiles": (lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)), (2, 2, 48, 19, 22), (50, 48, 3, 3), (50,)),
-    "conv2d_tiles_wide": (lambda x, w, b: conv2d(x, w, b, 1, (0, 1, 2, 1)), (1, 2, 64, 20, 17), (49, 64, 3, 3), (49,)),
-    "conv3d_tiles": (causal_conv3d, (2, 3, 48, 13, 17), (52, 48, 3, 3, 3), (52,), (2, 2, 48, 13, 17)),
-    "conv3d_tiles_copies": (
-        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), copies=2),
+    # Large enough for Winograd.
+    "conv2d_winograd": (lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)), (2, 2, 48, 19, 22), (50, 48, 3, 3), (50,)),
+    "conv2d_winograd_pad": (
+        lambda x, w, b: conv2d(x, w, b, 1, (0, 1, 2, 1)),
+        (1, 2, 64, 20, 17),
+        (49, 64, 3, 3),
+        (49,),
+    ),
+    "conv3d_winograd": (causal_conv3d, (2, 3, 48, 13, 17), (52, 48, 3, 3, 3), (52,), (2, 2, 48, 13, 17)),
+    "conv3d_winograd_replicate_pad": (
+        lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1), replicate_pad=2),
         (1, 4, 50, 12, 15),
         (48, 50, 3, 3, 3),
         (48,),
     ),
-    "conv3d_tiles_unpadded": (lambda x, w, b: conv3d(x, w, b), (1, 5, 48, 18, 18), (48, 48, 3, 3, 3), (48,)),
-    "conv2d_tiles_frames_in_parts": (
+    "conv3d_winograd_unpadded": (lambda x, w, b: conv3d(x, w, b), (1, 5, 48, 18, 18), (48, 48, 3, 3, 3), (48,)),
+    "conv2d_winograd_frames_in_blocks": (
         lambda x, w, b: conv2d(x, w, b, 1, (1, 1, 1, 1)),
         (1, 20, 512, 5, 77),
         (48, 512, 3, 3),
         (48,),
     ),
-    "conv3d_tiles_outputs_in_parts": (
+    "conv3d_winograd_outputs_in_blocks": (
         lambda x, w, b: conv3d(x, w, b, 1, (1, 1, 1, 1)),
         (1, 5, 400, 13, 14),
         (130, 400, 3, 3, 3),
@@ -176,19 +181,19 @@ CASES = {
     "conv2d_stride": (lambda x, w, b: conv2d(x, w, b, 2, (0, 1, 0, 1)), (2, 3, 10, 9, 14), (40, 10, 3, 3), (40,)),
     "conv2d_stride_odd": (lambda x, w, b: conv2d(x, w, b, 2, (1, 1, 1, 1)), (1, 2, 35, 9, 70), (6, 35, 3, 3), (6,)),
     "conv2d_stride_unpadded": (lambda x, w, b: conv2d(x, w, b, 2), (1, 1, 3, 75, 66), (4, 3, 3, 3), (4,)),
-    "conv3d_stride_copies": (
-        lambda x, w, b: conv3d(x, w, b, 2, (0, 1, 0, 1), copies=2),
+    "conv3d_stride_replicate_pad": (
+        lambda x, w, b: conv3d(x, w, b, 2, (0, 1, 0, 1), replicate_pad=2),
         (2, 5, 40, 8, 6),
         (33, 40, 3, 3, 3),
         (33,),
     ),
     "conv3d_stride_of_one_frame": (
-        lambda x, w, b: conv3d(x, w, b, 2, (0, 1, 0, 1), copies=2),
+        lambda x, w, b: conv3d(x, w, b, 2, (0, 1, 0, 1), replicate_pad=2),
         (1, 1, 4, 6, 8),
         (5, 4, 3, 3, 3),
         (5,),
     ),
-    # An odd width less a tap's offset would be negative.
+    # An odd width minus the offset of a kernel element would be negative.
     "conv2d_stride_of_two_columns": (
         lambda x, w, b: conv2d(x, w, b, 2, (0, 1, 0, 1)),
         (2, 3, 5, 8, 2),
@@ -218,8 +223,8 @@ def test_kernels_compute_what_stock_operators_do(name, monkeypatch):
     function, *shapes = CASES[name]
     inputs = [normal(*shape, seed=number) for number, shape in enumerate(shapes)]
     fused = values_and_gradients(function, inputs)
-    monkeypatch.setattr(kernels, "library", lambda: None)
-    assert not kernels.available(ms.float32)
+    monkeypatch.setattr(custom_op, "library", lambda: None)
+    assert not custom_op.available(ms.float32)
     for number, (actual, expected) in enumerate(zip(fused, values_and_gradients(function, inputs))):
         assert relative_difference(actual, expected) < 5e-6, number
 
@@ -230,7 +235,7 @@ def test_kernels_compute_what_stock_operators_do(name, monkeypatch):
         "modulated_layer_norm",
         "attention_masked",
         "conv3d",
-        "conv3d_tiles",
+        "conv3d_winograd",
         "conv3d_stride",
         "permute_inner",
         "linear",
@@ -263,7 +268,7 @@ def test_large_scores_and_fully_hidden_keys():
         (attention, [(2, 5, 3, 8), (2, 7, 2, 8), (2, 7, 2, 8)]),
         (lambda *x: attention(*x), [(2, 5, 3, 8), (2, 7, 3, 8), (2, 7, 3, 8), (2, 1, 1, 8)]),
         (conv3d, [(1, 3, 5, 4, 4), (7, 6, 3, 3, 3), (7,)]),
-        (lambda *x: conv3d(*x[:3], past=x[3]), [(1, 3, 5, 4, 4), (7, 5, 3, 3, 3), (7,), (1, 2, 5, 4, 3)]),
+        (lambda *x: conv3d(*x[:3], cache=x[3]), [(1, 3, 5, 4, 4), (7, 5, 3, 3, 3), (7,), (1, 2, 5, 4, 3)]),
         (conv3d, [(1, 3, 5, 4, 4), (7, 5, 3, 3, 3), (6,)]),
         (conv2d, [(1, 3, 5, 4, 2), (7, 5, 3, 3), (7,)]),  # smaller than the filter
         (lambda *x: conv2d(*x, 2), [(1, 3, 5, 2, 4), (7, 5, 3, 3), (7,)]),
@@ -290,8 +295,8 @@ def test_tensors_that_do_not_fit_are_refused(function, shapes):
 @pytest.mark.parametrize("change", [{"PATH": "/nowhere"}, {build.SWITCH: "0"}], ids=["no compiler", "switched off"])
 def test_without_kernels_stock_operators_serve(change, tmp_path):
     code = (
-        "import mindspore as ms; from opensora.ops.norms import rms_norm; from opensora.ops.cpu import kernels; "
-        "print(rms_norm(ms.ops.ones((2, 4)), ms.ops.ones(4), 1e-6).asnumpy().sum(), kernels.library())"
+        "import mindspore as ms; from opensora.ops.norms import rms_norm; from opensora.ops.cpu.build import library; "
+        "print(rms_norm(ms.ops.ones((2, 4)), ms.ops.ones(4), 1e-6).asnumpy().sum(), library())"
     )
     finished = subprocess.run(
         [sys.executable, "-c", code],
@@ -306,7 +311,7 @@ def test_without_kernels_stock_operators_serve(change, tmp_path):
 
 
 def test_sizes_that_float32_does_not_hold_are_refused():
-    """A kernel's settings are float32."""
-    assert kernels.numbers(1 << 24, 1 << 30).shape == (2,)
+    """Settings of kernels are float32."""
+    assert custom_op.settings(1 << 24, 1 << 30).shape == (2,)
     with pytest.raises(ValueError, match="16777217"):
-        kernels.numbers((1 << 24) + 1)
+        custom_op.settings((1 << 24) + 1)

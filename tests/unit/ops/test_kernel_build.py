@@ -1,4 +1,4 @@
-"""How the C++ kernels are built, cached and loaded. Tiny sources stand in for the kernels, so that compiling is quick."""
+"""How the C++ kernels are built, cached and loaded. A tiny source replaces theirs, so that compiling is fast."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ as_root = pytest.mark.skipif(os.geteuid() != 0, reason="only root can give files
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch) -> Path:
-    """The cache's folder, not made yet; the library's source has one function, `sound`."""
+    """The path of the cache folder, which does not exist yet; the source has one function, `sound`."""
     source = tmp_path / "src"
     source.mkdir()
     (source / "tiny.cc").write_text('extern "C" int sound() { return 1; }')
@@ -43,7 +43,7 @@ def library_path(folder: Path) -> Path:
 
 
 def planted(folder: Path) -> bytes:
-    """A library of a stranger, which differs from ours in its function, with a valid checksum."""
+    """Another user's library with a different function and a valid checksum."""
     source, path = folder / "evil.cc", folder / "evil.so"
     source.write_text('extern "C" int planted() { return 1; }')
     subprocess.run([GXX, "-shared", "-fPIC", source, "-o", path], check=True)
@@ -56,15 +56,15 @@ def signed(content: bytes) -> bytes:
 
 
 def test_built_once_and_private(cache, capfd):
-    old_mask = os.umask(0)  # what is made must not depend on it
+    old_mask = os.umask(0)  # permissions must not depend on it
     try:
-        first = build.build()
+        first = build.build_kernels()
     finally:
         os.umask(old_mask)
     assert first.functions.sound() == 1 and first.path == library_path(cache)
     assert cache.stat().st_mode & 0o777 == 0o700 and first.path.stat().st_mode & 0o777 == 0o700
     modified = first.path.stat().st_mtime_ns
-    assert build.build().path.stat().st_mtime_ns == modified
+    assert build.build_kernels().path.stat().st_mtime_ns == modified
     assert capfd.readouterr().err.count("building the CPU kernels") == 1
 
 
@@ -90,11 +90,11 @@ def test_a_damaged_library_is_built_again(cache, damage, tmp_path, capfd):
             }[damage]
         )
         path.chmod(0o700)
-    loaded = build.build()
+    loaded = build.build_kernels()
     assert loaded.functions.sound() == 1 and not hasattr(loaded.functions, "planted")
     assert not path.is_symlink()
     assert capfd.readouterr().err.count("building the CPU kernels") == 1
-    build.build()
+    build.build_kernels()
     assert "building" not in capfd.readouterr().err
 
 
@@ -117,11 +117,11 @@ def test_a_folder_that_others_can_write_is_not_used(cache, mode, owner, tmp_path
     if owner is not None:
         os.chown(path, owner, owner)
         os.chown(cache, owner, owner)
-    loaded = build.build()
+    loaded = build.build_kernels()
     assert loaded.functions.sound() == 1 and not hasattr(loaded.functions, "planted")
     assert loaded.path.parent == tmp_path / f"tmp/opensora-{os.geteuid()}"
     note = capfd.readouterr().err
-    assert f"note: {cache}: " in note and f"the CPU kernels are kept in {loaded.path.parent} instead" in note
+    assert f"note: {cache}: " in note and f"the CPU kernels are cached in {loaded.path.parent} instead" in note
 
 
 @pytest.mark.parametrize("mode, owner", [(0o777, None), (0o720, None), pytest.param(0o755, 12345, marks=as_root)])
@@ -131,7 +131,7 @@ def test_a_library_that_others_can_write_is_not_loaded(cache, mode, owner, tmp_p
     path.chmod(mode)
     if owner is not None:
         os.chown(path, owner, owner)
-    loaded = build.build()
+    loaded = build.build_kernels()
     assert loaded.path == path and loaded.functions.sound() == 1 and not hasattr(loaded.functions, "planted")
 
 
@@ -152,7 +152,7 @@ def test_a_file_system_without_programs_is_not_used(cache, monkeypatch, capfd):
         return type("Status", (), {"f_flag": status.f_flag | (os.ST_NOEXEC if Path(path) == cache else 0)})
 
     monkeypatch.setattr(build.os, "statvfs", mounted)
-    assert build.build().path.parent != cache
+    assert build.build_kernels().path.parent != cache
     assert "noexec" in capfd.readouterr().err
 
 
@@ -164,7 +164,7 @@ def test_neither_a_home_nor_an_account(cache, monkeypatch, tmp_path, capfd):
         raise KeyError(uid)
 
     monkeypatch.setattr("pwd.getpwuid", unknown)
-    assert build.build().path.parent == tmp_path / f"tmp/opensora-{os.geteuid()}"
+    assert build.build_kernels().path.parent == tmp_path / f"tmp/opensora-{os.geteuid()}"
 
 
 def test_a_source_that_does_not_compile_is_not_fatal(cache, capfd):
@@ -184,7 +184,7 @@ def test_processes_that_start_together_compile_once(cache, tmp_path):
     (bin_folder / "g++").chmod(0o755)
     code = (
         f"from pathlib import Path; from opensora.ops.cpu import build; build.SOURCE = Path({str(build.SOURCE)!r}); "
-        "print(build.build().functions.sound())"
+        "print(build.build_kernels().functions.sound())"
     )
     processes = [
         subprocess.Popen(
@@ -217,7 +217,7 @@ def test_importing_compiles_nothing_and_says_nothing(tmp_path):
 
 
 def without_a_feature() -> str:
-    """An instruction set that g++ knows and this CPU lacks some of; of the last two no CPU has both."""
+    """An instruction set that g++ knows and this CPU does not have; no CPU has all three."""
     names = ("x86-64-v4", "knl", "znver3") if os.uname().machine == "x86_64" else ("armv8.6-a", "armv9-a")
     native = build._features(GXX, "native")
     lacking = [name for name in names if (build._features(GXX, name) or native) - native]
@@ -228,7 +228,7 @@ def test_the_instruction_set_is_checked(cache, monkeypatch):
     for value in ("avx512", "x86-64-v3 -DX", "-v", "@file", "native\n"):
         monkeypatch.setenv(build.MARCH, value)
         with pytest.raises(
-            ValueError, match=f"^{build.MARCH}={re.escape(value)}: g[+][+] knows no such instruction set; "
+            ValueError, match=f"^{build.MARCH}={re.escape(value)}: g[+][+] does not know this instruction set; "
         ):
             build.library.__wrapped__()
     monkeypatch.setenv(build.SWITCH, "0")
@@ -262,21 +262,21 @@ def test_the_key_changes_with_what_the_library_depends_on(cache, monkeypatch):
     ],
 )
 def test_processes_of_a_run_agree(keys, message, monkeypatch):
-    from opensora.ops.cpu import kernels
+    from opensora.ops.cpu import ranks
 
-    monkeypatch.setattr(kernels, "has_products", lambda: True)
+    monkeypatch.setattr(ranks, "has_sgemm", lambda: True)
 
     def row(key):
-        monkeypatch.setattr(kernels, "library", lambda: key and build.Library(Path("kernels.so"), key * 4, None))
+        monkeypatch.setattr(ranks, "library", lambda: key and build.Library(Path("kernels.so"), key * 4, None))
         gathered = []
-        monkeypatch.setattr(kernels.ops, "AllGather", lambda: lambda own: gathered.append(own.asnumpy()) or own)
-        kernels.check_ranks_agree()
+        monkeypatch.setattr(ranks.ops, "AllGather", lambda: lambda own: gathered.append(own.asnumpy()) or own)
+        ranks.check_ranks_agree()
         return gathered[0]
 
     rows = np.concatenate([row(key) for key in keys])
-    monkeypatch.setattr(kernels.ops, "AllGather", lambda: lambda own: kernels.Tensor(rows))
+    monkeypatch.setattr(ranks.ops, "AllGather", lambda: lambda own: ranks.Tensor(rows))
     if message is None:
-        kernels.check_ranks_agree()
+        ranks.check_ranks_agree()
     else:
         with pytest.raises(ValueError, match=message):
-            kernels.check_ranks_agree()
+            ranks.check_ranks_agree()

@@ -1,4 +1,4 @@
-"""Every C++ kernel against naive references, on random small shapes, as built for this CPU and for a smaller one."""
+"""Every C++ kernel compared with naive references on random shapes, built for this CPU and for x86-64-v3."""
 
 from __future__ import annotations
 
@@ -11,9 +11,10 @@ import kernel_fuzz
 import pytest
 from processes import ROOT
 
-from opensora.ops.cpu import build, kernels
+from opensora.ops.cpu import build
+from opensora.ops.cpu.custom_op import ONEDNN
 
-pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no kernels here: no g++, or switched off")
+pytestmark = pytest.mark.skipif(build.library() is None, reason="no kernels here: no g++, or switched off")
 
 
 @pytest.mark.parametrize("march", ["native", "x86-64-v3"])
@@ -21,17 +22,53 @@ pytestmark = pytest.mark.skipif(kernels.library() is None, reason="no kernels he
 def test_kernels_compute_what_naive_references_do(cases, march, monkeypatch):
     monkeypatch.setenv(build.MARCH, march)
     try:
-        path = build.build().path
+        path = build.build_kernels().path
     except ValueError as error:
         pytest.skip(str(error))
-    wrong = kernel_fuzz.fuzz(kernel_fuzz.Library(str(path), str(kernels.PRODUCTS)), kernel_fuzz.OPERATORS, range(cases))
+    wrong = kernel_fuzz.fuzz(kernel_fuzz.Library(str(path), str(ONEDNN)), kernel_fuzz.OPERATORS, range(cases))
     assert not wrong, "\n".join(wrong)
 
 
+@pytest.mark.parametrize("threads", [1, 3, 16])
+def test_work_divided_among_threads(threads):
+    library = kernel_fuzz.Library(str(build.build_kernels().path), str(ONEDNN))
+    wrong = kernel_fuzz.fuzz(library, kernel_fuzz.LARGE_OPERATORS, range(12), [threads])
+    assert not wrong, "\n".join(wrong)
+
+
+def test_out_of_memory_is_a_status():
+    """An exception inside a parallel region would end the process."""
+    code = f"""
+import resource
+import numpy as np
+from kernel_fuzz import OUT_OF_MEMORY, Library
+
+library = Library({str(build.build_kernels().path)!r}, {str(ONEDNN)!r})
+library.set_threads(2)
+
+def convolve(size):
+    shapes = (1, 4, 64, size, size), (64, 64, 1, 3, 3), (64,)
+    settings = np.array([1, 1, 1, 1, 0, 1], np.float32)
+    arrays = [*(np.ones(shape, np.float32) for shape in shapes), settings, np.ones(shapes[0], np.float32)]
+    return lambda: library.run("conv3d", arrays)
+
+small, large = convolve(8), convolve(96)
+assert small() == 0  # starts the threads
+used = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used, resource.RLIM_INFINITY))
+assert large() == OUT_OF_MEMORY
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+assert large() == 0
+"""
+    tests = Path(kernel_fuzz.__file__).parent
+    finished = subprocess.run([sys.executable, "-c", code], cwd=tests, capture_output=True, text=True)
+    assert finished.returncode == 0, finished.stderr
+
+
 def test_kernels_and_models_on_a_smaller_cpu(run):
-    """A CPU with AVX2 and without AVX-512."""
+    """With AVX2 only, on a CPU with AVX-512."""
     if "__AVX512F__" not in build._features("g++", "native"):
-        pytest.skip("this CPU is the smaller one, or no x86")
+        pytest.skip("this CPU has no AVX-512")
     finished = run(
         "-m",
         "pytest",
@@ -49,7 +86,7 @@ def test_kernels_and_models_on_a_smaller_cpu(run):
 
 @pytest.mark.slow
 def test_kernels_stay_within_their_arrays(tmp_path):
-    """AddressSanitizer sees every access; the process ends at the first that is out of bounds."""
+    """AddressSanitizer ends the process at the first access out of bounds."""
     sanitizer = subprocess.run(["g++", "-print-file-name=libasan.so"], capture_output=True, text=True).stdout.strip()
     if not Path(sanitizer).is_absolute():
         pytest.skip("g++ has no AddressSanitizer here")
@@ -69,15 +106,7 @@ def test_kernels_stay_within_their_arrays(tmp_path):
         check=True,
     )
     finished = subprocess.run(
-        [
-            sys.executable,
-            "tests/helpers/kernel_fuzz.py",
-            tmp_path / "asan.so",
-            kernels.PRODUCTS,
-            "--cases",
-            "300",
-            "--no-guards",
-        ],
+        [sys.executable, "tests/helpers/kernel_fuzz.py", tmp_path / "asan.so", ONEDNN, "--cases", "300", "--no-guards"],
         cwd=ROOT,
         capture_output=True,
         text=True,

@@ -11,7 +11,7 @@ from zero_checks import assert_same, make_model, make_optimizer, train
 
 from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.models.pretrained import PretrainedModel
-from opensora.ops.cpu import kernels
+from opensora.ops.cpu import custom_op
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
 from opensora.train.learning_rate import learning_rate
@@ -48,8 +48,8 @@ class Product(nn.Cell):
 def operators(request, monkeypatch):
     """Runs a test with the C++ kernels and with stock operators."""
     if request.param == "stock":
-        monkeypatch.setattr(kernels, "library", lambda: None)
-    elif kernels.library() is None:
+        monkeypatch.setattr(custom_op, "library", lambda: None)
+    elif custom_op.library() is None:
         pytest.skip("no kernels here")
 
 

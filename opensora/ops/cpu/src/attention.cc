@@ -1,49 +1,51 @@
-// Attention in blocks of queries and keys: the matrix of scores is never whole (Dao 2023, FlashAttention-2).
+// Attention in blocks of queries and keys; the matrix of scores is never stored whole (Dao 2023, FlashAttention-2).
 //
 // q (B, S, N, D), k and v (B, L, N, D), bias (B or 1, N or 1, S or 1, L or 1), scale (1).
 #include <limits>
 
-#include "product.h"
-#include "vector.h"
+#include "buffer.h"
+#include "gemm.h"
+#include "simd.h"
 
+namespace cpu_kernels {
 namespace {
 
-constexpr int64_t QUERIES = 128, KEYS = 512;  // of a block of scores, which stays in the L2 cache
+constexpr int64_t QUERIES = 128, KEYS = 512;  // size of a block of scores: 256 KiB, which stays in the L2 cache
 
-struct Shape {
+struct AttentionShape {
   int64_t batch, queries, heads, width, keys;
-  int64_t token;  // from one token to the next
+  int64_t token_stride;  // floats from one token to the next of the same head
 
-  Shape(const int64_t *q, const int64_t *k)
-      : batch(q[0]), queries(q[1]), heads(q[2]), width(q[3]), keys(k[1]), token(heads * width) {}
-  // The keys and values of another batch, or of other heads, would be read past their end.
+  AttentionShape(const int64_t *q, const int64_t *k)
+      : batch(q[0]), queries(q[1]), heads(q[2]), width(q[3]), keys(k[1]), token_stride(heads * width) {}
   bool fits(const int64_t *k, const int64_t *v) const {
     return k[0] == batch && k[2] == heads && k[3] == width && std::equal(k, k + 4, v);
   }
-  int64_t query(int64_t b, int64_t n, int64_t s) const { return (b * queries + s) * token + n * width; }
-  int64_t key(int64_t b, int64_t n, int64_t l) const { return (b * keys + l) * token + n * width; }
+  int64_t query_offset(int64_t b, int64_t n, int64_t s) const { return (b * queries + s) * token_stride + n * width; }
+  int64_t key_offset(int64_t b, int64_t n, int64_t l) const { return (b * keys + l) * token_stride + n * width; }
+  int64_t key_elements() const { return batch * keys * token_stride; }
 };
 
-// A bias that is repeated along the axes where its size is 1.
+// The additive bias, broadcast along axes of size 1.
 struct Bias {
   const float *data;
-  int64_t steps[4];
+  int64_t strides[4];
 
   Bias(const float *data, const int64_t *shape) : data(data) {
-    int64_t step = 1;
+    int64_t stride = 1;
     for (int axis = 3; axis >= 0; --axis) {
-      steps[axis] = shape[axis] == 1 ? 0 : step;
-      step *= shape[axis];
+      strides[axis] = shape[axis] == 1 ? 0 : stride;
+      stride *= shape[axis];
     }
   }
-  static bool fits(const int64_t *bias, const Shape &shape) {
+  static bool fits(const int64_t *bias, const AttentionShape &shape) {
     const int64_t sizes[] = {shape.batch, shape.heads, shape.queries, shape.keys};
     return std::equal(sizes, sizes + 4, bias, [](int64_t size, int64_t other) { return other == 1 || other == size; });
   }
-  // Adds the bias of `size` keys, from `first` on.
+  // scores[i] += bias[b, n, s, first + i] for `size` keys.
   void add(int64_t b, int64_t n, int64_t s, int64_t first, int64_t size, float *scores) const {
-    const float *row = data + b * steps[0] + n * steps[1] + s * steps[2] + first * steps[3];
-    if (steps[3] == 0) {
+    const float *row = data + b * strides[0] + n * strides[1] + s * strides[2] + first * strides[3];
+    if (strides[3] == 0) {
       for (int64_t i = 0; i < size; ++i) scores[i] += row[0];
     } else {
       for (int64_t i = 0; i < size; ++i) scores[i] += row[i];
@@ -53,109 +55,131 @@ struct Bias {
 
 }  // namespace
 
-// -> y (B, S, N, D), logarithms of the sums of exponentials (B, N, S)
+// q, k, v, bias, scale -> y (B, S, N, D), logsumexp of the scores (B, N, S)
+// For each query row, over the blocks of keys: m is the running maximum, l = sum exp(score - m) and
+// y = sum exp(score - m) v. When a block raises m, l and y are multiplied by exp(old m - new m). At the end y /= l.
 KERNEL(attention) {
   const float *q = input(params, 0), *k = input(params, 1), *v = input(params, 2);
-  const Shape shape(shapes[0], shapes[1]);
-  const Product product = find_product();
-  if (!product || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return 1;
+  const AttentionShape shape(shapes[0], shapes[1]);
+  const Sgemm sgemm = find_sgemm();
+  if (!sgemm || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return INVALID_SHAPES;
   const Bias bias(input(params, 3), shapes[3]);
   const float scale = input(params, 4)[0];
-  float *y = output(params, 5), *logarithms = output(params, 6);
-  const int64_t chunks = (shape.queries + QUERIES - 1) / QUERIES, width = shape.width, token = shape.token;
-#pragma omp parallel
-  {
-    const int64_t row_size = std::min(KEYS, shape.keys);
-    std::vector<float> scores(QUERIES * row_size), total(QUERIES), largest(QUERIES);
-#pragma omp for schedule(dynamic)
-    for (int64_t item = 0; item < shape.batch * shape.heads * chunks; ++item) {
-      const int64_t head = item / chunks, b = head / shape.heads, n = head % shape.heads;
-      const int64_t start = item % chunks * QUERIES, rows = std::min(QUERIES, shape.queries - start);
-      float *sums = y + shape.query(b, n, start);
-      std::fill(total.begin(), total.end(), 0.0f);
-      // Not -infinity: a block whose keys are all hidden by a bias of -infinity must weigh 0, not exp(-inf + inf).
-      std::fill(largest.begin(), largest.end(), std::numeric_limits<float>::lowest());
-      for (int64_t key = 0; key < shape.keys; key += KEYS) {
-        const int64_t size = std::min(KEYS, shape.keys - key);
-        product('N', 'T', rows, size, width, scale, q + shape.query(b, n, start), token, k + shape.key(b, n, key), token,
-                0, scores.data(), row_size);
-        for (int64_t row = 0; row < rows; ++row) {
-          float *row_scores = scores.data() + row * row_size;
-          bias.add(b, n, start + row, key, size, row_scores);
-          const float most = largest_of(row_scores, size, largest[row]);
-          float sum = 0;
-#pragma omp simd reduction(+ : sum)
-          for (int64_t i = 0; i < size; ++i) {
-            row_scores[i] = exp_approx(row_scores[i] - most);
-            sum += row_scores[i];
-          }
-          if (most > largest[row] && key) {
-            const float shrink = exp_approx(largest[row] - most);
-            total[row] *= shrink;
-            for (int64_t i = 0; i < width; ++i) sums[row * token + i] *= shrink;
-          }
-          largest[row] = most;
-          total[row] += sum;
-        }
-        product('N', 'N', rows, width, size, 1, scores.data(), row_size, v + shape.key(b, n, key), token, key ? 1 : 0,
-                sums, token);
-      }
+  float *y = output(params, 5), *logsumexp = output(params, 6);
+  const int64_t blocks = ceil_div(shape.queries, QUERIES), width = shape.width, token = shape.token_stride;
+  const int64_t row_size = std::min(KEYS, shape.keys);
+  const ThreadBuffers thread_scores(QUERIES * row_size);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t task = 0; task < shape.batch * shape.heads * blocks; ++task) {
+    const int64_t head = task / blocks, b = head / shape.heads, n = head % shape.heads;
+    const int64_t start = task % blocks * QUERIES, rows = std::min(QUERIES, shape.queries - start);
+    float *scores = thread_scores.own(), *y_block = y + shape.query_offset(b, n, start);
+    float row_sum[QUERIES] = {}, row_maximum[QUERIES];
+    // Not -infinity: keys that are all masked by a bias of -infinity must weigh 0, not exp(-inf + inf).
+    std::fill(row_maximum, row_maximum + QUERIES, std::numeric_limits<float>::lowest());
+    for (int64_t key = 0; key < shape.keys; key += KEYS) {
+      const int64_t size = std::min(KEYS, shape.keys - key);
+      sgemm('N', 'T', rows, size, width, scale, q + shape.query_offset(b, n, start), token,
+            k + shape.key_offset(b, n, key), token, 0, scores, row_size);
       for (int64_t row = 0; row < rows; ++row) {
-        const float inverse = 1 / total[row];
-        for (int64_t i = 0; i < width; ++i) sums[row * token + i] *= inverse;
-        logarithms[head * shape.queries + start + row] = largest[row] + std::log(total[row]);
+        float *weights = scores + row * row_size;
+        bias.add(b, n, start + row, key, size, weights);
+        const float maximum = row_max(weights, size, row_maximum[row]);
+        float sum = 0;
+#pragma omp simd reduction(+ : sum)
+        for (int64_t i = 0; i < size; ++i) {
+          weights[i] = exp_approx(weights[i] - maximum);
+          sum += weights[i];
+        }
+        if (maximum > row_maximum[row] && key) {
+          const float correction = exp_approx(row_maximum[row] - maximum);
+          row_sum[row] *= correction;
+          for (int64_t i = 0; i < width; ++i) y_block[row * token + i] *= correction;
+        }
+        row_maximum[row] = maximum;
+        row_sum[row] += sum;
       }
+      sgemm('N', 'N', rows, width, size, 1, scores, row_size, v + shape.key_offset(b, n, key), token, key ? 1 : 0,
+            y_block, token);
+    }
+    for (int64_t row = 0; row < rows; ++row) {
+      const float inverse = 1 / row_sum[row];
+      for (int64_t i = 0; i < width; ++i) y_block[row * token + i] *= inverse;
+      logsumexp[head * shape.queries + start + row] = row_maximum[row] + std::log(row_sum[row]);
     }
   }
-  return 0;
+  return OK;
 }
 
-// q, k, v, bias, scale, y, logarithms, gradient of y -> gradients of q, k, v
+// q, k, v, bias, scale, y (B, S, N, D), logsumexp (B, N, S), dy (B, S, N, D) -> dq (B, S, N, D), dk, dv (B, L, N, D)
+// Per block, with weights p = exp(q k^T scale + bias - logsumexp) recomputed and ds = p (dy v^T - rowsum(y dy)):
+// dq += scale ds k, dk += scale ds^T q, dv += p^T dy.
+// Tasks are (head, segment of queries). Segments of a head add to the same dk and dv, so all but the first have partial
+// sums of their own, which are added in order at the end. Many heads need one segment each, and no partial sums.
 KERNEL(attention_grad) {
   const float *q = input(params, 0), *k = input(params, 1), *v = input(params, 2);
-  const Shape shape(shapes[0], shapes[1]);
-  const Product product = find_product();
-  if (!product || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return 1;
+  const AttentionShape shape(shapes[0], shapes[1]);
+  const Sgemm sgemm = find_sgemm();
+  if (!sgemm || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return INVALID_SHAPES;
   const Bias bias(input(params, 3), shapes[3]);
   const float scale = input(params, 4)[0];
-  const float *y = input(params, 5), *logarithms = input(params, 6), *dy = input(params, 7);
+  const float *y = input(params, 5), *logsumexp = input(params, 6), *dy = input(params, 7);
   float *dq = output(params, 8), *dk = output(params, 9), *dv = output(params, 10);
-  const int64_t width = shape.width, token = shape.token;
-#pragma omp parallel
-  {
-    const int64_t row_size = std::min(KEYS, shape.keys);
-    std::vector<float> weights(QUERIES * row_size), slopes(QUERIES * row_size);
-#pragma omp for schedule(dynamic)
-    for (int64_t head = 0; head < shape.batch * shape.heads; ++head) {
-      const int64_t b = head / shape.heads, n = head % shape.heads;
-      for (int64_t start = 0; start < shape.queries; start += QUERIES) {
-        const int64_t rows = std::min(QUERIES, shape.queries - start), at = shape.query(b, n, start);
-        for (int64_t key = 0; key < shape.keys; key += KEYS) {
-          const int64_t size = std::min(KEYS, shape.keys - key), key_at = shape.key(b, n, key);
-          product('N', 'T', rows, size, width, scale, q + at, token, k + key_at, token, 0, weights.data(), row_size);
-          product('N', 'T', rows, size, width, 1, dy + at, token, v + key_at, token, 0, slopes.data(), row_size);
-          for (int64_t row = 0; row < rows; ++row) {
-            const float *out = y + at + row * token, *grad = dy + at + row * token;
-            float *weight = weights.data() + row * row_size, *slope = slopes.data() + row * row_size, mean = 0;
-#pragma omp simd reduction(+ : mean)
-            for (int64_t i = 0; i < width; ++i) mean += out[i] * grad[i];
-            bias.add(b, n, start + row, key, size, weight);
-            const float logarithm = logarithms[head * shape.queries + start + row];
+  const int64_t width = shape.width, token = shape.token_stride, heads = shape.batch * shape.heads;
+  const int64_t blocks = ceil_div(shape.queries, QUERIES);
+  const int64_t segment_blocks = std::max<int64_t>(ceil_div(blocks, ceil_div(wanted_tasks(), heads)), 1);
+  const int64_t segments = ceil_div(blocks, segment_blocks), key_elements = shape.key_elements();
+  const int64_t row_size = std::min(KEYS, shape.keys);
+  const ThreadBuffers thread_weights(QUERIES * row_size), thread_gradients(QUERIES * row_size);
+  const Buffer partial_dk = make_buffer((segments - 1) * key_elements);
+  const Buffer partial_dv = make_buffer((segments - 1) * key_elements);
+#pragma omp parallel for schedule(dynamic)
+  for (int64_t task = 0; task < heads * segments; ++task) {
+    const int64_t head = task / segments, b = head / shape.heads, n = head % shape.heads, segment = task % segments;
+    float *weights = thread_weights.own(), *gradients = thread_gradients.own();
+    float *segment_dk = segment ? partial_dk.get() + (segment - 1) * key_elements : dk;
+    float *segment_dv = segment ? partial_dv.get() + (segment - 1) * key_elements : dv;
+    const int64_t begin = segment * segment_blocks * QUERIES;
+    const int64_t end = std::min(begin + segment_blocks * QUERIES, shape.queries);
+    for (int64_t start = begin; start < end; start += QUERIES) {
+      const int64_t rows = std::min(QUERIES, end - start), q_offset = shape.query_offset(b, n, start);
+      for (int64_t key = 0; key < shape.keys; key += KEYS) {
+        const int64_t size = std::min(KEYS, shape.keys - key), k_offset = shape.key_offset(b, n, key);
+        const float beta = start > begin ? 1 : 0;
+        sgemm('N', 'T', rows, size, width, scale, q + q_offset, token, k + k_offset, token, 0, weights, row_size);
+        sgemm('N', 'T', rows, size, width, 1, dy + q_offset, token, v + k_offset, token, 0, gradients, row_size);
+        for (int64_t row = 0; row < rows; ++row) {
+          const float *y_row = y + q_offset + row * token, *dy_row = dy + q_offset + row * token;
+          float *p = weights + row * row_size, *ds = gradients + row * row_size, row_sum = 0;
+#pragma omp simd reduction(+ : row_sum)
+          for (int64_t i = 0; i < width; ++i) row_sum += y_row[i] * dy_row[i];
+          bias.add(b, n, start + row, key, size, p);
+          const float row_logsumexp = logsumexp[head * shape.queries + start + row];
 #pragma omp simd
-            for (int64_t i = 0; i < size; ++i) {
-              weight[i] = exp_approx(weight[i] - logarithm);
-              slope[i] = weight[i] * (slope[i] - mean);
-            }
+          for (int64_t i = 0; i < size; ++i) {
+            p[i] = exp_approx(p[i] - row_logsumexp);
+            ds[i] = p[i] * (ds[i] - row_sum);
           }
-          product('N', 'N', rows, width, size, scale, slopes.data(), row_size, k + key_at, token, key ? 1 : 0, dq + at,
-                  token);
-          product('T', 'N', size, width, rows, scale, slopes.data(), row_size, q + at, token, start ? 1 : 0, dk + key_at,
-                  token);
-          product('T', 'N', size, width, rows, 1, weights.data(), row_size, dy + at, token, start ? 1 : 0, dv + key_at,
-                  token);
         }
+        sgemm('N', 'N', rows, width, size, scale, gradients, row_size, k + k_offset, token, key ? 1 : 0, dq + q_offset,
+              token);
+        sgemm('T', 'N', size, width, rows, scale, gradients, row_size, q + q_offset, token, beta, segment_dk + k_offset,
+              token);
+        sgemm('T', 'N', size, width, rows, 1, weights, row_size, dy + q_offset, token, beta, segment_dv + k_offset,
+              token);
       }
     }
   }
-  return 0;
+  for (int64_t segment = 0; segment < segments - 1; ++segment) {
+    const float *other_dk = partial_dk.get() + segment * key_elements;
+    const float *other_dv = partial_dv.get() + segment * key_elements;
+#pragma omp parallel for simd
+    for (int64_t i = 0; i < key_elements; ++i) {
+      dk[i] += other_dk[i];
+      dv[i] += other_dv[i];
+    }
+  }
+  return OK;
 }
+
+}  // namespace cpu_kernels

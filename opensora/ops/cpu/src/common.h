@@ -1,36 +1,72 @@
-// What all kernels share: how MindSpore calls them, loops over threads, and functions that compilers vectorise.
+// Shared by all kernels: MindSpore's calling convention, error statuses, elementwise functions, per-thread memory.
 #pragma once
 
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
 #include <cstring>
+#include <new>
 #include <vector>
 
 #include <omp.h>
 
-// A kernel as MindSpore's Custom operator wants it: inputs come first, then outputs, all float32 and contiguous.
-// It returns 0, or 1 if the shapes of its inputs do not fit together: nothing is read or written out of bounds then.
-#define KERNEL(name) \
-  extern "C" int name(int count, void **params, int *ndims, int64_t **shapes, const char **, void *, void *)
+namespace cpu_kernels {
+
+// A kernel's return value. Anything but OK makes MindSpore raise an error.
+enum Status : int {
+  OK = 0,
+  INVALID_SHAPES = 1,  // the shapes or settings do not fit together: nothing was read or written
+  OUT_OF_MEMORY = 2,
+};
+
+// Defines a kernel with the signature of MindSpore's Custom operator (func_type="aot"): params, ndims and shapes list
+// the inputs, then the outputs, `count` in all. All are contiguous float32. Kernels allocate memory outside of parallel
+// regions only: an exception that leaves a parallel region ends the process, one that ends up here becomes a status.
+#define KERNEL(name)                                                                                           \
+  static int name##_body(int count, void **params, int *ndims, int64_t **shapes);                              \
+  extern "C" int name(int count, void **params, int *ndims, int64_t **shapes, const char **, void *, void *) { \
+    try {                                                                                                      \
+      return name##_body(count, params, ndims, shapes);                                                        \
+    } catch (const std::bad_alloc &) {                                                                         \
+      return cpu_kernels::OUT_OF_MEMORY;                                                                       \
+    }                                                                                                          \
+  }                                                                                                            \
+  static int name##_body(int count, void **params, int *ndims, int64_t **shapes)
 
 inline const float *input(void **params, int i) { return static_cast<const float *>(params[i]); }
 inline float *output(void **params, int i) { return static_cast<float *>(params[i]); }
 
-inline int64_t product(const int64_t *shape, int first, int last) {
+// Settings are float32 as well. Python checks that integers among them are exact.
+inline int64_t integer(float setting) { return std::lround(setting); }
+
+// Product of the sizes of the axes [first, last).
+inline int64_t num_elements(const int64_t *shape, int first, int last) {
   int64_t result = 1;
   for (int i = first; i < last; ++i) result *= shape[i];
   return result;
 }
 
-// Whether a shape is (batch, 1, width): one row for all of a batch item's rows.
+// Whether a shape is (batch, 1, width): one modulation vector per batch item.
 inline bool is_modulation(const int64_t *shape, int64_t batch, int64_t width) {
   return shape[0] == batch && shape[1] == 1 && shape[2] == width;
 }
 
-// exp(x) to about 1e-7, relative, and 0 below exp(-87): what is hidden has no weight at all, for products with numbers
-// next to 0 take a hundred times as long. Without branches, so that loops over it are vectorised (Cephes' expf in
-// outline: 2^n times a polynomial on [-ln 2 / 2, ln 2 / 2]).
+inline int64_t ceil_div(int64_t size, int64_t unit) { return (size + unit - 1) / unit; }
+inline int64_t round_up(int64_t size, int64_t unit) { return ceil_div(size, unit) * unit; }
+
+// Splits `count` into the fewest blocks of at most `limit` (at least 1) and returns the size of a block.
+inline int64_t even_split(int64_t count, int64_t limit) {
+  return ceil_div(count, ceil_div(count, std::max<int64_t>(limit, 1)));
+}
+
+// Number of tasks for dynamic scheduling: several per thread, so that threads finish at about the same time although
+// tasks and cores differ.
+inline int64_t wanted_tasks() { return 4 * omp_get_max_threads(); }
+
+// exp(x) with a relative error of about 1e-7, and exactly 0 below exp(-87): masked keys must have no weight, because
+// arithmetic with denormal numbers is about a hundred times slower. Branch-free, so loops over it vectorize.
+// Cephes' expf: exp(x) = 2^n p(r) with n = round(x / ln 2), r = x - n ln 2 in [-ln 2 / 2, ln 2 / 2]; ln 2 is subtracted
+// as the sum of two floats to keep r exact.
 inline float exp_approx(float value) {
   const float x = std::min(std::max(value, -87.0f), 88.0f);
   const float n = std::nearbyint(x * 1.44269504088896f);
@@ -44,15 +80,29 @@ inline float exp_approx(float value) {
   y = y * r * r + r + 1.0f;
   int32_t bits;
   std::memcpy(&bits, &y, 4);
-  bits += static_cast<int32_t>(n) * (1 << 23);
+  bits += static_cast<int32_t>(n) * (1 << 23);  // times 2^n
   std::memcpy(&y, &bits, 4);
   return value < -87.0f ? 0.0f : y;
 }
 
 inline float sigmoid(float x) { return 1.0f / (1.0f + exp_approx(-x)); }
 
-// Sums that threads gather by themselves: a row for each thread, added up in the order of threads, so that the same
-// number of threads gives the same result.
+// Activations that norms apply in the same pass.
+struct Identity {
+  static float value(float x) { return x; }
+  static float derivative(float) { return 1; }
+};
+
+struct SiLU {
+  static float value(float x) { return x * sigmoid(x); }
+  static float derivative(float x) {
+    const float s = sigmoid(x);
+    return s * (1 + x * (1 - s));
+  }
+};
+
+// A zero-initialized accumulator per thread. They are added up in the order of threads, so results are reproducible for
+// a given number of threads.
 class ThreadSums {
  public:
   explicit ThreadSums(int64_t size) : size_(size), rows_(omp_get_max_threads() * size, 0.0f) {}
@@ -68,3 +118,5 @@ class ThreadSums {
   int64_t size_;
   std::vector<float> rows_;
 };
+
+}  // namespace cpu_kernels

@@ -1,54 +1,43 @@
-// Linear maps y = x W^T + b: each thread makes a share of the product.
-#include "product.h"
+// Linear layers y = x W^T + b and their gradients: one GEMM, divided among the threads.
+#include "gemm.h"
 
+namespace cpu_kernels {
 namespace {
 
-constexpr int64_t UNIT = 16;  // shares of a row are multiples of a cache line
+constexpr int64_t UNIT = 16;  // floats; threads get multiples of a cache line
 
+// op(data): a row-major matrix with row stride `stride`, possibly transposed.
 struct Matrix {
   const float *data;
-  int64_t step;
+  int64_t stride;
   bool transposed;
 
-  char mark() const { return transposed ? 'T' : 'N'; }
-  const float *from_row(int64_t row) const { return data + row * (transposed ? 1 : step); }
-  const float *from_column(int64_t column) const { return data + column * (transposed ? step : 1); }
+  char mode() const { return transposed ? 'T' : 'N'; }
+  const float *from_row(int64_t row) const { return data + row * (transposed ? 1 : stride); }
+  const float *from_column(int64_t column) const { return data + column * (transposed ? stride : 1); }
 };
 
-// c (m, n) = a (m, k) b (k, n) + beta c; columns of c, or rows where columns are few, are shared among threads.
+// c (m, n) = a (m, k) b (k, n) + beta c. Threads divide the columns of c, or its rows if there are few columns.
 int multiply(const Matrix &a, const Matrix &b, float *c, int64_t m, int64_t n, int64_t k, float beta) {
-  const Product product = find_product();
-  const bool by_rows = m > 4 * n;  // columns are the faster ones to share
-  const int64_t length = by_rows ? m : n, units = (length + UNIT - 1) / UNIT;
-  const int64_t shares = std::min<int64_t>(omp_get_max_threads(), units);
-  int failed = product ? 0 : 1;
-  if (failed) return failed;
+  const Sgemm sgemm = find_sgemm();
+  if (!sgemm) return INVALID_SHAPES;
+  const bool by_rows = m > 4 * n;  // dividing columns was measured to be faster unless there are few
+  const int64_t length = by_rows ? m : n, units = ceil_div(length, UNIT);
+  const int64_t blocks = std::min<int64_t>(omp_get_max_threads(), units);
+  int failed = 0;
 #pragma omp parallel for reduction(| : failed)
-  for (int64_t share = 0; share < shares; ++share) {
-    const int64_t first = units * share / shares * UNIT;
-    const int64_t size = std::min(units * (share + 1) / shares * UNIT, length) - first;
+  for (int64_t block = 0; block < blocks; ++block) {
+    const int64_t first = units * block / blocks * UNIT;
+    const int64_t size = std::min(units * (block + 1) / blocks * UNIT, length) - first;
     if (by_rows) {
-      failed |= product(a.mark(), b.mark(), size, n, k, 1.0f, a.from_row(first), a.step, b.data, b.step, beta,
-                        c + first * n, n);
+      failed |= sgemm(a.mode(), b.mode(), size, n, k, 1.0f, a.from_row(first), a.stride, b.data, b.stride, beta,
+                      c + first * n, n);
     } else {
-      failed |= product(a.mark(), b.mark(), m, size, k, 1.0f, a.data, a.step, b.from_column(first), b.step, beta,
-                        c + first, n);
+      failed |= sgemm(a.mode(), b.mode(), m, size, k, 1.0f, a.data, a.stride, b.from_column(first), b.stride, beta,
+                      c + first, n);
     }
   }
-  return failed;
-}
-
-// dy (rows, n) -> its sum over the rows
-void sum_rows(const float *dy, float *sums, int64_t rows, int64_t n) {
-#pragma omp parallel for
-  for (int64_t first = 0; first < n; first += UNIT) {
-    const int64_t size = std::min(UNIT, n - first);
-    float sum[UNIT] = {};
-    for (int64_t row = 0; row < rows; ++row) {
-      for (int64_t i = 0; i < size; ++i) sum[i] += dy[row * n + first + i];
-    }
-    std::copy(sum, sum + size, sums + first);
-  }
+  return failed ? INVALID_SHAPES : OK;
 }
 
 }  // namespace
@@ -56,16 +45,16 @@ void sum_rows(const float *dy, float *sums, int64_t rows, int64_t n) {
 // x (rows, k), weight (n, k) -> y (rows, n)
 KERNEL(linear) {
   const int64_t rows = shapes[0][0], k = shapes[0][1], n = shapes[1][0];
-  if (shapes[1][1] != k) return 1;
+  if (shapes[1][1] != k) return INVALID_SHAPES;
   return multiply({input(params, 0), k, false}, {input(params, 1), k, true}, output(params, 2), rows, n, k, 0.0f);
 }
 
-// x, weight, bias (n) -> y
+// x (rows, k), weight (n, k), bias (n) -> y (rows, n)
 KERNEL(linear_bias) {
   const int64_t rows = shapes[0][0], k = shapes[0][1], n = shapes[1][0];
   const float *bias = input(params, 2);
   float *y = output(params, 3);
-  if (shapes[1][1] != k || shapes[2][0] != n) return 1;
+  if (shapes[1][1] != k || shapes[2][0] != n) return INVALID_SHAPES;
 #pragma omp parallel for
   for (int64_t row = 0; row < rows; ++row) std::copy(bias, bias + n, y + row * n);
   return multiply({input(params, 0), k, false}, {input(params, 1), k, true}, y, rows, n, k, 1.0f);
@@ -74,19 +63,32 @@ KERNEL(linear_bias) {
 // weight (n, k), dy (rows, n) -> dx (rows, k)
 KERNEL(linear_input_grad) {
   const int64_t n = shapes[0][0], k = shapes[0][1], rows = shapes[1][0];
-  if (shapes[1][1] != n) return 1;
+  if (shapes[1][1] != n) return INVALID_SHAPES;
   return multiply({input(params, 1), n, false}, {input(params, 0), k, false}, output(params, 2), rows, k, n, 0.0f);
 }
 
 // x (rows, k), dy (rows, n) -> dweight (n, k)
 KERNEL(linear_weight_grad) {
   const int64_t rows = shapes[0][0], k = shapes[0][1], n = shapes[1][1];
-  if (shapes[1][0] != rows) return 1;
+  if (shapes[1][0] != rows) return INVALID_SHAPES;
   return multiply({input(params, 1), n, true}, {input(params, 0), k, false}, output(params, 2), n, k, rows, 0.0f);
 }
 
 // dy (rows, n) -> dbias (n)
 KERNEL(linear_bias_grad) {
-  sum_rows(input(params, 0), output(params, 1), shapes[0][0], shapes[0][1]);
-  return 0;
+  const float *dy = input(params, 0);
+  float *dbias = output(params, 1);
+  const int64_t rows = shapes[0][0], n = shapes[0][1];
+#pragma omp parallel for
+  for (int64_t first = 0; first < n; first += UNIT) {
+    const int64_t size = std::min(UNIT, n - first);
+    float sum[UNIT] = {};
+    for (int64_t row = 0; row < rows; ++row) {
+      for (int64_t i = 0; i < size; ++i) sum[i] += dy[row * n + first + i];
+    }
+    std::copy(sum, sum + size, dbias + first);
+  }
+  return OK;
 }
+
+}  // namespace cpu_kernels

@@ -1,57 +1,63 @@
-// Axes of a tensor in another order.
+// Transposes a tensor by a permutation of its axes.
 #include "common.h"
 
+namespace cpu_kernels {
 namespace {
 
-constexpr int64_t SQUARE = 16;
+constexpr int64_t TILE = 16;  // floats; a cache line, so that a tile of 16 x 16 uses each line it touches completely
 
 struct Axis {
-  int64_t size, from_step, to_step;
+  int64_t size, from_stride, to_stride;
 };
 
-// Copies what two axes span, in squares: along `read` elements lie together in `from`, along `write` in `to`.
-void copy_plane(const float *from, float *to, const Axis &read, const Axis &write) {
-  for (int64_t first = 0; first < read.size; first += SQUARE) {
-    for (int64_t second = 0; second < write.size; second += SQUARE) {
-      const int64_t last = std::min(first + SQUARE, read.size), end = std::min(second + SQUARE, write.size);
+// Copies a plane of two axes tile by tile; `x_inner` is contiguous in `from`, `y_inner` in `to`.
+void transpose_plane(const float *from, float *to, const Axis &x_inner, const Axis &y_inner) {
+  for (int64_t first = 0; first < x_inner.size; first += TILE) {
+    for (int64_t second = 0; second < y_inner.size; second += TILE) {
+      const int64_t last = std::min(first + TILE, x_inner.size), end = std::min(second + TILE, y_inner.size);
       for (int64_t i = first; i < last; ++i) {
-        for (int64_t j = second; j < end; ++j) to[i * read.to_step + j] = from[i + j * write.from_step];
+        for (int64_t j = second; j < end; ++j) to[i * x_inner.to_stride + j] = from[i + j * y_inner.from_stride];
       }
     }
   }
 }
 
-}  // namespace
-
-// x and its geometry, (shape, order of axes) -> the elements in the new order; y has the shape of x. The third input,
-// the geometry of the way back, serves the gradient.
-KERNEL(permute) {
-  const float *x = input(params, 0), *geometry = input(params, 1);
-  float *y = output(params, 3);
-  const int rank = static_cast<int>(shapes[1][0] / 2);
-  std::vector<int64_t> steps(rank, 1);
-  for (int axis = rank - 2; axis >= 0; --axis) steps[axis] = steps[axis + 1] * std::lround(geometry[axis + 1]);
-  std::vector<Axis> axes;  // in the order of y
-  int64_t to_step = product(shapes[0], 0, rank);
+// The axes of y in order, with axes merged that are neighbors in x too. geometry is (shape of x, permutation).
+std::vector<Axis> merged_axes(const float *geometry, int rank, int64_t elements) {
+  std::vector<int64_t> x_strides(rank, 1);
+  for (int axis = rank - 2; axis >= 0; --axis) x_strides[axis] = x_strides[axis + 1] * integer(geometry[axis + 1]);
+  std::vector<Axis> axes;
+  int64_t to_stride = elements;
   for (int i = 0; i < rank; ++i) {
-    const int axis = static_cast<int>(std::lround(geometry[rank + i]));
-    const int64_t size = std::lround(geometry[axis]);
-    to_step /= size;
-    // An axis that follows the one before it in x as well is one with it.
-    if (!axes.empty() && axes.back().from_step == steps[axis] * size) {
-      axes.back() = {axes.back().size * size, steps[axis], to_step};
+    const int axis = static_cast<int>(integer(geometry[rank + i]));
+    const int64_t size = integer(geometry[axis]);
+    to_stride /= size;
+    if (!axes.empty() && axes.back().from_stride == x_strides[axis] * size) {
+      axes.back() = {axes.back().size * size, x_strides[axis], to_stride};
     } else {
-      axes.push_back({size, steps[axis], to_step});
+      axes.push_back({size, x_strides[axis], to_stride});
     }
   }
-  const Axis write = axes.back();
+  return axes;
+}
+
+}  // namespace
+
+// x (any shape), geometry (2 rank) = (shape of x, permutation), inverse geometry (2 rank), which only the gradient
+// needs -> y with the elements of x transposed, in the shape of x
+KERNEL(permute) {
+  const float *x = input(params, 0);
+  float *y = output(params, 3);
+  const int rank = static_cast<int>(shapes[1][0] / 2);
+  std::vector<Axis> axes = merged_axes(input(params, 1), rank, num_elements(shapes[0], 0, rank));
+  const Axis y_inner = axes.back();
   axes.pop_back();
-  Axis read = {1, 0, 0};
-  if (write.from_step != 1) {
-    const auto innermost = std::find_if(axes.begin(), axes.end(), [](const Axis &axis) { return axis.from_step == 1; });
-    if (innermost != axes.end()) {
-      read = *innermost;
-      axes.erase(innermost);
+  Axis x_inner = {1, 0, 0};
+  if (y_inner.from_stride != 1) {
+    const auto found = std::find_if(axes.begin(), axes.end(), [](const Axis &axis) { return axis.from_stride == 1; });
+    if (found != axes.end()) {
+      x_inner = *found;
+      axes.erase(found);
     }
   }
   int64_t planes = 1;
@@ -62,15 +68,17 @@ KERNEL(permute) {
     float *to = y;
     int64_t rest = plane;
     for (auto axis = axes.rbegin(); axis != axes.rend(); ++axis) {
-      from += rest % axis->size * axis->from_step;
-      to += rest % axis->size * axis->to_step;
+      from += rest % axis->size * axis->from_stride;
+      to += rest % axis->size * axis->to_stride;
       rest /= axis->size;
     }
-    if (write.from_step == 1) {
-      std::memcpy(to, from, write.size * sizeof(float));
+    if (y_inner.from_stride == 1) {
+      std::memcpy(to, from, y_inner.size * sizeof(float));
     } else {
-      copy_plane(from, to, read, write);
+      transpose_plane(from, to, x_inner, y_inner);
     }
   }
-  return 0;
+  return OK;
 }
+
+}  // namespace cpu_kernels

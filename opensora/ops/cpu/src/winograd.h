@@ -1,29 +1,38 @@
-// Convolutions with 3 x 3 taps by Winograd's minimal filtering F(4 x 4, 3 x 3) (Lavin and Gray 2016, arXiv:1509.09308):
-// a tile of 4 x 4 results takes 36 products for each channel instead of 144.
+// 3 x 3 convolutions by Winograd's minimal filtering F(4 x 4, 3 x 3) (Lavin and Gray 2016, arXiv:1509.09308): a tile of
+// 4 x 4 outputs takes 36 multiplications per input channel instead of 144. README.md has the derivation.
 //
-// Tiles of 6 x 6 numbers of the input, every 4 rows and columns, and the filters go to another basis, where a
-// convolution is 36 products of matrices, (outputs, channels) times (channels, tiles); what these give goes back as
-// tiles of 4 x 4. Frames lie one behind the other in the columns, so a filter's next frame is the same matrix further on.
+// 1. input transform: V = B^T d B for every 6 x 6 input tile d, tiles 4 apart;
+// 2. weight transform: U = G g G^T for every 3 x 3 kernel g;
+// 3. 36 independent GEMMs, one per element of the tiles: M = U V, [outputs, channels] x [channels, tiles];
+// 4. output transform: Y = A^T M A for every tile.
+//
+// The tiles of consecutive frames are adjacent columns of V, so a frame of the kernel is a column offset: a 3-D
+// convolution accumulates one GEMM per kernel frame, and each input frame is transformed once.
 #pragma once
 
-#include "frames.h"
-#include "product.h"
-#include "vector.h"
+#include "buffer.h"
+#include "conv_geometry.h"
+#include "gemm.h"
+#include "simd.h"
 
-namespace winograd {
+namespace cpu_kernels {
 
-constexpr int64_t SIDE = 4, SEEN = 6, POINTS = SEEN * SEEN;  // of a tile: results, what they see of the input
-constexpr int64_t TILE_FLOATS = 6 << 20, WEIGHT_FLOATS = 4 << 20;  // at most so many are in the other basis at a time
-constexpr int64_t SMALL = 1 << 20;  // so many of each a thread can have for itself
-// Least of an input and its result: with fewer, the changes of basis cost more than they spare.
-constexpr int64_t CHANNELS = 16, POSITIONS = 512, POSITIONS_APART = 256;
+constexpr int64_t OUT_TILE = 4, IN_TILE = 6, TILE_ELEMS = IN_TILE * IN_TILE;
+// Limits of the scratch memory, in floats: 24 MiB of transformed input, 16 MiB of transformed weights.
+constexpr int64_t MAX_INPUT = 6 << 20, MAX_WEIGHTS = 4 << 20;
+// If both take at most this many floats (4 MiB), every thread can have scratch memory for a clip of its own.
+constexpr int64_t MAX_PER_THREAD = 1 << 20;
+// Least number of channels and of output positions per clip for which Winograd was faster than im2col (two threads,
+// AVX-512); with fewer, the transforms cost more than they save.
+constexpr int64_t MIN_CHANNELS = 16, MIN_POSITIONS = 512, MIN_POSITIONS_PER_THREAD = 256;
+constexpr int64_t MIN_COLUMNS = 64;  // of a GEMM that is divided among threads
 
-// The other basis is that of values at the points 0, A, -A, B, -B and infinity. Rounding costs a quarter of what it does
-// with 1 and 2, which are usual, for as much work.
+// The interpolation points are 0, A, -A, B, -B and infinity with A = 1 / sqrt(2), B = sqrt(2): a quarter of the
+// rounding error of the usual points 1 and 2, with as many operations.
 constexpr float A = 0.70710678f, B = 1.41421356f;
 
-// B^T of six rows of numbers.
-inline void forth(const float *const d[SEEN], float *const out[SEEN], int64_t count) {
+// out = B^T d, `count` columns at once: six rows of d to six rows of out.
+inline void input_transform(const float *const d[IN_TILE], float *const out[IN_TILE], int64_t count) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     const float even_a = d[4][i] - 2 * d[2][i], odd_a = A * (d[3][i] - 2 * d[1][i]);
@@ -37,8 +46,8 @@ inline void forth(const float *const d[SEEN], float *const out[SEEN], int64_t co
   }
 }
 
-// A^T of six rows of numbers.
-inline void back(const float *const m[SEEN], float *const out[SIDE], int64_t count) {
+// out = A^T m, `count` columns at once: six rows of m to four rows of out.
+inline void output_transform(const float *const m[IN_TILE], float *const out[OUT_TILE], int64_t count) {
 #pragma omp simd
   for (int64_t i = 0; i < count; ++i) {
     const float sum_a = m[1][i] + m[2][i], odd_a = A * (m[1][i] - m[2][i]);
@@ -50,39 +59,43 @@ inline void back(const float *const m[SEEN], float *const out[SIDE], int64_t cou
   }
 }
 
-// G of three numbers of LANES filters.
-inline void filter_forth(const Vector &a, const Vector &b, const Vector &c, Vector out[SEEN]) {
-  const Vector even_a = a * (-2.0f / 3) - c * (1.0f / 3), odd_a = b * (-2.0f / 3 * A);
-  const Vector even_b = a * (1.0f / 6) + c * (1.0f / 3), odd_b = b * (1.0f / 6 * B);
-  out[0] = a;
+// out = G g, for LANES kernels at once: three rows of g to six rows of out.
+inline void weight_transform(const Vector &g0, const Vector &g1, const Vector &g2, Vector out[IN_TILE]) {
+  const Vector even_a = g0 * (-2.0f / 3) - g2 * (1.0f / 3), odd_a = g1 * (-2.0f / 3 * A);
+  const Vector even_b = g0 * (1.0f / 6) + g2 * (1.0f / 3), odd_b = g1 * (1.0f / 6 * B);
+  out[0] = g0;
   out[1] = even_a + odd_a;
   out[2] = even_a - odd_a;
   out[3] = even_b + odd_b;
   out[4] = even_b - odd_b;
-  out[5] = c;
+  out[5] = g2;
 }
 
-// Filters of some outputs -> [frame][point][output][channel].
-inline void transform_weights(const Weights &weights, int64_t first, int64_t outputs, float *to) {
+// Weights of the outputs [first, first + outputs) -> U [frame, element, output, channel]. Called by all threads of a
+// parallel region.
+inline void transform_weights(const Weights &weights, int64_t first, int64_t outputs, float *transformed) {
 #pragma omp for collapse(2)
   for (int64_t output = 0; output < outputs; ++output) {
     for (int64_t frame = 0; frame < weights.frames; ++frame) {
       for (int64_t channel = 0; channel < weights.channels; channel += LANES) {
         const int64_t count = std::min<int64_t>(LANES, weights.channels - channel);
-        float taps[9][LANES] = {};
+        float kernels[9][LANES] = {};
         for (int64_t lane = 0; lane < count; ++lane) {
-          const float *from = weights.taps_of(first + output, channel + lane, frame);
-          for (int tap = 0; tap < 9; ++tap) taps[weights.turned ? 8 - tap : tap][lane] = from[tap];
+          const float *from = weights.plane(first + output, channel + lane, frame);
+          for (int64_t i = 0; i < 9; ++i) kernels[weights.index(i)][lane] = from[i];
         }
-        const auto tap = [&](int i) { return *reinterpret_cast<const Vector *>(taps[i]); };
-        Vector down[3][SEEN];
-        for (int column = 0; column < 3; ++column) filter_forth(tap(column), tap(3 + column), tap(6 + column), down[column]);
-        for (int row = 0; row < SEEN; ++row) {
-          Vector across[SEEN];
-          filter_forth(down[0][row], down[1][row], down[2][row], across);
-          for (int column = 0; column < SEEN; ++column) {
-            float *place = to + ((frame * POINTS + row * SEEN + column) * outputs + output) * weights.channels + channel;
-            std::memcpy(place, &across[column], count * sizeof(float));
+        const auto g = [&](int i) { return *reinterpret_cast<const Vector *>(kernels[i]); };
+        Vector columns[3][IN_TILE];  // columns of G g
+        for (int column = 0; column < 3; ++column) {
+          weight_transform(g(column), g(3 + column), g(6 + column), columns[column]);
+        }
+        for (int row = 0; row < IN_TILE; ++row) {
+          Vector out[IN_TILE];
+          weight_transform(columns[0][row], columns[1][row], columns[2][row], out);
+          for (int column = 0; column < IN_TILE; ++column) {
+            const int64_t element = frame * TILE_ELEMS + row * IN_TILE + column;
+            std::memcpy(transformed + (element * outputs + output) * weights.channels + channel, &out[column],
+                        count * sizeof(float));
           }
         }
       }
@@ -90,174 +103,224 @@ inline void transform_weights(const Weights &weights, int64_t first, int64_t out
   }
 }
 
-// Some rows of a frame's tiles.
-struct Tiles {
-  int64_t first_row, rows, columns;
-  int64_t per_frame() const { return rows * columns; }
+// A block of tile rows of a frame, over its whole width.
+struct TileRows {
+  int64_t first, rows, columns;
+  int64_t tiles() const { return rows * columns; }
 };
 
-// `count` in equal parts of at most `most`, and at least one: how large they are.
-inline int64_t share(int64_t count, int64_t most) {
-  const int64_t parts = (count + std::max<int64_t>(most, 1) - 1) / std::max<int64_t>(most, 1);
-  return (count + parts - 1) / parts;
-}
+inline int64_t num_tiles(int64_t size) { return ceil_div(size, OUT_TILE); }
 
-// One plane's tiles: `to` is where the first goes at the first point, points are `step` apart. A null plane is zeros.
-class PlaneForth {
+// Transforms the tiles of one plane; every thread has one, with `scratch_size` floats of scratch memory.
+class PlaneTransform {
  public:
-  PlaneForth(const Shape &x, const Filter &filter, const Tiles &tiles)
-      : x_(x), filter_(filter), tiles_(tiles), pitch_(SIDE * (tiles.columns + 1)),
-        lines_((SIDE * tiles.rows + 2) * pitch_), down_(SEEN * pitch_), apart_(SEEN * pitch_) {}
+  PlaneTransform(const FrameShape &x, const FrameShape &y, const ConvGeometry &kernel, const TileRows &tiles,
+                 float *scratch)
+      : x_(x), y_(y), kernel_(kernel), tiles_(tiles), pitch_(input_pitch(tiles.columns)), rows_(scratch) {}
 
-  void operator()(const float *plane, float *to, int64_t step) {
+  // For a block of up to `rows` tile rows: the larger of what input() and output() need.
+  static int64_t scratch_size(int64_t rows, int64_t columns) {
+    return std::max((OUT_TILE * rows + 2 + IN_TILE + 1) * input_pitch(columns),
+                    (OUT_TILE * IN_TILE + OUT_TILE * OUT_TILE + OUT_TILE) * columns);
+  }
+
+  // plane (H, W), or null for zeros -> V: tile t of element e goes to to[e * stride + t].
+  void input(const float *plane, float *to, int64_t stride) const {
     if (!plane) {
-      for (int64_t point = 0; point < POINTS; ++point) std::fill_n(to + point * step, tiles_.per_frame(), 0.0f);
+      for (int64_t element = 0; element < TILE_ELEMS; ++element) {
+        std::fill_n(to + element * stride, tiles_.tiles(), 0.0f);
+      }
       return;
     }
-    std::fill(lines_.begin(), lines_.end(), 0.0f);
-    const int64_t top = SIDE * tiles_.first_row - filter_.top;  // the input's line that the first one is
-    const int64_t width = std::min(x_.width, pitch_ - filter_.left);
-    for (int64_t line = std::max<int64_t>(0, -top); line < SIDE * tiles_.rows + 2 && top + line < x_.height; ++line) {
-      std::copy_n(plane + (top + line) * x_.width, width, lines_.data() + line * pitch_ + filter_.left);
-    }
-    const int64_t columns = tiles_.columns, apart = columns + 1;
-    const float *seen[SEEN];
-    float *out[SEEN], *at_points[SEEN];
+    float *vertical = rows_ + (OUT_TILE * tiles_.rows + 2) * pitch_;  // B^T d, six rows
+    float *phases = vertical + IN_TILE * pitch_;  // a row of it, de-interleaved into columns of the same index modulo 4
+    copy_padded_rows(plane);
+    const int64_t columns = tiles_.columns, phase_size = columns + 1;
+    const float *in[IN_TILE];
+    float *out[IN_TILE];
     for (int64_t row = 0; row < tiles_.rows; ++row) {
-      for (int64_t i = 0; i < SEEN; ++i) {
-        seen[i] = lines_.data() + (SIDE * row + i) * pitch_;
-        out[i] = down_.data() + i * pitch_;
+      for (int64_t i = 0; i < IN_TILE; ++i) {
+        in[i] = rows_ + (OUT_TILE * row + i) * pitch_;
+        out[i] = vertical + i * pitch_;
       }
-      forth(seen, out, pitch_);
-      for (int64_t i = 0; i < SEEN; ++i) {
-        float *parts = apart_.data();  // every fourth column together
-        for (int64_t j = 0; j < apart; ++j) {
-          for (int64_t part = 0; part < SIDE; ++part) parts[part * apart + j] = out[i][SIDE * j + part];
+      input_transform(in, out, pitch_);
+      for (int64_t i = 0; i < IN_TILE; ++i) {
+        const float *from = vertical + i * pitch_;
+        for (int64_t j = 0; j < phase_size; ++j) {
+          for (int64_t p = 0; p < OUT_TILE; ++p) phases[p * phase_size + j] = from[OUT_TILE * j + p];
         }
-        for (int64_t j = 0; j < SEEN; ++j) {
-          seen[j] = parts + j % SIDE * apart + j / SIDE;
-          at_points[j] = to + (i * SEEN + j) * step + row * columns;
+        for (int64_t j = 0; j < IN_TILE; ++j) {
+          in[j] = phases + j % OUT_TILE * phase_size + j / OUT_TILE;  // column j of every tile
+          out[j] = to + (i * IN_TILE + j) * stride + row * columns;
         }
-        forth(seen, at_points, columns);
+        input_transform(in, out, columns);
       }
     }
   }
 
- private:
-  const Shape &x_;
-  const Filter &filter_;
-  const Tiles &tiles_;
-  int64_t pitch_;
-  std::vector<float> lines_, down_, apart_;
-};
-
-// The inverse way: tiles at `from` to a plane of the result.
-class PlaneBack {
- public:
-  PlaneBack(const Shape &y, const Tiles &tiles)
-      : y_(y), tiles_(tiles), across_(SEEN * SIDE * tiles.columns), apart_(SIDE * SIDE * tiles.columns),
-        line_(SIDE * tiles.columns) {}
-
-  void operator()(const float *from, int64_t step, float bias, float *plane) {
+  // M: tile t of element e is from[e * stride + t] -> plane (H, W), plus bias.
+  void output(const float *from, int64_t stride, float bias, float *plane) const {
     const int64_t columns = tiles_.columns;
-    const float *points[SEEN];
-    float *out[SIDE];
+    float *horizontal = rows_;                                  // M A: [output column, element row, tile]
+    float *phases = horizontal + OUT_TILE * IN_TILE * columns;  // A^T M A: [output row, output column, tile]
+    float *y_row = phases + OUT_TILE * OUT_TILE * columns;
+    const float *in[IN_TILE];
+    float *out[OUT_TILE];
     for (int64_t row = 0; row < tiles_.rows; ++row) {
-      for (int64_t i = 0; i < SEEN; ++i) {
-        for (int64_t j = 0; j < SEEN; ++j) points[j] = from + (i * SEEN + j) * step + row * columns;
-        for (int64_t part = 0; part < SIDE; ++part) out[part] = across_.data() + (part * SEEN + i) * columns;
-        back(points, out, columns);
+      for (int64_t i = 0; i < IN_TILE; ++i) {
+        for (int64_t j = 0; j < IN_TILE; ++j) in[j] = from + (i * IN_TILE + j) * stride + row * columns;
+        for (int64_t j = 0; j < OUT_TILE; ++j) out[j] = horizontal + (j * IN_TILE + i) * columns;
+        output_transform(in, out, columns);
       }
-      for (int64_t part = 0; part < SIDE; ++part) {
-        for (int64_t i = 0; i < SEEN; ++i) points[i] = across_.data() + (part * SEEN + i) * columns;
-        for (int64_t i = 0; i < SIDE; ++i) out[i] = apart_.data() + (i * SIDE + part) * columns;
-        back(points, out, columns);
+      for (int64_t j = 0; j < OUT_TILE; ++j) {
+        for (int64_t i = 0; i < IN_TILE; ++i) in[i] = horizontal + (j * IN_TILE + i) * columns;
+        for (int64_t i = 0; i < OUT_TILE; ++i) out[i] = phases + (i * OUT_TILE + j) * columns;
+        output_transform(in, out, columns);
       }
-      const int64_t first = SIDE * (tiles_.first_row + row), lines = std::min(SIDE, y_.height - first);
-      for (int64_t i = 0; i < lines; ++i) {
-        const float *parts = apart_.data() + i * SIDE * columns;  // every fourth column together
-        for (int64_t j = 0; j < columns; ++j) {
-          for (int64_t part = 0; part < SIDE; ++part) line_[SIDE * j + part] = parts[part * columns + j] + bias;
+      const int64_t first = OUT_TILE * (tiles_.first + row), valid_rows = std::min(OUT_TILE, y_.height - first);
+      for (int64_t i = 0; i < valid_rows; ++i) {
+        const float *phase = phases + i * OUT_TILE * columns;
+        for (int64_t t = 0; t < columns; ++t) {
+          for (int64_t j = 0; j < OUT_TILE; ++j) y_row[OUT_TILE * t + j] = phase[j * columns + t] + bias;
         }
-        std::copy_n(line_.data(), y_.width, plane + (first + i) * y_.width);
+        std::copy_n(y_row, y_.width, plane + (first + i) * y_.width);
       }
     }
   }
 
  private:
-  const Shape &y_;
-  const Tiles &tiles_;
-  std::vector<float> across_, apart_, line_;
+  // A row of tiles reads 4 columns + 2 floats; a multiple of 4 is easier to de-interleave.
+  static int64_t input_pitch(int64_t columns) { return OUT_TILE * (columns + 1); }
+
+  // The rows that the tiles read, zero-padded, with row stride pitch_.
+  void copy_padded_rows(const float *plane) const {
+    const int64_t rows = OUT_TILE * tiles_.rows + 2, top = OUT_TILE * tiles_.first - kernel_.top;  // x row of rows_[0]
+    const int64_t width = std::min(x_.width, pitch_ - kernel_.left);
+    std::fill_n(rows_, rows * pitch_, 0.0f);
+    for (int64_t row = std::max<int64_t>(0, -top); row < rows && top + row < x_.height; ++row) {
+      std::copy_n(plane + (top + row) * x_.width, width, rows_ + row * pitch_ + kernel_.left);
+    }
+  }
+
+  const FrameShape &x_, &y_;
+  const ConvGeometry &kernel_;
+  const TileRows tiles_;
+  const int64_t pitch_;
+  float *const rows_;
 };
 
-inline int64_t tiles_along(int64_t size) { return (size + SIDE - 1) / SIDE; }
+// How a clip is divided into blocks that fit the scratch memory.
+struct WinogradPlan {
+  FrameShape x, y;
+  ConvGeometry kernel;
+  int64_t frames, threads;                          // output frames of a clip; threads that share a clip
+  int64_t tile_rows, tile_columns;                  // of a frame
+  int64_t block_frames, block_rows, block_outputs;  // of a block: output frames, tile rows, output channels
+  int64_t column_blocks;                            // into which a GEMM's columns are divided
+  int64_t input_stride, output_stride;              // row strides of V and M
 
-// Whether a clip's tiles and the filters are few enough for each thread to have its own.
-inline bool fits_one_thread(const Shape &x, const Shape &y, const Filter &filter, int64_t count) {
-  const int64_t tiles = (count + filter.frames - 1) * tiles_along(y.height) * tiles_along(y.width);
-  return POINTS * x.channels * std::max(tiles, filter.frames * y.channels) <= SMALL;
+  WinogradPlan(const FrameShape &x, const FrameShape &y, const ConvGeometry &kernel, int64_t frames, int64_t threads)
+      : x(x), y(y), kernel(kernel), frames(frames), threads(threads) {
+    tile_rows = num_tiles(y.height);
+    tile_columns = num_tiles(y.width);
+    const int64_t max_rows = MAX_INPUT / (TILE_ELEMS * x.channels * tile_columns);  // tile rows of all frames together
+    block_frames = even_split(frames, max_rows - kernel.frames + 1);
+    const int64_t input_frames = block_frames + kernel.frames - 1;
+    block_rows = even_split(tile_rows, max_rows / input_frames);
+    block_outputs = even_split(y.channels, MAX_WEIGHTS / (TILE_ELEMS * kernel.frames * x.channels));
+    const int64_t columns = block_frames * block_rows * tile_columns;
+    column_blocks = std::max<int64_t>(std::min(ceil_div(4 * threads, TILE_ELEMS), columns / MIN_COLUMNS), 1);
+    // Not multiples of large powers of two: rows that are would compete for the same cache sets.
+    input_stride = round_up(input_frames * block_rows * tile_columns, LANES) + LANES;
+    output_stride = round_up(columns, LANES) + LANES;
+  }
+};
+
+// Scratch memory for one clip at a time.
+struct WinogradScratch {
+  Buffer weights, input, products;  // U [frame, element, output, channel], V and M [element, channel, tile]
+  std::vector<Buffer> transforms;   // of each thread
+
+  explicit WinogradScratch(const WinogradPlan &plan)
+      : weights(make_buffer(TILE_ELEMS * plan.kernel.frames * plan.block_outputs * plan.x.channels)),
+        input(make_buffer(TILE_ELEMS * plan.x.channels * plan.input_stride)),
+        products(make_buffer(TILE_ELEMS * plan.block_outputs * plan.output_stride)) {
+    for (int64_t thread = 0; thread < plan.threads; ++thread) {
+      transforms.push_back(make_buffer(PlaneTransform::scratch_size(plan.block_rows, plan.tile_columns)));
+    }
+  }
+};
+
+// Whether the transformed input and weights of a clip are small enough for each thread to have its own.
+inline bool winograd_fits_one_thread(const FrameShape &x, const FrameShape &y, const ConvGeometry &kernel,
+                                     int64_t frames) {
+  const int64_t tiles = (frames + kernel.frames - 1) * num_tiles(y.height) * num_tiles(y.width);
+  return TILE_ELEMS * x.channels * std::max(tiles, kernel.frames * y.channels) <= MAX_PER_THREAD;
 }
 
-// Whether tiles are the quicker way to convolve a clip; `apart`: threads have clips for themselves.
-inline bool pays(const Shape &x, const Shape &y, const Filter &filter, int64_t count, bool apart) {
-  return filter.height == 3 && filter.width == 3 && filter.stride == 1 && std::min(x.channels, y.channels) >= CHANNELS &&
-         count * y.plane() >= (apart ? POSITIONS_APART : POSITIONS);
+// Whether Winograd is expected to be faster than im2col; `clip_per_thread`: each thread has clips of its own.
+inline bool winograd_is_profitable(const FrameShape &x, const FrameShape &y, const ConvGeometry &kernel, int64_t frames,
+                                   bool clip_per_thread) {
+  return kernel.height == 3 && kernel.width == 3 && kernel.stride == 1 &&
+         std::min(x.channels, y.channels) >= MIN_CHANNELS &&
+         frames * y.plane() >= (clip_per_thread ? MIN_POSITIONS_PER_THREAD : MIN_POSITIONS);
 }
 
-}  // namespace winograd
-
-// Convolves one clip; output frame i sees input frames i + shift, i + shift + 1, ...
+// Convolves one clip with plan.threads threads. Output frame i reads the input frames i + shift, i + shift + 1, ... ;
+// output_frame(i) is where it goes; bias may be null.
 template <typename Output>
-void convolve_by_tiles(const Frames &input_frames, const Output &output_frame, int64_t count, int64_t shift, const Shape &x,
-                       const Filter &filter, const Weights &weights, const float *bias) {
-  using namespace winograd;
-  const Product product = find_product();
-  const Shape y = filter.output(weights.outputs, x);
-  const int64_t tile_rows = tiles_along(y.height), tile_columns = tiles_along(y.width);
-  const int64_t rows_fit = TILE_FLOATS / (POINTS * x.channels * tile_columns);  // in all frames together
-  const int64_t frames = share(count, rows_fit - filter.frames + 1), seen_frames = frames + filter.frames - 1;
-  const int64_t rows = share(tile_rows, rows_fit / seen_frames);
-  const int64_t outputs = share(y.channels, WEIGHT_FLOATS / (POINTS * filter.frames * x.channels));
-  const int64_t step = round_up(seen_frames * rows * tile_columns, LANES) + LANES;  // not a power of two
-  const int64_t result_step = round_up(frames * rows * tile_columns, LANES) + LANES;
-  const Buffer seen = make_buffer(POINTS * x.channels * step), sums = make_buffer(POINTS * outputs * result_step);
-  const Buffer of_weights = make_buffer(POINTS * filter.frames * outputs * x.channels);
-#pragma omp parallel
-  for (int64_t first_frame = 0; first_frame < count; first_frame += frames) {
-    for (int64_t first_row = 0; first_row < tile_rows; first_row += rows) {
-      const int64_t some_frames = std::min(frames, count - first_frame);
-      const Tiles tiles{first_row, std::min(rows, tile_rows - first_row), tile_columns};
-      PlaneForth plane_forth(x, filter, tiles);
-      PlaneBack plane_back(y, tiles);
+void winograd_convolve(const WinogradPlan &plan, const Clip &clip, const Output &output_frame, int64_t shift,
+                       const Weights &weights, const float *bias, const WinogradScratch &scratch) {
+  const Sgemm sgemm = find_sgemm();
+  const FrameShape &x = plan.x, &y = plan.y;
+  float *transformed_weights = scratch.weights.get(), *transformed_input = scratch.input.get();
+  float *products = scratch.products.get();
+#pragma omp parallel num_threads(plan.threads)
+  for (int64_t first_frame = 0; first_frame < plan.frames; first_frame += plan.block_frames) {
+    for (int64_t first_row = 0; first_row < plan.tile_rows; first_row += plan.block_rows) {
+      const int64_t frames = std::min(plan.block_frames, plan.frames - first_frame);
+      const TileRows tiles{first_row, std::min(plan.block_rows, plan.tile_rows - first_row), plan.tile_columns};
+      const PlaneTransform transform(x, y, plan.kernel, tiles, scratch.transforms[omp_get_thread_num()].get());
 #pragma omp for collapse(2)
-      for (int64_t frame = 0; frame < some_frames + filter.frames - 1; ++frame) {
+      for (int64_t frame = 0; frame < frames + plan.kernel.frames - 1; ++frame) {
         for (int64_t channel = 0; channel < x.channels; ++channel) {
-          const float *from = input_frames.at(first_frame + frame + shift);
-          plane_forth(from ? from + channel * x.plane() : nullptr, seen.get() + channel * step + frame * tiles.per_frame(),
-                      x.channels * step);
+          const float *from = clip.frame(first_frame + frame + shift);
+          transform.input(from ? from + channel * x.plane() : nullptr,
+                          transformed_input + channel * plan.input_stride + frame * tiles.tiles(),
+                          x.channels * plan.input_stride);
         }
       }
-      for (int64_t first = 0; first < y.channels; first += outputs) {
-        const int64_t some = std::min(outputs, y.channels - first);
+      for (int64_t first = 0; first < y.channels; first += plan.block_outputs) {
+        const int64_t outputs = std::min(plan.block_outputs, y.channels - first);
         const bool is_first = first_frame == 0 && first_row == 0;
-        if (is_first || outputs < y.channels) transform_weights(weights, first, some, of_weights.get());
-#pragma omp for schedule(dynamic)
-        for (int64_t point = 0; point < POINTS; ++point) {
-          for (int64_t k = 0; k < filter.frames; ++k) {
-            product('N', 'N', some, some_frames * tiles.per_frame(), x.channels, 1,
-                    of_weights.get() + (k * POINTS + point) * some * x.channels, x.channels,
-                    seen.get() + point * x.channels * step + k * tiles.per_frame(), step, k ? 1 : 0,
-                    sums.get() + point * outputs * result_step, result_step);
+        if (is_first || plan.block_outputs < y.channels) {
+          transform_weights(weights, first, outputs, transformed_weights);
+        }
+        const int64_t block = round_up(ceil_div(frames * tiles.tiles(), plan.column_blocks), LANES);
+#pragma omp for collapse(2) schedule(dynamic)
+        for (int64_t element = 0; element < TILE_ELEMS; ++element) {
+          for (int64_t column = 0; column < frames * tiles.tiles(); column += block) {
+            const int64_t size = std::min(block, frames * tiles.tiles() - column);
+            const float *input_columns = transformed_input + element * x.channels * plan.input_stride + column;
+            for (int64_t k = 0; k < plan.kernel.frames; ++k) {
+              sgemm('N', 'N', outputs, size, x.channels, 1,
+                    transformed_weights + (k * TILE_ELEMS + element) * outputs * x.channels, x.channels,
+                    input_columns + k * tiles.tiles(), plan.input_stride, k ? 1 : 0,
+                    products + element * plan.block_outputs * plan.output_stride + column, plan.output_stride);
+            }
           }
         }
 #pragma omp for collapse(2)
-        for (int64_t frame = 0; frame < some_frames; ++frame) {
-          for (int64_t output = 0; output < some; ++output) {
-            plane_back(sums.get() + output * result_step + frame * tiles.per_frame(), outputs * result_step,
-                       bias ? bias[first + output] : 0.0f, output_frame(first_frame + frame) + (first + output) * y.plane());
+        for (int64_t frame = 0; frame < frames; ++frame) {
+          for (int64_t output = 0; output < outputs; ++output) {
+            transform.output(products + output * plan.output_stride + frame * tiles.tiles(),
+                             plan.block_outputs * plan.output_stride, bias ? bias[first + output] : 0.0f,
+                             output_frame(first_frame + frame) + (first + output) * y.plane());
           }
         }
       }
     }
   }
 }
+
+}  // namespace cpu_kernels

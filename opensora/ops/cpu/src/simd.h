@@ -1,7 +1,9 @@
-// Vectors of the CPU's width.
+// SIMD vectors of the CPU's width (GCC vector extension).
 #pragma once
 
 #include "common.h"
+
+namespace cpu_kernels {
 
 #ifdef __AVX512F__
 constexpr int LANES = 16;
@@ -9,12 +11,12 @@ constexpr int LANES = 16;
 constexpr int LANES = 8;
 #endif
 
-typedef float Vector __attribute__((vector_size(LANES * 4), aligned(4)));
+// May be unaligned.
+using Vector __attribute__((vector_size(LANES * 4), aligned(4))) = float;
 
-inline int64_t round_up(int64_t size, int64_t unit) { return (size + unit - 1) / unit * unit; }
-
-// In four chains: compilers make one of a loop over a maximum, which takes ten times as long.
-inline float largest_of(const float *x, int64_t size, float most) {
+// max(most, x[0], ..., x[size - 1]). Four independent chains of maxima: compilers make a single chain of the plain
+// loop, whose latency makes it ten times slower.
+inline float row_max(const float *x, int64_t size, float most) {
   const auto larger = [](Vector a, Vector b) -> Vector { return a > b ? a : b; };
   const auto at = [x](int64_t i) { return *reinterpret_cast<const Vector *>(x + i); };
   Vector lanes[4];
@@ -29,3 +31,5 @@ inline float largest_of(const float *x, int64_t size, float most) {
   for (; i < size; ++i) most = std::max(most, x[i]);
   return most;
 }
+
+}  // namespace cpu_kernels

@@ -1,0 +1,88 @@
+"""C++ kernels as MindSpore operators, in PyNative and in graph mode. Operators are made at their first use."""
+
+from __future__ import annotations
+
+import ctypes
+from functools import cache, lru_cache
+from itertools import count
+from pathlib import Path
+from typing import Callable, Optional, Union
+
+import mindspore as ms
+import numpy as np
+from mindspore import Tensor, ops
+
+from opensora.errors import UserError
+from opensora.ops.cpu.build import library
+
+ONEDNN = Path(ms.__file__).parent / "lib" / "libdnnl.so.2"  # oneDNN 2.x, which MindSpore ships; kernels use its sgemm
+
+
+@ops.constexpr
+def available(dtype) -> bool:
+    """Whether the kernels can be used for tensors of `dtype`: float32 on a CPU. A constant in graph mode."""
+    return dtype == ms.float32 and ms.get_context("device_target") == "CPU" and library() is not None
+
+
+@ops.constexpr
+def gemm_available(dtype) -> bool:
+    """`available` for the kernels that need matrix products: attention, linear layers and convolutions."""
+    return available(dtype) and has_sgemm()
+
+
+@lru_cache(maxsize=1)
+def has_sgemm() -> bool:
+    """Whether oneDNN can be loaded and has the `sgemm` that the kernels were written for."""
+    try:
+        ctypes.CDLL(str(ONEDNN))
+    except OSError:
+        return False
+    return bool(library().functions.has_sgemm())
+
+
+@ops.constexpr
+def settings(*values: float) -> Tensor:
+    """Scalars for a kernel, which takes float32 tensors only; a constant in graph mode."""
+    return exact_tensor(values)
+
+
+@cache
+def exact_tensor(values: tuple) -> Tensor:
+    """A float32 tensor of sizes, indices and other numbers.
+
+    Raises:
+        UserError: float32 cannot represent one of the integers.
+    """
+    array = np.array(values, np.float32)
+    if any(isinstance(value, int) and int(number) != value for value, number in zip(values, array)):
+        raise UserError(
+            f"{values}: the CPU kernels receive sizes as float32, which is exact for integers up to 2^24 only; "
+            "split the tensor, or set OPENSORA_CPU_KERNELS=0"
+        )
+    return Tensor(array)
+
+
+_serial_numbers = count(1)
+
+
+def custom_op(name: str, *outputs: Union[int, Callable], bprop: Optional[Callable] = None) -> ops.Custom:
+    """The operator for the kernel `name`.
+
+    Args:
+        name: Exported function of the library.
+        outputs: Shape of each output: the index of an input with the same shape, or a function of all input shapes.
+        bprop: Gradient, as `ops.Custom` takes it: (*inputs, output, output gradient) -> input gradients.
+    """
+
+    def infer_shape(*shapes):
+        results = [shapes[output] if isinstance(output, int) else output(*shapes) for output in outputs]
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def infer_dtype(*dtypes):
+        return dtypes[0] if len(outputs) == 1 else (dtypes[0],) * len(outputs)
+
+    operator = ops.Custom(f"{library().path}:{name}", infer_shape, infer_dtype, "aot", bprop=bprop)
+    # MindSpore caches inferred shapes by an operator's name and attributes. A unique attribute prevents wrong cache
+    # hits.
+    operator.add_prim_attr("serial_number", next(_serial_numbers))
+    return operator
