@@ -25,7 +25,6 @@ from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
 from opensora.pipelines.conditions import Condition, read_condition
 from opensora.pipelines.lazy import Part
 from opensora.pipelines.text import TextEmbedding, note_if_cut
-from opensora.sample.caption_refiner import refine_prompts
 from opensora.sample.options import SampleOptions, read_inputs
 from opensora.sample.outputs import (
     Sample,
@@ -37,6 +36,7 @@ from opensora.sample.outputs import (
     write_latents,
     write_metadata,
 )
+from opensora.sample.refiner import refine_prompts
 from opensora.schedulers import get_scheduler
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 

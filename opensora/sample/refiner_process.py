@@ -1,4 +1,4 @@
-"""The process the prompt refiner runs in; `caption_refiner.refine_each` starts it and speaks with it.
+"""The process the prompt refiner runs in; `refiner.refine_each` starts it and speaks with it.
 
 It is a process of its own because mindnlp takes the place of `torch` in the whole process that imports it, and because
 all memory of the language model is free again when it ends. A json list of prompts comes in on stdin; on stdout goes
