@@ -14,11 +14,11 @@ from opensora.utils.cli import CommandParser
 def frames_of(path: str, count: int) -> np.ndarray:
     """uint8 (up to `count`, H, W, 3), evenly spaced in time."""
     with VideoReader(path) as video:
-        return np.asarray(video.read(np.linspace(0, len(video) - 1, min(count, len(video)), dtype=int)))
+        return np.asarray(video.read(np.linspace(0, len(video) - 1, min(count, len(video)), dtype=int).tolist()))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = CommandParser(description="Videos -> one picture of their frames.")
+    parser = CommandParser(description="Videos -> one image of their frames.")
     parser.add_argument("videos", nargs="+", help="the videos, one row each")
     parser.add_argument("--output", required=True, help="png or jpg")
     parser.add_argument("--columns", type=int, default=8, help="frames of each video")

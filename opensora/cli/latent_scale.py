@@ -22,7 +22,7 @@ from opensora.utils.cli import CommandParser
 
 def latent_moments(vae: WFVAEModel, videos: VAEDataset, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each latent channel over the first `count` videos, before scale and shift."""
-    sums, squares, values = 0.0, 0.0, 0
+    sums, squares, values = np.zeros(1), np.zeros(1), 0
     for index in tqdm(range(min(count, len(videos))), "videos"):
         video = videos.item(index, np.random.default_rng(index))["video"]
         z = vae.encode(Tensor(video[None])).mode().asnumpy().astype(np.float64)

@@ -13,14 +13,18 @@ from opensora.utils.cli import CommandParser
 
 
 def find_index(folder: str, name: str) -> Path:
-    """The index a command line means. Raises FileNotFoundError or ValueError if it is not there, or not in `folder`."""
-    folder = resolve_path(folder)
-    for place in (folder / name, Path(name)):
-        if place.is_file():
-            if place.resolve().parent != folder.resolve():
-                raise UserError(f"{place}: is not in {folder}, the folder of the shards (-i)")
-            return place
-    raise FileNotFoundError(f"{name}: no such index, neither here nor in {folder}")
+    """The path of the index, whose name is relative to `folder` or to the current folder.
+
+    Raises:
+        FileNotFoundError, UserError: there is none, or it is not in `folder`.
+    """
+    shards = resolve_path(folder)
+    for path in (shards / name, Path(name)):
+        if path.is_file():
+            if path.resolve().parent != shards.resolve():
+                raise UserError(f"{path}: is not in {shards}, the folder of the shards (-i)")
+            return path
+    raise FileNotFoundError(f"{name}: no such index, neither here nor in {shards}")
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

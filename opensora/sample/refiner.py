@@ -112,6 +112,7 @@ def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
         # The process imports the same opensora, also one that is found through the current folder.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
         process = subprocess.Popen(command, env=environment, stdin=request, stdout=subprocess.PIPE, encoding="utf-8")
+    assert process.stdout is not None  # it is a pipe
     answered = 0
     try:
         for line in process.stdout:

@@ -19,12 +19,16 @@ from mindspore import Tensor, ops
 
 from opensora.errors import UserError
 from opensora.ops.cpu.build import MARCH, SWITCH, library
+from opensora.ops.cpu.runtime import tune_process
 
 
 @ops.constexpr
 def available(dtype) -> bool:
     """Whether the kernels serve tensors of this type here; a constant to the compiler of graph mode."""
-    return dtype == ms.float32 and ms.get_context("device_target") == "CPU" and library() is not None
+    if ms.get_context("device_target") != "CPU":
+        return False
+    tune_process()
+    return dtype == ms.float32 and library() is not None
 
 
 @cache
