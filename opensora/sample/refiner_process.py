@@ -21,7 +21,7 @@ from opensora import device
 from opensora.errors import UserError
 from opensora.utils.cli import CommandParser
 
-MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt"
+MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt, or the extra [refiner]"
 
 # The published refiner was tuned and is run with exactly these words, the stray quotation marks and line ends included.
 SYSTEM = "You are a caption refiner."

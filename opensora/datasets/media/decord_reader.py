@@ -31,7 +31,7 @@ def import_decord():
     try:
         import decord
     except (ImportError, OSError) as error:
-        raise UserError("the decord backend needs the decord package: pip install decord") from error
+        raise UserError("the decord backend needs the decord package: pip install decord==0.6.0") from error
     finally:
         names["RTLD_GLOBAL"] = rtld_global
     decord.logging.set_level(decord.logging.QUIET)

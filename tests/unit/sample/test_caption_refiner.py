@@ -169,7 +169,7 @@ def call_main(monkeypatch, *arguments) -> int:
 def test_missing_package_is_one_line(refiner, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "mindnlp", None)
     assert call_main(monkeypatch, "--caption_refiner", refiner, "--prompt", "a cat") == 1
-    assert capfd.readouterr() == ("", "error: the refiner needs mindnlp: pip install -r requirements-refiner.txt\n")
+    assert capfd.readouterr() == ("", f"error: {MINDNLP_NEEDED}\n")
 
 
 @pytest.mark.parametrize(
