@@ -135,7 +135,9 @@ class PretrainedModel(nn.Cell):
             model = cls.without_weights(**config)
             model._fill(state, dtype, strict=True, source=source)
         except ValueError as error:
-            raise error if str(error).startswith(str(source.parent)) else ValueError(f"{source}: {error}") from error
+            if str(error).startswith(str(source.parent)):
+                raise
+            raise UserError(f"{source}: {error}") from error
         return model
 
     @classmethod

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Callable, Optional
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
@@ -31,6 +30,7 @@ from opensora.sample.outputs import (
     bytes_per_sample,
     check_same_run,
     plan_samples,
+    read_latents,
     write_frames,
     write_grids,
     write_latents,
@@ -124,7 +124,7 @@ def _run(options: SampleOptions, device: Device) -> None:
         mine = deal(todo, group, in_step)
         for sample, keep in tqdm(mine, desc="decoding", unit="video", disable=not device.is_main):
             writes = keep and group.is_first
-            _decode(options, pipeline, sample, lambda: Tensor(np.load(sample.latents_path)), writes)
+            _decode(options, pipeline, sample, lambda: Tensor(read_latents(sample.latents_path)), writes)
             if writes and not options.decode_latents:
                 sample.latents_path.unlink()
     barrier(device.world_size)
