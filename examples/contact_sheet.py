@@ -3,35 +3,12 @@
 python examples/contact_sheet.py --output sheet.png clip.mp4 another.mp4
 """
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
-
-from opensora.datasets.media import VideoReader, check_image_suffix, save_grid  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
-
-
-def frames_of(path: str, count: int) -> np.ndarray:
-    """uint8 (up to `count`, H, W, 3), evenly spaced in time."""
-    with VideoReader(path) as video:
-        return np.asarray(video.read(np.linspace(0, len(video) - 1, min(count, len(video)), dtype=int)))
-
-
-def main() -> None:
-    parser = CommandParser(description="Videos -> one picture of their frames.")
-    parser.add_argument("videos", nargs="+", help="the videos, one row each")
-    parser.add_argument("--output", required=True, help="png or jpg")
-    parser.add_argument("--columns", type=int, default=8, help="frames of each video")
-    args = parser.parse_args()
-    check_image_suffix(args.output)
-    save_grid(args.output, [frames_of(path, args.columns) for path in args.videos], args.columns)
-    print(args.output)
-
+try:
+    from opensora.cli.main import run
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 if __name__ == "__main__":
-    run_main(main)
+    run("opensora.cli.contact_sheet:main")

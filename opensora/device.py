@@ -1,18 +1,15 @@
 """The one place that chooses where and how the program runs: target, mode, precision, seed, processes.
 
-`add_arguments` gives every entry point the same flags; `setup` applies them once and returns a `Device`.
-Branches on `target == "Ascend"` follow MindSpore's documentation and were not run on this project's CPU machines.
+`add_arguments` gives every entry point the same flags; `setup` applies them once and returns a `Device`. Importing this
+module changes nothing. Branches on `target == "Ascend"` follow MindSpore's documentation and were not run on this
+project's CPU machines.
 """
 
 from __future__ import annotations
 
 import argparse
-import atexit
-import ctypes
-import os
 import random
 import sys
-from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -22,8 +19,8 @@ import numpy as np
 
 from opensora.errors import UserError
 from opensora.ops.cpu.build import check_settings
-from opensora.ops.cpu.ranks import check_ranks_agree
-from opensora.process import supervision
+from opensora.ops.cpu.runtime import tune_process
+from opensora.parallel.launch import join_processes
 from opensora.process.signals import handle_signals
 from opensora.utils.cli import seed, str2bool
 
@@ -86,7 +83,8 @@ def setup(args: argparse.Namespace) -> Device:
     if target == "CPU":
         check_settings()
     _choose_target(target)
-    _launch_in_place(target)
+    if target == "CPU":
+        tune_process()
     ms.set_context(mode=args.mode)
     if args.jit_level:
         ms.set_context(jit_config={"jit_level": args.jit_level})
@@ -132,75 +130,3 @@ def set_seed(seed: int) -> None:
     ms.set_seed(seed)
     np.random.seed(seed)
     random.seed(seed)
-
-
-def join_processes() -> tuple[int, int]:
-    """Joins the group of processes that msrun started; returns (rank, number of processes)."""
-    if "MS_WORKER_NUM" not in os.environ:
-        raise UserError(
-            "--use_parallel True needs msrun, as in: "
-            "msrun --worker_num=2 --local_worker_num=2 --join=True opensora/sample/sample.py ..."
-        )
-    try:
-        ms.communication.init()
-    except RuntimeError as error:
-        raise UserError(_why_not_joined(str(error))) from error
-    from opensora.parallel.collectives import barrier  # which needs this module
-
-    size = ms.communication.get_group_size()
-    supervision.meet_at_end(lambda: barrier(size))
-    atexit.register(_leave)
-    if ms.get_context("device_target") == "CPU":
-        check_ranks_agree()
-    return ms.communication.get_rank(), size
-
-
-def _leave() -> None:
-    """Leaves the group of processes: the scheduler takes one that just ends for a lost one.
-
-    What was printed goes out first: MindSpore may end the process while it leaves.
-    """
-    sys.stdout.flush()
-    sys.stderr.flush()
-    ms.communication.release()
-
-
-def _why_not_joined(error: str) -> str:
-    """MindSpore's many lines in one, with what to do."""
-    reason = error.split(". ")[0].splitlines()[0]
-    if "imed out node" in error:  # the scheduler, which waits here for the end of the run
-        return f"a process ended before the run did; its log, worker_*.log, says why ({reason})"
-    address = ":".join(os.environ.get(name, "?") for name in ("MS_SCHED_HOST", "MS_SCHED_PORT"))
-    return (
-        f"the processes of this run cannot meet at {address}: most likely another run, or what is left of one, has "
-        f"that port; choose another --master_port for msrun ({reason})"
-    )
-
-
-def _launch_in_place(target: str) -> None:
-    """On a CPU, run each operator in the thread that calls it.
-
-    MindSpore hands operators from thread to thread to keep an accelerator busy. On two cores the handing over costs
-    more than it hides: decoding with WFVAE takes a third of the time without, a small transformer an eighth.
-    """
-    if target == "CPU":
-        ms.runtime.launch_blocking()
-
-
-def _keep_freed_memory() -> None:
-    """Lets the C library keep some hundred MB of what is freed, where it is glibc.
-
-    It gives pieces of a megabyte back to the system at once, and gets them anew page by page. Kernels and oneDNN take
-    and free such pieces in every call: encoding with WFVAE takes a fifth more time.
-    """
-    trim_threshold, mmap_threshold = -1, -3  # names of malloc.h
-    with suppress(OSError, AttributeError):
-        library = ctypes.CDLL(None)
-        library.mallopt(trim_threshold, 256 << 20)
-        library.mallopt(mmap_threshold, 32 << 20)
-
-
-# For those who use the models without `setup`.
-_launch_in_place(default_target())
-if default_target() == "CPU":
-    _keep_freed_memory()

@@ -1,30 +1,14 @@
-"""Samples videos or images from a config file. Flags override its fields:
+"""Makes videos or images as a config file says; flags change it:
 
 python scripts/inference.py configs/opensora-v1-1/inference/video.py --ckpt-path DIR --prompt "a prompt"
 """
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
-
-from opensora.process.supervision import supervise  # noqa: E402
-
-if __name__ == "__main__":
-    supervise()  # under msrun, before MindSpore is imported
-
-from opensora import device  # noqa: E402
-from opensora.config.mmengine import device_arguments, parse_configs  # noqa: E402
-from opensora.sample.config_inference import run  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
-
-
-def main() -> None:
-    config = parse_configs(training=False)
-    run(config, device.setup(device_arguments(config)), long=False)
-
+try:
+    from opensora.cli.main import run
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 if __name__ == "__main__":
-    run_main(main)
+    run("opensora.cli.inference:main")

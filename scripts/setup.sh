@@ -39,7 +39,7 @@ fi
 requirements=${REQUIREMENTS:-requirements.txt}
 # The stamp skips pip while the requirements are unchanged.
 stamp=$venv/.installed
-wanted=$(cat requirements.txt "$requirements" pyproject.toml | cksum)
+wanted=$(cat requirements.txt "$requirements" requirements/*.txt pyproject.toml | cksum)
 if [ "$(cat "$stamp" 2>/dev/null)" != "$wanted" ]; then
     "$venv/bin/python" -m pip install --quiet --upgrade pip
     "$venv/bin/python" -m pip install --quiet -r "$requirements"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 import subprocess
 import sys
@@ -12,6 +13,9 @@ from processes import ROOT
 
 import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
 from opensora.process.control import USER_SIGNALS
+
+# Commands that tests start import this tree, whatever is installed.
+os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
 
 SHARED = ROOT.parent / "shared"
 

@@ -1,0 +1,1 @@
+"""The commands of this project: `main` finds them by name, the other modules hold one command each."""

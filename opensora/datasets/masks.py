@@ -15,9 +15,9 @@ from typing import Optional, Union
 
 import cv2
 import numpy as np
-import yaml
 
 from opensora.errors import UserError
+from opensora.utils.text_files import read_yaml
 
 BLACK = -1.0  # value of masked pixels, in [-1, 1]
 
@@ -86,18 +86,15 @@ class MaskConfig:
         path = Path(path)
         if not path.is_file():
             raise FileNotFoundError(f"{path}: no such file")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
-        except yaml.YAMLError as error:
-            raise UserError(f"{path}: not a yaml file: {error}") from error
+        values = read_yaml(path) or {}
         known = [item.name for item in fields(cls)]
         unknown = [key for key in values if key not in known] if isinstance(values, dict) else [values]
         if unknown:
-            raise UserError(f"{path}: unknown key {unknown[0]!r}; valid keys are {', '.join(known)}")
+            raise UserError(f"{path}: unknown key {unknown[0]!r:.100}; valid keys are {', '.join(known)}")
         try:
             return cls(**values)
         except ValueError as error:
-            raise UserError(f"{path}: {error}") from error
+            raise UserError(f"{path}: {error!s:.500}") from error
 
     def draw(self, is_image: bool, rng: np.random.Generator) -> MaskType:
         """Draws a random type with the configured probabilities."""

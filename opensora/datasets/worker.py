@@ -241,8 +241,8 @@ def work(descriptor: int, parent: int) -> None:
                 answer = make_batch(dataset, collate, request)
             except (BrokenPipeError, ConnectionResetError):
                 raise
-            except (ValueError, OSError) as error:
-                answer = ValueError(str(error))
+            except (UserError, OSError) as error:
+                answer = UserError(str(error))
             except Exception:  # a bug
                 answer = RuntimeError(f"a data worker failed:\n{traceback.format_exc()}")
             send(pipe, answer)

@@ -7,7 +7,6 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Callable, Optional
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor
 from tqdm import tqdm
 
@@ -26,18 +25,19 @@ from opensora.pipelines.base import VideoPipeline
 from opensora.pipelines.conditioning import ConditioningFrames, read_conditioning_frames
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.text import TextEmbedding, note_if_truncated
-from opensora.sample.caption_refiner import refine_prompts
 from opensora.sample.options import SampleOptions, read_inputs
 from opensora.sample.outputs import (
     Sample,
     bytes_per_sample,
     check_same_run,
     plan_samples,
+    read_latents,
     write_frames,
     write_grids,
     write_latents,
     write_metadata,
 )
+from opensora.sample.refiner import refine_prompts
 from opensora.schedulers import get_scheduler
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
@@ -127,7 +127,7 @@ def _run(options: SampleOptions, device: Device) -> None:
         mine = shard_list(todo, group, lockstep)
         for sample, keep in tqdm(mine, desc="decoding", unit="video", disable=not device.is_main):
             writes = keep and group.is_first
-            _decode(options, pipeline, sample, lambda: Tensor(np.load(sample.latents_path)), writes)
+            _decode(options, pipeline, sample, lambda: Tensor(read_latents(sample.latents_path)), writes)
             if writes and not options.decode_latents:
                 sample.latents_path.unlink()
     barrier(device.world_size)

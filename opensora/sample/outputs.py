@@ -137,6 +137,14 @@ def check_same_run(sample: Sample, options: SampleOptions) -> None:
             )
 
 
+def read_latents(path: Path) -> np.ndarray:
+    """The latents of a run with --save_latents. Raises UserError for a damaged file."""
+    try:
+        return np.load(path)
+    except Exception as error:  # numpy parses the header as Python, which fails in many ways
+        raise UserError(f"{path}: cannot read these latents ({error!s:.300}); make them again") from error
+
+
 def _read_record(sample: Sample) -> dict:
     """The arguments and inputs recorded in the JSON file of a result."""
     try:

@@ -1,4 +1,4 @@
-"""The prompt refiner's process; `caption_refiner.refine_each` starts it and communicates with it.
+"""The process of the prompt refiner; `refiner.refine_each` starts it and communicates with it.
 
 It is a separate process because mindnlp replaces `torch` in the process that imports it, and because its exit frees all
 memory of the language model. It reads a JSON list of prompts from stdin and writes one line {"answer": text} per prompt
@@ -21,7 +21,7 @@ from opensora import device
 from opensora.errors import UserError
 from opensora.utils.cli import CommandParser
 
-MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt"
+MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt, or the extra [refiner]"
 
 # The published refiner was tuned and is run with exactly this text, stray quotation marks and line ends included.
 SYSTEM = "You are a caption refiner."

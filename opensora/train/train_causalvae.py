@@ -4,22 +4,12 @@
         --video_path DIR --output_dir DIR
 """
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
-
-from opensora.process.supervision import supervise  # noqa: E402
-
-if __name__ == "__main__":
-    supervise()  # under msrun, before MindSpore is imported
-
-from opensora.train.trainer import run  # noqa: E402
-from opensora.train.vae import VAETraining  # noqa: E402
-from opensora.train.vae_options import parse_options  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
+try:
+    from opensora.cli.main import run
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 if __name__ == "__main__":
-    run_main(lambda: run(VAETraining, parse_options))
+    run("opensora.cli.train:vae")

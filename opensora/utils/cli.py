@@ -7,19 +7,20 @@ import difflib
 import os
 import signal
 import sys
+import traceback
 from collections.abc import Sequence
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
-
-import yaml
 
 from opensora.errors import UserError
 from opensora.process import supervision
 from opensora.process.control import rank_name
 from opensora.process.signals import Stopped, handle_signals, ignore_signals
 from opensora.utils.numbers import finite_number, whole_number
+from opensora.utils.text_files import read_yaml
 
+DEBUG = "OPENSORA_DEBUG"  # environment variable; 1: a traceback for every error
 LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState and mindspore.set_seed
 
 
@@ -104,17 +105,19 @@ def pick(options: type, args: argparse.Namespace, **given):
 
 
 def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
-    values = yaml.safe_load(path.read_text(encoding="utf-8")) or {}
+    values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: should hold `flag: value` lines")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
     for key, value in values.items():
         if key not in actions:
             close = difflib.get_close_matches(str(key), actions, n=3)
-            raise UserError(f"{path}: unknown key {key!r}" + (f"; did you mean {', '.join(close)}?" if close else ""))
+            raise UserError(
+                f"{path}: unknown key {key!r:.100}" + (f"; did you mean {', '.join(close)}?" if close else "")
+            )
         actions[key].required = False
         convert = parser._registry_get("type", actions[key].type, actions[key].type) or str
-        parser.set_defaults(**{key: _config_value(actions[key], convert, value, f"{path}: {key}: {value!r}")})
+        parser.set_defaults(**{key: _config_value(actions[key], convert, value, f"{path}: {key}: {value!r:.100}")})
 
 
 def _config_value(action: argparse.Action, convert: Callable, value, place: str):
@@ -132,7 +135,7 @@ def _config_value(action: argparse.Action, convert: Callable, value, place: str)
         else:
             value = convert(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
-        raise UserError(f"{place}: {error}") from error
+        raise UserError(f"{place}: {error!s:.300}") from error
     if several:
         if isinstance(action.nargs, int) and len(value) != action.nargs:
             raise UserError(f"{place}: should be a list of {action.nargs}")
@@ -143,7 +146,10 @@ def _config_value(action: argparse.Action, convert: Callable, value, place: str)
 
 
 def run_main(main: Callable[[], None]) -> None:
-    """Runs `main` and ends the process; what the user did wrong is one line on stderr, not a traceback.
+    """Runs `main`. Prints an error of the user, of a file, a disk or a socket as one line on stderr.
+
+    Every other exception is a bug of this program and keeps its traceback. With `OPENSORA_DEBUG=1` in the environment
+    all errors have one.
 
     The exit status is 0, 1 for an error, and 128 and the signal's number for a command that a signal ended.
     """
@@ -151,9 +157,10 @@ def run_main(main: Callable[[], None]) -> None:
     try:
         main()
         supervision.report_success()
-    except (ValueError, OSError) as error:
-        message = " ".join(str(error).split())
-        _end(1, f"{_error_prefix()}: {message}")
+    except (UserError, OSError) as error:
+        if os.environ.get(DEBUG, "0") != "0":
+            traceback.print_exc()
+        _end(1, f"{_error_prefix()}: {_one_line(error)}")
     except Stopped as stopped:
         _end(stopped.exit_status, str(stopped))
     except KeyboardInterrupt:
@@ -165,6 +172,12 @@ def _end(status: int, message: str) -> NoReturn:
     print(message, file=sys.stderr, flush=True)
     supervision.report_status(status)
     sys.exit(status)
+
+
+def _one_line(error: Exception) -> str:
+    if isinstance(error, OSError) and error.strerror and error.filename is not None:
+        return f"{error.filename}: {error.strerror}"  # Python's own text begins with the number of the error
+    return " ".join(str(error).split())
 
 
 def _error_prefix() -> str:

@@ -7,7 +7,9 @@ import io
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Optional, TextIO, Union
+from typing import Any, Optional, TextIO, Union
+
+import yaml
 
 from opensora.errors import UserError
 
@@ -37,6 +39,20 @@ def read_text(path: Union[str, Path]) -> str:
     """The content of the file; raises as `open_text`."""
     with open_text(path) as file:
         return file.read()
+
+
+def read_yaml(path: Union[str, Path]) -> Any:
+    """The content of a yaml file.
+
+    Raises:
+        OSError: it cannot be opened.
+        UserError: not UTF-8, or not yaml.
+    """
+    text = read_text(path)
+    try:
+        return yaml.safe_load(text)
+    except (yaml.YAMLError, ValueError, RecursionError) as error:  # ValueError: a date such as 2024-02-31
+        raise UserError(f"{path}: not a yaml file: {error or type(error).__name__}") from error
 
 
 @contextmanager

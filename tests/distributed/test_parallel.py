@@ -85,7 +85,8 @@ def test_failed_process_ends_the_run(end, shown, tmp_path):
         time.sleep(0.5)
     if end == "error":  # the port is taken by the first run
         second, _ = msrun(2, tmp_path / "others", *command.split(), port=port)
-        assert second.returncode != 0 and f"cannot meet at 127.0.0.1:{port}" in second.stdout + second.stderr
+        output = second.stdout + second.stderr
+        assert second.returncode != 0 and f"cannot initialize the process group at 127.0.0.1:{port}" in output
         assert first.poll() is None
     (tmp_path / "now").touch()
     assert first.wait(timeout=60) != 0

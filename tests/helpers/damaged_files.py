@@ -26,6 +26,8 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from torch_files import save_legacy, save_zip, tensor  # noqa: E402
 
+from opensora.errors import UserError  # noqa: E402
+
 SECONDS = 5.0  # that a file may take
 MEGABYTES = 200  # that a file may take beyond what the process has
 EXTREMES = [
@@ -261,6 +263,34 @@ def _read_table(path: Path) -> None:
     read_table(path, sizes=True)
 
 
+def _read_flags(path: Path) -> None:
+    from opensora.utils.cli import parse_with_config
+
+    parser = argparse.ArgumentParser()
+    parser.add_argument("--width", type=int)
+    parser.add_argument("--fps", type=float)
+    parser.add_argument("--prompt", nargs="+")
+    parser.add_argument("--tiling", action="store_true")
+    parse_with_config(parser, ["--config", str(path)])
+
+
+def _read_mask_ratios(path: Path) -> None:
+    from opensora.datasets.masks import MaskConfig
+
+    MaskConfig.from_file(path)
+
+
+def _make_latents(folder: Path) -> Path:
+    np.save(folder / "x.npy", np.zeros((1, 8, 2, 4, 4), np.float32))
+    return folder / "x.npy"
+
+
+def _read_latents(path: Path) -> None:
+    from opensora.sample.outputs import read_latents
+
+    read_latents(path)
+
+
 def _read_training_log(path: Path) -> None:
     from opensora.train.log import Table
 
@@ -312,6 +342,14 @@ READERS = {
     "train_log.csv": Reader(
         _make_text("train_log.csv", "step,loss,grad_norm\n1,0.5,1.25\n2,0.25,\n3,0.125,2.0\n"), _read_training_log
     ),
+    "flags.yaml": Reader(
+        _make_text("x.yaml", "width: 640\nfps: 24.5\nprompt: [a cat, a dog]\ntiling: true\n"), _read_flags
+    ),
+    "mask_config.yaml": Reader(
+        _make_text("x.yaml", "mask_type_ratio_dict_video: {t2iv: 1, i2v: 2}\nmin_clear_ratio: 0.25\n"),
+        _read_mask_ratios,
+    ),
+    "latents": Reader(_make_latents, _read_latents),
     "state.json": Reader(_make_state, _read_state_json),
     "results": Reader(
         _make_text(
@@ -358,7 +396,7 @@ def outcome(read: Callable[[Path], object], path: Path) -> tuple[str, Optional[s
     """("read" or "refused", None), or the kind of fault and what was raised."""
     try:
         read(path)
-    except (ValueError, OSError) as error:
+    except (UserError, OSError) as error:
         message = " ".join(str(error).split())  # as run_main prints it
         if len(message) > 2000:
             return "long message", message[:300]

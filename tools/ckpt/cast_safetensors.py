@@ -3,45 +3,12 @@
 python tools/ckpt/cast_safetensors.py -i FILE -o FILE
 """
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
-import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
-
-
-from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors  # noqa: E402
-from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor  # noqa: E402
-from opensora.errors import UserError  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
-
-
-def as_float16(name: str, tensor: LazyTensor) -> LazyTensor:
-    """Raises UserError for numbers that float16 does not reach."""
-    if tensor.dtype != "F32":
-        return tensor
-    values = tensor.numpy()
-    with np.errstate(over="ignore"):
-        halved = values.astype(np.float16)
-    if not np.isfinite(halved[np.isfinite(values)]).all():
-        raise UserError(f"{name}: holds {np.abs(values).max():g}, more than float16's 65504; leave the file as it is")
-    return ArrayTensor(halved)
-
-
-def main() -> None:
-    parser = CommandParser(description="float32 -> float16.")
-    parser.add_argument("-i", "--input_path", required=True, help="safetensors file with float32 tensors")
-    parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write, with float16 tensors")
-    args = parser.parse_args()
-    tensors = {
-        name: as_float16(f"{args.input_path}: {name}", tensor)
-        for name, tensor in read_safetensors(args.input_path).items()
-    }
-    write_safetensors(args.output_path, tensors)
-
+try:
+    from opensora.cli.main import run
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 if __name__ == "__main__":
-    run_main(main)
+    run("opensora.cli.cast:main")

@@ -5,40 +5,12 @@
 -f may be the index's name in DIR or its full path.
 """
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
-
-
-from opensora.checkpoint.files import open_state, resolve_path  # noqa: E402
-from opensora.checkpoint.formats.safetensors import write_safetensors  # noqa: E402
-from opensora.errors import UserError  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
-
-
-def find_index(folder: str, name: str) -> Path:
-    """The index a command line means. Raises FileNotFoundError or ValueError if it is not there, or not in `folder`."""
-    folder = resolve_path(folder)
-    for place in (folder / name, Path(name)):
-        if place.is_file():
-            if place.resolve().parent != folder.resolve():
-                raise UserError(f"{place}: is not in {folder}, the folder of the shards (-i)")
-            return place
-    raise FileNotFoundError(f"{name}: no such index, neither here nor in {folder}")
-
-
-def main() -> None:
-    parser = CommandParser(description="Shards -> one safetensors file, tensor by tensor.")
-    parser.add_argument("-i", "--input_folder", required=True, help="folder of the shards")
-    parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write")
-    parser.add_argument("-f", "--index_file", required=True, help="the index.json: its name in that folder or its path")
-    args = parser.parse_args()
-    index = find_index(args.input_folder, args.index_file)
-    write_safetensors(args.output_path, open_state(index), progress=True, check_finite=True)
-
+try:
+    from opensora.cli.main import run
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 if __name__ == "__main__":
-    run_main(main)
+    run("opensora.cli.merge:main")

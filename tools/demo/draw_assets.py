@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
-sys.path.insert(0, str(ROOT))  # runs from a fresh clone
-
-from opensora.datasets.media import save_image  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+try:
+    from opensora.datasets.media import save_image
+    from opensora.utils.cli import CommandParser, run_main
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 HEIGHT, WIDTH = 240, 426
 Color = Sequence[int]  # RGB, 0 to 255

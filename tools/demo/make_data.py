@@ -19,14 +19,15 @@ from pathlib import Path
 import numpy as np
 from tqdm import tqdm
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
-
-from opensora.datasets.media import save_image, write_video  # noqa: E402
-from opensora.demo.drawing import draw_clip, draw_picture  # noqa: E402
-from opensora.demo.scenes import FPS, FRAMES, SIDE, Scene, draw_scenes  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
-from opensora.utils.files import atomic_write  # noqa: E402
-from opensora.utils.folder_lock import exclusive_folder  # noqa: E402
+try:
+    from opensora.datasets.media import save_image, write_video
+    from opensora.demo.drawing import draw_clip, draw_picture
+    from opensora.demo.scenes import FPS, FRAMES, SIDE, Scene, draw_scenes
+    from opensora.utils.cli import CommandParser, run_main
+    from opensora.utils.files import atomic_write
+    from opensora.utils.folder_lock import exclusive_folder
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 RESOLUTION = {"height": SIDE, "width": SIDE}
 TRAIN, PICTURES, HELD_OUT = range(3)  # part of the seed of each

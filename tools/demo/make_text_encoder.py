@@ -15,11 +15,12 @@ from pathlib import Path
 import numpy as np
 import sentencepiece
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
-
-from opensora.demo.scenes import scenes  # noqa: E402
-from opensora.models import MT5EncoderModel  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+try:
+    from opensora.demo.scenes import scenes
+    from opensora.models import MT5EncoderModel
+    from opensora.utils.cli import CommandParser, run_main
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 SIZES = dict(
     d_model=128,

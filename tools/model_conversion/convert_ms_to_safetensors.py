@@ -4,25 +4,12 @@
         --target diffusion_pytorch_model.safetensors --config config.json
 """
 
-from __future__ import annotations
-
 import sys
-from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
-
-from opensora.models.convert import convert_mindspore  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
-
-
-def main() -> None:
-    parser = CommandParser(description="MindSpore checkpoint -> safetensors with torch names.")
-    parser.add_argument("--src", required=True, help="MindSpore checkpoint; entries of an optimizer are left out")
-    parser.add_argument("--target", required=True, help="safetensors file to write")
-    parser.add_argument("--config", required=True, help="config.json of the model")
-    args = parser.parse_args()
-    convert_mindspore(args.src, args.target, args.config)
-
+try:
+    from opensora.cli.main import run
+except ModuleNotFoundError as error:
+    sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 if __name__ == "__main__":
-    run_main(main)
+    run("opensora.cli.convert:mindspore")

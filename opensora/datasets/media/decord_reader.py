@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from functools import cache
 from pathlib import Path
 from typing import Optional
-from unittest import mock
 
 import numpy as np
 
@@ -25,12 +24,16 @@ def import_decord():
     Raises:
         UserError: it is not installed.
     """
+    # decord loads its library with RTLD_GLOBAL, which shows its symbols to libraries that are loaded later; MindSpore
+    # aborts on them.
+    names, rtld_global = vars(ctypes), ctypes.RTLD_GLOBAL
+    names["RTLD_GLOBAL"] = ctypes.RTLD_LOCAL
     try:
-        # decord loads its library with RTLD_GLOBAL; MindSpore, loaded later, aborts on the conflicting symbols.
-        with mock.patch.object(ctypes, "RTLD_GLOBAL", ctypes.RTLD_LOCAL):
-            import decord
+        import decord
     except (ImportError, OSError) as error:
-        raise UserError("the decord backend needs the decord package: pip install decord") from error
+        raise UserError("the decord backend needs the decord package: pip install decord==0.6.0") from error
+    finally:
+        names["RTLD_GLOBAL"] = rtld_global
     decord.logging.set_level(decord.logging.QUIET)
     return decord
 

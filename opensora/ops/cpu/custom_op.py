@@ -14,6 +14,7 @@ from mindspore import Tensor, ops
 
 from opensora.errors import UserError
 from opensora.ops.cpu.build import library
+from opensora.ops.cpu.runtime import tune_process
 
 ONEDNN = Path(ms.__file__).parent / "lib" / "libdnnl.so.2"  # oneDNN 2.x, which MindSpore ships; kernels use its sgemm
 
@@ -21,7 +22,10 @@ ONEDNN = Path(ms.__file__).parent / "lib" / "libdnnl.so.2"  # oneDNN 2.x, which 
 @ops.constexpr
 def available(dtype) -> bool:
     """Whether the kernels can be used for tensors of `dtype`: float32 on a CPU. A constant in graph mode."""
-    return dtype == ms.float32 and ms.get_context("device_target") == "CPU" and library() is not None
+    if ms.get_context("device_target") != "CPU":
+        return False
+    tune_process()
+    return dtype == ms.float32 and library() is not None
 
 
 @ops.constexpr

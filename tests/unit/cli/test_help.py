@@ -10,6 +10,8 @@ import subprocess
 import pytest
 from command_parsers import COMMANDS, ROOT, parser_of
 
+from opensora.cli import main as cli
+
 
 @pytest.mark.parametrize("command", COMMANDS)
 def test_every_flag_has_a_text_and_its_default(command):
@@ -43,7 +45,8 @@ def test_no_command_is_left_out():
         "opensora/train/config_run.py",
     }
     files = {name for name in listed.stdout.split() if name.endswith(".py") and not name.startswith("tests/")}
-    assert files - elsewhere <= set(COMMANDS)
+    targets = {command.target.partition(":")[0].replace(".", "/") + ".py" for command in cli.COMMANDS.values()}
+    assert files - elsewhere <= {*COMMANDS, *targets}
 
 
 def commands_in(page: str) -> list[list[str]]:
@@ -73,6 +76,9 @@ def test_commands_of_the_documentation_exist(page):
         for file in files:
             assert (ROOT / file).is_file(), f"{page}: {file} does not exist"
         commands = [file for file in files if file in COMMANDS]
+        if words[0] == "opensora":
+            commands = [verb for verb in (" ".join(words[:3]), " ".join(words[:2])) if verb in COMMANDS]
+            assert commands, f"{page}: no such command: {' '.join(words)}"
         if commands:
             known = parser_of(commands[0])._option_string_actions
             unknown = [

@@ -202,7 +202,7 @@ def test_processes_that_start_together_compile_once(cache, tmp_path):
 
 def test_importing_compiles_nothing_and_says_nothing(tmp_path):
     code = (
-        "import sys; import opensora.ops.norms, opensora.ops.conv, opensora.models, opensora.sample.sample; "
+        "import sys; import opensora.ops.norms, opensora.ops.conv, opensora.models, opensora.sample.job; "
         "from opensora.ops.cpu.build import library; print(library.cache_info().currsize)"
     )
     finished = subprocess.run(

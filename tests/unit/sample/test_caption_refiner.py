@@ -16,8 +16,8 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor
-from opensora.sample import caption_refiner
-from opensora.sample.caption_refiner import refine_each, refine_prompts
+from opensora.cli import refine
+from opensora.sample.refiner import refine_each, refine_prompts
 from opensora.sample.refiner_process import INSTRUCTION, MINDNLP_NEEDED, SYSTEM, draw, render_chat
 from opensora.utils.cli import run_main
 
@@ -157,7 +157,7 @@ def call_main(monkeypatch, *arguments) -> int:
     """Runs the command in this process; returns its exit code."""
     monkeypatch.setattr(sys, "argv", ["caption_refiner.py", *map(str, arguments)])
     try:
-        run_main(caption_refiner.main)
+        run_main(refine.main)
     except SystemExit as stop:
         return stop.code
     return 0
@@ -169,7 +169,7 @@ def call_main(monkeypatch, *arguments) -> int:
 def test_missing_package_is_one_line(refiner, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "mindnlp", None)
     assert call_main(monkeypatch, "--caption_refiner", refiner, "--prompt", "a cat") == 1
-    assert capfd.readouterr() == ("", "error: the refiner needs mindnlp: pip install -r requirements-refiner.txt\n")
+    assert capfd.readouterr() == ("", f"error: {MINDNLP_NEEDED}\n")
 
 
 @pytest.mark.parametrize(
@@ -235,10 +235,10 @@ def test_answers_become_one_line_each(refiner, stand_in, capfd):
 
 def test_arguments_of_the_process(refiner, stand_in, monkeypatch):
     stand_in("say(answer=' '.join([os.getcwd()] + sys.argv[1:]))")
-    monkeypatch.chdir(refiner.parent)  # a folder that is named relative to where the user is
+    monkeypatch.chdir(refiner.parent)  # the name of the folder is relative to where the user is
     (answer,) = refine_prompts("refiner", ["a cat"], seed=7, device="CPU", max_new_tokens=9).values()
     assert answer == (
-        f"{caption_refiner.ROOT} -m opensora.sample.refiner_process --caption_refiner {refiner} "
+        f"{refiner.parent} -m opensora.sample.refiner_process --caption_refiner {refiner} "
         f"--seed 7 --max_new_tokens 9 --device CPU"
     )
 
@@ -295,9 +295,9 @@ def test_command_without_flags(refiner, stand_in, tmp_path, monkeypatch, capfd):
         "published refiner with huggingface-cli download LanguageBind/Open-Sora-Plan-v1.3.0 "
     )
     (tmp_path / "LanguageBind/Open-Sora-Plan-v1.3.0").mkdir(parents=True)
-    refiner.rename(tmp_path / caption_refiner.PUBLISHED_REFINER)
+    refiner.rename(tmp_path / refine.PUBLISHED_REFINER)
     assert call_main(monkeypatch) == 0
-    prompts = (caption_refiner.ROOT / "examples/sora.txt").read_text().splitlines()
+    prompts = refine.EXAMPLE_PROMPTS.read_text().splitlines()
     assert capfd.readouterr().out.splitlines() == [f"{prompt} -> better" for prompt in prompts]
 
 
