@@ -126,7 +126,7 @@ def transformer(case: Case, batch: int) -> tuple[Work, Work]:
     )
     rows = row_counts(run)
     maps = {
-        over: total([linear(rows[over], m.inputs, m.outputs) * m.count for m in linear_maps(config) if m.over == over])
+        over: total([linear(rows[over], m.inputs, m.outputs) * m.maps for m in linear_maps(config) if m.over == over])
         for over in rows
     }
     padded = run.tokens + Skiparse(config.sparse_n, group_skip=False).padding(run.tokens)

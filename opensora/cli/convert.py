@@ -1,4 +1,4 @@
-"""opensora convert wfvae, torch, mindspore: checkpoints to safetensors, tensor by tensor."""
+"""opensora convert: checkpoints to safetensors, tensor by tensor. The format of the source is detected."""
 
 from __future__ import annotations
 
@@ -6,8 +6,24 @@ from collections.abc import Sequence
 from typing import Optional
 
 from opensora.checkpoint.convert import convert
+from opensora.checkpoint.formats.mindspore import is_mindspore_file
 from opensora.models.convert import convert_mindspore
 from opensora.utils.cli import CommandParser, str2bool
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    parser = _parser(
+        "Weights -> safetensors with torch names, tensor by tensor.",
+        "PyTorch file, index.json of its shards, or MindSpore checkpoint",
+    )
+    parser.add_argument("--use_ema", type=str2bool, default=True, help="False: plain weights of a training checkpoint")
+    args = parser.parse_args(argv)
+    with open(args.src, "rb") as file:
+        is_mindspore = is_mindspore_file(file.read(1))
+    if is_mindspore:
+        convert_mindspore(args.src, args.target, args.config)
+    else:
+        convert(args.src, args.target, args.config, args.use_ema)
 
 
 def wfvae(argv: Optional[Sequence[str]] = None) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Optional
@@ -32,6 +33,13 @@ from opensora.utils.cli import CommandParser
 from opensora.utils.folder_lock import exclusive_folder
 
 TILING_HELP = "chunks along time: memory stays constant"
+
+
+def main(argv: Optional[Sequence[str]] = None) -> None:
+    """Reconstructs what the flags name: --image_path, --real_video_dir, or else --video_path."""
+    given = {argument.split("=")[0] for argument in (sys.argv[1:] if argv is None else argv)}
+    command = image if "--image_path" in given else folder if "--real_video_dir" in given else video
+    command(argv)
 
 
 def video(argv: Optional[Sequence[str]] = None) -> None:
