@@ -1,6 +1,6 @@
-"""Videos before compression: rounding in the last digit may change a pixel by one level, and a codec makes more of it.
+"""Stores videos before compression: rounding may change a pixel by one level, which a codec amplifies.
 
-As a program, runs a script of the project and keeps the frames of the videos it writes: raw_frames.py SCRIPT ARGUMENTS.
+As a program, runs a script of the project and stores the frames of its videos: raw_frames.py SCRIPT ARGUMENTS.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ ROOT = Path(__file__).resolve().parents[2]
 
 
 def keeping_frames(write_video: Callable) -> Callable:
-    """A `write_video` that stores the frames, too: as NAME.mp4.npy beside NAME.mp4."""
+    """Wraps `write_video` to store the frames also as NAME.mp4.npy."""
 
     @contextmanager
     def write_both(path, fps):
@@ -30,7 +30,7 @@ def keeping_frames(write_video: Callable) -> Callable:
 
 
 def largest_step(actual: Path, expected: Path) -> int:
-    """By how many levels a pixel of two kept videos differs at most."""
+    """The largest difference of a pixel between two stored videos, in levels."""
     one, other = np.load(f"{actual}.npy").astype(int), np.load(f"{expected}.npy").astype(int)
     assert one.shape == other.shape, (one.shape, other.shape)
     return np.abs(one - other).max()
