@@ -42,7 +42,8 @@ class Loader:
     ):
         if num_workers < 0 or prefetch < 1:
             raise UserError(f"num_workers {num_workers}, prefetch {prefetch}: should be at least 0 and 1")
-        self.dataset, self.sampler, self.collate = dataset, sampler, collate
+        self.dataset: Any = dataset  # users of the loader access attributes of their own dataset class
+        self.sampler, self.collate = sampler, collate
         self.num_workers, self.prefetch = num_workers, prefetch
         self.wait_seconds, self.batches, self.replaced = 0.0, 0, 0
 

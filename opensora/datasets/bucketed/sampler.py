@@ -1,4 +1,4 @@
-"""The order of training over buckets: at each step, every process reads a batch from a bucket of its own."""
+"""The order of training over buckets: at each step, every process reads a batch from a single bucket."""
 
 from __future__ import annotations
 

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import pytest
-from damaged_files import READERS, run_reader
+from file_fuzzing import run_reader
+from file_readers import READERS
 
 
 def faults(name: str, seeds: range) -> list:
     results = list(run_reader(name, seeds))
     assert [seed for seed, *_ in results] == list(seeds)
-    return [result for result in results if result[1] not in ("read", "refused")]
+    return [result for result in results if result[1] not in ("read", "rejected")]
 
 
 @pytest.mark.parametrize("name", READERS)

@@ -54,7 +54,7 @@ def origin_of(caption: str, encoder: str = "e") -> Origin:
     return Origin("", digest(caption.encode()), "", encoder)
 
 
-def test_embeddings_of_other_captions_are_refused(annotated_clips, embedded, tmp_path):
+def test_embeddings_of_other_captions_are_rejected(annotated_clips, embedded, tmp_path):
     folder, mask = tmp_path / "embeddings", np.ones(64, np.int32)
 
     def save(name: str, value: int, origin: Origin) -> None:

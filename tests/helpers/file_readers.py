@@ -1,63 +1,22 @@
-"""Reads damaged files by the thousand: what a reader may do with one is to read it, or to refuse it in one line.
+"""The file formats of this project: for each one, how to write a small valid file and how to read it.
 
-    python tests/helpers/damaged_files.py --files 20000 [--readers safetensors,config.json] [--seed 0]
-
-Small valid files are damaged at random (bits flipped, pieces cut out, moved and repeated, numbers set to extremes) and
-read in processes of their own with a ceiling on memory and time. A new reader is one more entry of `READERS`.
+A new format is one more entry of `READERS`.
 """
 
 from __future__ import annotations
 
-import argparse
 import json
-import multiprocessing
-import os
-import resource
-import sys
-import tempfile
-import time
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional
+from typing import Callable, NamedTuple
 
 import numpy as np
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-
-from torch_files import save_legacy, save_zip, tensor  # noqa: E402
-
-from opensora.errors import UserError  # noqa: E402
-
-SECONDS = 5.0  # that a file may take
-MEGABYTES = 200  # that a file may take beyond what the process has
-EXTREMES = [
-    value.to_bytes(width, order)
-    for width in (1, 2, 4, 8)
-    for order in ("little", "big")
-    for value in (0, 1, (1 << 8 * width) - 1, 1 << 8 * width - 1, (1 << 8 * width - 1) - 1)
-]
-TEXTS = [
-    b"NaN",
-    b"-1",
-    b"1e999",
-    b"null",
-    b"true",
-    b"9" * 40,
-    b"[" * 3000,
-    b'{"a":' * 3000,
-    b"\xff",
-    b"\xef\xbb\xbf",
-    b'"',
-    b",",
-    b"\x00",
-    b"\\ud800",
-]
+from torch_files import save_legacy, save_zip, tensor
 
 
 class Reader(NamedTuple):
-    """`make(folder)` writes a valid file and returns its path; `read(path)` reads all of it.
+    """`make(folder)` writes a valid file and returns its path; `read(path)` reads the complete file.
 
-    Other files in the folder stay as they are.
+    Other files in the folder are not damaged.
     """
 
     make: Callable[[Path], Path]
@@ -94,7 +53,7 @@ def _make_index(folder: Path) -> Path:
 
 
 def _make_mindspore(folder: Path) -> Path:
-    """As mindspore.save_checkpoint writes it."""
+    """A checkpoint in the format of mindspore.save_checkpoint."""
 
     def field(number: int, content: bytes) -> bytes:
         return bytes([number << 3 | 2, len(content)]) + content
@@ -139,7 +98,7 @@ def _read_config(path: Path) -> None:
 
 
 def _make_spiece(folder: Path) -> Path:
-    """A vocabulary of 60 pieces, as sentencepiece trains it."""
+    """A small vocabulary, trained by sentencepiece."""
     import sentencepiece
 
     words = [a + b for a in "abcdefgh" for b in "aeiou"]
@@ -304,7 +263,7 @@ def _read_results(path: Path) -> None:
 
 
 def _make_state(folder: Path) -> Path:
-    """The state.json of a checkpoint; its other files are as they were."""
+    """The state.json of a checkpoint; its other files remain intact."""
     from opensora.train.checkpoint import save_checkpoint
 
     save_checkpoint(folder, 4, {}, {"sampler": {"epoch": 0}}, None, True)
@@ -359,122 +318,3 @@ READERS = {
         _read_results,
     ),
 }
-
-
-def damage(data: bytes, rng: np.random.Generator) -> bytes:
-    """The data after one to three random changes; half of the time a single small one."""
-    content = bytearray(data)
-    is_small = rng.random() < 0.5
-    for _ in range(1 if is_small else rng.integers(1, 4)):
-        at = int(rng.integers(0, len(content) + 1)) if content else 0
-        length = int(rng.integers(1, 1 + max(1, len(content) // int(rng.choice([2, 10, 100])))))
-        piece = content[at : at + length]
-        kind = rng.choice([0, 5, 6]) if is_small else rng.integers(8)
-        if kind == 0 and content:
-            content[min(at, len(content) - 1)] ^= 1 << int(rng.integers(8))
-        elif kind == 1:
-            del content[at:]
-        elif kind == 2:
-            del content[at : at + length]
-        elif kind == 3:
-            content[at:at] = piece * int(rng.integers(1, 4))
-        elif kind == 4:
-            to = int(rng.integers(0, len(content) + 1))
-            content[to : to + length] = piece
-        elif kind == 5:
-            value = EXTREMES[rng.integers(len(EXTREMES))]
-            content[at : at + len(value)] = value
-        elif kind == 6:
-            value = TEXTS[rng.integers(len(TEXTS))]
-            content[at : at + int(rng.integers(2)) * len(value)] = value
-        else:
-            content[at : at + length] = rng.bytes(length)
-    return bytes(content)
-
-
-def outcome(read: Callable[[Path], object], path: Path) -> tuple[str, Optional[str]]:
-    """("read" or "refused", None), or the kind of fault and what was raised."""
-    try:
-        read(path)
-    except (UserError, OSError) as error:
-        message = " ".join(str(error).split())  # as run_main prints it
-        if len(message) > 2000:
-            return "long message", message[:300]
-        names = [place.name for place in (path, *path.parents[:2])]
-        return ("refused", None) if any(name in message for name in names) else ("no name", message)
-    except BaseException as error:
-        return "other exception", f"{type(error).__name__}: {error!s:.300}"
-    return "read", None
-
-
-def _work(read: Callable[[Path], object], path: Path, data: bytes, seeds: range, results) -> None:
-    """Reads the damaged files of some seeds; sends (seed, outcome, detail) after each. Runs in a process of its own."""
-    used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
-    resource.setrlimit(resource.RLIMIT_AS, (used + (MEGABYTES << 20),) * 2)
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
-    sys.stderr = sys.stdout = open(os.devnull, "w")
-    for seed in seeds:
-        path.write_bytes(damage(data, np.random.default_rng(seed)))
-        results.send((seed, *outcome(read, path)))
-
-
-def run_reader(name: str, seeds: range) -> Iterator[tuple[int, str, Optional[str], float]]:
-    """(seed, outcome, detail, seconds) of each damaged file, also of those that end the process or take too long."""
-    make, read = READERS[name]
-    with tempfile.TemporaryDirectory(prefix="damaged-") as folder:
-        path = make(Path(folder))
-        data = path.read_bytes()
-        read(path)  # what is whole is read, and what reading imports is there before the processes are forked
-        while seeds:
-            for result in _run_until_fault(read, path, data, seeds):
-                yield result
-                seeds = seeds[1:]
-
-
-def _run_until_fault(read: Callable[[Path], object], path: Path, data: bytes, seeds: range) -> Iterator[tuple]:
-    """The results of a process, which ends with its seeds, with a crash or with a file that takes too long."""
-    context = multiprocessing.get_context("fork")
-    receiver, sender = context.Pipe(duplex=False)
-    process = context.Process(target=_work, args=(read, path, data, seeds, sender), daemon=True)
-    process.start()
-    sender.close()
-    try:
-        for seed in seeds:
-            start = time.perf_counter()
-            if not receiver.poll(SECONDS):
-                yield seed, "too slow", None, SECONDS
-                return
-            try:
-                yield (*receiver.recv(), time.perf_counter() - start)
-            except EOFError:
-                process.join()
-                yield seed, "crash", f"exit status {process.exitcode}", time.perf_counter() - start
-                return
-    finally:
-        process.kill()
-        process.join()
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description="Reads damaged files; says what was read, refused and at fault.")
-    parser.add_argument("--files", type=int, default=20_000, help="of all readers together")
-    parser.add_argument("--readers", default=",".join(READERS), help="names, separated by commas")
-    parser.add_argument("--seed", type=int, default=0)
-    args = parser.parse_args()
-    names = args.readers.split(",")
-    count, faults = args.files // len(names), 0
-    for name in names:
-        tally, slowest, start = {}, 0.0, time.perf_counter()
-        for seed, result, detail, seconds in run_reader(name, range(args.seed, args.seed + count)):
-            tally[result] = tally.get(result, 0) + 1
-            slowest = max(slowest, seconds if sum(tally.values()) > 1 else 0.0)
-            if result not in ("read", "refused"):
-                faults += 1
-                print(f"FAULT {name}, seed {seed}: {result}: {detail}", flush=True)
-        counts = ", ".join(f"{number} {result}" for result, number in tally.items())
-        print(f"{name}: {counts}; slowest {slowest:.2f} s, all {time.perf_counter() - start:.0f} s", flush=True)
-    sys.exit(faults > 0)
-
-
-if __name__ == "__main__":
-    main()
