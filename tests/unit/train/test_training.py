@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -17,6 +18,7 @@ from made_clips import make_clips
 from mindspore import Tensor
 from processes import ROOT, msrun, msrun_command
 from tiny_models import make_release
+from training_program import train
 from training_runs import assert_same, rows, state
 from training_runs import t2v_command as command
 
@@ -25,14 +27,19 @@ from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.parallel.process_group import World
 from opensora.train.checkpoint_folder import checkpoints, find_checkpoint, find_corruption
-from opensora.train.t2v import T2VTraining, check_same_samples
+from opensora.train.t2v import check_same_samples
 from opensora.train.t2v_options import parse_options
 from opensora.train.trainer import MOST_SKIPPED
-from opensora.train.trainer import run as run_training
 from opensora.utils.folder_lock import exclusive_folder
 
 WEIGHTS = "diffusion_pytorch_model.safetensors"
-TWO_PROCESSES = "--use_parallel True --resume_from_checkpoint True"
+# Trainings on two processes by name of their output; without train_sp_batch_size a batch of 2 has two micro-batches.
+PARALLEL_RUNS = {
+    "zero2": "--zero_stage 2 --train_batch_size 2 --max_train_steps 4",
+    "zero3-sp2": "--zero_stage 3 --sp_size 2 --train_sp_batch_size 4 --train_batch_size 2 --max_train_steps 4",
+    "whole": "--sp_size 2 --checkpointing_steps 3 --max_train_steps 5",
+    "resumed": "--sp_size 2 --max_train_steps 5 --resume_from_checkpoint {folder}/whole/checkpoint-3",
+}
 
 
 @pytest.fixture(scope="module")
@@ -44,10 +51,9 @@ def folder(tmp_path_factory) -> Path:
     return folder
 
 
-def train(folder: Path, output: str, flags: str) -> None:
+def train_here(folder: Path, output: str, flags: str) -> None:
     """As the command does, in this process."""
-    argv = command(folder, output, "--dataloader_num_workers", 0, *flags.split())[1:]
-    run_training(T2VTraining, lambda: parse_options(argv))
+    train(command(folder, output, "--dataloader_num_workers", 0, *flags.split())[1:])
 
 
 def test_run_writes_checkpoints_log_and_validation(folder, run):
@@ -144,15 +150,27 @@ def test_signal_saves_checkpoint_and_run_resumes(processes, folder, uninterrupte
         assert_same(output / "checkpoint-12", uninterrupted / "checkpoint-12")
 
 
-@pytest.mark.parametrize(
-    "name, flags", [("zero2", "--zero_stage 2"), ("zero3-sp2", "--zero_stage 3 --sp_size 2 --train_sp_batch_size 4")]
-)
-def test_two_processes_equal_one_process_which_can_resume(name, flags, folder, uninterrupted, tmp_path):
-    flags = f"{flags} --train_batch_size 2 --checkpointing_steps 7 --max_train_steps 7 {TWO_PROCESSES}"
-    finished, logs = msrun(2, tmp_path, *command(folder, name, *flags.split()))
+@pytest.fixture(scope="module")
+def parallel_runs(folder) -> list[str]:
+    """Runs `PARALLEL_RUNS`; returns the logs of both processes."""
+    flags = [
+        " ".join(
+            [
+                *command(folder, name, *"--use_parallel True --dataloader_num_workers 0".split())[1:],
+                more.format(folder=folder),
+            ]
+        )
+        for name, more in PARALLEL_RUNS.items()
+    ]
+    finished, logs = msrun(2, folder / "logs", "tests/helpers/training_program.py", *flags)
     assert finished.returncode == 0, logs[0][-3000:]
-    assert sum("step 4/7" in log for log in logs) == 1
-    train(folder, name, "--resume_from_checkpoint True --max_train_steps 12 --train_batch_size 4")
+    return logs
+
+
+@pytest.mark.parametrize("name", ["zero2", "zero3-sp2"])
+def test_two_processes_equal_one_process_which_can_resume(name, folder, uninterrupted, parallel_runs):
+    assert sum("step 4/4" in log for log in parallel_runs) == 1  # only the main process prints
+    train_here(folder, name, "--resume_from_checkpoint True --max_train_steps 12 --train_batch_size 4")
     for actual, expected in zip(rows(folder / name), rows(uninterrupted)):
         assert np.allclose([float(x) for x in actual], [float(x) for x in expected], rtol=1e-4)
     ours, theirs = state(folder / name / "checkpoint-12"), state(uninterrupted / "checkpoint-12")
@@ -162,13 +180,10 @@ def test_two_processes_equal_one_process_which_can_resume(name, flags, folder, u
             assert relative_difference(ours[tensor], theirs[tensor]) < 1e-4, tensor
 
 
-def test_resume_in_the_middle_of_a_batch_equals_uninterrupted_run(folder, tmp_path):
+def test_resume_in_the_middle_of_a_batch_equals_uninterrupted_run(folder, parallel_runs):
     """A batch has two micro-batches, so the checkpoint of step 3 is in the middle of one."""
-    flags = f"--sp_size 2 --train_batch_size 1 --checkpointing_steps 3 --max_train_steps 5 {TWO_PROCESSES}".split()
-    more = ["--resume_from_checkpoint", folder / "whole/checkpoint-3"]
-    for name, argv in (("whole", flags), ("resumed", [*flags, *more])):
-        finished, logs = msrun(2, tmp_path / name, *command(folder, name, *argv))
-        assert finished.returncode == 0, logs[0][-3000:]
+    position = json.loads((folder / "whole/checkpoint-3/state.json").read_text())["position"]
+    assert position["slices"] == 1
     assert len(rows(folder / "whole")) == 5 and rows(folder / "resumed") == rows(folder / "whole")[3:]
 
 
@@ -180,7 +195,7 @@ def test_nan_weights_stop_the_run(folder, tmp_path):
     tensors["proj_out.bias"].numpy()[:] = np.nan
     write_safetensors(tmp_path / "nan.safetensors", tensors)
     with pytest.raises(ValueError, match=f"^{MOST_SKIPPED} consecutive steps with non-finite gradients"):
-        train(folder, "nan", f"--pretrained {tmp_path}/nan.safetensors --max_train_steps 1000 --num_frames 1")
+        train_here(folder, "nan", f"--pretrained {tmp_path}/nan.safetensors --max_train_steps 1000 --num_frames 1")
     saved = state(folder / "nan" / f"checkpoint-{MOST_SKIPPED}")
     assert all(np.isfinite(value).all() for name, value in saved.items() if "proj_out.bias" not in name)
 
@@ -188,7 +203,7 @@ def test_nan_weights_stop_the_run(folder, tmp_path):
 def test_error_of_mismatched_weights_names_file_and_flag(folder):
     source = folder / "release/transformer"
     with pytest.raises(ValueError, match=f"^{source}: weights do not fit.* with --model$"):
-        train(folder, "other", f"--pretrained {source} --model {ROOT}/scripts/demo/transformer")
+        train_here(folder, "other", f"--pretrained {source} --model {ROOT}/scripts/demo/transformer")
     assert not (folder / "other").exists()
 
 
