@@ -1,4 +1,4 @@
-"""Stores the float32 tensors of a safetensors file as float16, which halves it; they are read as before:
+"""Converts the float32 tensors of a safetensors file to float16, which halves its size:
 
 python tools/ckpt/cast_safetensors.py -i FILE -o FILE
 """
@@ -20,14 +20,14 @@ from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
 def as_float16(name: str, tensor: LazyTensor) -> LazyTensor:
-    """Raises UserError for numbers that float16 does not reach."""
+    """Converts a float32 tensor. Raises UserError for values outside the range of float16."""
     if tensor.dtype != "F32":
         return tensor
     values = tensor.numpy()
     with np.errstate(over="ignore"):
         halved = values.astype(np.float16)
     if not np.isfinite(halved[np.isfinite(values)]).all():
-        raise UserError(f"{name}: holds {np.abs(values).max():g}, more than float16's 65504; leave the file as it is")
+        raise UserError(f"{name}: holds {np.abs(values).max():g}, more than float16's 65504; keep the file in float32")
     return ArrayTensor(halved)
 
 

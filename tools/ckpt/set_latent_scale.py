@@ -1,8 +1,8 @@
-"""Gives a trained WFVAE the scale and shift its latents need for diffusion, mean 0 and deviation 1 in each channel:
+"""Sets scale and shift of a trained WFVAE such that each latent channel has mean 0 and standard deviation 1:
 
     python tools/ckpt/set_latent_scale.py --ae_path DIR --video_path VIDEOS
 
-They are measured on videos and written to DIR/config.json.
+The statistics are measured on videos; scale and shift are written to DIR/config.json.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from mindspore import Tensor  # noqa: E402, after opensora, which sets how its threads wait
+from mindspore import Tensor  # noqa: E402, after opensora, which configures its threads
 
 from opensora import device  # noqa: E402
 from opensora.checkpoint.files import read_config  # noqa: E402
@@ -45,10 +45,10 @@ def main() -> None:
     parser = CommandParser(description="Measures a VAE's latents; writes scale and shift to its config.json.")
     parser.add_argument("--ae_path", required=True, help="folder of the VAE")
     parser.add_argument("--video_path", required=True, help="folder of videos")
-    parser.add_argument("--num_frames", type=int, default=17, help="4n+1")
+    parser.add_argument("--num_frames", type=int, default=17, help="frames per video, 4n+1")
     parser.add_argument("--resolution", type=int, default=256, help="height and width, a multiple of 8")
-    parser.add_argument("--sample_rate", type=int, default=1, help="takes every n-th frame")
-    parser.add_argument("--count", type=int, default=200, help="videos measured at most")
+    parser.add_argument("--sample_rate", type=int, default=1, help="use every n-th frame")
+    parser.add_argument("--count", type=int, default=200, help="maximum number of videos")
     device.add_arguments(parser)
     args = parser.parse_args()
     videos = VAEDataset(

@@ -1,4 +1,4 @@
-"""A MindSpore checkpoint of this project to safetensors that PyTorch opens:
+"""Converts a MindSpore checkpoint of this project to safetensors for the PyTorch implementation:
 
     python tools/model_conversion/convert_ms_to_safetensors.py --src model.ckpt \
         --target diffusion_pytorch_model.safetensors --config config.json
@@ -17,7 +17,7 @@ from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 def main() -> None:
     parser = CommandParser(description="MindSpore checkpoint -> safetensors with torch names.")
-    parser.add_argument("--src", required=True, help="MindSpore checkpoint; entries of an optimizer are left out")
+    parser.add_argument("--src", required=True, help="MindSpore checkpoint; optimizer state is not converted")
     parser.add_argument("--target", required=True, help="safetensors file to write")
     parser.add_argument("--config", required=True, help="config.json of the model")
     args = parser.parse_args()

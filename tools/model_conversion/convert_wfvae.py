@@ -1,4 +1,4 @@
-"""The published WFVAE checkpoint (a torch file with EMA and plain weights) to safetensors:
+"""Converts the published WFVAE checkpoint, a torch file with EMA and plain weights, to safetensors:
 
     python tools/model_conversion/convert_wfvae.py --src vae/merged.ckpt \
         --target vae/diffusion_pytorch_model.safetensors --config vae/config.json
@@ -16,7 +16,7 @@ from opensora.utils.cli import CommandParser, run_main, str2bool  # noqa: E402
 
 
 def main() -> None:
-    parser = CommandParser(description="WFVAE checkpoint -> safetensors, tensor by tensor.")
+    parser = CommandParser(description="WFVAE checkpoint -> safetensors, one tensor at a time.")
     parser.add_argument("--src", required=True, help="checkpoint of torch.save")
     parser.add_argument("--target", required=True, help="safetensors file to write")
     parser.add_argument("--config", required=True, help="config.json of the model")
