@@ -1,6 +1,6 @@
 """One self-attention layer of the 2B width: the worker `python -m benchmarks.attention_steps BLOCK TOKENS`.
 
-BLOCK is the layer's place in the transformer, which decides whether it is dense or skiparse. Float32, batch 1.
+BLOCK is the index of the layer's block, which determines whether it is dense or skiparse. Float32, batch 1.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from mindspore import Tensor
 
-import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
+import opensora  # noqa: F401, before MindSpore, whose threads read the settings
 from benchmarks.cases import DIT_2B, normal
 from benchmarks.worker import Step, serve
 from opensora.models.dit.blocks import SelfAttention
@@ -19,7 +19,7 @@ from opensora.ops.rope import rope_cos, rope_sin
 
 
 def build(block: int, tokens: int) -> tuple[Step, dict[str, Any]]:
-    """Positions run along one axis, which costs what three axes do."""
+    """Positions vary along one axis, which costs the same as three."""
     config = OpenSoraConfig.from_dict(DIT_2B)
     layer = SelfAttention(config, block).set_train(False)
     x = Tensor(normal((1, tokens, config.hidden_size)))

@@ -1,4 +1,4 @@
-"""What is measured: configurations, inputs and weights, the same for every implementation. Needs numpy alone."""
+"""The benchmark cases: configurations, inputs and weights, the same for every implementation. Needs only numpy."""
 
 from __future__ import annotations
 
@@ -33,19 +33,23 @@ DIT_TINY = {
     "cross_attention_dim": 96,
     "caption_channels": 32,
 }
-# The vocabulary is smaller than mT5's: its embeddings, two thirds of the memory, are only looked up.
+# The vocabulary is smaller than mT5's: the embeddings are two thirds of the memory and only looked up.
 MT5 = {"vocab_size": 8192, "d_model": 1024, "d_kv": 64, "d_ff": 2816, "num_layers": 12, "num_heads": 16}
 
 SAMPLING_STEPS = 10
 GUIDANCE_SCALE = 7.5
-VISIBLE_TEXT = 0.75  # of the text's tokens; the others are padding
+VISIBLE_TEXT = 0.75  # fraction of the text's tokens; the others are padding
 
 
 @dataclass(frozen=True)
 class Case:
-    """One workload, float32. `input` is the shape of the video, the latents or the token ids.
+    """One workload in float32.
 
-    `text` is the number of the text's tokens, where there is a text.
+    Attributes:
+        title: shown in tables.
+        config: of the model.
+        input: shape of the video, the latents or the token ids.
+        text: number of text tokens of a transformer.
     """
 
     title: str
@@ -73,7 +77,7 @@ def token_ids(case: Case) -> np.ndarray:
 
 
 def text_mask(rows: int, tokens: int) -> np.ndarray:
-    """(rows, tokens), 1 = a token, 0 = padding."""
+    """(rows, tokens), 1 = token, 0 = padding."""
     return np.tile((np.arange(tokens) < VISIBLE_TEXT * tokens).astype(np.int32), (rows, 1))
 
 
@@ -83,7 +87,7 @@ def text_states(case: Case, rows: int) -> np.ndarray:
 
 
 def weight(name: str, shape: tuple[int, ...]) -> np.ndarray:
-    """A parameter's values, which follow from its published name: two implementations get the same results."""
+    """The values of a parameter, derived from its published name, so that all implementations have the same weights."""
     values = np.random.default_rng(zlib.crc32(name.encode())).random(shape, np.float32) * 2 - 1
     if len(shape) > 1:
         return values / math.sqrt(math.prod(shape[1:]))

@@ -1,6 +1,6 @@
 """Time and memory of the index of a large dataset: python benchmarks/dataset_index.py [--samples 2000000]
 
-Prints one line a stage. Memory is what the process owns (RssAnon): pages of mapped files belong to all processes.
+Prints one line per stage. Memory is the private memory of the process (RssAnon), without pages of mapped files.
 """
 
 from __future__ import annotations

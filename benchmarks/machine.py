@@ -1,6 +1,6 @@
-"""What the machine can do: the rates of a large product of matrices and of a large copy, with all cores it may use.
+"""Peak rates of the machine: a large GEMM and a large copy, with all cores that the process may use.
 
-numpy multiplies with OpenBLAS, so the rate is that of neither framework.
+numpy uses OpenBLAS, so the GEMM rate is independent of both frameworks.
 """
 
 from __future__ import annotations
@@ -16,26 +16,26 @@ import numpy as np
 from benchmarks.worker import timed
 
 SIZE = 2048  # rows and columns of the matrices
-COPIED = 1 << 26  # float32 numbers, far more than caches hold
-ATTEMPTS = 8  # the best one counts: others may use the machine
+COPIED = 1 << 26  # float32 values, far more than the caches hold
+ATTEMPTS = 8  # the best one counts, since other processes may use the machine
 
 
 def gemm_rate() -> float:
-    """Floating-point operations a second of a float32 product of matrices."""
+    """FLOP/s of a float32 GEMM."""
     a, b = np.ones((SIZE, SIZE), np.float32), np.ones((SIZE, SIZE), np.float32)
     return 2 * SIZE**3 / min(timed(lambda: a @ b)[0] for _ in range(ATTEMPTS))
 
 
 def copy_rate() -> float:
-    """Bytes a second, read and written, of a copy that every core does a part of."""
+    """Bytes per second, read and written, of a copy that is split over all cores."""
     source, target = np.ones(COPIED, np.float32), np.zeros(COPIED, np.float32)
     cores = len(os.sched_getaffinity(0))
-    parts = list(zip(np.array_split(target, cores), np.array_split(source, cores)))
+    slices = list(zip(np.array_split(target, cores), np.array_split(source, cores)))
     with ThreadPoolExecutor(cores) as pool:
         return (
             2
             * source.nbytes
-            / min(timed(lambda: list(pool.map(lambda part: np.copyto(*part), parts)))[0] for _ in range(ATTEMPTS))
+            / min(timed(lambda: list(pool.map(lambda pair: np.copyto(*pair), slices)))[0] for _ in range(ATTEMPTS))
         )
 
 

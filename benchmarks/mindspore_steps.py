@@ -1,4 +1,4 @@
-"""The cases on this project's models: the worker `python -m benchmarks.mindspore_steps CASE [--device ...]`."""
+"""The cases with this project's models: the worker `python -m benchmarks.mindspore_steps CASE [--device ...]`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn
 
-import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
+import opensora  # noqa: F401, before MindSpore, whose threads read the settings
 from benchmarks.cases import (
     CASES,
     GUIDANCE_SCALE,
@@ -65,7 +65,7 @@ def dit_step(case: Case) -> tuple[nn.Cell, Step]:
 
 
 class SquaredError(nn.Cell):
-    """Of a prediction whose target is its input."""
+    """The mean squared error of a prediction, with the input as its target."""
 
     def __init__(self, model: nn.Cell):
         super().__init__()
@@ -76,7 +76,7 @@ class SquaredError(nn.Cell):
 
 
 def train_step(case: Case) -> tuple[nn.Cell, Step]:
-    """Its result is the gradient of the first weight, which all the others lie behind."""
+    """Returns the gradient of the first weight, which needs the backward pass through all layers."""
     model, inputs = filled(OpenSoraT2V_v1_3, case), transformer_inputs(case)
     names, parameters = zip(*model.parameters_and_names())
     differentiated = ms.value_and_grad(SquaredError(model), None, list(parameters))

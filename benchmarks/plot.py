@@ -11,9 +11,9 @@ from PIL import Image, ImageDraw, ImageFont
 
 Point = tuple[float, float]
 
-DETAIL = 2  # drawn so many times larger, then made smaller, which smooths edges
+SUPERSAMPLING = 2  # drawn larger by this factor, then downsampled, for smooth edges
 WIDTH, HEIGHT = 520, 380  # of a panel
-LEFT, RIGHT, TOP, BOTTOM = 70, 20, 50, 55  # around its curves
+LEFT, RIGHT, TOP, BOTTOM = 70, 20, 50, 55  # margins of a panel
 INK, GRID, PAPER = "#222222", "#e2e2e2", "#ffffff"
 COLORS = ("#c0392b", "#2471a3", "#1e8449", "#b7950b")
 MANTISSAS = (1, 2, 5)
@@ -21,7 +21,7 @@ MANTISSAS = (1, 2, 5)
 
 @dataclass(frozen=True)
 class Panel:
-    """`curves` by their names; `x_ticks` are labelled as they are, the y axis at 1, 2, 5 times powers of ten."""
+    """Curves by name; the x axis has labels at `x_ticks`, the y axis at 1, 2 and 5 times powers of ten."""
 
     title: str
     x_label: str
@@ -30,28 +30,28 @@ class Panel:
 
 
 class Pen:
-    """NoiseSource in units of the finished picture."""
+    """Draws in pixels of the finished image."""
 
     def __init__(self, image: Image.Image, left: int):
         self.draw, self.left = ImageDraw.Draw(image), left
 
     def at(self, x: float, y: float) -> Point:
-        return (x + self.left) * DETAIL, y * DETAIL
+        return (x + self.left) * SUPERSAMPLING, y * SUPERSAMPLING
 
     def line(self, points: Sequence[Point], color: str, width: int) -> None:
-        self.draw.line([self.at(*point) for point in points], color, width * DETAIL, joint="curve")
+        self.draw.line([self.at(*point) for point in points], color, width * SUPERSAMPLING, joint="curve")
 
     def dot(self, point: Point, color: str) -> None:
-        (x, y), r = self.at(*point), 4 * DETAIL
+        (x, y), r = self.at(*point), 4 * SUPERSAMPLING
         self.draw.ellipse((x - r, y - r, x + r, y + r), color)
 
     def text(self, point: Point, text: str, anchor: str, size: int = 13, color: str = INK) -> None:
-        self.draw.text(self.at(*point), text, color, ImageFont.load_default(size=size * DETAIL), anchor=anchor)
+        self.draw.text(self.at(*point), text, color, ImageFont.load_default(size=size * SUPERSAMPLING), anchor=anchor)
 
 
 def log_log(panels: Sequence[Panel]) -> Image.Image:
-    """The panels side by side."""
-    image = Image.new("RGB", (len(panels) * WIDTH * DETAIL, HEIGHT * DETAIL), PAPER)
+    """An image of the panels side by side."""
+    image = Image.new("RGB", (len(panels) * WIDTH * SUPERSAMPLING, HEIGHT * SUPERSAMPLING), PAPER)
     for i, panel in enumerate(panels):
         draw_panel(Pen(image, i * WIDTH), panel)
     return image.resize((len(panels) * WIDTH, HEIGHT), Image.Resampling.LANCZOS)
@@ -80,14 +80,14 @@ def draw_panel(pen: Pen, panel: Panel) -> None:
 
 
 def scale(low: float, high: float, start: float, end: float) -> Callable[[float], float]:
-    """Maps low to start and high to end, logarithmically; a single value to the middle."""
+    """A logarithmic map from low to start and high to end; if low equals high, to the middle."""
     if low == high:
         return lambda value: (start + end) / 2
     return lambda value: start + (end - start) * math.log(value / low) / math.log(high / low)
 
 
 def ticks(low: float, high: float) -> list[float]:
-    """1, 2 and 5 times powers of ten, from the last one below `low` to the first one above `high`."""
+    """1, 2 and 5 times powers of ten, from the last tick up to `low` to the first one above `high`."""
     powers = range(math.floor(math.log10(low)) - 1, math.ceil(math.log10(high)) + 1)
     known = [mantissa * 10.0**power for power in powers for mantissa in MANTISSAS]
     first = max(tick for tick in known if tick <= low)

@@ -1,9 +1,9 @@
-"""Seconds and memory of the models' typical steps, beside what the machine can do and, if it is there, PyTorch.
+"""Seconds and memory of typical steps of the models, compared with the machine's peak rates and with PyTorch.
 
     python benchmarks/run.py [--case NAME ...] [--repeat N] [--json FILE] [--torch PYTHON]
 
-Every case runs in a process of its own, PyTorch's in another; they take turns. Both have the same inputs and the same
-random weights, and their results are compared. All is float32. Needs Linux.
+Every case runs in a separate process for each framework, and the two take turns. Both have the same inputs and the
+same random weights, and their results are compared. Everything is float32. Needs Linux.
 """
 
 from __future__ import annotations
@@ -27,13 +27,14 @@ sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 from benchmarks.cases import CASES  # noqa: E402
 from benchmarks.worker import Worker  # noqa: E402
+from opensora.errors import UserError  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
-TOLERANCE = 1e-3  # of two float32 results, as a share of the largest element
+TOLERANCE = 1e-3  # difference of two float32 results, relative to the largest element
 
 
 def measure(name: str, ours: Sequence[str], torch: Optional[str], repeat: int) -> dict[str, Any]:
-    """Timings of a case. `ours` are flags for MindSpore's side, `torch` the interpreter of the other one."""
+    """Timings of a case. `ours` are flags of the MindSpore worker, `torch` is the Python that has PyTorch."""
     commands = {"mindspore": (sys.executable, "benchmarks.mindspore_steps", name, *ours)}
     if torch:
         commands["torch"] = (torch, "benchmarks.torch_steps", name)
@@ -51,14 +52,14 @@ def measure(name: str, ours: Sequence[str], torch: Optional[str], repeat: int) -
 
 
 def check_alike(name: str, ours: Worker, theirs: Worker) -> None:
-    """The two models are the same: else their times say nothing about each other."""
+    """Raises UserError if the two models differ, since their times are not comparable then."""
     counts = [worker.facts["parameters"] for worker in (ours, theirs)]
     if counts[0] != counts[1]:
-        raise ValueError(f"{name}: {counts[0]:,} parameters, in PyTorch {counts[1]:,}: not the same model")
+        raise UserError(f"{name}: {counts[0]:,} parameters, in PyTorch {counts[1]:,}: not the same model")
     a, b = (np.array(worker.first["result"]) for worker in (ours, theirs))
     difference = np.abs(a - b).max() / np.abs(b).max()
     if not difference < TOLERANCE:
-        raise ValueError(f"{name}: results differ from PyTorch's by {difference:.1e} of the largest: one is wrong")
+        raise UserError(f"{name}: results differ from PyTorch's by {difference:.1e} of the largest: one is wrong")
 
 
 def summary(worker: Worker, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -75,7 +76,7 @@ def summary(worker: Worker, runs: Sequence[dict[str, Any]]) -> dict[str, Any]:
 
 
 def roofline(case: dict[str, Any], machine: dict[str, Any]) -> dict[str, float]:
-    """Rates of our median run, and the share of the time that products and copies alone need (Williams et al. 2009)."""
+    """Rates of the median run, as fractions of the peak GEMM and copy rates (Williams et al. 2009)."""
     seconds = case["mindspore"]["median"]
     flops, moved = case["flops"] / seconds, case["bytes"] / seconds
     shares = flops / machine["gemm_flops_per_second"], moved / machine["copy_bytes_per_second"]
@@ -133,7 +134,7 @@ def billions(value: float) -> str:
 
 
 def markdown(lines: Sequence[Sequence[str]]) -> str:
-    """The first line is the head; all columns but the first are numbers."""
+    """A table whose first line is the header; all columns except the first are right-aligned."""
     head, *rows = lines
     return "\n".join(f"| {' | '.join(line)} |" for line in [head, ["---"] + ["---:"] * (len(head) - 1), *rows])
 
@@ -145,41 +146,41 @@ def machine_rates() -> dict[str, Any]:
 
 
 def use_cores(count: int) -> None:
-    """Confines this process, and those that it starts, to `count` cores; frameworks take as many threads."""
+    """Limits this process and its children to `count` cores; the frameworks use as many threads."""
     cores = sorted(os.sched_getaffinity(0))
     if not 1 <= count <= len(cores):
-        raise ValueError(f"--threads {count}: this machine has {len(cores)} cores; choose 1 to {len(cores)}")
+        raise UserError(f"--threads {count}: this machine has {len(cores)} cores; choose 1 to {len(cores)}")
     os.sched_setaffinity(0, cores[:count])
 
 
 def check_torch(python: Optional[str]) -> None:
     if python and subprocess.run([python, "-c", "import torch"], stderr=subprocess.DEVNULL).returncode:
-        raise ValueError(f"--torch {python}: this Python has no torch; install it there, or leave --torch out")
+        raise UserError(f"--torch {python}: this Python has no torch; install it there, or leave --torch out")
 
 
 def check_repeat(count: int) -> None:
     if count < 1:
-        raise ValueError(f"--repeat {count}: at least one run has to be timed")
+        raise UserError(f"--repeat {count}: at least one run has to be timed")
 
 
 def check_folder(flag: str, path: Path) -> None:
     if not path.parent.is_dir():
-        raise ValueError(f"{flag} {path}: there is no folder {path.parent}; make it first")
+        raise UserError(f"{flag} {path}: there is no folder {path.parent}; make it first")
 
 
 def parse_args() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--case", nargs="+", choices=tuple(CASES), default=list(CASES), help="default: all")
-    parser.add_argument("--device", default="CPU", help="of MindSpore; memory and the machine's rates are the host's")
+    parser.add_argument("--device", default="CPU", help="MindSpore device; memory and peak rates are the host's")
     parser.add_argument("--mode", type=int, choices=(0, 1), default=1, help="0: graph mode, 1: PyNative mode")
-    parser.add_argument("--repeat", type=int, default=5, help="timed runs of each case, after one that is not counted")
+    parser.add_argument("--repeat", type=int, default=5, help="timed runs of each case, after a warm-up run")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
-    parser.add_argument("--json", type=Path, help="write all figures here too")
+    parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument(
         "--torch",
         metavar="PYTHON",
         default=sys.executable if importlib.util.find_spec("torch") else None,
-        help="compare with the PyTorch of this Python; default: the one that runs this",
+        help="compare with the PyTorch of this Python; default: the current one, if it has torch",
     )
     args = parser.parse_args()
     check_repeat(args.repeat)

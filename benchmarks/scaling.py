@@ -1,9 +1,9 @@
-"""Seconds and memory of self-attention against the number of tokens, dense and skiparse: a table and a picture.
+"""Seconds and memory of self-attention against the number of tokens, dense and skiparse: a table and an image.
 
     python benchmarks/scaling.py [--tokens N ...] [--output FILE]
 
-One layer of the 2B width, float32, batch 1, with its linear maps and rope. Every point is a process of its own; memory
-is what running the layer adds to it. Needs Linux.
+One layer of the 2B width, float32, batch 1, with its projections and RoPE. Every point is measured in a separate
+process; memory is the increase while the layer runs. Needs Linux.
 """
 
 from __future__ import annotations
@@ -20,15 +20,16 @@ from benchmarks.cases import DIT_2B  # noqa: E402
 from benchmarks.plot import Panel, log_log  # noqa: E402
 from benchmarks.run import check_folder, check_repeat, markdown, use_cores  # noqa: E402
 from benchmarks.worker import Worker  # noqa: E402
+from opensora.errors import UserError  # noqa: E402
 from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
-BLOCKS = {"dense": 0, f"skiparse, n = {DIT_2B['sparse_n']}": 2}  # the block of the transformer that has such attention
-MULTIPLE = DIT_2B["sparse_n"] ** 2  # of the tokens, so that skiparse has nothing to pad
-PICTURE = ROOT / "docs/images/attention_scaling.png"
+BLOCKS = {"dense": 0, f"skiparse, n = {DIT_2B['sparse_n']}": 2}  # index of a transformer block with this attention
+MULTIPLE = DIT_2B["sparse_n"] ** 2  # of the token count, so that skiparse needs no padding
+IMAGE = ROOT / "docs/images/attention_scaling.png"
 
 
 def measure(block: int, tokens: int, repeat: int) -> tuple[float, float]:
-    """Median seconds and bytes of memory."""
+    """Median seconds, and bytes of memory."""
     with Worker(sys.executable, "benchmarks.attention_steps", str(block), str(tokens)) as worker:
         runs = [worker.run() for _ in range(repeat)]
         return (statistics.median(run["seconds"] for run in runs), runs[-1]["peak_bytes"] - worker.facts["ready_bytes"])
@@ -46,7 +47,7 @@ def table(tokens: list[int], points: dict[str, list[tuple[float, float]]]) -> st
     return markdown([head, *rows])
 
 
-def picture(tokens: list[int], points: dict[str, list[tuple[float, float]]]):
+def plot(tokens: list[int], points: dict[str, list[tuple[float, float]]]):
     seconds = {name: [(count, point[0]) for count, point in zip(tokens, curve)] for name, curve in points.items()}
     memory = {name: [(count, point[1] / 1e9) for count, point in zip(tokens, curve)] for name, curve in points.items()}
     return log_log(
@@ -62,13 +63,13 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument(
         "--tokens", type=int, nargs="+", default=[1024, 2048, 4096, 8192, 16384], help=f"multiples of {MULTIPLE}"
     )
-    parser.add_argument("--repeat", type=int, default=3, help="timed runs of each point, after one that is not counted")
+    parser.add_argument("--repeat", type=int, default=3, help="timed runs of each point, after a warm-up run")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
-    parser.add_argument("--output", type=Path, default=PICTURE, help="the picture")
+    parser.add_argument("--output", type=Path, default=IMAGE, help="the image")
     args = parser.parse_args()
     for count in args.tokens:
         if count < 1 or count % MULTIPLE:
-            raise ValueError(f"--tokens {count} is not a multiple of {MULTIPLE}, which skiparse would pad it to")
+            raise UserError(f"--tokens {count} is not a multiple of {MULTIPLE}, which skiparse would pad it to")
     check_repeat(args.repeat)
     check_folder("--output", args.output)
     return args
@@ -83,7 +84,7 @@ def main() -> None:
             points[name].append(measure(block, count, args.repeat))
             print(f"{count:,} tokens, {name}: {points[name][-1][0]:.3g} s", file=sys.stderr, flush=True)
     print(table(tokens, points))
-    picture(tokens, points).save(args.output)
+    plot(tokens, points).save(args.output)
     print(f"\n{args.output}")
 
 

@@ -1,4 +1,4 @@
-"""The cases on PyTorch's models: the worker `python -m benchmarks.torch_steps CASE`."""
+"""The cases with PyTorch models: the worker `python -m benchmarks.torch_steps CASE`."""
 
 from __future__ import annotations
 

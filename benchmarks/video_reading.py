@@ -1,7 +1,7 @@
 """Speed and memory of reading videos, PyAV against decord: python benchmarks/video_reading.py [FILE ...]
 
-Without files, clips are made with ffmpeg. Each case runs in a process of its own, with one decoding thread: 8 times open
-and read 17 frames from a random place (what a training sample needs); 16 random frames; all frames in order.
+Without files, clips are generated with ffmpeg. Each case runs in a separate process with one decoding thread: open and
+read 17 frames at a random position, as for a training sample, 8 times; 16 random frames; all frames in order.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ CASES = {"17 frames in a row, 8 times": clip, "16 random frames": scattered, "al
 
 
 def measure(path: str, backend: str, case: str) -> None:
-    """Prints seconds and megabytes: peak memory of the process beyond what it used before."""
+    """Prints seconds, and the increase of the process's peak memory in megabytes."""
     with VideoReader(path, backend) as reader:
         frames = reader.expected_frames()
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
@@ -86,7 +86,7 @@ def measure(path: str, backend: str, case: str) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("files", nargs="*", help="videos; none: clips are made")
+    parser.add_argument("files", nargs="*", help="videos; none: clips are generated")
     parser.add_argument("--measure", nargs=2, metavar=("BACKEND", "CASE"), help="one measurement of the first file")
     args = parser.parse_args()
     if args.measure:

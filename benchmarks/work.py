@@ -1,7 +1,7 @@
 """Floating-point operations and bytes of a case, counted from its shapes.
 
-A multiply-add is two operations. Bytes are the least that products of matrices move: each reads its two factors and
-writes its result, float32. Elementwise work and norms are left out. A backward pass counts as two forward ones.
+A multiply-add is two operations. Bytes are the minimum that GEMMs move: each reads its two operands and writes its
+result in float32. Elementwise operations and norms are not counted. A backward pass counts as two forward passes.
 """
 
 from __future__ import annotations
@@ -36,8 +36,8 @@ class Work:
         return Work(times * self.flops, times * self.bytes)
 
 
-def total(parts: Sequence[Work]) -> Work:
-    return sum(parts, Work())
+def total(items: Sequence[Work]) -> Work:
+    return sum(items, Work())
 
 
 def linear(rows: int, inputs: int, outputs: int) -> Work:
@@ -45,22 +45,22 @@ def linear(rows: int, inputs: int, outputs: int) -> Work:
 
 
 def attention(batch: int, queries: int, keys: int, width: int) -> Work:
-    """Scores and their product with the values, over all heads (`width` numbers a token), the scores never written."""
+    """Scores and their product with the values, over all heads (`width` values per token); scores are not written."""
     return Work(4 * batch * queries * keys * width, FLOAT * batch * width * (2 * queries + 2 * keys))
 
 
 def convolution(positions: int, weight: Sequence[int], stride: int = 1) -> Work:
-    """`positions` (frames, height, width) of the result, weight (outputs, inputs, *kernel); `stride` in space."""
+    """`positions` is frames * height * width of the result, `weight` (outputs, inputs, *kernel), `stride` spatial."""
     outputs, inputs, *kernel = weight
-    taps = math.prod(kernel)
+    elements = math.prod(kernel)
     return Work(
-        2 * positions * outputs * inputs * taps,
-        FLOAT * (positions * stride**2 * inputs + outputs * inputs * taps + positions * outputs),
+        2 * positions * outputs * inputs * elements,
+        FLOAT * (positions * stride**2 * inputs + outputs * inputs * elements + positions * outputs),
     )
 
 
 def vae_encode(case: Case) -> Work:
-    """Halvings belong to the level that they lead to."""
+    """Downsampling counts at the resolution of its output."""
     encoder = WFVAEModel.without_weights(**case.config).encoder
     _, _, frames, height, width = case.input
     fine, middle, coarse = _levels((frames - 1) // VAE.temporal_stride + 1, height // 8, width // 8)
@@ -76,7 +76,7 @@ def vae_encode(case: Case) -> Work:
 
 
 def vae_decode(case: Case) -> Work:
-    """Doublings belong to the level that they lead to: their convolutions come behind the interpolation."""
+    """Upsampling counts at the resolution of its output, since its convolution follows the interpolation."""
     decoder = WFVAEModel.without_weights(**case.config).decoder
     fine, middle, coarse = _levels(*case.input[2:])
     *up2, double2, last2 = decoder.up2.cell_list
@@ -89,30 +89,30 @@ def vae_decode(case: Case) -> Work:
 
 
 def _levels(frames: int, height: int, width: int) -> list[tuple[int, int, int]]:
-    """(frames, height, width) where WFVAE with a stride of 4 in time has 128, 256 and 512 channels."""
+    """(frames, height, width) at the levels where WFVAE with temporal stride 4 has 128, 256 and 512 channels."""
     return [(2 * frames - 1, 4 * height, 4 * width), (2 * frames - 1, 2 * height, 2 * width), (frames, height, width)]
 
 
 def _convolutions(cells: Sequence[nn.Cell], frames: int, height: int, width: int, stride: int = 1) -> Work:
-    """All convolutions in `cells`, whose results are of one size, and their attention among a frame's positions."""
-    parts = [part for cell in cells for _, part in cell.cells_and_names()]
+    """All convolutions in `cells`, with outputs of this size, and the attention within each frame."""
+    nested = [inner for cell in cells for _, inner in cell.cells_and_names()]
     return total(
         [
             convolution(frames * height * width, cell.weight.shape, stride)
-            for cell in parts
+            for cell in nested
             if isinstance(cell, (Conv2d, Conv3d))
         ]
     ) + total(
         [
             attention(frames, height * width, height * width, cell.q.conv.weight.shape[0])
-            for cell in parts
+            for cell in nested
             if isinstance(cell, AttnBlock3DFix)
         ]
     )
 
 
 def transformer(case: Case, batch: int) -> tuple[Work, Work]:
-    """What depends on the text alone, and the rest of a forward pass, of `batch` rows."""
+    """The work on the text alone, and the rest of a forward pass, for `batch` rows."""
     config = OpenSoraConfig.from_dict(case.config)
     _, _, frames, height, width = case.input
     run = Run(
@@ -149,7 +149,7 @@ def train_step(case: Case) -> Work:
 
 
 def sampling(case: Case) -> Work:
-    """Guidance doubles the rows; the text's part is done once."""
+    """Guidance doubles the rows; the work on the text is done once."""
     text, step = transformer(case, 2 * case.input[0])
     return text + step * SAMPLING_STEPS
 

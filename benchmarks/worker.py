@@ -1,6 +1,6 @@
-"""A process that holds one model and runs one step whenever it is asked to; both ends of the pipe.
+"""A worker process that holds one model and runs one step per request; both ends of the pipe.
 
-Processes of two implementations can so take turns, and the peak of memory is that of one case. Needs numpy alone.
+So the processes of two implementations can take turns, and peak memory is that of one case. Needs only numpy.
 """
 
 from __future__ import annotations
@@ -15,19 +15,21 @@ from typing import Any, Callable
 
 import numpy as np
 
+from opensora.errors import UserError
+
 ROOT = Path(__file__).resolve().parents[1]
-COMPARED = 64  # elements of a result
+COMPARED = 64  # number of elements of a result
 
 Step = Callable[[], np.ndarray]
 
 
 def serve(build: Callable[[], tuple[Step, dict[str, Any]]]) -> None:
-    """The worker's end. `build` makes the step, which returns its result, and facts to report about it.
+    """The worker's end of the pipe. `build` returns the step and facts to report about it.
 
-    Writes lines of json: the facts, what a first run gave, and for every line on stdin how long another run took.
+    Writes json lines: the facts, the time and result of a first run, and for every line on stdin the time of a run.
     """
     replies = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # what libraries print is no reply
+    os.dup2(2, 1)  # output of libraries must not mix with the replies
 
     def reply(**values) -> None:
         print(json.dumps({**values, "peak_bytes": status_bytes("VmHWM")}), file=replies, flush=True)
@@ -47,22 +49,24 @@ def timed(step: Step) -> tuple[float, np.ndarray]:
 
 
 def sample(result: np.ndarray) -> list[float]:
-    """Some elements, evenly spread."""
+    """Evenly spaced elements."""
     flat = result.reshape(-1)
     return [float(value) for value in flat[np.linspace(0, flat.size - 1, COMPARED).astype(int)]]
 
 
 def status_bytes(key: str) -> int:
-    """A figure of /proc/self/status: VmRSS is what is in memory, VmHWM the most that ever was."""
+    """A value of /proc/self/status: VmRSS is the resident memory, VmHWM its peak."""
     status = Path("/proc/self/status").read_text(encoding="ascii")
     return int(status.split(f"{key}:")[1].split()[0]) * 1024
 
 
 class Worker:
-    """The other end: `python -m module *arguments` as a context. `facts` and `first` are its first two replies.
+    """The parent's end of the pipe, a context manager that runs `python -m module *arguments`.
+
+    `facts` and `first` are the first two replies.
 
     Raises:
-        ValueError: the process ended, for the reason it wrote on stderr.
+        UserError: the process ended; its stderr shows the reason.
     """
 
     def __init__(self, python: str, module: str, *arguments: str):
@@ -73,8 +77,8 @@ class Worker:
             text=True,
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            env={**os.environ, "GLOG_v": "3"},
-        )  # MindSpore: errors, no warnings
+            env={**os.environ, "GLOG_v": "3"},  # MindSpore logs errors only
+        )
 
     def __enter__(self) -> Worker:
         self.facts = self._reply()
@@ -87,7 +91,7 @@ class Worker:
         self.process.stdout.close()
 
     def run(self) -> dict[str, Any]:
-        """Runs the step once more."""
+        """Runs the step again."""
         self.process.stdin.write("\n")
         self.process.stdin.flush()
         return self._reply()
@@ -95,5 +99,5 @@ class Worker:
     def _reply(self) -> dict[str, Any]:
         line = self.process.stdout.readline()
         if not line:
-            raise ValueError(f"{self.name} ended with code {self.process.wait()}; the lines above say why")
+            raise UserError(f"{self.name} ended with code {self.process.wait()}; the lines above show the reason")
         return json.loads(line)

@@ -1,4 +1,4 @@
-"""The benchmarked models in PyTorch, as one writes them there: what the project's own are compared with.
+"""The benchmarked models in idiomatic PyTorch, for comparison.
 
-Names of weights are the published ones. Only what `cases.py` configures is here.
+Weights have the published names. Only the configurations of `cases.py` are supported.
 """

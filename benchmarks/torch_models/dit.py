@@ -1,6 +1,6 @@
 """The diffusion transformer, without a mask on the video.
 
-Letters: B batch, C channels, T H W frames, height, width; S tokens of the video, L of the text, N heads, D numbers of a
+Letters: B batch, C channels, T H W frames, height, width; S tokens of the video, L of the text, N heads, D width of a
 token or of a head.
 """
 
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 
 def rope_tables(frames: int, height: int, width: int, head_dim: int) -> tuple[Tensor, Tensor]:
-    """cos and sin (T H W, 1, head_dim): a third of a head for each axis, its halves alike."""
+    """cos and sin (T H W, 1, head_dim): one third of a head per axis, with equal halves."""
     dim = head_dim // 3
     frequencies = 10000.0 ** (-torch.arange(0, dim, 2) / dim)
     positions = torch.cartesian_prod(torch.arange(frames), torch.arange(height), torch.arange(width))
@@ -30,38 +30,38 @@ def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
 
 
 class Attention(nn.Module):
-    """Self- or cross-attention; `groups` above 1: skiparse, dealing single tokens, or with `runs` runs of them."""
+    """Self- or cross-attention; `groups` > 1: skiparse, single skip, or group skip if `group_skip`."""
 
-    def __init__(self, width: int, heads: int, groups: int = 1, runs: bool = False):
+    def __init__(self, width: int, heads: int, groups: int = 1, group_skip: bool = False):
         super().__init__()
         self.to_q = nn.Linear(width, width)
         self.to_k = nn.Linear(width, width)
         self.to_v = nn.Linear(width, width)
         self.to_out = nn.ModuleList([nn.Linear(width, width)])
         self.heads, self.groups = heads, groups
-        self.run = groups if runs else 1
+        self.run = groups if group_skip else 1
 
-    def deal(self, x: Tensor) -> Tensor:
+    def split(self, x: Tensor) -> Tensor:
         """(B, S, N, D) -> (B groups, S / groups, N, D)."""
         if self.groups == 1:
             return x
         return x.unflatten(1, (-1, self.groups, self.run)).transpose(1, 2).flatten(2, 3).flatten(0, 1)
 
-    def gather(self, x: Tensor) -> Tensor:
-        """The inverse of `deal`, (B groups, S / groups, D) -> (B, S, D)."""
+    def merge(self, x: Tensor) -> Tensor:
+        """The inverse of `split`, (B groups, S / groups, D) -> (B, S, D)."""
         if self.groups == 1:
             return x
         x = x.unflatten(0, (-1, self.groups)).unflatten(2, (-1, self.run))  # B groups rounds run D
         return x.transpose(1, 2).flatten(1, 3)
 
-    def forward(self, x: Tensor, text: Tensor | None = None, visible: Tensor | None = None, rope=None) -> Tensor:
+    def forward(self, x: Tensor, text: Tensor | None = None, mask: Tensor | None = None, rope=None) -> Tensor:
         source = x if text is None else text
         q, k, v = (y.unflatten(-1, (self.heads, -1)) for y in (self.to_q(x), self.to_k(source), self.to_v(source)))
         if rope is not None:
             q, k = apply_rope(q, *rope), apply_rope(k, *rope)
-        q, k, v = (self.deal(y).transpose(1, 2) for y in (q, k, v))
-        y = F.scaled_dot_product_attention(q, k, v, visible)
-        return self.to_out[0](self.gather(y.transpose(1, 2).flatten(2)))
+        q, k, v = (self.split(y).transpose(1, 2) for y in (q, k, v))
+        y = F.scaled_dot_product_attention(q, k, v, mask)
+        return self.to_out[0](self.merge(y.transpose(1, 2).flatten(2)))
 
 
 class GELU(nn.Module):
@@ -83,21 +83,21 @@ class FeedForward(nn.Module):
 
 
 class TransformerBlock(nn.Module):
-    def __init__(self, width: int, heads: int, groups: int, runs: bool):
+    def __init__(self, width: int, heads: int, groups: int, group_skip: bool):
         super().__init__()
         self.norm = nn.LayerNorm(width, eps=1e-6, elementwise_affine=False)
-        self.attn1 = Attention(width, heads, groups, runs)
+        self.attn1 = Attention(width, heads, groups, group_skip)
         self.attn2 = Attention(width, heads)
         self.ff = FeedForward(width)
         self.scale_shift_table = nn.Parameter(torch.empty(6, width))
 
-    def forward(self, x: Tensor, modulation: Tensor, rope, text: Tensor, visible: Tensor) -> Tensor:
+    def forward(self, x: Tensor, modulation: Tensor, rope, text: Tensor, mask: Tensor) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = (self.scale_shift_table + modulation).chunk(
             6, 1
         )
         h = self.norm(x) * (1 + scale_attn) + shift_attn
         x = x + gate_attn * self.attn1(h, rope=rope)
-        x = x + self.attn2(x, text, visible)
+        x = x + self.attn2(x, text, mask)
         h = self.norm(x) * (1 + scale_ff) + shift_ff
         return x + gate_ff * self.ff(h)
 
@@ -137,7 +137,7 @@ class AdaLayerNormSingle(nn.Module):
 
 
 class OpenSoraT2V(nn.Module):
-    """(B, C, T, H, W), timesteps (B,), text (B, L, caption_channels), its mask (B, L), 1 = visible -> as the first."""
+    """Latents (B, C, T, H, W), timesteps (B,), text (B, L, caption_channels), its mask (B, L), 1 = token -> latents."""
 
     def __init__(self, config: dict, channels: int = 8):
         super().__init__()
@@ -160,9 +160,9 @@ class OpenSoraT2V(nn.Module):
         x = self.pos_embed(x)
         modulation, embedded = self.adaln_single(timestep)
         rope = rope_tables(t, h, w, self.head_dim)
-        visible = text_mask.bool()[:, None, None]
+        mask = text_mask.bool()[:, None, None]
         for block in self.transformer_blocks:
-            x = block(x, modulation, rope, text, visible)
+            x = block(x, modulation, rope, text, mask)
         shift, scale = (self.scale_shift_table + embedded[:, None]).chunk(2, 1)
         x = self.proj_out(self.norm(x) * (1 + scale) + shift)
         return (

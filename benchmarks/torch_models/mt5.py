@@ -1,4 +1,4 @@
-"""The encoder of mT5: B batch, L tokens, N heads, D numbers of a token."""
+"""The encoder of mT5. Letters: B batch, L tokens, N heads, D width."""
 
 from __future__ import annotations
 
@@ -76,14 +76,14 @@ class MT5Block(nn.Module):
 
 
 def distance_buckets(length: int) -> Tensor:
-    """(L, L): 16 buckets for keys up to the query, 16 for those after; 8 of each exact, others logarithmic to 128."""
+    """(L, L): 16 buckets for keys up to the query, 16 for keys after it; 8 of each exact, 8 logarithmic to 128."""
     distance = torch.arange(length)[None] - torch.arange(length)[:, None]
     far = 8 + (torch.log(distance.abs().clamp(min=1) / 8) / math.log(16) * 8).long()
     return torch.where(distance.abs() < 8, distance.abs(), far.clamp(max=15)) + 16 * (distance > 0)
 
 
 class MT5Encoder(nn.Module):
-    """Token ids and mask (B, L), 1 = a token -> (B, L, D)."""
+    """Token ids and mask (B, L), 1 = token -> (B, L, D)."""
 
     def __init__(self, config: dict):
         super().__init__()

@@ -12,7 +12,7 @@ HADAMARD_8 = torch.kron(HADAMARD_2, torch.kron(HADAMARD_2, HADAMARD_2)) * 0.3536
 
 
 def by_frames(function, x: Tensor) -> Tensor:
-    """A function of pictures (B T, C, H, W), on a video (B, C, T, H, W)."""
+    """Applies a function of images (B T, C, H, W) to each frame of (B, C, T, H, W)."""
     y = function(x.transpose(1, 2).flatten(0, 1))
     return y.unflatten(0, (x.shape[0], x.shape[2])).transpose(1, 2)
 
@@ -42,7 +42,7 @@ class HaarTransform(nn.Module):
 
 
 class LayerNorm(nn.Module):
-    """Over the channels of a video."""
+    """LayerNorm over the channels of a video."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -104,7 +104,7 @@ class ResnetBlock3D(nn.Module):
 
 
 class AttnBlock3DFix(nn.Module):
-    """Among the positions of each frame, one head."""
+    """Single-head attention within each frame."""
 
     def __init__(self, channels: int):
         super().__init__()
@@ -150,7 +150,7 @@ class Upsample(nn.Module):
 
 
 class Spatial2xTime2x3DUpsample(nn.Module):
-    """The first frame stays one."""
+    """Doubles T, H and W, except that the first frame is not doubled."""
 
     def __init__(self, channels: int):
         super().__init__()

@@ -5,6 +5,7 @@ A new format is one more entry of `READERS`.
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 from typing import Callable, NamedTuple
@@ -98,24 +99,10 @@ def _read_config(path: Path) -> None:
 
 
 def _make_spiece(folder: Path) -> Path:
-    """A small vocabulary, trained by sentencepiece."""
-    import sentencepiece
+    """A vocabulary of 20 pieces, as sentencepiece trains it."""
+    from tiny_models import train_sentencepiece
 
-    words = [a + b for a in "abcdefgh" for b in "aeiou"]
-    sentencepiece.SentencePieceTrainer.train(
-        sentence_iterator=iter(words),
-        model_prefix=str(folder / "spiece"),
-        model_type="unigram",
-        vocab_size=20,
-        pad_id=0,
-        eos_id=1,
-        unk_id=2,
-        bos_id=-1,
-        num_threads=1,
-        minloglevel=2,
-    )
-    (folder / "spiece.vocab").unlink()
-    return folder / "spiece.model"
+    return train_sentencepiece(folder, [a + b for a in "abcdefgh" for b in "aeiou"], 20)
 
 
 def _read_tokenizer(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Runs the models of the golden cases: weights and inputs by rule, outputs beside their references."""
+"""Runs the models of the golden cases, with weights and inputs derived from names, and compares with the references."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ MODELS = {
 
 
 def build(name: str, file: str = "cases.json", **options):
-    """The model of a case with its weights by rule, loaded through torch names; `options` stand over its config."""
+    """The model of a case with its derived weights, loaded by torch name; `options` override its config."""
     description = case(name, file)
     model = MODELS[description["model"]](**{**description["config"], **options})
     buffers = model.torch_buffers()
@@ -46,12 +46,12 @@ def build(name: str, file: str = "cases.json", **options):
     return model.set_train(False)
 
 
-# Of the newest case: the weights of the large ones take many seconds, and each runs in two modes.
+# The most recent model: deriving the weights of a large one takes many seconds, and each case runs in two modes.
 same_model = lru_cache(maxsize=1)(build)
 
 
 def wfvae_rows(name: str) -> dict[str, float]:
-    """Relative difference of every output of a WFVAE case, with temporal tiling too."""
+    """Relative difference of every output of a WFVAE case, also with temporal tiling."""
     vae, reference = same_model(name), load_case(name)
     vae.enable_tiling(False)
     x = Tensor(np.clip(given(name, "x", case(name)["inputs"]["x"]["shape"]), -3, 3) / 3, ms.float32)
@@ -66,7 +66,7 @@ def wfvae_rows(name: str) -> dict[str, float]:
     vae.enable_tiling()
     outputs["tiled_mean"] = vae.encode(x).mean
     outputs["tiled_decode"] = vae.decode(outputs["tiled_mean"])
-    # Where no tiled outputs are stored, tiling must change nothing.
+    # Without stored tiled outputs, tiling must not change the result.
     return {
         key: relative_difference(value.asnumpy(), reference.get(key, reference[key.replace("tiled_", "")]))
         for key, value in outputs.items()
@@ -74,7 +74,7 @@ def wfvae_rows(name: str) -> dict[str, float]:
 
 
 def dit_rows(name: str) -> dict[str, float]:
-    """Relative difference of a DiT case's output, where the latent mask is 1."""
+    """Relative difference of a DiT case's output at latents whose mask is 1."""
     inputs, reference = case(name)["inputs"], load_case(name)["output"]
     latents = given(name, "hidden_states", inputs["hidden_states"]["shape"])
     text = given(name, "encoder_hidden_states", inputs["encoder_hidden_states"]["shape"])
@@ -94,7 +94,7 @@ def dit_rows(name: str) -> dict[str, float]:
 
 
 def mt5_rows(name: str) -> dict[str, float]:
-    """Relative difference of an mT5 case's states, at the tokens kept."""
+    """Relative difference of an mT5 case's states at tokens whose mask is 1."""
     reference = load_case(name)
     ids = reference["input_ids"].astype(np.int32)
     mask = np.stack([np.arange(ids.shape[1]) < kept for kept in case(name)["inputs"]["attention_kept"]])
@@ -104,7 +104,7 @@ def mt5_rows(name: str) -> dict[str, float]:
 
 
 def stdit_inputs(name: str) -> dict:
-    """The arguments of the model by name."""
+    """The arguments of the model in an STDiT2 case, by name."""
     inputs = case(name, OPENSORA_CASES)["inputs"]
     tokens = inputs["y"]["shape"][2]
     arguments = {key: Tensor(given(name, key, inputs[key]["shape"])) for key in ("x", "y")}
@@ -118,7 +118,7 @@ def stdit_inputs(name: str) -> dict:
 
 
 def stdit_rows(name: str) -> dict[str, float]:
-    """Relative difference of an STDiT2 case's output; with guidance, of the half that sampling goes on with."""
+    """Relative difference of an STDiT2 case's output; with guidance, of the half that sampling uses."""
     description, reference = case(name, OPENSORA_CASES), load_case(name)
     if "layer" in description:
         return {

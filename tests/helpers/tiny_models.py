@@ -1,13 +1,19 @@
-"""Tiny models with random weights in the published layout."""
+"""Tiny models with random weights, and release folders made of them."""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import mindspore as ms
+import numpy as np
+import sentencepiece
 from tokenizers import Tokenizer, models, pre_tokenizers, processors
+from torch_files import as_tensors, save_zip
 
+from opensora.checkpoint.formats.safetensors import write_safetensors
+from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 
 VAE = dict(
@@ -48,14 +54,75 @@ def make_release(folder: Path) -> Path:
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
     tokenizer.save(str(folder / "text/tokenizer.json"))
-    (folder / "text/tokenizer_config.json").write_text(
-        json.dumps(
-            {
-                "tokenizer_class": "PreTrainedTokenizerFast",
-                "pad_token": "<pad>",
-                "eos_token": "</s>",
-                "unk_token": "<unk>",
-            }
-        )
-    )
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(folder / "text/tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", **tokens)
     return folder
+
+
+def make_published_release(folder: Path) -> Path:
+    """Folders `any93x640x640`, `vae` and `mt5-xxl` with the file formats and config.json keys of the published weights.
+
+    Sharded safetensors; a training checkpoint with EMA and plain weights; a torch file that also has a decoder, and a
+    sentencepiece model.
+    """
+    ms.set_seed(3)
+    transformer, vae, text = (folder / name for name in ("any93x640x640", "vae", "mt5-xxl"))
+    write_shards(transformer, OpenSoraT2V_v1_3(**DIT).torch_state(), 3)
+    write_json(transformer / "config.json", _class_name="OpenSoraT2V_v1_3", _diffusers_version="0.30.2", **DIT)
+    save_vae_checkpoint(vae, WFVAEModel(**VAE).torch_state())
+    text.mkdir(parents=True)
+    state = MT5EncoderModel(**TEXT).torch_state()
+    decoder = {"decoder.final_layer_norm.weight": np.ones(32, np.float32), "lm_head.weight": state["shared.weight"]}
+    save_zip(text / "pytorch_model.bin", as_tensors({**state, **decoder}))
+    names = {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"}
+    write_json(text / "config.json", num_decoder_layers=2, **names, **TEXT)
+    sentences = ["A red circle moves right on a blue background", "A green square moves left on a white background"]
+    train_sentencepiece(text, sentences, 40)
+    tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
+    write_json(text / "tokenizer_config.json", tokenizer_class="T5Tokenizer", extra_ids=0, legacy=True, **tokens)
+    return folder
+
+
+def save_vae_checkpoint(folder: Path, ema: Mapping[str, np.ndarray]) -> None:
+    """merged.ckpt, in which the plain weights are the EMA weights plus 1, and config.json."""
+    folder.mkdir(parents=True, exist_ok=True)
+    plain = {name: value if "wavelet" in name else value + 1 for name, value in ema.items()}
+    states = {
+        "ema_state_dict": {f"module.{name}": value for name, value in as_tensors(ema).items()},
+        "state_dict": {"gen_model": as_tensors(plain)},
+    }
+    save_zip(folder / "merged.ckpt", states)
+    write_json(folder / "config.json", _class_name="WFVAEModel", **VAE)
+
+
+def write_shards(folder: Path, state: Mapping[str, np.ndarray], count: int) -> None:
+    """`count` safetensors shards and their index."""
+    index = {"metadata": {}, "weight_map": {}}
+    for i in range(count):
+        shard = f"diffusion_pytorch_model-{i + 1:05d}-of-{count:05d}.safetensors"
+        names = sorted(state)[i::count]
+        write_safetensors(folder / shard, {name: ArrayTensor(state[name]) for name in names})
+        index["weight_map"].update(dict.fromkeys(names, shard))
+    write_json(folder / "diffusion_pytorch_model.safetensors.index.json", **index)
+
+
+def train_sentencepiece(folder: Path, sentences: list[str], vocab_size: int) -> Path:
+    """spiece.model, with the special tokens of T5."""
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(sentences),
+        model_prefix=str(folder / "spiece"),
+        model_type="unigram",
+        vocab_size=vocab_size,
+        pad_id=0,
+        eos_id=1,
+        unk_id=2,
+        bos_id=-1,
+        num_threads=1,
+        minloglevel=2,
+    )
+    (folder / "spiece.vocab").unlink()
+    return folder / "spiece.model"
+
+
+def write_json(path: Path, **content) -> None:
+    path.write_text(json.dumps(content))

@@ -1,4 +1,4 @@
-"""Writes files in the two formats of torch.save, without torch: what the readers are tested on; and how they refuse."""
+"""Writes files in both formats of torch.save without torch, and checks how readers reject files."""
 
 from __future__ import annotations
 
@@ -32,14 +32,14 @@ STORAGES = {
 
 
 class Storage:
-    """One run of elements; several tensors may look at it."""
+    """Consecutive elements, which several tensors may view."""
 
     def __init__(self, elements: np.ndarray):
         self.elements = elements
 
 
 class View:
-    """A tensor over a storage. `parameter` wraps it as torch does a Parameter."""
+    """A tensor that views a storage. `parameter` wraps it as torch wraps a Parameter."""
 
     def __init__(
         self, storage: Storage, shape, start: int = 0, strides: Optional[tuple] = None, parameter: bool = False
@@ -54,13 +54,13 @@ def tensor(array: np.ndarray) -> View:
 
 
 class Name:
-    """A reference to a function or class of torch, which need not be there."""
+    """A reference to a function or class of torch, which need not be installed."""
 
     def __init__(self, module: str, name: str):
         self.line = f"c{module}\n{name}\n".encode()
 
     def __call__(self):
-        raise AssertionError("only to be written")
+        raise AssertionError("this is only pickled, never called")
 
 
 class _Pickler(pickle._Pickler):
@@ -122,8 +122,18 @@ def save_legacy(path: Path, content: Any) -> None:
 SAVERS = {"zip": save_zip, "legacy": save_legacy}
 
 
+def as_tensors(state: dict) -> dict:
+    """Arrays by name as torch tensors."""
+    return {name: tensor(np.ascontiguousarray(value)) for name, value in state.items()}
+
+
+def same(a: dict, b: dict) -> bool:
+    """Whether two state dicts of arrays are equal."""
+    return set(a) == set(b) and all((a[name] == b[name]).all() for name in a)
+
+
 def refused_cheaply(path: Path, megabytes: float = 20, read: Callable[[Path], Any] = open_state) -> str:
-    """The error of a file, which must come within seconds, in one short line and with little memory."""
+    """The error message for a file: one short line, raised within seconds and with little memory."""
     tracemalloc.start()
     start = time.perf_counter()
     try:

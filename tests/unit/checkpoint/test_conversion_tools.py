@@ -1,4 +1,4 @@
-"""The tools as a user calls them."""
+"""The conversion tools, run as commands."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ import mindspore as ms
 import numpy as np
 import pytest
 from safetensors.numpy import load_file
-from torch_files import Storage, View, save_zip, tensor
-from torch_states import TINY_T5, TINY_VAE, as_tensors, same
+from tiny_models import TEXT, VAE, make_published_release, save_vae_checkpoint
+from torch_files import Storage, View, as_tensors, same, save_zip, tensor
 
 from opensora.checkpoint.files import open_state
 from opensora.checkpoint.formats.safetensors import write_safetensors
@@ -29,27 +29,24 @@ MERGE_TOOL = "tools/ckpt/merge_safetensors.py"
 
 @pytest.fixture(scope="module")
 def vae_folder(tmp_path_factory):
-    """A training checkpoint: EMA weights and others."""
+    """A training checkpoint with EMA and plain weights, and config.json."""
     folder = tmp_path_factory.mktemp("vae")
-    state = WFVAEModel(**TINY_VAE).torch_state()
-    plain = {key: value if "wavelet" in key else value + 1 for key, value in state.items()}
-    save_zip(
-        folder / "merged.ckpt",
-        {
-            "ema_state_dict": {f"module.{k}": v for k, v in as_tensors(state).items()},
-            "state_dict": {"gen_model": as_tensors(plain)},
-        },
-    )
-    (folder / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE}))
+    save_vae_checkpoint(folder, WFVAEModel(**VAE).torch_state())
     return folder
+
+
+@pytest.fixture(scope="module")
+def transformer(tmp_path_factory):
+    """A folder of sharded safetensors."""
+    return make_published_release(tmp_path_factory.mktemp("release")) / "any93x640x640"
 
 
 def convert(run, tool, src, target, config, *more, **kwargs):
     return run(tool, "--src", src, "--target", target, "--config", config, *more, **kwargs)
 
 
-def refused(finished, *words) -> bool:
-    """One line of error, exit code not zero, no traceback."""
+def rejected(finished, *words) -> bool:
+    """Whether a command failed with exit code 1 and a one-line error with these words, without traceback."""
     errors = [line for line in finished.stderr.splitlines() if line.startswith("error: ")]
     return (
         finished.returncode == 1
@@ -59,7 +56,7 @@ def refused(finished, *words) -> bool:
     )
 
 
-def test_wfvae(run, vae_folder, tmp_path):
+def test_wfvae_is_converted(run, vae_folder, tmp_path):
     target = tmp_path / "out/model.safetensors"
     for use_ema in ("True", "False"):
         finished = convert(
@@ -71,13 +68,13 @@ def test_wfvae(run, vae_folder, tmp_path):
     assert os.listdir(target.parent) == ["model.safetensors"]
 
 
-def test_mt5_keeps_every_name(run, tmp_path):
-    state = as_tensors(MT5EncoderModel(**TINY_T5).torch_state())
+def test_mt5_keeps_all_names(run, tmp_path):
+    state = as_tensors(MT5EncoderModel(**TEXT).torch_state())
     state["encoder.embed_tokens.weight"] = state["shared.weight"]
-    state["decoder.embed_tokens.weight"] = tensor(np.ones((20, 8), np.float32))
-    state["decoder.final_layer_norm.weight"] = tensor(np.ones(8, np.float32))
+    state["decoder.embed_tokens.weight"] = tensor(np.ones((300, 32), np.float32))
+    state["decoder.final_layer_norm.weight"] = tensor(np.ones(32, np.float32))
     save_zip(tmp_path / "pytorch_model.bin", state)
-    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mt5", **TINY_T5}))
+    (tmp_path / "config.json").write_text(json.dumps({"model_type": "mt5", **TEXT}))
     target = tmp_path / "model.safetensors"
     before = MT5EncoderModel.from_pretrained(tmp_path).torch_state()
     finished = convert(run, TORCH_TOOL, tmp_path / "pytorch_model.bin", target, tmp_path / "config.json")
@@ -87,73 +84,71 @@ def test_mt5_keeps_every_name(run, tmp_path):
     assert same(MT5EncoderModel.from_pretrained(tmp_path).torch_state(), before)
 
 
-def test_torch_shards(run, release_tiny, tmp_path):
-    source = next((release_tiny / "LanguageBind").rglob("any93x640x640/config.json")).parent
-    for shard in source.glob("*.safetensors"):
+def test_torch_shards_are_converted(run, transformer, tmp_path):
+    for shard in transformer.glob("*.safetensors"):
         save_zip(tmp_path / f"{shard.stem}.bin", as_tensors(load_file(shard)))
-    index = json.loads((source / "diffusion_pytorch_model.safetensors.index.json").read_text())
+    index = json.loads((transformer / "diffusion_pytorch_model.safetensors.index.json").read_text())
     weight_map = {name: file.replace(".safetensors", ".bin") for name, file in index["weight_map"].items()}
     (tmp_path / "pytorch_model.bin.index.json").write_text(json.dumps({"weight_map": weight_map}))
-    arguments = tmp_path / "pytorch_model.bin.index.json", tmp_path / "out.safetensors", source / "config.json"
+    arguments = tmp_path / "pytorch_model.bin.index.json", tmp_path / "out.safetensors", transformer / "config.json"
     finished = convert(run, TORCH_TOOL, *arguments)
     assert finished.returncode == 0, finished.stderr
-    assert same(load_file(tmp_path / "out.safetensors"), {n: t.numpy() for n, t in open_state(source).items()})
+    assert same(load_file(tmp_path / "out.safetensors"), {n: t.numpy() for n, t in open_state(transformer).items()})
     (tmp_path / "out.safetensors").unlink()
     lost = next(iter(weight_map.values()))
     (tmp_path / lost).unlink()
-    assert refused(convert(run, TORCH_TOOL, *arguments), lost, "missing")
+    assert rejected(convert(run, TORCH_TOOL, *arguments), lost, "missing")
     assert not (tmp_path / "out.safetensors").exists()
 
 
-def test_back_from_mindspore(run, tmp_path):
-    vae = WFVAEModel(**TINY_VAE)
+def test_mindspore_checkpoint_is_converted(run, tmp_path):
+    vae = WFVAEModel(**VAE)
     extra = ms.Parameter(ms.Tensor(np.ones(3, np.float32)), name="adam_m.encoder")
     ms.save_checkpoint(
         [*({"name": p.name, "data": p} for p in vae.get_parameters()), {"name": "adam_m.encoder", "data": extra}],
         str(tmp_path / "vae.ckpt"),
     )
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE}))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **VAE}))
     target = tmp_path / "model.safetensors"
     finished = convert(run, MS_TOOL, tmp_path / "vae.ckpt", target, tmp_path / "config.json")
     assert finished.returncode == 0, finished.stderr
     assert same(load_file(target), vae.torch_state())
 
 
-def test_merge(run, release_tiny, tmp_path):
-    folder = release_tiny / "LanguageBind/Open-Sora-Plan-v1.3.0/any93x640x640"
+def test_shards_are_merged(run, transformer, tmp_path):
     index = "diffusion_pytorch_model.safetensors.index.json"
-    finished = run(MERGE_TOOL, "-i", folder, "-o", tmp_path / "all.safetensors", "-f", index)
+    finished = run(MERGE_TOOL, "-i", transformer, "-o", tmp_path / "all.safetensors", "-f", index)
     assert finished.returncode == 0, finished.stderr
     merged = load_file(tmp_path / "all.safetensors")
     expected = {}
-    for shard in folder.glob("*.safetensors"):
+    for shard in transformer.glob("*.safetensors"):
         expected.update(load_file(shard))
     assert same(merged, expected)
 
 
-def test_what_goes_wrong_is_one_line_and_leaves_nothing(run, vae_folder, tmp_path):
+def test_failure_is_one_line_and_leaves_no_file(run, vae_folder, tmp_path):
     src, config, target = vae_folder / "merged.ckpt", vae_folder / "config.json", tmp_path / "out/x.safetensors"
-    cut = tmp_path / "cut.ckpt"
-    cut.write_bytes(src.read_bytes()[:10000])
+    truncated = tmp_path / "truncated.ckpt"
+    truncated.write_bytes(src.read_bytes()[:10000])
     other = tmp_path / "config.json"
-    other.write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE, "latent_dim": 16}))
-    assert refused(convert(run, WFVAE_TOOL, cut, target, config), "cut.ckpt", "damaged")
-    assert refused(convert(run, WFVAE_TOOL, src, target, other), "latent_dim", "(16, 32, 3, 3, 3)")
-    assert refused(convert(run, WFVAE_TOOL, src, target, tmp_path / "no.json"), "no.json")
-    assert refused(convert(run, WFVAE_TOOL, src, tmp_path, config), ".safetensors")
-    assert refused(convert(run, MS_TOOL, src, target, other), "merged.ckpt", "wrong shapes")
-    assert refused(convert(run, WFVAE_TOOL, tmp_path / "no.ckpt", target, config), "no.ckpt")
-    assert refused(run(MERGE_TOOL, "-i", tmp_path, "-o", target, "-f", "no.json"), "no.json")
+    other.write_text(json.dumps({"_class_name": "WFVAEModel", **VAE, "latent_dim": 16}))
+    assert rejected(convert(run, WFVAE_TOOL, truncated, target, config), "truncated.ckpt", "damaged")
+    assert rejected(convert(run, WFVAE_TOOL, src, target, other), "latent_dim", "(16, 32, 3, 3, 3)")
+    assert rejected(convert(run, WFVAE_TOOL, src, target, tmp_path / "no.json"), "no.json")
+    assert rejected(convert(run, WFVAE_TOOL, src, tmp_path, config), ".safetensors")
+    assert rejected(convert(run, MS_TOOL, src, target, other), "merged.ckpt", "wrong shapes")
+    assert rejected(convert(run, WFVAE_TOOL, tmp_path / "no.ckpt", target, config), "no.ckpt")
+    assert rejected(run(MERGE_TOOL, "-i", tmp_path, "-o", target, "-f", "no.json"), "no.json")
     assert not target.exists() and not target.parent.exists()
 
 
 @pytest.fixture
 def small_disk(tmp_path):
-    """A disk of 1 MB."""
+    """A file system of 1 MB."""
     folder = tmp_path / "small"
     folder.mkdir()
     if subprocess.run(["mount", "-t", "tmpfs", "-o", "size=1m", "tmpfs", folder], capture_output=True).returncode:
-        pytest.skip("mounting a small disk needs root")
+        pytest.skip("mounting a small file system needs root")
     yield folder
     subprocess.run(["umount", folder], check=True)
 
@@ -162,18 +157,18 @@ def small_disk(tmp_path):
 def ballasted(vae_folder, tmp_path_factory):
     """A checkpoint of more than 2 MB."""
     path = tmp_path_factory.mktemp("big") / "big.ckpt"
-    state = as_tensors(WFVAEModel(**TINY_VAE).torch_state())
+    state = as_tensors(WFVAEModel(**VAE).torch_state())
     save_zip(path, {**state, "ballast": tensor(np.ones(500000, np.float32))})
     return path
 
 
-def test_full_disk(run, vae_folder, ballasted, small_disk):
+def test_full_disk_is_reported(run, vae_folder, ballasted, small_disk):
     finished = convert(run, WFVAE_TOOL, ballasted, small_disk / "x.safetensors", vae_folder / "config.json")
-    assert refused(finished, "x.safetensors", "cannot hold")
+    assert rejected(finished, "x.safetensors", "cannot hold")
     assert os.listdir(small_disk) == []
 
 
-def test_file_larger_than_allowed(run, vae_folder, ballasted, tmp_path):
+def test_file_size_limit_is_reported(run, vae_folder, ballasted, tmp_path):
     finished = convert(
         run,
         WFVAE_TOOL,
@@ -182,11 +177,11 @@ def test_file_larger_than_allowed(run, vae_folder, ballasted, tmp_path):
         vae_folder / "config.json",
         preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 20, 1 << 20)),
     )
-    assert refused(finished, "x.safetensors", "cannot hold")
+    assert rejected(finished, "x.safetensors", "cannot hold")
     assert os.listdir(tmp_path) == []
 
 
-# Runs a tool and then says how much memory it had at most. (getrusage would count the process that started it, too.)
+# Runs a tool, then prints its peak memory. (getrusage would include the parent process.)
 WITH_PEAK = """
 import runpy, sys
 sys.argv = sys.argv[1:]
@@ -197,14 +192,14 @@ print(next(line.split()[1] for line in open("/proc/self/status") if line.startsw
 
 @pytest.mark.slow
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is measured through /proc")
-def test_memory_stays_small_for_a_large_file(run, tmp_path):
+def test_memory_is_bounded_for_a_large_file(run, tmp_path):
     """3.3 GB in tensors of 128 MB, one of them transposed: peak memory below twice a tensor plus 300 MB."""
     elements = np.arange(32 << 20, dtype=np.float32)
-    state = as_tensors(WFVAEModel(**TINY_VAE).torch_state())
+    state = as_tensors(WFVAEModel(**VAE).torch_state())
     state.update({f"ballast.{i}": tensor(elements) for i in range(25)})
     state["transposed"] = View(Storage(elements), (8192, 4096), strides=(1, 8192))
     save_zip(tmp_path / "big.ckpt", state)
-    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **TINY_VAE}))
+    (tmp_path / "config.json").write_text(json.dumps({"_class_name": "WFVAEModel", **VAE}))
     start = time.perf_counter()
     finished = convert(
         partial(run, "-c", WITH_PEAK),
@@ -223,8 +218,8 @@ def test_memory_stays_small_for_a_large_file(run, tmp_path):
     assert peak < 2 * elements.nbytes + 300e6
 
 
-def test_merge_as_the_guide_calls_it(run, tmp_path):
-    """-f may be the index's full path; what is not right in the shards is said."""
+def test_merge_accepts_the_index_path(run, tmp_path):
+    """-f may be the full path of the index; NaN in the shards is reported."""
     folder = tmp_path / "shards"
     weights = {"w": np.ones(3, np.float32), "v": np.full(2, np.nan, np.float32)}
     for name, value in weights.items():
@@ -241,11 +236,11 @@ def test_merge_as_the_guide_calls_it(run, tmp_path):
     elsewhere = tmp_path / index.name
     elsewhere.write_text(index.read_text())
     finished = run(MERGE_TOOL, "-i", folder, "-o", target, "-f", tmp_path / "no" / index.name)
-    assert refused(finished, "no such index", str(folder))
-    assert refused(run(MERGE_TOOL, "-i", folder, "-o", target, "-f", elsewhere), "is not in", str(folder))
+    assert rejected(finished, "no such index", str(folder))
+    assert rejected(run(MERGE_TOOL, "-i", folder, "-o", target, "-f", elsewhere), "is not in", str(folder))
 
 
-def test_checkpoints_of_other_trainers(run, vae_folder, tmp_path):
+def test_deepspeed_checkpoint_is_converted(run, vae_folder, tmp_path):
     state = WFVAEModel.from_pretrained(vae_folder).torch_state()
     save_zip(
         tmp_path / "mp_rank_00_model_states.pt",
@@ -258,8 +253,8 @@ def test_checkpoints_of_other_trainers(run, vae_folder, tmp_path):
     assert same(load_file(tmp_path / "x.safetensors"), state)
 
 
-def test_float8_survives_conversion(run, tmp_path):
-    """A safetensors file with it is merged and cast byte by byte."""
+def test_float8_is_kept_by_cast(run, tmp_path):
+    """Float8 tensors are copied without conversion."""
     header = json.dumps({"w": {"dtype": "F8_E4M3", "shape": [4], "data_offsets": [0, 4]}}).encode()
     (tmp_path / "x.safetensors").write_bytes(len(header).to_bytes(8, "little") + header + bytes([56, 0, 184, 126]))
     assert open_state(tmp_path / "x.safetensors")["w"].numpy().tolist() == [1, 0, -1, 448]

@@ -1,4 +1,4 @@
-"""The reader of torch files: what it reads, and what it refuses."""
+"""The reader of torch files: supported content, and rejected files."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def save(request):
     return SAVERS[request.param]
 
 
-def test_all_types(save, tmp_path):
+def test_all_types_are_read(save, tmp_path):
     save(tmp_path / "x.pt", OrderedDict((kind, tensor(array)) for kind, array in ARRAYS.items()))
     content = read_torch_file(tmp_path / "x.pt")
     for kind, array in ARRAYS.items():
@@ -43,7 +43,7 @@ def test_bfloat16_becomes_float32(save, tmp_path):
     assert np.allclose(read.numpy(), values, rtol=1e-2)
 
 
-def test_views_of_one_storage(save, tmp_path):
+def test_views_of_one_storage_are_read(save, tmp_path):
     elements = np.arange(24, dtype=np.float32)
     storage = Storage(elements)
     save(
@@ -51,7 +51,7 @@ def test_views_of_one_storage(save, tmp_path):
         {
             "all": View(storage, (4, 6)),
             "transposed": View(storage, (6, 4), strides=(1, 6)),
-            "part": View(storage, (2, 3), start=7, strides=(6, 1)),
+            "narrowed": View(storage, (2, 3), start=7, strides=(6, 1)),
             "scalar": View(storage, (), 5),
             "empty": View(storage, (0, 3)),
             "parameter": View(storage, (2, 12), parameter=True),
@@ -62,13 +62,13 @@ def test_views_of_one_storage(save, tmp_path):
     assert (content["all"].numpy() == whole).all()
     assert (content["transposed"].numpy() == whole.T).all()
     assert b"".join(content["transposed"].iter_bytes()) == whole.T.tobytes()
-    assert (content["part"].numpy() == whole[1:3, 1:4]).all()
+    assert (content["narrowed"].numpy() == whole[1:3, 1:4]).all()
     assert content["scalar"].numpy() == 5 and content["scalar"].shape == ()
     assert content["empty"].numpy().shape == (0, 3)
     assert content["parameter"].numpy().shape == (2, 12)
 
 
-def test_nested_content(save, tmp_path):
+def test_nested_content_is_read(save, tmp_path):
     save(tmp_path / "x.pt", {"epoch": 3, "lists": [1, {"w": tensor(np.ones(2, np.float32))}], "name": "x"})
     content = read_torch_file(tmp_path / "x.pt")
     assert content["epoch"] == 3 and content["name"] == "x"
@@ -81,13 +81,13 @@ class Evil:
 
 
 class EvilState:
-    """Sets state on what an allowed name gives."""
+    """Sets state on the result of an allowed function."""
 
     def __reduce__(self):
         return OrderedDict, (), {"clear": 1}
 
 
-def test_a_file_that_runs_code_is_refused(save, tmp_path, monkeypatch):
+def test_file_that_runs_code_is_rejected(save, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     save(tmp_path / "evil.pt", {"w": tensor(np.ones(2, np.float32)), "x": Evil()})
     with pytest.raises(ValueError, match=r"evil.pt: names (posix|os).system"):
@@ -95,7 +95,7 @@ def test_a_file_that_runs_code_is_refused(save, tmp_path, monkeypatch):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_state_on_an_allowed_class_stays_in_the_file(tmp_path):
+def test_state_for_an_allowed_class_is_ignored(tmp_path):
     save_zip(tmp_path / "x.pt", {"x": EvilState(), "w": tensor(np.ones(2, np.float32))})
     read_torch_file(tmp_path / "x.pt")
     assert callable(OrderedDict.clear)
@@ -108,10 +108,10 @@ def write_pickle(path, data: bytes, compression=zipfile.ZIP_STORED, byteorder="l
         archive.writestr("archive/byteorder", byteorder)
 
 
-def test_a_pickle_cannot_change_what_stands_for_torch(tmp_path):
+def test_pickle_cannot_modify_the_reader(tmp_path):
     for state in (b"}X\x03\x00\x00\x00tagX\x03\x00\x00\x00F64s", b"N}X\x03\x00\x00\x00tagX\x03\x00\x00\x00F64s\x86"):
         write_pickle(tmp_path / "evil.pt", b"\x80\x02ctorch\nFloatStorage\n" + state + b"b.")
-        assert read_torch_file(tmp_path / "evil.pt").name == "torch.FloatStorage", "the state is not read"
+        assert read_torch_file(tmp_path / "evil.pt").name == "torch.FloatStorage", "the state is ignored"
     save_zip(tmp_path / "x.pt", {"w": tensor(np.ones(2, np.float32))})
     assert read_torch_file(tmp_path / "x.pt")["w"].dtype == "F32"
 
@@ -127,7 +127,7 @@ def test_a_pickle_cannot_change_what_stands_for_torch(tmp_path):
         (b"\x80\x02ctorch._utils\n_rebuild_tensor_v2\n(K\x01K\x00))tR.", {}, "damaged"),  # no storage
     ],
 )
-def test_pickles_written_by_hand(tmp_path, monkeypatch, data, options, message):
+def test_invalid_pickle_is_rejected(tmp_path, monkeypatch, data, options, message):
     monkeypatch.chdir(tmp_path)
     write_pickle(tmp_path / "x.pt", data, **options)
     with pytest.raises(ValueError, match=f"x.pt: .*{message}"):
@@ -135,7 +135,7 @@ def test_pickles_written_by_hand(tmp_path, monkeypatch, data, options, message):
     assert not (tmp_path / "pwned").exists()
 
 
-def test_only_what_is_asked_for_is_read(save, tmp_path, monkeypatch):
+def test_tensors_are_read_on_demand(save, tmp_path, monkeypatch):
     tensors = {str(i): tensor(np.full(100_000, i, np.float32)) for i in range(50)}
     save(tmp_path / "x.pt", tensors)
     read, original = [], OpenFile.read
@@ -147,36 +147,36 @@ def test_only_what_is_asked_for_is_read(save, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("keep", [0.1, 0.5, 0.9, 0.999])
-def test_truncated_files(save, tmp_path, keep):
-    whole, cut = tmp_path / "whole.pt", tmp_path / "cut.pt"
+def test_truncated_file_is_rejected(save, tmp_path, keep):
+    whole, truncated = tmp_path / "whole.pt", tmp_path / "truncated.pt"
     save(whole, {str(i): tensor(np.full(500, i, np.float32)) for i in range(50)})
     data = whole.read_bytes()
-    cut.write_bytes(data[: int(len(data) * keep)])
-    with pytest.raises(ValueError, match="cut.pt"):
-        [value.numpy() for value in read_torch_file(cut).values()]
+    truncated.write_bytes(data[: int(len(data) * keep)])
+    with pytest.raises(ValueError, match="truncated.pt"):
+        [value.numpy() for value in read_torch_file(truncated).values()]
 
 
-def test_a_tensor_outside_its_storage(save, tmp_path):
+def test_tensor_outside_its_storage_is_rejected(save, tmp_path):
     save(tmp_path / "x.pt", {"w": View(Storage(np.ones(4, np.float32)), (5,))})
     with pytest.raises(ValueError, match="exceeds its storage"):
         read_torch_file(tmp_path / "x.pt")
 
 
 @pytest.mark.parametrize("content", [b"", b"hello world, this is text", pickle.dumps({"a": 1}, protocol=2)])
-def test_other_files(tmp_path, content):
+def test_other_file_is_rejected(tmp_path, content):
     (tmp_path / "x.pt").write_bytes(content)
     with pytest.raises(ValueError, match="x.pt: not a torch file"):
         read_torch_file(tmp_path / "x.pt")
 
 
-def test_other_zip_files(tmp_path):
+def test_other_zip_file_is_rejected(tmp_path):
     with zipfile.ZipFile(tmp_path / "x.pt", "w") as archive:
         archive.writestr("readme.txt", "hello")
     with pytest.raises(ValueError, match="not written by torch.save"):
         read_torch_file(tmp_path / "x.pt")
 
 
-# What hostile pickles are made of: opcodes by hand. Texts are short, numbers below 256.
+# Hostile pickles, as opcodes. Strings are short and numbers below 256.
 DOUBLED = b"K\x01q\x00" + b"".join(b"h" + bytes([i]) + b"h" + bytes([i]) + b"\x86q" + bytes([i + 1]) for i in range(60))
 STORAGE = b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpu%btQ"
 
@@ -249,8 +249,8 @@ HOSTILE = {
 
 @pytest.mark.parametrize("data", HOSTILE.values(), ids=HOSTILE)
 @pytest.mark.parametrize("format", list(SAVERS))
-def test_hostile_pickles(tmp_path, data, format):
-    """Each is refused, or holds no weights, at once and in little memory."""
+def test_hostile_pickle_is_rejected_cheaply(tmp_path, data, format):
+    """Quickly and with little memory, as damaged or as a file without weights."""
     path = tmp_path / "x.pt"
     if format == "zip":
         with zipfile.ZipFile(path, "w") as archive:
@@ -265,8 +265,8 @@ def test_hostile_pickles(tmp_path, data, format):
 LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
-def test_pickles_that_grow_with_their_references(tmp_path):
-    """Many references to one long list or tuple: work stays linear in the file's length."""
+def test_repeated_references_take_linear_time(tmp_path):
+    """Time is linear in the file length even with many references to one long list or tuple."""
     items = b"]q\x00(" + b"".join(b"X\x02\x00\x00\x00ab\x4e\x86" for _ in range(20_000)) + b"e"
     calls = b"ccollections\nOrderedDict\nq\x010" + b"h\x01h\x00\x85R0" * 20_000
     write_pickle(tmp_path / "dicts.pt", b"\x80\x02" + items + calls + b".")
@@ -280,7 +280,7 @@ def test_pickles_that_grow_with_their_references(tmp_path):
     assert "no tensors" in refused_cheaply(tmp_path / "keys.pt")
 
 
-def test_entries_that_overlap(tmp_path):
+def test_overlapping_entries_are_rejected(tmp_path):
     path = tmp_path / "x.pt"
     save_zip(path, {str(i): tensor(np.ones(2500, np.float32)) for i in range(3)})
     data = bytearray(path.read_bytes())
@@ -292,7 +292,7 @@ def test_entries_that_overlap(tmp_path):
     assert "damaged torch file" in refused_cheaply(path)
 
 
-def test_an_entry_that_claims_more_than_the_file(tmp_path):
+def test_entry_larger_than_the_file_is_rejected(tmp_path):
     path = tmp_path / "x.pt"
     write_pickle(path, b"\x80\x02}.")
     data = bytearray(path.read_bytes())
@@ -302,8 +302,8 @@ def test_an_entry_that_claims_more_than_the_file(tmp_path):
     refused_cheaply(path)
 
 
-def test_what_torch_does_not_write_is_no_obstacle(save, tmp_path):
-    """Objects of other classes beside the weights, as Lightning and DeepSpeed save them, are not read."""
+def test_other_objects_are_ignored(save, tmp_path):
+    """Checkpoints of Lightning and DeepSpeed hold objects of other classes besides the weights."""
     path = tmp_path / "x.pt"
     save(
         path,
@@ -328,7 +328,7 @@ def test_what_torch_does_not_write_is_no_obstacle(save, tmp_path):
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-def test_every_protocol(tmp_path, protocol):
+def test_every_protocol_is_read(tmp_path, protocol):
     content = {
         "a": [1, -2, 300, 2**40, -(2**70), 0.5, None, True, "ä" * 300, b"x" * 300, (), (1,), (1, 2, 3, 4), []],
         "same": ["x"] * 1500,
@@ -336,24 +336,24 @@ def test_every_protocol(tmp_path, protocol):
     }
     write_pickle(tmp_path / "x.pt", pickle.dumps(content, protocol=protocol))
     read = read_torch_file(tmp_path / "x.pt")
-    if protocol == 2:  # bytes are a call there
+    if protocol == 2:  # writes bytes as a function call
         content["a"][9] = read["a"][9]
     assert read == content
 
 
-def test_a_tensor_that_repeats_its_storage(save, tmp_path):
-    """As torch.expand makes it, within reason."""
+def test_expanded_tensor_is_read(save, tmp_path):
+    """A small one, as torch.expand makes it."""
     save(tmp_path / "x.pt", {"w": View(Storage(np.full(3, 2, np.float32)), (50, 3), strides=(0, 1))})
     assert (read_torch_file(tmp_path / "x.pt")["w"].numpy() == np.full((50, 3), 2)).all()
 
 
-def test_an_object_instead_of_weights(tmp_path):
+def test_object_instead_of_weights_is_rejected(tmp_path):
     save_zip(tmp_path / "x.pt", argparse.Namespace(a=1))
     assert "an object of argparse.Namespace, not weights" in refused_cheaply(tmp_path / "x.pt")
 
 
-def test_float8_is_widened(tmp_path):
-    """Every value of both types, by their definition; numbers of a type that is not read are named."""
+def test_float8_becomes_float32(tmp_path):
+    """Every value of both types, against their definition; a tensor of an unsupported type is named."""
     data = (
         b"\x80\x02}("
         + b"".join(

@@ -14,7 +14,7 @@ import pytest
 from made_clips import make_clips, moving_square
 from opensora.sample.config_job import Job, file_name, plan_requests, without_effect
 from processes import ROOT, msrun
-from raw_frames import keeping_frames, largest_step
+from raw_frames import max_level_difference, recording_frames
 from tiny_models import make_release
 from toy_vae import GoldenNoise, ToyVAE
 from training_runs import assert_same, rows
@@ -111,7 +111,7 @@ def train(config: Path, *flags) -> None:
 @pytest.fixture
 def kept_frames(monkeypatch) -> None:
     """What `make` writes can be compared before compression."""
-    monkeypatch.setattr(inference, "write_video", keeping_frames(inference.write_video))
+    monkeypatch.setattr(inference, "write_video", recording_frames(inference.write_video))
 
 
 def frames_of(path: Path) -> np.ndarray:
@@ -137,7 +137,7 @@ def test_inference(folder, run, tmp_path, kept_frames):
         "sample_2-0.mp4",
         "sample_2-1.mp4",
     ]
-    assert largest_step(tmp_path / "part/sample_2-0.mp4", videos[2]) <= 1
+    assert max_level_difference(tmp_path / "part/sample_2-0.mp4", videos[2]) <= 1
     assert not np.array_equal(frames_of(tmp_path / "part/sample_2-1.mp4"), frames_of(videos[2]))
 
 
@@ -283,7 +283,7 @@ def test_the_other_family(folder, run, tmp_path, kept_frames):
     )
     assert sampled.returncode == 0, sampled.stderr
     (made,) = (tmp_path / "sampled").glob("*.mp4")
-    assert largest_step(tmp_path / "samples/sample_0.mp4", made) <= 1
+    assert max_level_difference(tmp_path / "samples/sample_0.mp4", made) <= 1
     with pytest.raises(ValueError, match="needs a model that can keep frames: STDiT2-XL/2"):
         make(config, long=True)
 

@@ -1,4 +1,4 @@
-"""PSNR and SSIM against the golden case, and the command that compares folders."""
+"""PSNR and SSIM against the reference, and the command that compares folders of videos."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def golden():
 
 
 @pytest.mark.parametrize("metric", [psnr, ssim])
-def test_golden(metric, golden):
+def test_metric_matches_reference(metric, golden):
     real, generated, expected = golden
     name = metric.__name__
     values = metric(real, generated)
@@ -37,7 +37,7 @@ def test_golden(metric, golden):
     assert relative_difference(metric(real[1], generated[1]), expected[f"{name}_image"][1]) < 1e-6
 
 
-def test_shapes_must_agree():
+def test_different_shapes_are_rejected():
     with pytest.raises(ValueError, match="equal shapes"):
         psnr(np.zeros((3, 16, 16)), np.zeros((3, 16, 24)))
     with pytest.raises(ValueError, match="equal shapes"):
@@ -65,21 +65,18 @@ def folders(tmp_path):
     return tmp_path
 
 
+def command(metric: str, folders: Path, real: str = "real") -> list[str]:
+    program = f"opensora/eval/eval.py --metric {metric}".split()
+    return [*program, "--real_video_dir", str(folders / real), "--generated_video_dir", str(folders / "gen")]
+
+
 def score(output: str, name: str) -> float:
     return float(next(line for line in output.splitlines() if line.startswith(name)).split()[-1])
 
 
 @pytest.mark.parametrize("metric, equal, least, most", [("psnr", 100, 24, 32), ("ssim", 1, 0.5, 0.9)])
-def test_command(metric, equal, least, most, folders, run):
-    result = run(
-        "opensora/eval/eval.py",
-        "--metric",
-        metric,
-        "--real_video_dir",
-        folders / "real",
-        "--generated_video_dir",
-        folders / "gen",
-    )
+def test_command_prints_scores_and_unpaired_files(metric, equal, least, most, folders, run):
+    result = run(*command(metric, folders))
     assert result.returncode == 0, result.stderr
     assert score(result.stdout, "same.mp4") == equal
     assert least < score(result.stdout, "noisy.mp4") < most
@@ -88,66 +85,30 @@ def test_command(metric, equal, least, most, folders, run):
     assert f"unpaired 2: {folders / 'real' / 'odd.mp4'}, {folders / 'gen' / 'extra.mp4'}" in result.stdout
 
 
-def test_bad_pairs_are_skipped_and_counted(folders, media, run):
+def test_unreadable_pairs_are_skipped_and_counted(folders, media, run):
     (folders / "gen" / "odd.mp4").write_bytes((media / "corrupted.mp4").read_bytes())
-    result = run(
-        "opensora/eval/eval.py",
-        "--metric",
-        "psnr",
-        "--real_video_dir",
-        folders / "real",
-        "--generated_video_dir",
-        folders / "gen",
-        "--num_workers",
-        3,
-    )
+    result = run(*command("psnr", folders), "--num_workers", 3)
     assert result.returncode == 0, result.stderr
     assert "mean of 2" in result.stdout and "skipped 1:" in result.stdout
     assert "odd.mp4: damaged: 28 frames can be read, its header promises 50" in result.stdout
-    result = run(
-        "opensora/eval/eval.py",
-        "--metric",
-        "psnr",
-        "--real_video_dir",
-        folders / "real",
-        "--generated_video_dir",
-        folders / "gen",
-        "--num_frames",
-        21,
-    )
+    result = run(*command("psnr", folders), "--num_frames", 21)
     assert result.returncode == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
     assert "none of 3 pairs" in error and "21 frames needed, 20 can be read" in error
 
 
-def test_nothing_to_compare(folders, run):
+def test_folders_without_pairs_are_rejected(folders, run):
     (folders / "gen" / "same.mp4").rename(folders / "gen" / "other.mp4")
     (folders / "gen" / "noisy.mp4").unlink()
-    result = run(
-        "opensora/eval/eval.py",
-        "--metric",
-        "psnr",
-        "--real_video_dir",
-        folders / "real",
-        "--generated_video_dir",
-        folders / "gen",
-    )
+    result = run(*command("psnr", folders))
     assert result.returncode == 1
     assert result.stderr.startswith("error: no file name is in both") and result.stderr.count("\n") == 1
-    result = run(
-        "opensora/eval/eval.py",
-        "--metric",
-        "psnr",
-        "--real_video_dir",
-        folders / "absent",
-        "--generated_video_dir",
-        folders / "gen",
-    )
+    result = run(*command("psnr", folders, real="absent"))
     assert result.returncode == 1 and "absent: no such folder" in result.stderr
 
 
-def test_sampling(folders):
-    """Every second frame of the real video against a generated one written at half the rate."""
+def test_frames_are_sampled_and_resized(folders):
+    """Every second frame of the real video against a generated video at half the frame rate."""
     pair = Pair(folders / "real" / "same.mp4", folders / "half.mp4")
     with write_video(pair.generated, fps=5) as write:
         write(moving_image(20)[np.linspace(0, 15, 8, dtype=int)])
@@ -155,10 +116,10 @@ def test_sampling(folders):
     sizes = [real.shape for real, _ in frames_of_pair(pair, sampling)]
     assert sizes == [(3, 3, 16, 16), (3, 3, 16, 16), (2, 3, 16, 16)]
     assert measure(psnr, pair, sampling).min() > 35
-    assert measure(psnr, pair, Sampling(num_frames=8, resolution=24)).min() < 25, "frames that do not belong together"
+    assert measure(psnr, pair, Sampling(num_frames=8, resolution=24)).min() < 25, "frames at different times"
 
 
-def test_sizes_must_agree(folders):
+def test_different_sizes_are_rejected(folders):
     pair = Pair(folders / "real" / "same.mp4", folders / "small.mp4")
     with write_video(pair.generated, fps=10) as write:
         write(moving_image(20)[:, ::2, ::2])
@@ -168,7 +129,7 @@ def test_sizes_must_agree(folders):
 
 
 @pytest.mark.parametrize("metric", ["psnr", "ssim"])
-def test_script(metric, folders):
+def test_published_script_runs(metric, folders):
     script = Path(__file__).parents[3] / "opensora" / "eval" / "script" / f"cal_{metric}.sh"
     path = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     result = subprocess.run(

@@ -1,4 +1,4 @@
-"""The autoencoder of Stable Diffusion against the reference, its weights from files, and what holds for it."""
+"""The autoencoder of Stable Diffusion: outputs against the reference, invariants, loading."""
 
 from __future__ import annotations
 
@@ -26,12 +26,12 @@ def random(*shape, seed=0) -> Tensor:
 
 
 @pytest.mark.parametrize("name", case_names("sd_vae_", OPENSORA_CASES))
-def test_golden(name):
+def test_output_matches_reference(name):
     rows = sd_vae_rows(name)
     assert max(rows.values()) < 1e-4, rows
 
 
-def test_golden_in_graph_mode():
+def test_output_matches_reference_in_graph_mode():
     ms.set_context(mode=0)
     try:
         rows = sd_vae_rows("sd_vae_odd")
@@ -41,7 +41,7 @@ def test_golden_in_graph_mode():
 
 
 @pytest.mark.parametrize("size", [1, 2, 4, 6, 100])
-def test_micro_batches_change_nothing(size):
+def test_micro_batches_do_not_change_the_result(size):
     whole, pieces = (build("sd_vae_odd", OPENSORA_CASES, micro_batch_size=n) for n in (None, size))
     x = random(2, 3, 3, 16, 16)
     noise = np.random.RandomState(1).standard_normal((6, 4, 2, 2)).astype(np.float32)
@@ -59,7 +59,7 @@ def test_frames_are_independent():
     assert z.shape == (2, 4, 2, 2, 2) and vae.decode(z).shape == x.shape
 
 
-def test_noise_is_drawn_where_none_is_given():
+def test_encode_without_noise_is_random():
     vae, x = VideoAutoencoderKL(**TINY), random(1, 3, 1, 8, 8)
     assert (vae.encode(x) != vae.encode(x)).any()
 
@@ -68,12 +68,12 @@ def test_noise_is_drawn_where_none_is_given():
     "size, expected",
     [((16, 240, 426), (16, 30, 53)), ((1, 512, 512), (1, 64, 64)), ((None, None, None), (None, None, None))],
 )
-def test_latent_sizes(size, expected):
+def test_latent_size_is_reported(size, expected):
     vae = VideoAutoencoderKL.without_weights(**case("sd_vae_odd", OPENSORA_CASES)["config"])
     assert vae.get_latent_size(size) == expected and vae.patch_size == (1, 8, 8) and vae.out_channels == 4
 
 
-def test_odd_sizes_round_down():
+def test_odd_sizes_are_rounded_down():
     vae = VideoAutoencoderKL(**TINY)
     assert vae.encode(random(1, 3, 1, 9, 13)).shape == (1, 4, 1, 4, 6)
 
@@ -93,11 +93,11 @@ def test_gradients_reach_every_parameter():
     gradients = ms.grad(Loss(), None, vae.trainable_params())(random(1, 2, 3, 16, 16))
     for parameter, gradient in zip(vae.trainable_params(), gradients):
         gradient = gradient.asnumpy()
-        # What a softmax adds to all keys' scores alike changes nothing: no slope but rounding for that bias.
+        # Softmax is invariant to a constant added to all scores, so the key bias has no gradient except rounding.
         assert np.isfinite(gradient).all() and (gradient.any() or "to_k.bias" in parameter.name), parameter.name
 
 
-def test_names_of_diffusers_old_and_new(tmp_path):
+def test_old_and_new_names_of_diffusers_load(tmp_path):
     vae = VideoAutoencoderKL(**TINY)
     state = {name[len("module.") :]: value for name, value in vae.torch_state().items()}
     assert "encoder.mid_block.attentions.0.to_out.0.weight" in state
@@ -116,7 +116,7 @@ def test_names_of_diffusers_old_and_new(tmp_path):
         assert all((value == loaded.torch_state()[name]).all() for name, value in vae.torch_state().items())
 
 
-def test_save_pretrained_comes_back(tmp_path):
+def test_save_pretrained_round_trip(tmp_path):
     vae = VideoAutoencoderKL(**TINY)
     vae.save_pretrained(tmp_path)
     loaded = VideoAutoencoderKL.from_pretrained(tmp_path)
@@ -135,6 +135,6 @@ def test_save_pretrained_comes_back(tmp_path):
         ({"latent_channel": 4}, "did you mean latent_channels"),
     ],
 )
-def test_bad_configs_are_refused(config, message):
+def test_invalid_config_is_rejected(config, message):
     with pytest.raises(ValueError, match=message):
         VideoAutoencoderKL(**{**TINY, **config})

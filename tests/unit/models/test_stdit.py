@@ -1,4 +1,4 @@
-"""STDiT2 against the reference, its gradients, its weights from files, and what holds for it."""
+"""STDiT2: outputs against the reference, gradients, loading, invariants."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from opensora.models import STDiT2
 from opensora.models.stdit.config import PRESETS
 from opensora.train.optimizer import Optimizer
 
-# Odd sizes, a mask of frames, a mask of the text, qk norm: all there is.
+# Odd sizes, conditioning frames, a text mask, qk norm: all features.
 FULL = "stdit2_qknorm_xmask"
 TINY = dict(case(FULL, OPENSORA_CASES)["config"], depth=1)
 
@@ -34,7 +34,7 @@ def graph_mode():
 
 
 class Loss(nn.Cell):
-    """The mean square of the output's difference from a fixed target."""
+    """Mean squared error against a fixed target."""
 
     def __init__(self, model: nn.Cell, rows: slice = slice(None)):
         super().__init__(auto_prefix=False)
@@ -59,19 +59,19 @@ def gradients(model: nn.Cell, rows: slice = slice(None)) -> list[np.ndarray]:
 
 
 @pytest.mark.parametrize("name", case_names("stdit2_", OPENSORA_CASES))
-def test_golden(name):
+def test_output_matches_reference(name):
     rows = stdit_rows(name)
     assert max(rows.values()) < 1e-4, rows
 
 
 @pytest.mark.parametrize("name", ["stdit2_240p", "stdit2_cfg3"])
-def test_golden_in_graph_mode(name):
+def test_output_matches_reference_in_graph_mode(name):
     with graph_mode():
         rows = stdit_rows(name)
     assert max(rows.values()) < 1e-4, rows
 
 
-def test_every_trainable_parameter_gets_a_gradient():
+def test_every_trainable_parameter_has_a_gradient():
     model = build(FULL, OPENSORA_CASES)
     found = dict(zip([name for name, p in model.parameters_and_names() if p.requires_grad], gradients(model)))
     assert "y_embedder.y_embedding" not in found and len(found) == len(model.torch_state()) - 2  # and rope.freqs
@@ -79,8 +79,8 @@ def test_every_trainable_parameter_gets_a_gradient():
     assert not wrong
 
 
-def test_gradients_are_slopes():
-    """Along a direction of all parameters the loss changes as the gradients say."""
+def test_gradients_match_finite_differences():
+    """Along a random direction of all parameters."""
     model, random = build(FULL, OPENSORA_CASES), np.random.RandomState(1)
     parameters = model.trainable_params()
     start = [parameter.asnumpy() for parameter in parameters]
@@ -94,14 +94,14 @@ def test_gradients_are_slopes():
     assert (losses[0] - losses[1]) / 2e-3 == pytest.approx(slope, rel=1e-2)
 
 
-def test_gradients_of_a_batch_are_those_of_its_samples():
+def test_batch_gradients_are_means_over_samples():
     model = build(FULL, OPENSORA_CASES)
     together = gradients(model)
     alone = [gradients(model, slice(i, i + 1)) for i in range(2)]
     assert gradient_difference(together, [(first + second) / 2 for first, second in zip(*alone)]) < 1e-4
 
 
-def test_gradients_in_graph_mode():
+def test_gradients_in_graph_mode_equal_pynative():
     model = build(FULL, OPENSORA_CASES, depth=1)
     expected = gradients(model)
     with graph_mode():
@@ -109,7 +109,7 @@ def test_gradients_in_graph_mode():
     assert gradient_difference(actual, expected) < 1e-4
 
 
-def test_the_optimizer_can_recompute_blocks():
+def test_recompute_gives_the_same_gradient_norm():
     norms = []
     for recomputes in (False, True):
         model = build(FULL, OPENSORA_CASES)
@@ -119,14 +119,14 @@ def test_the_optimizer_can_recompute_blocks():
     assert norms[0] > 0 and norms[0] == pytest.approx(norms[1], rel=1e-5)
 
 
-def test_a_mask_that_gives_no_frame_changes_nothing():
+def test_mask_without_conditioning_frames_does_not_change_the_output():
     model, inputs = build("stdit2_tiny", OPENSORA_CASES), stdit_inputs("stdit2_tiny")
     shape = inputs["x"].shape
     masked = model(**inputs, x_mask=Tensor(np.ones((shape[0], shape[2]), bool)))
     assert relative_difference(masked.asnumpy(), model(**inputs).asnumpy()) < 1e-6
 
 
-def test_fewer_rows_are_repeated():
+def test_conditioning_with_fewer_rows_is_repeated():
     model, inputs = build("stdit2_tiny", OPENSORA_CASES), stdit_inputs("stdit2_tiny")
     same = ("mask", "height", "width", "num_frames", "ar", "fps")
     inputs.update({key: Tensor(np.repeat(inputs[key][:1].asnumpy(), 2, 0)) for key in same})
@@ -134,15 +134,15 @@ def test_fewer_rows_are_repeated():
     assert (model(**inputs).asnumpy() == model(**short).asnumpy()).all()
 
 
-def test_padding_of_the_text_changes_nothing():
+def test_text_padding_does_not_change_the_output():
     model, inputs = build("stdit2_tiny", OPENSORA_CASES), stdit_inputs("stdit2_tiny")
     one = {key: value[1:] for key, value in inputs.items() if key != "mask"}  # five tokens of text
     masked = model(**one, mask=inputs["mask"][1:]).asnumpy()
-    cut = {**one, "y": one["y"][:, :, :5]}
-    assert relative_difference(model(**cut).asnumpy(), masked) < 1e-5
+    truncated = {**one, "y": one["y"][:, :, :5]}
+    assert relative_difference(model(**truncated).asnumpy(), masked) < 1e-5
 
 
-def test_text_is_dropped_in_training_alone():
+def test_text_is_dropped_only_in_training():
     model, inputs = build("stdit2_tiny", OPENSORA_CASES), stdit_inputs("stdit2_tiny")
     with_text = model(**inputs).asnumpy()
     without = model(**{**inputs, "y": model.null_text(2)}).asnumpy()
@@ -160,7 +160,7 @@ def test_text_is_dropped_in_training_alone():
     assert 0 < lost < 20
 
 
-def test_half_precision():
+def test_half_precision_is_close_to_float32():
     model, inputs = build(FULL, OPENSORA_CASES), stdit_inputs(FULL)
     expected = model(**inputs)
     output = model.cast(ms.float16)(**inputs)
@@ -168,7 +168,7 @@ def test_half_precision():
     assert output.dtype == ms.float32 and relative_difference(output.asnumpy(), expected.asnumpy()) < 2e-2
 
 
-def test_training_from_scratch_starts_as_published():
+def test_initialization_matches_the_published_one():
     ms.set_seed(0)
     model = STDiT2(**{**TINY, "hidden_size": 96})
     inputs = stdit_inputs(FULL)
@@ -199,7 +199,7 @@ def test_training_from_scratch_starts_as_published():
         ("text", lambda name: "cross_attn" in name),
     ],
 )
-def test_freeze(freeze, frozen):
+def test_freeze_disables_gradients(freeze, frozen):
     model = STDiT2(**TINY, freeze=freeze)
     for name, parameter in model.parameters_and_names():
         assert parameter.requires_grad == (name != "y_embedder.y_embedding" and not frozen(name))
@@ -214,8 +214,8 @@ def random_state(**changes) -> dict:
 
 
 @pytest.mark.parametrize("length", [4, 12, 20])
-def test_a_state_dict_of_open_sora(length, tmp_path):
-    """Tables of positions go, the null text is cut or its last row repeated, and the rope's frequencies are known."""
+def test_open_sora_state_dict_loads(length, tmp_path):
+    """Position tables are ignored, the null text is truncated or extended, the RoPE frequencies are constant."""
     state = random_state(model_max_length=length)
     extra = {"pos_embed": np.zeros((1, 4, 48), np.float32), "pos_embed_temporal": np.zeros((1, 2, 48), np.float32)}
     file = tmp_path / "ema.pt"
@@ -229,7 +229,7 @@ def test_a_state_dict_of_open_sora(length, tmp_path):
     assert all((loaded[name] == state[name]).all() for name in state) and set(loaded) == set(state)
 
 
-def test_the_folder_of_a_training_run(tmp_path):
+def test_training_run_folder_loads(tmp_path):
     state, folder = random_state(), tmp_path / "epoch0-global_step100" / "model"
     folder.mkdir(parents=True)
     names = sorted(state)
@@ -242,7 +242,7 @@ def test_the_folder_of_a_training_run(tmp_path):
     assert all((loaded[name] == state[name]).all() for name in state if name != "rope.freqs")
 
 
-def test_save_pretrained_comes_back(tmp_path):
+def test_save_pretrained_round_trip(tmp_path):
     model = STDiT2(**TINY)
     model.save_pretrained(tmp_path)
     loaded = STDiT2.from_pretrained(tmp_path)
@@ -251,7 +251,7 @@ def test_save_pretrained_comes_back(tmp_path):
     assert STDiT2.from_pretrained(tmp_path, freeze="text", model_max_length=5).config.model_max_length == 5
 
 
-def test_missing_parameters_start_from_scratch_and_are_named(tmp_path, capsys):
+def test_missing_parameters_keep_initial_values_and_are_reported(tmp_path, capsys):
     state = {
         name: ArrayTensor(value)
         for name, value in random_state().items()
@@ -273,7 +273,7 @@ def test_missing_parameters_start_from_scratch_and_are_named(tmp_path, capsys):
         ({"caption_channels": 16}, "wrong shapes"),
     ],
 )
-def test_weights_of_another_size_are_refused(changes, message, tmp_path):
+def test_weights_of_another_size_are_rejected(changes, message, tmp_path):
     file = tmp_path / "model.safetensors"
     write_safetensors(file, {name: ArrayTensor(value) for name, value in random_state().items()})
     with pytest.raises(ValueError, match=message) as error:
@@ -281,19 +281,19 @@ def test_weights_of_another_size_are_refused(changes, message, tmp_path):
     assert str(error.value).startswith(str(file))
 
 
-def test_weights_of_another_model_are_refused(tmp_path):
+def test_weights_of_another_model_are_rejected(tmp_path):
     write_safetensors(tmp_path / "model.safetensors", {"encoder.weight": ArrayTensor(np.zeros(3, np.float32))})
     with pytest.raises(ValueError, match="none of the weights of STDiT2"):
         STDiT2.from_pretrained(tmp_path, **TINY)
 
 
-def test_the_published_size():
+def test_published_preset_builds():
     config = STDiT2.without_weights(**PRESETS["STDiT2-XL/2"], enable_flashattn=True, qk_norm=True).config
     assert (config.depth, config.hidden_size, config.num_heads, config.head_dim) == (28, 1152, 16, 72)
     assert config.enable_flash_attn and config.out_channels == 8
 
 
-def test_what_describes_the_video_is_needed():
+def test_missing_video_description_is_rejected():
     inputs = stdit_inputs(FULL)
     del inputs["fps"]
     with pytest.raises(ValueError, match="needs num_frames, height, width, ar and fps"):
@@ -309,6 +309,6 @@ def test_what_describes_the_video_is_needed():
         ({"drop_path": 0.1}, "drop_path 0.1 is not supported"),
     ],
 )
-def test_bad_configs_are_refused(config, message):
+def test_invalid_config_is_rejected(config, message):
     with pytest.raises(ValueError, match=message):
         STDiT2(**{**TINY, **config})

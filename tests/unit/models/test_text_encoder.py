@@ -7,18 +7,19 @@ import shutil
 import pytest
 from golden_cases import case_names
 from golden_models import mt5_rows
+from tiny_models import make_published_release
 
 from opensora.models.text_encoder.tokenizer import Tokenizer
 
 
 @pytest.mark.parametrize("name", case_names("mt5_"))
-def test_golden(name, mode):
+def test_output_matches_reference(name, mode):
     rows = mt5_rows(name)
     assert max(rows.values()) < 1e-4, rows
 
 
-def test_tokenizer_from_the_sentencepiece_model_alone(release_tiny, tmp_path):
-    folder = release_tiny / "google/mt5-xxl"
+def test_tokenizer_needs_only_the_sentencepiece_model(tmp_path):
+    folder = make_published_release(tmp_path / "release") / "mt5-xxl"
     shutil.copy(folder / "spiece.model", tmp_path)
     texts = ["A red circle moves right on a blue background", ""]
     ids, mask = Tokenizer(folder)(texts, 24)
@@ -27,6 +28,6 @@ def test_tokenizer_from_the_sentencepiece_model_alone(release_tiny, tmp_path):
     assert ids.shape == (2, 24) and ids[1, 0] == 1 and mask.sum(1).tolist()[1] == 1
 
 
-def test_a_folder_without_tokenizer_is_named(tmp_path):
+def test_folder_without_tokenizer_is_rejected(tmp_path):
     with pytest.raises(ValueError, match="holds no tokenizer"):
         Tokenizer(tmp_path)

@@ -1,4 +1,4 @@
-"""WFVAE against the reference, and what streaming promises."""
+"""WFVAE: outputs against the reference, streaming, gradients."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import pytest
 from golden_cases import case_names, gradient_difference, relative_difference
 from golden_models import wfvae_rows
 from mindspore import Tensor, nn
+from tiny_models import VAE
 
 from opensora.models import WFVAEModel
 from opensora.models.wfvae.wavelet import (
@@ -18,15 +19,6 @@ from opensora.models.wfvae.wavelet import (
 )
 from opensora.ops.cpu import custom_op
 
-TINY = dict(
-    base_channels=8,
-    encoder_num_resblocks=1,
-    encoder_energy_flow_hidden_size=8,
-    decoder_num_resblocks=1,
-    decoder_energy_flow_hidden_size=8,
-    norm_type="layernorm",
-    t_interpolation="trilinear",
-)
 TIME_8 = dict(
     l1_dowmsample_block="Spatial2xTime2x3DDownsample",
     l1_downsample_wavelet="HaarWaveletTransform3D",
@@ -40,8 +32,8 @@ def random(*shape) -> Tensor:
 
 
 @pytest.mark.parametrize("mode", [1, 0], ids=["pynative", "graph"], indirect=True)
-@pytest.mark.parametrize("name", case_names("wfvae_"))  # a case's modes one after the other share its model
-def test_golden(name, mode):
+@pytest.mark.parametrize("name", case_names("wfvae_"))  # consecutive modes of a case share its model
+def test_output_matches_reference(name, mode):
     rows = wfvae_rows(name)
     assert max(rows.values()) < 1e-4, rows
 
@@ -50,7 +42,7 @@ def test_golden(name, mode):
     "forward, inverse, frames",
     [(HaarTransform2D, InverseHaarTransform2D, 3), (HaarTransform3D, InverseHaarTransform3D, 5)],
 )
-def test_wavelets_invert(forward, inverse, frames):
+def test_inverse_wavelet_inverts(forward, inverse, frames):
     x = random(2, frames, 3, 4, 6)
     # The published 3-D scale, 0.3536, makes the pair 8 * 0.3536^2 = 1.00027 times the identity.
     assert relative_difference(inverse()(forward()(x)).asnumpy(), x.asnumpy()) < 3e-4
@@ -62,8 +54,8 @@ def test_wavelets_invert(forward, inverse, frames):
     [{}, {"t_interpolation": "nearest"}, TIME_8, {**TIME_8, "t_interpolation": "nearest"}],
     ids=["trilinear", "nearest", "time8-trilinear", "time8-nearest"],
 )
-def test_streaming_equals_the_whole_clip(frames, options):
-    vae = WFVAEModel(**{**TINY, **options})
+def test_tiling_equals_the_whole_clip(frames, options):
+    vae = WFVAEModel(**{**VAE, **options})
     stride = vae.config.temporal_stride
     frames = 1 + (frames - 1) * stride // 4
     x = random(1, 3, frames, 16, 16)
@@ -76,11 +68,11 @@ def test_streaming_equals_the_whole_clip(frames, options):
 
 
 @pytest.mark.parametrize("t_interpolation", ["nearest", "trilinear"])
-def test_group_norm_decodes_an_even_number_of_latent_frames_whole(t_interpolation):
-    """An odd number is decoded in the published chunks, which change the averages; see the golden tiled decode."""
+def test_group_norm_decodes_even_latent_frames_in_one_chunk(t_interpolation):
+    """An odd number is decoded in the published chunks, which change the result; the golden tiled decode has it."""
     vae = WFVAEModel(
         **{
-            **TINY,
+            **VAE,
             "base_channels": 32,
             "encoder_energy_flow_hidden_size": 32,
             "norm_type": "groupnorm",
@@ -99,9 +91,9 @@ def test_group_norm_decodes_an_even_number_of_latent_frames_whole(t_interpolatio
 
 
 @pytest.mark.parametrize("height, width", [(16, 8), (8, 16), (8, 8), (8, 24)])
-def test_small_videos_with_kernels_and_without(height, width, monkeypatch):
-    """Eight pixels are two columns, or rows, where the encoder's strided convolution takes them, and one after it."""
-    vae, x = WFVAEModel(**TINY), random(1, 3, 5, height, width)
+def test_small_videos_with_kernels_equal_stock_operators(height, width, monkeypatch):
+    """Eight pixels are two columns or rows before the encoder's last strided convolution, and one after it."""
+    vae, x = WFVAEModel(**VAE), random(1, 3, 5, height, width)
     differentiate = ms.value_and_grad(lambda x: vae.encode(x).mean.square().sum(), 0, vae.encoder.trainable_params())
 
     def results() -> list:
@@ -116,8 +108,8 @@ def test_small_videos_with_kernels_and_without(height, width, monkeypatch):
     assert gradient_difference(gradients, stock_gradients) < 1e-4
 
 
-def test_gradients_of_a_batch_are_those_of_its_clips(mode):
-    vae = WFVAEModel(**TINY)
+def test_batch_gradients_are_sums_over_clips(mode):
+    vae = WFVAEModel(**VAE)
     x = random(2, 3, 5, 16, 16)
 
     class Moments(nn.Cell):
@@ -136,23 +128,23 @@ def test_gradients_of_a_batch_are_those_of_its_clips(mode):
     assert gradient_difference([both.asnumpy() for both in weights], sums) < 1e-4
 
 
-def test_chunks_come_in_order_and_small():
-    vae = WFVAEModel(**TINY)
+def test_decoded_chunks_are_small_and_ordered():
+    vae = WFVAEModel(**VAE)
     z = random(1, 8, 9, 2, 2)
     chunks = [chunk.asnumpy() for chunk in vae.decode_chunks(z)]
     assert max(chunk.shape[2] for chunk in chunks) <= 10
     assert relative_difference(np.concatenate(chunks, 2), vae.decode(z).asnumpy()) < 1e-5
 
 
-def test_normalize_is_inverted_by_denormalize():
-    vae = WFVAEModel(**TINY, scale=[0.5] * 8, shift=list(range(8)))
+def test_denormalize_inverts_normalize():
+    vae = WFVAEModel(**VAE, scale=[0.5] * 8, shift=list(range(8)))
     z = random(1, 8, 2, 2, 2)
     assert relative_difference(vae.denormalize(vae.normalize(z)).asnumpy(), z.asnumpy()) < 1e-6
     assert np.allclose(vae.normalize(z).asnumpy()[:, 3], (z.asnumpy()[:, 3] - 3) * 0.5)
 
 
-def test_posterior():
-    vae = WFVAEModel(**TINY)
+def test_posterior_sample_and_kl():
+    vae = WFVAEModel(**VAE)
     posterior = vae.encode(random(1, 3, 1, 16, 16))
     noise = random(*posterior.mean.shape)
     mean, logvar = posterior.mean.asnumpy(), posterior.logvar.asnumpy()
@@ -165,9 +157,9 @@ def test_posterior():
     "shape, message",
     [((1, 3, 4, 16, 16), "4n[+]1"), ((1, 3, 5, 12, 16), "multiples of 8"), ((1, 1, 5, 16, 16), "B, 3, T, H, W")],
 )
-def test_bad_videos_are_refused(shape, message):
+def test_invalid_video_is_rejected(shape, message):
     with pytest.raises(ValueError, match=message):
-        WFVAEModel(**TINY).encode(random(*shape))
+        WFVAEModel(**VAE).encode(random(*shape))
 
 
 @pytest.mark.parametrize(
@@ -179,6 +171,6 @@ def test_bad_videos_are_refused(shape, message):
         ({"l1_upsample_block": "Spatial2xTime2x3DUpsample"}, "level-1 blocks"),
     ],
 )
-def test_bad_configs_are_refused(config, message):
+def test_invalid_config_is_rejected(config, message):
     with pytest.raises(ValueError, match=message):
         WFVAEModel(**config)
