@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opensora.checkpoint.files import read_config
+from opensora.config.options import finite_float
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
@@ -25,7 +26,7 @@ from opensora.models.dit.skiparse import Skiparse
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.parallel.groups import sequence_group
 from opensora.pipelines.sizes import check_size
-from opensora.utils.cli import CommandParser, finite_float, run_main
+from opensora.utils.cli import CommandParser, run_main
 
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 ZERO_STAGES = (0, 1, 2, 3)

@@ -23,9 +23,10 @@ from typing import Any, NamedTuple, Optional, Union
 
 from mmengine.config import Config, ConfigDict
 
+from opensora.config.options import check_seed, finite_float, seed, str2bool
 from opensora.errors import UserError
 from opensora.sample.prompt_files import check_is_no_file, read_prompt_file
-from opensora.utils.cli import CommandParser, check_seed, finite_float, seed, str2bool
+from opensora.utils.cli import CommandParser
 from opensora.utils.numbers import finite_number
 
 PLACES = {

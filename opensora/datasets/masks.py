@@ -13,7 +13,6 @@ from enum import Enum
 from pathlib import Path
 from typing import Optional, Union
 
-import cv2
 import numpy as np
 import yaml
 
@@ -166,6 +165,8 @@ class MaskCompressor:
 
         Of an odd number of frames the first fills a latent frame by itself, s times; t = 1 + (T - 1) / s.
         """
+        import cv2  # takes long to import, and is not needed to check the options of a run
+
         batch, _, frames, height, width = mask.shape
         size = height // self.strides[0], width // self.strides[1]
         small = np.stack(

@@ -19,12 +19,13 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from opensora import device
+from opensora.config.options import finite_float
 from opensora.datasets.media import save_grid
 from opensora.demo.reading import read_scene
 from opensora.demo.scenes import DIRECTIONS, FRAMES, SIDE, Scene, draw_scenes
 from opensora.pipelines import OpenSoraPipeline
 from opensora.pipelines.denoise import denoise
-from opensora.utils.cli import CommandParser, finite_float, run_main
+from opensora.utils.cli import CommandParser, run_main
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
 

@@ -13,9 +13,7 @@ from opensora.datasets.masks import BLACK, MaskProcessor, MaskType
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES, VideoReader, read_image
 from opensora.datasets.transforms import crop, limit_area, resize_crop, stride_box, to_float
 from opensora.errors import UserError
-from opensora.pipelines.sizes import SIZE_STEP
-
-MIN_HXW, MAX_HXW = 102400, 236544  # pixels of a frame: what the published weights were trained on
+from opensora.pipelines.sizes import MAX_HXW, MIN_HXW, SIZE_STEP
 
 # How many images a mask type takes; None: any number.
 IMAGES = {

@@ -23,12 +23,13 @@ ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 
-from opensora import device as devices  # noqa: E402
 from opensora.checkpoint.files import find_weights, open_state, read_config, resolve_path  # noqa: E402
+from opensora.config.device import TARGETS  # noqa: E402
+from opensora.config.options import seed  # noqa: E402
 from opensora.errors import UserError  # noqa: E402
 from opensora.sample import refiner_process  # noqa: E402
-from opensora.sample.options import read_prompts  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main, seed  # noqa: E402
+from opensora.sample.prompt_files import read_prompts  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 from opensora.utils.files import atomic_write  # noqa: E402
 
 MAX_NEW_TOKENS = 512
@@ -159,7 +160,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--output", help="text file for the refined prompts, one per line; default: only print them")
     parser.add_argument("--max_new_tokens", type=int, default=MAX_NEW_TOKENS, help="longest answer in tokens")
-    parser.add_argument("--device", choices=devices.TARGETS, help="default: Ascend where one is present, else CPU")
+    parser.add_argument("--device", choices=TARGETS, help="default: Ascend where one is present, else CPU")
     parser.add_argument("--seed", type=seed, default=1234, help="for models that sample their answers")
     return parser.parse_args()
 

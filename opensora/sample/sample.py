@@ -15,14 +15,15 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from opensora import device  # noqa: E402
-from opensora.sample.job import run  # noqa: E402
 from opensora.sample.options import parse_options  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
 
 def main() -> None:
     options, args = parse_options()
+    from opensora import device
+    from opensora.sample.job import run
+
     run(options, device.setup(args))
 
 

@@ -17,10 +17,17 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from opensora.train.inpaint import InpaintTraining  # noqa: E402
 from opensora.train.inpaint_options import parse_options  # noqa: E402
-from opensora.train.trainer import run  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
+
+def main() -> None:
+    options = parse_options()
+    from opensora.train.inpaint import InpaintTraining
+    from opensora.train.trainer import run
+
+    run(InpaintTraining, *options)
+
+
 if __name__ == "__main__":
-    run_main(lambda: run(InpaintTraining, parse_options))
+    run_main(main)

@@ -16,10 +16,17 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from opensora.train.t2v import T2VTraining  # noqa: E402
 from opensora.train.t2v_options import parse_options  # noqa: E402
-from opensora.train.trainer import run  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
+
+def main() -> None:
+    options = parse_options()
+    from opensora.train.t2v import T2VTraining
+    from opensora.train.trainer import run
+
+    run(T2VTraining, *options)
+
+
 if __name__ == "__main__":
-    run_main(lambda: run(T2VTraining, parse_options))
+    run_main(main)

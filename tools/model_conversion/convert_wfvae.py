@@ -12,7 +12,8 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
 from opensora.checkpoint.convert import convert  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main, str2bool  # noqa: E402
+from opensora.config.options import str2bool  # noqa: E402
+from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 
 def main() -> None:

@@ -18,8 +18,9 @@ from tiny_models import make_release
 
 from opensora.datasets.media import VideoReader, read_image
 from opensora.pipelines import OpenSoraPipeline
-from opensora.sample.options import parse_options, read_prompts
+from opensora.sample.options import parse_options
 from opensora.sample.outputs import check_same_run, plan_samples
+from opensora.sample.prompt_files import read_prompts
 
 SAMPLE = "opensora/sample/sample.py"
 

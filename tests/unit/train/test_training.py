@@ -290,9 +290,9 @@ def test_a_checkpoint_that_is_named_must_be_sound(tmp_path):
         (["--validate"], "needs --val_data"),
         (["--num_frames", "6"], "num_frames 6"),
         (["--sp_size", "2", "--train_batch_size", "3", "--train_sp_batch_size", "4"], "6 samples"),
-        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps 0"),
+        (["--gradient_accumulation_steps", "0"], "gradient_accumulation_steps must be 1 or more, not 0"),
         (["--ema_decay", "2"], "ema_decay 2"),
-        (["--checkpointing_steps", "0"], "checkpointing_steps 0"),
+        (["--checkpointing_steps", "0"], "checkpointing_steps must be 1 or more, not 0"),
     ],
 )
 def test_flags_that_contradict(folder, more, words):

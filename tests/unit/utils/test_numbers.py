@@ -10,7 +10,8 @@ import pytest
 
 from opensora import device
 from opensora.config.mmengine import parse_configs
-from opensora.utils.cli import LARGEST_SEED, finite_float, parse_with_config
+from opensora.config.options import LARGEST_SEED, finite_float
+from opensora.utils.cli import parse_with_config
 from opensora.utils.numbers import finite_number, is_missing, whole_number
 
 

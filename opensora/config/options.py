@@ -1,0 +1,286 @@
+"""Options: a field of a dataclass carries its default, help text, choices and flag names, once.
+
+    @dataclass(frozen=True)
+    class SampleOptions:
+        height: int = option(352, "frame height in pixels, a multiple of 32")
+
+`add_flags` derives argparse flags from the fields, `from_mapping` builds the dataclass from parsed flags, a YAML file
+or a config file, and `flag_table` documents the fields. Imports nothing heavy, so that `--help` is fast.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import sys
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from difflib import get_close_matches
+from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
+
+from opensora.errors import UserError
+from opensora.utils.numbers import finite_number, whole_number
+
+LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState and mindspore.set_seed
+T = TypeVar("T")
+
+
+class Option(NamedTuple):
+    """The metadata of a field; see `option`."""
+
+    help: str
+    flags: tuple[str, ...]
+    choices: Optional[Collection]
+    type: Optional[Callable[[str], Any]]
+    nargs: Union[int, str, None]
+    metavar: Optional[str]
+    group: Optional[str]
+    name: Optional[str]
+    takes_value: bool
+    positional: bool
+    exclusive: bool
+
+
+def option(
+    default: Any = dataclasses.MISSING,
+    help: str = "",
+    *,
+    flags: Sequence[str] = (),
+    choices: Optional[Collection] = None,
+    type: Optional[Callable[[str], Any]] = None,
+    nargs: Union[int, str, None] = None,
+    metavar: Optional[str] = None,
+    group: Optional[str] = None,
+    name: Optional[str] = None,
+    takes_value: bool = False,
+    positional: bool = False,
+    exclusive: bool = False,
+) -> Any:
+    """A dataclass field that is also a command-line flag `--NAME`. Without a default the flag is required.
+
+    Args:
+        default: of the field and of the flag.
+        help: text of `--help` and of the documentation.
+        flags: further spellings, such as "-i" or "--learning_rate".
+        choices: the values allowed.
+        type: converts the text of the flag; by default it follows from the annotation.
+        nargs: as in argparse; by default it follows from the annotation: `tuple[float, float]` takes two values,
+            `Sequence[str]` one or more.
+        metavar: placeholder of the value in `--help`.
+        group: title of the section in `--help`; by default the class attribute `group`.
+        name: name of the flag where it differs from that of the field.
+        takes_value: a bool may be followed by True or False; otherwise the flag alone switches it on.
+        positional: an argument without a flag.
+        exclusive: at most one of the exclusive options of a section may be given.
+    """
+    metadata = Option(
+        help, tuple(flags), choices, type, nargs, metavar, group, name, takes_value, positional, exclusive
+    )
+    return dataclasses.field(default=default, metadata={"option": metadata})
+
+
+def option_of(cls: type, name: str, default: Any = dataclasses.MISSING, **changes: Any) -> Any:
+    """The option `name` of another class, with another default or other arguments of `option`."""
+    field: dataclasses.Field = {field.name: field for field in dataclasses.fields(cls)}[name]
+    return dataclasses.field(
+        default=field.default if default is dataclasses.MISSING else default,
+        metadata={"option": field.metadata["option"]._replace(**changes)},
+    )
+
+
+class Flag(NamedTuple):
+    """A field that is an option, with its type resolved."""
+
+    name: str  # of the argparse destination
+    default: Any
+    option: Option
+    type: Any
+    nargs: Union[int, str, None]
+
+    @property
+    def spellings(self) -> list[str]:
+        short = [flag for flag in self.option.flags if not flag.startswith("--")]
+        return [*short, f"--{self.name}", *(flag for flag in self.option.flags if flag.startswith("--"))]
+
+    @property
+    def is_switch(self) -> bool:
+        return self.type is bool and self.option.type is None
+
+    def arguments(self) -> dict[str, Any]:
+        """Keyword arguments of `add_argument`."""
+        settings: dict[str, Any] = {"help": self.option.help}
+        if self.is_switch and not self.option.takes_value:
+            return {**settings, "action": "store_true"}
+        if self.is_switch:
+            settings.update(type=str2bool, nargs="?", const=True)
+        else:
+            settings.update(type=self.option.type or CONVERTERS.get(self.type, self.type), nargs=self.nargs)
+        if self.option.choices is not None:
+            settings["choices"] = tuple(self.option.choices)
+        if self.option.metavar is not None:
+            settings["metavar"] = self.option.metavar
+        if self.default is not dataclasses.MISSING:
+            settings["default"] = self.default
+        elif not self.option.positional:
+            settings["required"] = True
+        return settings
+
+
+def flags_of(cls: type) -> Iterator[Flag]:
+    """The options of a class."""
+    hints = get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        found: Optional[Option] = field.metadata.get("option")
+        if found is not None:
+            kind, nargs = _value_type(hints[field.name])
+            found = found._replace(group=found.group or getattr(cls, "group", None))
+            yield Flag(found.name or field.name, field.default, found, kind, found.nargs or nargs)
+
+
+def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
+    """Adds a flag for each option of the classes; an option that an earlier class has too is added once."""
+    groups: dict[Optional[str], Any] = {None: parser, **{group.title: group for group in parser._action_groups}}
+    exclusive: dict[Optional[str], Any] = {}
+    for flag in (flag for cls in classes for flag in flags_of(cls)):
+        if any(spelling in parser._option_string_actions for spelling in flag.spellings):
+            continue
+        title = flag.option.group
+        if title not in groups:
+            groups[title] = parser.add_argument_group(title)
+        target = groups[title]
+        if flag.option.exclusive:
+            target = exclusive[title] = exclusive.get(title) or target.add_mutually_exclusive_group()
+        target.add_argument(*([flag.name] if flag.option.positional else flag.spellings), **flag.arguments())
+
+
+def from_mapping(cls: type[T], values: Mapping[str, Any], where: Optional[str] = None, **given: Any) -> T:
+    """An instance of the option class from values by the names of its options or fields.
+
+    Args:
+        values: options that it does not have keep their defaults.
+        where: name of the source of the values; all of them must then be options of the class. Without it the values
+            may be those of several classes, as those of a command line are.
+        given: fields that are taken as they are, in place of those of `values`.
+
+    Raises:
+        UserError: an unknown or missing option, or whatever the class refuses.
+    """
+    fields = dataclasses.fields(cls)  # type: ignore[arg-type]
+    if where is not None:
+        check_known(values, [field.name for field in fields], where)
+    arguments = dict(given)
+    for field in fields:
+        found: Optional[Option] = field.metadata.get("option")
+        names = [name for name in (found and found.name, field.name) if name in values]
+        if field.name in given:
+            continue
+        if names:
+            arguments[field.name] = values[names[0]]  # type: ignore[index]
+        elif field.default is field.default_factory is dataclasses.MISSING:
+            raise UserError(f"{where or cls.__name__}: the field {field.name} is missing")
+    return cls(**arguments)
+
+
+def flag_table(*classes: type, dashes: bool = False) -> str:
+    """The flags of the classes as a Markdown table."""
+    lines = ["| flag | default | meaning |", "|---|---|---|"]
+    for flag in (flag for cls in classes for flag in flags_of(cls)):
+        spellings = [flag.name] if flag.option.positional else flag.spellings
+        names = ", ".join(f"`{spelling.replace('_', '-') if dashes else spelling}`" for spelling in spellings)
+        lines.append(f"| {names} | {_shown_default(flag)} | {describe(flag)} |")
+    return "\n".join(lines)
+
+
+def describe(flag: Flag) -> str:
+    """The help text with the choices, for a Markdown table."""
+    text = flag.option.help.replace("%%", "%").replace("|", "\\|")
+    if flag.option.choices is None or (flag.option.type is None and flag.type is int):
+        return text
+    return f"{text} ({', '.join(f'`{choice}`' for choice in flag.option.choices)})"
+
+
+def _shown_default(flag: Flag) -> str:
+    if flag.default is dataclasses.MISSING:
+        return "required"
+    if flag.default is None:
+        return ""
+    if isinstance(flag.default, bool):
+        return "on" if flag.default else "off"
+    value = " ".join(map(str, flag.default)) if isinstance(flag.default, (list, tuple)) else str(flag.default)
+    return f"`{' '.join(value.split())}`" if value.strip() else "empty"
+
+
+def did_you_mean(name: Any, known: Iterable[str], cutoff: float = 0.6) -> str:
+    """A question about the closest known name, or an empty text."""
+    close = get_close_matches(str(name), list(known), n=1, cutoff=cutoff)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def check_known(names: Iterable[Any], known: Collection[str], where: str) -> None:
+    """Raises UserError for the first name that is not known."""
+    for name in names:
+        if name not in known:
+            hint = did_you_mean(name, known) or f"; its fields are {', '.join(known)}"
+            raise UserError(f"{where} has no field {name!r}{hint}")
+
+
+def check_choice(name: str, value: Any, choices: Collection) -> None:
+    """Raises UserError unless `value` is one of the choices."""
+    if value not in choices:
+        raise UserError(f"{name} {value!r} is not one of {', '.join(map(str, choices))}")
+
+
+def check_at_least_one(options: Any, *names: str, prefix: str = "--") -> None:
+    """Raises UserError unless each of these numbers, fields of `options`, is None or at least 1."""
+    for name in names:
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{prefix}{name} must be 1 or more, not {value}")
+
+
+def str2bool(text: str) -> bool:
+    """`True`, `true`, `1`, `yes` and their opposites."""
+    lowered = text.strip().lower()
+    if lowered in ("true", "1", "yes", "y", "on"):
+        return True
+    if lowered in ("false", "0", "no", "n", "off"):
+        return False
+    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
+
+
+def finite_float(text: str) -> float:
+    """The number of a flag; `nan`, `inf` and 1e999, which float() accepts, are refused."""
+    try:
+        return finite_number(text, "value", -sys.float_info.max, sys.float_info.max)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} should be a finite number") from error
+
+
+def check_seed(value: Any, name: str) -> int:
+    """`value` as a seed, in the range that numpy and MindSpore accept; UserError, with `name`, for anything else."""
+    try:
+        return whole_number(value, name, 0, LARGEST_SEED)
+    except ValueError as error:
+        raise UserError(f"{name} {str(value)[:60]!r}: should be a whole number from 0 to {LARGEST_SEED}") from error
+
+
+def seed(text: str) -> int:
+    """The type of flags that are seeds."""
+    try:
+        return check_seed(text, "seed")
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from error
+
+
+CONVERTERS: dict[Any, Callable[[str], Any]] = {float: finite_float}
+
+
+def _value_type(hint: Any) -> tuple[Any, Union[int, str, None]]:
+    """The type of one value of a flag, and how many it takes (None: one)."""
+    arguments = [kind for kind in get_args(hint) if kind is not type(None)]
+    if get_origin(hint) is Union:
+        return _value_type(arguments[0])
+    if get_origin(hint) is tuple and Ellipsis not in arguments:
+        return arguments[0], len(arguments)
+    if get_origin(hint) is not None and arguments:
+        return arguments[0], "+"
+    return hint, None
