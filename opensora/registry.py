@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
@@ -93,19 +93,6 @@ def check_part(config: Mapping[str, Any], kind: Optional[str] = None) -> tuple[E
                 f"{name} has no field {field!r}{_hint(field, entry.fields)}; its fields are {', '.join(entry.fields)}"
             )
     return entry, given
-
-
-def check_family(config: Mapping[str, Any], families: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raises UserError where the types of a config do not go together."""
-    model = config["model"]["type"]
-    if model not in families:
-        raise UserError(f"model type {model!r} is not one of {', '.join(families)}")
-    for name, allowed in families[model].items():
-        if config[name]["type"] not in allowed:
-            raise UserError(
-                f"{name} type {config[name]['type']!r} does not go with the model {model}; choose from "
-                f"{', '.join(allowed)}"
-            )
 
 
 def check_folders(config: Mapping[str, Any]) -> None:

@@ -15,14 +15,16 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from opensora import device  # noqa: E402
-from opensora.config.mmengine import device_arguments, parse_configs  # noqa: E402
-from opensora.sample.config_inference import run  # noqa: E402
+from opensora.cli.config_files import parse_configs  # noqa: E402
+from opensora.config.mmengine import device_arguments  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
 
 def main() -> None:
     config = parse_configs(training=False)
+    from opensora import device
+    from opensora.sample.config_inference import run
+
     run(config, device.setup(device_arguments(config)), long=False)
 
 

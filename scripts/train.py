@@ -16,14 +16,16 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from opensora import device  # noqa: E402
-from opensora.config.mmengine import device_arguments, parse_configs  # noqa: E402
-from opensora.train.config_run import run  # noqa: E402
+from opensora.cli.config_files import parse_configs  # noqa: E402
+from opensora.config.mmengine import device_arguments  # noqa: E402
 from opensora.utils.cli import run_main  # noqa: E402
 
 
 def main() -> None:
     config = parse_configs(training=True)
+    from opensora import device
+    from opensora.train.config_run import run
+
     run(config, device.setup(device_arguments(config)))
 
 

@@ -38,6 +38,7 @@ class Option(NamedTuple):
     takes_value: bool
     positional: bool
     exclusive: bool
+    flag: bool
 
 
 def option(
@@ -54,6 +55,7 @@ def option(
     takes_value: bool = False,
     positional: bool = False,
     exclusive: bool = False,
+    flag: bool = True,
 ) -> Any:
     """A dataclass field that is also a command-line flag `--NAME`. Without a default the flag is required.
 
@@ -71,9 +73,10 @@ def option(
         takes_value: a bool may be followed by True or False; otherwise the flag alone switches it on.
         positional: an argument without a flag.
         exclusive: at most one of the exclusive options of a section may be given.
+        flag: False for a field of config files that the command line does not have.
     """
     metadata = Option(
-        help, tuple(flags), choices, type, nargs, metavar, group, name, takes_value, positional, exclusive
+        help, tuple(flags), choices, type, nargs, metavar, group, name, takes_value, positional, exclusive, flag
     )
     return dataclasses.field(default=default, metadata={"option": metadata})
 
@@ -136,20 +139,31 @@ def flags_of(cls: type) -> Iterator[Flag]:
             yield Flag(found.name or field.name, field.default, found, kind, found.nargs or nargs)
 
 
-def add_flags(parser: argparse.ArgumentParser, *classes: type) -> None:
-    """Adds a flag for each option of the classes; an option that an earlier class has too is added once."""
+def add_flags(parser: argparse.ArgumentParser, *classes: type, over_config: bool = False) -> None:
+    """Adds a flag for each option of the classes; an option that an earlier class has too is added once.
+
+    Args:
+        over_config: the flags override fields of a config file. None is required, one that is not given is absent from
+            the result, and dashes and underscores are the same.
+    """
     groups: dict[Optional[str], Any] = {None: parser, **{group.title: group for group in parser._action_groups}}
     exclusive: dict[Optional[str], Any] = {}
     for flag in (flag for cls in classes for flag in flags_of(cls)):
-        if any(spelling in parser._option_string_actions for spelling in flag.spellings):
+        if not flag.option.flag or any(name in parser._option_string_actions for name in flag.spellings):
             continue
+        spellings, settings = flag.spellings, flag.arguments()
+        if over_config:
+            spellings = list(dict.fromkeys(name.replace("_", "-") for name in spellings) | dict.fromkeys(spellings))
+            settings = {**settings, "default": argparse.SUPPRESS, "required": False}
+            if "default:" not in settings["help"]:
+                settings["help"] += " (default: as in the config)"
         title = flag.option.group
         if title not in groups:
             groups[title] = parser.add_argument_group(title)
         target = groups[title]
         if flag.option.exclusive:
             target = exclusive[title] = exclusive.get(title) or target.add_mutually_exclusive_group()
-        target.add_argument(*([flag.name] if flag.option.positional else flag.spellings), **flag.arguments())
+        target.add_argument(*([flag.name] if flag.option.positional else spellings), **settings)
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: Optional[str] = None, **given: Any) -> T:
@@ -180,14 +194,25 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: Optional[str] =
     return cls(**arguments)
 
 
-def flag_table(*classes: type, dashes: bool = False) -> str:
-    """The flags of the classes as a Markdown table."""
-    lines = ["| flag | default | meaning |", "|---|---|---|"]
-    for flag in (flag for cls in classes for flag in flags_of(cls)):
-        spellings = [flag.name] if flag.option.positional else flag.spellings
-        names = ", ".join(f"`{spelling.replace('_', '-') if dashes else spelling}`" for spelling in spellings)
-        lines.append(f"| {names} | {_shown_default(flag)} | {describe(flag)} |")
-    return "\n".join(lines)
+def flag_table(*classes: type) -> str:
+    """The flags of the classes as a Markdown table; of a flag that several classes have, the first counts."""
+    flags = {flag.name: flag for cls in reversed(classes) for flag in flags_of(cls)}
+    rows = []
+    for flag in dict.fromkeys(flags[flag.name] for cls in classes for flag in flags_of(cls)):
+        names = ", ".join(f"`{name}`" for name in ([flag.name] if flag.option.positional else flag.spellings))
+        rows.append(f"| {names} | {_shown_default(flag)} | {describe(flag)} |")
+    return "\n".join(["| flag | default | meaning |", "|---|---|---|", *rows])
+
+
+def field_table(*classes: type) -> str:
+    """The fields of a config file as a Markdown table, with the flags that override them."""
+    rows = [
+        f"| `{flag.name}` | {'`--' + flag.name.replace('_', '-') + '`' if flag.option.flag else ''} "
+        f"| {_shown_default(flag)} | {describe(flag)} |"
+        for cls in classes
+        for flag in flags_of(cls)
+    ]
+    return "\n".join(["| field | flag | default | meaning |", "|---|---|---|---|", *rows])
 
 
 def describe(flag: Flag) -> str:

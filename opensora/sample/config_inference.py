@@ -9,10 +9,10 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from opensora.config.families import STDIT, check_family
 from opensora.datasets.media import save_image, write_video
 from opensora.device import Device
 from opensora.errors import UserError
-from opensora.models.vaes import VAES
 from opensora.parallel.collectives import barrier
 from opensora.pipelines.lazy import Part
 from opensora.pipelines.long_video import Scene, make_long_video
@@ -21,16 +21,10 @@ from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize, STDiTPipeline
 from opensora.pipelines.t2v import OpenSoraPipeline
 from opensora.pipelines.text import note_if_cut
-from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_family, check_folders, check_part
+from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_folders, check_part
 from opensora.sample.config_job import Job, Request, check_single_clips, plan_requests, without_effect
-from opensora.schedulers import SCHEDULERS
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
-# What goes together: the vae, text encoders and schedulers of a model.
-FAMILIES = {
-    "STDiT2-XL/2": {VAE: ("VideoAutoencoderKL",), TEXT_ENCODER: ("t5", "mt5"), SCHEDULER: ("iddpm", "dpm-solver")},
-    "OpenSoraT2V_v1_3-2B/122": {VAE: tuple(VAES), TEXT_ENCODER: ("mt5", "t5"), SCHEDULER: tuple(SCHEDULERS)},
-}
 REMEDY = "raise model_max_length of text_encoder, if the model allows it, or shorten the text"
 NOISE, ENCODER, REFERENCE = 0, 1, 2  # what is drawn, part of its seed
 
@@ -58,13 +52,13 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     if not long:
         check_single_clips(config)
     job = Job.of(config)
-    check_family(config, FAMILIES)
+    check_family(config, training=False)
     for kind in (MODEL, VAE, TEXT_ENCODER, SCHEDULER):
         check_part(config[kind], kind)
     requests = plan_requests(config, job, long)
     for note in without_effect(job, requests) if device.is_main else ():
         print(f"note: {note}", file=sys.stderr)
-    maker_class = STDiTMaker if config["model"]["type"] == "STDiT2-XL/2" else PlanMaker
+    maker_class = STDiTMaker if config["model"]["type"] == STDIT else PlanMaker
     maker_class.check(config, job, requests, long)
     with exclusive_folder(job.save_dir, device.is_main):
         if device.is_main:

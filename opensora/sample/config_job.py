@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional
 
+from opensora.config.fields import ClipFields
 from opensora.config.mmengine import check_fields
+from opensora.config.options import from_mapping
 from opensora.errors import UserError
 from opensora.pipelines.mask_strategy import check_strategy, parse_strategy
 from opensora.pipelines.prompt_syntax import clip_texts, loop_texts, split_overrides
@@ -28,8 +30,8 @@ NEEDED = (
     "fps",
     "save_dir",
 )
-# Bytes of a prompt, and of `sample_name`, in a file's name. It can have 255 in all, with those of temporary files.
-LONGEST_NAME, LONGEST_SAMPLE_NAME = 150, 50
+# Bytes of a prompt in a file name. With `sample_name` and the suffix of temporary files it can have 255.
+LONGEST_NAME = 150
 DIGEST = 16  # hexadecimal digits that tell prompts apart whose names would be alike
 UNSAFE = re.compile(r"^\.|[/\\\x00-\x1f\x7f]")
 # Ends that the names of other prompts, of empty prompts and of a prompt's samples have.
@@ -51,54 +53,19 @@ class Request(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Job:
-    """The fields of an inference config that say what is made, checked.
+class Job(ClipFields):
+    """The fields of an inference config that describe the clips, checked, and the names of the results.
 
     Raises:
-        UserError: a field is missing or cannot be.
+        UserError: a field is missing, of another type or out of range.
     """
-
-    num_frames: int
-    image_size: Sequence[int]
-    fps: int
-    save_dir: str
-    frame_interval: int = 1
-    divide_fps: bool = False  # the model is told fps / frame_interval, as from Open-Sora v1.2 on
-    batch_size: int = 1
-    seed: int = 42
-    num_sample: int = 1
-    sample_name: Optional[str] = None
-    prompt_as_path: bool = False
-    loop: int = 1
-    condition_frame_length: Optional[int] = None
 
     @classmethod
     def of(cls, config: Mapping[str, Any]) -> Job:
         check_fields(config, NEEDED)
         if config.get("multi_resolution") not in (None, False, "STDiT2"):
             raise UserError(f"multi_resolution {config['multi_resolution']!r} should be 'STDiT2'")
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None})
-
-    def __post_init__(self):
-        for name in ("num_frames", "fps", "frame_interval", "batch_size", "num_sample", "loop"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} {value!r}: should be a whole number from 1 on")
-        size = self.image_size
-        if not isinstance(size, (list, tuple)) or len(size) != 2 or any(type(n) is not int or n < 8 for n in size):
-            raise UserError(f"image_size {size!r}: should be height and width, whole numbers of 8 pixels or more")
-        if self.sample_name and len(Path(self.sample_name).name.encode()) > LONGEST_SAMPLE_NAME:
-            raise UserError(f"sample_name {self.sample_name!r}: should be at most {LONGEST_SAMPLE_NAME} bytes long")
-        if self.fps < self.frame_interval:
-            raise UserError(
-                f"fps {self.fps} divided by frame_interval {self.frame_interval} is less than 1 frame a second"
-            )
-        kept = self.condition_frame_length
-        if self.loop > 1 and not (type(kept) is int and 1 <= kept < self.num_frames):
-            raise UserError(
-                f"condition_frame_length {kept!r}: with loop {self.loop} it should be "
-                f"from 1 to {self.num_frames - 1}, frames that a clip takes over from the one before"
-            )
+        return from_mapping(cls, {name: value for name, value in config.items() if value is not None})
 
     @property
     def video_fps(self) -> int:
@@ -112,7 +79,7 @@ class Job:
     @property
     def bytes_per_sample(self) -> float:
         """About what a result takes on the disk."""
-        kept = self.condition_frame_length if self.loop > 1 else 0
+        kept = (self.condition_frame_length or 0) if self.loop > 1 else 0
         return compressed_bytes(self.loop * (self.num_frames - kept) + kept, self.image_size[0] * self.image_size[1])
 
     def path(self, request: Request, number: int) -> Path:

@@ -13,8 +13,8 @@ from training_runs import inpaint_command as inpaint_flags
 from training_runs import t2v_command as flags
 from training_runs import vae_command as vae_flags
 
-from opensora.config.options import add_flags
 from opensora.config.mmengine import PLACES, field_names
+from opensora.config.options import add_flags
 from opensora.train import inpaint_options, t2v_options, vae_options
 from opensora.train.arguments import ARGUMENTS, EFFECTS, changes, recorded
 from opensora.train.inpaint import InpaintTraining
