@@ -12,22 +12,22 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
-from opensora.datasets.media import VideoReader, check_image_suffix, save_grid  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import ContactSheetOptions  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 
 
 def frames_of(path: str, count: int) -> np.ndarray:
     """uint8 (up to `count`, H, W, 3), evenly spaced in time."""
+    from opensora.datasets.media import VideoReader
+
     with VideoReader(path) as video:
         return np.asarray(video.read(np.linspace(0, len(video) - 1, min(count, len(video)), dtype=int)))
 
 
 def main() -> None:
-    parser = CommandParser(description="Videos -> one picture of their frames.")
-    parser.add_argument("videos", nargs="+", help="the videos, one row each")
-    parser.add_argument("--output", required=True, help="png or jpg")
-    parser.add_argument("--columns", type=int, default=8, help="frames of each video")
-    args = parser.parse_args()
+    args = parse_flags("Writes frames of videos into one image.", (ContactSheetOptions,))
+    from opensora.datasets.media import check_image_suffix, save_grid
+
     check_image_suffix(args.output)
     save_grid(args.output, [frames_of(path, args.columns) for path in args.videos], args.columns)
     print(args.output)

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
@@ -16,27 +18,24 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from opensora import device  # noqa: E402
-from opensora.datasets.media import check_image_suffix  # noqa: E402
-from opensora.models import get_vae  # noqa: E402
-from opensora.pipelines.reconstruct import Reconstructor, read_picture, reconstruct_image  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import RecImageOptions, ReconstructOptions  # noqa: E402
+from opensora.config.device import DeviceOptions  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 
 
-def parse_args() -> argparse.Namespace:
-    parser = CommandParser(description="Image -> VAE -> image.")
-    parser.add_argument("--ae", default="WFVAEModel_D8_4x8x8", help="name of the VAE")
-    parser.add_argument("--ae_path", required=True, help="folder with config.json and weights")
-    parser.add_argument("--ms_checkpoint", help="weights of this file instead of those in --ae_path")
-    parser.add_argument("--image_path", required=True, help="the image to reconstruct")
-    parser.add_argument("--rec_path", required=True, help="where the reconstruction goes (.png, .jpg ...)")
-    parser.add_argument("--short_size", type=int, default=336, help="pixels of the shorter side")
-    device.add_arguments(parser)
-    return parser.parse_args()
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    return parse_flags(
+        "Encodes and decodes an image with a VAE.", (ReconstructOptions, RecImageOptions, DeviceOptions), argv
+    )
 
 
 def main() -> None:
     args = parse_args()
+    from opensora import device
+    from opensora.datasets.media import check_image_suffix
+    from opensora.models import get_vae
+    from opensora.pipelines.reconstruct import Reconstructor, read_picture, reconstruct_image
+
     check_image_suffix(args.rec_path)
     picture = read_picture(args.image_path, args.short_size, args.ae)
     dev = device.setup(args)

@@ -10,7 +10,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
@@ -21,47 +23,32 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from opensora import device  # noqa: E402
-from opensora.eval.report import print_skipped, print_table  # noqa: E402
-from opensora.models import get_vae  # noqa: E402
-from opensora.parallel.collectives import barrier  # noqa: E402
-from opensora.pipelines.reconstruct import Clip, Reconstructor  # noqa: E402
-from opensora.pipelines.reconstruct_folder import Job, Results, plan_jobs, reconstruct_folder, settings_of  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import RecFolderOptions, ReconstructOptions  # noqa: E402
+from opensora.config.device import DeviceOptions  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 from opensora.utils.folder_lock import exclusive_folder  # noqa: E402
 
+if TYPE_CHECKING:
+    from opensora.device import Device
+    from opensora.pipelines.reconstruct import Clip
+    from opensora.pipelines.reconstruct_folder import Job
 
-def parse_args() -> argparse.Namespace:
-    parser = CommandParser(description="Videos -> VAE -> videos, with PSNR and SSIM.")
-    parser.add_argument("--ae", default="WFVAEModel_D8_4x8x8", help="name of the VAE")
-    parser.add_argument("--ae_path", required=True, help="folder with config.json and weights")
-    parser.add_argument("--ms_checkpoint", help="weights of this file instead of those in --ae_path")
-    parser.add_argument("--real_video_dir", required=True, help="folder of the videos to reconstruct")
-    parser.add_argument("--data_file_path", help="csv with a column 'video': paths below --real_video_dir")
-    parser.add_argument("--generated_video_dir", required=True, help="where the reconstructions go")
-    parser.add_argument("--output_origin", action="store_true", help="also write the cut and resized input, to origin/")
-    parser.add_argument("--num_frames", type=int, default=17, help="4n+1")
-    parser.add_argument("--sample_rate", type=int, default=1, help="take every n-th frame")
-    parser.add_argument(
-        "--sample_fps",
-        type=float,
-        default=30,
-        help="frames per second of the real videos; files are written at sample_fps / sample_rate",
+
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    return parse_flags(
+        "Encodes and decodes a folder of videos with a VAE, with PSNR and SSIM.",
+        (ReconstructOptions, RecFolderOptions, DeviceOptions),
+        argv,
     )
-    parser.add_argument("--height", type=int, help="with --width: crop to this aspect and resize")
-    parser.add_argument("--width", type=int, help="see --height")
-    parser.add_argument("--resolution", type=int, default=336, help="otherwise: pixels of the shorter side")
-    parser.add_argument("--crop_size", type=int, help="then a square of this size; default: multiples of 8")
-    parser.add_argument("--subset_size", type=int, default=0, help="only the first n videos; 0: all")
-    parser.add_argument("--batch_size", type=int, default=1, help="videos of one size that share a pass")
-    parser.add_argument("--num_workers", type=int, default=2, help="videos read at the same time")
-    parser.add_argument("--enable_tiling", action="store_true", help="chunks along time: memory stays constant")
-    device.add_arguments(parser)
-    return parser.parse_args()
 
 
 def main() -> None:
     args = parse_args()
+    from opensora import device
+    from opensora.parallel.collectives import barrier
+    from opensora.pipelines.reconstruct import Clip
+    from opensora.pipelines.reconstruct_folder import plan_jobs
+
     clip = Clip(args.num_frames, args.sample_rate, args.height, args.width, args.resolution, args.crop_size)
     clip.check(args.ae)
     jobs = plan_jobs(
@@ -74,8 +61,13 @@ def main() -> None:
         barrier(dev.world_size)  # which it keeps until all are done
 
 
-def reconstruct(args: argparse.Namespace, clip: Clip, jobs: list[Job], dev: device.Device) -> None:
-    """This process's part of the jobs, and their table."""
+def reconstruct(args: argparse.Namespace, clip: Clip, jobs: list[Job], dev: Device) -> None:
+    """Runs the jobs of this process and prints their table."""
+    from opensora.eval.report import print_skipped, print_table
+    from opensora.models import get_vae
+    from opensora.pipelines.reconstruct import Reconstructor
+    from opensora.pipelines.reconstruct_folder import Results, reconstruct_folder, settings_of
+
     jobs = jobs[dev.rank :: dev.world_size]
     results = Results(
         Path(args.generated_video_dir),

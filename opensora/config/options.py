@@ -15,6 +15,7 @@ import dataclasses
 import sys
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from difflib import get_close_matches
+from types import SimpleNamespace
 from typing import Any, Callable, NamedTuple, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
 from opensora.errors import UserError
@@ -101,6 +102,8 @@ class Flag(NamedTuple):
 
     @property
     def spellings(self) -> list[str]:
+        if self.option.positional:
+            return [self.name]
         short = [flag for flag in self.option.flags if not flag.startswith("--")]
         return [*short, f"--{self.name}", *(flag for flag in self.option.flags if flag.startswith("--"))]
 
@@ -130,11 +133,10 @@ class Flag(NamedTuple):
 
 def flags_of(cls: type) -> Iterator[Flag]:
     """The options of a class."""
-    hints = get_type_hints(cls)
     for field in dataclasses.fields(cls):
         found: Optional[Option] = field.metadata.get("option")
         if found is not None:
-            kind, nargs = _value_type(hints[field.name])
+            kind, nargs = _value_type(_annotation(cls, field.name))
             found = found._replace(group=found.group or getattr(cls, "group", None))
             yield Flag(found.name or field.name, field.default, found, kind, found.nargs or nargs)
 
@@ -163,7 +165,7 @@ def add_flags(parser: argparse.ArgumentParser, *classes: type, over_config: bool
         target = groups[title]
         if flag.option.exclusive:
             target = exclusive[title] = exclusive.get(title) or target.add_mutually_exclusive_group()
-        target.add_argument(*([flag.name] if flag.option.positional else spellings), **settings)
+        target.add_argument(*spellings, **settings)
 
 
 def from_mapping(cls: type[T], values: Mapping[str, Any], where: Optional[str] = None, **given: Any) -> T:
@@ -196,11 +198,13 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: Optional[str] =
 
 def flag_table(*classes: type) -> str:
     """The flags of the classes as a Markdown table; of a flag that several classes have, the first counts."""
-    flags = {flag.name: flag for cls in reversed(classes) for flag in flags_of(cls)}
-    rows = []
-    for flag in dict.fromkeys(flags[flag.name] for cls in classes for flag in flags_of(cls)):
-        names = ", ".join(f"`{name}`" for name in ([flag.name] if flag.option.positional else flag.spellings))
-        rows.append(f"| {names} | {_shown_default(flag)} | {describe(flag)} |")
+    flags: dict[str, Flag] = {}
+    for flag in (flag for cls in classes for flag in flags_of(cls) if flag.option.flag):
+        flags.setdefault(flag.name, flag)
+    rows = [
+        f"| {', '.join(f'`{name}`' for name in flag.spellings)} | {_shown_default(flag)} | {describe(flag)} |"
+        for flag in flags.values()
+    ]
     return "\n".join(["| flag | default | meaning |", "|---|---|---|", *rows])
 
 
@@ -297,6 +301,13 @@ def seed(text: str) -> int:
 
 
 CONVERTERS: dict[Any, Callable[[str], Any]] = {float: finite_float}
+
+
+def _annotation(cls: type, name: str) -> Any:
+    """The type of a field. Those of other fields may be names that only type checkers import."""
+    owner = next(base for base in cls.__mro__ if name in base.__dict__.get("__annotations__", {}))
+    holder: Any = SimpleNamespace(__annotations__={name: owner.__annotations__[name]})
+    return get_type_hints(holder, vars(sys.modules[owner.__module__]))[name]
 
 
 def _value_type(hint: Any) -> tuple[Any, Union[int, str, None]]:

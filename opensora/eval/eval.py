@@ -5,53 +5,42 @@ python opensora/eval/eval.py --metric psnr --real_video_dir A --generated_video_
 
 from __future__ import annotations
 
-import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
-from opensora.eval.pairs import Metric, Sampling, measure_all, pair_videos  # noqa: E402
-from opensora.eval.report import print_skipped, print_table  # noqa: E402
-from opensora.metrics.peak_signal import psnr  # noqa: E402
-from opensora.metrics.structural import ssim  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import EvaluateOptions  # noqa: E402
+from opensora.config.options import from_mapping  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 
-METRICS = ("psnr", "ssim", "lpips")
-
-
-def parse_args() -> argparse.Namespace:
-    parser = CommandParser(description="PSNR (dB), SSIM or LPIPS of generated videos, frame by frame.")
-    parser.add_argument("--metric", choices=METRICS, required=True, help="what is measured")
-    parser.add_argument("--real_video_dir", required=True, help="folder of the real videos")
-    parser.add_argument(
-        "--generated_video_dir", required=True, help="folder of the generated videos, with the names of the real ones"
-    )
-    parser.add_argument("--num_frames", type=int, help="frames compared per video; default: all of the generated one")
-    parser.add_argument("--sample_rate", type=int, default=1, help="take every n-th frame of the real videos")
-    parser.add_argument("--resolution", type=int, help="resize the shorter side to this; default: leave sizes alone")
-    parser.add_argument("--crop_size", type=int, help="then cut a square of this size out of the middle")
-    parser.add_argument("--subset_size", type=int, default=0, help="compare only the first n pairs; 0: all")
-    parser.add_argument("--batch_size", type=int, default=16, help="frames of a video held in memory at a time")
-    parser.add_argument("--num_workers", type=int, default=2, help="pairs compared at the same time")
-    parser.add_argument(
-        "--lpips_path",
-        default="pretrained/lpips_alex.pth",
-        help="weights of LPIPS with AlexNet, as the PyTorch package lpips has them",
-    )
-    return parser.parse_args()
+if TYPE_CHECKING:
+    from opensora.eval.pairs import Metric
 
 
-def get_metric(args: argparse.Namespace) -> Metric:
+def parse_args(argv: Optional[Sequence[str]] = None) -> EvaluateOptions:
+    args = parse_flags("PSNR (dB), SSIM or LPIPS of generated videos, frame by frame.", (EvaluateOptions,), argv)
+    return from_mapping(EvaluateOptions, vars(args))
+
+
+def get_metric(args: EvaluateOptions) -> Metric:
     if args.metric == "lpips":
         from opensora.metrics.perceptual import SpatialLPIPS  # takes seconds to import
 
         return SpatialLPIPS(args.lpips_path)
+    from opensora.metrics.peak_signal import psnr
+    from opensora.metrics.structural import ssim
+
     return {"psnr": psnr, "ssim": ssim}[args.metric]
 
 
 def main() -> None:
     args = parse_args()
+    from opensora.eval.pairs import Sampling, measure_all, pair_videos
+    from opensora.eval.report import print_skipped, print_table
+
     sampling = Sampling(args.num_frames, args.sample_rate, args.resolution, args.crop_size, args.batch_size)
     pairs, unpaired = pair_videos(args.real_video_dir, args.generated_video_dir)
     pairs = pairs[: args.subset_size or None]

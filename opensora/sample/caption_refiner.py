@@ -7,7 +7,6 @@ Without flags the published refiner rewrites the prompts of examples/sora.txt.
 
 from __future__ import annotations
 
-import argparse
 import importlib.util
 import json
 import subprocess
@@ -24,17 +23,14 @@ sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 
 from opensora.checkpoint.files import find_weights, open_state, read_config, resolve_path  # noqa: E402
-from opensora.config.device import TARGETS  # noqa: E402
-from opensora.config.options import seed  # noqa: E402
+from opensora.config.commands import MAX_NEW_TOKENS, PUBLISHED_REFINER, RefineOptions  # noqa: E402
+from opensora.config.options import from_mapping  # noqa: E402
 from opensora.errors import UserError  # noqa: E402
-from opensora.sample import refiner_process  # noqa: E402
-from opensora.sample.prompt_files import read_prompts  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.sample.refiner_process import MINDNLP_NEEDED  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 from opensora.utils.files import atomic_write  # noqa: E402
 
-MAX_NEW_TOKENS = 512
-PUBLISHED_WEIGHTS = "LanguageBind/Open-Sora-Plan-v1.3.0"  # name on Hugging Face, and of the folder
-PUBLISHED_REFINER = f"{PUBLISHED_WEIGHTS}/prompt_refiner"
+PUBLISHED_WEIGHTS = PUBLISHED_REFINER.rpartition("/")[0]  # name on Hugging Face, and of the folder
 
 
 def refine_prompts(
@@ -73,7 +69,7 @@ def refine_each(
     command = [
         sys.executable,
         "-m",
-        refiner_process.__name__,
+        "opensora.sample.refiner_process",
         "--caption_refiner",
         str(resolve_path(folder).resolve()),
         "--seed",
@@ -112,7 +108,7 @@ def check_refiner(folder: Union[str, Path]) -> None:
         raise UserError(f"{weights}: the refiner's weights are read from .safetensors files only")
     open_state(weights)
     if importlib.util.find_spec("mindnlp") is None:
-        raise UserError(refiner_process.MINDNLP_NEEDED)
+        raise UserError(MINDNLP_NEEDED)
 
 
 def _has_chat_template(folder: Path) -> bool:
@@ -146,37 +142,21 @@ def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
         process.stdout.close()
 
 
-def parse_args() -> argparse.Namespace:
-    parser = CommandParser(description="Prompts -> prompts with more detail.")
-    parser.add_argument(
-        "--caption_refiner", default=PUBLISHED_REFINER, help="folder of a causal language model with its tokenizer"
-    )
-    prompts = parser.add_mutually_exclusive_group()
-    prompts.add_argument("--prompt", nargs="+", help="prompts; default: those of --text_prompt")
-    prompts.add_argument(
-        "--text_prompt",
-        default=str(ROOT / "examples/sora.txt"),
-        help="a .txt file with one prompt per line, or a .csv file",
-    )
-    parser.add_argument("--output", help="text file for the refined prompts, one per line; default: only print them")
-    parser.add_argument("--max_new_tokens", type=int, default=MAX_NEW_TOKENS, help="longest answer in tokens")
-    parser.add_argument("--device", choices=TARGETS, help="default: Ascend where one is present, else CPU")
-    parser.add_argument("--seed", type=seed, default=1234, help="for models that sample their answers")
-    return parser.parse_args()
+def parse_args(argv: Optional[Sequence[str]] = None) -> RefineOptions:
+    args = parse_flags("Rewrites short prompts into detailed ones.", (RefineOptions,), argv)
+    return from_mapping(RefineOptions, vars(args))
 
 
 def main() -> None:
     args = parse_args()
-    if args.max_new_tokens < 1:
-        raise UserError(f"--max_new_tokens must be 1 or more, not {args.max_new_tokens}")
-    if args.output and Path(args.output).is_dir():
-        raise UserError(f"--output {args.output}: is a folder; name a file")
     if args.caption_refiner == PUBLISHED_REFINER and not Path(PUBLISHED_REFINER).is_dir():
         raise FileNotFoundError(
             f"{PUBLISHED_REFINER}: no such folder; fetch the published refiner with huggingface-cli download "
             f"{PUBLISHED_WEIGHTS} --include 'prompt_refiner/*' --local-dir {PUBLISHED_WEIGHTS}, or give the folder of "
             f"another language model with --caption_refiner"
         )
+    from opensora.sample.prompt_files import read_prompts  # imports the video reader
+
     prompts = read_prompts(args.prompt or [args.text_prompt])
     refined = {}
     for prompt, wording in refine_each(args.caption_refiner, prompts, args.seed, args.device, args.max_new_tokens):

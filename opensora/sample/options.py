@@ -188,7 +188,10 @@ def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, 
         UserError, OSError: every mistake that is visible before weights are loaded.
     """
     args = parse_flags(
-        "Makes videos or images from text, or from text and conditioning frames.", (SampleOptions, DeviceOptions), argv
+        "Makes videos or images from text, or from text and conditioning frames.",
+        (SampleOptions, DeviceOptions),
+        argv,
+        yaml_file=True,
     )
     return check_weights(from_mapping(SampleOptions, vars(args))), args
 

@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Optional
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
@@ -16,28 +18,28 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from opensora import device  # noqa: E402
-from opensora.models import MT5EncoderModel  # noqa: E402
-from opensora.models.text_encoder.tokenizer import Tokenizer  # noqa: E402
-from opensora.parallel.collectives import barrier  # noqa: E402
-from opensora.sample.embedding_files import embed_captions, read_captions  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import EmbedOptions  # noqa: E402
+from opensora.config.device import DeviceOptions  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 from opensora.utils.folder_lock import exclusive_folder  # noqa: E402
 
 
-def parse_args() -> argparse.Namespace:
-    parser = CommandParser(description="Captions -> one .npz each; captions that have one already are skipped.")
-    parser.add_argument("--data_file_path", required=True, help="json list of objects with `path` and `cap`")
-    parser.add_argument("--output_path", required=True, help="folder for the .npz files")
-    parser.add_argument("--text_encoder_name", default="google/mt5-xxl", help="folder of mT5 or T5 v1.1")
-    parser.add_argument("--model_max_length", type=int, default=512, help="longest text in tokens")
-    parser.add_argument("--batch_size", type=int, default=8, help="captions that the text encoder takes at a time")
-    device.add_arguments(parser)
-    return parser.parse_args()
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    return parse_flags(
+        "Embeds captions, one .npz file each; captions that have one already are skipped.",
+        (EmbedOptions, DeviceOptions),
+        argv,
+    )
 
 
 def main() -> None:
     args = parse_args()
+    from opensora import device
+    from opensora.models import MT5EncoderModel
+    from opensora.models.text_encoder.tokenizer import Tokenizer
+    from opensora.parallel.collectives import barrier
+    from opensora.sample.embedding_files import embed_captions, read_captions
+
     MT5EncoderModel.published_config(args.text_encoder_name, "--text_encoder_name")
     tokenizer = Tokenizer(args.text_encoder_name)
     captions = read_captions(args.data_file_path, args.output_path, tokenizer.knows_chinese)

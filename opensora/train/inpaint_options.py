@@ -48,6 +48,8 @@ def parse_options(
     argv: Optional[Sequence[str]] = None,
 ) -> tuple[TrainerOptions, InpaintTrainOptions, argparse.Namespace]:
     """Raises FileNotFoundError, UserError: an invalid mask configuration; flags that contradict each other."""
-    args = parse_flags("Trains the inpaint model on videos and images with captions.", INPAINT_OPTIONS, argv)
+    args = parse_flags(
+        "Trains the inpaint model on videos and images with captions.", INPAINT_OPTIONS, argv, yaml_file=True
+    )
     data = from_mapping(InpaintDataOptions, vars(args), mask=MaskConfig.from_file(args.mask_config))
     return from_mapping(TrainerOptions, vars(args)), training_options(InpaintTrainOptions, args, data), args

@@ -174,7 +174,9 @@ Options = TypeVar("Options", bound=T2VTrainOptions)
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[TrainerOptions, T2VTrainOptions, argparse.Namespace]:
     """Raises UserError for flags that contradict each other."""
-    args = parse_flags("Trains the diffusion transformer on videos and images with captions.", OPTIONS, argv)
+    args = parse_flags(
+        "Trains the diffusion transformer on videos and images with captions.", OPTIONS, argv, yaml_file=True
+    )
     data = from_mapping(T2VDataOptions, vars(args))
     return from_mapping(TrainerOptions, vars(args)), training_options(T2VTrainOptions, args, data), args
 

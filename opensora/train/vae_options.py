@@ -155,7 +155,7 @@ OPTIONS = (VAETrainerOptions, VAEFlags, VAETrainOptions, VAEDataOptions, VAELoss
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[TrainerOptions, VAETrainOptions, argparse.Namespace]:
     """Raises UserError for flags that contradict each other."""
-    args = parse_flags("Trains WFVAE on videos.", OPTIONS, argv)
+    args = parse_flags("Trains WFVAE on videos.", OPTIONS, argv, yaml_file=True)
     flags, data = from_mapping(VAEFlags, vars(args)), from_mapping(VAEDataOptions, vars(args))
     if args.validate and flags.eval_video_path is None:
         raise UserError("--validate needs --eval_video_path")

@@ -26,7 +26,7 @@ class CommandParser(argparse.ArgumentParser):
 
 
 def parse_flags(
-    description: str, classes: Iterable[type], argv: Optional[Sequence[str]] = None, yaml_file: bool = True
+    description: str, classes: Iterable[type], argv: Optional[Sequence[str]] = None, yaml_file: bool = False
 ) -> argparse.Namespace:
     """The parsed flags of a command, which are the options of these classes.
 

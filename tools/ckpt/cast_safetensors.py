@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fres
 
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors  # noqa: E402
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor  # noqa: E402
+from opensora.config.commands import CastOptions  # noqa: E402
 from opensora.errors import UserError  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 
 
 def as_float16(name: str, tensor: LazyTensor) -> LazyTensor:
@@ -32,10 +33,7 @@ def as_float16(name: str, tensor: LazyTensor) -> LazyTensor:
 
 
 def main() -> None:
-    parser = CommandParser(description="float32 -> float16.")
-    parser.add_argument("-i", "--input_path", required=True, help="safetensors file with float32 tensors")
-    parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write, with float16 tensors")
-    args = parser.parse_args()
+    args = parse_flags("Stores float32 tensors as float16.", (CastOptions,))
     tensors = {
         name: as_float16(f"{args.input_path}: {name}", tensor)
         for name, tensor in read_safetensors(args.input_path).items()

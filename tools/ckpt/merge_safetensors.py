@@ -15,8 +15,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fres
 
 from opensora.checkpoint.files import open_state, resolve_path  # noqa: E402
 from opensora.checkpoint.formats.safetensors import write_safetensors  # noqa: E402
+from opensora.config.commands import MergeOptions  # noqa: E402
 from opensora.errors import UserError  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 
 
 def find_index(folder: str, name: str) -> Path:
@@ -31,11 +32,7 @@ def find_index(folder: str, name: str) -> Path:
 
 
 def main() -> None:
-    parser = CommandParser(description="Shards -> one safetensors file, tensor by tensor.")
-    parser.add_argument("-i", "--input_folder", required=True, help="folder of the shards")
-    parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write")
-    parser.add_argument("-f", "--index_file", required=True, help="the index.json: its name in that folder or its path")
-    args = parser.parse_args()
+    args = parse_flags("Merges the shards of a model into one safetensors file, tensor by tensor.", (MergeOptions,))
     index = find_index(args.input_folder, args.index_file)
     write_safetensors(args.output_path, open_state(index), progress=True, check_finite=True)
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from tqdm import tqdm
@@ -20,17 +21,20 @@ from opensora.utils.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
-from mindspore import Tensor  # noqa: E402, after opensora, which sets how its threads wait
 
-from opensora import device  # noqa: E402
-from opensora.checkpoint.files import read_config  # noqa: E402
-from opensora.datasets.vae import VAEDataOptions, VAEDataset  # noqa: E402
-from opensora.models import WFVAEModel  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import LatentScaleOptions  # noqa: E402
+from opensora.config.device import DeviceOptions  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
+
+if TYPE_CHECKING:
+    from opensora.datasets.vae import VAEDataset
+    from opensora.models import WFVAEModel
 
 
 def latent_moments(vae: WFVAEModel, videos: VAEDataset, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each latent channel over the first `count` videos, before scale and shift."""
+    from mindspore import Tensor  # after the flags are parsed
+
     sums, squares, values = 0.0, 0.0, 0
     for index in tqdm(range(min(count, len(videos))), "videos"):
         video = videos.item(index, np.random.default_rng(index))["video"]
@@ -42,15 +46,15 @@ def latent_moments(vae: WFVAEModel, videos: VAEDataset, count: int) -> tuple[np.
 
 
 def main() -> None:
-    parser = CommandParser(description="Measures a VAE's latents; writes scale and shift to its config.json.")
-    parser.add_argument("--ae_path", required=True, help="folder of the VAE")
-    parser.add_argument("--video_path", required=True, help="folder of videos")
-    parser.add_argument("--num_frames", type=int, default=17, help="4n+1")
-    parser.add_argument("--resolution", type=int, default=256, help="height and width, a multiple of 8")
-    parser.add_argument("--sample_rate", type=int, default=1, help="takes every n-th frame")
-    parser.add_argument("--count", type=int, default=200, help="videos measured at most")
-    device.add_arguments(parser)
-    args = parser.parse_args()
+    args = parse_flags(
+        "Measures the latents of a VAE and writes their scale and shift to its config.json.",
+        (LatentScaleOptions, DeviceOptions),
+    )
+    from opensora import device
+    from opensora.checkpoint.files import read_config
+    from opensora.datasets.vae import VAEDataOptions, VAEDataset
+    from opensora.models import WFVAEModel
+
     videos = VAEDataset(
         VAEDataOptions(
             args.video_path, num_frames=args.num_frames, resolution=args.resolution, sample_rate=args.sample_rate

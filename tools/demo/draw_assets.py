@@ -1,4 +1,4 @@
-"""NoiseSource the pictures that the guides use as given frames:
+"""Draws the images that the guides use as conditioning frames:
 
 python tools/demo/draw_assets.py [--output_dir assets/images/condition]
 
@@ -11,14 +11,13 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
-from opensora.datasets.media import save_image  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import DrawAssetsOptions  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 
 HEIGHT, WIDTH = 240, 426
 Color = Sequence[int]  # RGB, 0 to 255
@@ -79,6 +78,8 @@ def wave() -> np.ndarray:
 def ship() -> np.ndarray:
     """A sailing ship on a calm sea."""
     horizon = 160
+    import cv2
+
     picture = ripples(
         np.concatenate(
             [
@@ -111,11 +112,9 @@ PICTURES = {
 
 
 def main() -> None:
-    parser = CommandParser(description="NoiseSource the pictures that the guides use as given frames.")
-    parser.add_argument(
-        "--output_dir", type=Path, default=ROOT / "assets/images/condition", help="folder of the pictures"
-    )
-    args = parser.parse_args()
+    args = parse_flags("Draws the images that the guides use as conditioning frames.", (DrawAssetsOptions,))
+    from opensora.datasets.media import save_image
+
     for name, draw in PICTURES.items():
         save_image(args.output_dir / name, np.rint(np.clip(draw(), 0, 255)).astype(np.uint8))
 

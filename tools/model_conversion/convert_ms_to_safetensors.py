@@ -12,15 +12,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
 from opensora.checkpoint.convert import convert_mindspore  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import ConvertMindSporeOptions  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 
 
 def main() -> None:
-    parser = CommandParser(description="MindSpore checkpoint -> safetensors with torch names.")
-    parser.add_argument("--src", required=True, help="MindSpore checkpoint; entries of an optimizer are left out")
-    parser.add_argument("--target", required=True, help="safetensors file to write")
-    parser.add_argument("--config", required=True, help="config.json of the model")
-    args = parser.parse_args()
+    args = parse_flags("Converts a MindSpore checkpoint to safetensors with torch names.", (ConvertMindSporeOptions,))
     convert_mindspore(args.src, args.target, args.config)
 
 

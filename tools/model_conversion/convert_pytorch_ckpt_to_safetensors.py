@@ -12,15 +12,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
 from opensora.checkpoint.convert import convert  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import ConvertOptions  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 
 
 def main() -> None:
-    parser = CommandParser(description="Torch weights -> safetensors, tensor by tensor.")
-    parser.add_argument("--src", required=True, help="file of torch.save, or index.json of its shards")
-    parser.add_argument("--target", required=True, help="safetensors file to write")
-    parser.add_argument("--config", required=True, help="config.json of the model")
-    args = parser.parse_args()
+    args = parse_flags("Converts torch weights to safetensors, tensor by tensor.", (ConvertOptions,))
     convert(args.src, args.target, args.config)
 
 

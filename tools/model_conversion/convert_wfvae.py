@@ -12,17 +12,12 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
 from opensora.checkpoint.convert import convert  # noqa: E402
-from opensora.config.options import str2bool  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import ConvertWFVAEOptions  # noqa: E402
+from opensora.utils.cli import parse_flags, run_main  # noqa: E402
 
 
 def main() -> None:
-    parser = CommandParser(description="WFVAE checkpoint -> safetensors, tensor by tensor.")
-    parser.add_argument("--src", required=True, help="checkpoint of torch.save")
-    parser.add_argument("--target", required=True, help="safetensors file to write")
-    parser.add_argument("--config", required=True, help="config.json of the model")
-    parser.add_argument("--use_ema", type=str2bool, default=True, help="False: the plain weights (gen_model)")
-    args = parser.parse_args()
+    args = parse_flags("Converts a WFVAE checkpoint to safetensors, tensor by tensor.", (ConvertWFVAEOptions,))
     convert(args.src, args.target, args.config, args.use_ema)
 
 

@@ -136,7 +136,7 @@ def test_videos_from_a_file_and_resume(run, flags, tmp_path):
         ("{}", "no object with arguments"),
         ("[]", "no object with arguments"),
         ('{"arguments": []}', "no object with arguments"),
-        ('{"arguments": {}, "prompt": "a"}', "model_type is missing"),
+        ('{"arguments": {}, "prompt": "a"}', "model_path is missing"),
     ],
 )
 def test_a_result_whose_json_does_not_say_how_it_was_made(text, reason, flags, tmp_path):
