@@ -139,7 +139,7 @@ class TrainingFields:
     max_train_steps: Optional[int] = _field(None, "length of the training in optimizer steps, instead of `epochs`")
     log_every: int = _field(10, "steps between log lines")
     ckpt_every: int = _field(0, "steps between checkpoints; 0: one at the end")
-    validate: bool = _field(False, "not supported here")
+    validate: bool = _field(False, "config files have no validation: only False is accepted")
     seed: int = option(SEED, "random seed of the data", type=seed)
     load: Optional[str] = option(None, "checkpoint to resume from, or the folder of a run: its newest checkpoint")
     start_from_scratch: bool = option(
@@ -157,18 +157,18 @@ class TrainingFields:
 class PartFlags:
     """Flags that set a field of a part; see `opensora.config.mmengine.PLACES`."""
 
-    ckpt_path: Optional[str] = option(None, "weights of the model: `model.from_pretrained`")
+    ckpt_path: Optional[str] = option(None, "weights of the model")
 
 
 @dataclass(frozen=True)
 class SamplerFlags:
-    num_sampling_steps: Optional[int] = option(None, "steps of the sampler: `scheduler.num_sampling_steps`")
-    cfg_scale: Optional[float] = option(None, "classifier-free guidance scale: `scheduler.cfg_scale`")
+    num_sampling_steps: Optional[int] = option(None, "steps of the sampler")
+    cfg_scale: Optional[float] = option(None, "classifier-free guidance scale")
 
 
 @dataclass(frozen=True)
 class DatasetFlags:
-    data_path: Optional[str] = option(None, "table of the training data: `dataset.data_path`")
+    data_path: Optional[str] = option(None, "table of the training data")
 
 
 INFERENCE = (PartFields, PartFlags, SamplerFlags, ClipFields, PromptFields, MachineFields)

@@ -94,7 +94,7 @@ def read_config(training: bool, given: Mapping[str, Any]) -> ConfigDict:
     for name in NUMBERS:
         *parents, last = name.split(".")
         place = config.get(parents[0]) if parents else config
-        if isinstance(place, Mapping) and place.get(last) is not None:
+        if isinstance(place, dict) and place.get(last) is not None:
             place[last] = finite_number(place[last], f"{given['config']}: {name}")
     if config.get("seed") is None:
         config.pop("seed", None)  # the default applies

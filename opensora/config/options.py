@@ -196,10 +196,11 @@ def from_mapping(cls: type[T], values: Mapping[str, Any], where: Optional[str] =
     return cls(**arguments)
 
 
-def flag_table(*classes: type) -> str:
-    """The flags of the classes as a Markdown table; of a flag that several classes have, the first counts."""
+def flag_table(*classes: type, without: Collection[type] = ()) -> str:
+    """The flags of the classes as a Markdown table, without those of other classes. The first of a name counts."""
+    left_out = {flag.name for cls in without for flag in flags_of(cls)}
     flags: dict[str, Flag] = {}
-    for flag in (flag for cls in classes for flag in flags_of(cls) if flag.option.flag):
+    for flag in (flag for cls in classes for flag in flags_of(cls) if flag.option.flag and flag.name not in left_out):
         flags.setdefault(flag.name, flag)
     rows = [
         f"| {', '.join(f'`{name}`' for name in flag.spellings)} | {_shown_default(flag)} | {describe(flag)} |"
@@ -209,14 +210,22 @@ def flag_table(*classes: type) -> str:
 
 
 def field_table(*classes: type) -> str:
-    """The fields of a config file as a Markdown table, with the flags that override them."""
+    """The fields of a config file as a Markdown table."""
     rows = [
-        f"| `{flag.name}` | {'`--' + flag.name.replace('_', '-') + '`' if flag.option.flag else ''} "
-        f"| {_shown_default(flag)} | {describe(flag)} |"
+        f"| `{flag.name}` | {_shown_default(flag)} | {describe(flag)} |" for cls in classes for flag in flags_of(cls)
+    ]
+    return "\n".join(["| field | default | meaning |", "|---|---|---|", *rows])
+
+
+def override_table(places: Mapping[str, Sequence[str]], *classes: type) -> str:
+    """The flags that override fields of a config file as a Markdown table; `places` has those of another name."""
+    rows = [
+        f"| `--{flag.name.replace('_', '-')}` | `{'.'.join(places.get(flag.name, (flag.name,)))}` | {describe(flag)} |"
         for cls in classes
         for flag in flags_of(cls)
+        if flag.option.flag
     ]
-    return "\n".join(["| field | flag | default | meaning |", "|---|---|---|---|", *rows])
+    return "\n".join(["| flag | field | meaning |", "|---|---|---|", *rows])
 
 
 def describe(flag: Flag) -> str:

@@ -129,10 +129,10 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
     data = from_mapping(
         T2VDataOptions, {**dataset, "sp_size": fields.sp_size, "model_max_length": length}, "T2VDataset"
     )
-    name: Optional[str] = model.pop("type")
+    preset: Optional[str] = model.pop("type")
     pretrained = model.pop("from_pretrained", None)
     if pretrained is not None and (Path(pretrained) / "config.json").is_file():
-        name = None  # the weights' own configuration counts
+        preset = None  # the weights have their own configuration
     return T2VTrainOptions(
         data=data,
         objective=objective,
@@ -140,7 +140,7 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
         ae_path=vae["from_pretrained"],
         enable_tiling=vae.get("enable_tiling", False),
         text_encoder_name_1=text_encoder["from_pretrained"],
-        model=name,
+        model=preset,
         pretrained=pretrained,
         model_changes={**model, "prediction_type": None if objective.rf_scheduler else objective.prediction_type},
         train_batch_size=fields.batch_size or T2VTrainOptions.train_batch_size,

@@ -9,6 +9,7 @@ from typing import ClassVar, Optional
 
 import pytest
 
+from opensora.config.document import PAGES, TABLE, documented, tables
 from opensora.config.families import DIT_PRESETS, FAMILIES, PREDICTION_TYPES, SAMPLERS, VAES, check_family
 from opensora.config.options import (
     add_flags,
@@ -158,3 +159,14 @@ def test_defaults_of_training_are_the_published_ones():
     trainer = VAETrainerOptions("out")
     assert (trainer.start_learning_rate, trainer.checkpointing_steps, trainer.val_interval_steps) == (1e-5, 1000, 1000)
     assert TrainerOptions("out").start_learning_rate == 1e-4
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_tables_of_the_documentation_are_up_to_date(page):
+    text = page.read_text(encoding="utf-8")
+    assert documented(text) == text, "run python -m opensora.config.document"
+
+
+def test_every_table_is_in_the_documentation():
+    found = {name for page in PAGES for name in TABLE.findall(page.read_text(encoding="utf-8"))}
+    assert found == set(tables())
