@@ -7,7 +7,6 @@ The other keys of the dict are fields of what the type names; all are local file
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping
 from dataclasses import dataclass, fields
@@ -17,6 +16,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import mindspore as ms
 
 from opensora.checkpoint.files import resolve_path
+from opensora.config.options import check_known, did_you_mean
 from opensora.datasets.bucketed.dataset import VariableVideoTextDataset, VideoTextDataset
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, WFVAEModel, get_vae
@@ -84,14 +84,11 @@ def check_part(config: Mapping[str, Any], kind: Optional[str] = None) -> tuple[E
     known = [key for key, entry in REGISTRY.items() if kind in (None, entry.kind)]
     if name not in known:
         raise UserError(
-            f"type {name!r} is no {kind or 'type'} that is known{_hint(name, known)}; choose from {', '.join(known)}"
+            f"type {name!r} is no {kind or 'type'} that is known{did_you_mean(name, known)}; choose from "
+            f"{', '.join(known)}"
         )
     entry = REGISTRY[name]
-    for field in given:
-        if field not in entry.fields:
-            raise UserError(
-                f"{name} has no field {field!r}{_hint(field, entry.fields)}; its fields are {', '.join(entry.fields)}"
-            )
+    check_known(given, entry.fields, name)
     return entry, given
 
 
@@ -135,11 +132,6 @@ def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
             f"{name}: no such file or folder; give the path of the weights, or download them: "
             f"huggingface-cli download {name} --local-dir {name}"
         ) from error
-
-
-def _hint(name: Any, known: Any) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _names(config: type) -> tuple:

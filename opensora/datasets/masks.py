@@ -16,6 +16,7 @@ from typing import Optional, Union
 import numpy as np
 import yaml
 
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 
 BLACK = -1.0  # of pixels in [-1, 1]: what the model sees where nothing is given
@@ -36,8 +37,7 @@ class MaskType(Enum):
         """Raises UserError, with the known names, for one that is none of them."""
         if isinstance(name, cls):
             return name
-        if name not in cls.__members__:
-            raise UserError(f"mask type {name!r} is not one of {', '.join(cls.__members__)}")
+        check_choice("mask type", name, cls.__members__)
         return cls[name]
 
 
@@ -210,8 +210,7 @@ def _normalised(name: str, ratios: Mapping[str, float], allowed: tuple) -> dict[
     if not isinstance(ratios, Mapping) or not ratios:
         raise UserError(f"{name} should give a ratio to some of {', '.join(names)}, not {ratios!r}")
     for key, value in ratios.items():
-        if key not in names:
-            raise UserError(f"{name}: {key!r} is not one of {', '.join(names)}")
+        check_choice(f"{name}:", key, names)
         if not _is_number(value) or value < 0:
             raise UserError(f"{name}: {key} {value!r} should be a number of 0 or more")
     total = sum(ratios.values())

@@ -12,12 +12,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from opensora.config.families import VAES
+from opensora.config.options import check_choice
 from opensora.datasets import transforms
 from opensora.datasets.media import VideoReader, read_image, sample_indices, save_image, write_video
 from opensora.errors import UserError
 from opensora.metrics.peak_signal import psnr
 from opensora.metrics.structural import ssim
-from opensora.models.vaes import VAES
 
 SMALLEST = 16  # pixels: SSIM looks through windows of 11x11
 
@@ -77,8 +78,7 @@ def strides(ae: str) -> tuple[int, int]:
     Raises:
         UserError: an unknown name.
     """
-    if ae not in VAES:
-        raise UserError(f"--ae {ae!r} is not one of {', '.join(VAES)}")
+    check_choice("--ae", ae, VAES)
     return VAES[ae][1:]
 
 

@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from opensora.checkpoint.files import find_weights
+from opensora.config.options import check_choice
 from opensora.datasets.transforms import to_uint8
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
@@ -125,8 +126,7 @@ class OpenSoraPipeline:
         Raises:
             UserError: a size the model cannot make, an unknown output_type.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
+        check_choice("output_type", output_type, OUTPUT_TYPES)
         check_size(num_frames, height, width)
         text = self.embed_prompt(prompt, guidance_scale, max_sequence_length)
         latents = self.denoise(

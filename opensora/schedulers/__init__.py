@@ -24,10 +24,10 @@ each sampler has a file of its own. The samplers of Open-Sora v1.1, which run a 
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
+from opensora.config.families import PREDICTION_TYPES
+from opensora.config.options import did_you_mean
 from opensora.errors import UserError
-from opensora.schedulers.base import PREDICTION_TYPES, Scheduler
+from opensora.schedulers.base import Scheduler
 from opensora.schedulers.cogvideox import CogVideoX
 from opensora.schedulers.ddim import DDIM
 from opensora.schedulers.ddpm import DDPM
@@ -74,7 +74,6 @@ def get_scheduler(name: str, **options) -> Scheduler:
     Raises UserError for an unknown name or an option's value that doesn't exist.
     """
     if name not in SCHEDULERS:
-        close = get_close_matches(str(name), SCHEDULERS, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"there is no sampler {name!r}: {hint}choose one of {', '.join(SCHEDULERS)}")
+        hint = did_you_mean(name, SCHEDULERS, cutoff=0.4)
+        raise UserError(f"there is no sampler {name!r}{hint}; choose one of {', '.join(SCHEDULERS)}")
     return SCHEDULERS[name](**options)

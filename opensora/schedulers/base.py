@@ -7,11 +7,12 @@ from typing import Callable, Optional, Union
 
 import numpy as np
 
+from opensora.config.families import PREDICTION_TYPES
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.schedulers.arrays import Array, float32_like
 from opensora.schedulers.noise_schedule import BETA_SCHEDULES, TIMESTEP_SPACINGS, TRAIN_TIMESTEPS
 
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 Noise = Union[None, Array, Callable[[int], Array]]
 
 
@@ -34,9 +35,9 @@ class ScheduleOptions:
     beta_schedule: Optional[str] = None
 
     def __post_init__(self):
-        _check("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        _check("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
-        _check("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        check_choice("prediction_type", self.prediction_type, (None, *PREDICTION_TYPES))
+        check_choice("timestep_spacing", self.timestep_spacing, (None, *TIMESTEP_SPACINGS))
+        check_choice("beta_schedule", self.beta_schedule, (None, *BETA_SCHEDULES))
         for name in ("beta_start", "beta_end"):
             beta = getattr(self, name)
             if beta is not None and not 0 < beta < 1:
@@ -49,11 +50,6 @@ class ScheduleOptions:
     @property
     def spacing(self) -> str:
         return self.timestep_spacing or ("trailing" if self.rescale_betas_zero_snr else "leading")
-
-
-def _check(name: str, value: Optional[str], allowed: tuple) -> None:
-    if value is not None and value not in allowed:
-        raise UserError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
 
 
 class Scheduler:
