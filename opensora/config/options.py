@@ -26,60 +26,29 @@ T = TypeVar("T")
 
 
 class Option(NamedTuple):
-    """The metadata of a field; see `option`."""
+    """The metadata of a field that is an option."""
 
-    help: str
-    flags: tuple[str, ...]
-    choices: Optional[Collection]
-    type: Optional[Callable[[str], Any]]
-    nargs: Union[int, str, None]
-    metavar: Optional[str]
-    group: Optional[str]
-    name: Optional[str]
-    takes_value: bool
-    positional: bool
-    exclusive: bool
-    flag: bool
+    help: str = ""
+    flags: Sequence[str] = ()  # further spellings, such as "-i" or "--learning_rate"
+    choices: Optional[Collection] = None
+    type: Optional[Callable[[str], Any]] = None  # converts the text of the flag; None: by the annotation
+    nargs: Union[int, str, None] = None  # as in argparse; None: by the annotation, `Sequence[str]` takes one or more
+    metavar: Optional[str] = None
+    group: Optional[str] = None  # title of the section in `--help`; None: the class attribute `group`
+    name: Optional[str] = None  # name of the flag where it is not that of the field
+    takes_value: bool = False  # a bool may be followed by True or False; otherwise the flag alone switches it on
+    positional: bool = False
+    exclusive: bool = False  # at most one of the exclusive options of a section may be given
+    flag: bool = True  # False: a field of config files that the command line does not have
 
 
-def option(
-    default: Any = dataclasses.MISSING,
-    help: str = "",
-    *,
-    flags: Sequence[str] = (),
-    choices: Optional[Collection] = None,
-    type: Optional[Callable[[str], Any]] = None,
-    nargs: Union[int, str, None] = None,
-    metavar: Optional[str] = None,
-    group: Optional[str] = None,
-    name: Optional[str] = None,
-    takes_value: bool = False,
-    positional: bool = False,
-    exclusive: bool = False,
-    flag: bool = True,
-) -> Any:
-    """A dataclass field that is also a command-line flag `--NAME`. Without a default the flag is required.
+def option(default: Any = dataclasses.MISSING, help: str = "", **settings: Any) -> Any:
+    """A dataclass field that is also a command-line flag `--NAME`, required if it has no default.
 
     Args:
-        default: of the field and of the flag.
-        help: text of `--help` and of the documentation.
-        flags: further spellings, such as "-i" or "--learning_rate".
-        choices: the values allowed.
-        type: converts the text of the flag; by default it follows from the annotation.
-        nargs: as in argparse; by default it follows from the annotation: `tuple[float, float]` takes two values,
-            `Sequence[str]` one or more.
-        metavar: placeholder of the value in `--help`.
-        group: title of the section in `--help`; by default the class attribute `group`.
-        name: name of the flag where it differs from that of the field.
-        takes_value: a bool may be followed by True or False; otherwise the flag alone switches it on.
-        positional: an argument without a flag.
-        exclusive: at most one of the exclusive options of a section may be given.
-        flag: False for a field of config files that the command line does not have.
+        settings: see `Option`.
     """
-    metadata = Option(
-        help, tuple(flags), choices, type, nargs, metavar, group, name, takes_value, positional, exclusive, flag
-    )
-    return dataclasses.field(default=default, metadata={"option": metadata})
+    return dataclasses.field(default=default, metadata={"option": Option(help, **settings)})
 
 
 def option_of(cls: type, name: str, default: Any = dataclasses.MISSING, **changes: Any) -> Any:

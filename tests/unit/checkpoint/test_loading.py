@@ -541,7 +541,7 @@ def test_a_config_as_people_edit_it(vae, tmp_path):
         ('"dropout": 0.0', '"dropout": "nan"', "dropout 'nan' is not a finite number"),
         ('"dropout": 0.0', '"dropout": 1e999', "1e999 is out of range"),
         ('"norm_type": "layernorm"', '"norm_type": 3', "norm_type 3 is not a text"),
-        ('"base_channels": 8', '"base_chanels": 8', "no key 'base_chanels' .did you mean base_channels"),
+        ('"base_channels": 8', '"base_chanels": 8', "no key 'base_chanels' (did you mean base_channels?)"),
     ):
         assert old in text
         config.write_text(text.replace(old, new))
