@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from mindspore import nn
 
 from benchmarks.cases import SAMPLING_STEPS, Case
-from opensora.cost_model import VAE, Run, linear_maps, row_counts
+from opensora.cost_model import SPATIAL_STRIDE, TEMPORAL_STRIDE, Run, linear_maps, row_counts
 from opensora.models import WFVAEModel
 from opensora.models.common.layers import Conv2d, Conv3d
 from opensora.models.dit.config import OpenSoraConfig
@@ -63,7 +63,7 @@ def vae_encode(case: Case) -> Work:
     """Downsampling counts at the resolution of its output."""
     encoder = WFVAEModel.without_weights(**case.config).encoder
     _, _, frames, height, width = case.input
-    fine, middle, coarse = _levels((frames - 1) // VAE.temporal_stride + 1, height // 8, width // 8)
+    fine, middle, coarse = _levels((frames - 1) // TEMPORAL_STRIDE + 1, height // 8, width // 8)
     *down1, halve1 = encoder.down1.cell_list
     *down2, halve2 = encoder.down2.cell_list
     return (
@@ -117,9 +117,9 @@ def transformer(case: Case, batch: int) -> tuple[Work, Work]:
     _, _, frames, height, width = case.input
     run = Run(
         config,
-        VAE.temporal_stride * (frames - 1) + 1,
-        VAE.spatial_stride * height,
-        VAE.spatial_stride * width,
+        TEMPORAL_STRIDE * (frames - 1) + 1,
+        SPATIAL_STRIDE * height,
+        SPATIAL_STRIDE * width,
         precision="fp32",
         batch_size=batch,
         max_sequence_length=case.text,

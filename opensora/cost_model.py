@@ -14,22 +14,22 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple, Optional
 
-from opensora.checkpoint.files import read_config
-from opensora.device import Device
+from opensora.config.commands import CostFlags
+from opensora.config.device import PRECISIONS
+from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, VAES
+from opensora.config.options import check_at_least_one, check_choice, from_mapping, option
 from opensora.errors import UserError
-from opensora.models.common.embeddings import TIMESTEP_CHANNELS
-from opensora.models.dit.config import PRESETS, OpenSoraConfig
-from opensora.models.dit.skiparse import Skiparse
-from opensora.models.wfvae.config import WFVAEConfig
-from opensora.parallel.groups import sequence_group
 from opensora.pipelines.sizes import check_size
-from opensora.utils.cli import CommandParser, finite_float, run_main
+from opensora.utils.cli import parse_flags, run_main
 
+if TYPE_CHECKING:
+    from opensora.models.dit.config import OpenSoraConfig
+
+_, TEMPORAL_STRIDE, SPATIAL_STRIDE = VAES[DEFAULT_VAE]
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
 ZERO_STAGES = (0, 1, 2, 3)
-VAE = WFVAEConfig()  # strides 4, 8, 8
 
 
 @dataclass(frozen=True)
@@ -41,32 +41,36 @@ class Run:
     """
 
     config: OpenSoraConfig
-    num_frames: int = 93
-    height: int = 352
-    width: int = 640
+    num_frames: int = option(93, "frames of a video, 4n+1")
+    height: int = option(352, "frame height in pixels")
+    width: int = option(640, "frame width in pixels")
     sp_size: int = 1
     world_size: int = 1
-    precision: str = "bf16"
-    batch_size: int = 1
-    max_sequence_length: int = 512
-    guidance_scale: float = 1.0
-    training: bool = False
-    zero_stage: int = 0
-    gradient_checkpointing: bool = False
+    precision: str = option("bf16", "dtype of weights and activations", choices=PRECISIONS)
+    batch_size: int = option(1, "videos that a group shares in a step")
+    max_sequence_length: int = option(512, "maximum number of text tokens")
+    guidance_scale: float = option(1.0, "guidance scale; above 1 sampling runs every video twice")
+    training: bool = option(False, "a training step instead of a denoising step")
+    zero_stage: int = option(
+        0,
+        "in training shard over the processes 1: optimizer states, 2: gradients too, 3: weights too",
+        choices=ZERO_STAGES,
+    )
+    gradient_checkpointing: bool = option(False, "in training recompute the blocks in the backward pass")
 
     def __post_init__(self):
-        check_size(self.num_frames, self.height, self.width, VAE.temporal_stride)
-        for name in ("world_size", "batch_size", "max_sequence_length"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} must be 1 or more, not {getattr(self, name)}")
-        for name, known in (("precision", tuple(BYTES)), ("zero_stage", ZERO_STAGES)):
-            if getattr(self, name) not in known:
-                raise UserError(f"--{name} {getattr(self, name)} is not one of {', '.join(map(str, known))}")
+        check_size(self.num_frames, self.height, self.width, TEMPORAL_STRIDE)
+        check_at_least_one(self, "world_size", "batch_size", "max_sequence_length")
+        check_choice("--precision", self.precision, PRECISIONS)
+        check_choice("--zero_stage", self.zero_stage, ZERO_STAGES)
         if self.training and self.guidance_scale > 1:
             raise UserError(f"--guidance_scale {self.guidance_scale} is for sampling: leave it out, or --training")
         for name in ("zero_stage", "gradient_checkpointing"):
             if getattr(self, name) and not self.training:
                 raise UserError(f"--{name} is for training: add --training, or leave it out")
+        from opensora.device import Device
+        from opensora.parallel.groups import sequence_group
+
         # The checks of a real run; on a CPU, making the group has no other effect.
         sequence_group(
             Device("CPU", 1, self.precision, world_size=self.world_size), self.sp_size, self.config.num_attention_heads
@@ -77,9 +81,9 @@ class Run:
         """(C, T, H, W) of one video."""
         return (
             self.config.in_channels,
-            (self.num_frames - 1) // VAE.temporal_stride + 1,
-            self.height // VAE.spatial_stride,
-            self.width // VAE.spatial_stride,
+            (self.num_frames - 1) // TEMPORAL_STRIDE + 1,
+            self.height // SPATIAL_STRIDE,
+            self.width // SPATIAL_STRIDE,
         )
 
     @property
@@ -121,6 +125,8 @@ class LinearMap(NamedTuple):
 
 def linear_maps(config: OpenSoraConfig) -> list[LinearMap]:
     """All linear maps of the transformer, in the order of its data flow."""
+    from opensora.models.dit.embeddings import TIMESTEP_CHANNELS
+
     d, layers, bias = config.hidden_size, config.num_layers, config.attention_bias
     patch = config.patch_size**2
     out_channels = config.out_channels or config.in_channels
@@ -177,6 +183,8 @@ def flops(run: Run) -> dict[str, float]:
 
     width = config.hidden_size // run.sp_size
     sparse_blocks = sum(config.is_sparse(i) for i in range(config.num_layers))
+    from opensora.models.dit.skiparse import Skiparse
+
     padded = run.tokens + Skiparse(config.sparse_n, group_skip=False).padding(run.tokens)
     dense = 4 * run.batch * run.tokens**2 * width  # scores, and their product with the values
     sparse = 4 * run.batch * padded**2 // config.sparse_n * width  # n groups of S / n tokens
@@ -315,57 +323,38 @@ def load_config(model: str) -> OpenSoraConfig:
     Raises:
         UserError: neither of them, or a config.json of another model.
     """
+    from opensora.checkpoint.files import read_config
+    from opensora.models.dit.config import PRESETS, OpenSoraConfig
+
     if model in PRESETS:
         return OpenSoraConfig.from_dict(PRESETS[model])
     if not Path(model).exists():
-        raise UserError(f"--model {model}: should be a folder or one of {', '.join(PRESETS)}")
+        raise UserError(f"--model {model}: neither a folder nor one of {', '.join(DIT_PRESETS)}")
     try:
         return OpenSoraConfig.from_dict(read_config(model))
     except ValueError as error:
         raise UserError(f"--model {model}: {error}") from error
 
 
-def parse_args() -> argparse.Namespace:
-    parser = CommandParser(description="Computes FLOPs, communication and memory of one step on one process.")
-    parser.add_argument("--model", required=True, help=f"folder with a config.json, or {', '.join(PRESETS)}")
-    parser.add_argument("--num_frames", type=int, default=93, help="4n+1")
-    parser.add_argument("--height", type=int, default=352, help="of the frames in pixels")
-    parser.add_argument("--width", type=int, default=640, help="of the frames in pixels")
-    parser.add_argument(
-        "--sp_size",
-        type=int,
-        nargs="+",
-        default=[1],
-        help="processes that share a sequence; several numbers give several columns",
-    )
-    parser.add_argument("--world_size", type=int, help="all processes; default: --sp_size")
-    parser.add_argument("--precision", choices=tuple(BYTES), default="bf16", help="of weights and activations")
-    parser.add_argument("--batch_size", type=int, default=1, help="videos that a group shares in a step")
-    parser.add_argument("--max_sequence_length", type=int, default=512, help="tokens of text")
-    parser.add_argument(
-        "--guidance_scale", type=finite_float, default=1.0, help="above 1 sampling runs every video twice"
-    )
-    parser.add_argument("--training", action="store_true", help="a training step instead of a denoising step")
-    parser.add_argument(
-        "--zero_stage",
-        type=int,
-        choices=ZERO_STAGES,
-        default=0,
-        help="training spreads over processes 1: optimizer states, 2: gradients too, 3: weights too",
-    )
-    parser.add_argument("--gradient_checkpointing", action="store_true", help="training runs blocks forward twice")
-    return parser.parse_args()
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    return parse_flags("Computes work, traffic and memory of one step on one process.", (CostFlags, Run), argv)
 
 
 def main() -> None:
     args = vars(parse_args())
-    model, sp_sizes, world_size = args.pop("model"), args.pop("sp_size"), args.pop("world_size")
-    config = load_config(model)
+    flags = from_mapping(CostFlags, args)
+    config = load_config(flags.model)
     runs = [
-        Run(config, sp_size=sp_size, world_size=max(1, sp_size) if world_size is None else world_size, **args)
-        for sp_size in sp_sizes
+        from_mapping(
+            Run,
+            args,
+            config=config,
+            sp_size=sp_size,
+            world_size=max(1, sp_size) if flags.world_size is None else flags.world_size,
+        )
+        for sp_size in flags.sp_size
     ]
-    print(summary(runs[0], model), table(runs), sep="\n\n")
+    print(summary(runs[0], flags.model), table(runs), sep="\n\n")
 
 
 if __name__ == "__main__":

@@ -17,14 +17,14 @@ from typing import Optional
 import mindspore as ms
 import numpy as np
 
+from opensora.config.device import DeviceOptions
+from opensora.config.options import add_flags
 from opensora.errors import UserError
 from opensora.ops.cpu.build import check_settings
 from opensora.ops.cpu.runtime import tune_process
 from opensora.parallel.launch import join_processes
 from opensora.process.signals import handle_signals
-from opensora.utils.cli import seed, str2bool
 
-TARGETS = ("Ascend", "GPU", "CPU")
 PRECISIONS = {"bf16": ms.bfloat16, "fp16": ms.float16, "fp32": ms.float32}
 # A CPU has no bfloat16 arithmetic in MindSpore, and float16 there is slower than float32 and gains nothing.
 SUPPORTED_PRECISIONS = {"Ascend": ("bf16", "fp16", "fp32"), "GPU": ("fp16", "fp32"), "CPU": ("fp32",)}
@@ -50,24 +50,8 @@ class Device:
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The flags about the device, the same for every command."""
-    group = parser.add_argument_group("device")
-    group.add_argument("--device", choices=TARGETS, help="default: Ascend where one is present, else CPU")
-    group.add_argument("--mode", type=int, choices=(0, 1), default=1, help="0: graph mode, 1: PyNative mode")
-    group.add_argument("--precision", choices=tuple(PRECISIONS), help="default: bf16 on Ascend, fp32 on a CPU")
-    group.add_argument("--jit_level", choices=("O0", "O1", "O2"), help="compiler level of graph mode")
-    group.add_argument("--max_device_memory", help="most device memory to use, such as 59GB")
-    group.add_argument(
-        "--seed", type=seed, default=1234, help="of everything random: noise, data order, initial weights"
-    )
-    group.add_argument(
-        "--use_parallel",
-        type=str2bool,
-        nargs="?",
-        const=True,
-        default=False,
-        help="True under msrun: join the process group it made",
-    )
+    """The flags of `DeviceOptions`."""
+    add_flags(parser, DeviceOptions)
 
 
 def setup(args: argparse.Namespace) -> Device:

@@ -7,7 +7,6 @@ The other keys are fields of that type. Weights are local files; nothing is down
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
@@ -17,6 +16,7 @@ from typing import Any, Callable, NamedTuple, Optional
 import mindspore as ms
 
 from opensora.checkpoint.files import resolve_path
+from opensora.config.options import check_known, did_you_mean
 from opensora.datasets.bucketed.dataset import VariableVideoTextDataset, VideoTextDataset
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, WFVAEModel, get_vae
@@ -99,28 +99,11 @@ def check_component(config: Mapping[str, Any], kind: Optional[str] = None) -> tu
     known = [key for key, entry in REGISTRY.items() if kind in (None, entry.kind)]
     if name not in known:
         raise UserError(
-            f"unknown {kind or 'component'} type {name!r}{_hint(name, known)}; choose from {', '.join(known)}"
+            f"unknown {kind or 'component'} type {name!r}{did_you_mean(name, known)}; choose from {', '.join(known)}"
         )
     entry = REGISTRY[name]
-    for field in values:
-        if field not in entry.fields:
-            raise UserError(
-                f"{name} has no field {field!r}{_hint(field, entry.fields)}; its fields are {', '.join(entry.fields)}"
-            )
+    check_known(values, entry.fields, name)
     return entry, values
-
-
-def check_family(config: Mapping[str, Any], families: Mapping[str, Mapping[str, Sequence[str]]]) -> None:
-    """Raises UserError if the types of a config are incompatible."""
-    model = config["model"]["type"]
-    if model not in families:
-        raise UserError(f"model type {model!r} is not one of {', '.join(families)}")
-    for name, allowed in families[model].items():
-        if config[name]["type"] not in allowed:
-            raise UserError(
-                f"{name} type {config[name]['type']!r} is incompatible with the model {model}; choose from "
-                f"{', '.join(allowed)}"
-            )
 
 
 def check_folders(config: Mapping[str, Any]) -> None:
@@ -163,11 +146,6 @@ def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
             f"{name}: no such file or folder; give the path of the weights, or download them: "
             f"huggingface-cli download {name} --local-dir {name}"
         ) from error
-
-
-def _hint(name: Any, known: Any) -> str:
-    close = difflib.get_close_matches(str(name), known, n=1)
-    return f" (did you mean {close[0]}?)" if close else ""
 
 
 def _field_names(config: Any) -> tuple[str, ...]:

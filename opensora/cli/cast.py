@@ -9,8 +9,9 @@ import numpy as np
 
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
+from opensora.config.commands import CastOptions
 from opensora.errors import UserError
-from opensora.utils.cli import CommandParser
+from opensora.utils.cli import parse_flags
 
 
 def as_float16(name: str, tensor: LazyTensor) -> LazyTensor:
@@ -26,10 +27,7 @@ def as_float16(name: str, tensor: LazyTensor) -> LazyTensor:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = CommandParser(description="float32 -> float16.")
-    parser.add_argument("-i", "--input_path", required=True, help="safetensors file with float32 tensors")
-    parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write, with float16 tensors")
-    args = parser.parse_args(argv)
+    args = parse_flags("Stores float32 tensors as float16.", (CastOptions,), argv)
     tensors = {
         name: as_float16(f"{args.input_path}: {name}", tensor)
         for name, tensor in read_safetensors(args.input_path).items()

@@ -7,22 +7,22 @@ from typing import Optional
 
 import numpy as np
 
-from opensora.datasets.media import VideoReader, check_image_suffix, save_grid
-from opensora.utils.cli import CommandParser
+from opensora.config.commands import ContactSheetOptions
+from opensora.utils.cli import parse_flags
 
 
 def frames_of(path: str, count: int) -> np.ndarray:
     """uint8 (up to `count`, H, W, 3), evenly spaced in time."""
+    from opensora.datasets.media import VideoReader
+
     with VideoReader(path) as video:
         return np.asarray(video.read(np.linspace(0, len(video) - 1, min(count, len(video)), dtype=int).tolist()))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = CommandParser(description="Videos -> one image of their frames.")
-    parser.add_argument("videos", nargs="+", help="the videos, one row each")
-    parser.add_argument("--output", required=True, help="png or jpg")
-    parser.add_argument("--columns", type=int, default=8, help="frames of each video")
-    args = parser.parse_args(argv)
+    args = parse_flags("Writes frames of videos into one image.", (ContactSheetOptions,), argv)
+    from opensora.datasets.media import check_image_suffix, save_grid
+
     check_image_suffix(args.output)
     save_grid(args.output, [frames_of(path, args.columns) for path in args.videos], args.columns)
     print(args.output)

@@ -1,4 +1,7 @@
-"""opensora convert: checkpoints to safetensors, tensor by tensor. The format of the source is detected."""
+"""opensora convert: checkpoints to safetensors, tensor by tensor.
+
+`opensora convert` detects the format of the source; `wfvae`, `torch` and `mindspore` are the published tools.
+"""
 
 from __future__ import annotations
 
@@ -7,52 +10,38 @@ from typing import Optional
 
 from opensora.checkpoint.convert import convert
 from opensora.checkpoint.formats.mindspore import is_mindspore_file
-from opensora.models.convert import convert_mindspore
-from opensora.utils.cli import CommandParser, str2bool
+from opensora.config.commands import ConvertAnyOptions, ConvertMindSporeOptions, ConvertOptions, ConvertWFVAEOptions
+from opensora.utils.cli import parse_flags
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = _parser(
-        "Weights -> safetensors with torch names, tensor by tensor.",
-        "PyTorch file, index.json of its shards, or MindSpore checkpoint",
-    )
-    parser.add_argument("--use_ema", type=str2bool, default=True, help="False: plain weights of a training checkpoint")
-    args = parser.parse_args(argv)
+    args = parse_flags("Converts weights of any format to safetensors, tensor by tensor.", (ConvertAnyOptions,), argv)
     with open(args.src, "rb") as file:
         is_mindspore = is_mindspore_file(file.read(1))
     if is_mindspore:
-        convert_mindspore(args.src, args.target, args.config)
+        _convert_mindspore(args.src, args.target, args.config)
     else:
         convert(args.src, args.target, args.config, args.use_ema)
 
 
 def wfvae(argv: Optional[Sequence[str]] = None) -> None:
-    parser = _parser("WFVAE checkpoint -> safetensors, tensor by tensor.", "checkpoint of torch.save")
-    parser.add_argument("--use_ema", type=str2bool, default=True, help="False: the plain weights (gen_model)")
-    args = parser.parse_args(argv)
+    args = parse_flags("Converts a WFVAE checkpoint to safetensors, tensor by tensor.", (ConvertWFVAEOptions,), argv)
     convert(args.src, args.target, args.config, args.use_ema)
 
 
 def torch(argv: Optional[Sequence[str]] = None) -> None:
-    parser = _parser(
-        "Torch weights -> safetensors, tensor by tensor.", "file of torch.save, or index.json of its shards"
-    )
-    args = parser.parse_args(argv)
+    args = parse_flags("Converts torch weights to safetensors, tensor by tensor.", (ConvertOptions,), argv)
     convert(args.src, args.target, args.config)
 
 
 def mindspore(argv: Optional[Sequence[str]] = None) -> None:
-    parser = _parser(
-        "MindSpore checkpoint -> safetensors with torch names.",
-        "MindSpore checkpoint; entries of an optimizer are left out",
+    args = parse_flags(
+        "Converts a MindSpore checkpoint to safetensors with torch names.", (ConvertMindSporeOptions,), argv
     )
-    args = parser.parse_args(argv)
-    convert_mindspore(args.src, args.target, args.config)
+    _convert_mindspore(args.src, args.target, args.config)
 
 
-def _parser(description: str, source: str) -> CommandParser:
-    parser = CommandParser(description=description)
-    parser.add_argument("--src", required=True, help=source)
-    parser.add_argument("--target", required=True, help="safetensors file to write")
-    parser.add_argument("--config", required=True, help="config.json of the model")
-    return parser
+def _convert_mindspore(src: str, target: str, config: str) -> None:
+    from opensora.models.convert import convert_mindspore  # imports MindSpore
+
+    convert_mindspore(src, target, config)

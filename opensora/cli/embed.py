@@ -6,28 +6,28 @@ import argparse
 from collections.abc import Sequence
 from typing import Optional
 
-from opensora import device
-from opensora.models import MT5EncoderModel
-from opensora.models.text_encoder.tokenizer import Tokenizer
-from opensora.parallel.collectives import barrier
-from opensora.sample.embedding_files import embed_captions, read_captions
-from opensora.utils.cli import CommandParser
+from opensora.config.commands import EmbedOptions
+from opensora.config.device import DeviceOptions
+from opensora.utils.cli import parse_flags
 from opensora.utils.folder_lock import exclusive_folder
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    parser = CommandParser(description="Captions -> one .npz each; captions that have one already are skipped.")
-    parser.add_argument("--data_file_path", required=True, help="json list of objects with `path` and `cap`")
-    parser.add_argument("--output_path", required=True, help="folder for the .npz files")
-    parser.add_argument("--text_encoder_name", default="google/mt5-xxl", help="folder of mT5 or T5 v1.1")
-    parser.add_argument("--model_max_length", type=int, default=512, help="longest text in tokens")
-    parser.add_argument("--batch_size", type=int, default=8, help="captions that the text encoder takes at a time")
-    device.add_arguments(parser)
-    return parser.parse_args(argv)
+    return parse_flags(
+        "Embeds captions, one .npz file each; captions that have one already are skipped.",
+        (EmbedOptions, DeviceOptions),
+        argv,
+    )
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_args(argv)
+    from opensora import device  # MindSpore is imported after the flags are checked
+    from opensora.models import MT5EncoderModel
+    from opensora.models.text_encoder.tokenizer import Tokenizer
+    from opensora.parallel.collectives import barrier
+    from opensora.sample.embedding_files import embed_captions, read_captions
+
     MT5EncoderModel.published_config(args.text_encoder_name, "--text_encoder_name")
     tokenizer = Tokenizer(args.text_encoder_name)
     captions = read_captions(args.data_file_path, args.output_path, tokenizer.knows_chinese)

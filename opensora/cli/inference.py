@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Optional
 
-from opensora.config.mmengine import device_arguments, parse_configs
+from opensora.cli.config_files import parse_configs
+from opensora.config.mmengine import device_arguments
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -7,21 +7,25 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
-from mindspore import Tensor
 from tqdm import tqdm
 
-from opensora import device
-from opensora.checkpoint.files import read_config
-from opensora.datasets.vae import VAEDataOptions, VAEDataset
-from opensora.models import WFVAEModel
-from opensora.utils.cli import CommandParser
+from opensora.config.commands import LatentScaleOptions
+from opensora.config.device import DeviceOptions
+from opensora.datasets.vae_options import VAEDataOptions
+from opensora.utils.cli import parse_flags
+
+if TYPE_CHECKING:
+    from opensora.datasets.vae import VAEDataset
+    from opensora.models import WFVAEModel
 
 
 def latent_moments(vae: WFVAEModel, videos: VAEDataset, count: int) -> tuple[np.ndarray, np.ndarray]:
     """Mean and standard deviation of each latent channel over the first `count` videos, before scale and shift."""
+    from mindspore import Tensor
+
     sums, squares, values = np.zeros(1), np.zeros(1), 0
     for index in tqdm(range(min(count, len(videos))), "videos"):
         video = videos.item(index, np.random.default_rng(index))["video"]
@@ -33,15 +37,16 @@ def latent_moments(vae: WFVAEModel, videos: VAEDataset, count: int) -> tuple[np.
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = CommandParser(description="Measures a VAE's latents; writes scale and shift to its config.json.")
-    parser.add_argument("--ae_path", required=True, help="folder of the VAE")
-    parser.add_argument("--video_path", required=True, help="folder of videos")
-    parser.add_argument("--num_frames", type=int, default=17, help="4n+1")
-    parser.add_argument("--resolution", type=int, default=256, help="height and width, a multiple of 8")
-    parser.add_argument("--sample_rate", type=int, default=1, help="takes every n-th frame")
-    parser.add_argument("--count", type=int, default=200, help="videos measured at most")
-    device.add_arguments(parser)
-    args = parser.parse_args(argv)
+    args = parse_flags(
+        "Measures the latents of a VAE and writes their scale and shift to its config.json.",
+        (LatentScaleOptions, DeviceOptions),
+        argv,
+    )
+    from opensora import device  # MindSpore is imported after the flags are checked
+    from opensora.checkpoint.files import read_config
+    from opensora.datasets.vae import VAEDataset
+    from opensora.models import WFVAEModel
+
     videos = VAEDataset(
         VAEDataOptions(
             args.video_path, num_frames=args.num_frames, resolution=args.resolution, sample_rate=args.sample_rate

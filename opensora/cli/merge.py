@@ -8,8 +8,9 @@ from typing import Optional
 
 from opensora.checkpoint.files import open_state, resolve_path
 from opensora.checkpoint.formats.safetensors import write_safetensors
+from opensora.config.commands import MergeOptions
 from opensora.errors import UserError
-from opensora.utils.cli import CommandParser
+from opensora.utils.cli import parse_flags
 
 
 def find_index(folder: str, name: str) -> Path:
@@ -28,10 +29,8 @@ def find_index(folder: str, name: str) -> Path:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = CommandParser(description="Shards -> one safetensors file, tensor by tensor.")
-    parser.add_argument("-i", "--input_folder", required=True, help="folder of the shards")
-    parser.add_argument("-o", "--output_path", required=True, help="safetensors file to write")
-    parser.add_argument("-f", "--index_file", required=True, help="the index.json: its name in that folder or its path")
-    args = parser.parse_args(argv)
+    args = parse_flags(
+        "Merges the shards of a model into one safetensors file, tensor by tensor.", (MergeOptions,), argv
+    )
     index = find_index(args.input_folder, args.index_file)
     write_safetensors(args.output_path, open_state(index), progress=True, check_finite=True)

@@ -13,9 +13,9 @@ from enum import Enum
 from pathlib import Path
 from typing import Optional, Union
 
-import cv2
 import numpy as np
 
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.utils.text_files import read_yaml
 
@@ -37,8 +37,7 @@ class MaskType(Enum):
         """The type of this name; raises UserError with the valid names for an unknown one."""
         if isinstance(name, MaskType):
             return name
-        if name not in cls.__members__:
-            raise UserError(f"mask type {name!r} is not one of {', '.join(cls.__members__)}")
+        check_choice("mask type", name, cls.__members__)
         return cls[name]
 
 
@@ -167,6 +166,8 @@ class MaskCompressor:
 
         If T is odd, the first frame is repeated s times to fill a latent frame, and t = 1 + (T - 1) / s.
         """
+        import cv2  # takes long to import, and is not needed to check the options of a run
+
         batch, _, frames, height, width = mask.shape
         size = height // self.strides[0], width // self.strides[1]
         small = np.stack(
@@ -211,8 +212,7 @@ def _normalize(name: str, ratios: Mapping[str, float], allowed: tuple) -> dict[s
     if not isinstance(ratios, Mapping) or not ratios:
         raise UserError(f"{name} should map some of {', '.join(names)} to ratios, not {ratios!r}")
     for key, value in ratios.items():
-        if key not in names:
-            raise UserError(f"{name}: {key!r} is not one of {', '.join(names)}")
+        check_choice(f"{name}:", key, names)
         if not _is_number(value) or value < 0:
             raise UserError(f"{name}: {key} {value!r} should be a number of 0 or more")
     total = sum(ratios.values())

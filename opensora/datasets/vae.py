@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
 
 import numpy as np
 from PIL import Image
@@ -14,30 +12,7 @@ from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.media import VideoReader
 from opensora.datasets.media.folders import list_videos, listed_videos
 from opensora.datasets.temporal_sampling import sample_window
-from opensora.errors import UserError
-
-
-@dataclass(frozen=True)
-class VAEDataOptions:
-    """The published names of the flags.
-
-    Raises:
-        UserError: a length, size or rate below 1.
-    """
-
-    video_path: str  # the folder of videos
-    data_file_path: Optional[str] = None  # csv: the videos to take, as paths in that folder; None: all, at any depth
-    video_column: str = "video"  # the csv's column of paths
-    num_frames: int = 17  # frames of a clip
-    resolution: int = 256  # its height and width in pixels
-    sample_rate: int = 2  # takes every n-th frame of the video
-    dynamic_sample: bool = False  # draws that rate from 1 to sample_rate
-    cache_dir: str = "./cache_dir"  # for the list of broken videos
-
-    def __post_init__(self):
-        for name in ("num_frames", "resolution", "sample_rate"):
-            if getattr(self, name) < 1:
-                raise UserError(f"{name} {getattr(self, name)}: should be at least 1")
+from opensora.datasets.vae_options import VAEDataOptions
 
 
 class VAEDataset:

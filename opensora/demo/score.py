@@ -12,23 +12,24 @@ import json
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
-from typing import Optional
+from typing import TYPE_CHECKING, Optional
 
 import numpy as np
-from mindspore import Tensor
 from tqdm import tqdm
 
-from opensora import device
-from opensora.datasets.media import save_grid
-from opensora.demo.reading import read_scene
+from opensora.config.commands import ScoreOptions
+from opensora.config.device import DeviceOptions
 from opensora.demo.scenes import DIRECTIONS, FRAMES, SIDE, Scene, draw_scenes
-from opensora.pipelines import OpenSoraPipeline
-from opensora.pipelines.denoise import denoise
-from opensora.utils.cli import CommandParser, finite_float, run_main
+from opensora.utils.cli import parse_flags, run_main
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
 
-MODEL = Path(__file__).resolve().parents[2] / "examples/demo_model"
+if TYPE_CHECKING:
+    from mindspore import Tensor
+
+    from opensora.device import Device
+    from opensora.pipelines import OpenSoraPipeline
+
 TOGETHER = 20  # videos
 TOKENS = 24  # of a prompt, as in training
 ASPECTS = ("color", "background", "shape", "direction", "motion", "everything")
@@ -36,6 +37,8 @@ ASPECTS = ("color", "background", "shape", "direction", "motion", "everything")
 
 def judge(scene: Scene, video: np.ndarray) -> dict[str, bool]:
     """Which aspects of the scene the video, uint8 (T, H, W, 3), shows. `direction` is there for what moves away."""
+    from opensora.demo.reading import read_scene
+
     found = read_scene(video)
     right = {
         name: found is not None and getattr(found, name) == getattr(scene, name)
@@ -65,6 +68,10 @@ def make_videos(
     pipeline: OpenSoraPipeline, scenes: Sequence[Scene], guidance_scale: float, steps: int, seed: int
 ) -> Iterator[np.ndarray]:
     """uint8 (T, H, W, 3) for each scene; what noise it gets does not depend on which are made together."""
+    from mindspore import Tensor
+
+    from opensora.pipelines.denoise import denoise
+
     transformer = pipeline.transformer.get()
     shape = (transformer.config.out_channels, (FRAMES - 1) // 4 + 1, SIDE // 8, SIDE // 8)
     for first in range(0, len(scenes), TOGETHER):
@@ -106,6 +113,8 @@ def score(
         )
     )
     if sheet:
+        from opensora.datasets.media import save_grid
+
         save_grid(sheet, videos[:16])
     judgements = [judge(scene, video) for scene, video in zip(scenes, videos)]
     return {
@@ -115,26 +124,19 @@ def score(
 
 
 def main() -> None:
-    parser = CommandParser(description="Accuracy of the demo model.")
-    parser.add_argument("--model_path", default=str(MODEL / "transformer"), help="folder of the diffusion transformer")
-    parser.add_argument("--ae_path", default=str(MODEL / "vae"), help="folder of the autoencoder")
-    parser.add_argument("--text_encoder_name_1", default=str(MODEL / "text_encoder"), help="folder of the text encoder")
-    parser.add_argument("--count", type=int, default=100, help="prompts, half of them held-out combinations")
-    parser.add_argument(
-        "--guidance_scale", type=finite_float, nargs="+", default=[1.0, 4.0], help="guidance scales to score"
-    )
-    parser.add_argument("--num_sampling_steps", type=int, default=50, help="steps of the sampler")
-    parser.add_argument("--output_dir", help="also write contact sheets and the scores as json here")
-    device.add_arguments(parser)
-    args = parser.parse_args()
+    args = parse_flags("Measures the accuracy of the demo model.", (ScoreOptions, DeviceOptions))
+    from opensora import device
+
     dev = device.setup(args)
     folder = Path(args.output_dir) if args.output_dir else None
     with exclusive_folder(folder, dev.is_main) if folder else nullcontext():
         score_model(args, dev, folder)
 
 
-def score_model(args: argparse.Namespace, dev: device.Device, folder: Optional[Path]) -> None:
+def score_model(args: argparse.Namespace, dev: Device, folder: Optional[Path]) -> None:
     """Prints the table, and writes the scores and contact sheets into the folder."""
+    from opensora.pipelines import OpenSoraPipeline
+
     pipeline = OpenSoraPipeline.from_pretrained(
         args.model_path,
         args.ae_path,

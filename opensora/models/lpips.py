@@ -14,7 +14,7 @@ from mindspore import Tensor, nn, ops
 
 from opensora.checkpoint.files import resolve_path
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
-from opensora.errors import UserError
+from opensora.config.options import check_choice
 from opensora.models.pretrained import ModelConfig, PretrainedModel
 
 # The published weights with the VGG backbone.
@@ -78,8 +78,7 @@ class LPIPSConfig(ModelConfig):
     net: str = "vgg"
 
     def __post_init__(self):
-        if self.net not in BACKBONES:
-            raise UserError(f"net {self.net!r} is not one of {', '.join(BACKBONES)}")
+        check_choice("net", self.net, BACKBONES)
 
 
 class LPIPS(PretrainedModel):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import math
 import sys
@@ -20,6 +19,7 @@ from opensora.checkpoint.files import config_path, find_weights, open_state, rea
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import FLOATS, ArrayTensor, FileTensor, LazyTensor, is_finite, summarize
 from opensora.checkpoint.shape_check import check_class
+from opensora.config.options import did_you_mean
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
@@ -50,10 +50,7 @@ class ModelConfig:
         kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in cls.ignored}
         for key in kept:
             if key not in known:
-                close = difflib.get_close_matches(key, known, n=3)
-                raise UserError(
-                    f"{cls.__name__} has no key {key!r:.100}" + (f"; did you mean {', '.join(close)}?" if close else "")
-                )
+                raise UserError(f"{cls.__name__} has no key {key!r:.100}{did_you_mean(key, known)}")
             try:
                 kept[key] = _as_type(kept[key], types[key])
             except (TypeError, ValueError) as error:

@@ -7,17 +7,11 @@ from typing import Optional, Union
 
 import mindspore as ms
 
+from opensora.config.families import VAES
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.model import WFVAEModel
-
-# name -> (latent channels, temporal stride, spatial stride)
-VAES = {
-    "WFVAEModel_D8_4x8x8": (8, 4, 8),
-    "WFVAEModel_D16_4x8x8": (16, 4, 8),
-    "WFVAEModel_D32_4x8x8": (32, 4, 8),
-    "WFVAEModel_D32_8x8x8": (32, 8, 8),
-}
 
 
 def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Optional[str] = None) -> WFVAEModel:
@@ -32,8 +26,7 @@ def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Opt
     Raises:
         UserError: an unknown name, or a config.json whose latent shape does not match the name.
     """
-    if name not in VAES:
-        raise UserError(f"--ae {name!r} is not one of {', '.join(VAES)}")
+    check_choice("--ae", name, VAES)
     values = WFVAEModel.published_config(path)
     config = WFVAEConfig.from_dict(values)
     found = (config.latent_dim, config.temporal_stride, config.spatial_stride)

@@ -9,9 +9,9 @@ from typing import Optional, Union
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.config.options import check_choice
 from opensora.datasets.masks import MaskCompressor, MaskType, add_noise_to_condition, check_noise_strength
 from opensora.datasets.transforms import to_float
-from opensora.errors import UserError
 from opensora.models import OpenSoraInpaint_v1_3
 from opensora.pipelines.base import OUTPUT_TYPES, VideoPipeline
 from opensora.pipelines.conditioning import (
@@ -67,9 +67,7 @@ class OpenSoraInpaintPipeline(VideoPipeline):
         Raises:
             FileNotFoundError, UserError: unusable files or values.
         """
-        if output_type not in OUTPUT_TYPES or (keep_condition and output_type == "latent"):
-            allowed = OUTPUT_TYPES[:-1] if keep_condition else OUTPUT_TYPES
-            raise UserError(f"output_type {output_type!r} is not one of {', '.join(allowed)}")
+        check_choice("output_type", output_type, OUTPUT_TYPES[:-1] if keep_condition else OUTPUT_TYPES)
         check_size(num_frames, height, width)
         check_noise_strength(noise_strength)
         paths = conditional_pixel_values_path

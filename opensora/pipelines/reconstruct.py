@@ -12,11 +12,12 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from opensora.config.families import VAES
+from opensora.config.options import check_choice
 from opensora.datasets import transforms
 from opensora.datasets.media import VideoReader, read_image, sample_indices, save_image, write_video
 from opensora.errors import UserError
 from opensora.metrics import psnr, ssim
-from opensora.models.vaes import VAES
 
 MIN_SIZE = 16  # pixels: SSIM uses windows of 11x11
 
@@ -75,8 +76,7 @@ def strides(ae: str) -> tuple[int, int]:
     Raises:
         UserError: an unknown name.
     """
-    if ae not in VAES:
-        raise UserError(f"--ae {ae!r} is not one of {', '.join(VAES)}")
+    check_choice("--ae", ae, VAES)
     return VAES[ae][1:]
 
 

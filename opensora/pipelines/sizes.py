@@ -5,6 +5,7 @@ from __future__ import annotations
 from opensora.errors import UserError
 
 SIZE_STEP = 32
+MIN_HXW, MAX_HXW = 102400, 236544  # pixels of a frame: the range that the published weights were trained on
 
 
 def check_size(num_frames: int, height: int, width: int, temporal_stride: int = 4) -> None:

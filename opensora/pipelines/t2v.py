@@ -8,7 +8,7 @@ from typing import Optional, Union
 import numpy as np
 from mindspore import Tensor
 
-from opensora.errors import UserError
+from opensora.config.options import check_choice
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.pipelines.base import OUTPUT_TYPES, VideoPipeline
 from opensora.pipelines.denoise import StepNoise
@@ -49,8 +49,7 @@ class OpenSoraPipeline(VideoPipeline):
         Raises:
             UserError: an unsupported size, an unknown output_type.
         """
-        if output_type not in OUTPUT_TYPES:
-            raise UserError(f"output_type {output_type!r} is not one of {', '.join(OUTPUT_TYPES)}")
+        check_choice("output_type", output_type, OUTPUT_TYPES)
         check_size(num_frames, height, width)
         text = self.embed_prompt(prompt, guidance_scale, max_sequence_length)
         latents = self.denoise(

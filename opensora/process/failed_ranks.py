@@ -12,7 +12,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple, Optional
 
-from opensora.utils.cli import CommandParser
+from opensora.config.commands import FailedRanksOptions
+from opensora.utils.cli import parse_flags
 
 LONGEST_LINE = 1 << 16  # bytes; the rest of a longer line is read as another line
 LONGEST_REASON = 500  # characters
@@ -104,15 +105,7 @@ def _last_line(log: Path) -> str:
 
 
 def main() -> None:
-    parser = CommandParser(description="Prints the reason why a run under msrun failed.")
-    parser.add_argument("log_dir", type=Path, help="folder of worker_*.log and scheduler.log, --log_dir of msrun")
-    parser.add_argument(
-        "--since",
-        type=float,
-        default=0.0,
-        help="ignore logs that were last written before this time, in seconds of the epoch",
-    )
-    args = parser.parse_args()
+    args = parse_flags("Prints why a run under msrun failed.", (FailedRanksOptions,))
     for line in failure_report(args.log_dir, args.since):
         print(f"error: {line}")
 

@@ -9,11 +9,11 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from opensora.config.families import STDIT, check_family
 from opensora.datasets.media import save_image, write_video
 from opensora.datasets.transforms import to_uint8
 from opensora.device import Device
 from opensora.errors import UserError
-from opensora.models.vaes import VAES
 from opensora.parallel.collectives import barrier
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.long_video import VideoPrompt, make_long_video
@@ -30,7 +30,6 @@ from opensora.registry import (
     build,
     build_stdit_pipeline,
     check_component,
-    check_family,
     check_folders,
 )
 from opensora.sample.inference_options import (
@@ -40,14 +39,8 @@ from opensora.sample.inference_options import (
     plan_requests,
     without_effect,
 )
-from opensora.schedulers import SCHEDULERS
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
-# The vae, text encoder and scheduler types compatible with each model.
-FAMILIES = {
-    "STDiT2-XL/2": {VAE: ("VideoAutoencoderKL",), TEXT_ENCODER: ("t5", "mt5"), SCHEDULER: ("iddpm", "dpm-solver")},
-    "OpenSoraT2V_v1_3-2B/122": {VAE: tuple(VAES), TEXT_ENCODER: ("mt5", "t5"), SCHEDULER: tuple(SCHEDULERS)},
-}
 REMEDY = "raise model_max_length of text_encoder, if the model allows it, or shorten the text"
 NOISE, ENCODER, REFERENCE = 0, 1, 2  # purpose of random numbers, a component of their seed
 
@@ -84,13 +77,13 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     if not long:
         check_single_clips(config)
     options = InferenceOptions.from_config(config)
-    check_family(config, FAMILIES)
+    check_family(config, training=False)
     for kind in (MODEL, VAE, TEXT_ENCODER, SCHEDULER):
         check_component(config[kind], kind)
     requests = plan_requests(config, options, long)
     for note in without_effect(options, requests) if device.is_main else ():
         print(f"note: {note}", file=sys.stderr)
-    is_stdit = config["model"]["type"] == "STDiT2-XL/2"
+    is_stdit = config["model"]["type"] == STDIT
     sampler_class: type[RequestSampler] = STDiTSampler if is_stdit else PlanSampler
     sampler_class.check(config, options, requests, long)
     with exclusive_folder(options.save_dir, device.is_main):

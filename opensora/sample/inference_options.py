@@ -10,7 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
+from opensora.config.fields import ClipFields
 from opensora.config.mmengine import check_fields
+from opensora.config.options import from_mapping
 from opensora.errors import UserError
 from opensora.pipelines.mask_strategy import MaskGroup, check_strategy, parse_strategy
 from opensora.pipelines.prompt_syntax import clip_texts, loop_texts, split_overrides
@@ -55,54 +57,19 @@ class Request:
 
 
 @dataclass(frozen=True)
-class InferenceOptions:
-    """The checked fields of an inference config that describe the output.
+class InferenceOptions(ClipFields):
+    """The checked fields of an inference config that describe the output, and the names of the results.
 
     Raises:
         UserError: a field is missing or invalid.
     """
-
-    num_frames: int
-    image_size: tuple[int, int]  # height, width
-    fps: int
-    save_dir: str
-    frame_interval: int = 1
-    divide_fps: bool = False  # condition the model on fps / frame_interval, as Open-Sora v1.2 does
-    batch_size: int = 1
-    seed: int = 42
-    num_sample: int = 1
-    sample_name: Optional[str] = None
-    prompt_as_path: bool = False
-    loop: int = 1
-    condition_frame_length: Optional[int] = None
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> InferenceOptions:
         check_fields(config, REQUIRED)
         if config.get("multi_resolution") not in (None, False, "STDiT2"):
             raise UserError(f"multi_resolution {config['multi_resolution']!r} should be 'STDiT2'")
-        return cls(**{name: config[name] for name in cls.__dataclass_fields__ if config.get(name) is not None})
-
-    def __post_init__(self):
-        for name in ("num_frames", "fps", "frame_interval", "batch_size", "num_sample", "loop"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} {value!r}: should be an integer of at least 1")
-        size = self.image_size
-        if not isinstance(size, (list, tuple)) or len(size) != 2 or any(type(n) is not int or n < 8 for n in size):
-            raise UserError(f"image_size {size!r}: should be height and width, integers of at least 8 pixels")
-        if self.sample_name and len(Path(self.sample_name).name.encode()) > MAX_SAMPLE_NAME:
-            raise UserError(f"sample_name {self.sample_name!r}: should be at most {MAX_SAMPLE_NAME} bytes long")
-        if self.fps < self.frame_interval:
-            raise UserError(
-                f"fps {self.fps} divided by frame_interval {self.frame_interval} is less than 1 frame a second"
-            )
-        overlap = self.condition_frame_length
-        if self.loop > 1 and not (type(overlap) is int and 1 <= overlap < self.num_frames):
-            raise UserError(
-                f"condition_frame_length {overlap!r}: with loop {self.loop} it should be from 1 to "
-                f"{self.num_frames - 1}, the number of frames shared by consecutive clips"
-            )
+        return from_mapping(cls, {name: value for name, value in config.items() if value is not None})
 
     @property
     def video_fps(self) -> int:

@@ -25,7 +25,7 @@ from opensora.pipelines.base import VideoPipeline
 from opensora.pipelines.conditioning import ConditioningFrames, read_conditioning_frames
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.text import TextEmbedding, note_if_truncated
-from opensora.sample.options import SampleOptions, read_inputs
+from opensora.sample.options import SampleOptions
 from opensora.sample.outputs import (
     Sample,
     bytes_per_sample,
@@ -37,6 +37,7 @@ from opensora.sample.outputs import (
     write_latents,
     write_metadata,
 )
+from opensora.sample.prompt_files import read_inputs
 from opensora.sample.refiner import refine_prompts
 from opensora.schedulers import get_scheduler
 from opensora.utils.folder_lock import check_free_space, exclusive_folder

@@ -1,83 +1,164 @@
-"""The flags of sample.py, checked before any weight is loaded."""
+"""The options of sample.py, checked before any weight is loaded."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass, fields, replace
-from typing import Optional
+from dataclasses import asdict, dataclass, replace
+from functools import partial
+from typing import Any, Optional
 
-from opensora import device
-from opensora.checkpoint.files import find_weights
+from opensora.config.device import DeviceOptions
+from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
+from opensora.config.options import check_at_least_one, from_mapping, option
 from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.errors import UserError
-from opensora.models import MT5EncoderModel, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, WFVAEModel
-from opensora.models.vaes import VAES
-from opensora.pipelines.conditioning import MAX_HXW
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
-from opensora.pipelines.sizes import check_size
-from opensora.sample.prompt_files import PROMPT_COLUMNS, pair, prompt_entries, read_prompts
-from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS
-from opensora.utils.cli import CommandParser, parse_with_config
+from opensora.pipelines.sizes import MAX_HXW, check_size
+from opensora.utils.cli import parse_flags
 from opensora.utils.text_files import check_characters
 
-INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same thing
+INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same task
 CONDITION_FLAGS = ("conditional_pixel_values_path", "mask_type", "crop_for_hw", "noise_strength", "keep_condition")
 V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
+PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")  # of tables and json objects that hold prompts
+
+_weights, _output, _condition, _sampling, _memory = (
+    partial(option, group=group)
+    for group in (
+        "weights",
+        "output",
+        "conditioning frames, with --model_type inpaint or i2v",
+        "sampling",
+        "memory and stages",
+    )
+)
 
 
 @dataclass(frozen=True)
 class SampleOptions:
-    """One run of sample.py; the names are those of the flags."""
+    """One run of sample.py.
 
-    model_type: str
-    model_path: str
-    version: str
-    ms_checkpoint: Optional[str]
-    ae: str
-    ae_path: str
-    text_encoder_name_1: str
-    text_prompt: Sequence[str]
-    prompt_template: str
-    negative_prompt: str
-    caption_refiner: Optional[str]
-    conditional_pixel_values_path: Optional[str]
-    mask_type: Optional[str]
-    crop_for_hw: bool
-    max_hxw: int
-    noise_strength: float
-    keep_condition: bool
-    save_img_path: str
-    num_frames: int
-    height: int
-    width: int
-    fps: int
-    guidance_scale: float
-    num_sampling_steps: int
-    max_sequence_length: int
-    num_samples_per_prompt: int
-    sample_method: str
-    prediction_type: Optional[str]
-    rescale_betas_zero_snr: bool
-    v1_5_scheduler: bool
-    sparse1d: bool
-    sparse_n: Optional[int]
-    enable_tiling: bool
-    save_memory: bool
-    save_latents: bool
-    decode_latents: bool
-    video_extension: str
-    overwrite: bool
-    seed: int
-    sp_size: int
-    sp: bool
+    Raises:
+        UserError: values out of range, or options that contradict each other.
+    """
+
+    model_path: str = _weights(help="folder of the diffusion transformer")
+    ae_path: str = _weights(help="folder of the autoencoder")
+    text_encoder_name_1: str = _weights(help="folder of mT5 or T5 v1.1, with its tokenizer")
+    text_prompt: Sequence[str] = _output(
+        help="prompts, or one file of them: .txt with one prompt per line, .csv with a column or "
+        f".json or .jsonl with objects that have {' or '.join(PROMPT_COLUMNS)}"
+    )
+    model_type: str = _weights(
+        "t2v", "t2v: conditioned on text alone; inpaint or i2v: on text and frames", choices=("t2v", *INPAINT_TYPES)
+    )
+    version: str = _weights("v1_3", "generation of the weights", choices=("v1_3",))
+    ms_checkpoint: Optional[str] = _weights(None, "file of transformer weights, instead of those in --model_path")
+    ae: str = _weights(DEFAULT_VAE, "name of the autoencoder", choices=tuple(VAES))
+    caption_refiner: Optional[str] = _weights(None, "folder of a language model that rewrites the prompts first")
+
+    prompt_template: str = _output(
+        POSITIVE, "text around each prompt, with {} for the prompt; default: that of the published weights"
+    )
+    negative_prompt: str = _output(NEGATIVE, "negative prompt of guidance; default: that of the published weights")
+    save_img_path: str = _output("./sample_videos", "folder for the results")
+    num_frames: int = _output(93, "frames of a video, 4n+1; 1 makes images")
+    height: int = _output(352, "frame height in pixels, a multiple of 32")
+    width: int = _output(640, "frame width in pixels, a multiple of 32")
+    fps: int = _output(18, "frame rate of the video files")
+    num_samples_per_prompt: int = _output(1, "samples of each prompt, which differ in their noise")
+    video_extension: str = _output("mp4", "file type; jpg and png are for images", choices=("mp4", "gif", "jpg", "png"))
+    overwrite: bool = _output(False, "replace results that exist already")
+
+    conditional_pixel_values_path: Optional[str] = _condition(
+        None,
+        "a text file: line i has the images, separated by commas, or the video for the prompt in line i; or for a "
+        "single prompt such a line itself",
+    )
+    mask_type: Optional[str] = _condition(
+        None,
+        "which frames are conditioning frames; default: the first for one image, the first and the last for two, the "
+        "first half for a video",
+        choices=tuple(MaskType.__members__),
+    )
+    crop_for_hw: bool = _condition(
+        False, "crop and resize everything to --height x --width; otherwise the files determine the size"
+    )
+    max_hxw: int = _condition(MAX_HXW, "maximum number of pixels of a frame, without --crop_for_hw")
+    noise_strength: float = _condition(0.0, "strength of the noise on conditioning frames, 0 to 1")
+    keep_condition: bool = _condition(
+        False, "copy the conditioning frames into the result; otherwise it only resembles them"
+    )
+
+    sample_method: str = _sampling("EulerAncestralDiscrete", "the sampler", choices=SAMPLERS)
+    num_sampling_steps: int = _sampling(100, "steps of the sampler")
+    guidance_scale: float = _sampling(7.5, "classifier-free guidance scale; 1: no guidance")
+    max_sequence_length: int = _sampling(512, "maximum number of text tokens")
+    prediction_type: Optional[str] = _sampling(
+        None,
+        "prediction type of the weights; default: that of their config.json, else v_prediction",
+        choices=PREDICTION_TYPES,
+    )
+    rescale_betas_zero_snr: bool = _sampling(
+        False, "noise schedule with zero terminal SNR, as the published weights need it"
+    )
+    v1_5_scheduler: bool = _sampling(False, "the noise schedule of Open-Sora-Plan v1.5")
+    sparse1d: bool = _sampling(False, "require weights with skiparse attention")
+    sparse_n: Optional[int] = _sampling(None, "require weights with this skiparse factor")
+
+    enable_tiling: bool = _memory(
+        False,
+        "decode in chunks along time even where that changes the result (group norm); with layer norm, as in the "
+        "published weights, decoding is always chunked and exact",
+    )
+    save_memory: bool = _memory(False, "load text encoder, transformer and autoencoder one at a time")
+    save_latents: bool = _memory(False, "stop before decoding and write the latents as .npy")
+    decode_latents: bool = _memory(False, "only decode the files of --save_latents")
+    sp_size: int = _memory(1, "processes of msrun that share each video; other groups make other videos")
+    sp: bool = _memory(False, "all processes share each video")
+    seed: int = DeviceOptions.seed
+
+    def __post_init__(self):
+        check_size(self.num_frames, self.height, self.width, VAES[self.ae][1])
+        check_at_least_one(
+            self, "num_sampling_steps", "num_samples_per_prompt", "max_sequence_length", "fps", "sp_size"
+        )
+        if self.video_extension in ("jpg", "png") and not self.is_image:
+            raise UserError(
+                f"--video_extension {self.video_extension} is for images: use --num_frames 1, or mp4 or gif"
+            )
+        if self.save_latents and self.decode_latents:
+            raise UserError("--save_latents stops before decoding, --decode_latents only decodes: use one of them")
+        check_template(self.prompt_template)
+        for name in ("prompt_template", "negative_prompt"):
+            check_characters(getattr(self, name), f"--{name}")
+        if self.sp and self.sp_size > 1:
+            raise UserError("--sp is --sp_size with the number of all processes: use one of them")
+        self._check_condition_flags()
+
+    def _check_condition_flags(self) -> None:
+        if not self.is_inpaint:
+            for name in CONDITION_FLAGS:
+                if getattr(self, name):
+                    raise UserError(f"--{name} is for --model_type {' or '.join(INPAINT_TYPES)}")
+            return
+        if not self.conditional_pixel_values_path:
+            raise UserError(f"--model_type {self.model_type} needs --conditional_pixel_values_path FILE.txt")
+        if self.caption_refiner:
+            raise UserError(
+                "--caption_refiner is for --model_type t2v: it invents content that the conditioning frames do not show"
+            )
+        check_noise_strength(self.noise_strength)
 
     @property
     def is_inpaint(self) -> bool:
         return self.model_type in INPAINT_TYPES
 
     @property
-    def transformer_class(self) -> type:
+    def transformer_class(self) -> Any:
+        from opensora.models import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3
+
         return OpenSoraInpaint_v1_3 if self.is_inpaint else OpenSoraT2V_v1_3
 
     @property
@@ -100,153 +181,31 @@ class SampleOptions:
         return asdict(self)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    weights = parser.add_argument_group("weights")
-    weights.add_argument(
-        "--model_type",
-        choices=("t2v", *INPAINT_TYPES),
-        default="t2v",
-        help="t2v: text alone; inpaint or i2v: text and given frames",
-    )
-    weights.add_argument("--model_path", required=True, help="folder of the diffusion transformer")
-    weights.add_argument("--version", choices=("v1_3",), default="v1_3", help="generation of the weights")
-    weights.add_argument("--ms_checkpoint", help="transformer weights of this file instead of those in --model_path")
-    weights.add_argument("--ae", choices=tuple(VAES), default="WFVAEModel_D8_4x8x8", help="name of the autoencoder")
-    weights.add_argument("--ae_path", required=True, help="folder of the autoencoder")
-    weights.add_argument("--text_encoder_name_1", required=True, help="folder of mT5 or T5 v1.1, with its tokenizer")
-    weights.add_argument("--caption_refiner", help="folder of a language model that rewrites the prompts first")
-
-    output = parser.add_argument_group("what to make")
-    output.add_argument(
-        "--text_prompt",
-        nargs="+",
-        required=True,
-        help="prompts, or one file of them: .txt with one prompt per line, .csv with a column or "
-        f".json or .jsonl with objects that have {' or '.join(PROMPT_COLUMNS)}",
-    )
-    output.add_argument(
-        "--prompt_template",
-        default=POSITIVE,
-        help="what is written around each prompt, {} being the prompt; default: as the published weights were prompted",
-    )
-    output.add_argument(
-        "--negative_prompt",
-        default=NEGATIVE,
-        help="what guidance leads away from; default: as with the published weights",
-    )
-    output.add_argument("--save_img_path", default="./sample_videos", help="folder for the results")
-    output.add_argument("--num_frames", type=int, default=93, help="4n+1; 1 makes images")
-    output.add_argument("--height", type=int, default=352, help="of the frames in pixels, a multiple of 32")
-    output.add_argument("--width", type=int, default=640, help="of the frames in pixels, a multiple of 32")
-    output.add_argument("--fps", type=int, default=18, help="frame rate of the videos written")
-    output.add_argument(
-        "--num_samples_per_prompt", type=int, default=1, help="results for each prompt, which differ in their noise"
-    )
-    output.add_argument(
-        "--video_extension", choices=("mp4", "gif", "jpg", "png"), default="mp4", help="jpg and png are for images"
-    )
-    output.add_argument("--overwrite", action="store_true", help="make again what is there already")
-
-    condition = parser.add_argument_group("given frames, with --model_type inpaint or i2v")
-    condition.add_argument(
-        "--conditional_pixel_values_path",
-        help="a text file: line i has the images, separated by commas, or the video for the prompt "
-        "in line i; or for a single prompt such a line itself",
-    )
-    condition.add_argument(
-        "--mask_type",
-        choices=tuple(MaskType.__members__),
-        help="which frames are given; default: of one image the first, of two the first and the "
-        "last, of a video its first half",
-    )
-    condition.add_argument(
-        "--crop_for_hw",
-        action="store_true",
-        help="make everything --height x --width; else the size follows from the files",
-    )
-    condition.add_argument("--max_hxw", type=int, default=MAX_HXW, help="most pixels of a frame without --crop_for_hw")
-    condition.add_argument("--noise_strength", type=float, default=0.0, help="of noise on given frames, 0 to 1")
-    condition.add_argument(
-        "--keep_condition",
-        action="store_true",
-        help="put the given frames themselves into the result, which else only resembles them",
-    )
-
-    sampling = parser.add_argument_group("sampling")
-    sampling.add_argument(
-        "--sample_method", choices=tuple(SCHEDULERS), default="EulerAncestralDiscrete", help="the sampler"
-    )
-    sampling.add_argument("--num_sampling_steps", type=int, default=100, help="steps of the sampler")
-    sampling.add_argument("--guidance_scale", type=float, default=7.5, help="1: no guidance")
-    sampling.add_argument("--max_sequence_length", type=int, default=512, help="tokens of text")
-    sampling.add_argument(
-        "--prediction_type",
-        choices=PREDICTION_TYPES,
-        help="what the weights predict; default: what their config.json says, else v_prediction",
-    )
-    sampling.add_argument(
-        "--rescale_betas_zero_snr",
-        action="store_true",
-        help="noise schedule with zero signal at the last step, as the published weights need it",
-    )
-    sampling.add_argument("--v1_5_scheduler", action="store_true", help="the noise schedule of Open-Sora-Plan v1.5")
-    sampling.add_argument("--sparse1d", action="store_true", help="expect weights with skiparse attention")
-    sampling.add_argument("--sparse_n", type=int, help="expect weights with this skiparse factor")
-
-    memory = parser.add_argument_group("memory and stages")
-    memory.add_argument(
-        "--enable_tiling",
-        action="store_true",
-        help="decode in chunks along time also where that changes the result (group norm); "
-        "with layer norm, as published, it changes nothing and is always done",
-    )
-    memory.add_argument(
-        "--save_memory",
-        action="store_true",
-        help="text encoder, transformer and autoencoder on the device one after the other",
-    )
-    memory.add_argument("--save_latents", action="store_true", help="stop before decoding; write latents as .npy")
-    memory.add_argument("--decode_latents", action="store_true", help="only decode what --save_latents wrote")
-    memory.add_argument(
-        "--sp_size", type=int, default=1, help="processes of msrun that share each video; the others make other videos"
-    )
-    memory.add_argument("--sp", action="store_true", help="all processes share each video")
-    device.add_arguments(parser)
-
-
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, argparse.Namespace]:
-    """The checked options of a run, and the parsed flags that `device.setup` takes.
+    """The checked options of a run, and the parsed flags for `device.setup`.
 
     Raises:
-        UserError, OSError: anything wrong that shows before weights are loaded.
+        UserError, OSError: every mistake that is visible before weights are loaded.
     """
-    parser = CommandParser(description="Makes videos or images from text, and from given frames.")
-    add_arguments(parser)
-    args = parse_with_config(parser, argv)
-    names = {field.name for field in fields(SampleOptions)}
-    options = SampleOptions(**{name: value for name, value in vars(args).items() if name in names})
-    return check_options(options), args
+    args = parse_flags(
+        "Makes videos or images from text, or from text and conditioning frames.",
+        (SampleOptions, DeviceOptions),
+        argv,
+        yaml_file=True,
+    )
+    return check_weights(from_mapping(SampleOptions, vars(args))), args
 
 
-def check_options(options: SampleOptions) -> SampleOptions:
-    """The options with what the weights' config.json says filled in; ValueError if they contradict it or each other."""
-    channels, temporal_stride, _ = VAES[options.ae]
-    check_size(options.num_frames, options.height, options.width, temporal_stride)
-    for name in ("num_sampling_steps", "num_samples_per_prompt", "max_sequence_length", "fps", "sp_size"):
-        if getattr(options, name) < 1:
-            raise UserError(f"--{name} must be 1 or more, not {getattr(options, name)}")
-    if options.video_extension in ("jpg", "png") and not options.is_image:
-        raise UserError(f"--video_extension {options.video_extension} is for images: use --num_frames 1, or mp4 or gif")
-    if options.save_latents and options.decode_latents:
-        raise UserError("--save_latents stops where --decode_latents goes on: use one of them")
+def check_weights(options: SampleOptions) -> SampleOptions:
+    """The options completed from the config.json of the weights.
 
-    check_template(options.prompt_template)
-    for name in ("prompt_template", "negative_prompt"):
-        check_characters(getattr(options, name), f"--{name}")
-    if options.sp and options.sp_size > 1:
-        raise UserError("--sp is --sp_size with the number of all processes: use one of them")
-    _check_condition_flags(options)
+    Raises:
+        UserError: they contradict the weights, or these each other.
+    """
+    from opensora.checkpoint.files import find_weights
+    from opensora.models import MT5EncoderModel, WFVAEModel
 
+    channels = VAES[options.ae][0]
     transformer = options.transformer_class.published_config(
         options.model_path, f"--model_path with --model_type {options.model_type}"
     )
@@ -279,33 +238,9 @@ def check_options(options: SampleOptions) -> SampleOptions:
     return replace(options, prediction_type=options.prediction_type or recorded or "v_prediction")
 
 
-def _check_condition_flags(options: SampleOptions) -> None:
-    if not options.is_inpaint:
-        for name in CONDITION_FLAGS:
-            if getattr(options, name):
-                raise UserError(f"--{name} is for --model_type {' or '.join(INPAINT_TYPES)}")
-        return
-    if not options.conditional_pixel_values_path:
-        raise UserError(f"--model_type {options.model_type} needs --conditional_pixel_values_path FILE.txt")
-    if options.caption_refiner:
-        raise UserError("--caption_refiner is for --model_type t2v: it invents what the given frames do not show")
-    check_noise_strength(options.noise_strength)
-
-
-def _agree(options: SampleOptions, name: str, given, recorded) -> None:
+def _agree(options: SampleOptions, name: str, given: Any, recorded: Any) -> None:
     if given is not None and recorded is not None and given != recorded:
         raise UserError(
             f"--{name} {given} contradicts {options.model_path}/config.json, which has {recorded}: "
             f"the result would be noise; leave the flag out"
         )
-
-
-def read_inputs(options: SampleOptions) -> list[tuple[str, tuple]]:
-    """The prompts of a run, each with the files of its condition (none for text to video).
-
-    Raises:
-        FileNotFoundError, UserError: as `read_prompts`; a prompt without condition, or the other way round.
-    """
-    if not options.is_inpaint:
-        return [(prompt, ()) for prompt in read_prompts(options.text_prompt)]
-    return pair(prompt_entries(options.text_prompt), options.conditional_pixel_values_path)

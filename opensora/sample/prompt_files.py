@@ -15,9 +15,9 @@ from typing import Any
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.t2v.annotations import read_items
 from opensora.errors import UserError
+from opensora.sample.options import PROMPT_COLUMNS, SampleOptions
 from opensora.utils.text_files import check_characters, open_csv, open_text, read_text
 
-PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")
 LINES, TABLES, JSON = (".txt", ".text", ".md", ".list"), (".csv",), (".json", ".jsonl")
 # Unsupported text files; their names are not accepted as prompts.
 UNSUPPORTED = (
@@ -81,6 +81,17 @@ def prompt_entries(text_prompt: Sequence[str]) -> Entries:
 def read_prompt_file(path: str) -> list[str]:
     """The prompts of a file, including blank lines except at its end; raises like `read_prompts`."""
     return _checked(_file_entries(path, "prompts", _prompts_of(Path(path)))).texts
+
+
+def read_inputs(options: SampleOptions) -> list[tuple[str, tuple]]:
+    """The prompts of a run of sample.py, each with the files of its conditioning frames (none for text to video).
+
+    Raises:
+        FileNotFoundError, UserError: as `read_prompts`; a prompt without conditioning frames, or the other way round.
+    """
+    if not options.is_inpaint:
+        return [(prompt, ()) for prompt in read_prompts(options.text_prompt)]
+    return pair(prompt_entries(options.text_prompt), options.conditional_pixel_values_path or "")
 
 
 def check_is_no_file(prompt: str) -> None:

@@ -13,13 +13,14 @@ import os
 import signal
 import sys
 from collections.abc import Iterator, Sequence
-from typing import TextIO
+from typing import Optional, TextIO
 
 import numpy as np
 
-from opensora import device
+from opensora.config.commands import RefinerProcessOptions
+from opensora.config.device import DeviceOptions
 from opensora.errors import UserError
-from opensora.utils.cli import CommandParser
+from opensora.utils.cli import parse_flags
 
 MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt, or the extra [refiner]"
 
@@ -34,12 +35,10 @@ INSTRUCTION = (
 TORCH_DEVICES = {"Ascend": "npu", "GPU": "cuda", "CPU": "cpu"}  # MindSpore target -> device name in mindnlp's torch
 
 
-def parse_args() -> argparse.Namespace:
-    parser = CommandParser(description="Answers the prompts on stdin; see caption_refiner.py.")
-    parser.add_argument("--caption_refiner", required=True, help="folder of a causal language model")
-    parser.add_argument("--max_new_tokens", type=int, required=True, help="longest answer in tokens")
-    device.add_arguments(parser)
-    return parser.parse_args()
+def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
+    return parse_flags(
+        "Answers the prompts on stdin; see caption_refiner.py.", (RefinerProcessOptions, DeviceOptions), argv
+    )
 
 
 def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator[str]:
@@ -48,6 +47,8 @@ def answer_prompts(args: argparse.Namespace, prompts: Sequence[str]) -> Iterator
     Raises:
         UserError, OSError: mindnlp, the tokenizer or the weights are unusable.
     """
+    from opensora import device
+
     place = device.setup(args)  # before mindnlp, which reads the target at import
     try:
         import mindnlp  # noqa: F401  replaces `torch`

@@ -24,13 +24,13 @@ iddpm/.
 
 from __future__ import annotations
 
-from difflib import get_close_matches
-
+from opensora.config.families import PREDICTION_TYPES
+from opensora.config.options import did_you_mean
 from opensora.errors import UserError
 from opensora.schedulers.base import GuidedSampler, Scheduler
 from opensora.schedulers.exponential import DEISMultistep, DPMSolverMultistep, DPMSolverSinglestep
 from opensora.schedulers.flow_match import FlowMatchEulerDiscrete
-from opensora.schedulers.schedule import PREDICTION_TYPES, ScheduleOptions
+from opensora.schedulers.schedule import ScheduleOptions
 from opensora.schedulers.sigma import EulerAncestralDiscrete, EulerDiscrete, HeunDiscrete, KDPM2AncestralDiscrete
 from opensora.schedulers.vp import DDIM, DDPM, PNDM, CogVideoX
 
@@ -67,7 +67,6 @@ def get_scheduler(name: str, **options) -> Scheduler:
         UserError: an unknown name, or an invalid value of an option.
     """
     if name not in SCHEDULERS:
-        close = get_close_matches(str(name), SCHEDULERS, n=1, cutoff=0.4)
-        hint = f"did you mean {close[0]}? " if close else ""
-        raise UserError(f"unknown sampler {name!r}: {hint}choose one of {', '.join(SCHEDULERS)}")
+        hint = did_you_mean(name, SCHEDULERS, cutoff=0.4)
+        raise UserError(f"unknown sampler {name!r}{hint}; choose one of {', '.join(SCHEDULERS)}")
     return SCHEDULERS[name](**options)

@@ -18,6 +18,8 @@ from typing import TYPE_CHECKING, Optional, Union
 
 import numpy as np
 
+from opensora.config.families import PREDICTION_TYPES
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 
 if TYPE_CHECKING:
@@ -28,7 +30,6 @@ Array = Union[np.ndarray, "Tensor"]
 TRAIN_TIMESTEPS = 1000
 BETA_SCHEDULES = ("linear", "scaled_linear")
 TIMESTEP_SPACINGS = ("linspace", "leading", "trailing")
-PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 @dataclass(frozen=True)
@@ -50,9 +51,9 @@ class ScheduleOptions:
     beta_schedule: Optional[str] = None
 
     def __post_init__(self) -> None:
-        _check_choice("prediction_type", self.prediction_type, PREDICTION_TYPES)
-        _check_choice("timestep_spacing", self.timestep_spacing, TIMESTEP_SPACINGS)
-        _check_choice("beta_schedule", self.beta_schedule, BETA_SCHEDULES)
+        check_choice("prediction_type", self.prediction_type, (None, *PREDICTION_TYPES))
+        check_choice("timestep_spacing", self.timestep_spacing, (None, *TIMESTEP_SPACINGS))
+        check_choice("beta_schedule", self.beta_schedule, (None, *BETA_SCHEDULES))
         for name in ("beta_start", "beta_end"):
             beta = getattr(self, name)
             if beta is not None and not 0 < beta < 1:
@@ -65,11 +66,6 @@ class ScheduleOptions:
     @property
     def spacing(self) -> str:
         return self.timestep_spacing or ("trailing" if self.rescale_betas_zero_snr else "leading")
-
-
-def _check_choice(name: str, value: Optional[str], allowed: tuple[str, ...]) -> None:
-    if value is not None and value not in allowed:
-        raise UserError(f"{name} is {value!r}: choose one of {', '.join(allowed)}")
 
 
 def cumulative_alphas(

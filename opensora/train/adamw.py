@@ -3,21 +3,25 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from mindspore import Tensor
-
+from opensora.config.options import option
 from opensora.errors import UserError
-from opensora.ops import updates
+
+if TYPE_CHECKING:
+    from mindspore import Tensor
 
 
 @dataclass(frozen=True)
 class AdamW:
-    """The published settings; weight decay is for every parameter, norms and biases too."""
+    """The published settings; weight decay applies to every parameter, norms and biases too."""
 
-    adam_beta1: float = 0.9
-    adam_beta2: float = 0.999
-    adam_epsilon: float = 1e-15
-    adam_weight_decay: float = 1e-2
+    group: ClassVar[str] = "optimizer"
+
+    adam_beta1: float = option(0.9, "decay rate of AdamW's first moment")
+    adam_beta2: float = option(0.999, "decay rate of AdamW's second moment")
+    adam_epsilon: float = option(1e-15, "epsilon of AdamW")
+    adam_weight_decay: float = option(1e-2, "weight decay of AdamW")
 
     def __post_init__(self):
         for name in ("adam_beta1", "adam_beta2"):
@@ -43,6 +47,8 @@ class AdamW:
             factor: is multiplied with the gradient.
             step: counted from 1.
         """
+        from opensora.ops import updates  # imports MindSpore, which the options of a command need not
+
         updates.adamw(
             weights,
             exp_avg,

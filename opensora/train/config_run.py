@@ -2,26 +2,24 @@
 
 from __future__ import annotations
 
-import difflib
 import json
 import sys
 from collections.abc import Mapping
-from dataclasses import fields
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Any, Optional
 
 from mindspore import Tensor
 
+from opensora.config.families import PLAN, STDIT, check_family
+from opensora.config.fields import TrainingFields
 from opensora.config.mmengine import PLACES, check_fields, field_names
+from opensora.config.options import check_choice, from_mapping
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.device import Device
 from opensora.errors import UserError
-from opensora.models.vaes import VAES
 from opensora.parallel.process_group import World
-from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, check_component, check_family, check_folders
-from opensora.schedulers import SCHEDULERS
-from opensora.train.adamw import AdamW
+from opensora.registry import DATASET, MODEL, SCHEDULER, TEXT_ENCODER, VAE, check_component, check_folders
 from opensora.train.arguments import check_arguments, recorded
 from opensora.train.checkpoint import load_state
 from opensora.train.checkpoint_folder import checkpoints, find_checkpoint, find_corruption
@@ -33,16 +31,6 @@ from opensora.train.trainer import Trainer, TrainerOptions, Training
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
 
-STDIT, PLAN = "STDiT2-XL/2", "OpenSoraT2V_v1_3-2B/122"
-FAMILIES = {
-    STDIT: {
-        VAE: ("VideoAutoencoderKL",),
-        TEXT_ENCODER: ("t5", "mt5"),
-        SCHEDULER: ("iddpm", "iddpm-speed"),
-        DATASET: ("VariableVideoTextDataset", "VideoTextDataset"),
-    },
-    PLAN: {VAE: tuple(VAES), TEXT_ENCODER: ("mt5", "t5"), SCHEDULER: tuple(SCHEDULERS), DATASET: ("T2VDataset",)},
-}
 NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "dataset.type", "outputs", "lr")
 # `plugin` -> ZeRO stage.
 PLUGINS = {"ddp": 0, "zero1": 1, "zero2": 2, "zero2-seq": 2, "zero3": 3}
@@ -62,16 +50,15 @@ def run(config: Mapping[str, Any], device: Device) -> None:
         UserError, OSError: an invalid config or file; before models are loaded, as far as possible.
     """
     check_fields(config, NEEDED)
-    check_family(config, FAMILIES)
+    check_family(config, training=True)
     check_folders(config)
     if config.get("wandb") and find_spec("wandb") is None:
         raise UserError("wandb = True needs the package wandb: pip install wandb; curves are in tensorboard/ anyway")
     _check_unread(config)
-    plugin = config.get("plugin") or "ddp"
-    if plugin not in PLUGINS:
-        raise UserError(f"plugin {plugin!r} is not one of {', '.join(PLUGINS)}")
+    fields = training_fields(config)
+    check_choice("plugin", fields.plugin, PLUGINS)
     make_options = stdit_options if config["model"]["type"] == STDIT else plan_options
-    options = make_options(config, PLUGINS[plugin])
+    options = make_options(config, PLUGINS[fields.plugin])
     checkpoint = find_load(config.get("load"))
     world = World(device.rank, device.world_size)
     arguments = recorded(
@@ -81,7 +68,7 @@ def run(config: Mapping[str, Any], device: Device) -> None:
         }
     )
     if checkpoint is not None and not config.get("start_from_scratch"):
-        check_arguments(checkpoint, arguments, config.get("allow_changed_arguments", False), quiet=not device.is_main)
+        check_arguments(checkpoint, arguments, fields.allow_changed_arguments, quiet=not device.is_main)
     training: Training
     if isinstance(options, STDiTTrainOptions):
         training = STDiTTraining(options, config, device, world, checkpoint)
@@ -112,11 +99,17 @@ def _check_unread(config: Mapping[str, Any]) -> None:
         )
 
 
+def training_fields(config: Mapping[str, Any]) -> TrainingFields:
+    """The fields of a training config; those that are None have their defaults."""
+    return from_mapping(TrainingFields, _given(config))
+
+
+def _given(config: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in config.items() if value is not None}
+
+
 def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptions:
-    values = {
-        field.name: config[field.name] for field in fields(STDiTTrainOptions) if config.get(field.name) is not None
-    }
-    return STDiTTrainOptions(**{**values, "grad_clip": config.get("grad_clip"), "zero_stage": zero_stage})
+    return from_mapping(STDiTTrainOptions, _given(config), zero_stage=zero_stage)
 
 
 def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
@@ -126,16 +119,18 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
         dict(config[name]) for name in ("dataset", "scheduler", "model", "vae", "text_encoder")
     )
     check_fields(config, ("vae.from_pretrained", "text_encoder.from_pretrained"))
-    sp_size = config.get("sp_size") or 1
+    fields = training_fields(config)
     length = text_encoder.get("model_max_length", 512)
     sampler = scheduler.pop("type")
-    objective = fill(ObjectiveOptions, {**OBJECTIVES.get(sampler, {}), **scheduler}, f"{sampler} in training")
+    objective = from_mapping(ObjectiveOptions, {**OBJECTIVES.get(sampler, {}), **scheduler}, f"{sampler} in training")
     for name in ("type", "transform_name"):  # the second is a default of the other family
         dataset.pop(name, None)
     if "data_path" in dataset:  # --data-path
         dataset["data"] = dataset.pop("data_path")
     check_fields({"dataset": dataset, "config": config.get("config")}, ["dataset.data"])
-    data = fill(T2VDataOptions, {**dataset, "sp_size": sp_size, "model_max_length": length}, "T2VDataset")
+    data = from_mapping(
+        T2VDataOptions, {**dataset, "sp_size": fields.sp_size, "model_max_length": length}, "T2VDataset"
+    )
     preset: Optional[str] = model.pop("type")
     pretrained = model.pop("from_pretrained", None)
     if pretrained is not None and (Path(pretrained) / "config.json").is_file():
@@ -150,43 +145,31 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
         model=preset,
         pretrained=pretrained,
         model_changes={**model, "prediction_type": None if objective.rf_scheduler else objective.prediction_type},
-        train_batch_size=config.get("batch_size") or 1,
-        gradient_accumulation_steps=config.get("gradient_accumulation_steps") or 1,
-        dataloader_num_workers=config.get("num_workers", 4),
-        gradient_checkpointing=config.get("grad_checkpoint", False),
+        train_batch_size=fields.batch_size or T2VTrainOptions.train_batch_size,
+        gradient_accumulation_steps=fields.gradient_accumulation_steps,
+        dataloader_num_workers=fields.num_workers,
+        gradient_checkpointing=fields.grad_checkpoint,
         zero_stage=zero_stage,
-        sp_size=sp_size,
-        max_grad_norm=config.get("grad_clip"),
-        adamw=AdamW(),
-        ema=EMA(config.get("ema_decay", 0.9999)),
-        seed=config.get("seed", 42),
+        sp_size=fields.sp_size,
+        max_grad_norm=fields.grad_clip,
+        ema=EMA(fields.ema_decay),
+        seed=fields.seed,
     )
-
-
-def fill(options: type, values: Mapping[str, Any], where: str) -> Any:
-    """The dataclass with these fields; UserError, with the known names, for an unknown field."""
-    known = [field.name for field in fields(options)]
-    for name in values:
-        if name not in known:
-            close = difflib.get_close_matches(name, known, n=1)
-            hint = f" (did you mean {close[0]}?)" if close else ""
-            raise UserError(f"{where} has no field {name!r}{hint}; its fields are {', '.join(known)}")
-    return options(**values)
 
 
 def trainer_options(config: Mapping[str, Any], output_dir: Path, training: Training) -> TrainerOptions:
     """The options of the run: `max_train_steps`, or `epochs` times the steps of the first epoch."""
-    steps = config.get("max_train_steps")
+    fields = training_fields(config)
+    steps = fields.max_train_steps
     if steps is None:
-        steps = len(training.loader.sampler) * config.get("epochs", 1000)
-    every = config.get("ckpt_every") or 0
+        steps = len(training.loader.sampler) * fields.epochs
     return TrainerOptions(
         str(output_dir),
         max_train_steps=steps,
-        start_learning_rate=config["lr"],
-        checkpointing_steps=every if every > 0 else sys.maxsize,
-        log_interval=config.get("log_every") or 10,
-        allow_changed_arguments=config.get("allow_changed_arguments", False),
+        start_learning_rate=fields.lr,
+        checkpointing_steps=fields.ckpt_every if fields.ckpt_every > 0 else sys.maxsize,
+        log_interval=fields.log_every or TrainingFields.log_every,
+        allow_changed_arguments=fields.allow_changed_arguments,
     )
 
 

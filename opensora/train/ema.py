@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING, ClassVar
 
-from mindspore import Tensor
-
+from opensora.config.options import option
 from opensora.errors import UserError
-from opensora.ops import updates
+
+if TYPE_CHECKING:
+    from mindspore import Tensor
 
 
 @dataclass(frozen=True)
@@ -18,8 +20,10 @@ class EMA:
     (1 + s) / (10 + s) at the s-th. Without `warm_up` it is `ema_decay` from the first update on, as for the VAE.
     """
 
-    ema_decay: float = 0.9999
-    ema_start_step: int = 0
+    group: ClassVar[str] = "optimizer"
+
+    ema_decay: float = option(0.9999, "decay of the moving average per step, after its warm-up")
+    ema_start_step: int = option(0, "optimizer step at which the average starts")
     warm_up: bool = True
 
     def __post_init__(self):
@@ -37,4 +41,6 @@ class EMA:
 
     def update(self, shadow: Tensor, weights: Tensor, update: int) -> None:
         """Updates `shadow` in place."""
+        from opensora.ops import updates  # imports MindSpore, which the options of a command need not
+
         updates.lerp_(shadow, weights, 1 - self.decay(update))

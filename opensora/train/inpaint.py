@@ -3,28 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 
 import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.datasets.masks import MaskCompressor, add_noise_to_condition, mask_pixels
 from opensora.datasets.t2v.inpaint import InpaintDataset
-from opensora.errors import UserError
 from opensora.models import OpenSoraInpaint_v1_3
-from opensora.train.t2v import T2VTraining, T2VTrainOptions
-
-
-@dataclass(frozen=True)
-class InpaintTrainOptions(T2VTrainOptions):
-    """`add_noise_to_condition`: given frames get a little noise, so that what is made of them moves more."""
-
-    add_noise_to_condition: bool = False
-
-    def __post_init__(self):
-        super().__post_init__()
-        if self.train_batch_size > 1 and not self.data.group_data:
-            raise UserError("--train_batch_size above 1 needs --group_data: masks are for videos of one length")
+from opensora.train.inpaint_options import InpaintTrainOptions
+from opensora.train.t2v import T2VTraining
 
 
 class InpaintTraining(T2VTraining):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 
 POLYNOMIAL_END = 1e-7
@@ -33,8 +34,7 @@ def learning_rate(schedule: str, step: int, base: float, warmup_steps: int, tota
     Raises:
         UserError: an unknown schedule, or a polynomial one whose base is not above its end.
     """
-    if schedule not in DECAYS:
-        raise UserError(f"--lr_scheduler {schedule} is not one of {', '.join(DECAYS)}")
+    check_choice("--lr_scheduler", schedule, DECAYS)
     if schedule != "constant" and step < warmup_steps:
         return base * step / warmup_steps
     factor = DECAYS[schedule]((step - warmup_steps) / max(1, total_steps - warmup_steps))

@@ -6,7 +6,6 @@ They are computed on the host in float64; the device only applies them.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from statistics import NormalDist
 from typing import NamedTuple, Optional, Union
 
@@ -14,47 +13,8 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from opensora.errors import UserError
-from opensora.schedulers import PREDICTION_TYPES
 from opensora.schedulers.schedule import TRAIN_TIMESTEPS, cumulative_alphas
-
-WEIGHTING_SCHEMES = ("logit_normal", "mode", "sigma_sqrt", "cosmap")
-
-
-@dataclass(frozen=True)
-class ObjectiveOptions:
-    """Names and meanings are those of the training command's flags.
-
-    Raises:
-        UserError: an unknown name, or settings that contradict.
-    """
-
-    prediction_type: str = "epsilon"
-    snr_gamma: Optional[float] = None
-    noise_offset: float = 0.0
-    rescale_betas_zero_snr: bool = False
-    cogvideox_scheduler: bool = False
-    v1_5_scheduler: bool = False
-    rf_scheduler: bool = False
-    weighting_scheme: str = "logit_normal"
-    logit_mean: float = 0.0
-    logit_std: float = 1.0
-    mode_scale: float = 1.29
-
-    def __post_init__(self):
-        if self.prediction_type not in PREDICTION_TYPES:
-            raise UserError(f"--prediction_type {self.prediction_type} is not one of {', '.join(PREDICTION_TYPES)}")
-        if self.weighting_scheme not in WEIGHTING_SCHEMES:
-            raise UserError(f"--weighting_scheme {self.weighting_scheme} is not one of {', '.join(WEIGHTING_SCHEMES)}")
-        if self.cogvideox_scheduler + self.v1_5_scheduler + self.rf_scheduler > 1:
-            raise UserError("choose one of --cogvideox_scheduler, --v1_5_scheduler and --rf_scheduler")
-        if self.snr_gamma is not None and self.snr_gamma <= 0:
-            raise UserError(f"--snr_gamma {self.snr_gamma} must be above 0; leave it out for no weighting")
-        if self.snr_gamma is not None and (self.rf_scheduler or self.prediction_type == "sample"):
-            raise UserError(
-                "--snr_gamma weighs epsilon and v_prediction; leave it out with --rf_scheduler or "
-                "--prediction_type sample"
-            )
+from opensora.train.t2v_options import ObjectiveOptions
 
 
 class Coefficients(NamedTuple):

@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from opensora.checkpoint.lazy_tensor import LazyTensor
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.models.pretrained import PretrainedModel
 from opensora.parallel.process_group import World
@@ -57,8 +58,7 @@ class Optimizer:
         gradient_checkpointing: bool = False,
     ):
         graph_mode = ms.get_context("mode") == ms.GRAPH_MODE
-        if zero_stage not in STAGES:
-            raise UserError(f"--zero_stage {zero_stage} is not one of {', '.join(map(str, STAGES))}")
+        check_choice("--zero_stage", zero_stage, STAGES)
         if zero_stage == 3 and graph_mode:
             raise UserError(
                 "--zero_stage 3 gathers weights block by block, which graph mode does not support: use --mode 1, or a "

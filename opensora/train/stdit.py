@@ -11,6 +11,7 @@ from typing import Any, Optional
 import numpy as np
 from mindspore import Tensor
 
+from opensora.config.fields import TrainingFields
 from opensora.datasets.bucketed.buckets import Buckets
 from opensora.datasets.bucketed.dataset import CONDITIONING, VariableVideoTextDataset, VideoTextDataset, collate
 from opensora.datasets.bucketed.mask_ratios import MaskGenerator
@@ -45,13 +46,13 @@ class STDiTTrainOptions:
     bucket_config: Optional[Mapping] = None
     batch_size: Optional[int] = None
     mask_ratios: Optional[Mapping[str, float]] = None
-    num_workers: int = 4
-    grad_checkpoint: bool = False
-    grad_clip: Optional[float] = 1.0
-    ema_decay: float = 0.9999
-    zero_stage: int = 2
-    sp_size: int = 1
-    seed: int = 42
+    num_workers: int = TrainingFields.num_workers
+    grad_checkpoint: bool = TrainingFields.grad_checkpoint
+    grad_clip: Optional[float] = TrainingFields.grad_clip
+    ema_decay: float = TrainingFields.ema_decay
+    zero_stage: int = 0
+    sp_size: int = TrainingFields.sp_size
+    seed: int = TrainingFields.seed
 
     def __post_init__(self):
         variable = self.dataset["type"] == "VariableVideoTextDataset"

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 from typing import Optional
@@ -29,65 +29,14 @@ from opensora.parallel.groups import sequence_group
 from opensora.parallel.process_group import World
 from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.pipelines.text import LENGTH_STEP
-from opensora.train.adamw import AdamW
 from opensora.train.checkpoint import ModelAndOptimizer
-from opensora.train.ema import EMA
-from opensora.train.objective import DenoisingLoss, ObjectiveOptions, make_objective
+from opensora.train.objective import DenoisingLoss, make_objective
 from opensora.train.optimizer import Optimizer
+from opensora.train.t2v_options import T2VTrainOptions
 from opensora.train.trainer import StepResult
 
 TRAINING, VALIDATION = 0, 1  # the purpose of noise, a component of its seed
 ATTENTION_MASK = -2  # its index among the inputs of the loss
-
-
-@dataclass(frozen=True)
-class T2VTrainOptions:
-    """Names and meanings are those of the flags of train_t2v_diffusers.py.
-
-    Raises:
-        UserError: settings that contradict.
-    """
-
-    data: T2VDataOptions
-    objective: ObjectiveOptions
-    ae: str
-    ae_path: str
-    text_encoder_name_1: Optional[str]
-    model: Optional[str] = None
-    pretrained: Optional[str] = None
-    model_changes: Mapping = field(default_factory=dict)  # keys of the model's config.json set by flags
-    val_data: Optional[T2VDataOptions] = None
-    train_batch_size: int = 1
-    val_batch_size: int = 1
-    dataloader_num_workers: int = 4
-    gradient_accumulation_steps: int = 1
-    gradient_checkpointing: bool = False
-    enable_tiling: bool = False
-    vae_fp32: bool = False
-    zero_stage: int = 0
-    sp_size: int = 1
-    train_sp_batch_size: int = 1
-    max_grad_norm: Optional[float] = 1.0
-    adamw: AdamW = AdamW()
-    ema: Optional[EMA] = None
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("train_batch_size", "val_batch_size", "gradient_accumulation_steps", "train_sp_batch_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must be 1 or more")
-        if self.model is None and self.pretrained is None:
-            raise UserError(f"--model is missing: one of {', '.join(PRESETS)}, or a folder with a config.json")
-        shared = self.sp_size * self.train_batch_size
-        if self.sp_size > 1 and shared % self.train_sp_batch_size:
-            raise UserError(
-                f"--train_sp_batch_size {self.train_sp_batch_size} does not divide the {shared} samples "
-                f"of a group's batch (sp_size {self.sp_size} x train_batch_size {self.train_batch_size})"
-            )
-        if self.sp_size > 1 and self.train_batch_size > 1 and not self.data.group_data:
-            raise UserError("--sp_size with --train_batch_size above 1 needs --group_data: padding cannot be split")
-        if self.text_encoder_name_1 is None and not self.data.text_embed_cache:
-            raise UserError("--text_encoder_name_1 is missing; only --text_embed_cache does without")
 
 
 class T2VTraining:

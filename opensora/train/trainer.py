@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
 import signal
 import sys
 import time
+from argparse import Namespace
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Callable, NamedTuple, Optional, Protocol
+from typing import Any, NamedTuple, Optional, Protocol
 
 import numpy as np
 from mindspore import Tensor
@@ -24,138 +23,12 @@ from opensora.process.signals import Stopped, StopRequest, graceful_stop
 from opensora.train.arguments import check_arguments, recorded
 from opensora.train.checkpoint import ModelAndOptimizer, checkpoint_bytes, load_state, save_checkpoint
 from opensora.train.checkpoint_folder import checkpoint_path, checkpoints, find_checkpoint, named_checkpoint, parse_name
-from opensora.train.learning_rate import DECAYS, learning_rate
+from opensora.train.learning_rate import learning_rate
 from opensora.train.log import TrainingLog
-from opensora.utils.cli import str2bool
+from opensora.train.trainer_options import TrainerOptions
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 
 MOST_SKIPPED = 50  # consecutive steps with non-finite gradients, after which a run stops
-
-
-@dataclass(frozen=True)
-class TrainerOptions:
-    """Names and meanings are those of the flags. Without `val_interval` (epochs) and `val_interval_steps` every epoch
-    is followed by a validation.
-
-    Raises:
-        UserError: a value out of range.
-    """
-
-    output_dir: str
-    max_train_steps: int = 1_000_000
-    start_learning_rate: float = 1e-4
-    lr_scheduler: str = "constant"
-    lr_warmup_steps: int = 0
-    checkpointing_steps: int = 500
-    checkpoints_total_limit: Optional[int] = None
-    resume_from_checkpoint: Optional[str] = None
-    allow_changed_arguments: bool = False
-    log_interval: int = 10
-    validate: bool = False
-    val_interval: Optional[int] = None
-    val_interval_steps: Optional[int] = None
-
-    def __post_init__(self):
-        if self.lr_scheduler not in DECAYS:
-            raise UserError(f"--lr_scheduler {self.lr_scheduler} is not one of {', '.join(DECAYS)}")
-        for name in (
-            "max_train_steps",
-            "checkpointing_steps",
-            "log_interval",
-            "val_interval",
-            "val_interval_steps",
-            "checkpoints_total_limit",
-        ):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"--{name} {value} must be 1 or more")
-
-    @staticmethod
-    def add_arguments(parser: argparse.ArgumentParser) -> None:
-        group = parser.add_argument_group("run")
-        group.add_argument("--output_dir", required=True, help="for checkpoints and logs")
-        group.add_argument("--max_train_steps", "--max_steps", type=int, default=1_000_000, help="optimizer steps")
-        group.add_argument(
-            "--start_learning_rate", "--learning_rate", type=float, default=1e-4, help="learning rate after the warm-up"
-        )
-        group.add_argument(
-            "--lr_scheduler",
-            choices=tuple(DECAYS),
-            default="constant",
-            help="how the learning rate changes over the run",
-        )
-        group.add_argument("--lr_warmup_steps", type=int, default=0, help="optimizer steps; not for constant")
-        group.add_argument("--checkpointing_steps", "--save_steps", type=int, default=500, help="steps between two")
-        group.add_argument(
-            "--checkpoints_total_limit",
-            type=int,
-            help="how many to keep in --output_dir, of those written last; default: all",
-        )
-        group.add_argument(
-            "--resume_from_checkpoint",
-            type=_resume,
-            metavar="True|latest|FOLDER",
-            help="resume from the newest sound checkpoint in --output_dir, or from this one",
-        )
-        group.add_argument(
-            "--allow_changed_arguments",
-            type=str2bool,
-            nargs="?",
-            const=True,
-            default=False,
-            help="resume even if the model, the objective, the data or the seed are others than before",
-        )
-        group.add_argument("--log_interval", type=int, default=10, help="steps between two lines on the screen")
-        group.add_argument(
-            "--validate",
-            type=str2bool,
-            nargs="?",
-            const=True,
-            default=False,
-            help="compute the loss on held-out data during training",
-        )
-        group.add_argument("--val_interval", type=int, help="epochs between validations; default: 1")
-        group.add_argument(
-            "--val_interval_steps",
-            "--eval_steps",
-            type=int,
-            help="steps between validations, instead of or besides --val_interval",
-        )
-
-    def checkpoint(self, world: World) -> Optional[Path]:
-        """The checkpoint to resume from, the same on every process; None: start a new run."""
-        wanted = self.resume_from_checkpoint
-        if wanted is None:
-            return None
-        # Verifying the checksums takes time: one process does it for all and sends the result.
-        failure: Optional[Exception] = None
-        found = [0.0, -1.0, 0.0]  # whether it failed, the step, whether it is a replaced checkpoint
-        if world.rank == 0:
-            try:
-                folder = find_checkpoint(self.output_dir, wanted)
-            except (OSError, ValueError) as error:
-                failure, found = error, [1.0, -1.0, 0.0]
-            else:
-                name = parse_name(folder) if folder is not None and wanted == "latest" else None
-                if name is not None:
-                    found = [0.0, *map(float, name)]
-        shared = world.all_reduce(Tensor(found if world.rank == 0 else [0.0, 0.0, 0.0])).asnumpy()
-        failed, step, replaced = map(int, shared)
-        if failed:
-            raise failure or UserError("--resume_from_checkpoint: rank 0 found no intact checkpoint; see its log")
-        if wanted == "latest":
-            return checkpoint_path(self.output_dir, step, bool(replaced)) if step >= 0 else None
-        return named_checkpoint(self.output_dir, wanted)
-
-    def validates(self, step: int, epochs_before: int, epochs: int) -> bool:
-        """Whether to validate after step `step`; `epochs` are complete after it, `epochs_before` before it."""
-        every_steps = self.val_interval_steps
-        every_epochs = self.val_interval or (1 if every_steps is None else None)
-        return self.validate and (
-            step == self.max_train_steps
-            or (every_steps is not None and step % every_steps == 0)
-            or (every_epochs is not None and epochs // every_epochs > epochs_before // every_epochs)
-        )
 
 
 class StepResult(NamedTuple):
@@ -202,13 +75,37 @@ class Training(Protocol):
         """
 
 
-def run(training_class: type, parse_options: Callable[[], tuple]) -> None:
-    """Runs a training command; `parse_options` returns the options of the run, those of the training, and the flags."""
-    options, training_options, args = parse_options()
+def resume_point(options: TrainerOptions, world: World) -> Optional[Path]:
+    """The checkpoint to resume from, the same on every process; None: start from step 0."""
+    wanted = options.resume_from_checkpoint
+    if wanted is None:
+        return None
+    # Checking takes time: one process does it and sends the others the folder it found.
+    failure, found = None, [0.0, -1.0, 0.0]
+    if world.rank == 0:
+        try:
+            folder = find_checkpoint(options.output_dir, wanted)
+        except (OSError, ValueError) as error:
+            failure, found = error, [1.0, -1.0, 0.0]
+        else:
+            name = parse_name(folder) if folder is not None and wanted == "latest" else None
+            if name is not None:
+                found = [0.0, *map(float, name)]
+    shared = world.all_reduce(Tensor(found if world.rank == 0 else [0.0, 0.0, 0.0])).asnumpy()
+    failed, step, replaced = map(int, shared)
+    if failed:
+        raise failure or UserError("--resume_from_checkpoint: rank 0 found no intact checkpoint; see its log")
+    if wanted == "latest":
+        return checkpoint_path(options.output_dir, step, bool(replaced)) if step >= 0 else None
+    return named_checkpoint(options.output_dir, wanted)
+
+
+def run(training_class: type, options: TrainerOptions, training_options: Any, args: Namespace) -> None:
+    """Runs a training command with its parsed options and flags."""
     device = set_up_device(args)
     world = World(device.rank, device.world_size)
     with exclusive_folder(options.output_dir, device.is_main):
-        checkpoint = options.checkpoint(world)
+        checkpoint = resume_point(options, world)
         arguments = recorded({**vars(args), "processes": world.size})
         if checkpoint is not None:
             check_arguments(checkpoint, arguments, options.allow_changed_arguments, quiet=not device.is_main)
@@ -368,10 +265,3 @@ class Trainer:
             self.saved = checkpoint
         if self.device.is_main:
             print(f"resuming after step {self.steps} from {checkpoint}", flush=True)
-
-
-def _resume(text: str) -> Optional[str]:
-    """`True` and `latest` mean the newest checkpoint, `False` none."""
-    if text.lower() in ("true", "latest"):
-        return "latest"
-    return None if text.lower() in ("false", "none", "") else text

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
@@ -15,7 +14,7 @@ from mindspore import Tensor, ops
 from opensora.datasets.loader import Loader
 from opensora.datasets.sampler import BatchSampler
 from opensora.datasets.transforms import to_uint8
-from opensora.datasets.vae import VAEDataOptions, VAEDataset
+from opensora.datasets.vae import VAEDataset
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.metrics import lpips, psnr, ssim
@@ -23,54 +22,13 @@ from opensora.models import WFVAEModel
 from opensora.models.discriminator import NLayerDiscriminator3D
 from opensora.models.lpips import LPIPS
 from opensora.parallel.process_group import World
-from opensora.train.adamw import AdamW
 from opensora.train.checkpoint import ModelAndOptimizer
-from opensora.train.ema import EMA
 from opensora.train.optimizer import Optimizer
 from opensora.train.trainer import StepResult
-from opensora.train.vae_loss import DiscriminatorLoss, GeneratorLoss, VAELossOptions
+from opensora.train.vae_loss import DiscriminatorLoss, GeneratorLoss
+from opensora.train.vae_options import VAETrainOptions
 
 TRAINING = 0  # the purpose of noise, a component of its seed; validation uses the posterior's mean
-
-
-@dataclass(frozen=True)
-class VAETrainOptions:
-    """Names and meanings are those of the flags of train_causalvae.py.
-
-    Raises:
-        UserError: a value out of range, or a missing model configuration.
-    """
-
-    data: VAEDataOptions
-    loss: VAELossOptions
-    model_config: Optional[str] = None
-    pretrained_model_name_or_path: Optional[str] = None
-    lpips_path: str = "pretrained/lpips_vgg-426bf45c.ckpt"
-    use_discriminator: bool = False
-    freeze_encoder: bool = False
-    val_data: Optional[VAEDataOptions] = None
-    eval_subset_size: int = 100
-    eval_num_video_log: int = 2
-    eval_lpips: Optional[str] = None
-    print_losses: bool = False
-    train_batch_size: int = 1
-    gradient_accumulation_steps: int = 1
-    dataloader_num_workers: int = 4
-    zero_stage: int = 0
-    max_grad_norm: Optional[float] = None
-    init_loss_scale: float = 65536.0
-    adamw: AdamW = AdamW(adam_epsilon=1e-8, adam_weight_decay=1e-4)
-    disc_adamw: AdamW = AdamW(adam_epsilon=1e-8, adam_weight_decay=1e-2)
-    disc_max_grad_norm: float = 1.0
-    ema: Optional[EMA] = None
-    seed: int = 0
-
-    def __post_init__(self):
-        for name in ("train_batch_size", "gradient_accumulation_steps", "eval_subset_size"):
-            if getattr(self, name) < 1:
-                raise UserError(f"--{name} {getattr(self, name)} must be 1 or more")
-        if self.model_config is None and self.pretrained_model_name_or_path is None:
-            raise UserError("--model_config is missing: a json file such as scripts/causalvae/wfvae_8dim.json")
 
 
 class VAETraining:

@@ -18,7 +18,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
 from typing import Optional
 
 import mindspore as ms
@@ -32,6 +31,7 @@ from opensora.models.wfvae.decoder import Decoder
 from opensora.models.wfvae.model import WFVAEModel
 from opensora.ops.conv import conv2d
 from opensora.ops.layout import swap_frames_channels
+from opensora.train.vae_options import VAELossOptions
 
 FRAMES = 4  # compared at a time: bounds memory for any number and length of clips
 
@@ -53,34 +53,6 @@ def _softplus(x: Tensor) -> Tensor:
 
 LOSS_TYPES = {"l1": ops.abs, "l2": ops.square}
 DISC_LOSSES = {"hinge": hinge_loss, "vanilla": vanilla_loss}
-
-
-@dataclass(frozen=True)
-class VAELossOptions:
-    """Weights of the terms of the loss; adversarial training starts at step `disc_start`.
-
-    Raises:
-        UserError: an unknown `loss_type` or `disc_loss`.
-    """
-
-    loss_type: str = "l1"
-    perceptual_weight: float = 1.0  # the default of train_causalvae.py is 0, because LPIPS needs a weights file
-    kl_weight: float = 1e-6
-    wavelet_loss: bool = False
-    wavelet_weight: float = 0.1
-    logvar_init: float = 0.0
-    disc_start: int = 5
-    disc_weight: float = 0.5
-    disc_loss: str = "hinge"
-
-    def __post_init__(self):
-        for name, known in (("loss_type", LOSS_TYPES), ("disc_loss", DISC_LOSSES)):
-            if getattr(self, name) not in known:
-                raise UserError(f"{name} {getattr(self, name)!r} is not one of {', '.join(known)}")
-
-    def trains_discriminator(self, step: int) -> bool:
-        """Whether a step, counted from 0, trains the discriminator: odd steps do, from `disc_start` on."""
-        return step >= self.disc_start and step % 2 == 1
 
 
 class GeneratorLoss(nn.Cell):

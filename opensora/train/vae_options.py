@@ -1,161 +1,185 @@
-"""The flags of train_causalvae.py."""
+"""The options of train_causalvae.py."""
 
 from __future__ import annotations
 
 import argparse
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import ClassVar, Optional
 
-from opensora import device
-from opensora.datasets.vae import VAEDataOptions
+from opensora.config.device import DeviceOptions
+from opensora.config.options import check_at_least_one, check_choice, from_mapping, option, option_of
+from opensora.datasets.vae_options import VAEDataOptions
 from opensora.errors import UserError
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
-from opensora.train.trainer import TrainerOptions
-from opensora.train.vae import VAETrainOptions
-from opensora.train.vae_loss import DISC_LOSSES, LOSS_TYPES, VAELossOptions
-from opensora.utils.cli import CommandParser, parse_with_config, pick, str2bool
+from opensora.train.trainer_options import TrainerOptions
+from opensora.utils.cli import parse_flags
 
 EVAL_STEPS = 1000  # the published interval between validations
+LOSS_TYPES, DISC_LOSSES = ("l1", "l2"), ("hinge", "vanilla")
+
+_model, _data, _losses, _optimizer = (
+    partial(option, group=group) for group in ("model", "data", "losses", "optimizer")
+)
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    TrainerOptions.add_arguments(parser)
-    parser.set_defaults(start_learning_rate=1e-5, checkpointing_steps=1000)
-    _add_model(parser.add_argument_group("model"))
-    _add_data(parser.add_argument_group("data"))
-    _add_losses(parser.add_argument_group("losses"))
-    _add_optimizer(parser.add_argument_group("optimizer"))
-    device.add_arguments(parser)
+@dataclass(frozen=True)
+class VAETrainerOptions(TrainerOptions):
+    """`TrainerOptions` with the published defaults of VAE training."""
+
+    start_learning_rate: float = option_of(TrainerOptions, "start_learning_rate", 1e-5)
+    checkpointing_steps: int = option_of(TrainerOptions, "checkpointing_steps", 1000)
+
+    def __post_init__(self):
+        super().__post_init__()
+        if self.val_interval is None and self.val_interval_steps is None:
+            object.__setattr__(self, "val_interval_steps", EVAL_STEPS)
 
 
-def _switch(group, name: str, default: bool, **more) -> None:
-    group.add_argument(name, type=str2bool, nargs="?", const=True, default=default, **more)
+@dataclass(frozen=True)
+class VAELossOptions:
+    """Terms of the loss and their weights; adversarial training begins with step `disc_start`.
 
+    Raises:
+        UserError: an unknown `loss_type` or `disc_loss`.
+    """
 
-def _add_model(group) -> None:
-    group.add_argument("--exp_name", help="a folder of this name in --output_dir")
-    group.add_argument("--model_name", choices=("WFVAE",), default="WFVAE", help="class of the autoencoder")
-    group.add_argument(
-        "--model_config", help="json with the model's settings; default: those of the pretrained weights"
+    group: ClassVar[str] = "losses"
+
+    loss_type: str = option("l1", "reconstruction loss: l1 absolute, l2 squared error", choices=LOSS_TYPES)
+    perceptual_weight: float = option(
+        0.0, "weight of the LPIPS loss, which needs --lpips_path; published: 0, in stage 3 0.1"
     )
-    group.add_argument("--pretrained_model_name_or_path", help="weights to start from: folder or file")
-    _switch(group, "--freeze_encoder", False, help="train the decoder alone")
+    kl_weight: float = option(1e-6, "weight of the KL divergence")
+    wavelet_loss: bool = option(False, "also compare the wavelet coefficients of encoder and decoder", takes_value=True)
+    wavelet_weight: float = option(0.1, "weight of the wavelet loss")
+    logvar_init: float = option(0.0, "log variance of the reconstruction loss, a constant")
+    disc_start: int = option(5, "step at which adversarial training begins")
+    disc_weight: float = option(0.5, "weight of the adversarial loss, times the adaptive weight")
+    disc_loss: str = option("hinge", "loss of the discriminator", choices=DISC_LOSSES)
+
+    def __post_init__(self):
+        check_choice("loss_type", self.loss_type, LOSS_TYPES)
+        check_choice("disc_loss", self.disc_loss, DISC_LOSSES)
+
+    def trains_discriminator(self, step: int) -> bool:
+        """Whether step `step`, from 0, trains the discriminator: every odd step from `disc_start` on does."""
+        return step >= self.disc_start and step % 2 == 1
 
 
-def _add_data(group) -> None:
-    group.add_argument("--video_path", required=True, help="folder of videos")
-    group.add_argument("--data_file_path", help="csv with the videos to take; default: all in the folder")
-    group.add_argument("--video_column", default="video", help="the csv's column of paths")
-    group.add_argument("--video_num_frames", "--num_frames", type=int, default=17, help="of a clip: 4n+1")
-    group.add_argument("--resolution", type=int, default=256, help="height and width, a multiple of 8")
-    group.add_argument("--sample_rate", type=int, default=2, help="takes every n-th frame")
-    _switch(group, "--dynamic_sample", False, help="draws that rate anew for each clip, from 1 up")
-    group.add_argument("--cache_dir", default="./cache_dir", help="for the list of broken videos")
-    group.add_argument("--train_batch_size", "--batch_size", type=int, default=1, help="of one process")
-    group.add_argument(
-        "--dataloader_num_workers", "--dataset_num_worker", type=int, default=4, help="processes that read videos"
+@dataclass(frozen=True)
+class VAEFlags:
+    """Flags that `VAETrainOptions` holds in another form."""
+
+    exp_name: Optional[str] = _model(None, "subfolder of --output_dir for this run")
+    model_name: str = _model("WFVAE", "class of the autoencoder", choices=("WFVAE",))
+    eval_video_path: Optional[str] = _data(None, "folder of held-out videos, for --validate")
+    eval_data_file_path: Optional[str] = _data(
+        None, "csv file that lists the held-out videos; default: all in the folder"
     )
-    group.add_argument("--eval_video_path", help="folder of held-out videos, for --validate")
-    group.add_argument("--eval_data_file_path", help="csv with those to take")
-    group.add_argument("--eval_num_frames", type=int, default=17, help="frames of a held-out clip: 4n+1")
-    group.add_argument("--eval_resolution", type=int, default=256, help="height and width of held-out clips")
-    group.add_argument("--eval_sample_rate", type=int, default=1, help="takes every n-th frame of held-out videos")
-    group.add_argument("--eval_subset_size", type=int, default=100, help="videos measured at most")
-    group.add_argument("--eval_num_video_log", type=int, default=2, help="videos shown in TensorBoard")
-    group.add_argument("--eval_lpips", metavar="FILE", help="weights of LPIPS with AlexNet: measure that too")
+    eval_num_frames: int = _data(17, "frames of a held-out clip, 4n+1")
+    eval_resolution: int = _data(256, "height and width of held-out clips in pixels")
+    eval_sample_rate: int = _data(1, "take every n-th frame of held-out videos")
+    optim: str = _optimizer("adamw", "optimizer", choices=("adamw",))
+    betas: tuple[float, float] = _optimizer((0.9, 0.999), "decay rates of AdamW's moments")
+    adam_epsilon: float = _optimizer(1e-8, "epsilon of AdamW")
+    weight_decay: float = _optimizer(1e-4, "weight decay of the autoencoder; that of the discriminator is 0.01")
+    clip_grad: bool = _optimizer(
+        False,
+        "clip the gradient of the autoencoder; that of the discriminator is always clipped to 1",
+        takes_value=True,
+    )
+    max_grad_norm: float = _optimizer(1.0, "maximum norm of the gradient, with --clip_grad")
+    use_ema: bool = _optimizer(False, "keep an exponential moving average of the weights", takes_value=True)
+    ema_decay: float = _optimizer(0.999, "decay of the moving average, without warm-up")
+
+    def adamw(self) -> AdamW:
+        return AdamW(*self.betas, self.adam_epsilon, self.weight_decay)
+
+    def ema(self) -> Optional[EMA]:
+        return EMA(self.ema_decay, warm_up=False) if self.use_ema else None
 
 
-def _add_losses(group) -> None:
-    group.add_argument(
-        "--loss_type",
-        choices=tuple(LOSS_TYPES),
-        default="l1",
-        help="reconstruction loss: l1 absolute, l2 squared error",
+@dataclass(frozen=True)
+class VAETrainOptions:
+    """VAE training.
+
+    Args:
+        max_grad_norm: None: no clipping.
+
+    Raises:
+        UserError: numbers below 1, or no model.
+    """
+
+    data: VAEDataOptions
+    loss: VAELossOptions = VAELossOptions()
+    model_config: Optional[str] = _model(
+        None, "json file of the model configuration; default: that of the pretrained weights"
     )
-    group.add_argument("--kl_weight", type=float, default=1e-6, help="weight of the KL divergence")
-    group.add_argument(
-        "--perceptual_weight",
-        type=float,
-        default=0.0,
-        help="weight of the LPIPS loss, which needs --lpips_path; published: 0, in stage 3 0.1",
+    pretrained_model_name_or_path: Optional[str] = _model(None, "initial weights: folder or file")
+    freeze_encoder: bool = _model(False, "train the decoder alone", takes_value=True)
+    lpips_path: str = _losses("pretrained/lpips_vgg-426bf45c.ckpt", "weights of LPIPS, with VGG")
+    use_discriminator: bool = _losses(False, "train with a discriminator", takes_value=True)
+    print_losses: bool = _losses(False, "log every term of the losses", takes_value=True)
+    eval_subset_size: int = _data(100, "maximum number of held-out videos to measure")
+    eval_num_video_log: int = _data(2, "number of videos shown in TensorBoard")
+    eval_lpips: Optional[str] = _data(
+        None, "weights of LPIPS with AlexNet; default: LPIPS is not measured", metavar="FILE"
     )
-    group.add_argument("--lpips_path", default="pretrained/lpips_vgg-426bf45c.ckpt", help="its weights, with VGG")
-    group.add_argument(
-        "--logvar_init", type=float, default=0.0, help="log variance of the reconstruction loss, a constant"
+    train_batch_size: int = _data(1, "clips of one process per micro-step", flags=("--batch_size",))
+    dataloader_num_workers: int = _data(4, "processes that read videos", flags=("--dataset_num_worker",))
+    gradient_accumulation_steps: int = _optimizer(1, "micro-steps of each optimizer step")
+    init_loss_scale: float = _optimizer(65536.0, "initial loss scale, in fp16")
+    zero_stage: int = _optimizer(
+        0, "ZeRO stage: 1 shards optimizer states over the processes, 2 gradients too", choices=(0, 1, 2)
     )
-    _switch(group, "--wavelet_loss", False, help="compare the wavelet levels of encoder and decoder too")
-    group.add_argument("--wavelet_weight", type=float, default=0.1, help="weight of the wavelet loss")
-    _switch(group, "--use_discriminator", False, help="train against a discriminator")
-    group.add_argument("--disc_start", type=int, default=5, help="the step at which it begins")
-    group.add_argument(
-        "--disc_weight", type=float, default=0.5, help="weight of the adversarial loss, beside the adaptive one"
-    )
-    group.add_argument("--disc_loss", choices=tuple(DISC_LOSSES), default="hinge", help="loss of the discriminator")
-    _switch(group, "--print_losses", False, help="log every part of the losses")
+    val_data: Optional[VAEDataOptions] = None
+    max_grad_norm: Optional[float] = None
+    adamw: AdamW = VAEFlags().adamw()
+    disc_adamw: AdamW = replace(adamw, adam_weight_decay=1e-2)
+    disc_max_grad_norm: float = 1.0
+    ema: Optional[EMA] = None
+    seed: int = DeviceOptions.seed
+
+    def __post_init__(self):
+        check_at_least_one(self, "train_batch_size", "gradient_accumulation_steps", "eval_subset_size")
+        if self.model_config is None and self.pretrained_model_name_or_path is None:
+            raise UserError("--model_config is missing: a json file such as scripts/causalvae/wfvae_8dim.json")
 
 
-def _add_optimizer(group) -> None:
-    group.add_argument("--optim", choices=("adamw",), default="adamw", help="optimizer")
-    group.add_argument("--betas", type=float, nargs=2, default=(0.9, 0.999), help="decays of AdamW's moments")
-    group.add_argument("--adam_epsilon", type=float, default=1e-8, help="added to the denominator of AdamW")
-    group.add_argument(
-        "--weight_decay", type=float, default=1e-4, help="of the autoencoder; the discriminator's is 0.01"
-    )
-    _switch(group, "--clip_grad", False, help="clip the autoencoder's gradient; the discriminator's always is, to 1")
-    group.add_argument(
-        "--max_grad_norm", type=float, default=1.0, help="largest norm of the gradient, with --clip_grad"
-    )
-    group.add_argument("--gradient_accumulation_steps", type=int, default=1, help="batches of each optimizer step")
-    group.add_argument("--init_loss_scale", type=float, default=65536.0, help="in fp16")
-    _switch(group, "--use_ema", False, help="keep an exponential moving average of the weights")
-    group.add_argument("--ema_decay", type=float, default=0.999, help="decay of the moving average per step")
-    group.add_argument(
-        "--zero_stage",
-        type=int,
-        choices=(0, 1, 2),
-        default=0,
-        help="1 shards optimizer states over the processes, 2 gradients too",
-    )
+OPTIONS = (VAETrainerOptions, VAEFlags, VAETrainOptions, VAEDataOptions, VAELossOptions, DeviceOptions)
 
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[TrainerOptions, VAETrainOptions, argparse.Namespace]:
-    """Raises UserError for flags that contradict."""
-    parser = CommandParser(description="Trains WFVAE on videos.")
-    add_arguments(parser)
-    args = parse_with_config(parser, argv)
-    if args.validate and args.eval_video_path is None:
+    """Raises UserError for flags that contradict each other."""
+    args = parse_flags("Trains WFVAE on videos.", OPTIONS, argv, yaml_file=True)
+    flags, data = from_mapping(VAEFlags, vars(args)), from_mapping(VAEDataOptions, vars(args))
+    if args.validate and flags.eval_video_path is None:
         raise UserError("--validate needs --eval_video_path")
-    if args.val_interval is None and args.val_interval_steps is None:
-        args.val_interval_steps = EVAL_STEPS
-    data = pick(VAEDataOptions, args, num_frames=args.video_num_frames)
-    val_data = (
-        replace(
+    val_data = None
+    if flags.eval_video_path is not None and args.validate:
+        val_data = replace(
             data,
-            video_path=args.eval_video_path,
-            data_file_path=args.eval_data_file_path,
-            num_frames=args.eval_num_frames,
-            resolution=args.eval_resolution,
-            sample_rate=args.eval_sample_rate,
+            video_path=flags.eval_video_path,
+            data_file_path=flags.eval_data_file_path,
+            num_frames=flags.eval_num_frames,
+            resolution=flags.eval_resolution,
+            sample_rate=flags.eval_sample_rate,
             dynamic_sample=False,
         )
-        if args.validate
-        else None
-    )
-    beta1, beta2 = args.betas
-    adamw = AdamW(beta1, beta2, args.adam_epsilon, args.weight_decay)
-    options = pick(
+    options = from_mapping(
         VAETrainOptions,
-        args,
+        vars(args),
         data=data,
+        loss=from_mapping(VAELossOptions, vars(args)),
         val_data=val_data,
-        loss=pick(VAELossOptions, args),
-        adamw=adamw,
-        disc_adamw=replace(adamw, adam_weight_decay=1e-2),
-        ema=EMA(args.ema_decay, warm_up=False) if args.use_ema else None,
-        max_grad_norm=args.max_grad_norm if args.clip_grad else None,
+        adamw=flags.adamw(),
+        disc_adamw=replace(flags.adamw(), adam_weight_decay=VAETrainOptions.disc_adamw.adam_weight_decay),
+        ema=flags.ema(),
+        max_grad_norm=flags.max_grad_norm if flags.clip_grad else None,
     )
-    output_dir = str(Path(args.output_dir) / args.exp_name) if args.exp_name else args.output_dir
-    return pick(TrainerOptions, args, output_dir=output_dir), options, args
+    output_dir = str(Path(args.output_dir) / flags.exp_name) if flags.exp_name else args.output_dir
+    return from_mapping(VAETrainerOptions, vars(args), output_dir=output_dir), options, args

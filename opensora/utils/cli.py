@@ -1,45 +1,24 @@
-"""What every command-line entry point shares."""
+"""The command line of every command: its parser, its YAML file, and how it ends."""
 
 from __future__ import annotations
 
 import argparse
-import difflib
 import os
 import signal
 import sys
 import traceback
-from collections.abc import Sequence
-from dataclasses import fields
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
+from opensora.config.options import add_flags, check_choice, check_known, finite_float
 from opensora.errors import UserError
 from opensora.process import supervision
 from opensora.process.control import rank_name
 from opensora.process.signals import Stopped, handle_signals, ignore_signals
-from opensora.utils.numbers import finite_number, whole_number
 from opensora.utils.text_files import read_yaml
 
 DEBUG = "OPENSORA_DEBUG"  # environment variable; 1: a traceback for every error
-LARGEST_SEED = 2**32 - 1  # of numpy.random.RandomState and mindspore.set_seed
-
-
-def str2bool(text: str) -> bool:
-    """`True`, `true`, `1`, `yes` and their opposites, as people write them on a command line."""
-    lowered = text.strip().lower()
-    if lowered in ("true", "1", "yes", "y", "on"):
-        return True
-    if lowered in ("false", "0", "no", "n", "off"):
-        return False
-    raise argparse.ArgumentTypeError(f"{text!r} is neither True nor False")
-
-
-def finite_float(text: str) -> float:
-    """A number of a flag; `nan`, `inf` and 1e999, which float() takes, are refused."""
-    try:
-        return finite_number(text, "value", -sys.float_info.max, sys.float_info.max)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(f"{text!r} should be a finite number") from error
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -47,6 +26,19 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **settings):
         super().__init__(**{"formatter_class": DefaultsFormatter, **settings})
+
+
+def parse_flags(
+    description: str, classes: Iterable[type], argv: Optional[Sequence[str]] = None, yaml_file: bool = False
+) -> argparse.Namespace:
+    """The parsed flags of a command, which are the options of these classes.
+
+    Args:
+        yaml_file: the command accepts `--config FILE.yaml`, see `parse_with_config`.
+    """
+    parser = CommandParser(description=description)
+    add_flags(parser, *classes)
+    return parse_with_config(parser, argv) if yaml_file else parser.parse_args(argv)
 
 
 class DefaultsFormatter(argparse.RawDescriptionHelpFormatter):
@@ -66,30 +58,14 @@ class DefaultsFormatter(argparse.RawDescriptionHelpFormatter):
         return f"{text} (default: %(default)s)"
 
 
-def check_seed(value: Any, name: str) -> int:
-    """`value` as a seed, in the range that numpy and MindSpore take; ValueError, with `name`, for anything else."""
-    try:
-        return whole_number(value, name, 0, LARGEST_SEED)
-    except ValueError as error:
-        raise UserError(f"{name} {str(value)[:60]!r}: should be a whole number from 0 to {LARGEST_SEED}") from error
-
-
-def seed(text: str) -> int:
-    """The type of flags that are seeds."""
-    try:
-        return check_seed(text, "seed")
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from error
-
-
 def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
-    """Parses the command line; `--config FILE.yaml` changes the defaults, and flags win over the file.
+    """Parses the command line. `--config FILE.yaml` changes the defaults, and flags override the file.
 
     Raises:
-        UserError: the file is no mapping, or has a key or value that is none of the command's flags.
+        UserError: the file is not a mapping, or has a key or value that is not one of the command's flags.
     """
     parser.register("type", float, finite_float)  # flags declared with type=float
-    parser.add_argument("--config", help="yaml file with values for these flags; the command line wins over it")
+    parser.add_argument("--config", help="YAML file with values for these flags, which override it")
     first = argparse.ArgumentParser(add_help=False)
     first.add_argument("--config")
     path = first.parse_known_args(argv)[0].config
@@ -98,10 +74,9 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
     return parser.parse_args(argv)
 
 
-def pick(options: type, args: argparse.Namespace, **given):
-    """The dataclass `options`, its fields from flags of the same names, or as given."""
-    values = {field.name: getattr(args, field.name) for field in fields(options) if hasattr(args, field.name)}
-    return options(**{**values, **given})
+def with_article(name: str) -> str:
+    """The name of a class as messages say it: an OpenSoraT2V_v1_3, a WFVAEModel, an STDiT2."""
+    return f"{'an' if name.startswith(('A', 'E', 'I', 'O', 'U', 'ST', 'MT', 'mt')) else 'a'} {name}"
 
 
 def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
@@ -109,40 +84,35 @@ def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
     if not isinstance(values, dict):
         raise UserError(f"{path}: should hold `flag: value` lines")
     actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    check_known(values, actions, str(path))
     for key, value in values.items():
-        if key not in actions:
-            close = difflib.get_close_matches(str(key), actions, n=3)
-            raise UserError(
-                f"{path}: unknown key {key!r:.100}" + (f"; did you mean {', '.join(close)}?" if close else "")
-            )
         actions[key].required = False
         convert = parser._registry_get("type", actions[key].type, actions[key].type) or str
-        parser.set_defaults(**{key: _config_value(actions[key], convert, value, f"{path}: {key}: {value!r:.100}")})
+        parser.set_defaults(**{key: _config_value(actions[key], convert, value, f"{path}: {key}:")})
 
 
-def _config_value(action: argparse.Action, convert: Callable, value, place: str):
-    """A value from yaml as the flag itself would have parsed it; `convert` is the type of the flag."""
+def _config_value(action: argparse.Action, convert: Callable, value: Any, name: str) -> Any:
+    """A value from YAML as the flag itself would have parsed it; `convert` is the type of the flag."""
     if value is None:
         return None
     if action.nargs == 0:  # a switch
         if not isinstance(value, bool):
-            raise UserError(f"{place} should be true or false")
+            raise UserError(f"{name} {value!r} should be true or false")
         return value
     several = action.nargs in ("+", "*") or isinstance(action.nargs, int)
     try:
         if several:
-            value = [convert(str(item)) for item in (value if isinstance(value, list) else [value])]
+            parsed = [convert(str(item)) for item in (value if isinstance(value, list) else [value])]
         else:
-            value = convert(str(value))
+            parsed = convert(str(value))
     except (ValueError, argparse.ArgumentTypeError) as error:
-        raise UserError(f"{place}: {error!s:.300}") from error
-    if several:
-        if isinstance(action.nargs, int) and len(value) != action.nargs:
-            raise UserError(f"{place}: should be a list of {action.nargs}")
-        return value
-    if action.choices is not None and value not in action.choices:
-        raise UserError(f"{place} is not one of {', '.join(map(str, action.choices))}")
-    return value
+        raise UserError(f"{name} {value!r:.100}: {error!s:.300}") from error
+    if isinstance(action.nargs, int) and len(parsed) != action.nargs:
+        raise UserError(f"{name} {value!r:.100}: should be a list of {action.nargs}")
+    if action.choices is not None:
+        for item in parsed if several else [parsed]:
+            check_choice(name, item, tuple(action.choices))
+    return parsed
 
 
 def run_main(main: Callable[[], None]) -> None:

@@ -190,7 +190,7 @@ def test_gradient_checkpointing_trades_flops_for_memory():
         ({"num_frames": 92}, "num_frames 92.*89, 93"),
         ({"height": 360}, "height 360.*352, 384"),
         ({"batch_size": 0}, "batch_size must be 1 or more, not 0"),
-        ({"precision": "int8"}, "int8 is not one of bf16, fp16, fp32"),
+        ({"precision": "int8"}, "int8' is not one of bf16, fp16, fp32"),
         ({"zero_stage": 4, "training": True}, "zero_stage 4 is not one of 0, 1, 2, 3"),
         ({"zero_stage": 2}, "zero_stage is for training"),
         ({"guidance_scale": 7.5, "training": True}, "guidance_scale 7.5 is for sampling"),

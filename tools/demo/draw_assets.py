@@ -1,4 +1,4 @@
-"""NoiseSource the pictures that the guides use as given frames:
+"""Draws the images that the guides use as conditioning frames:
 
 python tools/demo/draw_assets.py [--output_dir assets/images/condition]
 
@@ -11,13 +11,12 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-import cv2
 import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 try:
-    from opensora.datasets.media import save_image
-    from opensora.utils.cli import CommandParser, run_main
+    from opensora.config.commands import DrawAssetsOptions
+    from opensora.utils.cli import parse_flags, run_main
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
@@ -80,6 +79,8 @@ def wave() -> np.ndarray:
 def ship() -> np.ndarray:
     """A sailing ship on a calm sea."""
     horizon = 160
+    import cv2
+
     picture = ripples(
         np.concatenate(
             [
@@ -112,11 +113,9 @@ PICTURES = {
 
 
 def main() -> None:
-    parser = CommandParser(description="NoiseSource the pictures that the guides use as given frames.")
-    parser.add_argument(
-        "--output_dir", type=Path, default=ROOT / "assets/images/condition", help="folder of the pictures"
-    )
-    args = parser.parse_args()
+    args = parse_flags("Draws the images that the guides use as conditioning frames.", (DrawAssetsOptions,))
+    from opensora.datasets.media import save_image
+
     for name, draw in PICTURES.items():
         save_image(args.output_dir / name, np.rint(np.clip(draw(), 0, 255)).astype(np.uint8))
 

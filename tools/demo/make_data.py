@@ -1,4 +1,4 @@
-"""Training data of the demo: clips and pictures of coloured shapes with captions, and held-out clips:
+"""Training data of the demo: clips and pictures of colored shapes with captions, and held-out clips:
 
 python tools/demo/make_data.py --output_dir DIR
 
@@ -20,10 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 try:
-    from opensora.datasets.media import save_image, write_video
-    from opensora.demo.drawing import draw_clip, draw_picture
+    from opensora.config.commands import DemoDataOptions
     from opensora.demo.scenes import FPS, FRAMES, SIDE, Scene, draw_scenes
-    from opensora.utils.cli import CommandParser, run_main
+    from opensora.utils.cli import parse_flags, run_main
     from opensora.utils.files import atomic_write
     from opensora.utils.folder_lock import exclusive_folder
 except ModuleNotFoundError as error:
@@ -35,8 +34,12 @@ TRAIN, PICTURES, HELD_OUT = range(3)  # part of the seed of each
 
 def write_clip(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
     """Returns the entry of the annotation. What is there already stays."""
+    from opensora.demo.drawing import draw_clip
+
     clip = draw_clip(scene, rng)
     if not path.exists():
+        from opensora.datasets.media import write_video
+
         with write_video(path, FPS) as write:
             write(clip)
     return {
@@ -50,8 +53,12 @@ def write_clip(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
 
 
 def write_picture(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
+    from opensora.demo.drawing import draw_picture
+
     picture = draw_picture(scene, rng)
     if not path.exists():
+        from opensora.datasets.media import save_image
+
         save_image(path, picture)
     return {"path": path.name, "cap": replace(scene, motion=None).caption(), "resolution": RESOLUTION}
 
@@ -74,12 +81,7 @@ def write_part(folder: Path, name: str, scenes: list[Scene], part: int, annotati
 
 
 def main() -> None:
-    parser = CommandParser(description="Clips and pictures of coloured shapes, with captions.")
-    parser.add_argument("--output_dir", required=True, help="folder of the data")
-    parser.add_argument("--clips", type=int, default=4000, help="for training")
-    parser.add_argument("--pictures", type=int, default=6000, help="for training")
-    parser.add_argument("--held_out", type=int, default=100, help="clips of combinations that training never sees")
-    args = parser.parse_args()
+    args = parse_flags("Draws clips and images of colored shapes, with captions.", (DemoDataOptions,))
     root = Path(args.output_dir)
     rng = np.random.default_rng(0)
     with exclusive_folder(root):

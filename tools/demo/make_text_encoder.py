@@ -11,14 +11,15 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import sentencepiece
 
 try:
+    from opensora.config.commands import DemoTextEncoderOptions
     from opensora.demo.scenes import scenes
-    from opensora.models import MT5EncoderModel
-    from opensora.utils.cli import CommandParser, run_main
+    from opensora.utils.cli import parse_flags, run_main
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
@@ -33,6 +34,10 @@ SIZES = dict(
 )
 VOCABULARY = 130  # pieces: enough for every word to be one
 BIAS_SPREAD = 3.0  # standard deviation: the likeliest distance gets most of a head's attention
+
+
+if TYPE_CHECKING:
+    from opensora.models import MT5EncoderModel
 
 
 def make_vocabulary(folder: Path) -> int:
@@ -56,6 +61,8 @@ def make_vocabulary(folder: Path) -> int:
 
 
 def make_encoder(vocabulary: int) -> MT5EncoderModel:
+    from opensora.models import MT5EncoderModel
+
     encoder = MT5EncoderModel(vocab_size=vocabulary, model_type="mt5", **SIZES)
     rng, state = np.random.default_rng(0), {}
     for name, value in encoder.torch_state().items():
@@ -75,9 +82,9 @@ def make_encoder(vocabulary: int) -> MT5EncoderModel:
 
 
 def main() -> None:
-    parser = CommandParser(description="The demo's vocabulary and text encoder.")
-    parser.add_argument("--output_dir", required=True, help="folder of the text encoder")
-    folder = Path(parser.parse_args().output_dir)
+    folder = Path(
+        parse_flags("Makes the vocabulary and the text encoder of the demo.", (DemoTextEncoderOptions,)).output_dir
+    )
     folder.mkdir(parents=True, exist_ok=True)
     make_encoder(make_vocabulary(folder)).save_pretrained(folder)
 

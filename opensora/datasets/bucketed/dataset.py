@@ -11,6 +11,7 @@ from typing import Any, Optional
 
 import numpy as np
 
+from opensora.config.options import check_choice
 from opensora.datasets import transforms
 from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.bucketed.resize import TRANSFORMS
@@ -55,8 +56,7 @@ class VideoTextDataset:
         divide_fps: bool = False,
         cache_dir: str = "./cache_dir",
     ):
-        if transform_name not in TRANSFORMS:
-            raise UserError(f"transform_name {transform_name!r} is not one of {', '.join(TRANSFORMS)}")
+        check_choice("transform_name", transform_name, TRANSFORMS)
         if not isinstance(frame_interval, int) or frame_interval < 1:
             raise UserError(f"frame_interval {frame_interval!r}: should be a whole number of at least 1")
         self.num_frames, self.frame_interval, self.image_size = num_frames, frame_interval, image_size

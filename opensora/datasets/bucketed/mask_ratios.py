@@ -11,6 +11,7 @@ from collections.abc import Mapping
 
 import numpy as np
 
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 
 QUARTER, IMAGE = "quarter_", "image_"
@@ -94,6 +95,5 @@ class MaskGenerator:
 def _name(spelling: str) -> str:
     name = spelling[len("mask_") :] if spelling.startswith("mask_") else spelling
     name = SPELLINGS.get(name, name)
-    if name not in NAMES:
-        raise UserError(f"mask_ratios: {spelling!r} is not one of {', '.join(NAMES)}")
+    check_choice("mask_ratios:", name, NAMES)
     return name

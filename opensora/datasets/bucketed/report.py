@@ -12,11 +12,11 @@ from typing import Optional
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from opensora.config.commands import BucketReportOptions
 from opensora.config.mmengine import check_fields, read_config_file
 from opensora.datasets.bucketed.buckets import UNUSED, Buckets
 from opensora.datasets.bucketed.table import read_table
-from opensora.datasets.media import check_image_suffix, save_image
-from opensora.utils.cli import CommandParser, run_main
+from opensora.utils.cli import parse_flags, run_main
 
 MARGIN, LABEL, BARS, RATIOS, ROW, BAR = 24, 130, 420, 420, 34, 20  # pixels
 TEXT, GRAY, BACKGROUND = (40, 44, 52), (150, 155, 165), (255, 255, 255)
@@ -25,12 +25,11 @@ WIDEST, TALLEST = 0.25, 4.0  # aspect ratios at the ends of the axis
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    parser = CommandParser(description="Prints how many samples each bucket gets, without training.")
-    parser.add_argument("config", help="a training config with bucket_config")
-    parser.add_argument("csv", help="table of the training data, with num_frames, height and width")
-    parser.add_argument("--epoch", type=int, default=0, help="epoch to show; the random assignment depends on it")
-    parser.add_argument("--output", help="image file for the report as a chart")
-    args = parser.parse_args(argv)
+    args = parse_flags(
+        "Prints how many samples fall into which bucket, before any training.", (BucketReportOptions,), argv
+    )
+    from opensora.datasets.media import check_image_suffix, save_image
+
     if args.output:
         check_image_suffix(args.output)
     config = read_config_file(args.config)

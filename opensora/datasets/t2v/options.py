@@ -1,44 +1,57 @@
-"""Options of the training data of the diffusion transformer."""
+"""The options of the training data of the diffusion transformer."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from math import inf
-from typing import Optional
+from typing import ClassVar, Optional
 
+from opensora.config.options import option
+from opensora.datasets.masks import MaskConfig
 from opensora.errors import UserError
 
 
 @dataclass(frozen=True)
 class T2VDataOptions:
-    """The published names of the flags; sizes in pixels, lengths in frames.
+    """Videos and images with captions; sizes in pixels, lengths in frames.
 
-    Either every sample has one size (`force_resolution`: max_height x max_width), or each keeps its aspect with
-    min_hxw to max_hxw pixels (`min_hxw` is a quarter of `max_hxw` if it is not given).
+    Either every sample has one size (`force_resolution`: max_height x max_width), or each keeps its aspect ratio with
+    min_hxw to max_hxw pixels.
+
+    Args:
+        total_batch_size: samples of an optimizer step; sizes with fewer samples than 4 steps need are left out.
+        ae_stride_t, ae_stride: strides of the autoencoder in time and space.
+        patch_size_t, patch_size: patch of the transformer in time and space.
 
     Raises:
-        UserError: values that no sample could meet.
+        UserError: values that no sample can meet.
     """
 
-    data: str  # the data file, see `annotations`
-    num_frames: int = 65  # frames of a video: ae_stride_t * n + 1
-    max_height: int = 320  # with force_resolution the size, else what batches are padded to
-    max_width: int = 240
-    force_resolution: bool = False
-    max_hxw: Optional[int] = None
-    min_hxw: Optional[int] = None
-    hw_stride: int = 32  # sides are multiples of it
-    train_fps: int = 24  # videos are resampled to this rate
-    speed_factor: float = 1.0  # videos with frames to spare run up to this much faster
-    drop_short_ratio: float = 1.0  # probability that a video with too few frames is left out
-    group_data: bool = False  # batches of one size
-    total_batch_size: int = 1  # samples an optimizer step; sizes with fewer than 4 steps are left out
-    cfg: float = 0.1  # probability that a caption is left out
-    model_max_length: int = 512  # tokens
-    text_embed_cache: bool = False  # embeddings of sample_text_embed.py instead of tokens
-    cache_dir: str = "./cache_dir"  # for the index and the list of broken samples
+    group: ClassVar[str] = "data"
+
+    data: str = option(help="text file with a line `root,annotation.json` for each source")
+    num_frames: int = option(65, "frames of a video, 4n+1; 1: images only")
+    max_height: int = option(320, "frame height with --force_resolution; otherwise batches are padded to it")
+    max_width: int = option(240, "frame width with --force_resolution; otherwise batches are padded to it")
+    force_resolution: bool = option(False, "resize all samples to max_height x max_width")
+    max_hxw: Optional[int] = option(None, "maximum number of pixels of a frame, without --force_resolution")
+    min_hxw: Optional[int] = option(None, "minimum number of pixels of a frame; default: a quarter of --max_hxw")
+    hw_stride: int = option(32, "height and width are multiples of it")
+    train_fps: int = option(24, "frame rate that videos are resampled to")
+    speed_factor: float = option(1.0, "maximum speed-up of videos that have more frames than needed; 1: none")
+    drop_short_ratio: float = option(1.0, "probability of dropping a video with fewer than --num_frames frames")
+    group_data: bool = option(False, "all samples of a batch have one size")
+    total_batch_size: int = 1
+    cfg: float = option(0.1, "probability of dropping a caption, for classifier-free guidance")
+    model_max_length: int = option(512, "maximum number of tokens of a caption")
+    text_embed_cache: bool = option(
+        False,
+        "use the embeddings of sample_text_embed.py, named in --data, instead of a text encoder",
+        takes_value=True,
+    )
+    cache_dir: str = option("./cache_dir", "folder for the index of the data and the list of broken samples")
     sp_size: int = 1  # processes that share a video
-    ae_stride_t: int = 4  # the autoencoder's strides and the transformer's patch
+    ae_stride_t: int = 4
     ae_stride: int = 8
     patch_size_t: int = 1
     patch_size: int = 2
@@ -79,4 +92,28 @@ class T2VDataOptions:
 
     @property
     def smallest_area(self) -> int:
-        return self.area_limit // 4 if self.min_hxw is None else self.min_hxw
+        """The minimum number of pixels; without `max_hxw` there is none."""
+        return (self.max_hxw or 0) // 4 if self.min_hxw is None else self.min_hxw
+
+
+@dataclass(frozen=True)
+class InpaintDataOptions(T2VDataOptions):
+    """Options with masks of the conditioning frames.
+
+    Raises:
+        UserError: a ratio out of range, or one that the cache of embeddings cannot serve.
+    """
+
+    mask: MaskConfig = field(default_factory=MaskConfig)
+    default_text_ratio: float = option(
+        0.5, "share of the dropped captions (--cfg) that a standard sentence replaces", group="conditioning frames"
+    )
+
+    def __post_init__(self):
+        super().__post_init__()
+        if not 0 <= self.default_text_ratio <= 1:
+            raise UserError(f"default_text_ratio {self.default_text_ratio}: a probability should be between 0 and 1")
+        if self.default_text_ratio and self.text_embed_cache:
+            raise UserError(
+                f"default_text_ratio {self.default_text_ratio} needs a text encoder; with text_embed_cache it must be 0"
+            )

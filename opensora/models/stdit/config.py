@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig
 
@@ -58,8 +59,7 @@ class STDiT2Config(ModelConfig):
             raise UserError(
                 f"hidden_size {self.hidden_size} is not a multiple of 12 and of twice num_heads {self.num_heads}"
             )
-        if self.freeze not in FREEZES:
-            raise UserError(f"freeze {self.freeze!r} is not one of {', '.join(map(repr, FREEZES))}")
+        check_choice("freeze", self.freeze, FREEZES)
 
     @property
     def head_dim(self) -> int:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Optional
 
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.models.pretrained import ModelConfig
 from opensora.models.wfvae.blocks import NORM_TYPES, T_INTERPOLATIONS
@@ -57,22 +58,22 @@ class WFVAEConfig(ModelConfig):
     spatial_stride: ClassVar[int] = 8
 
     def __post_init__(self):
-        _one_of("norm_type", self.norm_type, NORM_TYPES)
-        _one_of("t_interpolation", self.t_interpolation, T_INTERPOLATIONS)
-        _one_of("attention_type", self.attention_type, ("AttnBlock3DFix",))
-        _one_of("level-1 blocks", self._l1_blocks, tuple(L1_BLOCKS))
+        check_choice("norm_type", self.norm_type, NORM_TYPES)
+        check_choice("t_interpolation", self.t_interpolation, T_INTERPOLATIONS)
+        check_choice("attention_type", self.attention_type, ("AttnBlock3DFix",))
+        check_choice("level-1 blocks", self._l1_blocks, tuple(L1_BLOCKS))
         l2_blocks = (
             self.l2_dowmsample_block,
             self.l2_downsample_wavelet,
             self.l2_upsample_block,
             self.l2_upsample_wavelet,
         )
-        _one_of("level-2 blocks", l2_blocks, tuple(blocks for blocks, temporal in L1_BLOCKS.items() if temporal))
-        for name, values, default in (("scale", self.scale, self.default_scale), ("shift", self.shift, 0.0)):
-            values = (default,) * self.latent_dim if values is None else tuple(values)
-            if len(values) != self.latent_dim:
-                raise UserError(f"{name} has {len(values)} values, but latent_dim is {self.latent_dim}")
-            object.__setattr__(self, name, values)
+        check_choice("level-2 blocks", l2_blocks, tuple(blocks for blocks, temporal in L1_BLOCKS.items() if temporal))
+        for name, value, default in (("scale", self.scale, self.default_scale), ("shift", self.shift, 0.0)):
+            value = (default,) * self.latent_dim if value is None else tuple(value)
+            if len(value) != self.latent_dim:
+                raise UserError(f"{name} has {len(value)} values, but latent_dim is {self.latent_dim}")
+            object.__setattr__(self, name, value)
 
     @property
     def _l1_blocks(self) -> tuple:
@@ -110,8 +111,3 @@ class WFVAEConfig(ModelConfig):
             int(self.streams_exactly and self.t_interpolation == "trilinear"),
             int(self.streams_exactly and self.l1_is_temporal),
         )
-
-
-def _one_of(name: str, value, known: tuple) -> None:
-    if value not in known:
-        raise UserError(f"{name} {value!r} is not one of {', '.join(map(repr, known))}")

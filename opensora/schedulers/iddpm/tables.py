@@ -11,6 +11,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.schedulers.schedule import TRAIN_TIMESTEPS
 
@@ -75,7 +76,7 @@ def training_betas(noise_schedule: str, total: int) -> np.ndarray:
     Dhariwal 2021, eq. 17.
     """
     if noise_schedule not in NOISE_SCHEDULES:
-        raise UserError(f"noise_schedule {noise_schedule!r} is not one of {', '.join(NOISE_SCHEDULES)}")
+        check_choice("noise_schedule", noise_schedule, NOISE_SCHEDULES)
     if noise_schedule == "linear":
         scale = TRAIN_TIMESTEPS / total
         return np.linspace(scale * 1e-4, scale * 0.02, total)

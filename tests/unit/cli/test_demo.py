@@ -15,12 +15,12 @@ from processes import ROOT
 
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor
+from opensora.config.commands import DEMO_MODEL
 from opensora.datasets.media import VideoReader, read_image, write_video
 from opensora.datasets.vae import VAEDataOptions, VAEDataset
 from opensora.demo.drawing import draw_clip, draw_picture
 from opensora.demo.reading import read_scene
 from opensora.demo.scenes import COLORS, DIRECTIONS, FRAMES, MOTIONS, SHAPES, SIDE, Scene, draw_scenes, scenes
-from opensora.demo.score import MODEL as DEMO_MODEL
 from opensora.demo.score import accuracy, judge, make_videos, prompts
 from opensora.models import MT5EncoderModel, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer

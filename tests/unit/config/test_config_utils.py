@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from golden_cases import case
 
-from opensora.config.mmengine import device_arguments, parse_configs, read_config_file
+from opensora.cli.config_files import parse_configs
+from opensora.config.mmengine import device_arguments, read_config_file
 
 GOLDEN = case("config_merge", "opensora_cases.json")
 

@@ -12,22 +12,23 @@ import mindspore as ms
 import numpy as np
 import pytest
 from made_clips import make_clips, moving_square
-from opensora.sample.config_job import Job, file_name, plan_requests, without_effect
 from processes import ROOT, msrun
 from raw_frames import max_level_difference, recording_frames
 from tiny_models import make_release
 from toy_vae import GoldenNoise, ToyVAE
 from training_runs import assert_same, rows
 
-from opensora.config.mmengine import parse_configs
+from opensora.cli.config_files import parse_configs
+from opensora.config.families import check_family
 from opensora.datasets.bucketed.buckets import Buckets
 from opensora.datasets.media import VideoReader, read_image, save_image, write_video
 from opensora.device import Device
 from opensora.models import STDiT2, VideoAutoencoderKL
 from opensora.pipelines.long_video import VideoPrompt, make_long_video
 from opensora.pipelines.stdit import ClipSize
-from opensora.registry import REGISTRY, build, check_family, check_folders
+from opensora.registry import REGISTRY, build, check_folders
 from opensora.sample import config_inference as inference
+from opensora.sample.inference_options import Job, file_name, plan_requests, without_effect
 from opensora.train import config_run
 from opensora.train.checkpoint_folder import checkpoints
 from opensora.utils.folder_lock import exclusive_folder
@@ -477,14 +478,14 @@ def test_shipped_configs(path):
         if part in config and config[part].type in REGISTRY:
             assert set(config[part]) - {"type", "snr_gamma"} <= set(REGISTRY[config[part].type].fields), part
     if not training:
-        check_family(config, inference.FAMILIES)
+        check_family(config, training=False)
         assert Job.of(config).num_frames == (1 if path.stem == "image" else config.num_frames)
     elif config.model.type == config_run.STDIT:
-        check_family(config, config_run.FAMILIES)
+        check_family(config, training=True)
         levels = Buckets(config_run.stdit_options(config, 2).bucket_config).levels
         assert all((level.frames == 1) == (path.stem == "image") for level in levels)
     else:
-        check_family(config, config_run.FAMILIES)
+        check_family(config, training=True)
         assert (config_run.plan_options(config, 2).data.num_frames == 1) == (path.stem == "image")
 
 

@@ -23,7 +23,8 @@ from opensora.datasets.transforms import resize_crop
 from opensora.models import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3
 from opensora.pipelines import OpenSoraInpaintPipeline
 from opensora.pipelines.conditioning import read_conditioning_frames
-from opensora.sample.options import parse_options, read_inputs
+from opensora.sample.options import parse_options
+from opensora.sample.prompt_files import read_inputs
 
 SAMPLE = "opensora/sample/sample.py"
 

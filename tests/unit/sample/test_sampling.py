@@ -17,8 +17,9 @@ from tiny_models import make_release
 
 from opensora.datasets.media import VideoReader, read_image
 from opensora.pipelines import OpenSoraPipeline
-from opensora.sample.options import parse_options, read_prompts
+from opensora.sample.options import parse_options
 from opensora.sample.outputs import check_same_run, plan_samples
+from opensora.sample.prompt_files import read_prompts
 
 SAMPLE = "opensora/sample/sample.py"
 
@@ -114,7 +115,7 @@ def test_videos_from_a_file_and_resume(run, flags, tmp_path):
         ("{}", "no object with arguments"),
         ("[]", "no object with arguments"),
         ('{"arguments": []}', "no object with arguments"),
-        ('{"arguments": {}, "prompt": "a"}', "model_type is missing"),
+        ('{"arguments": {}, "prompt": "a"}', "model_path is missing"),
     ],
 )
 def test_a_result_whose_json_does_not_say_how_it_was_made(text, reason, flags, tmp_path):

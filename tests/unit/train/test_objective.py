@@ -126,11 +126,11 @@ def test_rectified_flow_timesteps_follow_the_density_of_the_scheme(scheme):
 @pytest.mark.parametrize(
     "options, words",
     [
-        (dict(prediction_type="noise"), "prediction_type noise"),
+        (dict(prediction_type="noise"), "prediction_type .noise."),
         (dict(snr_gamma=0), "snr_gamma 0"),
         (dict(rf_scheduler=True, v1_5_scheduler=True), "choose one"),
-        (dict(weighting_scheme="flat"), "weighting_scheme flat"),
-        (dict(prediction_type="sample", snr_gamma=5), "snr_gamma weighs"),
+        (dict(weighting_scheme="flat"), "weighting_scheme .flat."),
+        (dict(prediction_type="sample", snr_gamma=5), "snr_gamma weights"),
     ],
 )
 def test_contradictory_options_are_rejected(options, words):

@@ -215,7 +215,7 @@ def test_invalid_settings_are_rejected(mode):
         (lambda: AdamW(adam_weight_decay=-1.0), "adam_weight_decay -1.0"),
         (lambda: EMA(1.5), "ema_decay 1.5"),
         (lambda: EMA(ema_start_step=-1), "ema_start_step -1"),
-        (lambda: learning_rate("step", 0, 1.0, 0, 1), "lr_scheduler step is not one of constant"),
+        (lambda: learning_rate("step", 0, 1.0, 0, 1), "lr_scheduler .step. is not one of constant"),
         (lambda: learning_rate("polynomial", 0, 1e-8, 0, 1), "learning_rate 1e-08.*polynomial"),
     ):
         with pytest.raises(ValueError, match=message):

@@ -14,6 +14,7 @@ from training_runs import t2v_command as flags
 from training_runs import vae_command as vae_flags
 
 from opensora.config.mmengine import PLACES, field_names
+from opensora.config.options import add_flags
 from opensora.train import inpaint_options, t2v_options, vae_options
 from opensora.train.arguments import ARGUMENTS, EFFECTS, changes, recorded
 from opensora.train.inpaint import InpaintTraining
@@ -46,14 +47,14 @@ def train(folder, name: str, *more, steps: int = 1) -> None:
     make_flags, options, training = COMMANDS[name]
     flags = f"--max_train_steps {steps} --dataloader_num_workers 0 --resume_from_checkpoint True".split()
     argv = make_flags(folder, name, *flags, *more)[1:]
-    run(training, lambda: options.parse_options(argv))
+    run(training, *options.parse_options(argv))
 
 
 def test_every_argument_is_classified_once():
     names = {"processes"} | (set(field_names(training=True)) - set(PLACES))
     for options in (t2v_options, vae_options):
         parser = argparse.ArgumentParser()
-        options.add_arguments(parser)
+        add_flags(parser, *options.OPTIONS)
         names |= {action.dest for action in parser._actions if action.dest != "help"}
     names |= {"mask_config", "default_text_ratio", "add_noise_to_condition"}  # of train_inpaint.py alone
     classified = [name for group in ARGUMENTS.values() for name in group.split()]

@@ -245,7 +245,9 @@ def test_loss_terms_match_reference(variant, options):
     name = "vae_loss_components"
     reference = load_case(name)
     lpips = lpips_of(name)
-    loss = GeneratorLoss(WFVAEModel(**TINY_VAE), VAELossOptions(wavelet_loss=True, **options), lpips)
+    loss = GeneratorLoss(
+        WFVAEModel(**TINY_VAE), VAELossOptions(**{"perceptual_weight": 1.0, "wavelet_loss": True, **options}), lpips
+    )
     video, reconstruction, moments = inputs(name, "inputs", "recon", "posterior")
     encoder_levels, decoder_levels = inputs(name, "enc_l1", "enc_l2"), inputs(name, "dec_l1", "dec_l2")
     total, (nll, kl, wavelet, d_weight, g) = loss.compare(
@@ -269,7 +271,7 @@ def test_training_step_matches_reference(kind):
 
     video, noise = inputs(name, "x", "eps")
     known = {key: settings[key] for key in VAELossOptions.__dataclass_fields__ if key in settings}
-    options = VAELossOptions(**known, wavelet_loss=True)
+    options = VAELossOptions(**{"perceptual_weight": 1.0, **known}, wavelet_loss=True)
 
     loss = GeneratorLoss(vae, options, lpips, discriminator())
     names = [parameter_name for parameter_name, _ in vae.parameters_and_names()]
@@ -372,7 +374,7 @@ def test_invalid_settings_are_rejected():
     with pytest.raises(ValueError, match="disc_loss 'wgan' is not one of hinge, vanilla"):
         VAELossOptions(disc_loss="wgan")
     with pytest.raises(ValueError, match="perceptual_weight 1.0 needs the weights of LPIPS"):
-        GeneratorLoss(WFVAEModel(**TINY_VAE), VAELossOptions())
+        GeneratorLoss(WFVAEModel(**TINY_VAE), VAELossOptions(perceptual_weight=1.0))
     ms.set_context(mode=ms.GRAPH_MODE)
     try:
         with pytest.raises(ValueError, match="--mode 1"):

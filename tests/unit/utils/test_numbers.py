@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from opensora import device
-from opensora.config.mmengine import parse_configs
-from opensora.utils.cli import LARGEST_SEED, finite_float, parse_with_config
+from opensora.cli.config_files import parse_configs
+from opensora.config.options import LARGEST_SEED, finite_float
+from opensora.utils.cli import parse_with_config
 from opensora.utils.numbers import finite_number, is_missing, whole_number
 
 

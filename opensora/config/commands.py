@@ -1,0 +1,231 @@
+"""The options of the smaller commands."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Optional
+
+from opensora.config.device import DEVICE_HELP, TARGETS, DeviceOptions
+from opensora.config.families import DEFAULT_VAE, DIT_PRESETS
+from opensora.config.options import check_at_least_one, option, option_of, seed, str2bool
+from opensora.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+DEMO_MODEL = ROOT / "examples/demo_model"
+METRICS = ("psnr", "ssim", "lpips")
+PUBLISHED_REFINER = "LanguageBind/Open-Sora-Plan-v1.3.0/prompt_refiner"
+MAX_NEW_TOKENS = 512
+
+
+@dataclass(frozen=True)
+class EmbedOptions:
+    data_file_path: str = option(help="json list of objects with `path` and `cap`")
+    output_path: str = option(help="folder for the .npz files")
+    text_encoder_name: str = option("google/mt5-xxl", "folder of mT5 or T5 v1.1")
+    model_max_length: int = option(512, "maximum number of text tokens")
+    batch_size: int = option(8, "captions per batch of the text encoder")
+
+
+@dataclass(frozen=True)
+class RefineOptions:
+    caption_refiner: str = option(PUBLISHED_REFINER, "folder of a causal language model with its tokenizer")
+    prompt: Optional[Sequence[str]] = option(None, "prompts; default: those of --text_prompt", exclusive=True)
+    text_prompt: str = option(
+        str(ROOT / "examples/sora.txt"), "a .txt file with one prompt per line, or a .csv file", exclusive=True
+    )
+    output: Optional[str] = option(None, "text file for the refined prompts, one per line; default: only print them")
+    max_new_tokens: int = option(MAX_NEW_TOKENS, "maximum number of tokens of an answer")
+    device: Optional[str] = option(None, DEVICE_HELP, choices=TARGETS)
+    seed: int = option(DeviceOptions.seed, "random seed, for models that sample their answers", type=seed)
+
+    def __post_init__(self):
+        check_at_least_one(self, "max_new_tokens")
+        if self.output and Path(self.output).is_dir():
+            raise UserError(f"--output {self.output}: is a folder; name a file")
+
+
+@dataclass(frozen=True)
+class RefinerProcessOptions:
+    caption_refiner: str = option(help="folder of a causal language model")
+    max_new_tokens: int = option(help="maximum number of tokens of an answer")
+
+
+@dataclass(frozen=True)
+class EvaluateOptions:
+    metric: str = option(help="metric to compute", choices=METRICS)
+    real_video_dir: str = option(help="folder of the real videos")
+    generated_video_dir: str = option(help="folder of the generated videos, with the names of the real ones")
+    num_frames: Optional[int] = option(None, "frames compared per video; default: all of the generated one")
+    sample_rate: int = option(1, "take every n-th frame of the real videos")
+    resolution: Optional[int] = option(None, "resize the shorter side to this; default: no resizing")
+    crop_size: Optional[int] = option(None, "then crop the center to a square of this size; default: no crop")
+    subset_size: int = option(0, "compare only the first n pairs; 0: all")
+    batch_size: int = option(16, "frames of a video held in memory at a time")
+    num_workers: int = option(2, "pairs compared at the same time")
+    lpips_path: str = option(
+        "pretrained/lpips_alex.pth", "weights of LPIPS with AlexNet, in the format of the PyTorch package lpips"
+    )
+
+    def __post_init__(self):
+        check_at_least_one(self, "num_frames", "sample_rate", "resolution", "crop_size", "batch_size")
+
+
+@dataclass(frozen=True)
+class ReconstructOptions:
+    """The VAE of examples/rec_*.py."""
+
+    ae_path: str = option(help="folder with config.json and weights")
+    ae: str = option(DEFAULT_VAE, "name of the VAE")
+    ms_checkpoint: Optional[str] = option(None, "file of weights, instead of those in --ae_path")
+
+
+_tiling = partial(option, False, "process the video in chunks along time: memory stays constant")
+
+
+@dataclass(frozen=True)
+class RecVideoOptions:
+    video_path: str = option(help="the video to reconstruct")
+    rec_path: str = option(help="path of the reconstruction (.mp4, .mkv, .gif ...)")
+    num_frames: int = option(65, "frames of the clip, 4n+1")
+    sample_rate: int = option(1, "take every n-th frame")
+    height: int = option(336, "height of the result in pixels")
+    width: int = option(336, "width of the result in pixels")
+    fps: float = option(30, "frame rate of the result")
+    enable_tiling: bool = _tiling()
+    grid: bool = option(False, "write original and reconstruction side by side")
+
+
+@dataclass(frozen=True)
+class RecImageOptions:
+    image_path: str = option(help="the image to reconstruct")
+    rec_path: str = option(help="path of the reconstruction (.png, .jpg ...)")
+    short_size: int = option(336, "shorter side in pixels")
+
+
+@dataclass(frozen=True)
+class RecFolderOptions:
+    real_video_dir: str = option(help="folder of the videos to reconstruct")
+    generated_video_dir: str = option(help="folder for the reconstructions")
+    data_file_path: Optional[str] = option(
+        None, "csv file with a column 'video', paths relative to --real_video_dir; default: all videos of the folder"
+    )
+    output_origin: bool = option(False, "also write the cropped and resized input, to origin/")
+    num_frames: int = option(17, "frames of a clip, 4n+1")
+    sample_rate: int = option(1, "take every n-th frame")
+    sample_fps: float = option(30, "frame rate of the real videos; files are written at sample_fps / sample_rate")
+    height: Optional[int] = option(None, "with --width: crop to this aspect ratio and resize")
+    width: Optional[int] = option(None, "see --height")
+    resolution: int = option(336, "shorter side in pixels, without --height and --width")
+    crop_size: Optional[int] = option(None, "then crop the center to a square of this size; default: to multiples of 8")
+    subset_size: int = option(0, "only the first n videos; 0: all")
+    batch_size: int = option(1, "videos of one size per batch")
+    num_workers: int = option(2, "videos read at the same time")
+    enable_tiling: bool = _tiling()
+
+
+@dataclass(frozen=True)
+class ContactSheetOptions:
+    videos: Sequence[str] = option(help="the videos, one row each", positional=True)
+    output: str = option(help="png or jpg file of the image")
+    columns: int = option(8, "frames of each video")
+
+
+@dataclass(frozen=True)
+class ConvertOptions:
+    src: str = option(help="file of torch.save, or index.json of its shards")
+    target: str = option(help="safetensors file to write")
+    config: str = option(help="config.json of the model")
+
+
+@dataclass(frozen=True)
+class ConvertMindSporeOptions(ConvertOptions):
+    src: str = option_of(ConvertOptions, "src", help="MindSpore checkpoint; the states of an optimizer are left out")
+
+
+@dataclass(frozen=True)
+class ConvertWFVAEOptions(ConvertOptions):
+    src: str = option_of(ConvertOptions, "src", help="checkpoint of torch.save")
+    use_ema: bool = option(True, "take the EMA weights; False: the plain weights (gen_model)", type=str2bool)
+
+
+@dataclass(frozen=True)
+class ConvertAnyOptions(ConvertWFVAEOptions):
+    src: str = option_of(ConvertOptions, "src", help="PyTorch file, index.json of shards, or MindSpore checkpoint")
+
+
+@dataclass(frozen=True)
+class CastOptions:
+    input_path: str = option(help="safetensors file with float32 tensors", flags=("-i",))
+    output_path: str = option(help="safetensors file to write, with float16 tensors", flags=("-o",))
+
+
+@dataclass(frozen=True)
+class MergeOptions:
+    input_folder: str = option(help="folder of the shards", flags=("-i",))
+    output_path: str = option(help="safetensors file to write", flags=("-o",))
+    index_file: str = option(help="the index.json: its name in that folder or its path", flags=("-f",))
+
+
+@dataclass(frozen=True)
+class LatentScaleOptions:
+    ae_path: str = option(help="folder of the VAE")
+    video_path: str = option(help="folder of videos")
+    num_frames: int = option(17, "frames of a clip, 4n+1")
+    resolution: int = option(256, "height and width in pixels, a multiple of 8")
+    sample_rate: int = option(1, "take every n-th frame")
+    count: int = option(200, "maximum number of videos to measure")
+
+
+@dataclass(frozen=True)
+class BucketReportOptions:
+    config: str = option(help="a training config with bucket_config", positional=True)
+    csv: str = option(help="table of the training data, with num_frames, height and width", positional=True)
+    epoch: int = option(0, "epoch whose random draws are shown")
+    output: Optional[str] = option(None, "image file of a chart")
+
+
+@dataclass(frozen=True)
+class FailedRanksOptions:
+    log_dir: Path = option(help="folder of worker_*.log and scheduler.log, --log_dir of msrun", positional=True)
+    since: float = option(0.0, "ignore logs last written before this time, in seconds since the epoch")
+
+
+@dataclass(frozen=True)
+class ScoreOptions:
+    model_path: str = option(str(DEMO_MODEL / "transformer"), "folder of the diffusion transformer")
+    ae_path: str = option(str(DEMO_MODEL / "vae"), "folder of the autoencoder")
+    text_encoder_name_1: str = option(str(DEMO_MODEL / "text_encoder"), "folder of the text encoder")
+    count: int = option(100, "prompts, half of them held-out combinations")
+    guidance_scale: Sequence[float] = option((1.0, 4.0), "guidance scales to score")
+    num_sampling_steps: int = option(50, "steps of the sampler")
+    output_dir: Optional[str] = option(None, "also write contact sheets and the scores as json to this folder")
+
+
+@dataclass(frozen=True)
+class DrawAssetsOptions:
+    output_dir: Path = option(ROOT / "assets/images/condition", "folder for the images")
+
+
+@dataclass(frozen=True)
+class DemoDataOptions:
+    output_dir: str = option(help="folder for the data")
+    clips: int = option(4000, "clips for training")
+    pictures: int = option(6000, "images for training")
+    held_out: int = option(100, "clips of combinations that training never sees")
+
+
+@dataclass(frozen=True)
+class DemoTextEncoderOptions:
+    output_dir: str = option(help="folder for the text encoder")
+
+
+@dataclass(frozen=True)
+class CostFlags:
+    """Flags of `python -m opensora.cost_model` that are not fields of `CostOptions`."""
+
+    model: str = option(help=f"folder with a config.json, or {', '.join(DIT_PRESETS)}")
+    sp_size: Sequence[int] = option((1,), "processes that share a sequence; several numbers give several columns")
+    world_size: Optional[int] = option(None, "number of processes; default: --sp_size")

@@ -1,0 +1,29 @@
+"""The options of the device, the same for every command. `opensora.device` applies them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, Optional
+
+from opensora.config.options import option, seed
+
+TARGETS = ("Ascend", "GPU", "CPU")
+PRECISIONS = ("bf16", "fp16", "fp32")
+DEVICE_HELP = "device to run on; default: Ascend where one is present, else CPU"
+
+
+@dataclass(frozen=True)
+class DeviceOptions:
+    """Device, mode, precision, seed and process group of a run."""
+
+    group: ClassVar[str] = "device"
+
+    device: Optional[str] = option(None, DEVICE_HELP, choices=TARGETS)
+    mode: int = option(1, "0: graph mode, 1: PyNative mode", choices=(0, 1))
+    precision: Optional[str] = option(
+        None, "dtype of the models; default: bf16 on Ascend, fp32 on a CPU", choices=PRECISIONS
+    )
+    jit_level: Optional[str] = option(None, "compiler level of graph mode", choices=("O0", "O1", "O2"))
+    max_device_memory: Optional[str] = option(None, "most device memory to use, such as 59GB")
+    seed: int = option(1234, "random seed of noise, data order and initial weights", type=seed)
+    use_parallel: bool = option(False, "True under msrun: join its process group", takes_value=True)

@@ -1,0 +1,78 @@
+"""Names that flags and config files accept, and which of them go together. The objects they name are elsewhere.
+
+`opensora.models` and `opensora.schedulers` import MindSpore; these names are known without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, NamedTuple
+
+from opensora.config.options import check_choice
+from opensora.errors import UserError
+
+# Autoencoder -> (latent channels, temporal stride, spatial stride).
+VAES = {
+    "WFVAEModel_D8_4x8x8": (8, 4, 8),
+    "WFVAEModel_D16_4x8x8": (16, 4, 8),
+    "WFVAEModel_D32_4x8x8": (32, 4, 8),
+    "WFVAEModel_D32_8x8x8": (32, 8, 8),
+}
+DEFAULT_VAE = "WFVAEModel_D8_4x8x8"
+STDIT, PLAN, PLAN_INPAINT = "STDiT2-XL/2", "OpenSoraT2V_v1_3-2B/122", "OpenSoraInpaint_v1_3-2B/122"
+DIT_PRESETS = (PLAN, PLAN_INPAINT)
+SAMPLERS = (
+    "EulerAncestralDiscrete",
+    "EulerDiscrete",
+    "DDIM",
+    "DDPM",
+    "DPMSolverMultistep",
+    "DPMSolverSinglestep",
+    "PNDM",
+    "HeunDiscrete",
+    "DEISMultistep",
+    "KDPM2AncestralDiscrete",
+    "CogVideoX",
+    "FlowMatchEulerDiscrete",
+)
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+
+class Family(NamedTuple):
+    """What goes together with a model in a config file; `objectives` are the schedulers of training."""
+
+    vae: tuple[str, ...]
+    text_encoder: tuple[str, ...]
+    samplers: tuple[str, ...]
+    objectives: tuple[str, ...]
+    dataset: tuple[str, ...]
+
+
+FAMILIES = {
+    STDIT: Family(
+        vae=("VideoAutoencoderKL",),
+        text_encoder=("t5", "mt5"),
+        samplers=("iddpm", "dpm-solver"),
+        objectives=("iddpm", "iddpm-speed"),
+        dataset=("VariableVideoTextDataset", "VideoTextDataset"),
+    ),
+    PLAN: Family(
+        vae=tuple(VAES), text_encoder=("mt5", "t5"), samplers=SAMPLERS, objectives=SAMPLERS, dataset=("T2VDataset",)
+    ),
+}
+
+
+def check_family(config: Mapping[str, Any], training: bool) -> None:
+    """Raises UserError where the types of a config do not go together."""
+    model = config["model"]["type"]
+    check_choice("model type", model, FAMILIES)
+    family = FAMILIES[model]
+    allowed = {"vae": family.vae, "text_encoder": family.text_encoder, "scheduler": family.samplers}
+    if training:
+        allowed.update(scheduler=family.objectives, dataset=family.dataset)
+    for name, types in allowed.items():
+        if config[name]["type"] not in types:
+            raise UserError(
+                f"{name} type {config[name]['type']!r} does not go with the model {model}; choose from "
+                f"{', '.join(types)}"
+            )
