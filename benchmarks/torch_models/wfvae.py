@@ -117,7 +117,7 @@ class AttnBlock3DFix(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         b, c, t, h, w = x.shape
         y = self.norm(x)
-        q, k, v = (part.permute(0, 2, 3, 4, 1).reshape(b * t, h * w, c) for part in (self.q(y), self.k(y), self.v(y)))
+        q, k, v = (z.permute(0, 2, 3, 4, 1).reshape(b * t, h * w, c) for z in (self.q(y), self.k(y), self.v(y)))
         y = F.scaled_dot_product_attention(q, k, v)
         return x + self.proj_out(y.reshape(b, t, h, w, c).permute(0, 4, 1, 2, 3))
 

@@ -173,7 +173,7 @@ def unwrapped_names(names: Iterable[str]) -> list[str]:
     """Names of tensors without the components that PyTorch's wrappers add."""
     names = list(names)
     while True:
-        plain = [".".join(part for part in name.split(".") if part not in WRAPPER_NAMES) for name in names]
+        plain = [".".join(item for item in name.split(".") if item not in WRAPPER_NAMES) for name in names]
         if plain and all(name.startswith(WRAPPER_PREFIX) for name in plain):
             plain = [name[len(WRAPPER_PREFIX) :] for name in plain]
         if plain == names:

@@ -77,7 +77,7 @@ def make_published_release(folder: Path) -> Path:
     names = {"architectures": ["MT5ForConditionalGeneration"], "model_type": "mt5"}
     write_json(text / "config.json", num_decoder_layers=2, **names, **TEXT)
     sentences = ["A red circle moves right on a blue background", "A green square moves left on a white background"]
-    train_sentencepiece(text, sentences, 40)
+    train_sentencepiece(text, sentences, 30)
     tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_json(text / "tokenizer_config.json", tokenizer_class="T5Tokenizer", extra_ids=0, legacy=True, **tokens)
     return folder

@@ -221,7 +221,7 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
         frames = x.shape[1]
         new_cache = None
         if self.stream.is_shared or not last:
-            # The clip's first frame takes no part in interpolation, so it is never cached as the previous frame.
+            # The clip's first frame is not interpolated, so it is never cached as the previous frame.
             tail = max(min(1, frames - 1), frames - 1 - self.overlap)
             previous, new_cache = self.stream.exchange_halo(slice_axis(x, 1, tail, tail + 1), previous)
         delayed = 0 if last else self.delay
