@@ -88,7 +88,7 @@ def test_missing_values():
 
 
 @pytest.mark.parametrize("text", ["nan", "inf", "+Infinity", "1e999", "x", ""])
-def test_flags_are_finite(text, tmp_path, capsys):
+def test_infinite_numbers_of_flags_are_refused(text, tmp_path, capsys):
     def parser() -> argparse.ArgumentParser:
         made = argparse.ArgumentParser()
         made.add_argument_group("any").add_argument("--guidance_scale", type=float, default=7.5)
@@ -113,8 +113,8 @@ def test_flags_are_finite(text, tmp_path, capsys):
 
 
 @pytest.mark.parametrize("text", ["-1", "4294967296", "1.5", "nan", "x", "9" * 5000])
-def test_seeds(text, tmp_path, capsys):
-    """In the range of numpy and MindSpore, in all commands."""
+def test_seeds_out_of_range_are_refused(text, tmp_path, capsys):
+    """numpy and MindSpore take 0 to 2**32 - 1."""
     parser = argparse.ArgumentParser()
     device.add_arguments(parser)
     (tmp_path / "config.py").write_text("prompt = ['a']")
@@ -146,7 +146,7 @@ def test_seeds(text, tmp_path, capsys):
         ("bucket_config = {'144p': {8: (float('nan'), 2)}}", r"bucket_config.144p.8\[0\] = nan"),
     ],
 )
-def test_configs_are_finite(line, message, tmp_path):
+def test_infinite_numbers_of_configs_are_refused(line, message, tmp_path):
     (tmp_path / "train.py").write_text(line)
     with pytest.raises(ValueError, match=f"train.py: {message}"):
         parse_configs(True, [str(tmp_path / "train.py")])
