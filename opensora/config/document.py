@@ -22,7 +22,8 @@ from opensora.train import t2v_options, vae_options
 from opensora.train.inpaint_options import INPAINT_OPTIONS
 from opensora.utils.files import atomic_write
 
-PAGES = [Path(__file__).resolve().parents[2] / "docs" / name for name in ("commands.md", "config.md")]
+ROOT = Path(__file__).resolve().parents[2]
+PAGES = [ROOT / "docs" / name for name in ("commands.md", "config.md")]
 TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.S)
 
 
@@ -67,7 +68,7 @@ def documented(page: str) -> str:
 
     def table(match: re.Match) -> str:
         check_choice("table", match[1], known)
-        return f"<!-- table {match[1]} -->\n{known[match[1]]}\n<!-- end -->"
+        return f"<!-- table {match[1]} -->\n{known[match[1]]}\n<!-- end -->".replace(f"{ROOT}/", "")
 
     return TABLE.sub(table, page)
 

@@ -10,7 +10,7 @@ from typing import Any, Optional
 
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
-from opensora.config.options import check_at_least_one, from_mapping, option
+from opensora.config.options import check_at_least_one, check_choice, from_mapping, option
 from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.errors import UserError
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
@@ -120,6 +120,7 @@ class SampleOptions:
     seed: int = DeviceOptions.seed
 
     def __post_init__(self):
+        check_choice("--ae", self.ae, VAES)
         check_size(self.num_frames, self.height, self.width, VAES[self.ae][1])
         check_at_least_one(
             self, "num_sampling_steps", "num_samples_per_prompt", "max_sequence_length", "fps", "sp_size"

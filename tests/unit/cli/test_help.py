@@ -1,4 +1,4 @@
-"""`--help` of every command."""
+"""`--help` and flag errors of every command, and the commands of the documentation."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from opensora.cli import main as cli
 
 
 @pytest.mark.parametrize("command", COMMANDS)
-def test_every_flag_has_a_text_and_its_default(command):
+def test_every_flag_shows_a_help_text_and_its_default(command):
     parser = parser_of(command)
     formatter = parser._get_formatter()
-    assert parser.description, "a command says what it does"
+    assert parser.description
     for action in parser._actions:
         assert action.help and action.help.strip(), f"{command} {action.option_strings or action.dest} has no help"
         if action.option_strings and not action.required and not isinstance(action, argparse._HelpAction):
@@ -51,7 +51,7 @@ def test_contradicting_flags_are_reported_before_mindspore_is_imported(run, tmp_
         assert finished.stdout.splitlines()[-1] == "status 1" and message in finished.stderr
 
 
-def test_no_command_is_left_out():
+def test_every_command_is_listed():
     listed = subprocess.run(
         ["git", "grep", "-l", "CommandParser(\\|parse_flags(\\|parse_configs(training"],
         cwd=ROOT,
@@ -112,5 +112,5 @@ def test_commands_of_the_documentation_exist(page):
                 if word.startswith("--") and word.partition("=")[0] not in known and word != "--config"
             ]
             assert not unknown, f"{page}: {commands[0]} has no {unknown}"
-        pictures = [word for word in words if word.startswith("assets/")]
-        assert all((ROOT / picture).is_file() for picture in pictures)
+        images = [word for word in words if word.startswith("assets/")]
+        assert all((ROOT / image).is_file() for image in images)

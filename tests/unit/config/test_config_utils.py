@@ -26,7 +26,7 @@ def files(tmp_path) -> dict[bool, str]:
 
 
 @pytest.mark.parametrize("row", GOLDEN["cases"], ids=lambda row: " ".join(row["argv"])[:40] or "no flags")
-def test_golden(row, files):
+def test_flags_override_fields_as_published(row, files):
     argv = [files[row["training"]], *row["argv"]]
     if "error" in row["expect"]:
         with pytest.raises(SystemExit):
@@ -40,7 +40,7 @@ def test_golden(row, files):
     assert json.loads(json.dumps({name: config[name] for name in expected})) == expected
 
 
-def test_a_flag_wins_and_an_absent_one_changes_nothing(files, tmp_path):
+def test_a_flag_overrides_the_file_and_an_absent_one_changes_nothing(files, tmp_path):
     Path(files[False]).write_text("prompt = ['in the file']\nprompt_as_path = True\nmodel = dict(type='m')\nseed = 7\n")
     config = parse_configs(False, [files[False]])
     assert config.prompt == ["in the file"] and config.prompt_as_path is True and config.seed == 7
@@ -56,11 +56,11 @@ def test_a_flag_wins_and_an_absent_one_changes_nothing(files, tmp_path):
 
 
 @pytest.mark.parametrize("word, value", [("False", False), ("no", False), ("0", False), ("True", True), ("on", True)])
-def test_words_for_true_and_false(word, value, files):
+def test_booleans_are_written_in_several_ways(word, value, files):
     assert parse_configs(True, [files[True], "--wandb", word]).wandb is value
 
 
-def test_configs_inherit_and_are_programs(tmp_path):
+def test_configs_inherit_and_are_executed(tmp_path):
     (tmp_path / "base.py").write_text("model = dict(type='m', depth=2)\nlr = 1e-4\n")
     (tmp_path / "own.py").write_text(
         "import os\nfrom pathlib import Path\n_base_ = ['base.py']\n_steps = 3\n"
@@ -82,15 +82,15 @@ def test_configs_inherit_and_are_programs(tmp_path):
         ("prompt_path = 'nowhere.txt'", [], "nowhere.txt: no such file of prompts"),
     ],
 )
-def test_mistakes_are_one_line(text, argv, words, tmp_path):
+def test_mistakes_are_reported_in_one_line(text, argv, words, tmp_path):
     path = tmp_path / "config.py"
     path.write_text(text)
     with pytest.raises((ValueError, OSError), match=words):
         parse_configs(False, [str(path), *argv])
 
 
-def test_prompt_files_of_configs(tmp_path):
-    """Blank lines keep their places, because names and seeds follow from them; tables have a column of prompts."""
+def test_prompt_files_of_all_formats_are_read(tmp_path):
+    """Blank lines keep their index, because names and seeds depend on it; tables have a column of prompts."""
     (tmp_path / "config.py").write_text("seed = 1")
     for name, text, prompts in (
         ("a.txt", "one\n\ntwo\n\n", ["one", "", "two"]),
@@ -103,14 +103,14 @@ def test_prompt_files_of_configs(tmp_path):
         assert parse_configs(False, argv).prompt == prompts
 
 
-def test_names_that_look_misspelt_are_noted(files, capsys):
+def test_misspelled_fields_are_noted(files, capsys):
     Path(files[True]).write_text("schedular = dict(type='m')\nlog_evry = 3\nmy_own_helper = 1\n")
     parse_configs(True, [files[True]])
     notes = capsys.readouterr().err
     assert "did you mean scheduler?" in notes and "did you mean log_every?" in notes and "helper" not in notes
 
 
-def test_dtype_words():
+def test_dtype_names_map_to_precisions():
     assert device_arguments({"dtype": "half"}).precision == "fp16"
     with pytest.raises(ValueError, match="dtype 'int8' is not one of fp32"):
         device_arguments({"dtype": "int8"})
