@@ -111,9 +111,6 @@ def usage() -> str:
 
 
 def _not_a_verb(arguments: Sequence[str]) -> str:
-    verbs = [verb for verb in COMMANDS if verb.split()[0] == arguments[0]]
-    if verbs:
-        return f"error: opensora {arguments[0]}: name one of {', '.join(verb.split()[1] for verb in verbs)}"
     first_words = list(dict.fromkeys(verb.split()[0] for verb in COMMANDS))
     close = difflib.get_close_matches(arguments[0], first_words, n=3, cutoff=0.5)
     hint = f"did you mean {' or '.join(close)}?" if close else "opensora --help lists the commands"

@@ -152,7 +152,7 @@ class AdaptiveAdversarialLoss(nn.Cell):
         if not adversarial:
             return nll, gradient, Tensor(0.0), Tensor(0.0)
         if self.adversarial is None:
-            raise UserError("the adversarial loss needs a discriminator")
+            raise ValueError("the adversarial loss needs a discriminator")
         g, g_gradient = self.adversarial(reconstruction)
         nll_norm, g_norm = [
             ops.norm(self.last_weight_gradient(self.last_weight, last_input, dout)) for dout in (gradient, g_gradient)

@@ -101,7 +101,7 @@ class STDiT2(PretrainedModel):
         """
         if num_frames is None or height is None or width is None or ar is None or fps is None:
             # Graph mode compiles only Python's own exception classes.
-            raise UserError("STDiT2 needs num_frames, height, width, ar and fps of every sample")
+            raise ValueError("STDiT2 needs num_frames, height, width, ar and fps of every sample")
         batch, frames = x.shape[0], x.shape[2]
         dtype = self.t_block[1].weight.dtype
         height, width = _repeated(height, batch), _repeated(width, batch)

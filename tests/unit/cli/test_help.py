@@ -8,7 +8,7 @@ import shlex
 import subprocess
 
 import pytest
-from command_parsers import COMMANDS, ROOT, parser_of
+from command_parsers import COMMANDS, ROOT, SCRIPTS, parser_of
 
 from opensora.cli import main as cli
 
@@ -37,7 +37,7 @@ except SystemExit as exit:
 
 
 @pytest.mark.parametrize("flag, status", [("--help", 0), ("--no-such-flag", 2)])
-@pytest.mark.parametrize("command", [command for command in COMMANDS if not command.startswith("benchmarks/")])
+@pytest.mark.parametrize("command", [name for name in SCRIPTS if not name.startswith("benchmarks/")])
 def test_flags_are_parsed_before_mindspore_is_imported(command, flag, status, run):
     finished = run("-c", WITHOUT_MINDSPORE, command, flag)
     assert finished.stdout.splitlines()[-1] == f"status {status}", finished.stderr

@@ -70,8 +70,6 @@ def test_version_is_printed():
     [
         (["smaple"], "opensora has no command 'smaple'; did you mean sample?"),
         (["xyz", "--help"], "opensora has no command 'xyz'; opensora --help lists the commands"),
-        (["convert", "--src", "a"], "opensora convert: name one of wfvae, torch, mindspore"),
-        (["reconstruct"], "opensora reconstruct: name one of video, image, folder"),
     ],
 )
 def test_unknown_verb_is_rejected(arguments, error):

@@ -228,7 +228,7 @@ def test_every_sampler_accepts_the_common_options(name):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"name": "EulerAncestral"}, r"unknown sampler 'EulerAncestral' \(did you mean EulerAncestralDiscrete\?\)"),
+        ({"name": "EulerAncestral"}, "unknown sampler 'EulerAncestral' (did you mean EulerAncestralDiscrete?)"),
         ({"prediction_type": "x"}, "prediction_type 'x' is not one of epsilon, v_prediction, sample"),
         ({"timestep_spacing": "x"}, "timestep_spacing 'x' is not one of linspace, leading, trailing"),
         ({"beta_schedule": "x"}, "beta_schedule 'x' is not one of linear, scaled_linear"),
