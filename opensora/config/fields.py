@@ -1,4 +1,4 @@
-"""The fields of config files, and the flags that override them."""
+"""The fields of config files and the flags that override them: a field here has its flag and its documentation."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _field = partial(option, flag=False)  # of the file alone
 
 
 @dataclass(frozen=True)
-class PartFields:
+class ComponentFields:
     """The models and the scheduler: dicts with a `type`."""
 
     model: Mapping[str, Any] = _field(help="the diffusion transformer")
@@ -154,22 +154,26 @@ class TrainingFields:
 
 
 @dataclass(frozen=True)
-class PartFlags:
-    """Flags that set a field of a part; see `opensora.config.mmengine.PLACES`."""
+class ComponentFlags:
+    """Flags that set a field of a component; see `opensora.config.mmengine.PLACES`."""
 
     ckpt_path: Optional[str] = option(None, "weights of the model")
 
 
 @dataclass(frozen=True)
 class SamplerFlags:
+    """Flags of inference that set a field of the scheduler."""
+
     num_sampling_steps: Optional[int] = option(None, "steps of the sampler")
     cfg_scale: Optional[float] = option(None, "classifier-free guidance scale")
 
 
 @dataclass(frozen=True)
 class DatasetFlags:
+    """Flags of training that set a field of the dataset."""
+
     data_path: Optional[str] = option(None, "table of the training data")
 
 
-INFERENCE = (PartFields, PartFlags, SamplerFlags, ClipFields, PromptFields, MachineFields)
-TRAINING = (PartFields, PartFlags, DatasetFlags, TrainingFields, MachineFields)
+INFERENCE = (ComponentFields, ComponentFlags, SamplerFlags, ClipFields, PromptFields, MachineFields)
+TRAINING = (ComponentFields, ComponentFlags, DatasetFlags, TrainingFields, MachineFields)

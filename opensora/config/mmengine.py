@@ -107,7 +107,7 @@ def read_config(training: bool, given: Mapping[str, Any]) -> ConfigDict:
 
 
 def field_names(training: bool) -> list[str]:
-    """The fields that a config may have, and flags that set a field of a part."""
+    """The fields that a config may have, and flags that set a field of a component."""
     names = (flag.name for cls in (TRAINING if training else INFERENCE) for flag in flags_of(cls))
     return list(dict.fromkeys([*names, "config"]))
 
@@ -198,13 +198,13 @@ def _warn_about_unknown(config: Mapping, known: Sequence[str]) -> None:
 
 
 def _warn_about_misplaced(config: Mapping, path: str) -> None:
-    """A note about fields of a part at the top level of a config, where nothing reads them.
+    """A note about fields of a component at the top level of a config, where nothing reads them.
 
     Equal values are fine: `cfg_scale = 7; scheduler = dict(cfg_scale=cfg_scale)` only uses the name.
     """
     for name, (parent, field) in PLACES.items():
-        part = config.get(parent)
-        if config.get(name) is not None and isinstance(part, Mapping) and part.get(field) != config[name]:
+        component = config.get(parent)
+        if config.get(name) is not None and isinstance(component, Mapping) and component.get(field) != config[name]:
             print(
                 f"note: {path}: {name} = {config[name]!r} has no effect at the top of the config; the field that is "
                 f"read is {parent}.{field}",
