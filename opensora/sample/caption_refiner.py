@@ -2,7 +2,7 @@
 
     python opensora/sample/caption_refiner.py [--caption_refiner DIR] [--prompt "a cat" "a dog"] [--output FILE.txt]
 
-Without flags, the published refiner rewrites the prompts of examples/sora.txt.
+Without flags the published refiner rewrites the prompts of examples/sora.txt.
 """
 
 from __future__ import annotations
@@ -43,7 +43,7 @@ def refine_prompts(
     device: Optional[str] = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> dict[str, str]:
-    """Maps each prompt to its refined prompt; see `refine_each`."""
+    """Prompt -> refined prompt; see `refine_each`."""
     return dict(refine_each(folder, prompts, seed, device, max_new_tokens))
 
 
@@ -54,18 +54,18 @@ def refine_each(
     device: Optional[str] = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Iterator[tuple[str, str]]:
-    """Yields each distinct prompt with its refined prompt, one line of text; an empty answer keeps the prompt.
+    """Yields each different prompt with its refined wording, one line of text; an empty answer leaves it as it was.
 
-    The model runs in a separate process, which exits after the last prompt.
+    The model runs in a process of its own, which ends with the last prompt.
 
     Args:
         folder: a causal language model with tokenizer and chat template, in the layout of the transformers library.
-        seed: for models whose generation_config.json enables sampling.
-        device: target to run on; None: Ascend if available, else CPU.
-        max_new_tokens: maximum number of tokens per answer.
+        seed: for models whose generation_config.json says to sample.
+        device: target to run on; None: Ascend where one is present, else CPU.
+        max_new_tokens: longest answer.
 
     Raises:
-        UserError, OSError: mindnlp or the folder is unusable, or the process failed.
+        UserError, OSError: mindnlp or the folder cannot be used, or the process broke down.
     """
     check_refiner(folder)
     prompts = list(dict.fromkeys(prompts))
@@ -83,12 +83,12 @@ def refine_each(
     answers = tqdm(_converse(command, prompts), desc="refining prompts", total=len(prompts), unit="prompt")
     for answer, prompt in zip(answers, prompts):
         if not answer.strip():
-            tqdm.write(f"note: the refiner's answer to {prompt!r} is empty; the prompt is kept", file=sys.stderr)
+            tqdm.write(f"note: the refiner's answer to {prompt!r} is empty; the prompt stays as it is", file=sys.stderr)
         yield prompt, " ".join((answer if answer.strip() else prompt).split())
 
 
 def check_refiner(folder: Union[str, Path]) -> None:
-    """Raises UserError or OSError for problems that can be found without loading the refiner."""
+    """Raises UserError or OSError for what would stop the refiner, as far as that shows without loading it."""
     folder = resolve_path(folder)
     architectures = read_config(folder).get("architectures") or []
     if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
@@ -98,12 +98,13 @@ def check_refiner(folder: Union[str, Path]) -> None:
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise FileNotFoundError(
-            f"{folder} holds no tokenizer: add tokenizer.json (or tokenizer.model) and tokenizer_config.json"
+            f"{folder} holds no tokenizer: tokenizer.json (or tokenizer.model) and "
+            f"tokenizer_config.json should lie there"
         )
     if not _has_chat_template(folder):
         raise UserError(
             f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or "
-            f"chat_template.jinja); the refiner must be a chat model"
+            f"chat_template.jinja); the refiner is a model tuned for chats"
         )
     weights = find_weights(folder)
     if ".safetensors" not in weights.name:
@@ -119,12 +120,11 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
-    """Runs the refiner's process and yields its answers; the process has exited after the last one."""
+    """Runs the refiner's process; yields its answers as they come. It has ended when they end."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as request:
         json.dump(prompts, request)
         request.seek(0)
         process = subprocess.Popen(command, cwd=ROOT, stdin=request, stdout=subprocess.PIPE, encoding="utf-8")
-    assert process.stdout is not None  # because of stdout=PIPE
     answered = 0
     try:
         for line in process.stdout:
@@ -136,7 +136,7 @@ def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
         code = process.wait()
         if answered < len(prompts):
             raise ChildProcessError(
-                f"the refiner's process exited with code {code} after {answered} of "
+                f"the refiner's process ended with exit code {code} after {answered} of "
                 f"{len(prompts)} prompts" + (" (killed: out of memory?)" if code == -9 else "")
             )
     finally:
@@ -169,18 +169,18 @@ def main() -> None:
     if args.max_new_tokens < 1:
         raise UserError(f"--max_new_tokens must be 1 or more, not {args.max_new_tokens}")
     if args.output and Path(args.output).is_dir():
-        raise UserError(f"--output {args.output} is a folder; name a file")
+        raise UserError(f"--output {args.output}: is a folder; name a file")
     if args.caption_refiner == PUBLISHED_REFINER and not Path(PUBLISHED_REFINER).is_dir():
         raise FileNotFoundError(
-            f"{PUBLISHED_REFINER}: no such folder; download the published refiner with huggingface-cli download "
+            f"{PUBLISHED_REFINER}: no such folder; fetch the published refiner with huggingface-cli download "
             f"{PUBLISHED_WEIGHTS} --include 'prompt_refiner/*' --local-dir {PUBLISHED_WEIGHTS}, or give the folder of "
             f"another language model with --caption_refiner"
         )
     prompts = read_prompts(args.prompt or [args.text_prompt])
     refined = {}
-    for prompt, answer in refine_each(args.caption_refiner, prompts, args.seed, args.device, args.max_new_tokens):
-        refined[prompt] = answer
-        tqdm.write(f"{prompt} -> {answer}")
+    for prompt, wording in refine_each(args.caption_refiner, prompts, args.seed, args.device, args.max_new_tokens):
+        refined[prompt] = wording
+        tqdm.write(f"{prompt} -> {wording}")
     if args.output:
         with atomic_write(args.output) as temporary:
             temporary.write_text("".join(f"{refined[prompt]}\n" for prompt in prompts), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Precomputes text embeddings of an annotation file, so that training needs no text encoder:
+"""Embeds the captions of an annotation file once, so that training needs no text encoder:
 
 python opensora/sample/sample_text_embed.py --data_file_path caption.json --output_path DIR --text_encoder_name DIR
 """
@@ -45,7 +45,7 @@ def main() -> None:
     with exclusive_folder(args.output_path, dev.is_main):
         encoder = MT5EncoderModel.from_pretrained(args.text_encoder_name, dtype=dev.dtype)
         embed_captions(captions[dev.rank :: dev.world_size], encoder, tokenizer, args.model_max_length, args.batch_size)
-        barrier(dev.world_size)  # the first process holds the folder's lock for all
+        barrier(dev.world_size)  # the first process holds the folder for all
     print(f"embeddings in {args.output_path}")
 
 
