@@ -10,7 +10,6 @@ two more input frames. Needs g++.
 
 from __future__ import annotations
 
-import argparse
 import ctypes
 import subprocess
 import sys
@@ -177,8 +176,8 @@ def build_wrapper(folder: Path) -> ctypes.CDLL:
 
 
 def main() -> None:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--repeat", type=int, default=15, help="timed runs of each")
+    parser = CommandParser(description=__doc__)
+    parser.add_argument("--repeat", type=int, default=15, help="timed runs of each case")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
     parser.add_argument("--library", type=Path, default=ONEDNN, help="oneDNN 2.x; default: the one MindSpore ships")
     args = parser.parse_args()

@@ -14,7 +14,6 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from opensora.errors import UserError
 from opensora.schedulers.iddpm.tables import Tables
 
 MIN_PROBABILITY = 1e-12
@@ -63,7 +62,7 @@ class DiffusionLoss(nn.Cell):
             UserError: a mask with `use_kl`.
         """
         if mask is not None and self.use_kl:
-            raise UserError("use_kl does not support masked frames: leave out mask_ratios or use_kl")
+            raise ValueError("use_kl does not support masked frames: leave out mask_ratios or use_kl")
         x = gather(self.alpha, t) * x0 + gather(self.sigma, t) * noise
         if mask is None:
             return x

@@ -78,7 +78,7 @@ def test_configs_inherit_and_are_executed(tmp_path):
         ("seed = 1", [], "no prompts: give --prompt"),
         ("prompt = ['a']", ["--start-index", "3"], "no prompts are left of 1"),
         ("prompt = ['a']", ["--cfg-scale", "3"], "no scheduler = dict"),
-        ("prompt = ['a']", ["--prompt", "prompts.txt"], "'prompts.txt' is the name of a file: use --prompt-path"),
+        ("prompt = ['a']", ["--prompt", "prompts.txt"], "'prompts.txt' is a file name: use --prompt-path"),
         ("prompt_path = 'nowhere.txt'", [], "nowhere.txt: no such file of prompts"),
     ],
 )

@@ -1,4 +1,4 @@
-"""The prompt refiner: what is checked before it starts, how its process is spoken with, real answers.
+"""The prompt refiner: checks before it starts, communication with its process, and real answers.
 
 pip install -r requirements-refiner.txt && python -m pytest tests/unit/sample/test_caption_refiner.py
 """
@@ -17,8 +17,9 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.cli import refine
+from opensora.config.commands import RefineOptions
 from opensora.sample.refiner import refine_each, refine_prompts
-from opensora.sample.refiner_process import INSTRUCTION, MINDNLP_NEEDED, SYSTEM, draw, render_chat
+from opensora.sample.refiner_process import INSTRUCTION, MINDNLP_NEEDED, SYSTEM, render_chat, sample_without_replacement
 from opensora.utils.cli import run_main
 
 needs_mindnlp = pytest.mark.skipif(importlib.util.find_spec("mindnlp") is None, reason="mindnlp is not installed")
@@ -31,7 +32,7 @@ CHAT = (
 
 
 def write_tokenizer(folder) -> int:
-    """A tokenizer of the words the instruction has, and of a line end; returns the number of its tokens."""
+    """Writes a tokenizer for the words of the instruction and line ends; returns its vocabulary size."""
     split = pre_tokenizers.Whitespace()
     text = f"{SYSTEM} {INSTRUCTION} system user assistant cat dog runs"
     words = sorted({word for word, _ in split.pre_tokenize_str(text)})
@@ -53,7 +54,7 @@ def write_tokenizer(folder) -> int:
 
 
 def write_llama(folder, vocabulary: int, hidden: int = 32, mlp: int = 64, layers: int = 2) -> None:
-    """A Llama 3.1 of two layers with four heads, two of keys and values, and random weights in bfloat16."""
+    """Writes a two-layer Llama 3.1 with four heads, two key/value heads, and random bfloat16 weights."""
     write_json(
         folder / "config.json",
         architectures=["LlamaForCausalLM"],
@@ -81,7 +82,7 @@ def write_llama(folder, vocabulary: int, hidden: int = 32, mlp: int = 64, layers
     )
     shapes = {"model.embed_tokens": (vocabulary, hidden), "model.norm": (hidden,), "lm_head": (vocabulary, hidden)}
     for layer in range(layers):
-        parts = {
+        weights = {
             "self_attn.q_proj": (hidden, hidden),
             "self_attn.k_proj": (hidden // 2, hidden),
             "self_attn.v_proj": (hidden // 2, hidden),
@@ -92,7 +93,7 @@ def write_llama(folder, vocabulary: int, hidden: int = 32, mlp: int = 64, layers
             "input_layernorm": (hidden,),
             "post_attention_layernorm": (hidden,),
         }
-        shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in parts.items()})
+        shapes.update({f"model.layers.{layer}.{name}": shape for name, shape in weights.items()})
     rng = np.random.default_rng(0)
     tensors = {}
     for name, shape in shapes.items():
@@ -121,21 +122,21 @@ def refiner(tmp_path):
 
 
 @pytest.fixture
-def pretend_mindnlp(tmp_path, monkeypatch):
-    """A mindnlp that is found but cannot be imported, here and in processes started from here."""
+def broken_mindnlp(tmp_path, monkeypatch):
+    """A mindnlp that is found but fails to import, in this process and its children."""
     folder = tmp_path / "packages"
     folder.mkdir()
-    (folder / "mindnlp.py").write_text("raise ImportError('half of it is missing')")
+    (folder / "mindnlp.py").write_text("raise ImportError('an extension is missing')")
     monkeypatch.syspath_prepend(folder)
     monkeypatch.setenv("PYTHONPATH", str(folder))
 
 
 @pytest.fixture
-def stand_in(tmp_path, monkeypatch, pretend_mindnlp):
-    """Puts a script in the place of the refiner's process; it is given as lines that find `prompts` and `say`."""
+def fake_process(tmp_path, monkeypatch, broken_mindnlp):
+    """Replaces the refiner's process by a script of the given lines, which can use `prompts` and `say`."""
 
     def install(*lines):
-        path = tmp_path / "stand_in"
+        path = tmp_path / "fake_process"
         path.write_text(
             "\n".join(
                 (
@@ -163,10 +164,7 @@ def call_main(monkeypatch, *arguments) -> int:
     return 0
 
 
-# ---- before the process starts
-
-
-def test_missing_package_is_one_line(refiner, monkeypatch, capfd):
+def test_missing_package_is_reported_in_one_line(refiner, monkeypatch, capfd):
     monkeypatch.setitem(sys.modules, "mindnlp", None)
     assert call_main(monkeypatch, "--caption_refiner", refiner, "--prompt", "a cat") == 1
     assert capfd.readouterr() == ("", f"error: {MINDNLP_NEEDED}\n")
@@ -191,15 +189,15 @@ def test_missing_package_is_one_line(refiner, monkeypatch, capfd):
         (lambda folder: os.truncate(folder / "model.safetensors", 20000), "model.safetensors: .* truncated"),
     ],
 )
-def test_unusable_folders(refiner, stand_in, damage, message):
-    stand_in("say(answer='this process was not to start')")
+def test_unusable_folders_are_rejected(refiner, fake_process, damage, message):
+    fake_process("say(answer='this process should not start')")
     damage(refiner)
     with pytest.raises((ValueError, FileNotFoundError), match=message):
         refine_prompts(refiner, ["a cat"])
 
 
-def test_chat_template_in_its_own_file(refiner, stand_in):
-    stand_in("say(answer='a grey cat')")
+def test_chat_template_file_is_used(refiner, fake_process):
+    fake_process("say(answer='a grey cat')")
     write_json(refiner / "tokenizer_config.json", bos_token="<|begin|>")
     (refiner / "chat_template.jinja").write_text(CHAT)
     assert refine_prompts(refiner, ["a cat"]) == {"a cat": "a grey cat"}
@@ -213,17 +211,14 @@ def test_chat_template_in_its_own_file(refiner, stand_in):
         (["--caption_refiner", "nowhere"], "nowhere: no such file or folder"),
     ],
 )
-def test_unusable_arguments(refiner, monkeypatch, capfd, arguments, message):
+def test_unusable_arguments_are_rejected(refiner, monkeypatch, capfd, arguments, message):
     assert call_main(monkeypatch, "--caption_refiner", refiner, "--prompt", "a cat", *arguments) == 1
     error = capfd.readouterr().err
     assert error.startswith(f"error: {message}") and error.count("\n") == 1
 
 
-# ---- speaking with the process
-
-
-def test_answers_become_one_line_each(refiner, stand_in, capfd):
-    stand_in(
+def test_answers_are_joined_to_one_line(refiner, fake_process, capfd):
+    fake_process(
         "for prompt in prompts:", "    say(answer='' if prompt == 'a dog' else f' {prompt}\\n  runs,\\n\\nfast \\n')"
     )
     refined = refine_prompts(refiner, ["a cat", "a dog", 'Kätzin "猫"', "a cat"])
@@ -233,9 +228,9 @@ def test_answers_become_one_line_each(refiner, stand_in, capfd):
     assert "refining prompts: 100%" in error and "3/3" in error
 
 
-def test_arguments_of_the_process(refiner, stand_in, monkeypatch):
-    stand_in("say(answer=' '.join([os.getcwd()] + sys.argv[1:]))")
-    monkeypatch.chdir(refiner.parent)  # the name of the folder is relative to where the user is
+def test_process_gets_the_arguments(refiner, fake_process, monkeypatch):
+    fake_process("say(answer=' '.join([os.getcwd()] + sys.argv[1:]))")
+    monkeypatch.chdir(refiner.parent)  # a folder that is named relative to where the user is
     (answer,) = refine_prompts("refiner", ["a cat"], seed=7, device="CPU", max_new_tokens=9).values()
     assert answer == (
         f"{refiner.parent} -m opensora.sample.refiner_process --caption_refiner {refiner} "
@@ -243,22 +238,22 @@ def test_arguments_of_the_process(refiner, stand_in, monkeypatch):
     )
 
 
-def test_process_that_reports_an_error(refiner, stand_in):
-    stand_in("say(answer='x')", "say(error='the weights lack lm_head.weight')")
+def test_error_of_the_process_is_raised(refiner, fake_process):
+    fake_process("say(answer='x')", "say(error='the weights lack lm_head.weight')")
     with pytest.raises(ValueError, match="^the weights lack lm_head.weight$"):
         refine_prompts(refiner, ["a cat", "a dog"])
 
 
-def test_process_that_breaks_down(refiner, stand_in):
-    stand_in("say(answer='x')", "os.kill(os.getpid(), 9)")
+def test_killed_process_is_reported(refiner, fake_process):
+    fake_process("say(answer='x')", "os.kill(os.getpid(), 9)")
     with pytest.raises(ChildProcessError, match="ended with exit code -9 after 1 of 2 prompts .killed"):
         refine_prompts(refiner, ["a cat", "a dog"])
-    # What goes wrong when all is said does no harm.
+    # A failure after the last answer is ignored.
     assert refine_prompts(refiner, ["a cat"]) == {"a cat": "x"}
 
 
-def test_process_ends_when_nobody_wants_answers(refiner, stand_in):
-    stand_in("say(answer=str(os.getpid()))", "time.sleep(60)")
+def test_process_ends_when_the_generator_is_closed(refiner, fake_process):
+    fake_process("say(answer=str(os.getpid()))", "time.sleep(60)")
     answers = refine_each(refiner, ["a cat", "a dog"])
     pid = int(next(answers)[1])
     os.kill(pid, 0)
@@ -267,15 +262,15 @@ def test_process_ends_when_nobody_wants_answers(refiner, stand_in):
         os.kill(pid, 0)
 
 
-def test_broken_mindnlp(refiner, pretend_mindnlp):
-    """Says so through the real process."""
+def test_broken_package_is_reported(refiner, broken_mindnlp):
+    """The error comes from the real process."""
     with pytest.raises(ValueError) as error:
         refine_prompts(refiner, ["a cat"], device="CPU")
-    assert str(error.value) == f"{MINDNLP_NEEDED} (importing it failed: half of it is missing)"
+    assert str(error.value) == f"{MINDNLP_NEEDED} (importing it failed: an extension is missing)"
 
 
-def test_command_with_files(refiner, stand_in, tmp_path, monkeypatch, capfd):
-    stand_in("for prompt in prompts: say(answer=f'{prompt}\\nruns')")
+def test_command_reads_and_writes_files(refiner, fake_process, tmp_path, monkeypatch, capfd):
+    fake_process("for prompt in prompts: say(answer=f'{prompt}\\nruns')")
     prompts, output = tmp_path / "prompts.txt", tmp_path / "new" / "refined.txt"
     prompts.write_text("a cat\na dog\n\na cat\n")
     assert call_main(monkeypatch, "--caption_refiner", refiner, "--text_prompt", prompts, "--output", output) == 0
@@ -283,9 +278,9 @@ def test_command_with_files(refiner, stand_in, tmp_path, monkeypatch, capfd):
     assert output.read_text() == "a cat runs\na dog runs\na cat runs\n"
 
 
-def test_command_without_flags(refiner, stand_in, tmp_path, monkeypatch, capfd):
-    """The published refiner rewrites the example's prompts; where it is missing, one line says how to get it."""
-    stand_in("for prompt in prompts: say(answer='better')")
+def test_command_without_flags_uses_published_refiner(refiner, fake_process, tmp_path, monkeypatch, capfd):
+    """The published refiner rewrites the example prompts; if it is missing, one line tells how to download it."""
+    fake_process("for prompt in prompts: say(answer='better')")
     monkeypatch.chdir(tmp_path)
     assert call_main(monkeypatch) == 1
     out, error = capfd.readouterr()
@@ -297,14 +292,11 @@ def test_command_without_flags(refiner, stand_in, tmp_path, monkeypatch, capfd):
     (tmp_path / "LanguageBind/Open-Sora-Plan-v1.3.0").mkdir(parents=True)
     refiner.rename(tmp_path / refine.PUBLISHED_REFINER)
     assert call_main(monkeypatch) == 0
-    prompts = refine.EXAMPLE_PROMPTS.read_text().splitlines()
+    prompts = Path(RefineOptions.text_prompt).read_text().splitlines()
     assert capfd.readouterr().out.splitlines() == [f"{prompt} -> better" for prompt in prompts]
 
 
-# ---- what runs inside the process
-
-
-def test_chat(refiner):
+def test_chat_is_rendered_as_published(refiner):
     pytest.importorskip("jinja2", reason="chat templates need jinja2, which comes with the refiner's requirements")
     from transformers import AutoTokenizer
 
@@ -317,19 +309,19 @@ def test_chat(refiner):
     )
 
 
-def test_draw_follows_the_weights():
+def test_sampling_without_replacement_follows_the_weights():
     weights = np.array([[0.0, 1, 2, 5], [3, 0, 0, 1]])
-    drawn = np.concatenate([draw(rng, weights, 1) for rng in [np.random.default_rng(0)] for _ in range(4000)], axis=1)
-    for row, expected in zip(drawn, weights / weights.sum(axis=1, keepdims=True)):
+    rng = np.random.default_rng(0)
+    samples = np.concatenate([sample_without_replacement(rng, weights, 1) for _ in range(4000)], axis=1)
+    for row, expected in zip(samples, weights / weights.sum(axis=1, keepdims=True)):
         np.testing.assert_allclose(np.bincount(row, minlength=4) / row.size, expected, atol=0.03)
-    pairs = draw(np.random.default_rng(0), np.tile(weights[:1], (100, 1)), 3)
-    assert all(sorted(row) == [1, 2, 3] for row in pairs)
-    assert (draw(np.random.default_rng(5), weights, 1) == draw(np.random.default_rng(5), weights, 1)).all()
+    triples = sample_without_replacement(np.random.default_rng(0), np.tile(weights[:1], (100, 1)), 3)
+    assert all(sorted(row) == [1, 2, 3] for row in triples)
+    first, second = (sample_without_replacement(np.random.default_rng(5), weights, 1) for _ in range(2))
+    assert (first == second).all()
 
 
-# ---- with mindnlp
-
-# What the published refiner's code answers with this model under PyTorch 2.13 and transformers 4.56.2, in float32.
+# Answers of the published refiner's code with this model, with PyTorch 2.13 and transformers 4.56.2, in float32.
 PYTORCH_ANSWERS = {
     "a cat": 'to nonsense is "{}" cat to "(',
     "a dog runs": 'to additional to....... "{}" cat system Optional " : subject "{}" ) scene additional to additional '
@@ -338,17 +330,11 @@ PYTORCH_ANSWERS = {
 
 
 @needs_mindnlp
-def test_greedy_answers_are_those_of_pytorch(refiner, run, tmp_path):
+def test_greedy_answers_match_pytorch(refiner, run, tmp_path):
     output = tmp_path / "refined.txt"
     done = run(
         "opensora/sample/caption_refiner.py",
-        "--caption_refiner",
-        refiner,
-        "--device",
-        "CPU",
-        "--output",
-        output,
-        "--prompt",
+        *f"--caption_refiner {refiner} --device CPU --output {output} --prompt".split(),
         *PYTORCH_ANSWERS,
     )
     assert done.returncode == 0, done.stderr
@@ -366,7 +352,7 @@ def test_sampled_answers_follow_the_seed(refiner):
 
 
 @needs_mindnlp
-def test_weights_that_lack_a_tensor(refiner):
+def test_missing_weights_are_reported(refiner):
     change_json(refiner / "config.json", num_hidden_layers=3)
     with pytest.raises(ValueError, match=r"the weights lack model\.layers\.2\."):
         refine_prompts(refiner, ["a cat"], device="CPU")

@@ -1,4 +1,4 @@
-"""Text to video: the pipeline against the reference, and sample.py as a user runs it."""
+"""Text to video: the pipeline with golden cases, and the sample.py command."""
 
 from __future__ import annotations
 
@@ -31,40 +31,21 @@ def release(tmp_path_factory):
 
 @pytest.fixture
 def flags(release, tmp_path):
-    """The flags of a small run; results go to tmp_path/out."""
-    return [
-        "--model_path",
-        release / "transformer",
-        "--ae_path",
-        release / "vae",
-        "--text_encoder_name_1",
-        release / "text",
-        "--save_img_path",
-        tmp_path / "out",
-        "--num_frames",
-        5,
-        "--height",
-        32,
-        "--width",
-        64,
-        "--num_sampling_steps",
-        2,
-        "--max_sequence_length",
-        64,
-        "--rescale_betas_zero_snr",
-        "--device",
-        "CPU",
-    ]
+    """The flags of a small run with results in tmp_path/out."""
+    return (
+        f"--model_path {release}/transformer --ae_path {release}/vae --text_encoder_name_1 {release}/text "
+        f"--save_img_path {tmp_path}/out --num_frames 5 --height 32 --width 64 --num_sampling_steps 2 "
+        "--max_sequence_length 64 --rescale_betas_zero_snr --device CPU"
+    ).split()
 
 
 def outputs(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-def test_pipeline_matches_golden(mode):
-    pipeline = golden_pipeline(OpenSoraPipeline)
-    for name in ("release_e2e_t2v", "release_e2e_t2i"):
-        check_golden_run(name, pipeline)
+@pytest.mark.parametrize("name", ["release_e2e_t2v", "release_e2e_t2i"])
+def test_pipeline_matches_golden(name, mode):
+    check_golden_run(name, golden_pipeline(OpenSoraPipeline))
 
 
 def test_pipeline_is_repeatable(release):
@@ -80,7 +61,7 @@ def test_pipeline_is_repeatable(release):
         pipeline("a", **arguments, latents=np.zeros((1, 8, 1, 4, 4), np.float32))
 
 
-def test_videos_from_a_file_and_resume(run, flags, tmp_path):
+def test_prompt_file_run_resumes(run, flags, tmp_path):
     (tmp_path / "prompts.txt").write_text("a red circle\n\na blue square\n")
     finished = run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
     assert finished.returncode == 0, finished.stderr
@@ -100,7 +81,7 @@ def test_videos_from_a_file_and_resume(run, flags, tmp_path):
     assert "1 of 2 results" in finished.stderr and (out / f"{names[0]}.mp4").exists()
     (out / f"{names[1]}.mp4").unlink()
     run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
-    assert (out / f"{names[1]}.mp4").read_bytes() == before  # made alone, it is what it was beside the other
+    assert (out / f"{names[1]}.mp4").read_bytes() == before  # identical to the result of the joint run
     (tmp_path / "prompts.txt").write_text("a red circle\na green square\n")
     finished = run(SAMPLE, *flags, "--text_prompt", tmp_path / "prompts.txt")
     assert finished.returncode == 1 and "was made with prompt 'a blue square'" in finished.stderr
@@ -110,22 +91,24 @@ def test_videos_from_a_file_and_resume(run, flags, tmp_path):
 @pytest.mark.parametrize(
     "text, reason",
     [
-        ("", "no json"),
-        ("[" * 100000, "no json"),
+        ("", "not JSON"),
+        ("[" * 100000, "not JSON"),
         ("{}", "no object with arguments"),
         ("[]", "no object with arguments"),
         ('{"arguments": []}', "no object with arguments"),
         ('{"arguments": {}, "prompt": "a"}', "model_path is missing"),
     ],
 )
-def test_a_result_whose_json_does_not_say_how_it_was_made(text, reason, flags, tmp_path):
-    options, _ = parse_options([*map(str, flags), "--text_prompt", "a"])
+def test_result_without_valid_record_is_rejected(text, reason, flags, tmp_path):
+    options, _ = parse_options([*flags, "--text_prompt", "a"])
     (sample,) = plan_samples(options, [("a", ())])
     sample.path.parent.mkdir(exist_ok=True)
     sample.metadata_path.write_text(text)
-    check_same_run(sample, options)  # there is no result yet
+    check_same_run(sample, options)  # no result exists yet
     sample.path.write_bytes(b"")
-    with pytest.raises(ValueError, match=f"{sample.metadata_path.name} does not say how .*{reason}.*--overwrite"):
+    with pytest.raises(
+        ValueError, match=f"{sample.metadata_path.name} is not a valid record of .*{reason}.*--overwrite"
+    ):
         check_same_run(sample, options)
     record = {"arguments": options.as_metadata(), "prompt": "a"}
     sample.metadata_path.write_text(json.dumps(record))
@@ -136,21 +119,9 @@ def test_a_result_whose_json_does_not_say_how_it_was_made(text, reason, flags, t
         check_same_run(sample, options)
 
 
-def test_several_images_of_a_prompt(run, flags, tmp_path):
-    finished = run(
-        SAMPLE,
-        *flags,
-        "--text_prompt",
-        "a",
-        "--num_frames",
-        1,
-        "--num_samples_per_prompt",
-        3,
-        "--video_extension",
-        "png",
-        "--guidance_scale",
-        1,
-    )
+def test_images_of_one_prompt_form_a_grid(run, flags, tmp_path):
+    images_of_a_prompt = "--text_prompt a --num_frames 1 --num_samples_per_prompt 3 --video_extension png"
+    finished = run(SAMPLE, *flags, *images_of_a_prompt.split(), "--guidance_scale", 1)
     assert finished.returncode == 0, finished.stderr
     images = [read_image(tmp_path / f"out/EulerAncestralDiscrete_0_gs1_s2_i{k}.png") for k in range(3)]
     assert images[0].shape == (32, 64, 3) and (images[0] != images[1]).any()
@@ -158,7 +129,7 @@ def test_several_images_of_a_prompt(run, flags, tmp_path):
     assert grid.shape == (67, 131, 3) and (grid[1:33, 1:65] == images[0]).all()
 
 
-def test_latents_now_and_frames_later(run, flags, tmp_path):
+def test_saved_latents_are_decoded_later(run, flags, tmp_path):
     base = [*flags, "--text_prompt", "a"]
     for more in (["--save_latents"], ["--decode_latents"]):
         finished = run(SAMPLE, *base, *more)
@@ -172,11 +143,11 @@ def test_latents_now_and_frames_later(run, flags, tmp_path):
     assert not (tmp_path / "out" / f"{stem}.npy").exists()
 
 
-def test_save_memory_goes_on_between_its_stages(run, flags, tmp_path):
+def test_save_memory_resumes_between_its_stages(run, flags, tmp_path):
     base = [*flags, "--text_prompt", "a"]
     run(SAMPLE, *base, "--save_latents")
     latents = tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2.npy"
-    np.save(latents, np.zeros_like(np.load(latents)))  # what is decoded now shows where it came from
+    np.save(latents, np.zeros_like(np.load(latents)))  # zeros reveal whether the saved latents are decoded
     finished = run(SAMPLE, *base, "--save_memory")
     assert finished.returncode == 0 and "denoising" not in finished.stderr and not latents.exists()
     with VideoReader(latents.with_suffix(".mp4")) as video:
@@ -186,11 +157,11 @@ def test_save_memory_goes_on_between_its_stages(run, flags, tmp_path):
         assert (video.read(range(5)) != from_zeros).any()
 
 
-def test_a_killed_run_leaves_only_whole_files(flags, tmp_path):
+def test_killed_run_leaves_only_complete_files(flags, tmp_path):
     def finished() -> list:
         return sorted((tmp_path / "out").glob("[!.]*.mp4"))
 
-    command = [sys.executable, SAMPLE, *map(str, flags), "--text_prompt", *"abcdefgh", "--num_sampling_steps", "50"]
+    command = [sys.executable, SAMPLE, *flags, "--text_prompt", *"abcdefgh", "--num_sampling_steps", "50"]
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL)
     deadline = time.time() + 120
     while time.time() < deadline and process.poll() is None and not finished():
@@ -204,10 +175,10 @@ def test_a_killed_run_leaves_only_whole_files(flags, tmp_path):
             assert len(reader) == 5
 
 
-def test_config_file(flags, tmp_path):
+def test_command_line_overrides_config_file(flags, tmp_path):
     values = {"num_sampling_steps": 7, "guidance_scale": 3, "rescale_betas_zero_snr": False, "text_prompt": ["x", "y"]}
     (tmp_path / "run.yaml").write_text(yaml.safe_dump(values))
-    strings = [str(flag) for flag in flags if flag != "--rescale_betas_zero_snr"]
+    strings = [flag for flag in flags if flag != "--rescale_betas_zero_snr"]
     options, _ = parse_options([*strings, "--config", str(tmp_path / "run.yaml")])
     assert options.num_sampling_steps == 2 and options.guidance_scale == 3.0  # the command line wins
     assert list(options.text_prompt) == ["x", "y"] and not options.rescale_betas_zero_snr
@@ -232,22 +203,22 @@ def test_config_file(flags, tmp_path):
         (["--sparse_n", "2"], "contradicts"),
         (["--video_extension", "png"], "for images"),
         (["--fps", "0"], "--fps must be 1"),
-        (["--prompt_template", "a photo of"], "no {}, where the prompt goes"),
+        (["--prompt_template", "a photo of"], "no {}, the placeholder for the prompt"),
         (["--model_path", "nowhere"], "nowhere"),
         (["--save_latents", "--decode_latents"], "use one of them"),
     ],
 )
-def test_wrong_arguments_are_told_before_loading(flags, more, message):
+def test_invalid_arguments_are_reported_before_loading(flags, more, message):
     with pytest.raises((ValueError, OSError), match=message):
-        parse_options([*map(str, flags), "--text_prompt", "x", *more])
+        parse_options([*flags, "--text_prompt", "x", *more])
 
 
-def test_unknown_sampler_lists_the_known(run, flags):
+def test_unknown_sampler_lists_the_known_ones(run, flags):
     finished = run(SAMPLE, *flags, "--text_prompt", "x", "--sample_method", "Euler")
     assert finished.returncode != 0 and "EulerAncestralDiscrete" in finished.stderr
 
 
-def test_prompts(tmp_path):
+def test_prompts_are_read_from_files_or_arguments(tmp_path):
     (tmp_path / "a.csv").write_text('path,cap\n1.mp4,one\n2.mp4,"two, three"\n')
     assert read_prompts([str(tmp_path / "a.csv")]) == ["one", "two, three"]
     assert read_prompts(["one", "two"]) == ["one", "two"]
@@ -271,7 +242,7 @@ def test_prompts(tmp_path):
         ("bom.txt", "\ufeffone\ntwo"),
     ],
 )
-def test_kinds_of_prompt_files(tmp_path, name, text):
+def test_prompt_file_formats(tmp_path, name, text):
     (tmp_path / name).parent.mkdir(exist_ok=True)
     (tmp_path / name).write_text(text, encoding="utf-8")
     assert read_prompts([str(tmp_path / name)]) == ["one", "two"]
@@ -283,28 +254,28 @@ def test_kinds_of_prompt_files(tmp_path, name, text):
         ("gbk.txt", "\u7ea2\u8272\u7684\u5706".encode("gbk"), "gbk.txt: not UTF-8 text; convert it"),
         ("latin1.csv", b"prompt\ncaf\xe9\n", "latin1.csv: not UTF-8"),
         ("utf16.txt", "a".encode("utf-16"), "UTF-16"),
-        ("a.json", b'["a", 1]', "entry 1: should be a text"),
+        ("a.json", b'["a", 1]', "entry 1: should be a string"),
         ("b.json", b'["a", ', "b.json: after 1 objects"),
         ("c.json", b'["half \\ud83d"]', "c.json: prompt 1: has half of a surrogate pair"),
-        ("a.docx", b"PK", "read from files that end with .txt"),
+        ("a.docx", b"PK", "prompt files end with .txt"),
         ("empty.json", b"[]", "holds no prompts"),
     ],
 )
-def test_prompt_files_that_cannot_be_read(tmp_path, name, content, message):
+def test_unreadable_prompt_files_are_rejected(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(ValueError, match=message):
         read_prompts([str(tmp_path / name)])
 
 
 @pytest.mark.parametrize("prompt", ["no.txt", "no.TXT", "my prompts.csv", "no.json", "no.yaml", "nowhere/prompts"])
-def test_names_of_files_are_not_prompts(prompt):
+def test_file_names_are_not_prompts(prompt):
     with pytest.raises(FileNotFoundError, match="no such file of prompts"):
         read_prompts([prompt])
     with pytest.raises(ValueError, match="takes prompts or one file"):
         read_prompts(["a cat", prompt])
 
 
-def test_prompts_that_look_a_little_like_files():
+def test_prompts_may_resemble_file_names():
     prompts = ["black/white stripes", "a report.pdf on a desk", "v1.5", "cat", "\u767d/\u9ed1", "", "a" * 5000]
     for prompt in prompts:
         assert read_prompts([prompt]) == [prompt]
@@ -313,32 +284,20 @@ def test_prompts_that_look_a_little_like_files():
         read_prompts(["a", "b\udcff"])
 
 
-def test_a_prompt_that_is_cut_is_named(run, flags):
-    finished = run(
-        SAMPLE,
-        *flags,
-        "--num_frames",
-        1,
-        "--max_sequence_length",
-        8,
-        "--text_prompt",
-        "a b c d e f g h i j",
-        "--prompt_template",
-        "{}",
-        "--negative_prompt",
-        "",
-    )
+def test_truncated_prompt_is_reported(run, flags):
+    texts = ["--text_prompt", "a b c d e f g h i j", "--prompt_template", "{}", "--negative_prompt", ""]
+    finished = run(SAMPLE, *flags, "--num_frames", 1, "--max_sequence_length", 8, *texts)
     assert finished.returncode == 0, finished.stderr
-    (line,) = [line for line in finished.stderr.splitlines() if "has no effect" in line]
-    assert "'a b c d e f g h i j'... has " in line and "the first 8 " in line and "--max_sequence_length" in line
+    (line,) = [line for line in finished.stderr.splitlines() if "is truncated" in line]
+    assert "'a b c d e f g h i j'... has " in line and "truncated to 8;" in line and "--max_sequence_length" in line
 
 
-def test_wording(release, run, flags, tmp_path, monkeypatch):
-    """What is written around a prompt, and what guidance leads away from, is the published wording or the user's."""
+def test_template_and_negative_prompt_are_used(release, run, flags, tmp_path, monkeypatch):
+    """Prompt template and negative prompt default to the published ones; both can be replaced."""
 
-    def texts_of(**wording) -> list[str]:
+    def texts_of(**options) -> list[str]:
         pipeline = OpenSoraPipeline.from_pretrained(
-            release / "transformer", release / "vae", release / "text", **wording
+            release / "transformer", release / "vae", release / "text", **options
         )
         monkeypatch.setattr(pipeline, "embed", lambda texts, length: texts)
         return [*pipeline.embed_prompt("a boat", 7.5), *pipeline.embed_prompt("{} %s", 1.0)]
@@ -373,20 +332,20 @@ def test_wording(release, run, flags, tmp_path, monkeypatch):
         ("--ms_checkpoint", "gone.ckpt", "gone.ckpt: no such file"),
     ],
 )
-def test_folders_of_other_models(release, flags, tmp_path, flag, folder, message):
-    """Refused with the flags, before a model is loaded, and by the pipeline too."""
+def test_folders_of_other_models_are_rejected(release, flags, tmp_path, flag, folder, message):
+    """By the command before a model is loaded, and by the pipeline."""
     (tmp_path / "causal").mkdir()
     (tmp_path / "causal/config.json").write_text(json.dumps({"hidden_size_mult": [1, 2, 4, 4], "z_channels": 4}))
     (tmp_path / "empty").mkdir()
     (tmp_path / "empty/config.json").write_text((release / "vae/config.json").read_text())
     path = release / folder if (release / folder).exists() else tmp_path / folder
     with pytest.raises((ValueError, FileNotFoundError), match=message):
-        parse_options([*map(str, flags), flag, str(path), "--text_prompt", "a"])
-    places = {
+        parse_options([*flags, flag, str(path), "--text_prompt", "a"])
+    folders = {
         "--model_path": release / "transformer",
         "--ae_path": release / "vae",
         "--text_encoder_name_1": release / "text",
     }
-    if flag in places:
+    if flag in folders:
         with pytest.raises((ValueError, FileNotFoundError), match=message.split("; ")[0]):
-            OpenSoraPipeline.from_pretrained(*{**places, flag: path}.values())
+            OpenSoraPipeline.from_pretrained(*{**folders, flag: path}.values())

@@ -1,4 +1,4 @@
-"""Captions embedded to disk."""
+"""Precomputed caption embeddings."""
 
 from __future__ import annotations
 
@@ -25,21 +25,10 @@ def text_encoder(tmp_path_factory):
 def test_captions_are_embedded_once(run, text_encoder, tmp_path):
     entries = [{"path": "a/x.mp4", "cap": "one"}, {"path": "y.jpg", "cap": ["two", "Three  words (here)"]}]
     (tmp_path / "caption.json").write_text(json.dumps(entries))
-    arguments = [
-        TOOL,
-        "--data_file_path",
-        tmp_path / "caption.json",
-        "--output_path",
-        tmp_path / "out",
-        "--text_encoder_name",
-        text_encoder,
-        "--model_max_length",
-        16,
-        "--batch_size",
-        2,
-        "--device",
-        "CPU",
-    ]
+    arguments = (
+        f"{TOOL} --data_file_path {tmp_path}/caption.json --output_path {tmp_path}/out "
+        f"--text_encoder_name {text_encoder} --model_max_length 16 --batch_size 2 --device CPU"
+    ).split()
     finished = run(*arguments)
     assert finished.returncode == 0, finished.stderr
     files = {"a/x.npz": "one", "y_0.npz": "two", "y_1.npz": "three words here", EMPTY_TEXT: ""}
@@ -63,14 +52,14 @@ def models(text_encoder):
 
 
 def embed(folder, entries, models, max_length=16) -> list:
-    """Embeds the captions of `entries` into `folder`; returns them without the empty text."""
+    """Embeds the captions of `entries` into `folder`; returns the captions without the empty text."""
     (folder / "caption.json").write_text("\n".join(map(json.dumps, entries)))  # one object per line
     captions = read_captions(folder / "caption.json", folder)
     embed_captions(captions, *models, max_length, 8)
     return captions[1:]
 
 
-def holds(file, text, models, max_length=16) -> bool:
+def contains(file, text, models, max_length=16) -> bool:
     (states, mask), direct = load_embedding(file), embed_text(*models, [text], max_length)
     return np.array_equal(mask, direct.mask) and np.allclose(states, direct.states * direct.mask[..., None], atol=1e-5)
 
@@ -90,23 +79,23 @@ def holds(file, text, models, max_length=16) -> bool:
         ),
     ],
 )
-def test_each_caption_has_a_file_of_its_own(models, tmp_path, entries, names):
+def test_each_caption_has_its_own_file(models, tmp_path, entries, names):
     entries = [dict(zip(("path", "cap", "cut"), entry)) for entry in entries]
     captions = embed(tmp_path, entries, models)
     assert [caption.text for caption in captions] == ["one", "two", "three"]
     for caption, name in zip(captions, names):
         assert str(caption.file.relative_to(tmp_path)).startswith(name)
-        assert holds(caption.file, caption.text, models)
+        assert contains(caption.file, caption.text, models)
     for entry in entries:
         cap = entry["cap"]
         texts = list(cap.values()) if isinstance(cap, dict) else cap
         number, first = (None, cap) if isinstance(cap, str) else (0, texts[0])
-        if "cut" not in entry:  # else the name needs the caption
-            assert holds(tmp_path / embedding_name(entry["path"], number), first, models)
+        if "cut" not in entry:  # otherwise the name depends on the caption
+            assert contains(tmp_path / embedding_name(entry["path"], number), first, models)
 
 
-def test_what_an_embedding_depends_on(models, text_encoder, tmp_path):
-    """A corrected caption, another length and other weights: made again, each alone."""
+def test_outdated_embeddings_are_replaced(models, text_encoder, tmp_path):
+    """A corrected caption, another length and other weights each replace only the affected files."""
 
     def changed() -> set:
         times = {path.name: path.stat().st_mtime_ns for path in tmp_path.glob("*.npz")}
@@ -117,7 +106,7 @@ def test_what_an_embedding_depends_on(models, text_encoder, tmp_path):
     everything = {"a.npz", "b.npz", EMPTY_TEXT}
     assert changed() == everything and changed() == set()
     entries[0]["cap"] = "the corrected one"
-    assert changed() == {"a.npz"} and holds(tmp_path / "a.npz", "the corrected one", models)
+    assert changed() == {"a.npz"} and contains(tmp_path / "a.npz", "the corrected one", models)
     save_embedding(tmp_path / "b.npz", *(array[0] for array in load_embedding(tmp_path / "b.npz")))  # no origin
     (tmp_path / "a.npz").write_bytes(b"damaged")
     assert changed() == {"a.npz", "b.npz"}
@@ -126,15 +115,15 @@ def test_what_an_embedding_depends_on(models, text_encoder, tmp_path):
     models = MT5EncoderModel.from_pretrained(text_encoder).set_train(False), models[1]
     weight = models[0].get_parameters().__next__()
     weight.set_data(weight + 1)
-    assert changed() == everything and holds(tmp_path / "a.npz", "the corrected one", models, 24)
+    assert changed() == everything and contains(tmp_path / "a.npz", "the corrected one", models, 24)
 
 
-def test_entries_that_training_leaves_out(tmp_path, capsys):
+def test_entries_skipped_by_training_are_reported(tmp_path, capsys):
     entries = [{"path": "a.mp4", "cap": "x"}, {"path": "b.mp4"}, {"path": "/c.mp4", "cap": "x"}, {"cap": 1}]
     (tmp_path / "caption.json").write_text(json.dumps(entries))
     assert [caption.text for caption in read_captions(tmp_path / "caption.json", tmp_path)] == ["", "x"]
     message = capsys.readouterr().err
-    assert "3 entries are left out: entry 1: b.mp4 has no `cap`; entry 2: the path '/c.mp4' leads out" in message
+    assert "3 entries are skipped: entry 1: b.mp4 has no `cap`; entry 2: the path '/c.mp4' is outside" in message
 
 
 @pytest.mark.parametrize(
@@ -144,24 +133,24 @@ def test_entries_that_training_leaves_out(tmp_path, capsys):
         ("{}", "entry 0: .* has no `path`"),
         ("[]", "no entry with a caption"),
         ('[{"path": "a.mp4"}]', "entry 0: a.mp4 has no `cap`"),
-        ('[{"path": "../a.mp4", "cap": "x"}]', "leads out"),
+        ('[{"path": "../a.mp4", "cap": "x"}]', "is outside the folder"),
     ],
 )
-def test_bad_annotations(tmp_path, content, message):
+def test_invalid_annotations_are_rejected(tmp_path, content, message):
     (tmp_path / "caption.json").write_text(content)
     with pytest.raises(ValueError, match=message):
         read_captions(tmp_path / "caption.json", tmp_path)
 
 
-@pytest.mark.parametrize("content", [b"PK\x03\x04 cut off", b"", b"\x93NUMPY\x01", b"text"])
-def test_a_damaged_embedding_is_named(tmp_path, content):
+@pytest.mark.parametrize("content", [b"PK\x03\x04 truncated", b"", b"\x93NUMPY\x01", b"text"])
+def test_damaged_embedding_is_rejected(tmp_path, content):
     (tmp_path / "x.npz").write_bytes(content)
     with pytest.raises(ValueError, match="x.npz: not a text embedding"):
         load_embedding(tmp_path / "x.npz")
 
 
 @pytest.mark.parametrize("states", [np.full((3, 8), np.nan), np.zeros(8), np.zeros((9, 8))])
-def test_states_that_cannot_be(tmp_path, states):
+def test_invalid_states_are_rejected(tmp_path, states):
     np.savez(tmp_path / "x.npz", states=states, mask=np.ones(4, np.int32))
     with pytest.raises(ValueError, match="x.npz: not a text embedding: states"):
         load_embedding(tmp_path / "x.npz")
