@@ -39,7 +39,7 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 class Family(NamedTuple):
-    """What goes together with a model in a config file; `objectives` are the schedulers of training."""
+    """The types that a model can be combined with in a config file; `objectives` are the schedulers of training."""
 
     vae: tuple[str, ...]
     text_encoder: tuple[str, ...]
@@ -63,7 +63,7 @@ FAMILIES = {
 
 
 def check_family(config: Mapping[str, Any], training: bool) -> None:
-    """Raises UserError where the types of a config do not go together."""
+    """Raises UserError if the types of a config are incompatible."""
     model = config["model"]["type"]
     check_choice("model type", model, FAMILIES)
     family = FAMILIES[model]
@@ -73,6 +73,6 @@ def check_family(config: Mapping[str, Any], training: bool) -> None:
     for name, types in allowed.items():
         if config[name]["type"] not in types:
             raise UserError(
-                f"{name} type {config[name]['type']!r} does not go with the model {model}; choose from "
+                f"{name} type {config[name]['type']!r} is incompatible with the model {model}; choose from "
                 f"{', '.join(types)}"
             )

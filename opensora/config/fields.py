@@ -73,20 +73,20 @@ class ClipFields:
         for name in ("num_frames", "fps", "frame_interval", "batch_size", "num_sample", "loop"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise UserError(f"{name} {value!r}: should be a whole number from 1 on")
+                raise UserError(f"{name} {value!r}: should be an integer of at least 1")
         size = self.image_size
         if not isinstance(size, (list, tuple)) or len(size) != 2 or any(type(n) is not int or n < 8 for n in size):
-            raise UserError(f"image_size {size!r}: should be height and width, whole numbers of 8 pixels or more")
+            raise UserError(f"image_size {size!r}: should be height and width, integers of at least 8 pixels")
         if self.sample_name and len(self.sample_name.rsplit("/", 1)[-1].encode()) > LONGEST_SAMPLE_NAME:
             raise UserError(f"sample_name {self.sample_name!r}: should be at most {LONGEST_SAMPLE_NAME} bytes long")
         if self.fps < self.frame_interval:
             raise UserError(
                 f"fps {self.fps} divided by frame_interval {self.frame_interval} is less than 1 frame a second"
             )
-        kept = self.condition_frame_length
-        if self.loop > 1 and not (type(kept) is int and 1 <= kept < self.num_frames):
+        overlap = self.condition_frame_length
+        if self.loop > 1 and not (type(overlap) is int and 1 <= overlap < self.num_frames):
             raise UserError(
-                f"condition_frame_length {kept!r}: with loop {self.loop} it should be from 1 to "
+                f"condition_frame_length {overlap!r}: with loop {self.loop} it should be from 1 to "
                 f"{self.num_frames - 1}, the frames that a clip takes from the previous one"
             )
 

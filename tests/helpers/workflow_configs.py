@@ -9,7 +9,7 @@ import mindspore as ms
 from made_clips import moving_square
 from tiny_models import make_release
 
-from opensora.config.mmengine import parse_configs
+from opensora.cli.config_files import parse_configs
 from opensora.datasets.media import save_image, write_video
 from opensora.device import Device
 from opensora.models import STDiT2, VideoAutoencoderKL

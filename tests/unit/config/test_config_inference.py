@@ -127,7 +127,7 @@ class ClipCounter:
 def test_long_video_keeps_one_clip_in_memory():
     pipeline, size = ClipCounter(), ClipSize(6, 16, 16, 24)
     chunks = make_long_video(pipeline, [VideoPrompt(["a"] * 5)], size, GoldenNoise("memory"), 2)
-    levels = map(config_inference.to_levels, chunks)
+    levels = map(config_inference.to_frames, chunks)
     assert [next(levels).shape[1] for _ in range(5)] == [6, 4, 4, 4, 4]
     assert pipeline.counts == [0] * 5
 

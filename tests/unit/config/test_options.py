@@ -144,7 +144,7 @@ def test_types_that_do_not_go_together_are_refused():
     config = {name: {"type": kind} for name, kind in types.items()}
     check_family(config, training=False)
     config["dataset"] = {"type": "VideoTextDataset"}
-    with pytest.raises(UserError, match="scheduler type 'dpm-solver' does not go with the model STDiT2-XL/2"):
+    with pytest.raises(UserError, match="scheduler type 'dpm-solver' is incompatible with the model STDiT2-XL/2"):
         check_family(config, training=True)
 
 

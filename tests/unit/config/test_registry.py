@@ -10,9 +10,9 @@ from processes import ROOT
 from workflow_configs import STDIT
 
 from opensora.cli.config_files import parse_configs
+from opensora.config.families import check_family
 from opensora.datasets.bucketed.buckets import Buckets
-from opensora.registry import REGISTRY, build, check_family, check_folders
-from opensora.sample import config_inference
+from opensora.registry import REGISTRY, build, check_folders
 from opensora.sample.inference_options import InferenceOptions
 from opensora.train import config_run
 
@@ -26,14 +26,14 @@ def test_shipped_configs_are_valid(path):
         if name in config and config[name].type in REGISTRY:
             assert set(config[name]) - {"type", "snr_gamma"} <= set(REGISTRY[config[name].type].fields), name
     if not training:
-        check_family(config, config_inference.FAMILIES)
+        check_family(config, training)
         assert InferenceOptions.from_config(config).num_frames == (1 if path.stem == "image" else config.num_frames)
     elif config.model.type == config_run.STDIT:
-        check_family(config, config_run.FAMILIES)
+        check_family(config, training)
         levels = Buckets(config_run.stdit_options(config, 2).bucket_config).levels
         assert all((level.frames == 1) == (path.stem == "image") for level in levels)
     else:
-        check_family(config, config_run.FAMILIES)
+        check_family(config, training)
         assert (config_run.plan_options(config, 2).data.num_frames == 1) == (path.stem == "image")
 
 
