@@ -1,2 +1,2 @@
-"""A small world to learn and to be tested in: coloured shapes that move, captions that say so, and a reader of frames
-that tells what is in a video."""
+"""A synthetic dataset for training and tests: moving colored shapes with captions, and a classifier that recognizes the
+scene in the frames of a video."""

@@ -1,4 +1,4 @@
-"""What clips of the demo's world show, and the captions that say it."""
+"""The scenes of the demo dataset, and their captions."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ FRAMES, SIDE, FPS = 17, 64, 8
 
 @dataclass(frozen=True)
 class Scene:
-    """A shape, what it does (None: a picture, nothing is said of it), and the colour behind it."""
+    """A shape, its motion (None: a still image, not in the caption), and the background color."""
 
     color: str
     shape: str
@@ -44,25 +44,25 @@ class Scene:
 
     @property
     def is_held_out(self) -> bool:
-        """Whether training never sees this colour, shape and background together: a fifth of all."""
+        """Whether this combination of color, shape and background is excluded from training: a fifth of all."""
         colors = list(COLORS)
         return (colors.index(self.color) + SHAPES.index(self.shape) + colors.index(self.background)) % 5 == 0
 
 
 def scenes(held_out: bool) -> list[Scene]:
-    """All that move, those held out or the others."""
-    everything = (Scene(*parts) for parts in product(COLORS, SHAPES, COLORS, MOTIONS))
+    """All scenes with motion, either those held out or the others."""
+    every = (Scene(*values) for values in product(COLORS, SHAPES, COLORS, MOTIONS))
     return [
         scene
-        for scene in everything
+        for scene in every
         if scene.is_held_out == held_out
         and scene.color != scene.background
-        and not (scene.shape == "circle" and scene.motion == "turns")
-    ]  # which nobody could see
+        and not (scene.shape == "circle" and scene.motion == "turns")  # not visible
+    ]
 
 
-def draw_scenes(count: int, held_out: bool, rng: np.random.Generator) -> list[Scene]:
-    """`count` of them, shuffled; all come before one comes again."""
+def sample_scenes(count: int, held_out: bool, rng: np.random.Generator) -> list[Scene]:
+    """`count` scenes in random order; scenes repeat only after all have occurred."""
     every = scenes(held_out)
     return [every[i] for _ in range(-(-count // len(every))) for i in rng.permutation(len(every))][:count]
 

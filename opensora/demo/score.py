@@ -1,8 +1,8 @@
-"""How often the demo model makes what the prompt says, told from the frames:
+"""Measures how often the demo model's videos match their prompts, with the classifier of `reading`:
 
     python -m opensora.demo.score --count 100 --guidance_scale 1 4
 
-Half of the prompts are combinations of colour, shape and background that training never saw.
+Half of the prompts are combinations of color, shape and background that are excluded from training.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from opensora.config.commands import ScoreOptions
 from opensora.config.device import DeviceOptions
-from opensora.demo.scenes import DIRECTIONS, FRAMES, SIDE, Scene, draw_scenes
+from opensora.demo.scenes import DIRECTIONS, FRAMES, SIDE, Scene, sample_scenes
 from opensora.utils.cli import parse_flags, run_main
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
@@ -30,36 +30,36 @@ if TYPE_CHECKING:
     from opensora.device import Device
     from opensora.pipelines import OpenSoraPipeline
 
-TOGETHER = 20  # videos
-TOKENS = 24  # of a prompt, as in training
+BATCH_SIZE = 20
+MAX_TOKENS = 24  # per prompt, as in training
 ASPECTS = ("color", "background", "shape", "direction", "motion", "everything")
 
 
 def judge(scene: Scene, video: np.ndarray) -> dict[str, bool]:
-    """Which aspects of the scene the video, uint8 (T, H, W, 3), shows. `direction` is there for what moves away."""
+    """Which aspects of the scene a video, uint8 (T, H, W, 3), matches. `direction` is only for scenes with one."""
     from opensora.demo.reading import read_scene
 
     found = read_scene(video)
-    right = {
+    matches = {
         name: found is not None and getattr(found, name) == getattr(scene, name)
         for name in ("color", "background", "shape", "motion")
     }
     if scene.motion in DIRECTIONS:
-        right["direction"] = right["motion"]
-    return {**right, "everything": found == scene}
+        matches["direction"] = matches["motion"]
+    return {**matches, "everything": found == scene}
 
 
 def accuracy(judgements: Sequence[dict[str, bool]]) -> dict[str, float]:
-    """The share that is right, of those that have the aspect."""
+    """The fraction of matches for each aspect, over the judgements that have it."""
     found = {name: [judgement[name] for judgement in judgements if name in judgement] for name in ASPECTS}
     return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
 def prompts(count: int, seed: int) -> list[Scene]:
-    """Scenes, every second one of combinations held out."""
+    """`count` scenes; every second one is a held-out combination."""
     rng = np.random.default_rng(seed)
     seen, held_out = (
-        draw_scenes(size, is_held_out, rng) for size, is_held_out in ((count - count // 2, False), (count // 2, True))
+        sample_scenes(size, is_held_out, rng) for size, is_held_out in ((count - count // 2, False), (count // 2, True))
     )
     return [scene for pair in zip(seen, held_out) for scene in pair] + seen[len(held_out) :]
 
@@ -67,29 +67,29 @@ def prompts(count: int, seed: int) -> list[Scene]:
 def make_videos(
     pipeline: OpenSoraPipeline, scenes: Sequence[Scene], guidance_scale: float, steps: int, seed: int
 ) -> Iterator[np.ndarray]:
-    """uint8 (T, H, W, 3) for each scene; what noise it gets does not depend on which are made together."""
+    """Yields uint8 (T, H, W, 3) for each scene; the noise does not depend on the batching."""
     from mindspore import Tensor
 
     from opensora.pipelines.denoise import denoise
 
     transformer = pipeline.transformer.get()
     shape = (transformer.config.out_channels, (FRAMES - 1) // 4 + 1, SIDE // 8, SIDE // 8)
-    for first in range(0, len(scenes), TOGETHER):
-        captions = [scene.caption() for scene in scenes[first : first + TOGETHER]]
+    for first in range(0, len(scenes), BATCH_SIZE):
+        captions = [scene.caption() for scene in scenes[first : first + BATCH_SIZE]]
         negative = [pipeline.negative_prompt] * len(captions) if guidance_scale > 1 else []
         generators = [np.random.default_rng([seed, first + i]) for i in range(len(captions))]
 
-        def noise(_: int) -> Tensor:
+        def sample_noise(_: int) -> Tensor:
             return Tensor(np.stack([generator.standard_normal(shape, np.float32) for generator in generators]))
 
         latents = denoise(
             transformer,
             pipeline.scheduler,
-            pipeline.embed(negative + captions, TOKENS),
-            noise(0),
+            pipeline.embed(negative + captions, MAX_TOKENS),
+            sample_noise(0),
             steps,
             guidance_scale,
-            noise,
+            sample_noise,
             progress=False,
         )
         yield from np.concatenate(list(pipeline.decode(latents)), 1)
@@ -103,7 +103,7 @@ def score(
     seed: int,
     sheet: Optional[Path],
 ) -> dict[str, dict[str, float]]:
-    """Accuracy of the prompts whose combinations were seen in training, and of the others."""
+    """Accuracy on prompts with combinations seen in training, and on held-out ones."""
     videos = list(
         tqdm(
             make_videos(pipeline, scenes, guidance_scale, steps, seed),
@@ -134,7 +134,7 @@ def main() -> None:
 
 
 def score_model(args: argparse.Namespace, dev: Device, folder: Optional[Path]) -> None:
-    """Prints the table, and writes the scores and contact sheets into the folder."""
+    """Prints the table, and writes scores and contact sheets to the folder."""
     from opensora.pipelines import OpenSoraPipeline
 
     pipeline = OpenSoraPipeline.from_pretrained(
@@ -151,11 +151,10 @@ def score_model(args: argparse.Namespace, dev: Device, folder: Optional[Path]) -
         sheet = folder / f"guidance_{scale:g}.png" if folder else None
         results[f"{scale:g}"] = score(pipeline, scenes, scale, args.num_sampling_steps, args.seed, sheet)
     print(f"| guidance | combinations | {' | '.join(ASPECTS)} |\n|---|---|{'---:|' * len(ASPECTS)}")
-    for scale, parts in results.items():
-        for name, part in parts.items():
-            print(
-                f"| {scale} | {name} | {' | '.join(f'{part[aspect]:.0%}' if aspect in part else '' for aspect in ASPECTS)} |"
-            )
+    for scale, splits in results.items():
+        for name, row in splits.items():
+            cells = [f"{row[aspect]:.0%}" if aspect in row else "" for aspect in ASPECTS]
+            print(f"| {scale} | {name} | {' | '.join(cells)} |")
     if folder:
         with atomic_write(folder / "scores.json") as temporary:
             temporary.write_text(json.dumps(results, indent=2), encoding="utf-8")

@@ -1,4 +1,4 @@
-"""Metrics on folders of real and generated videos, paired by file name, in constant memory."""
+"""Metrics of generated videos against real videos of the same file names, in constant memory."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two (T, 3, H, W) in [
 
 @dataclass(frozen=True)
 class Sampling:
-    """Which frames of a pair are compared, and at what size.
+    """The frames of a pair to compare, and their size.
 
-    Real videos are read at every `sample_rate`-th frame, generated ones whole: they were written that way.
-    num_frames None takes all frames of the generated video; resolution is the shorter side in pixels, None leaves
-    frames as they are; crop_size cuts a square out of the middle.
+    Real videos are sampled at every `sample_rate`-th frame; generated ones already are. num_frames None takes all
+    frames of the generated video; resolution is the shorter side in pixels, None keeps the size; crop_size is that of a
+    square center crop.
     """
 
     num_frames: Optional[int] = None
@@ -44,9 +44,11 @@ class Sampling:
         """uint8 (T, H, W, 3) -> float32 (T, 3, h, w) in [0, 1]."""
         pixels = frames.transpose(0, 3, 1, 2).astype(np.float32)
         if self.resolution:
-            pixels = transforms.resize(pixels, *transforms.short_side(*pixels.shape[-2:], self.resolution))
+            height, width = pixels.shape[-2:]
+            pixels = transforms.resize(pixels, *transforms.short_side(height, width, self.resolution))
         if self.crop_size:
-            box = transforms.center_box(*pixels.shape[-2:], self.crop_size, self.crop_size)
+            height, width = pixels.shape[-2:]
+            box = transforms.center_box(height, width, self.crop_size, self.crop_size)
             pixels = transforms.crop(pixels, box)
         return pixels / 255
 
@@ -62,15 +64,15 @@ class Pair:
 
 
 def pair_videos(real_dir: Union[str, Path], generated_dir: Union[str, Path]) -> tuple[list[Pair], list[str]]:
-    """The pairs by file name (or by name without suffix, where the suffixes differ), and the names left over.
+    """Pairs videos by file name, or by stem if the suffixes differ; returns the pairs and the unpaired paths.
 
     Raises:
-        UserError: no video of one folder is in the other.
+        UserError: the folders have no file name in common.
     """
     real, generated = list_videos(real_dir), list_videos(generated_dir)
     by_name = {**{path.stem: path for path in real}, **{path.name: path for path in real}}
     pairs = [
-        Pair(by_name.get(path.name, by_name.get(path.stem)), path)
+        Pair(by_name[path.name if path.name in by_name else path.stem], path)
         for path in generated
         if path.name in by_name or path.stem in by_name
     ]
@@ -83,7 +85,7 @@ def pair_videos(real_dir: Union[str, Path], generated_dir: Union[str, Path]) -> 
 
 
 def frames_of_pair(pair: Pair, sampling: Sampling) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """Yields prepared frames of both videos, `batch_size` at a time.
+    """Yields batches of prepared frames of both videos.
 
     Raises:
         UserError: a damaged or too short video, or frames of different sizes.
@@ -92,13 +94,13 @@ def frames_of_pair(pair: Pair, sampling: Sampling) -> Iterator[tuple[np.ndarray,
         real.check()
         generated.check()
         count = sampling.num_frames or len(generated)
-        real_chunks = real.chunks(sample_indices(count, sampling.sample_rate), sampling.batch_size)
+        real_chunks = real.chunks(sample_indices(count, sampling.sample_rate).tolist(), sampling.batch_size)
         for a, b in zip(real_chunks, generated.chunks(range(count), sampling.batch_size)):
             a, b = sampling.prepare(a), sampling.prepare(b)
             if a.shape != b.shape:
                 raise UserError(
-                    f"{pair.generated}: frames of {b.shape[2]}x{b.shape[3]}, the real ones are "
-                    f"{a.shape[2]}x{a.shape[3]}; give --resolution and --crop_size"
+                    f"{pair.generated}: the frames are {b.shape[2]}x{b.shape[3]}, those of the real video "
+                    f"{a.shape[2]}x{a.shape[3]}; use --resolution and --crop_size"
                 )
             yield a, b
 
@@ -111,7 +113,7 @@ def measure(metric: Metric, pair: Pair, sampling: Sampling) -> np.ndarray:
 def measure_all(
     metric: Metric, pairs: list[Pair], sampling: Sampling, num_workers: int = 1
 ) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Measures `num_workers` pairs at a time: (name -> values per frame), (name -> why it was skipped).
+    """Measures `num_workers` pairs concurrently: (name -> values per frame), (name -> reason for skipping).
 
     Raises:
         UserError: nothing could be measured.
@@ -128,5 +130,5 @@ def measure_all(
     values = {name: result for name, result in results.items() if not isinstance(result, str)}
     skipped = {name: result for name, result in results.items() if isinstance(result, str)}
     if not values:
-        raise UserError(f"none of {len(pairs)} pairs could be measured; the first: {next(iter(skipped.values()))}")
+        raise UserError(f"none of {len(pairs)} pairs could be measured; first error: {next(iter(skipped.values()))}")
     return values, skipped

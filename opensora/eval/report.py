@@ -1,4 +1,4 @@
-"""Tables of metrics as the command-line tools print them."""
+"""Prints tables of metrics."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import numpy as np
 
 
 def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
-    """One line per video, then the mean over videos. `rows`: video -> {metric: value}, at least one."""
+    """Prints one line per video, then the mean over videos. `rows`: video -> {metric: value}, at least one."""
     metrics = list(next(iter(rows.values())))
     width = max(len(name) for name in (*rows, f"mean of {len(rows)}"))
     print(" ".join([f"{'video':{width}}", *(f"{metric:>9}" for metric in metrics)]))
@@ -18,7 +18,7 @@ def print_table(rows: Mapping[str, Mapping[str, float]]) -> None:
 
 
 def print_skipped(skipped: Mapping[str, str]) -> None:
-    """How many files were left out, and why each of them. `skipped`: video -> reason."""
+    """Prints the skipped files. `skipped`: video -> reason."""
     if skipped:
         print(f"skipped {len(skipped)}:")
     for name, reason in skipped.items():

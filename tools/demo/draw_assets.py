@@ -1,4 +1,4 @@
-"""Draws the images that the guides use as conditioning frames:
+"""Draws the conditioning images of the guides:
 
 python tools/demo/draw_assets.py [--output_dir assets/images/condition]
 
@@ -25,22 +25,22 @@ Color = Sequence[int]  # RGB, 0 to 255
 
 
 def gradient(top: Color, bottom: Color, height: int = HEIGHT) -> np.ndarray:
-    """Rows that change from one colour to another, float (height, WIDTH, 3)."""
-    share = np.linspace(0, 1, height)[:, None, None]
-    return np.broadcast_to((1 - share) * np.array(top, float) + share * np.array(bottom, float), (height, WIDTH, 3))
+    """A vertical gradient between two colors, float (height, WIDTH, 3)."""
+    weight = np.linspace(0, 1, height)[:, None, None]
+    return np.broadcast_to((1 - weight) * np.array(top, float) + weight * np.array(bottom, float), (height, WIDTH, 3))
 
 
-def blend(picture: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
-    """The picture with a colour where the mask (H, W), 0 to 1, is set."""
-    return picture + mask[..., None] * (np.array(color, float) - picture)
+def blend(image: np.ndarray, mask: np.ndarray, color: Color) -> np.ndarray:
+    """Blends a color into the image by a mask (H, W), 0 to 1."""
+    return image + mask[..., None] * (np.array(color, float) - image)
 
 
-def ripples(picture: np.ndarray, horizon: int, strength: float) -> np.ndarray:
-    """Brightness waves on the water below the horizon, wider the nearer they are."""
+def ripples(image: np.ndarray, horizon: int, strength: float) -> np.ndarray:
+    """Adds brightness waves to the water below the horizon, wider toward the viewer."""
     y, x = np.mgrid[0 : HEIGHT - horizon, 0:WIDTH].astype(float)
     depth = 1 + y / 12
     waves = np.sin(6 * np.pi * np.sqrt(y + 1) + 0.8 * np.sin(x / (9 * depth))) * np.sin(x / (16 * depth) + y)
-    result = picture.copy()
+    result = image.copy()
     result[horizon:] += strength * waves[..., None]
     return result
 
@@ -48,32 +48,32 @@ def ripples(picture: np.ndarray, horizon: int, strength: float) -> np.ndarray:
 def sunset(sun_height: int, sky: tuple[Color, Color], sea: tuple[Color, Color]) -> np.ndarray:
     """The sun above the sea; a negative height puts it below the horizon."""
     horizon = 150
-    picture = np.concatenate([gradient(*sky, horizon), gradient(*sea, HEIGHT - horizon)])
+    image = np.concatenate([gradient(*sky, horizon), gradient(*sea, HEIGHT - horizon)])
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH]
     distance = np.hypot(x - WIDTH / 2, y - (horizon - sun_height))
     above = y < horizon
-    picture = blend(picture, above * np.exp(-((distance / 90) ** 2)) * 0.6, (255, 190, 90))
-    picture = blend(picture, above * np.clip(26 - distance, 0, 1), (255, 232, 170))
+    image = blend(image, above * np.exp(-((distance / 90) ** 2)) * 0.6, (255, 190, 90))
+    image = blend(image, above * np.clip(26 - distance, 0, 1), (255, 232, 170))
     width = 8 + 0.5 * np.maximum(y - horizon, 0)  # of the light on the water
     glitter = (y >= horizon) * np.exp(-(((x - WIDTH / 2) / width) ** 2))
-    return ripples(blend(picture, glitter * (0.7 if sun_height > 0 else 0.2), (255, 205, 120)), horizon, 9)
+    return ripples(blend(image, glitter * (0.7 if sun_height > 0 else 0.2), (255, 205, 120)), horizon, 9)
 
 
 def wave() -> np.ndarray:
     """A breaking wave in front of a beach."""
     horizon = 80
-    picture = np.concatenate(
+    image = np.concatenate(
         [gradient((120, 185, 235), (215, 235, 245), horizon), gradient((25, 95, 140), (60, 165, 170), HEIGHT - horizon)]
     )
-    picture = ripples(picture, horizon, 7)
+    image = ripples(image, horizon, 7)
     y, x = np.mgrid[0:HEIGHT, 0:WIDTH].astype(float)
     crest = 138 - 14 * np.sin(x / 95) + 3 * np.sin(x / 11)
-    picture = blend(picture, np.clip(1 - np.abs(y - crest - 16) / 22, 0, 1) * 0.75, (15, 80, 115))
+    image = blend(image, np.clip(1 - np.abs(y - crest - 16) / 22, 0, 1) * 0.75, (15, 80, 115))
     foam = np.clip(1 - np.abs(y - crest) / (7 + 3 * np.sin(x / 7) * np.sin(x / 19)), 0, 1)
-    picture = blend(picture, foam, (245, 250, 252))
+    image = blend(image, foam, (245, 250, 252))
     shore = 200 - 6 * np.sin(x / 60)
-    picture = blend(picture, np.clip((y - shore) / 3, 0, 1), (222, 196, 150))
-    return blend(picture, np.clip(1 - np.abs(y - shore) / 4, 0, 1) * 0.9, (240, 245, 245))
+    image = blend(image, np.clip((y - shore) / 3, 0, 1), (222, 196, 150))
+    return blend(image, np.clip(1 - np.abs(y - shore) / 4, 0, 1) * 0.9, (240, 245, 245))
 
 
 def ship() -> np.ndarray:
@@ -81,7 +81,7 @@ def ship() -> np.ndarray:
     horizon = 160
     import cv2
 
-    picture = ripples(
+    image = ripples(
         np.concatenate(
             [
                 gradient((150, 200, 240), (235, 240, 240), horizon),
@@ -100,11 +100,11 @@ def ship() -> np.ndarray:
     ):
         mask = np.zeros((HEIGHT * 4, WIDTH * 4), np.float32)
         cv2.fillPoly(mask, [np.array(corners, np.int32) * 4], 1.0)
-        picture = blend(picture, cv2.resize(mask, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), color)
-    return picture
+        image = blend(image, cv2.resize(mask, (WIDTH, HEIGHT), interpolation=cv2.INTER_AREA), color)
+    return image
 
 
-PICTURES = {
+IMAGES = {
     "wave.png": wave,
     "ship.png": ship,
     "sunset1.png": lambda: sunset(55, ((95, 130, 190), (255, 170, 95)), ((180, 120, 90), (50, 60, 95))),
@@ -113,10 +113,10 @@ PICTURES = {
 
 
 def main() -> None:
-    args = parse_flags("Draws the images that the guides use as conditioning frames.", (DrawAssetsOptions,))
+    args = parse_flags("Draws the conditioning images of the guides.", (DrawAssetsOptions,))
     from opensora.datasets.media import save_image
 
-    for name, draw in PICTURES.items():
+    for name, draw in IMAGES.items():
         save_image(args.output_dir / name, np.rint(np.clip(draw(), 0, 255)).astype(np.uint8))
 
 

@@ -1,11 +1,11 @@
-"""Training data of the demo: clips and pictures of colored shapes with captions, and held-out clips:
+"""Generates the demo's training data: clips and images of colored shapes with captions, and held-out clips:
 
 python tools/demo/make_data.py --output_dir DIR
 
 DIR/train/clips/*.mp4, captions.json            training, videos
 DIR/train/pictures/*.png, pictures.json         training, images
-DIR/held_out/clips/*.mp4, captions.json         combinations that training never sees
-DIR/{train,train_pictures,held_out}.txt         data files; embeddings belong in DIR/embeddings/<the same name>
+DIR/held_out/clips/*.mp4, captions.json         combinations excluded from training
+DIR/{train,train_pictures,held_out}.txt         data files; embeddings go to DIR/embeddings/<the same name>
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 try:
     from opensora.config.commands import DemoDataOptions
-    from opensora.demo.scenes import FPS, FRAMES, SIDE, Scene, draw_scenes
+    from opensora.demo.scenes import FPS, FRAMES, SIDE, Scene, sample_scenes
     from opensora.utils.cli import parse_flags, run_main
     from opensora.utils.files import atomic_write
     from opensora.utils.folder_lock import exclusive_folder
@@ -29,11 +29,11 @@ except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 RESOLUTION = {"height": SIDE, "width": SIDE}
-TRAIN, PICTURES, HELD_OUT = range(3)  # part of the seed of each
+TRAIN, IMAGES, HELD_OUT = range(3)  # component of the seed of each split
 
 
 def write_clip(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
-    """Returns the entry of the annotation. What is there already stays."""
+    """Writes a clip unless it exists; returns its annotation entry."""
     from opensora.demo.drawing import draw_clip
 
     clip = draw_clip(scene, rng)
@@ -52,24 +52,24 @@ def write_clip(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
     }
 
 
-def write_picture(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
-    from opensora.demo.drawing import draw_picture
+def write_image(path: Path, scene: Scene, rng: np.random.Generator) -> dict:
+    from opensora.demo.drawing import draw_image
 
-    picture = draw_picture(scene, rng)
+    image = draw_image(scene, rng)
     if not path.exists():
         from opensora.datasets.media import save_image
 
-        save_image(path, picture)
+        save_image(path, image)
     return {"path": path.name, "cap": replace(scene, motion=None).caption(), "resolution": RESOLUTION}
 
 
-def write_part(folder: Path, name: str, scenes: list[Scene], part: int, annotation: Path) -> None:
-    """The samples of one data file, which is written when they are all there."""
+def write_split(folder: Path, name: str, scenes: list[Scene], split: int, annotation: Path) -> None:
+    """Writes the samples of one split, then its annotation and data file."""
     folder.mkdir(parents=True, exist_ok=True)
-    write, suffix = (write_picture, ".png") if part == PICTURES else (write_clip, ".mp4")
+    write, suffix = (write_image, ".png") if split == IMAGES else (write_clip, ".mp4")
 
     def write_number(number: int) -> dict:
-        return write(folder / f"{number:05d}{suffix}", scenes[number], np.random.default_rng([part, number]))
+        return write(folder / f"{number:05d}{suffix}", scenes[number], np.random.default_rng([split, number]))
 
     with ThreadPoolExecutor() as pool:
         entries = list(tqdm(pool.map(write_number, range(len(scenes))), name, len(scenes)))
@@ -81,24 +81,24 @@ def write_part(folder: Path, name: str, scenes: list[Scene], part: int, annotati
 
 
 def main() -> None:
-    args = parse_flags("Draws clips and images of colored shapes, with captions.", (DemoDataOptions,))
+    args = parse_flags("Generates clips and images of colored shapes, with captions.", (DemoDataOptions,))
     root = Path(args.output_dir)
     rng = np.random.default_rng(0)
     with exclusive_folder(root):
-        write_part(
+        write_split(
             root / "train/pictures",
             "train_pictures",
-            draw_scenes(args.pictures, False, rng),
-            PICTURES,
+            sample_scenes(args.pictures, False, rng),
+            IMAGES,
             root / "train/pictures.json",
         )
-        write_part(
-            root / "train/clips", "train", draw_scenes(args.clips, False, rng), TRAIN, root / "train/captions.json"
+        write_split(
+            root / "train/clips", "train", sample_scenes(args.clips, False, rng), TRAIN, root / "train/captions.json"
         )
-        write_part(
+        write_split(
             root / "held_out/clips",
             "held_out",
-            draw_scenes(args.held_out, True, rng),
+            sample_scenes(args.held_out, True, rng),
             HELD_OUT,
             root / "held_out/captions.json",
         )

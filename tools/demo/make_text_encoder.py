@@ -1,10 +1,10 @@
-"""The demo's text encoder: a vocabulary of the captions' words, and an mT5 encoder that is not trained.
+"""Creates the demo's text encoder: a vocabulary of the captions' words, and an untrained mT5 encoder.
 
     python tools/demo/make_text_encoder.py --output_dir DIR
 
-A frozen encoder has only to tell captions apart. Random weights do, if attention looks at words by where they stand:
-its biases by distance are drawn wide here, so that each head looks at few of them, and `red` before `circle` becomes
-something else than `red` before `background`. The transformer learns to read what comes out.
+A frozen encoder only has to distinguish captions. Random weights suffice if attention depends on relative positions:
+the relative position biases have a large variance here, so that each head attends to few positions, and `red` before
+`circle` gets another state than `red` before `background`. The transformer learns to interpret the states.
 """
 
 from __future__ import annotations
@@ -32,8 +32,8 @@ SIZES = dict(
     relative_attention_num_buckets=32,
     relative_attention_max_distance=64,
 )
-VOCABULARY = 130  # pieces: enough for every word to be one
-BIAS_SPREAD = 3.0  # standard deviation: the likeliest distance gets most of a head's attention
+VOCABULARY = 130  # pieces: enough for one per word
+BIAS_SPREAD = 3.0  # standard deviation: one distance gets most of a head's attention
 
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 
 
 def make_vocabulary(folder: Path) -> int:
-    """Writes spiece.model with mT5's special pieces; returns the number of pieces."""
+    """Writes spiece.model with mT5's special pieces; returns the vocabulary size."""
     captions = [scene.caption(order) for scene in scenes(False) + scenes(True) for order in (False, True)]
     words = sorted({word for caption in captions for word in caption.split()})
     sentencepiece.SentencePieceTrainer.train(
@@ -83,7 +83,7 @@ def make_encoder(vocabulary: int) -> MT5EncoderModel:
 
 def main() -> None:
     folder = Path(
-        parse_flags("Makes the vocabulary and the text encoder of the demo.", (DemoTextEncoderOptions,)).output_dir
+        parse_flags("Creates the vocabulary and text encoder of the demo.", (DemoTextEncoderOptions,)).output_dir
     )
     folder.mkdir(parents=True, exist_ok=True)
     make_encoder(make_vocabulary(folder)).save_pretrained(folder)

@@ -1,5 +1,4 @@
-"""The demo's world: clips say what their captions say, the reader tells when they do not, and data, text encoder and
-score fit together."""
+"""The demo: clips match their captions, and the classifier notices if not; data, text encoder, score and models."""
 
 from __future__ import annotations
 
@@ -18,9 +17,9 @@ from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.config.commands import DEMO_MODEL
 from opensora.datasets.media import VideoReader, read_image, write_video
 from opensora.datasets.vae import VAEDataOptions, VAEDataset
-from opensora.demo.drawing import draw_clip, draw_picture
+from opensora.demo.drawing import draw_clip, draw_image
 from opensora.demo.reading import read_scene
-from opensora.demo.scenes import COLORS, DIRECTIONS, FRAMES, MOTIONS, SHAPES, SIDE, Scene, draw_scenes, scenes
+from opensora.demo.scenes import COLORS, DIRECTIONS, FRAMES, MOTIONS, SHAPES, SIDE, Scene, sample_scenes, scenes
 from opensora.demo.score import accuracy, judge, make_videos, prompts
 from opensora.models import MT5EncoderModel, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
@@ -34,7 +33,7 @@ def rng() -> np.random.Generator:
     return np.random.default_rng(0)
 
 
-def test_captions_and_what_is_held_out():
+def test_captions_and_held_out_scenes():
     scene = Scene("orange", "star", "red", "moves up")
     assert scene.caption() == "an orange star moves up on a red background"
     assert scene.caption(background_first=True) == "an orange star on a red background moves up"
@@ -42,25 +41,25 @@ def test_captions_and_what_is_held_out():
     seen, held_out = scenes(False), scenes(True)
     assert 0.15 < len(held_out) / (len(seen) + len(held_out)) < 0.25
     assert not {scene.caption() for scene in seen} & {scene.caption() for scene in held_out}
-    # What is held out are combinations: of two things at a time everything is seen.
+    # Held out are combinations of three: every pair of attributes occurs in training.
     for pair in (("color", "shape"), ("color", "background"), ("shape", "background")):
         of = attrgetter(*pair)
         assert set(map(of, held_out)) <= set(map(of, seen))
 
 
-def test_the_reader_reads_true_clips(rng, tmp_path):
-    """As they are drawn, and after a codec."""
-    for scene in draw_scenes(200, False, rng):
+def test_drawn_clips_are_recognized(rng, tmp_path):
+    """Before and after compression."""
+    for scene in sample_scenes(200, False, rng):
         assert read_scene(draw_clip(scene, rng)) == scene
-    for number, scene in enumerate(draw_scenes(12, True, rng)):
+    for number, scene in enumerate(sample_scenes(12, True, rng)):
         with write_video(tmp_path / f"{number}.mp4", 8) as write:
             write(draw_clip(scene, rng))
         with VideoReader(tmp_path / f"{number}.mp4") as video:
             assert read_scene(np.asarray(video.read(range(FRAMES)))) == scene
 
 
-def test_what_moves_starts_near_the_middle(rng):
-    """Else directions would differ in the order of frames alone."""
+def test_motion_starts_near_the_center(rng):
+    """Otherwise directions would differ only in the order of the frames."""
     clip = draw_clip(Scene("white", "circle", "black", "moves left"), rng)
     first, last = (
         np.average(np.arange(SIDE), weights=frame[..., 0].sum(0).astype(float) - 20 * SIDE) / SIDE
@@ -69,7 +68,7 @@ def test_what_moves_starts_near_the_middle(rng):
     assert abs(first - 0.5) < 0.16 and last < 0.3
 
 
-def test_the_reader_tells_what_is_wrong(rng):
+def test_wrong_clips_are_recognized(rng):
     scene = Scene("red", "circle", "blue", "moves right")
     clip = draw_clip(scene, rng)
     assert read_scene(clip[::-1]).motion == "moves left"
@@ -77,20 +76,20 @@ def test_the_reader_tells_what_is_wrong(rng):
     assert read_scene(np.repeat(clip[:1], FRAMES, 0)) == replace(scene, motion=None)
     assert read_scene(clip[..., ::-1]).color == "blue" and read_scene(clip[..., ::-1]).background == "red"
     assert read_scene(draw_clip(Scene("red", "square", "blue", "shrinks"), rng)[::-1]).motion == "grows"
-    assert read_scene(np.full_like(clip, COLORS["blue"])) is None  # nothing there
+    assert read_scene(np.full_like(clip, COLORS["blue"])) is None  # no shape
     noise = rng.integers(0, 256, clip.shape, np.uint8)
     assert read_scene(noise) != scene
 
 
 @pytest.mark.parametrize("shape", SHAPES)
-def test_shapes_are_told_apart_at_every_size(shape, rng):
+def test_shapes_are_recognized_at_every_size(shape, rng):
     for _ in range(20):
-        picture = draw_picture(Scene("white", shape, "black"), rng)
-        assert picture.shape == (SIDE, SIDE, 3)
-        assert read_scene(picture[None]) == Scene("white", shape, "black")
+        image = draw_image(Scene("white", shape, "black"), rng)
+        assert image.shape == (SIDE, SIDE, 3)
+        assert read_scene(image[None]) == Scene("white", shape, "black")
 
 
-def test_score():
+def test_judge_and_accuracy():
     scene = Scene("red", "circle", "blue", "moves right")
     clip = draw_clip(scene, np.random.default_rng(1))
     right, wrong = judge(scene, clip), judge(scene, clip[::-1])
@@ -99,12 +98,12 @@ def test_score():
     assert not any(judge(scene, np.zeros_like(clip)).values())
     assert "direction" not in judge(replace(scene, motion="grows"), clip)
     assert accuracy([right, right, right, wrong])["direction"] == 0.75
-    asked = prompts(11, seed=3)
-    assert len(asked) == 11 and sum(scene.is_held_out for scene in asked) == 5
+    scenes = prompts(11, seed=3)
+    assert len(scenes) == 11 and sum(scene.is_held_out for scene in scenes) == 5
 
 
-def test_data(tmp_path, run):
-    """What is written is what training reads; nothing of it is held out; a second run changes nothing."""
+def test_generated_data_matches_its_captions(tmp_path, run):
+    """Training data has no held-out scenes; a second run changes nothing."""
     flags = ("tools/demo/make_data.py", "--output_dir", tmp_path, "--clips", 5, "--pictures", 4, "--held_out", 3)
     for command in (flags, ("opensora/demo/score.py", "--output_dir", tmp_path, "--model_path", "/nowhere")):
         with exclusive_folder(tmp_path):
@@ -129,8 +128,8 @@ def test_data(tmp_path, run):
     assert Path(root).is_dir() and embeddings.endswith("embeddings/train") and Path(annotation).is_file()
 
 
-def test_text_encoder(tmp_path, run):
-    """Each word is one token, and the same word means something else elsewhere."""
+def test_text_encoder_distinguishes_word_positions(tmp_path, run):
+    """Each word is one token, and its state depends on its position."""
     finished = run("tools/demo/make_text_encoder.py", "--output_dir", str(tmp_path))
     assert finished.returncode == 0, finished.stderr
     tokenizer, encoder = Tokenizer(tmp_path), MT5EncoderModel.from_pretrained(tmp_path)
@@ -145,8 +144,8 @@ def test_text_encoder(tmp_path, run):
     assert (states[0, 1] @ states[1, 7]) < 0.9  # the word red
 
 
-def test_the_demo_model_makes_what_the_prompt_says():
-    """Its colours and directions, which its card says are nearly always right; and it is small."""
+def test_demo_model_follows_the_prompt():
+    """Colors and directions, which are nearly always right according to the model card; and the model is small."""
     assert sum(path.stat().st_size for path in DEMO_MODEL.rglob("*")) < 40e6
     pipeline = OpenSoraPipeline.from_pretrained(
         DEMO_MODEL / "transformer",
@@ -155,7 +154,7 @@ def test_the_demo_model_makes_what_the_prompt_says():
         prompt_template="{}",
         negative_prompt="",
     )
-    told = [
+    asked = [
         Scene(*words, motion)
         for words, motion in zip(
             (
@@ -167,13 +166,13 @@ def test_the_demo_model_makes_what_the_prompt_says():
             DIRECTIONS,
         )
     ]
-    made = make_videos(pipeline, told, guidance_scale=4.0, steps=20, seed=1234)
-    right = accuracy([judge(scene, video) for scene, video in zip(told, made)])
+    videos = make_videos(pipeline, asked, guidance_scale=4.0, steps=20, seed=1234)
+    right = accuracy([judge(scene, video) for scene, video in zip(asked, videos)])
     assert min(right["color"], right["background"], right["direction"]) >= 0.75, right
 
 
-def test_the_inpaint_demo_model_keeps_the_picture():
-    """The given frame is the first, and colours stay."""
+def test_inpaint_demo_model_keeps_the_conditioning_image():
+    """The first frame resembles the conditioning image, and colors stay."""
     pipeline = OpenSoraInpaintPipeline.from_pretrained(
         DEMO_MODEL / "inpaint",
         DEMO_MODEL / "vae",
@@ -199,31 +198,22 @@ def test_the_inpaint_demo_model_keeps_the_picture():
 
 
 @pytest.mark.parametrize("path", ["scripts/demo/wfvae.json", "scripts/demo/transformer/config.json"])
-def test_configs_are_known(path):
+def test_demo_configs_name_known_models(path):
     assert json.loads((ROOT / path).read_text())["_class_name"] in ("WFVAEModel", "OpenSoraT2V_v1_3")
 
 
-def test_latent_scale(tmp_path, run):
-    """Latents of the videos it was measured on have mean 0 and deviation 1 afterwards."""
+def test_latent_scale_normalizes_the_latents(tmp_path, run):
+    """Afterwards the latents of the measured videos have mean 0 and standard deviation 1."""
     vae = WFVAEModel(**json.loads((ROOT / "scripts/demo/wfvae.json").read_text()))
     vae.save_pretrained(tmp_path / "vae")
     (tmp_path / "videos").mkdir()
-    videos = [draw_clip(scene, np.random.default_rng(2)) for scene in draw_scenes(2, False, np.random.default_rng(2))]
+    videos = [draw_clip(scene, np.random.default_rng(2)) for scene in sample_scenes(2, False, np.random.default_rng(2))]
     for number, video in enumerate(videos):
         with write_video(tmp_path / f"videos/{number}.mkv", 8) as write:
             write(video)
     finished = run(
-        "tools/ckpt/set_latent_scale.py",
-        "--ae_path",
-        tmp_path / "vae",
-        "--video_path",
-        tmp_path / "videos",
-        "--num_frames",
-        17,
-        "--resolution",
-        64,
-        "--device",
-        "CPU",
+        *f"tools/ckpt/set_latent_scale.py --ae_path {tmp_path}/vae --video_path {tmp_path}/videos".split(),
+        *"--num_frames 17 --resolution 64 --device CPU".split(),
     )
     assert finished.returncode == 0, finished.stderr
     scaled = WFVAEModel.from_pretrained(tmp_path / "vae")
@@ -235,7 +225,7 @@ def test_latent_scale(tmp_path, run):
     assert np.abs(latents.std((0, 2, 3, 4)) - 1).max() < 1e-3
 
 
-def test_float16_weights(tmp_path, run):
+def test_cast_to_float16_rejects_overflow(tmp_path, run):
     values = {"a": np.float32([[1.5, -3]]), "steps": np.int32([70000])}
     write_safetensors(tmp_path / "in.safetensors", {name: ArrayTensor(value) for name, value in values.items()})
     command = ("tools/ckpt/cast_safetensors.py", "-i", tmp_path / "in.safetensors", "-o", tmp_path / "out.safetensors")
@@ -250,19 +240,14 @@ def test_float16_weights(tmp_path, run):
     assert "Traceback" not in finished.stderr and not (tmp_path / "out.safetensors").exists()
 
 
-def test_contact_sheet(tmp_path, run):
+def test_contact_sheet_tiles_frames(tmp_path, run):
     clip = draw_clip(Scene("red", "circle", "blue", "moves right"), np.random.default_rng(0))
     for name in ("a.mkv", "b.mkv"):
         with write_video(tmp_path / name, 8) as write:
             write(clip)
     finished = run(
-        "examples/contact_sheet.py",
-        "--output",
-        tmp_path / "sheet.png",
-        tmp_path / "a.mkv",
-        tmp_path / "b.mkv",
-        "--columns",
-        5,
+        *f"examples/contact_sheet.py --output {tmp_path}/sheet.png {tmp_path}/a.mkv {tmp_path}/b.mkv".split(),
+        *"--columns 5".split(),
     )
     assert finished.returncode == 0, finished.stderr
     sheet = read_image(tmp_path / "sheet.png")
