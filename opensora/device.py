@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -22,6 +21,7 @@ from opensora.ops.cpu.build import check_settings
 from opensora.ops.cpu.runtime import tune_process
 from opensora.parallel.launch import join_processes
 from opensora.utils.cli import seed, str2bool
+from opensora.utils.logs import logger
 from opensora.utils.stopping import handle_signals
 
 TARGETS = ("Ascend", "GPU", "CPU")
@@ -121,7 +121,7 @@ def choose_precision(target: str, wanted: Optional[str], quiet: bool = False) ->
     if wanted in supported:
         return wanted
     if not quiet:
-        print(f"note: a {target} does not run {wanted} here; running fp32 instead", file=sys.stderr)
+        logger.warning(f"a {target} does not run {wanted} here; running fp32 instead")
     return "fp32"
 
 

@@ -12,6 +12,7 @@ import pytest
 from processes import ROOT
 
 import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
+from opensora.utils import logs
 from opensora.utils.supervision import USER_SIGNALS
 
 # Commands that tests start import this tree, whatever is installed.
@@ -25,6 +26,13 @@ def _folder(name: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"the {name} folder is not on this machine")
     return path
+
+
+@pytest.fixture(autouse=True)
+def log_on_stderr(monkeypatch):
+    """The log goes where the commands send it: functions called in this process write theirs to stderr, too."""
+    monkeypatch.delenv(logs.LEVEL, raising=False)
+    logs.configure()
 
 
 @pytest.fixture(autouse=True)

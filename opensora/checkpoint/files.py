@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Union
@@ -14,6 +13,7 @@ from opensora.checkpoint.formats.torch_pickle import Foreign
 from opensora.checkpoint.lazy_tensor import FileTensor
 from opensora.errors import UserError
 from opensora.utils.json_text import read_json
+from opensora.utils.logs import logger
 
 # In a folder the first of these that is there is taken; of the last ones there must be a single file.
 NAMES = (
@@ -233,10 +233,9 @@ def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, FileTensor]:
     content = content if isinstance(content, dict) else {}
     for key in EMA_KEYS:
         if use_ema and isinstance(content.get(key), Foreign):
-            print(
+            logger.warning(
                 f"{path}: {key} is an object of {content[key].name:.100}, which is not read; the plain weights are "
-                f"taken",
-                file=sys.stderr,
+                f"taken"
             )
     state = _find_state(content, EMA_KEYS + PLAIN_KEYS if use_ema else PLAIN_KEYS)
     if not state:

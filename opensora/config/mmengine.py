@@ -16,7 +16,6 @@ import argparse
 import difflib
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Optional, Union
@@ -26,6 +25,7 @@ from mmengine.config import Config, ConfigDict
 from opensora.errors import UserError
 from opensora.sample.prompt_files import check_is_no_file, read_prompt_file
 from opensora.utils.cli import CommandParser, check_seed, finite_float, seed, str2bool
+from opensora.utils.logs import logger
 from opensora.utils.numbers import finite_number
 
 PLACES = {
@@ -287,7 +287,7 @@ def _name_unused(config: Mapping, known: Sequence[str]) -> None:
     for name in config:
         close = difflib.get_close_matches(name, known, n=1, cutoff=0.8)
         if name not in known and close:
-            print(f"note: nothing reads the field {name} of the config; did you mean {close[0]}?", file=sys.stderr)
+            logger.warning(f"nothing reads the field {name} of the config; did you mean {close[0]}?")
 
 
 def _name_misplaced(config: Mapping, path: str) -> None:
@@ -298,10 +298,9 @@ def _name_misplaced(config: Mapping, path: str) -> None:
     for name, (parent, field) in PLACES.items():
         part = config.get(parent)
         if config.get(name) is not None and isinstance(part, Mapping) and part.get(field) != config[name]:
-            print(
-                f"note: {path}: {name} = {config[name]!r} has no effect at the top of the config; the field that is "
-                f"read is {parent}.{field}",
-                file=sys.stderr,
+            logger.warning(
+                f"{path}: {name} = {config[name]!r} has no effect at the top of the config; the field that is "
+                f"read is {parent}.{field}"
             )
 
 

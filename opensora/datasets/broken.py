@@ -7,7 +7,6 @@ parent process, see `opensora.datasets.loader`; in any other process only except
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, Callable, Optional, TypeVar, Union
 import numpy as np
 
 from opensora.errors import UserError
+from opensora.utils.logs import logger
 
 SECONDS = 60.0  # a sample that takes longer to read counts as broken
 LONGEST_REASON = 500  # letters
@@ -59,7 +59,7 @@ class Quarantine:
             with open(self.path, "ab", buffering=0) as file:  # O_APPEND
                 file.write(line)
         except OSError as error:
-            print(f"warning: {name} is broken ({reason}) and could not be listed: {error}", file=sys.stderr)
+            logger.warning(f"{name} is broken ({reason}) and could not be listed: {error}")
 
     def _listed(self) -> set[str]:
         if not self.path.is_file():

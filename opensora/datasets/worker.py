@@ -36,6 +36,8 @@ import numpy as np
 from opensora.datasets import broken
 from opensora.datasets.sampler import Batch
 from opensora.errors import UserError
+from opensora.utils import logs
+from opensora.utils.logs import logger
 from opensora.utils.supervision import USER_SIGNALS, die_with_parent
 
 MOST_DEATHS = 2 * broken.TRIES  # of workers, over one batch
@@ -174,7 +176,7 @@ class Worker:
         if self._late or code != -signal.SIGKILL or name in self._killed:
             self.lost[name] = reason
         self._killed.add(name)  # may have been the victim of others; the second time it is to blame
-        print(f"data worker {self.number}: {broken.printable(name)}: {reason}", file=sys.stderr)
+        logger.warning(f"data worker {self.number}: {broken.printable(name)}: {reason}")
         return reason
 
 
@@ -218,6 +220,7 @@ def work(descriptor: int, parent: int) -> None:
     if parent and not die_with_parent(parent):  # even if it is stuck in a decoder then
         return
     _be_the_first_to_go()
+    logs.configure()
     pipe = Connection(descriptor)
     broken.watch = watch = _WorkerWatch(pipe)
     try:

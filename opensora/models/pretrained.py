@@ -5,7 +5,6 @@ from __future__ import annotations
 import difflib
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from opensora.checkpoint.lazy_tensor import FLOATS, ArrayTensor, FileTensor, Laz
 from opensora.checkpoint.shape_check import check_kind
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
+from opensora.utils.logs import logger
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
@@ -242,15 +242,13 @@ class PretrainedModel(nn.Cell):
                     integers.append(f"{name}: {state[name].dtype}")
                 _set(parameter, value, ms.float32 if name in single else dtype)
         if not_finite:
-            print(
-                f"{source}: {few('tensors hold NaN or infinity', not_finite)}: what the model computes will be NaN",
-                file=sys.stderr,
+            logger.warning(
+                f"{source}: {few('tensors hold NaN or infinity', not_finite)}: what the model computes will be NaN"
             )
         if integers:
-            print(
+            logger.warning(
                 f"{source}: {few('tensors are integers where the model has floats', integers)}: they are taken as "
-                f"they are, without the scale that quantised weights need",
-                file=sys.stderr,
+                f"they are, without the scale that quantised weights need"
             )
         self.dtype = dtype
         return missing, unexpected

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -21,6 +20,7 @@ from opensora.datasets.media.folders import list_videos, listed_videos
 from opensora.errors import UserError
 from opensora.pipelines.reconstruct import Clip, Reconstructor, Scores, as_frames, read_clip
 from opensora.utils.files import atomic_write
+from opensora.utils.logs import logger
 
 
 @dataclass(frozen=True)
@@ -113,14 +113,11 @@ def _read_scores(path: Path) -> tuple[dict, dict[str, dict[str, float]]]:
         settings, videos = stored["settings"], dict(stored["videos"])
         settings.get("ae")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        print(f"note: {path} holds no settings and scores of videos; its videos are made again", file=sys.stderr)
+        logger.warning(f"{path} holds no settings and scores of videos; its videos are made again")
         return {}, {}
     bad = [name for name, scores in videos.items() if not _are_scores(scores)]
     if bad:
-        print(
-            f"note: {path} holds no scores of {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; made again",
-            file=sys.stderr,
-        )
+        logger.warning(f"{path} holds no scores of {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; made again")
     return settings, {name: scores for name, scores in videos.items() if name not in bad}
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -25,6 +24,7 @@ from opensora.registry import MODEL, SCHEDULER, TEXT_ENCODER, VAE, build, check_
 from opensora.sample.config_job import Job, Request, check_single_clips, plan_requests, without_effect
 from opensora.schedulers import SCHEDULERS
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
+from opensora.utils.logs import logger
 
 # What goes together: the vae, text encoders and schedulers of a model.
 FAMILIES = {
@@ -63,7 +63,7 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
         check_part(config[kind], kind)
     requests = plan_requests(config, job, long)
     for note in without_effect(job, requests) if device.is_main else ():
-        print(f"note: {note}", file=sys.stderr)
+        logger.warning(note)
     maker_class = STDiTMaker if config["model"]["type"] == "STDiT2-XL/2" else PlanMaker
     maker_class.check(config, job, requests, long)
     with exclusive_folder(job.save_dir, device.is_main):
@@ -123,10 +123,9 @@ class STDiTMaker:
         _, _, *latent_size = self.pipeline.latent_shape(self.size.video)
         made = [count * stride for count, stride in zip(latent_size, self.pipeline.vae.patch_size[1:])]
         if made != list(job.image_size) and device.is_main:
-            print(
-                f"note: image_size {tuple(job.image_size)} is cut to {tuple(made)}: height and width of results are "
-                f"multiples of {self.pipeline.vae.patch_size[1]}",
-                file=sys.stderr,
+            logger.warning(
+                f"image_size {tuple(job.image_size)} is cut to {tuple(made)}: height and width of results are "
+                f"multiples of {self.pipeline.vae.patch_size[1]}"
             )
 
     @staticmethod
@@ -183,10 +182,8 @@ class PlanMaker:
     def __init__(self, config: Mapping[str, Any], job: Job, device: Device, long: bool):
         self.job, self.is_main = job, device.is_main
         if job.batch_size > 1 and device.is_main:
-            print(
-                f"note: batch_size {job.batch_size} has no effect: {config['model']['type']} makes one prompt at a "
-                f"time",
-                file=sys.stderr,
+            logger.warning(
+                f"batch_size {job.batch_size} has no effect: {config['model']['type']} makes one prompt at a time"
             )
         self.sampler = build(config["scheduler"], SCHEDULER)
         text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=device.dtype)

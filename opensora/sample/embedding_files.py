@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from opensora.datasets.t2v.text_embeddings import (
 )
 from opensora.errors import UserError
 from opensora.pipelines.text import embed_text
+from opensora.utils.logs import logger
 
 MOST_NAMED = 10  # faulty entries
 
@@ -71,7 +71,7 @@ def read_captions(
     if len(captions) == 1:
         raise UserError(f"{data_file}: holds no entry with a caption{': ' if faults else ''}{named}")
     if faults:
-        print(f"{data_file}: {len(faults)} entries are left out: {named}", file=sys.stderr)
+        logger.warning(f"{data_file}: {len(faults)} entries are left out: {named}")
     return list(captions.values())
 
 

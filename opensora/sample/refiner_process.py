@@ -19,6 +19,7 @@ import numpy as np
 
 from opensora import device
 from opensora.errors import UserError
+from opensora.utils import logs
 from opensora.utils.cli import CommandParser
 
 MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt, or the extra [refiner]"
@@ -117,6 +118,7 @@ def claim_stdout() -> TextIO:
 
 def main() -> None:
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches the parent too, which says what is to be said
+    logs.configure()
     args = parse_args()
     prompts = json.load(sys.stdin)
     with claim_stdout() as answers:

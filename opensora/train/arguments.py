@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opensora.errors import UserError
 from opensora.train.checkpoint import read_state
+from opensora.utils.logs import logger
 
 # What it means if an argument of the resumed run differs. An argument is a flag of a training command, or a field of a
 # config file; a dotted name is looked up whole, then by its first part.
@@ -113,7 +113,7 @@ def check_arguments(checkpoint: Path, now: Mapping[str, Any], allow: bool, quiet
         )
     differences = [*found["refused"], *found["listed"]]
     if differences and not quiet:
-        print(f"note: these arguments are not those of {checkpoint}: {_joined(differences)}", file=sys.stderr)
+        logger.warning(f"these arguments are not those of {checkpoint}: {_joined(differences)}")
 
 
 def _effect(name: str, now: Mapping[str, Any]) -> str:

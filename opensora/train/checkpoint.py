@@ -19,7 +19,6 @@ import math
 import os
 import re
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -31,6 +30,7 @@ from opensora.errors import UserError
 from opensora.models.pretrained import WEIGHTS_NAME, PretrainedModel
 from opensora.train.optimizer import Optimizer
 from opensora.utils.files import sync
+from opensora.utils.logs import logger
 
 UNFINISHED, REPLACED, STATE, SUMS = ".part", ".old", "state.json", "SHA256SUMS"
 NAME = re.compile(rf"checkpoint-(0|[1-9][0-9]*)({re.escape(REPLACED)})?")
@@ -103,7 +103,7 @@ def find_checkpoint(output_dir: Union[str, Path], wanted: str) -> Optional[Path]
         reason = damage(folder)
         if reason is None:
             return folder
-        print(f"note: {folder} is damaged ({reason}); trying the one written before it", file=sys.stderr)
+        logger.warning(f"{folder} is damaged ({reason}); trying the one written before it")
     if candidates:
         raise UserError(f"--resume_from_checkpoint: all {len(candidates)} checkpoints in {output_dir} are damaged")
     return None
@@ -204,7 +204,7 @@ def load_state(folder: Path, trained: Mapping[str, ModelAndOptimizer], quiet: bo
             if path.exists():
                 tensors.update({f"{kind}.{key}": tensor for key, tensor in read_safetensors(path).items()})
             elif optimizer.ema and not quiet:
-                print(f"note: {folder} has no {prefix}{name}; averages start from its weights", file=sys.stderr)
+                logger.warning(f"{folder} has no {prefix}{name}; averages start from its weights")
         try:
             optimizer.load_state(state["optimizers"][prefix], tensors)
         except ValueError as error:
@@ -271,7 +271,7 @@ def _finish(folder: Path, final: Path) -> None:
     replaced = None
     if final.is_symlink() or (final.exists() and not final.is_dir()):
         aside = free_name(final)
-        print(f"note: {final} is a link or a file, not a folder; it was renamed to {aside.name}", file=sys.stderr)
+        logger.warning(f"{final} is a link or a file, not a folder; it was renamed to {aside.name}")
         os.rename(final, aside)
     elif final.exists():
         replaced = Path(f"{final}{REPLACED}")
@@ -293,7 +293,7 @@ def _rotate(output_dir: Path, newest: Path, keep: int) -> None:
         elif _is_sound(path):
             kept += 1
         else:
-            print(f"note: {path} is damaged and was written before {newest.name}; removing it", file=sys.stderr)
+            logger.warning(f"{path} is damaged and was written before {newest.name}; removing it")
             _discard(path)
 
 
@@ -308,7 +308,7 @@ def _discard(path: Path) -> None:
         os.rename(path, doomed)
         _remove(doomed)
     except OSError as error:
-        print(f"note: {path} could not be removed: {error.strerror or error}", file=sys.stderr)
+        logger.warning(f"{path} could not be removed: {error.strerror or error}")
 
 
 def _remove(path: Path) -> None:

@@ -31,6 +31,7 @@ from opensora.train.t2v import T2VTraining, T2VTrainOptions
 from opensora.train.trainer import Trainer, TrainerOptions, Training
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
+from opensora.utils.logs import logger
 
 STDIT, PLAN = "STDiT2-XL/2", "OpenSoraT2V_v1_3-2B/122"
 FAMILIES = {
@@ -104,10 +105,7 @@ def _check_unread(config: Mapping[str, Any]) -> None:
     for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` has the rest
         check_part(config[kind], kind)
     if is_stdit and config.get("bucket_config") and config.get("batch_size"):
-        print(
-            f"note: batch_size {config['batch_size']} has no effect: bucket_config has the sizes of batches",
-            file=sys.stderr,
-        )
+        logger.warning(f"batch_size {config['batch_size']} has no effect: bucket_config has the sizes of batches")
 
 
 def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptions:

@@ -7,7 +7,6 @@ import io
 import math
 import os
 import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -20,6 +19,7 @@ from tensorboardX import SummaryWriter
 
 from opensora.train.checkpoint import free_name
 from opensora.utils.files import atomic_write
+from opensora.utils.logs import logger
 
 TABLE, VALIDATION = "train_log.csv", "result_val.log"
 
@@ -52,11 +52,9 @@ class TrainingLog:
             self.since_shown = []
             seconds = (time.perf_counter() - self.start) / (step - self.first_step) * (self.total_steps - step)
             shown = " | ".join(name if mean is None else f"{name} {mean:.4g}" for name, mean in means.items())
-            print(
+            logger.info(
                 f"step {step}/{self.total_steps} | {shown} | {peak_memory() / 1e9:.2f} GB | "
-                f"{timedelta(seconds=round(seconds))} left",
-                file=sys.stderr,
-                flush=True,
+                f"{timedelta(seconds=round(seconds))} left"
             )
 
     def validation(self, step: int, values: Mapping[str, float], pictures: Mapping[str, np.ndarray]) -> None:
@@ -69,7 +67,7 @@ class TrainingLog:
         for name, picture in pictures.items():
             self.events.add_image(name, picture, step, dataformats="HWC")
         self.events.flush()
-        print(f"validation at step {step} | {text}", file=sys.stderr, flush=True)
+        logger.info(f"validation at step {step} | {text}")
 
     def close(self) -> None:
         self.events.close()
@@ -99,13 +97,13 @@ class Table:
             reason = "is of another run" if columns[0] == "step" and lines else "begins with a damaged line"
             aside = free_name(path)
             os.replace(path, aside)
-            print(f"note: {path} {reason}; it was renamed to {aside.name}", file=sys.stderr)
+            logger.warning(f"{path} {reason}; it was renamed to {aside.name}")
             return
         rows = [_parse_row(line, columns) for line in lines]
         damaged = [number for number, row in enumerate(rows, 2) if row is None]
         if damaged:
             shown = ", ".join(map(str, damaged[:10])) + (", ..." if len(damaged) > 10 else "")
-            print(f"note: {path}: left out {len(damaged)} damaged lines ({shown})", file=sys.stderr)
+            logger.warning(f"{path}: left out {len(damaged)} damaged lines ({shown})")
         self.columns = columns
         self._rewrite([row for row in rows if row is not None and int(row["step"]) <= last_step])
 

@@ -29,6 +29,7 @@ from opensora.train.ema import EMA
 from opensora.train.optimizer import Optimizer
 from opensora.train.t2v import draw
 from opensora.train.trainer import Report
+from opensora.utils.logs import logger
 
 OWN_SEED = 1024  # of initial weights, timesteps and noise; a config's seed is that of its data
 
@@ -148,7 +149,7 @@ class STDiTTraining:
             part=(part, options.sp_size),
         )
         if show:
-            print(buckets.table(sampler.assigned(0)), flush=True)
+            logger.info(buckets.table(sampler.assigned(0)))
         return sampler
 
     def step(self, learning_rate: float) -> Report:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import islice
@@ -35,6 +34,7 @@ from opensora.train.ema import EMA
 from opensora.train.objective import DenoisingLoss, ObjectiveOptions, make_objective
 from opensora.train.optimizer import Optimizer
 from opensora.train.trainer import Report
+from opensora.utils.logs import logger
 
 TRAINING, VALIDATION = 0, 1  # what noise is for, part of its seed
 ATTENTION_MASK = -2  # its place among the inputs of the loss
@@ -212,10 +212,9 @@ class T2VTraining:
                 f"{source}: {error}; name the folder of its config.json, or its preset, with --model"
             ) from error
         if self.device.is_main and (missing or unexpected):
-            print(
+            logger.warning(
                 f"{source}: {len(missing)} parameters are not in it and start at random, {len(unexpected)} of its "
-                f"tensors are not used",
-                file=sys.stderr,
+                f"tensors are not used"
             )
         return model
 

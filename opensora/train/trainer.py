@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import signal
-import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -35,6 +34,7 @@ from opensora.train.learning_rate import DECAYS, learning_rate
 from opensora.train.log import TrainingLog
 from opensora.utils.cli import str2bool
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
+from opensora.utils.logs import logger
 from opensora.utils.stopping import Stopped, StopRequest, graceful_stop
 
 MOST_SKIPPED = 50  # steps in a row without a finite gradient, after which a run stops
@@ -237,10 +237,9 @@ class Trainer:
             self._resume(checkpoint)
         elif device.is_main and checkpoints(options.output_dir):
             limit = f"; --checkpoints_total_limit {options.checkpoints_total_limit} counts them, too"
-            print(
-                f"note: {options.output_dir} holds checkpoints of another run, and this one begins at step 0 (to "
-                f"resume, add --resume_from_checkpoint True){limit if options.checkpoints_total_limit else ''}",
-                file=sys.stderr,
+            logger.warning(
+                f"{options.output_dir} holds checkpoints of another run, and this one begins at step 0 (to "
+                f"resume, add --resume_from_checkpoint True){limit if options.checkpoints_total_limit else ''}"
             )
         if device.is_main:
             check_free_space(options.output_dir, checkpoint_bytes(training.trained))
@@ -356,13 +355,11 @@ class Trainer:
                 raise
             self.training.restore({**position, "sampler": first["sampler"]})
             if self.device.is_main:
-                print(
-                    f"note: the data are not those of {checkpoint}; they begin with their first epoch", file=sys.stderr
-                )
+                logger.warning(f"the data are not those of {checkpoint}; they begin with their first epoch")
         if checkpoint.parent.resolve() == Path(self.options.output_dir).resolve():
             self.saved = checkpoint
         if self.device.is_main:
-            print(f"going on after step {self.steps}, from {checkpoint}", flush=True)
+            logger.info(f"going on after step {self.steps}, from {checkpoint}")
 
 
 def _resume(text: str) -> Optional[str]:

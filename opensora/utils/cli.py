@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
 from opensora.errors import UserError
-from opensora.utils import supervision
+from opensora.utils import logs, supervision
 from opensora.utils.numbers import finite_number, whole_number
 from opensora.utils.stopping import Stopped, handle_signals, ignore_signals
 from opensora.utils.text_files import read_yaml
@@ -46,6 +46,22 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **settings):
         super().__init__(**{"formatter_class": DefaultsFormatter, **settings})
+        self.add_argument(
+            "--log_level",
+            action=_LogLevel,
+            choices=logs.LEVELS,
+            help=f"least level of the log on stderr; default: {logs.LEVEL}, else info",
+        )
+
+
+class _LogLevel(argparse.Action):
+    """Takes effect at once and leaves no value, because it is no argument of the work that checkpoints record."""
+
+    def __init__(self, option_strings, dest, **settings):
+        super().__init__(option_strings, argparse.SUPPRESS, **{**settings, "default": argparse.SUPPRESS})
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        logs.configure(values)
 
 
 class DefaultsFormatter(argparse.RawDescriptionHelpFormatter):
@@ -112,13 +128,14 @@ def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: should hold `flag: value` lines")
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    actions = {
+        action.dest: action for action in parser._actions if action.dest not in ("help", "config", argparse.SUPPRESS)
+    }
     for key, value in values.items():
         if key not in actions:
             close = difflib.get_close_matches(str(key), actions, n=3)
-            raise UserError(
-                f"{path}: unknown key {key!r:.100}" + (f"; did you mean {', '.join(close)}?" if close else "")
-            )
+            hint = f"; did you mean {', '.join(close)}?" if close else ""
+            raise UserError(f"{path}: unknown key {key!r:.100}{hint}")
         actions[key].required = False
         convert = parser._registry_get("type", actions[key].type, actions[key].type) or str
         parser.set_defaults(**{key: _config_value(actions[key], convert, value, f"{path}: {key}: {value!r:.100}")})
@@ -158,6 +175,7 @@ def run_main(main: Callable[[], None]) -> None:
     The exit status is 0, 1 for an error, and 128 and the signal's number for a command that a signal ended.
     """
     handle_signals()
+    logs.configure()
     try:
         main()
         supervision.report_success()

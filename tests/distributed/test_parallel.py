@@ -138,7 +138,10 @@ def test_a_process_that_ends_takes_the_run_down(end, shown, tmp_path):
         time.sleep(0.5)
     if end == "error":  # the port is taken by the first run
         second, _ = msrun(2, tmp_path / "others", *flags, port=port)
-        assert second.returncode != 0 and f"cannot initialize the process group at 127.0.0.1:{port}" in second.stdout + second.stderr
+        assert (
+            second.returncode != 0
+            and f"cannot initialize the process group at 127.0.0.1:{port}" in second.stdout + second.stderr
+        )
         assert first.poll() is None
     (tmp_path / "now").touch()
     assert first.wait(timeout=60) != 0

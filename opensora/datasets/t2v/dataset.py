@@ -19,6 +19,7 @@ from opensora.datasets.t2v.selection import Shape
 from opensora.datasets.t2v.text_cleaning import clean_caption
 from opensora.datasets.t2v.text_embeddings import EMPTY_TEXT, find_embedding, load_embedding
 from opensora.errors import UserError
+from opensora.utils.logs import logger
 
 FEWEST_STEPS = 4  # a shape with fewer samples than this many optimizer steps take is left out
 
@@ -47,9 +48,9 @@ class T2VDataset:
             raise UserError(f"{options.data}: no sample is left to train on: {self.index.why_none(self.fewest)}")
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_samples.tsv")
         if not quiet:
-            print("\n".join([self.index.table(self.fewest), *notes]))
+            logger.info("\n".join([self.index.table(self.fewest), *notes]))
             if self.quarantine.names:
-                print(f"others will stand for the samples listed in {self.quarantine.path}")
+                logger.info(f"others will stand for the samples listed in {self.quarantine.path}")
 
     @property
     def buckets(self) -> list[np.ndarray]:

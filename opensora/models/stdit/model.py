@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -29,6 +28,7 @@ from opensora.models.stdit.embeddings import (
 from opensora.ops.attention import key_bias
 from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
+from opensora.utils.logs import logger
 
 NULL_TEXT, ROPE = "y_embedder.y_embedding", "rope.freqs"
 
@@ -178,10 +178,9 @@ class STDiT2(PretrainedModel):
         except ValueError as error:
             raise UserError(f"{source}: {error}") from error
         if missing or unexpected:
-            print(
+            logger.warning(
                 f"{source}: {few('parameters are not in it', missing)}, they start as in training from scratch; "
-                f"{few('of its tensors are not used', unexpected)}",
-                file=sys.stderr,
+                f"{few('of its tensors are not used', unexpected)}"
             )
         return model
 

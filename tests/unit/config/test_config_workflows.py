@@ -124,7 +124,7 @@ def test_inference(folder, run, tmp_path, kept_frames):
     config = inference_config(folder, tmp_path / "video.py")
     finished = run("tests/helpers/raw_frames.py", "scripts/inference.py", config)
     assert finished.returncode == 0, finished.stderr
-    assert "note: image_size (36, 50) is cut to (32, 48)" in finished.stderr
+    assert "warning: image_size (36, 50) is cut to (32, 48)" in finished.stderr
     videos = sorted((tmp_path / "samples").glob("*.mp4"))
     assert [path.name for path in videos] == ["sample_0.mp4", "sample_1.mp4", "sample_2.mp4"]
     with VideoReader(videos[0]) as reader:
@@ -319,7 +319,7 @@ def trained(folder, run) -> Path:
     config = training_config(folder, folder / "run/train.py")
     finished = run("scripts/train.py", config)
     assert finished.returncode == 0, finished.stderr
-    assert ["144p", "4", "1", "2", "8", "4"] in [line.split()[:6] for line in finished.stdout.splitlines()]
+    assert ["144p", "4", "1", "2", "8", "4"] in [line.split()[:6] for line in finished.stderr.splitlines()]
     assert "step 6/6 | loss" in finished.stderr
     return config
 

@@ -189,7 +189,7 @@ def test_no_samples_left(made, tmp_path):
 
 def test_the_table_is_printed(made, tmp_path, capsys):
     T2VDataset(options_of(made, tmp_path), LettersTokenizer())
-    assert "29x64x96" in capsys.readouterr().out
+    assert "29x64x96" in capsys.readouterr().err
 
 
 # Annotations that leave out what the files say

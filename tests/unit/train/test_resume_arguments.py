@@ -110,11 +110,11 @@ def test_changes_that_are_listed_and_changes_that_are_silent(folder, name, capsy
         folder / "cache2",
         steps=2,
     )
-    assert "note: these arguments" not in capsys.readouterr().err
+    assert "warning: these arguments" not in capsys.readouterr().err
     train(
         folder, name, *elsewhere, "--start_learning_rate", "0.5", "--use_ema", "False", "--precision", "fp32", steps=2
     )
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "note: these arguments" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning: these arguments" in line]
     assert "start_learning_rate" in line and "-> 0.5" in line and "use_ema true -> false" in line
     assert "precision null -> fp32" in line and line.count("->") == 3
 
@@ -132,7 +132,7 @@ def test_other_data_by_leave(folder, capsys):
     ]
     train(folder, "t2v", *more, steps=3)
     errors = capsys.readouterr().err
-    assert "note: these arguments are not those of" in errors and "fewer/merge_data.txt" in errors
+    assert "warning: these arguments are not those of" in errors and "fewer/merge_data.txt" in errors
     assert "they begin with their first epoch" in errors
     assert [step for step, *_ in rows(folder / "by_leave")] == ["2", "3"]
     saved = json.loads((folder / "by_leave/checkpoint-3/state.json").read_text())

@@ -68,7 +68,7 @@ def test_what_a_run_leaves(folder, run):
     )
     assert finished.returncode == 0, finished.stderr
     output = folder / "run"
-    assert "samples used" in finished.stdout and "step 24/24 | loss" in finished.stderr
+    assert "samples used" in finished.stderr and "step 24/24 | loss" in finished.stderr
     assert [path.name for path in checkpoints(output)] == ["checkpoint-24", "checkpoint-16"]
     assert damage(output / "checkpoint-24") is None
     subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=output / "checkpoint-24", check=True)
@@ -157,7 +157,7 @@ def test_a_run_that_is_killed_again_and_again_ends_as_if_it_had_not_been(folder,
     finished = run(*command)
     assert finished.returncode == 0, finished.stderr
     assert f"{newest.name} is damaged ({Path('model') / WEIGHTS} has changed" in finished.stderr
-    assert "going on after step" in finished.stdout
+    assert "going on after step" in finished.stderr
     assert rows(output) == rows(unbroken)
     assert_same(output / "checkpoint-12", unbroken / "checkpoint-12")
     assert not list(output.glob("*.part"))
