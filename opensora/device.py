@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import random
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Optional
@@ -24,6 +23,7 @@ from opensora.ops.cpu.build import check_settings
 from opensora.ops.cpu.runtime import tune_process
 from opensora.parallel.launch import join_processes
 from opensora.process.signals import handle_signals
+from opensora.utils.logs import logger
 
 PRECISIONS = {"bf16": ms.bfloat16, "fp16": ms.float16, "fp32": ms.float32}
 # A CPU has no bfloat16 arithmetic in MindSpore, and float16 there is slower than float32 and gains nothing.
@@ -105,7 +105,7 @@ def choose_precision(target: str, wanted: Optional[str], quiet: bool = False) ->
     if wanted in supported:
         return wanted
     if not quiet:
-        print(f"note: a {target} does not run {wanted} here; running fp32 instead", file=sys.stderr)
+        logger.warning(f"a {target} does not run {wanted} here; running fp32 instead")
     return "fp32"
 
 

@@ -13,6 +13,7 @@ from processes import ROOT
 
 import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
 from opensora.process.control import USER_SIGNALS
+from opensora.utils import logs
 
 # Commands that tests start import this tree, whatever is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
@@ -25,6 +26,13 @@ def _folder(name: str) -> Path:
     if not path.is_dir():
         pytest.skip(f"the {name} folder is not on this machine")
     return path
+
+
+@pytest.fixture(autouse=True)
+def log_on_stderr(monkeypatch):
+    """The log goes where the commands send it: functions called in this process write theirs to stderr, too."""
+    monkeypatch.delenv(logs.LEVEL, raising=False)
+    logs.configure()
 
 
 @pytest.fixture(autouse=True)

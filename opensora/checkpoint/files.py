@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Union
@@ -14,6 +13,7 @@ from opensora.checkpoint.formats.torch_pickle import Foreign
 from opensora.checkpoint.lazy_tensor import FileTensor
 from opensora.errors import UserError
 from opensora.utils.json_text import read_json
+from opensora.utils.logs import logger
 
 # File names that are searched for in a folder, in this order, then patterns that must match a single file.
 NAMES = (
@@ -234,9 +234,8 @@ def _pick(path: Path, content: Any, use_ema: bool) -> dict[str, FileTensor]:
     content = content if isinstance(content, dict) else {}
     for key in EMA_KEYS:
         if use_ema and isinstance(content.get(key), Foreign):
-            print(
-                f"{path}: {key} is an object of {content[key].name:.100}, which is not read; using the plain weights",
-                file=sys.stderr,
+            logger.warning(
+                f"{path}: {key} is an object of {content[key].name:.100}, which is not read; using the plain weights"
             )
     state = _find_state(content, EMA_KEYS + PLAIN_KEYS if use_ema else PLAIN_KEYS)
     if not state:

@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import math
 import os
-import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
@@ -23,6 +22,7 @@ from opensora.config.fields import INFERENCE, SEED, TRAINING
 from opensora.config.options import add_flags, check_choice, check_seed, did_you_mean, flags_of
 from opensora.errors import UserError
 from opensora.utils.cli import CommandParser
+from opensora.utils.logs import logger
 from opensora.utils.numbers import finite_number
 
 if TYPE_CHECKING:
@@ -194,7 +194,7 @@ def _warn_about_unknown(config: Mapping, known: Sequence[str]) -> None:
     for name in config:
         hint = "" if name in known else did_you_mean(name, known, cutoff=0.8)
         if hint:
-            print(f"note: nothing reads the field {name} of the config{hint}", file=sys.stderr)
+            logger.warning(f"nothing reads the field {name} of the config{hint}")
 
 
 def _warn_about_misplaced(config: Mapping, path: str) -> None:
@@ -205,8 +205,7 @@ def _warn_about_misplaced(config: Mapping, path: str) -> None:
     for name, (parent, field) in PLACES.items():
         component = config.get(parent)
         if config.get(name) is not None and isinstance(component, Mapping) and component.get(field) != config[name]:
-            print(
-                f"note: {path}: {name} = {config[name]!r} has no effect at the top of the config; the field that is "
-                f"read is {parent}.{field}",
-                file=sys.stderr,
+            logger.warning(
+                f"{path}: {name} = {config[name]!r} has no effect at the top of the config; the field that is "
+                f"read is {parent}.{field}"
             )

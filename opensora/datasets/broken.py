@@ -7,7 +7,6 @@ handles crashes and hangs, see `opensora.datasets.loader`. Any other process han
 
 from __future__ import annotations
 
-import sys
 import threading
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -17,6 +16,7 @@ from typing import Any, Callable, Optional, TypeVar, Union
 import numpy as np
 
 from opensora.errors import UserError
+from opensora.utils.logs import logger
 
 READ_TIMEOUT = 60.0  # seconds; a sample that takes longer counts as broken
 MAX_REASON_LENGTH = 500  # characters
@@ -60,7 +60,7 @@ class Quarantine:
             with open(self.path, "ab", buffering=0) as file:  # O_APPEND
                 file.write(line)
         except OSError as error:
-            print(f"warning: {name} is broken ({reason}) and could not be listed: {error}", file=sys.stderr)
+            logger.warning(f"{name} is broken ({reason}) and could not be listed: {error}")
 
     def _read_names(self) -> set[str]:
         if not self.path.is_file():

@@ -38,6 +38,8 @@ from opensora.datasets import broken
 from opensora.datasets.sampler import BatchRequest
 from opensora.errors import UserError
 from opensora.process.control import USER_SIGNALS, die_with_parent
+from opensora.utils import logs
+from opensora.utils.logs import logger
 
 MAX_DEATHS = 2 * broken.MAX_ATTEMPTS  # of workers, for one batch
 IDLE_TIMEOUT = 600.0  # seconds to start a worker, or to collate a batch whose samples have been read
@@ -185,7 +187,7 @@ class Worker:
         if self._late or code != -signal.SIGKILL or name in self._suspects:
             self.fatal[name] = reason
         self._suspects.add(name)
-        print(f"data worker {self.number}: {broken.printable(name)}: {reason}", file=sys.stderr)
+        logger.warning(f"data worker {self.number}: {broken.printable(name)}: {reason}")
         return reason
 
 
@@ -230,6 +232,7 @@ def work(descriptor: int, parent: int) -> None:
     if parent and not die_with_parent(parent):  # takes effect even while a decoder hangs
         return
     _raise_oom_score()
+    logs.configure()
     pipe = Connection(descriptor)
     broken.monitor = monitor = _WorkerMonitor(pipe)
     try:

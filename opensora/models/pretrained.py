@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
@@ -22,6 +21,7 @@ from opensora.checkpoint.shape_check import check_class
 from opensora.config.options import did_you_mean
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
+from opensora.utils.logs import logger
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
@@ -258,10 +258,10 @@ class PretrainedModel(nn.Cell):
                 _set(parameter, value, ms.float32 if name in single else dtype)
         if not_finite:
             note = summarize("tensors hold NaN or infinity", not_finite)
-            print(f"{source}: {note}: the model's output will be NaN", file=sys.stderr)
+            logger.warning(f"{source}: {note}: the model's output will be NaN")
         if integers:
             note = summarize("tensors have an integer type, but the model's type is float", integers)
-            print(f"{source}: {note}: they are loaded without the scale that quantized weights need", file=sys.stderr)
+            logger.warning(f"{source}: {note}: they are loaded without the scale that quantized weights need")
         self.dtype = dtype
         return missing, unexpected
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -22,6 +21,7 @@ from opensora.datasets.transforms import to_uint8
 from opensora.errors import UserError
 from opensora.pipelines.reconstruct import ClipSpec, Reconstructor, Scores, read_clip
 from opensora.utils.files import atomic_write
+from opensora.utils.logs import logger
 
 
 @dataclass(frozen=True)
@@ -116,14 +116,13 @@ def _read_scores(path: Path) -> tuple[dict, dict[str, dict[str, float]]]:
         settings, videos = stored["settings"], dict(stored["videos"])
         settings.get("ae")
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError):
-        print(f"note: {path} holds no settings and scores of videos; reconstructing again", file=sys.stderr)
+        logger.warning(f"{path} holds no settings and scores of videos; reconstructing again")
         return {}, {}
     bad = [name for name, scores in videos.items() if not _are_scores(scores)]
     if bad:
-        print(
-            f"note: {path} holds no valid scores of {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; "
-            "reconstructing again",
-            file=sys.stderr,
+        logger.warning(
+            f"{path} holds no valid scores of {', '.join(bad[:10])}{' ...' if len(bad) > 10 else ''}; "
+            "reconstructing again"
         )
     return settings, {name: scores for name, scores in videos.items() if name not in bad}
 

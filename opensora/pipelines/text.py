@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Optional
@@ -12,6 +11,7 @@ from mindspore import Tensor
 
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.utils.logs import logger
 
 LENGTH_STEP = 64
 MAX_SHOWN = 60  # characters of a text in a note
@@ -51,9 +51,8 @@ def note_if_truncated(tokenizer: Tokenizer, text: str, max_length: int, remedy: 
     count = tokenizer.count(text)
     if count > max_length:
         text = " ".join(text.split())
-        print(
-            f"note: the text {text[:MAX_SHOWN]!r}... has {count} tokens and is truncated to {max_length}; {remedy}",
-            file=sys.stderr,
+        logger.warning(
+            f"the text {text[:MAX_SHOWN]!r}... has {count} tokens and is truncated to {max_length}; {remedy}"
         )
 
 

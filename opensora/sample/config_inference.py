@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from typing import Any, Protocol
@@ -40,6 +39,7 @@ from opensora.sample.inference_options import (
     without_effect,
 )
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
+from opensora.utils.logs import logger
 
 REMEDY = "raise model_max_length of text_encoder, if the model allows it, or shorten the text"
 NOISE, ENCODER, REFERENCE = 0, 1, 2  # purpose of random numbers, a component of their seed
@@ -82,7 +82,7 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
         check_component(config[kind], kind)
     requests = plan_requests(config, options, long)
     for note in without_effect(options, requests) if device.is_main else ():
-        print(f"note: {note}", file=sys.stderr)
+        logger.warning(f"{note}")
     is_stdit = config["model"]["type"] == STDIT
     sampler_class: type[RequestSampler] = STDiTSampler if is_stdit else PlanSampler
     sampler_class.check(config, options, requests, long)
@@ -143,10 +143,9 @@ class STDiTSampler:
         _, _, *latent_size = self.pipeline.latent_shape(self.size.video)
         output_size = [count * stride for count, stride in zip(latent_size, self.pipeline.vae.patch_size[1:])]
         if output_size != list(options.image_size) and device.is_main:
-            print(
-                f"note: image_size {tuple(options.image_size)} is cropped to {tuple(output_size)}: height and width "
-                f"must be multiples of {self.pipeline.vae.patch_size[1]}",
-                file=sys.stderr,
+            logger.warning(
+                f"image_size {tuple(options.image_size)} is cropped to {tuple(output_size)}: height and width "
+                f"must be multiples of {self.pipeline.vae.patch_size[1]}"
             )
 
     @staticmethod
@@ -204,10 +203,8 @@ class PlanSampler:
     def __init__(self, config: Mapping[str, Any], options: InferenceOptions, device: Device, long: bool):
         self.options, self.is_main = options, device.is_main
         if options.batch_size > 1 and device.is_main:
-            print(
-                f"note: batch_size {options.batch_size} has no effect: {config['model']['type']} samples one prompt at "
-                f"a time",
-                file=sys.stderr,
+            logger.warning(
+                f"batch_size {options.batch_size} has no effect: {config['model']['type']} samples one prompt at a time"
             )
         self.guided_sampler = build(config["scheduler"], SCHEDULER)
         text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=device.dtype)

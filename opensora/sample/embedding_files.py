@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
@@ -25,6 +24,7 @@ from opensora.datasets.t2v.text_embeddings import (
 )
 from opensora.errors import UserError
 from opensora.pipelines.text import embed_text
+from opensora.utils.logs import logger
 
 MAX_LISTED = 10  # invalid entries
 
@@ -70,7 +70,7 @@ def read_captions(
     if len(captions) == 1:
         raise UserError(f"{data_file} has no entry with a caption{': ' if errors else ''}{listed}")
     if errors:
-        print(f"{data_file}: {len(errors)} entries are skipped: {listed}", file=sys.stderr)
+        logger.warning(f"{data_file}: {len(errors)} entries are skipped: {listed}")
     return list(captions.values())
 
 

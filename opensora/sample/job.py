@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Callable, Optional
 
@@ -41,6 +40,7 @@ from opensora.sample.prompt_files import read_inputs
 from opensora.sample.refiner import refine_prompts
 from opensora.schedulers import get_scheduler
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
+from opensora.utils.logs import logger
 
 
 def build_pipeline(options: SampleOptions, device: Device, group: Group) -> VideoPipeline:
@@ -103,10 +103,9 @@ def _run(options: SampleOptions, device: Device) -> None:
             check_same_run(sample, options)
     todo = _missing(options, samples)
     if device.is_main and len(todo) < len(samples):
-        print(
+        logger.warning(
             f"{len(samples) - len(todo)} of {len(samples)} results already exist in {options.save_img_path}; "
-            f"--overwrite generates them again",
-            file=sys.stderr,
+            f"--overwrite generates them again"
         )
     if device.is_main:
         check_free_space(options.save_img_path, len(todo) * bytes_per_sample(options))

@@ -17,6 +17,7 @@ from tqdm import tqdm
 from opensora.checkpoint.files import find_weights, open_state, read_config, resolve_path
 from opensora.errors import UserError
 from opensora.sample import refiner_process
+from opensora.utils.logs import logger
 
 MAX_NEW_TOKENS = 512
 
@@ -68,7 +69,7 @@ def refine_each(
     answers = tqdm(_converse(command, prompts), desc="refining prompts", total=len(prompts), unit="prompt")
     for answer, prompt in zip(answers, prompts):
         if not answer.strip():
-            tqdm.write(f"note: the refiner's answer to {prompt!r} is empty; the prompt stays as it is", file=sys.stderr)
+            logger.warning(f"the refiner's answer to {prompt!r} is empty; the prompt stays as it is")
         yield prompt, " ".join((answer if answer.strip() else prompt).split())
 
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from opensora.errors import UserError
 from opensora.train.checkpoint_folder import read_state
+from opensora.utils.logs import logger
 
 # The effect of an argument that differs in the resuming run. An argument is a flag of a training command, or a field
 # of a config file; a dotted name is looked up in full, then by its first component.
@@ -113,7 +113,7 @@ def check_arguments(checkpoint: Path, now: Mapping[str, Any], allow: bool, quiet
         )
     differences = [*found["refused"], *found["listed"]]
     if differences and not quiet:
-        print(f"note: these arguments differ from those of {checkpoint}: {_joined(differences)}", file=sys.stderr)
+        logger.warning(f"these arguments differ from those of {checkpoint}: {_joined(differences)}")
 
 
 def _effect(name: str, now: Mapping[str, Any]) -> str:

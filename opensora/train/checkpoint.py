@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -37,6 +36,7 @@ from opensora.train.checkpoint_folder import (
 )
 from opensora.train.optimizer import Optimizer
 from opensora.utils.files import sync
+from opensora.utils.logs import logger
 
 MOMENTS = ("exp_avg", "exp_avg_sq")
 
@@ -111,7 +111,7 @@ def load_state(folder: Path, trained: Mapping[str, ModelAndOptimizer], quiet: bo
             if path.exists():
                 tensors.update({f"{kind}.{key}": tensor for key, tensor in read_safetensors(path).items()})
             elif optimizer.ema and not quiet:
-                print(f"note: {folder} has no {prefix}{name}; averages start from its weights", file=sys.stderr)
+                logger.warning(f"{folder} has no {prefix}{name}; averages start from its weights")
         try:
             optimizer.load_state(state["optimizers"][prefix], tensors)
         except ValueError as error:
@@ -178,7 +178,7 @@ def _finish(folder: Path, final: Path) -> None:
     replaced = None
     if final.is_symlink() or (final.exists() and not final.is_dir()):
         aside = free_name(final)
-        print(f"note: {final} is a link or a file, not a folder; it was renamed to {aside.name}", file=sys.stderr)
+        logger.warning(f"{final} is a link or a file, not a folder; it was renamed to {aside.name}")
         os.rename(final, aside)
     elif final.exists():
         replaced = Path(f"{final}{REPLACED}")
@@ -200,7 +200,7 @@ def _rotate(output_dir: Path, newest: Path, keep: int) -> None:
         elif is_intact(path):
             kept += 1
         else:
-            print(f"note: {path} is corrupt and was written before {newest.name}; removing it", file=sys.stderr)
+            logger.warning(f"{path} is corrupt and was written before {newest.name}; removing it")
             _discard(path)
 
 
@@ -215,7 +215,7 @@ def _discard(path: Path) -> None:
         os.rename(path, doomed)
         _remove(doomed)
     except OSError as error:
-        print(f"note: {path} could not be removed: {error.strerror or error}", file=sys.stderr)
+        logger.warning(f"{path} could not be removed: {error.strerror or error}")
 
 
 def _remove(path: Path) -> None:

@@ -17,13 +17,13 @@ import json
 import math
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Optional, Union
 
 from opensora.errors import UserError
 from opensora.models.pretrained import WEIGHTS_NAME
+from opensora.utils.logs import logger
 
 UNFINISHED, REPLACED, STATE, SUMS = ".part", ".old", "state.json", "SHA256SUMS"
 NAME = re.compile(rf"checkpoint-(0|[1-9][0-9]*)({re.escape(REPLACED)})?")
@@ -106,7 +106,7 @@ def find_checkpoint(output_dir: Union[str, Path], wanted: str) -> Optional[Path]
         reason = find_corruption(folder)
         if reason is None:
             return folder
-        print(f"note: {folder} is corrupt ({reason}); trying the one written before it", file=sys.stderr)
+        logger.warning(f"{folder} is corrupt ({reason}); trying the one written before it")
     if candidates:
         raise UserError(f"--resume_from_checkpoint: all {len(candidates)} checkpoints in {output_dir} are corrupt")
     return None

@@ -30,6 +30,7 @@ from opensora.train.t2v import T2VTraining, T2VTrainOptions
 from opensora.train.trainer import Trainer, TrainerOptions, Training
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
+from opensora.utils.logs import logger
 
 NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "dataset.type", "outputs", "lr")
 # `plugin` -> ZeRO stage.
@@ -93,10 +94,7 @@ def _check_unread(config: Mapping[str, Any]) -> None:
     for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` has the rest
         check_component(config[kind], kind)
     if is_stdit and config.get("bucket_config") and config.get("batch_size"):
-        print(
-            f"note: batch_size {config['batch_size']} has no effect: bucket_config contains the batch sizes",
-            file=sys.stderr,
-        )
+        logger.warning(f"batch_size {config['batch_size']} has no effect: bucket_config contains the batch sizes")
 
 
 def training_fields(config: Mapping[str, Any]) -> TrainingFields:

@@ -7,7 +7,6 @@ import io
 import math
 import os
 import resource
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from datetime import timedelta
@@ -20,6 +19,7 @@ from tensorboardX import SummaryWriter
 
 from opensora.train.checkpoint_folder import free_name
 from opensora.utils.files import atomic_write
+from opensora.utils.logs import logger
 
 TABLE, VALIDATION = "train_log.csv", "result_val.log"
 
@@ -55,11 +55,9 @@ class TrainingLog:
             self.since_shown = []
             seconds = (time.perf_counter() - self.start) / (step - self.first_step) * (self.total_steps - step)
             shown = " | ".join(name if mean is None else f"{name} {mean:.4g}" for name, mean in means.items())
-            print(
+            logger.info(
                 f"step {step}/{self.total_steps} | {shown} | {peak_memory() / 1e9:.2f} GB | "
-                f"{timedelta(seconds=round(seconds))} left",
-                file=sys.stderr,
-                flush=True,
+                f"{timedelta(seconds=round(seconds))} left"
             )
 
     def validation(self, step: int, metrics: Mapping[str, float], images: Mapping[str, np.ndarray]) -> None:
@@ -72,7 +70,7 @@ class TrainingLog:
         for name, image in images.items():
             self.events.add_image(name, image, step, dataformats="HWC")
         self.events.flush()
-        print(f"validation at step {step} | {text}", file=sys.stderr, flush=True)
+        logger.info(f"validation at step {step} | {text}")
 
     def close(self) -> None:
         self.events.close()
@@ -103,13 +101,13 @@ class Table:
             reason = "is of another run" if columns[0] == "step" and lines else "begins with a corrupt line"
             aside = free_name(path)
             os.replace(path, aside)
-            print(f"note: {path} {reason}; it was renamed to {aside.name}", file=sys.stderr)
+            logger.warning(f"{path} {reason}; it was renamed to {aside.name}")
             return
         rows = [_parse_row(line, columns) for line in lines]
         corrupt = [number for number, row in enumerate(rows, 2) if row is None]
         if corrupt:
             shown = ", ".join(map(str, corrupt[:10])) + (", ..." if len(corrupt) > 10 else "")
-            print(f"note: {path}: removed {len(corrupt)} corrupt lines ({shown})", file=sys.stderr)
+            logger.warning(f"{path}: removed {len(corrupt)} corrupt lines ({shown})")
         self.columns = columns
         self._rewrite([row for row in rows if row is not None and int(row["step"]) <= last_step])
 

@@ -30,6 +30,7 @@ from opensora.train.ema import EMA
 from opensora.train.optimizer import Optimizer
 from opensora.train.t2v import sample_noise
 from opensora.train.trainer import StepResult
+from opensora.utils.logs import logger
 
 MODEL_SEED = 1024  # of initial weights, timesteps and noise; the `seed` of a config is for the data
 
@@ -141,7 +142,7 @@ class STDiTTraining:
             shard=(part, options.sp_size),
         )
         if show:
-            print(buckets.table(sampler.assigned(0)), flush=True)
+            logger.info(buckets.table(sampler.assigned(0)))
         return sampler
 
     def step(self, learning_rate: float) -> StepResult:

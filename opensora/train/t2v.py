@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
@@ -34,6 +33,7 @@ from opensora.train.objective import DenoisingLoss, make_objective
 from opensora.train.optimizer import Optimizer
 from opensora.train.t2v_options import T2VTrainOptions
 from opensora.train.trainer import StepResult
+from opensora.utils.logs import logger
 
 TRAINING, VALIDATION = 0, 1  # the purpose of noise, a component of its seed
 ATTENTION_MASK = -2  # its index among the inputs of the loss
@@ -161,10 +161,9 @@ class T2VTraining:
                 f"{source}: {error}; name the folder of its config.json, or its preset, with --model"
             ) from error
         if self.device.is_main and (missing or unexpected):
-            print(
+            logger.warning(
                 f"{source}: {len(missing)} parameters are not in it and are initialized randomly, {len(unexpected)} of "
-                f"its tensors are not used",
-                file=sys.stderr,
+                f"its tensors are not used"
             )
         return model
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import signal
-import sys
 import time
 from argparse import Namespace
 from collections.abc import Mapping
@@ -27,6 +26,7 @@ from opensora.train.learning_rate import learning_rate
 from opensora.train.log import TrainingLog
 from opensora.train.trainer_options import TrainerOptions
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
+from opensora.utils.logs import logger
 
 MOST_SKIPPED = 50  # consecutive steps with non-finite gradients, after which a run stops
 
@@ -139,10 +139,9 @@ class Trainer:
             self._resume(checkpoint)
         elif device.is_main and checkpoints(options.output_dir):
             limit = f"; --checkpoints_total_limit {options.checkpoints_total_limit} counts them, too"
-            print(
-                f"note: {options.output_dir} contains checkpoints of another run, and this one starts at step 0 (to "
-                f"resume, add --resume_from_checkpoint True){limit if options.checkpoints_total_limit else ''}",
-                file=sys.stderr,
+            logger.warning(
+                f"{options.output_dir} contains checkpoints of another run, and this one starts at step 0 (to "
+                f"resume, add --resume_from_checkpoint True){limit if options.checkpoints_total_limit else ''}"
             )
         if device.is_main:
             check_free_space(options.output_dir, checkpoint_bytes(training.trained))
@@ -182,9 +181,8 @@ class Trainer:
                 f"stopped after step {self.steps}; to resume from {self.saved}, add --resume_from_checkpoint True",
             )
         if self.log:
-            print(
-                f"trained {self.steps} steps, {self.skipped} of them skipped; the newest checkpoint is {self.saved}",
-                flush=True,
+            logger.info(
+                f"trained {self.steps} steps, {self.skipped} of them skipped; the newest checkpoint is {self.saved}"
             )
 
     def any_process_stops(self, request: StopRequest) -> bool:
@@ -258,10 +256,8 @@ class Trainer:
                 raise
             self.training.load_state_dict({**position, "sampler": first["sampler"]})
             if self.device.is_main:
-                print(
-                    f"note: the data are not those of {checkpoint}; they begin with their first epoch", file=sys.stderr
-                )
+                logger.warning(f"the data are not those of {checkpoint}; they begin with their first epoch")
         if checkpoint.parent.resolve() == Path(self.options.output_dir).resolve():
             self.saved = checkpoint
         if self.device.is_main:
-            print(f"resuming after step {self.steps} from {checkpoint}", flush=True)
+            logger.info(f"resuming after step {self.steps} from {checkpoint}")

@@ -16,6 +16,7 @@ from opensora.errors import UserError
 from opensora.process import supervision
 from opensora.process.control import rank_name
 from opensora.process.signals import Stopped, handle_signals, ignore_signals
+from opensora.utils import logs
 from opensora.utils.text_files import read_yaml
 
 DEBUG = "OPENSORA_DEBUG"  # environment variable; 1: a traceback for every error
@@ -26,6 +27,22 @@ class CommandParser(argparse.ArgumentParser):
 
     def __init__(self, **settings):
         super().__init__(**{"formatter_class": DefaultsFormatter, **settings})
+        self.add_argument(
+            "--log_level",
+            action=_LogLevel,
+            choices=logs.LEVELS,
+            help=f"least level of the log on stderr; default: {logs.LEVEL}, else info",
+        )
+
+
+class _LogLevel(argparse.Action):
+    """Takes effect at once and leaves no value, because it is no argument of the work that checkpoints record."""
+
+    def __init__(self, option_strings, dest, **settings):
+        super().__init__(option_strings, argparse.SUPPRESS, **{**settings, "default": argparse.SUPPRESS})
+
+    def __call__(self, parser, namespace, values, option_string=None) -> None:
+        logs.configure(values)
 
 
 def parse_flags(
@@ -83,7 +100,9 @@ def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
         raise UserError(f"{path}: should hold `flag: value` lines")
-    actions = {action.dest: action for action in parser._actions if action.dest not in ("help", "config")}
+    actions = {
+        action.dest: action for action in parser._actions if action.dest not in ("help", "config", argparse.SUPPRESS)
+    }
     check_known(values, actions, str(path))
     for key, value in values.items():
         actions[key].required = False
@@ -124,6 +143,7 @@ def run_main(main: Callable[[], None]) -> None:
     The exit status is 0, 1 for an error, and 128 and the signal's number for a command that a signal ended.
     """
     handle_signals()
+    logs.configure()
     try:
         main()
         supervision.report_success()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import shutil
 import socket
-import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Optional, Union
 
 from opensora.errors import UserError
 from opensora.utils.files import lock_file
+from opensora.utils.logs import logger
 
 LOCK_NAME = ".lock"
 
@@ -84,10 +84,7 @@ def _lock(folder: Path) -> Optional[int]:
             raise OSError(
                 f"{folder}: the output folder cannot be written to ({error.strerror}); choose another folder"
             ) from error
-        print(
-            f"note: {folder}: cannot be locked ({error.strerror}); make sure that no other run writes to it",
-            file=sys.stderr,
-        )
+        logger.warning(f"{folder}: cannot be locked ({error.strerror}); make sure that no other run writes to it")
         return None
     if descriptor is None:
         hint = " (under msrun, --use_parallel True makes one run of all processes)" if "MS_ROLE" in os.environ else ""

@@ -10,7 +10,6 @@ import errno
 import json
 import os
 import struct
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, BinaryIO, Union
@@ -30,6 +29,7 @@ from opensora.checkpoint.lazy_tensor import (
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 from opensora.utils.json_text import parse_json
+from opensora.utils.logs import logger
 
 LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors package
 NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -169,7 +169,7 @@ def write_safetensors(
             file.flush()
             os.fsync(file.fileno())
         if not_finite:
-            print(f"{path}: {summarize('tensors hold NaN or infinity', not_finite)}", file=sys.stderr)
+            logger.warning(f"{path}: {summarize('tensors hold NaN or infinity', not_finite)}")
     except OSError as error:
         if error.errno in NO_ROOM:
             raise OSError(

@@ -7,7 +7,6 @@ The conversion is an FFmpeg filter graph with the filters and flags that the ffm
 from __future__ import annotations
 
 import struct
-import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from functools import cache
@@ -17,6 +16,7 @@ import av
 import numpy as np
 
 from opensora.errors import UserError
+from opensora.utils.logs import logger
 
 MAX_PIXELS = 1 << 26  # 8192 x 8192; a frame is 200 MB of RGB
 HDR_TRANSFERS = {16: "PQ", 18: "HLG"}  # code points of ITU-T H.273
@@ -108,8 +108,7 @@ def orientation_filters(matrix: Optional[Sequence[int]]) -> list[tuple[str, Opti
 @cache
 def note_hdr(transfer: int) -> None:
     """Prints a note, once per process, that HDR video is not tone-mapped."""
-    print(
-        f"note: {HDR_TRANSFERS[transfer]} (HDR) video is converted to RGB without tone mapping and looks flat; "
-        "convert it to SDR first if that matters",
-        file=sys.stderr,
+    logger.warning(
+        f"{HDR_TRANSFERS[transfer]} (HDR) video is converted to RGB without tone mapping and looks flat; "
+        "convert it to SDR first if that matters"
     )

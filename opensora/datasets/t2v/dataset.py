@@ -18,6 +18,7 @@ from opensora.datasets.t2v.selection import Shape
 from opensora.datasets.t2v.text_cleaning import clean_caption
 from opensora.datasets.t2v.text_embeddings import EMPTY_TEXT, find_embedding, load_embedding
 from opensora.errors import UserError
+from opensora.utils.logs import logger
 
 MIN_STEPS = 4  # optimizer steps; shapes with fewer samples are excluded
 
@@ -47,9 +48,9 @@ class T2VDataset:
             )
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_samples.tsv")
         if not quiet:
-            print("\n".join([self.index.table(self.min_samples), *notes]))
+            logger.info("\n".join([self.index.table(self.min_samples), *notes]))
             if self.quarantine.names:
-                print(f"the samples listed in {self.quarantine.path} will be replaced by others")
+                logger.info(f"the samples listed in {self.quarantine.path} will be replaced by others")
 
     @property
     def buckets(self) -> list[np.ndarray]:

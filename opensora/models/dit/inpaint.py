@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -17,6 +16,7 @@ from opensora.models.common.layers import Linear
 from opensora.models.dit.config import OpenSoraInpaintConfig
 from opensora.models.dit.embeddings import PatchEmbed2D
 from opensora.models.dit.model import OpenSoraT2V_v1_3
+from opensora.utils.logs import logger
 
 CONDITIONING_LAYERS = ("pos_embed_masked_hidden_states.", "pos_embed_mask.")
 
@@ -80,9 +80,8 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
             model.load_torch_state({**new, **copied, **state})
         except ValueError as error:
             raise UserError(f"{source}: {error}") from error
-        print(
+        logger.info(
             f"{source}: text-to-video weights; the conditioning layers are new and have no effect before training: "
-            f"{', '.join(name + '*' for name in CONDITIONING_LAYERS)}",
-            file=sys.stderr,
+            f"{', '.join(name + '*' for name in CONDITIONING_LAYERS)}"
         )
         return model

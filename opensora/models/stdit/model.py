@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Optional, Union
@@ -29,6 +28,7 @@ from opensora.models.stdit.embeddings import (
 from opensora.ops.attention import mask_to_bias
 from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
+from opensora.utils.logs import logger
 
 NULL_TEXT, ROPE = "y_embedder.y_embedding", "rope.freqs"
 
@@ -190,10 +190,9 @@ class STDiT2(PretrainedModel):
         except ValueError as error:
             raise UserError(f"{source}: {error}") from error
         if missing or unexpected:
-            print(
+            logger.warning(
                 f"{source}: {summarize('parameters are missing', missing)} and keep their initial values; "
-                f"{summarize('tensors are not used', unexpected)}",
-                file=sys.stderr,
+                f"{summarize('tensors are not used', unexpected)}"
             )
         return model
 

@@ -16,7 +16,6 @@ import re
 import shutil
 import stat
 import subprocess
-import sys
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,6 +25,7 @@ from typing import NamedTuple, Optional
 
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
+from opensora.utils.logs import logger
 
 SOURCE = Path(__file__).parent / "src"
 COMPILER = "g++"
@@ -67,7 +67,7 @@ def library() -> Optional[Library]:
     try:
         return build_kernels()
     except (OSError, subprocess.SubprocessError) as error:
-        _note(f"no fused CPU kernels ({error}); using stock operators, which are slower")
+        logger.warning(f"no fused CPU kernels ({error}); using stock operators, which are slower")
         return None
 
 
@@ -96,7 +96,7 @@ def build_kernels() -> Library:
             unusable.append(_reason(folder, error))
         else:
             for reason in unusable:
-                _note(f"{reason}; the CPU kernels are cached in {folder} instead")
+                logger.warning(f"{reason}; the CPU kernels are cached in {folder} instead")
             return found
     raise OSError("; ".join(unusable))
 
@@ -215,7 +215,7 @@ def _locked(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            _note("waiting for another process that is building the CPU kernels")
+            logger.warning("waiting for another process that is building the CPU kernels")
             fcntl.flock(lock, fcntl.LOCK_EX)
         except OSError:
             pass  # file system without locks: processes may compile at the same time, and the last rename wins
@@ -223,7 +223,7 @@ def _locked(path: Path) -> Iterator[None]:
 
 
 def _compile(path: Path, compiler: str, march: str) -> None:
-    print("building the CPU kernels, once (about 20 s)", file=sys.stderr, flush=True)
+    logger.info("building the CPU kernels, once (about 20 s)")
     with atomic_write(path) as temporary:
         sources = sorted(map(str, SOURCE.glob("*.cc")))
         built = subprocess.run(
@@ -241,7 +241,3 @@ def _compile(path: Path, compiler: str, march: str) -> None:
 
 def _reason(folder: Path, error: OSError) -> str:
     return f"{folder}: {error.strerror or error}"
-
-
-def _note(message: str) -> None:
-    print(f"note: {message}", file=sys.stderr, flush=True)

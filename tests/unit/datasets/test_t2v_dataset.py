@@ -128,9 +128,9 @@ def test_no_usable_sample_raises(annotated_clips, tmp_path):
         dataset_of(annotated_clips, tmp_path, total_batch_size=7)
 
 
-def test_table_is_printed(annotated_clips, tmp_path, capsys):
+def test_table_is_logged(annotated_clips, tmp_path, capsys):
     T2VDataset(options_of(annotated_clips, tmp_path), LettersTokenizer())
-    assert "29x64x96" in capsys.readouterr().out
+    assert "29x64x96" in capsys.readouterr().err
 
 
 def test_caption_with_invalid_characters(annotated_clips, tmp_path):

@@ -106,7 +106,7 @@ def test_a_library_that_can_never_be_loaded_is_compiled_once_per_folder(cache, m
     assert build.library.__wrapped__() is None
     errors = capfd.readouterr().err
     assert errors.count("building the CPU kernels") == 2
-    assert errors.count("note: no fused CPU kernels (") == 1 and "failed to map segment" in errors
+    assert errors.count("warning: no fused CPU kernels (") == 1 and "failed to map segment" in errors
 
 
 @pytest.mark.parametrize("mode, owner", [(0o777, None), (0o770, None), pytest.param(0o755, 12345, marks=as_root)])
@@ -121,7 +121,7 @@ def test_a_folder_that_others_can_write_is_not_used(cache, mode, owner, tmp_path
     assert loaded.functions.sound() == 1 and not hasattr(loaded.functions, "planted")
     assert loaded.path.parent == tmp_path / f"tmp/opensora-{os.geteuid()}"
     note = capfd.readouterr().err
-    assert f"note: {cache}: " in note and f"the CPU kernels are cached in {loaded.path.parent} instead" in note
+    assert f"warning: {cache}: " in note and f"the CPU kernels are cached in {loaded.path.parent} instead" in note
 
 
 @pytest.mark.parametrize("mode, owner", [(0o777, None), (0o720, None), pytest.param(0o755, 12345, marks=as_root)])

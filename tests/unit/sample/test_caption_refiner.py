@@ -225,7 +225,7 @@ def test_answers_are_joined_to_one_line(refiner, fake_process, capfd):
     refined = refine_prompts(refiner, ["a cat", "a dog", 'Kätzin "猫"', "a cat"])
     assert refined == {"a cat": "a cat runs, fast", "a dog": "a dog", 'Kätzin "猫"': 'Kätzin "猫" runs, fast'}
     error = capfd.readouterr().err
-    assert "note: the refiner's answer to 'a dog' is empty; the prompt stays as it is" in error
+    assert "warning: the refiner's answer to 'a dog' is empty; the prompt stays as it is" in error
     assert "refining prompts: 100%" in error and "3/3" in error
 
 

@@ -88,9 +88,9 @@ def test_listed_changes_are_printed_and_silent_ones_not(folder, name, capsys):
     elsewhere = ["--output_dir", folder / "elsewhere", "--resume_from_checkpoint", folder / name / "checkpoint-1"]
     silent = f"--log_interval 1 --checkpointing_steps 3 --cache_dir {folder}/cache2"
     train(folder, name, *elsewhere, *silent.split(), steps=2)
-    assert "note: these arguments" not in capsys.readouterr().err
+    assert "warning: these arguments" not in capsys.readouterr().err
     train(folder, name, *elsewhere, *"--start_learning_rate 0.5 --use_ema False --precision fp32".split(), steps=2)
-    (line,) = [line for line in capsys.readouterr().err.splitlines() if "note: these arguments" in line]
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "warning: these arguments" in line]
     assert "start_learning_rate" in line and "-> 0.5" in line and "use_ema true -> false" in line
     assert "precision null -> fp32" in line and line.count("->") == 3
 
@@ -101,7 +101,7 @@ def test_allowed_change_of_data_starts_its_first_epoch(folder, capsys):
         --data {folder}/fewer/merge_data.txt --allow_changed_arguments"
     train(folder, "t2v", *flags.split(), steps=3)
     errors = capsys.readouterr().err
-    assert "note: these arguments differ from those of" in errors and "fewer/merge_data.txt" in errors
+    assert "warning: these arguments differ from those of" in errors and "fewer/merge_data.txt" in errors
     assert "they begin with their first epoch" in errors
     assert [step for step, *_ in rows(folder / "allowed")] == ["2", "3"]
     saved = json.loads((folder / "allowed/checkpoint-3/state.json").read_text())

@@ -62,7 +62,7 @@ def test_run_writes_checkpoints_log_and_validation(folder, run):
     finished = run(*command(folder, "run", *flags.split()))
     assert finished.returncode == 0, finished.stderr
     output = folder / "run"
-    assert "samples used" in finished.stdout and "step 24/24 | loss" in finished.stderr
+    assert "samples used" in finished.stderr and "step 24/24 | loss" in finished.stderr
     assert [path.name for path in checkpoints(output)] == ["checkpoint-24", "checkpoint-16"]
     assert find_corruption(output / "checkpoint-24") is None
     subprocess.run(["sha256sum", "--quiet", "-c", "SHA256SUMS"], cwd=output / "checkpoint-24", check=True)
@@ -116,7 +116,7 @@ def test_run_killed_repeatedly_equals_uninterrupted_run(folder, uninterrupted, r
     finished = run(*argv)
     assert finished.returncode == 0, finished.stderr
     assert f"{newest.name} is corrupt ({Path('model') / WEIGHTS} has changed" in finished.stderr
-    assert "resuming after step" in finished.stdout
+    assert "resuming after step" in finished.stderr
     assert rows(output) == rows(uninterrupted)
     assert_same(output / "checkpoint-12", uninterrupted / "checkpoint-12")
     assert not list(output.glob("*.part"))

@@ -39,7 +39,7 @@ def test_default_device_and_seed(run, script):
     first, second, other = (run(script, "--device", "CPU", "--seed", seed) for seed in (5, 5, 6))
     assert "RESULT CPU mode=1 Float32 rank 0 of 1" in first.stdout
     assert first.stdout == second.stdout != other.stdout
-    assert "note:" not in first.stderr
+    assert "warning:" not in first.stderr
 
 
 def test_flags_are_applied(run, script):
