@@ -1,4 +1,4 @@
-"""Fixtures: sample weights and videos that are used where they exist, never committed."""
+"""Fixtures for all tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import os
 import signal
 import subprocess
 import sys
-from pathlib import Path
 
 import pytest
 from processes import ROOT
@@ -17,15 +16,6 @@ from opensora.utils import logs
 
 # Commands that tests start import this tree, whatever is installed.
 os.environ["PYTHONPATH"] = os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH")]))
-
-SHARED = ROOT.parent / "shared"
-
-
-def _folder(name: str) -> Path:
-    path = SHARED / name
-    if not path.is_dir():
-        pytest.skip(f"the {name} folder is not on this machine")
-    return path
 
 
 @pytest.fixture(autouse=True)
@@ -42,18 +32,6 @@ def signal_handlers():
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-
-
-@pytest.fixture(scope="session")
-def release_tiny() -> Path:
-    """A tiny model in the layout and formats of the published weights."""
-    return _folder("release_tiny")
-
-
-@pytest.fixture(scope="session")
-def media() -> Path:
-    """A real video and a corrupt one."""
-    return _folder("media")
 
 
 @pytest.fixture(scope="session")

@@ -49,7 +49,7 @@ class ClipFields:
     """
 
     num_frames: int = option(help="frames of a clip; 1 makes images")
-    image_size: Sequence[int] = option(help="height and width in pixels", nargs=2)
+    image_size: tuple[int, int] = option(help="height and width in pixels")
     fps: int = option(help="frame rate that the model is conditioned on")
     save_dir: str = option(help="folder for the results")
     frame_interval: int = _field(1, "files play at `fps // frame_interval`; 3 for weights trained on every third frame")

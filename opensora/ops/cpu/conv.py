@@ -29,19 +29,16 @@ def _conv3d(stride: int, padding: tuple, replicate_pad: int, has_cache: bool):
             (w + left + right - width) // stride + 1,
         ]
 
-    if has_cache:
+    def bprop(x, weight, bias, values, out, dout):
+        dweight, dbias = weight_grad(x, weight, bias, values, dout)
+        return input_grad(x, weight, bias, values, dout), dweight, dbias, ops.zeros_like(values)
 
-        def bprop(cache, x, weight, bias, values, out, dout):
-            dcache, dx = input_grad(cache, x, weight, bias, values, dout)
-            dweight, dbias = weight_grad(cache, x, weight, bias, values, dout)
-            return dcache, dx, dweight, dbias, ops.zeros_like(values)
-    else:
+    def bprop_with_cache(cache, x, weight, bias, values, out, dout):
+        dcache, dx = input_grad(cache, x, weight, bias, values, dout)
+        dweight, dbias = weight_grad(cache, x, weight, bias, values, dout)
+        return dcache, dx, dweight, dbias, ops.zeros_like(values)
 
-        def bprop(x, weight, bias, values, out, dout):
-            dweight, dbias = weight_grad(x, weight, bias, values, dout)
-            return input_grad(x, weight, bias, values, dout), dweight, dbias, ops.zeros_like(values)
-
-    return custom_op(name, output_shape, bprop=bprop)
+    return custom_op(name, output_shape, bprop=bprop_with_cache if has_cache else bprop)
 
 
 def supports(weight: Tensor, stride: int) -> bool:

@@ -41,7 +41,8 @@ def has_sgemm() -> bool:
         ctypes.CDLL(str(ONEDNN))
     except OSError:
         return False
-    return bool(library().functions.has_sgemm())
+    found = library()
+    return found is not None and bool(found.functions.has_sgemm())
 
 
 @ops.constexpr
@@ -85,7 +86,9 @@ def custom_op(name: str, *outputs: Union[int, Callable], bprop: Optional[Callabl
     def infer_dtype(*dtypes):
         return dtypes[0] if len(outputs) == 1 else (dtypes[0],) * len(outputs)
 
-    operator = ops.Custom(f"{library().path}:{name}", infer_shape, infer_dtype, "aot", bprop=bprop)
+    found = library()
+    assert found is not None, "callers check `available` first"
+    operator = ops.Custom(f"{found.path}:{name}", infer_shape, infer_dtype, "aot", bprop=bprop)
     # MindSpore caches inferred shapes by an operator's name and attributes. A unique attribute prevents wrong cache
     # hits.
     operator.add_prim_attr("serial_number", next(_serial_numbers))

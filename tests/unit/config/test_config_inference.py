@@ -38,7 +38,7 @@ def test_batching_does_not_change_the_videos(folder, run, tmp_path, recorded_fra
     config = inference_config(folder, tmp_path / "video.py")
     finished = run("tests/helpers/raw_frames.py", "scripts/inference.py", config)
     assert finished.returncode == 0, finished.stderr
-    assert "note: image_size (36, 50) is cropped to (32, 48)" in finished.stderr
+    assert "image_size (36, 50) is cropped to (32, 48)" in finished.stderr
     videos = sorted((tmp_path / "samples").glob("*.mp4"))
     assert [path.name for path in videos] == ["sample_0.mp4", "sample_1.mp4", "sample_2.mp4"]
     with VideoReader(videos[0]) as reader:
