@@ -25,9 +25,9 @@ sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 from benchmarks.run import check_repeat, markdown, use_cores  # noqa: E402
 from benchmarks.worker import timed  # noqa: E402
+from opensora.config.command_line import CommandParser, run_main  # noqa: E402
 from opensora.ops.cpu.build import build_kernels  # noqa: E402
 from opensora.ops.cpu.custom_op import ONEDNN, has_sgemm  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 ALGORITHMS = {"auto": 3, "winograd": 2, "direct": 1}  # dnnl_alg_kind_t
 MAX_DIMS = 12  # DNNL_MAX_NDIMS

@@ -15,10 +15,10 @@ import numpy as np
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))  # runs from a fresh clone
 
+from opensora.config.command_line import CommandParser  # noqa: E402
 from opensora.datasets.sampler import BatchSampler, group  # noqa: E402
 from opensora.datasets.t2v.index import open_index  # noqa: E402
 from opensora.datasets.t2v.options import T2VDataOptions  # noqa: E402
-from opensora.utils.cli import CommandParser  # noqa: E402
 
 
 def write_annotation(path: Path, samples: int) -> None:

@@ -23,12 +23,12 @@ from benchmarks.cases import (
 )
 from benchmarks.work import WORK
 from benchmarks.worker import Step, serve
+from opensora.config.command_line import CommandParser
 from opensora.device import add_arguments, setup
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.pipelines.denoise import denoise
 from opensora.pipelines.text import TextEmbedding
 from opensora.schedulers import get_scheduler
-from opensora.utils.cli import CommandParser
 
 
 def filled(model_class: type, case: Case) -> nn.Cell:

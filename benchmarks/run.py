@@ -27,8 +27,8 @@ sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 from benchmarks.cases import CASES  # noqa: E402
 from benchmarks.worker import Worker  # noqa: E402
+from opensora.config.command_line import CommandParser, run_main  # noqa: E402
 from opensora.errors import UserError  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 TOLERANCE = 1e-3  # difference of two float32 results, relative to the largest element
 

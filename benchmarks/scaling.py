@@ -20,8 +20,8 @@ from benchmarks.cases import DIT_2B  # noqa: E402
 from benchmarks.plot import Panel, log_log  # noqa: E402
 from benchmarks.run import check_folder, check_repeat, markdown, use_cores  # noqa: E402
 from benchmarks.worker import Worker  # noqa: E402
+from opensora.config.command_line import CommandParser, run_main  # noqa: E402
 from opensora.errors import UserError  # noqa: E402
-from opensora.utils.cli import CommandParser, run_main  # noqa: E402
 
 BLOCKS = {"dense": 0, f"skiparse, n = {DIT_2B['sparse_n']}": 2}  # index of a transformer block with this attention
 MULTIPLE = DIT_2B["sparse_n"] ** 2  # of the token count, so that skiparse needs no padding

@@ -1,4 +1,4 @@
-"""Puts frames of videos into one picture, a row for each video:
+"""Puts frames of videos into one image, a row for each video:
 
 python examples/contact_sheet.py --output sheet.png clip.mp4 another.mp4
 """

@@ -16,13 +16,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple, Optional
 
+from opensora.config.command_line import parse_flags, run_main
 from opensora.config.commands import CostFlags
 from opensora.config.device import PRECISIONS
 from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, VAES
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option
 from opensora.errors import UserError
 from opensora.pipelines.sizes import check_size
-from opensora.utils.cli import parse_flags, run_main
 
 if TYPE_CHECKING:
     from opensora.models.dit.config import OpenSoraConfig

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from subprocess import SubprocessError
 from typing import Optional
 
+from opensora.config.command_line import CommandParser
 from opensora.errors import UserError
 from opensora.ops.cpu.build import build_kernels
-from opensora.utils.cli import CommandParser
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

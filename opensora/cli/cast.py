@@ -9,9 +9,9 @@ import numpy as np
 
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import CastOptions
 from opensora.errors import UserError
-from opensora.utils.cli import parse_flags
 
 
 def as_float16(name: str, tensor: LazyTensor) -> LazyTensor:

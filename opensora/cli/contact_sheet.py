@@ -7,8 +7,8 @@ from typing import Optional
 
 import numpy as np
 
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import ContactSheetOptions
-from opensora.utils.cli import parse_flags
 
 
 def frames_of(path: str, count: int) -> np.ndarray:

@@ -10,8 +10,8 @@ from typing import Optional
 
 from opensora.checkpoint.convert import convert
 from opensora.checkpoint.formats.mindspore import is_mindspore_file
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import ConvertAnyOptions, ConvertMindSporeOptions, ConvertOptions, ConvertWFVAEOptions
-from opensora.utils.cli import parse_flags
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -6,9 +6,9 @@ import argparse
 from collections.abc import Sequence
 from typing import Optional
 
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import EmbedOptions
 from opensora.config.device import DeviceOptions
-from opensora.utils.cli import parse_flags
 from opensora.utils.folder_lock import exclusive_folder
 
 

@@ -6,9 +6,9 @@ from collections.abc import Sequence
 from functools import partial
 from typing import TYPE_CHECKING, Optional
 
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import EvaluateOptions
 from opensora.config.options import from_mapping
-from opensora.utils.cli import parse_flags
 
 if TYPE_CHECKING:
     from opensora.eval.pairs import Metric

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Optional
 import numpy as np
 from tqdm import tqdm
 
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import LatentScaleOptions
 from opensora.config.device import DeviceOptions
 from opensora.datasets.vae_options import VAEDataOptions
-from opensora.utils.cli import parse_flags
 
 if TYPE_CHECKING:
     from opensora.datasets.vae import VAEDataset

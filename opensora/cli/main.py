@@ -51,6 +51,7 @@ COMMANDS = {
     "convert mindspore": Command("opensora.cli.convert:mindspore", "MindSpore checkpoint to safetensors"),
     "merge": Command("opensora.cli.merge:main", "merge sharded safetensors into one file"),
     "cast": Command("opensora.cli.cast:main", "store float32 safetensors as float16"),
+    "failed-ranks": Command("opensora.cli.failed_ranks:main", "print why a run under msrun failed"),
     "build-kernels": Command("opensora.cli.build_kernels:main", "compile the C++ kernels of the CPU now"),
 }
 
@@ -81,7 +82,7 @@ def run(target: str) -> NoReturn:
     module, _, function = target.partition(":")
     try:
         command = getattr(importlib.import_module(module), function)
-        from opensora.utils.cli import run_main
+        from opensora.config.command_line import run_main
     except ModuleNotFoundError as error:
         if "OPENSORA_DEBUG" in os.environ or (error.name or "").split(".")[0] == "opensora":
             raise

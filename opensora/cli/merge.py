@@ -8,9 +8,9 @@ from typing import Optional
 
 from opensora.checkpoint.files import open_state, resolve_path
 from opensora.checkpoint.formats.safetensors import write_safetensors
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import MergeOptions
 from opensora.errors import UserError
-from opensora.utils.cli import parse_flags
 
 
 def find_index(folder: str, name: str) -> Path:

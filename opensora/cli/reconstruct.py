@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import RecFolderOptions, RecImageOptions, ReconstructOptions, RecVideoOptions
 from opensora.config.device import DeviceOptions
 from opensora.errors import UserError
-from opensora.utils.cli import parse_flags
 from opensora.utils.folder_lock import exclusive_folder
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import Optional
 
 from tqdm import tqdm
 
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import PUBLISHED_REFINER, RefineOptions
 from opensora.config.options import from_mapping
-from opensora.utils.cli import parse_flags
 from opensora.utils.files import atomic_write
 
 PUBLISHED_WEIGHTS = PUBLISHED_REFINER.rpartition("/")[0]  # name on Hugging Face, and of the folder

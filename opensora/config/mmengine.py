@@ -18,10 +18,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
+from opensora.config.command_line import CommandParser
 from opensora.config.fields import INFERENCE, SEED, TRAINING
 from opensora.config.options import add_flags, check_choice, check_seed, did_you_mean, flags_of
 from opensora.errors import UserError
-from opensora.utils.cli import CommandParser
 from opensora.utils.logs import logger
 from opensora.utils.numbers import finite_number
 

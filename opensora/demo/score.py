@@ -17,10 +17,10 @@ from typing import TYPE_CHECKING, Optional
 import numpy as np
 from tqdm import tqdm
 
+from opensora.config.command_line import parse_flags, run_main
 from opensora.config.commands import ScoreOptions
 from opensora.config.device import DeviceOptions
 from opensora.demo.scenes import DIRECTIONS, FRAMES, SIDE, Scene, sample_scenes
-from opensora.utils.cli import parse_flags, run_main
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
 

@@ -1,8 +1,6 @@
-"""Prints the reason why a run under msrun failed, from the logs of its processes:
+"""Finds the reason why a run under msrun failed in the logs of its processes.
 
-    python -m opensora.process.failed_ranks LOG_DIR [--since SECONDS]
-
-msrun itself prints the context of every line that looks like an error, from every log. This prints one line per
+msrun itself prints the context of every line that looks like an error, from every log. This gives one line per
 reason, with the ranks that report it and the path of a log. MindSpore is not imported.
 """
 
@@ -11,9 +9,6 @@ from __future__ import annotations
 import re
 from pathlib import Path
 from typing import NamedTuple, Optional
-
-from opensora.config.commands import FailedRanksOptions
-from opensora.utils.cli import parse_flags
 
 LONGEST_LINE = 1 << 16  # bytes; the rest of a longer line is read as another line
 LONGEST_REASON = 500  # characters
@@ -102,13 +97,3 @@ def _last_line(log: Path) -> str:
         file.seek(max(0, log.stat().st_size - LONGEST_LINE))
         lines = [line.strip() for line in file.read().decode("utf-8", errors="replace").splitlines() if line.strip()]
     return f"the last line of {log}: {lines[-1][:LONGEST_REASON] if lines else '(the log is empty)'}"
-
-
-def main() -> None:
-    args = parse_flags("Prints why a run under msrun failed.", (FailedRanksOptions,))
-    for line in failure_report(args.log_dir, args.since):
-        print(f"error: {line}")
-
-
-if __name__ == "__main__":
-    main()

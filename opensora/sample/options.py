@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Optional
 
+from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option
@@ -15,7 +16,6 @@ from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.errors import UserError
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import MAX_HXW, check_size
-from opensora.utils.cli import parse_flags
 from opensora.utils.text_files import check_characters
 
 INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same task

@@ -17,10 +17,10 @@ from typing import Optional, TextIO
 
 import numpy as np
 
+from opensora.config.command_line import parse_flags
 from opensora.config.commands import RefinerProcessOptions
 from opensora.config.device import DeviceOptions
 from opensora.errors import UserError
-from opensora.utils.cli import parse_flags
 
 MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt, or the extra [refiner]"
 

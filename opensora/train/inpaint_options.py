@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from opensora.config.command_line import parse_flags
 from opensora.config.options import from_mapping, option, option_of
 from opensora.datasets.masks import MaskConfig
 from opensora.datasets.t2v.options import InpaintDataOptions
 from opensora.errors import UserError
 from opensora.train.t2v_options import OPTIONS, T2VFlags, T2VTrainOptions, TrainerOptions, training_options
-from opensora.utils.cli import parse_flags
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Any, ClassVar, Optional, TypeVar
 
+from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, PREDICTION_TYPES, VAES
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option
@@ -16,7 +17,6 @@ from opensora.errors import UserError
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
 from opensora.train.trainer_options import TrainerOptions
-from opensora.utils.cli import parse_flags
 
 WEIGHTING_SCHEMES = ("logit_normal", "mode", "sigma_sqrt", "cosmap")
 

@@ -9,6 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import ClassVar, Optional
 
+from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option, option_of
 from opensora.datasets.vae_options import VAEDataOptions
@@ -16,7 +17,6 @@ from opensora.errors import UserError
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
 from opensora.train.trainer_options import TrainerOptions
-from opensora.utils.cli import parse_flags
 
 EVAL_STEPS = 1000  # the published interval between validations
 LOSS_TYPES, DISC_LOSSES = ("l1", "l2"), ("hinge", "vanilla")

@@ -23,7 +23,6 @@ SCRIPTS = (
     "opensora/demo/score.py",
     "opensora/cost_model.py",
     "opensora/datasets/bucketed/report.py",
-    "opensora/process/failed_ranks.py",
     "examples/rec_video.py",
     "examples/rec_image.py",
     "examples/rec_video_folder.py",

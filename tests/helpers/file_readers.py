@@ -210,7 +210,7 @@ def _read_table(path: Path) -> None:
 
 
 def _read_flags(path: Path) -> None:
-    from opensora.utils.cli import parse_with_config
+    from opensora.config.command_line import parse_with_config
 
     parser = argparse.ArgumentParser()
     parser.add_argument("--width", type=int)

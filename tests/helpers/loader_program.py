@@ -14,9 +14,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from loader_checks import Slow  # noqa: E402
 
+from opensora.config.command_line import run_main  # noqa: E402
 from opensora.datasets.loader import Loader  # noqa: E402
 from opensora.datasets.sampler import BatchSampler  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
 
 
 def main() -> None:

@@ -20,12 +20,12 @@ from mindspore import Tensor, nn, ops  # noqa: E402
 from tiny_models import DIT, VAE  # noqa: E402
 
 from opensora import device  # noqa: E402
+from opensora.config.command_line import run_main  # noqa: E402
 from opensora.models import OpenSoraT2V_v1_3, WFVAEModel  # noqa: E402
 from opensora.parallel.collectives import AllGather, AllReduce, AllToAll, Broadcast, ReduceScatter  # noqa: E402
 from opensora.parallel.groups import Group, sequence_group  # noqa: E402
 from opensora.parallel.sequence import UlyssesSequenceParallel  # noqa: E402
 from opensora.parallel.stream import ContextParallelStream  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
 
 
 def member_input(rank: int) -> np.ndarray:

@@ -17,8 +17,8 @@ if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
 from opensora import device  # noqa: E402
+from opensora.config.command_line import run_main  # noqa: E402
 from opensora.parallel.collectives import barrier  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
 
 
 def main() -> None:

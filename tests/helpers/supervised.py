@@ -17,8 +17,8 @@ from opensora.process.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()
 
+from opensora.config.command_line import run_main  # noqa: E402
 from opensora.process.signals import Stopped, graceful_stop  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
 
 
 def main() -> None:

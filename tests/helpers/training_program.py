@@ -15,10 +15,10 @@ from opensora.process.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
+from opensora.config.command_line import run_main  # noqa: E402
 from opensora.train.t2v import T2VTraining  # noqa: E402
 from opensora.train.t2v_options import parse_options  # noqa: E402
 from opensora.train.trainer import run  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
 
 
 def train(argv: list[str]) -> None:

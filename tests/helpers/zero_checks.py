@@ -23,6 +23,7 @@ from tiny_models import DIT  # noqa: E402
 
 from opensora import device  # noqa: E402
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors  # noqa: E402
+from opensora.config.command_line import run_main  # noqa: E402
 from opensora.cost_model import Run, memory  # noqa: E402
 from opensora.models import OpenSoraT2V_v1_3  # noqa: E402
 from opensora.parallel.groups import sequence_group  # noqa: E402
@@ -31,7 +32,6 @@ from opensora.parallel.sequence import NoSequenceParallel, UlyssesSequenceParall
 from opensora.train.adamw import AdamW  # noqa: E402
 from opensora.train.ema import EMA  # noqa: E402
 from opensora.train.optimizer import Optimizer  # noqa: E402
-from opensora.utils.cli import run_main  # noqa: E402
 
 CONFIG = {**DIT, "num_layers": 3, "attention_head_dim": 12, "cross_attention_dim": 48}  # two dense blocks, one sparse
 STEPS, HALF, BATCH = 12, 6, 4

@@ -15,8 +15,8 @@ import numpy as np
 
 ROOT = Path(__file__).resolve().parents[2]
 try:
+    from opensora.config.command_line import parse_flags, run_main
     from opensora.config.commands import DrawAssetsOptions
-    from opensora.utils.cli import parse_flags, run_main
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 

@@ -20,9 +20,9 @@ import numpy as np
 from tqdm import tqdm
 
 try:
+    from opensora.config.command_line import parse_flags, run_main
     from opensora.config.commands import DemoDataOptions
     from opensora.demo.scenes import FPS, FRAMES, SIDE, Scene, sample_scenes
-    from opensora.utils.cli import parse_flags, run_main
     from opensora.utils.files import atomic_write
     from opensora.utils.folder_lock import exclusive_folder
 except ModuleNotFoundError as error:

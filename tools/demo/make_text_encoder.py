@@ -17,9 +17,9 @@ import numpy as np
 import sentencepiece
 
 try:
+    from opensora.config.command_line import parse_flags, run_main
     from opensora.config.commands import DemoTextEncoderOptions
     from opensora.demo.scenes import scenes
-    from opensora.utils.cli import parse_flags, run_main
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 

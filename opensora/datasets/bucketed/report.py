@@ -12,11 +12,11 @@ from typing import Optional
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
+from opensora.config.command_line import parse_flags, run_main
 from opensora.config.commands import BucketReportOptions
 from opensora.config.mmengine import check_fields, read_config_file
 from opensora.datasets.bucketed.buckets import UNUSED, Buckets
 from opensora.datasets.bucketed.table import read_table
-from opensora.utils.cli import parse_flags, run_main
 
 MARGIN, LABEL, BARS, RATIOS, ROW, BAR = 24, 130, 420, 420, 34, 20  # pixels
 TEXT, GRAY, BACKGROUND = (40, 44, 52), (150, 155, 165), (255, 255, 255)

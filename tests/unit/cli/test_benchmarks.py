@@ -145,11 +145,11 @@ def test_mistakes_are_told_in_a_line(run, arguments, message):
 
 
 def test_scaling_draws_a_picture(run, tmp_path):
-    picture = tmp_path / "scaling.png"
-    finished = run("benchmarks/scaling.py", "--tokens", 16, "--repeat", 1, "--threads", 1, "--output", picture)
+    output = tmp_path / "scaling.png"
+    finished = run("benchmarks/scaling.py", "--tokens", 16, "--repeat", 1, "--threads", 1, "--output", output)
     assert finished.returncode == 0, finished.stderr
     assert "| 16 |" in finished.stdout
-    with Image.open(picture) as image:
+    with Image.open(output) as image:
         colors = {color for _, color in image.getcolors(image.width * image.height)}
     assert {tuple(bytes.fromhex(color[1:])) for color in COLORS[:2]} <= colors
 

@@ -65,7 +65,7 @@ def test_every_command_is_listed():
         "opensora/train/t2v_options.py",
         "opensora/train/inpaint_options.py",
         "opensora/train/vae_options.py",
-        "opensora/utils/cli.py",
+        "opensora/config/command_line.py",
         "opensora/config/mmengine.py",
         "opensora/cli/config_files.py",
     }

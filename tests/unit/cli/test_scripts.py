@@ -267,9 +267,9 @@ def test_inpaint_sampling_takes_the_examples_or_the_users_files(stubs, tmp_path)
     script = ROOT / TEXT / "single-device/sample_inpaint_v1_3.sh"
     args = parsed(composed(str(script)))
     prompts = (ROOT / args.text_prompt[0]).read_text().splitlines()
-    pictures = (ROOT / args.conditional_pixel_values_path).read_text().splitlines()
-    assert len(prompts) == len(pictures)
-    assert all((ROOT / path).is_file() for line in pictures for path in line.split(","))
+    images = (ROOT / args.conditional_pixel_values_path).read_text().splitlines()
+    assert len(prompts) == len(images)
+    assert all((ROOT / path).is_file() for line in images for path in line.split(","))
     (tmp_path / "prompt.txt").write_text("a cat\n")
     finished = subprocess.run(["bash", script], cwd=tmp_path, env=os.environ, capture_output=True, text=True)
     assert "--text_prompt ./prompt.txt" in finished.stdout
@@ -344,9 +344,9 @@ def test_pictures_of_the_guides_are_those_that_the_tool_draws(tmp_path):
     drawn = sorted(path.name for path in tmp_path.iterdir())
     assert drawn == sorted(path.name for path in (ROOT / "assets/images/condition").iterdir())
     for name in drawn:
-        picture, kept = (cv2.imread(str(folder / name)) for folder in (tmp_path, ROOT / "assets/images/condition"))
-        assert picture.shape == (240, 426, 3)
-        assert np.abs(picture.astype(int) - kept).max() <= 1, "within a rounding of what is kept"
+        image, kept = (cv2.imread(str(folder / name)) for folder in (tmp_path, ROOT / "assets/images/condition"))
+        assert image.shape == (240, 426, 3)
+        assert np.abs(image.astype(int) - kept).max() <= 1, "within a rounding of what is kept"
 
 
 @pytest.mark.parametrize(

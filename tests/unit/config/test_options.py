@@ -9,7 +9,8 @@ from typing import ClassVar, Optional
 
 import pytest
 
-from opensora.config.document import PAGES, TABLE, documented, tables
+from opensora.cli.document import PAGES, TABLE, documented, tables
+from opensora.config.command_line import CommandParser
 from opensora.config.families import DIT_PRESETS, FAMILIES, PREDICTION_TYPES, SAMPLERS, VAES, check_family
 from opensora.config.options import (
     add_flags,
@@ -35,7 +36,6 @@ from opensora.train.vae_loss import DISC_LOSSES, LOSS_TYPES
 from opensora.train.vae_options import DISC_LOSSES as DISC_LOSS_NAMES
 from opensora.train.vae_options import LOSS_TYPES as LOSS_TYPE_NAMES
 from opensora.train.vae_options import TrainerOptions, VAETrainerOptions, VAETrainOptions
-from opensora.utils.cli import CommandParser
 
 
 @dataclass(frozen=True)
@@ -164,7 +164,7 @@ def test_defaults_of_training_are_the_published_ones():
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
 def test_tables_of_the_documentation_are_up_to_date(page):
     text = page.read_text(encoding="utf-8")
-    assert documented(text) == text, "run python -m opensora.config.document"
+    assert documented(text) == text, "run python -m opensora.cli.document"
 
 
 def test_every_table_is_in_the_documentation():

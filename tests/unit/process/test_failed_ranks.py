@@ -84,8 +84,8 @@ def test_logs_of_an_earlier_run_are_ignored_and_invalid_bytes_accepted(tmp_path)
 def test_command_runs_without_mindspore(tmp_path):
     write(tmp_path, worker_0=NAMED.format(0))
     check = (
-        "import runpy, sys; sys.modules['mindspore'] = None; sys.argv = ['x', sys.argv[1]]; "
-        "runpy.run_module('opensora.process.failed_ranks', run_name='__main__')"
+        "import sys; sys.modules['mindspore'] = None; from opensora.cli.main import main; "
+        "main(['failed-ranks', sys.argv[1]])"
     )
     finished = subprocess.run([sys.executable, "-c", check, str(tmp_path)], cwd=ROOT, capture_output=True, text=True)
     assert finished.stdout.startswith("error: rank 0: clip.mp4"), finished.stderr

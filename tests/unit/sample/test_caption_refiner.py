@@ -18,10 +18,10 @@ from tokenizers import Tokenizer, decoders, models, pre_tokenizers, processors
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.cli import refine
+from opensora.config.command_line import run_main
 from opensora.config.commands import RefineOptions
 from opensora.sample.refiner import refine_each, refine_prompts
 from opensora.sample.refiner_process import INSTRUCTION, MINDNLP_NEEDED, SYSTEM, render_chat, sample_without_replacement
-from opensora.utils.cli import run_main
 
 needs_mindnlp = pytest.mark.skipif(importlib.util.find_spec("mindnlp") is None, reason="mindnlp is not installed")
 

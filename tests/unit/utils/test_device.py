@@ -14,7 +14,7 @@ import argparse
 from opensora.process.supervision import supervise
 supervise()
 from opensora import device
-from opensora.utils.cli import run_main
+from opensora.config.command_line import run_main
 
 def main():
     parser = argparse.ArgumentParser()

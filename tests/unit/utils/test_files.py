@@ -149,7 +149,7 @@ def test_unusable_folders_are_rejected(tmp_path):
 
 COMMAND = """
     import sys, time
-    from opensora.utils.cli import run_main
+    from opensora.config.command_line import run_main
     from opensora.utils.files import atomic_write
     from opensora.process.signals import Stopped, graceful_stop
 

@@ -9,13 +9,13 @@ import sys
 import pytest
 from processes import ROOT
 
+from opensora.config.command_line import CommandParser
 from opensora.utils import logs
-from opensora.utils.cli import CommandParser
 
 COMMAND = """
 import sys
 from opensora.errors import UserError
-from opensora.utils.cli import CommandParser, run_main
+from opensora.config.command_line import CommandParser, run_main
 from opensora.utils.logs import logger
 
 def main():

@@ -10,8 +10,8 @@ import pytest
 
 from opensora import device
 from opensora.cli.config_files import parse_configs
+from opensora.config.command_line import parse_with_config
 from opensora.config.options import LARGEST_SEED, finite_float
-from opensora.utils.cli import parse_with_config
 from opensora.utils.numbers import finite_number, is_missing, whole_number
 
 

@@ -1,6 +1,6 @@
 """Writes the tables of flags and fields into docs/commands.md and docs/config.md:
 
-    python -m opensora.config.document
+    python -m opensora.cli.document
 
 A table replaces the text between `<!-- table NAME -->` and `<!-- end -->`.
 """
