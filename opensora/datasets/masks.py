@@ -105,8 +105,8 @@ class MaskProcessor:
     """Makes masks.
 
     Args:
-        min_clear_ratio, max_clear_ratio: range of the fraction of conditioning frames, for continuation and
-            random_temporal.
+        min_clear_ratio: least fraction of conditioning frames, for continuation and random_temporal.
+        max_clear_ratio: largest fraction.
 
     Raises:
         UserError: unless 0 <= min <= max <= 1.

@@ -119,7 +119,7 @@ class PretrainedModel(nn.Cell):
     def from_pretrained(
         cls: type[ModelT],
         path: Union[str, Path],
-        dtype=ms.float32,
+        dtype: Any = ms.float32,
         config: Optional[Mapping[str, Any]] = None,
         use_ema: bool = True,
     ) -> ModelT:

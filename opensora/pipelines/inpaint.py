@@ -55,10 +55,12 @@ class OpenSoraInpaintPipeline(VideoPipeline):
         """Generates one video with conditioning frames; arguments not listed are those of `OpenSoraPipeline`.
 
         Args:
-            height, width: multiples of 32; used only with `crop_for_hw`.
+            height: a multiple of 32; used only with `crop_for_hw`.
+            width: as height.
             conditional_pixel_values_path: images, or one video.
-            conditional_pixel_values_indices, mask_type: the positions of the conditioning frames, see
+            conditional_pixel_values_indices: the positions of the conditioning frames, see
                 `conditioning.read_conditioning_frames`.
+            mask_type: a pattern of positions instead, as `MaskType` names them.
             crop_for_hw: generate height x width. Otherwise the size follows from the files: at most `max_hxw` pixels.
             noise_strength: standard deviation, 0 to 1, of noise on the conditioning frames; more noise, more motion.
             sample_condition: sample the conditioning latents from the autoencoder's posterior; False: use its mean.

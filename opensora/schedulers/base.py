@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import warnings
 from dataclasses import dataclass
-from typing import Callable, Optional, Union
+from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
@@ -48,7 +48,7 @@ class Scheduler:
 
     order = 1  # model calls per step, except for the last steps
 
-    def __init__(self, seed: Optional[int] = None, **options):
+    def __init__(self, seed: Optional[int] = None, **options: Any):
         """
         Args:
             seed: of the noise that `step` samples when it is given none.

@@ -62,7 +62,7 @@ def relative_difference(actual, reference: np.ndarray) -> float:
 
 
 def gradient_difference(actual: Sequence, reference: Sequence[np.ndarray]) -> float:
-    """The largest relative difference of a model's gradients, each of its largest value, or of 1/1000 of all gradients'.
+    """The largest relative difference of gradients, each relative to its largest value or 1/1000 of the largest of all.
 
     A gradient that is zero in exact arithmetic, as of the bias of attention's keys, is nothing but rounding: relative
     to itself it differs with the CPU and with the order of sums.

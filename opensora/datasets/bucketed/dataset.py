@@ -33,7 +33,8 @@ class VideoTextDataset:
 
     Args:
         data_path: see `opensora.datasets.bucketed.table`.
-        num_frames, image_size: shape of the samples; images are repeated.
+        num_frames: frames of a sample; images are repeated.
+        image_size: height and width of a sample.
         frame_interval: stride of a clip's frames in its video.
         transform_name: "resize_crop", or "center" for squares.
         divide_fps: condition the model on the frame rate divided by frame_interval, as Open-Sora does since v1.2.

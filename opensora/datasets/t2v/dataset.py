@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -35,7 +36,7 @@ class T2VDataset:
         FileNotFoundError: an annotation file or the embedding of the empty text does not exist.
     """
 
-    def __init__(self, options: T2VDataOptions, tokenizer, quiet: bool = False):
+    def __init__(self, options: T2VDataOptions, tokenizer: Any, quiet: bool = False):
         if (tokenizer is None) != options.text_embed_cache:
             raise UserError("give either a tokenizer or text_embed_cache")
         self.options, self.tokenizer = options, tokenizer

@@ -87,7 +87,9 @@ class STDiT2(PretrainedModel):
             y: text states (B, 1, L, caption_channels).
             mask: (B, L), 1 for text tokens, 0 for padding; None: no padding.
             x_mask: (B, T) bool, False for conditioning frames, whose timestep is 0; None: no conditioning frames.
-            num_frames, height, width: (B,), size of the video in frames and pixels.
+            num_frames: (B,), frames of the video.
+            height: (B,), in pixels.
+            width: (B,), in pixels.
             ar: (B,), height / width.
             fps: (B,).
 
@@ -97,7 +99,7 @@ class STDiT2(PretrainedModel):
             (B, out_channels, T, H, W) float32.
 
         Raises:
-            UserError: num_frames, height, width, ar or fps is missing.
+            ValueError: num_frames, height, width, ar or fps is missing.
         """
         if num_frames is None or height is None or width is None or ar is None or fps is None:
             # Graph mode compiles only Python's own exception classes.
@@ -160,7 +162,7 @@ class STDiT2(PretrainedModel):
         dtype=ms.float32,
         config: Optional[Mapping[str, Any]] = None,
         use_ema: bool = True,
-        **changes,
+        **changes: Any,
     ) -> STDiT2:
         """As `PretrainedModel.from_pretrained`; `path` may also be a training run with its weights in `model/`.
 
