@@ -6,8 +6,10 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
+from ffmpeg_files import corrupt_middle, make_clip
 from processes import ROOT
 
 import opensora  # noqa: F401, before MindSpore, whose threads heed what it sets
@@ -32,6 +34,18 @@ def signal_handlers():
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
+
+
+@pytest.fixture(scope="session")
+def real_clip(tmp_path_factory) -> Path:
+    """A clip like one from a camera: H.264 with B-frames, and audio."""
+    return make_clip(tmp_path_factory.mktemp("clip") / "clip.mp4")
+
+
+@pytest.fixture(scope="session")
+def corrupt_clip(real_clip) -> Path:
+    """`real_clip` with overwritten bytes in the middle."""
+    return corrupt_middle(real_clip, real_clip.with_name("corrupt.mp4"))
 
 
 @pytest.fixture(scope="session")

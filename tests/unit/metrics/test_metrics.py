@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -85,12 +86,12 @@ def test_command_prints_scores_and_unpaired_files(metric, equal, least, most, fo
     assert f"unpaired 2: {folders / 'real' / 'odd.mp4'}, {folders / 'gen' / 'extra.mp4'}" in result.stdout
 
 
-def test_unreadable_pairs_are_skipped_and_counted(folders, media, run):
-    (folders / "gen" / "odd.mp4").write_bytes((media / "corrupted.mp4").read_bytes())
+def test_unreadable_pairs_are_skipped_and_counted(folders, corrupt_clip, run):
+    (folders / "gen" / "odd.mp4").write_bytes(corrupt_clip.read_bytes())
     result = run(*command("psnr", folders), "--num_workers", 3)
     assert result.returncode == 0, result.stderr
     assert "mean of 2" in result.stdout and "skipped 1:" in result.stdout
-    assert "odd.mp4: damaged: 28 frames can be read, its header promises 50" in result.stdout
+    assert re.search(r"odd.mp4: damaged: \d+ frames can be read, its header promises 60", result.stdout)
     result = run(*command("psnr", folders), "--num_frames", 21)
     assert result.returncode == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
@@ -123,7 +124,7 @@ def test_different_sizes_are_rejected(folders):
     pair = Pair(folders / "real" / "same.mp4", folders / "small.mp4")
     with write_video(pair.generated, fps=10) as write:
         write(moving_image(20)[:, ::2, ::2])
-    with pytest.raises(ValueError, match="24x32, the real ones are 48x64; give --resolution"):
+    with pytest.raises(ValueError, match="24x32, those of the real video 48x64; use --resolution"):
         measure(psnr, pair, Sampling())
     assert measure(psnr, pair, Sampling(resolution=16)).shape == (20,)
 
