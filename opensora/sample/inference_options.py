@@ -30,8 +30,8 @@ REQUIRED = (
     "fps",
     "save_dir",
 )
-# Maximum bytes of a prompt, and of `sample_name`, in a file name; file systems allow 255, temporary suffixes included.
-MAX_NAME, MAX_SAMPLE_NAME = 150, 50
+# Maximum bytes of a prompt in a file name; file systems allow 255 with `sample_name` and temporary suffixes.
+MAX_NAME = 150
 DIGEST = 16  # hexadecimal digits that distinguish prompts with equal names
 UNSAFE = re.compile(r"^\.|[/\\\x00-\x1f\x7f]")
 # Suffixes that names with a digest, of empty prompts and of a prompt's further samples have.
@@ -85,9 +85,8 @@ class InferenceOptions(ClipFields):
     def bytes_per_sample(self) -> float:
         """Estimated file size of one result."""
         overlap = (self.condition_frame_length or 0) if self.loop > 1 else 0
-        return compressed_bytes(
-            self.loop * (self.num_frames - overlap) + overlap, self.image_size[0] * self.image_size[1]
-        )
+        height, width = self.image_size
+        return compressed_bytes(self.loop * (self.num_frames - overlap) + overlap, height * width)
 
     def path(self, request: Request, number: int) -> Path:
         """The output file of a prompt's `number`-th sample."""

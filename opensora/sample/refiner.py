@@ -1,4 +1,4 @@
-"""Rewrites short prompts into detailed ones with a causal language model, which runs in a process of its own."""
+"""Rewrites short prompts into detailed ones with a causal language model, which runs in a separate process."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def refine_prompts(
     device: Optional[str] = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> dict[str, str]:
-    """Prompt -> refined prompt; see `refine_each`."""
+    """Maps each prompt to its refined prompt; see `refine_each`."""
     return dict(refine_each(folder, prompts, seed, device, max_new_tokens))
 
 
@@ -40,18 +40,18 @@ def refine_each(
     device: Optional[str] = None,
     max_new_tokens: int = MAX_NEW_TOKENS,
 ) -> Iterator[tuple[str, str]]:
-    """Yields each different prompt with its refined wording, one line of text; an empty answer leaves it as it was.
+    """Yields each distinct prompt with its refined prompt, one line of text; an empty answer keeps the prompt.
 
-    The model runs in a process of its own, which ends with the last prompt.
+    The model runs in a separate process, which exits after the last prompt.
 
     Args:
         folder: a causal language model with tokenizer and chat template, in the layout of the transformers library.
-        seed: for models whose generation_config.json says to sample.
-        device: target to run on; None: Ascend where one is present, else CPU.
-        max_new_tokens: longest answer.
+        seed: for models whose generation_config.json enables sampling.
+        device: target to run on; None: Ascend if available, else CPU.
+        max_new_tokens: maximum number of tokens per answer.
 
     Raises:
-        UserError, OSError: mindnlp or the folder cannot be used, or the process broke down.
+        UserError, OSError: mindnlp or the folder is unusable, or the process failed.
     """
     check_refiner(folder)
     prompts = list(dict.fromkeys(prompts))
@@ -69,12 +69,12 @@ def refine_each(
     answers = tqdm(_converse(command, prompts), desc="refining prompts", total=len(prompts), unit="prompt")
     for answer, prompt in zip(answers, prompts):
         if not answer.strip():
-            logger.warning(f"the refiner's answer to {prompt!r} is empty; the prompt stays as it is")
+            logger.warning(f"the refiner's answer to {prompt!r} is empty; the prompt is kept")
         yield prompt, " ".join((answer if answer.strip() else prompt).split())
 
 
 def check_refiner(folder: Union[str, Path]) -> None:
-    """Raises UserError or OSError for what would stop the refiner, as far as that shows without loading it."""
+    """Raises UserError or OSError for problems that can be found without loading the refiner."""
     folder = resolve_path(folder)
     architectures = read_config(folder).get("architectures") or []
     if not any(name.endswith(("ForCausalLM", "LMHeadModel")) for name in architectures):
@@ -84,13 +84,12 @@ def check_refiner(folder: Union[str, Path]) -> None:
         )
     if not any((folder / name).is_file() for name in ("tokenizer.json", "tokenizer.model")):
         raise FileNotFoundError(
-            f"{folder} holds no tokenizer: tokenizer.json (or tokenizer.model) and "
-            f"tokenizer_config.json should lie there"
+            f"{folder} holds no tokenizer: add tokenizer.json (or tokenizer.model) and tokenizer_config.json"
         )
     if not _has_chat_template(folder):
         raise UserError(
             f"{folder}: its tokenizer has no chat template (chat_template in tokenizer_config.json, or "
-            f"chat_template.jinja); the refiner is a model tuned for chats"
+            f"chat_template.jinja); the refiner must be a chat model"
         )
     weights = find_weights(folder)
     if ".safetensors" not in weights.name:
@@ -106,11 +105,11 @@ def _has_chat_template(folder: Path) -> bool:
 
 
 def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
-    """Runs the refiner's process; yields its answers as they come. It has ended when they end."""
+    """Runs the refiner's process and yields its answers; the process has exited after the last one."""
     with tempfile.TemporaryFile("w+", encoding="utf-8") as request:
         json.dump(prompts, request)
         request.seek(0)
-        # The process imports the same opensora, also one that is found through the current folder.
+        # The process must import the same opensora, even if it is found through the current folder.
         environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
         process = subprocess.Popen(command, env=environment, stdin=request, stdout=subprocess.PIPE, encoding="utf-8")
     assert process.stdout is not None  # it is a pipe
@@ -125,7 +124,7 @@ def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
         code = process.wait()
         if answered < len(prompts):
             raise ChildProcessError(
-                f"the refiner's process ended with exit code {code} after {answered} of "
+                f"the refiner's process exited with code {code} after {answered} of "
                 f"{len(prompts)} prompts" + (" (killed: out of memory?)" if code == -9 else "")
             )
     finally:

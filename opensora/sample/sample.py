@@ -1,4 +1,4 @@
-"""Makes videos or images from text, or with --model_type i2v from text and given frames:
+"""Generates videos or images from text, with --model_type i2v also from conditioning frames:
 
 python opensora/sample/sample.py --model_path DIR --ae_path DIR --text_encoder_name_1 DIR --text_prompt "a prompt"
 """

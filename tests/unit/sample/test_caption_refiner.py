@@ -179,7 +179,7 @@ def test_missing_package_is_reported_in_one_line(refiner, monkeypatch, capfd):
             lambda folder: change_json(folder / "config.json", architectures=["T5EncoderModel"]),
             "config.json describes T5EncoderModel, not a causal language model",
         ),
-        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer: tokenizer.json"),
+        (lambda folder: (folder / "tokenizer.json").unlink(), "holds no tokenizer: add tokenizer.json"),
         (lambda folder: write_json(folder / "tokenizer_config.json", bos_token="<|begin|>"), "has no chat template"),
         (lambda folder: (folder / "tokenizer_config.json").unlink(), "has no chat template"),
         (lambda folder: (folder / "model.safetensors").unlink(), "no weights in this folder"),
@@ -225,7 +225,7 @@ def test_answers_are_joined_to_one_line(refiner, fake_process, capfd):
     refined = refine_prompts(refiner, ["a cat", "a dog", 'Kätzin "猫"', "a cat"])
     assert refined == {"a cat": "a cat runs, fast", "a dog": "a dog", 'Kätzin "猫"': 'Kätzin "猫" runs, fast'}
     error = capfd.readouterr().err
-    assert "warning: the refiner's answer to 'a dog' is empty; the prompt stays as it is" in error
+    assert "warning: the refiner's answer to 'a dog' is empty; the prompt is kept" in error
     assert "refining prompts: 100%" in error and "3/3" in error
 
 
@@ -247,7 +247,7 @@ def test_error_of_the_process_is_raised(refiner, fake_process):
 
 def test_killed_process_is_reported(refiner, fake_process):
     fake_process("say(answer='x')", "os.kill(os.getpid(), 9)")
-    with pytest.raises(ChildProcessError, match="ended with exit code -9 after 1 of 2 prompts .killed"):
+    with pytest.raises(ChildProcessError, match="exited with code -9 after 1 of 2 prompts .killed"):
         refine_prompts(refiner, ["a cat", "a dog"])
     # A failure after the last answer is ignored.
     assert refine_prompts(refiner, ["a cat"]) == {"a cat": "x"}
