@@ -18,6 +18,7 @@ if __name__ == "__main__":
 
 from opensora import device  # noqa: E402
 from opensora.config.command_line import run_main  # noqa: E402
+from opensora.errors import UserError  # noqa: E402
 from opensora.parallel.collectives import barrier  # noqa: E402
 
 
@@ -35,7 +36,7 @@ def main() -> None:
         if dev.rank == 1 and args.wait_for.exists():
             if args.end == "kill":
                 os.kill(os.getpid(), signal.SIGKILL)
-            raise ValueError("clip.mp4: cannot be read")
+            raise UserError("clip.mp4: cannot be read")
 
 
 if __name__ == "__main__":

@@ -18,6 +18,7 @@ if __name__ == "__main__":
     supervise()
 
 from opensora.config.command_line import run_main  # noqa: E402
+from opensora.errors import UserError  # noqa: E402
 from opensora.process.signals import Stopped, graceful_stop  # noqa: E402
 
 
@@ -32,7 +33,7 @@ def main() -> None:
     elif mode == "error":
         if role == "rank1":
             wait_for(folder / "rank0.pid")
-            raise ValueError("clip.mp4: cannot be read")
+            raise UserError("clip.mp4: cannot be read")
         time.sleep(60)
     else:
         child = subprocess.Popen(["sleep", "60"])

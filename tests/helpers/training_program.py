@@ -23,7 +23,7 @@ from opensora.train.trainer import run  # noqa: E402
 
 def train(argv: list[str]) -> None:
     """As train_t2v_diffusers.py does, in this process."""
-    run(T2VTraining, lambda: parse_options(argv))
+    run(T2VTraining, *parse_options(argv))
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ def trained(folder, run) -> Path:
     config = training_config(folder, folder / "run/train.py")
     finished = run("scripts/train.py", config)
     assert finished.returncode == 0, finished.stderr
-    assert ["144p", "4", "1", "2", "8", "4"] in [line.split()[:6] for line in finished.stdout.splitlines()]
+    assert ["144p", "4", "1", "2", "8", "4"] in [line.split()[:6] for line in finished.stderr.splitlines()]
     assert "step 6/6 | loss" in finished.stderr
     return config
 

@@ -197,7 +197,7 @@ def test_hand_edited_config_is_validated(vae, tmp_path):
         ('"dropout": 0.0', '"dropout": "nan"', "dropout 'nan' is not a finite number"),
         ('"dropout": 0.0', '"dropout": 1e999', "1e999 is out of range"),
         ('"norm_type": "layernorm"', '"norm_type": 3', "norm_type 3 is not a string"),
-        ('"base_channels": 8', '"base_chanels": 8', "no key 'base_chanels'; did you mean base_channels"),
+        ('"base_channels": 8', '"base_chanels": 8', "no key 'base_chanels' (did you mean base_channels?)"),
     ):
         assert old in text
         config.write_text(text.replace(old, new))

@@ -57,7 +57,7 @@ def test_resumed_run_equals_uninterrupted_run(folder, whole):
     """Also with validation at other steps, which must not change the training."""
     resume = ["--resume_from_checkpoint", whole / "checkpoint-7"]
     argv = command(folder, "resumed", *flags(folder, 9), *resume)[1:]
-    run_training(VAETraining, lambda: parse_options(argv))
+    run_training(VAETraining, *parse_options(argv))
     columns = ("step", "loss", "discriminator_loss", "d_weight", "grad_norm")
     resumed, expected = rows(folder / "resumed", columns), rows(whole, columns)[7:]
     # Gradients of convolutions are summed by several threads, in an order that may change.
