@@ -31,7 +31,9 @@ class RankProcesses:
 
     Attributes:
         launcher: the process id of the parent.
-        launcher_waits: whether it is an msrun that waits for its processes, so that they must not outlive it.
+        launcher_waits: whether it is an msrun that waits for its processes, so that they must not outlive it. False
+            if the parent has ended: the kernel clears its command line before the parent changes.
+        name: identifies the run in the names of its processes.
     """
 
     def __init__(self, launcher: int):
@@ -41,6 +43,7 @@ class RankProcesses:
             Path(argument).name == "msrun" or argument.startswith("mindspore.parallel") for argument in arguments[:4]
         )
         self.launcher_waits = is_msrun and flag_value(arguments, "--join").lower() in ("true", "1")
+        self.name = str(launcher) if self.launcher_waits else f"p{os.environ.get('MS_SCHED_PORT', '')[:5]}"
 
     def launcher_is_alive(self) -> bool:
         # The id may belong to another process by now, and state Z is a process that has ended.
@@ -49,16 +52,14 @@ class RankProcesses:
     def launcher_has_died(self) -> bool:
         """Whether this process is a rank of an msrun with --join=True that ended before the process could look.
 
-        Such a rank stays in the session of its msrun. The process that adopts orphans is in another session. An msrun
-        that does not wait makes each rank the leader of a session.
+        A rank of such an msrun stays in its session, or its log is shown by a `tail` (--tail_worker_log). An msrun that
+        does not wait makes each rank the leader of a session and shows no logs.
         """
-        session = os.getsid(0)
         return (
             not self.launcher_waits
+            and started_by_msrun()
             and os.environ["MS_ROLE"] == "MS_WORKER"
-            and all(name in os.environ for name in SET_BY_MSRUN)
-            and session != os.getpid()
-            and stat_field(self.launcher, SESSION) != str(session)
+            and (os.getsid(0) != os.getpid() or bool(_log_viewers()))
         )
 
     def end_launcher(self) -> None:
@@ -68,7 +69,7 @@ class RankProcesses:
 
     def other_supervisors(self) -> list[int]:
         """Process ids of the supervisors on this machine, except this process."""
-        return [pid for pid in _named(SUPERVISOR_NAME.format(self.launcher)) if pid != os.getpid()]
+        return [pid for pid in _named(SUPERVISOR_NAME.format(self.name)) if pid != os.getpid()]
 
     def signal_supervisors(self, number: int) -> None:
         """Sends a signal to the other supervisors."""
@@ -84,18 +85,31 @@ class RankProcesses:
             time.sleep(0.02)
 
     def scheduler_has_front(self) -> bool:
-        return any(_role(pid) == "MS_SCHED" for pid in _named(FRONT_NAME.format(self.launcher)))
+        return any(_role(pid) == "MS_SCHED" for pid in _named(FRONT_NAME.format(self.name)))
 
     def end_log_viewer(self) -> None:
         """Ends the `tail -f` with which msrun shows the log of this rank, if msrun does not outlive the rank."""
         time.sleep(0.3)  # msrun may end a moment later, and the last lines have to be shown
         if self.launcher_is_alive():
             return
-        log = _open_file(os.getpid(), 1)
-        for pid in _named("tail"):
-            if _role(pid) and any(_open_file(pid, descriptor) == log for descriptor in range(3, 6)):
-                with suppress(OSError):
-                    os.kill(pid, signal.SIGTERM)
+        end_log_viewers()
+
+
+def started_by_msrun() -> bool:
+    return all(name in os.environ for name in SET_BY_MSRUN)
+
+
+def end_log_viewers() -> None:
+    for pid in _log_viewers():
+        with suppress(OSError):
+            os.kill(pid, signal.SIGTERM)
+
+
+def _log_viewers() -> list[int]:
+    """The processes with which msrun shows the log of this rank, its stdout."""
+    log = _open_file(os.getpid(), 1)
+    viewers = [pid for pid in _named("tail") if _role(pid)]
+    return [pid for pid in viewers if any(_open_file(pid, descriptor) == log for descriptor in range(3, 6))]
 
 
 def fronts_of(msrun: int) -> list[int]:

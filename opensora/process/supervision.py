@@ -33,6 +33,7 @@ from opensora.process.control import (
     USER_SIGNALS,
     RankProcesses,
     die_with_parent,
+    end_log_viewers,
     ended_by,
     exit_code,
     kill_session,
@@ -100,6 +101,7 @@ def _become_front() -> None:
     run = RankProcesses(os.getppid())
     if run.launcher_has_died():
         print("error: msrun ended while this rank was starting; it ends too", file=sys.stderr, flush=True)
+        end_log_viewers()
         os._exit(128 + signal.SIGTERM)
     received = {*USER_SIGNALS, LAUNCHER_DIED, signal.SIGCHLD}
     received = {number for number in received if signal.getsignal(number) != signal.SIG_IGN}  # nohup
@@ -112,7 +114,7 @@ def _become_front() -> None:
         os.environ[MARK] = "1"
         return
     os.close(requests)
-    set_name(FRONT_NAME.format(run.launcher))
+    set_name(FRONT_NAME.format(run.name))
     if run.launcher_waits:
         with suppress(OSError):
             # msrun polls its processes without a pause, which takes a core from them.

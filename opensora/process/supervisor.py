@@ -24,6 +24,7 @@ from opensora.process.control import (
     exit_code,
     print_error,
     set_name,
+    started_by_msrun,
 )
 
 STOP_SECONDS = 10.0  # a worker has to end after it was asked to stop
@@ -31,6 +32,8 @@ SAVE_SECONDS = 900.0  # the same for one that saves a checkpoint first
 SHUTDOWN_SECONDS = 10.0  # a worker has to end after it reported its status
 STOPPED_SECONDS = 3.0  # a worker has to end after another rank stopped
 SCHEDULER_PERIOD = 5.0  # seconds between two checks of the scheduler's supervisor whether the ranks are still alive
+
+RANKS_SECONDS = 30.0  # after which the scheduler of an msrun that has ended must have ranks
 
 STOP, KILL = b"s", b"k"  # requests of the front
 LONG_STOP, SHORT_STOP, STATUS = "long stop", "short stop", "status "  # reports of the worker; STATUS and a number
@@ -62,7 +65,7 @@ def start_worker(run: RankProcesses, requests: int, mask: set) -> int:
     os.close(worker_end)
     with suppress(OSError):
         os.setpgid(worker, worker)  # both do it, so that neither has to wait for the other
-    set_name(SUPERVISOR_NAME.format(run.launcher))
+    set_name(SUPERVISOR_NAME.format(run.name))
     Supervisor(run, worker).supervise(requests, reports, mask)
 
 
@@ -76,7 +79,7 @@ class Supervisor:
         self.saves_first = False
         self.stop_requested = self.kill_requested = False
         self.deadline = math.inf
-        self.saw_ranks = False  # the scheduler's
+        self.saw_ranks, self.started = False, time.monotonic()  # the scheduler's
 
     def supervise(self, requests: int, reports: int, mask: set) -> NoReturn:
         woken, wake = os.pipe()
@@ -170,9 +173,14 @@ class Supervisor:
         """The scheduler is not needed once the ranks of this machine, which end together with all others, are gone."""
         if self.run.other_supervisors():
             self.saw_ranks = True
-        elif self.saw_ranks or self.stop_requested:
+        elif self.saw_ranks or self.stop_requested or self.ranks_are_missing():
             self.reported = 0
             self.end_within(0.5 if self.stop_requested else SHUTDOWN_SECONDS)
+
+    def ranks_are_missing(self) -> bool:
+        """Whether an msrun that has ended started this scheduler, but none of its ranks began to work."""
+        age = time.monotonic() - self.started
+        return not self.run.launcher_waits and started_by_msrun() and age > RANKS_SECONDS
 
     def end_within(self, seconds: float) -> None:
         self.deadline = min(self.deadline, time.monotonic() + seconds)

@@ -16,6 +16,7 @@ import pytest
 from processes import ROOT, free_port
 
 from opensora.process.control import SET_BY_MSRUN
+from opensora.process.supervisor import RANKS_SECONDS
 
 MSRUN = Path(sys.executable).with_name("msrun")
 LAUNCHER = [sys.executable, "-m", "opensora.launch"]
@@ -147,26 +148,35 @@ def test_ranks_end_when_msrun_is_killed_during_start(delay, tmp_path):
     run = Run(tmp_path, "graceful")
     time.sleep(delay)
     run.process.kill()
-    assert run.end() == -signal.SIGKILL
+    assert run.end(timeout=RANKS_SECONDS + 30) == -signal.SIGKILL
 
 
 @pytest.mark.parametrize(
-    "prefix, msrun_set, ends",
-    [("", True, True), ("setsid", True, False), ("", False, False)],
-    ids=["msrun that waits", "msrun that does not wait", "a script"],
+    "prefix, msrun_set, viewer, ends",
+    [("", True, False, True), ("setsid", True, True, True), ("setsid", True, False, False), ("", False, False, False)],
+    ids=["msrun that waits", "msrun that shows the log", "msrun that does not wait", "a script"],
 )
-def test_rank_ends_if_its_launcher_died_before_the_start(prefix, msrun_set, ends, tmp_path):
+def test_rank_ends_if_its_launcher_died_before_the_start(prefix, msrun_set, viewer, ends, tmp_path):
     """Only ranks of an msrun with --join=True end with their launcher."""
     variables = dict.fromkeys(SET_BY_MSRUN, "1") if msrun_set else {"RANK_ID": "1"}
+    env = {**os.environ, "MS_ROLE": "MS_WORKER", **variables}
+    log = tmp_path / "log"
+    log.touch()
+    tail = subprocess.Popen(["tail", "-f", log], env=env, stdout=subprocess.DEVNULL) if viewer else None
     # The shell exits immediately, so another process has adopted the rank before it starts.
+    rank = f"{prefix} {sys.executable} tests/helpers/supervised.py {tmp_path} graceful"
     subprocess.run(
-        ["sh", "-c", f"(sleep 0.5; exec {prefix} {sys.executable} tests/helpers/supervised.py {tmp_path} graceful) &"],
+        ["sh", "-c", f"(sleep 0.5; exec {rank} > {log} 2>&1) &"],
         cwd=ROOT,
-        env={**os.environ, "MS_ROLE": "MS_WORKER", **variables},
+        env=env,
         start_new_session=True,
         stdout=subprocess.DEVNULL,
         stderr=subprocess.DEVNULL,
     )
+    if tail:
+        time.sleep(3)
+        tail.kill()
+        tail.wait()
     deadline = time.monotonic() + 30
     while (left := processes_naming(tmp_path)) and not (tmp_path / "rank1.pid").exists():
         assert time.monotonic() < deadline
