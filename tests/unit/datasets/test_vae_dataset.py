@@ -63,7 +63,7 @@ def test_nothing_to_read(tmp_path):
         VAEDataset(options(tmp_path / "absent"))
     with pytest.raises(ValueError, match="no videos in this folder"):
         VAEDataset(options(tmp_path))
-    with pytest.raises(ValueError, match="num_frames 0: should be at least 1"):
+    with pytest.raises(ValueError, match="num_frames must be 1 or more, not 0"):
         options(tmp_path, num_frames=0)
 
 
