@@ -1,4 +1,4 @@
-"""Resuming with other arguments: some are silent, some are listed, those that make the state meaningless are refused."""
+"""Resuming with other arguments: some are silent, some are listed, those that invalidate the state are refused."""
 
 from __future__ import annotations
 

@@ -104,7 +104,11 @@ def test_a_run_and_its_continuation(folder, run):
 
 
 @pytest.mark.parametrize(
-    "more, words", [(["--validate"], "needs --eval_video_path"), (["--train_batch_size", "0"], "train_batch_size must be 1 or more, not 0")]
+    "more, words",
+    [
+        (["--validate"], "needs --eval_video_path"),
+        (["--train_batch_size", "0"], "train_batch_size must be 1 or more, not 0"),
+    ],
 )
 def test_flags_that_contradict(folder, more, words):
     with pytest.raises(ValueError, match=words):
