@@ -1,4 +1,4 @@
-"""Names and files of results: videos or images, grids, latents, and a json beside each that says how it was made."""
+"""Output files: videos or images, grids, latents, and a JSON record of how each result was made."""
 
 from __future__ import annotations
 
