@@ -22,3 +22,7 @@ def __getattr__(name: str):
     if name not in _MODULES:
         raise AttributeError(f"module 'opensora.models' has no attribute {name!r}")
     return getattr(importlib.import_module(_MODULES[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
