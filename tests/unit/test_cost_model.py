@@ -217,7 +217,7 @@ def test_command_accepts_a_folder(run, tmp_path):
 
 def test_documented_tables_are_the_commands_output(run):
     text = (ROOT / "docs/parallelism.md").read_text(encoding="utf-8").replace("\\\n", " ")
-    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("python -m opensora.cost_model")]
+    commands = [line.split()[1:] for line in text.splitlines() if line.startswith("python -m opensora.parallel.plan")]
     assert len(commands) == 3
     for command in commands:
         assert run(*command).stdout in text
