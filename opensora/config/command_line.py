@@ -91,11 +91,6 @@ def parse_with_config(parser: argparse.ArgumentParser, argv: Optional[Sequence[s
     return parser.parse_args(argv)
 
 
-def with_article(name: str) -> str:
-    """The name of a class as messages say it: an OpenSoraT2V_v1_3, a WFVAEModel, an STDiT2."""
-    return f"{'an' if name.startswith(('A', 'E', 'I', 'O', 'U', 'ST', 'MT', 'mt')) else 'a'} {name}"
-
-
 def _apply_config(parser: argparse.ArgumentParser, path: Path) -> None:
     values = read_yaml(path) or {}
     if not isinstance(values, dict):
