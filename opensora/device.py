@@ -58,12 +58,12 @@ def setup(args: argparse.Namespace) -> Device:
     """Applies the flags of `add_arguments` to MindSpore. Called once, before any tensor is made.
 
     Raises:
-        UserError: the target is not on this machine, --use_parallel without msrun, `OPENSORA_MARCH` not of this CPU,
-            or processes that would compute differently (`check_ranks_agree`).
+        UserError: the target is not available, --use_parallel without msrun, this CPU lacks the instruction set of
+            `OPENSORA_MARCH`, or the ranks have different kernels (`check_ranks_agree`).
     """
     target = args.device or default_target()
     if not ms.hal.is_available(target):
-        raise UserError(f"--device {target}: this MindSpore finds no such device here; use --device {default_target()}")
+        raise UserError(f"--device {target}: not available on this machine; use --device {default_target()}")
     if target == "CPU":
         check_settings()
     _choose_target(target)
@@ -82,7 +82,10 @@ def setup(args: argparse.Namespace) -> Device:
 
 
 def _choose_target(target: str) -> None:
-    """As `ms.set_device`, which refuses even the target in use once an operator has run, as in a notebook."""
+    """Calls `ms.set_device`, and accepts the target in use.
+
+    After the first operator has run, as in a notebook, MindSpore raises an error even for the target in use.
+    """
     in_use = ms.get_context("device_target")
     try:
         ms.set_device(target)
@@ -92,13 +95,13 @@ def _choose_target(target: str) -> None:
 
 
 def default_target() -> str:
-    """Ascend where this machine has one (asking MindSpore first would print warnings where it has none), else CPU."""
+    """Ascend if this machine has an NPU, else CPU. Without an NPU, asking MindSpore would print warnings."""
     has_npu = any(Path("/dev").glob("davinci[0-9]*"))
     return "Ascend" if has_npu and ms.hal.is_available("Ascend") else "CPU"
 
 
 def choose_precision(target: str, wanted: Optional[str], quiet: bool = False) -> str:
-    """The precision to run in; one the target cannot run becomes fp32, and that is said."""
+    """The precision to run in. An unsupported one is replaced by fp32, with a warning."""
     supported = SUPPORTED_PRECISIONS[target]
     if wanted is None:
         return supported[0]

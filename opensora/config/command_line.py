@@ -31,12 +31,12 @@ class CommandParser(argparse.ArgumentParser):
             "--log_level",
             action=_LogLevel,
             choices=logs.LEVELS,
-            help=f"least level of the log on stderr; default: {logs.LEVEL}, else info",
+            help=f"minimum level of log messages on stderr; default: {logs.LEVEL}, else info",
         )
 
 
 class _LogLevel(argparse.Action):
-    """Takes effect at once and leaves no value, because it is no argument of the work that checkpoints record."""
+    """Sets the level while parsing and stores no value, so that checkpoints do not record it as an argument."""
 
     def __init__(self, option_strings, dest, **settings):
         super().__init__(option_strings, argparse.SUPPRESS, **{**settings, "default": argparse.SUPPRESS})
@@ -166,5 +166,5 @@ def _one_line(error: Exception) -> str:
 
 
 def _error_prefix() -> str:
-    """Of the logs of failed processes msrun shows the lines with ERROR in capitals."""
+    """The start of an error message. From the logs of failed processes msrun shows lines that contain ERROR."""
     return f"ERROR in {rank_name()}" if "MS_ROLE" in os.environ else "error"

@@ -96,10 +96,12 @@ class RankProcesses:
 
 
 def started_by_msrun() -> bool:
+    """Whether the environment is that of a process of msrun."""
     return all(name in os.environ for name in SET_BY_MSRUN)
 
 
 def end_log_viewers() -> None:
+    """Ends the processes with which msrun shows the log of this rank."""
     for pid in _log_viewers():
         with suppress(OSError):
             os.kill(pid, signal.SIGTERM)

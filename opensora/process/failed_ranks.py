@@ -1,6 +1,6 @@
 """Finds the reason why a run under msrun failed in the logs of its processes.
 
-msrun itself prints the context of every line that looks like an error, from every log. This gives one line per
+msrun itself prints the context of every line that looks like an error, from every log. The report has one line per
 reason, with the ranks that report it and the path of a log. MindSpore is not imported.
 """
 

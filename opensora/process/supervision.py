@@ -11,8 +11,9 @@ Therefore each process that msrun starts becomes three before MindSpore is impor
                   while MindSpore shuts down.
     worker        imports MindSpore and does the work. The kernel kills it if the supervisor dies.
 
-Supervisors of one run on one machine find each other by their names, which end with the process id of msrun. If a
-worker fails or stops, its supervisor signals the others, because a collective operation would wait for the lost rank.
+Supervisors of one run on one machine find each other by their names, which end with the process id of msrun, or with
+the scheduler's port if msrun does not wait. If a worker fails or stops, its supervisor signals the others, because a
+collective operation would wait for the lost rank.
 
 This module must not import MindSpore.
 """
@@ -100,7 +101,7 @@ def _become_front() -> None:
     global _report_pipe
     run = RankProcesses(os.getppid())
     if run.launcher_has_died():
-        print("error: msrun ended while this rank was starting; it ends too", file=sys.stderr, flush=True)
+        print("error: msrun ended while this rank was starting; ending the rank", file=sys.stderr, flush=True)
         end_log_viewers()
         os._exit(128 + signal.SIGTERM)
     received = {*USER_SIGNALS, LAUNCHER_DIED, signal.SIGCHLD}
