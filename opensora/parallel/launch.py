@@ -9,6 +9,7 @@ import sys
 import mindspore as ms
 
 from opensora.errors import UserError
+from opensora.ops.backend import on_cpu
 from opensora.ops.cpu.ranks import check_ranks_agree
 from opensora.parallel.collectives import barrier
 from opensora.process import supervision
@@ -32,7 +33,7 @@ def join_processes() -> tuple[int, int]:
     size = ms.communication.get_group_size()
     supervision.meet_at_end(lambda: barrier(size))
     atexit.register(_leave)
-    if ms.get_context("device_target") == "CPU":
+    if on_cpu():
         check_ranks_agree()
     return ms.communication.get_rank(), size
 

@@ -17,6 +17,7 @@ import mindspore as ms
 import numpy as np
 from tensorboardX import SummaryWriter
 
+from opensora.ops.backend import on_cpu
 from opensora.train.checkpoint_folder import free_name
 from opensora.utils.files import atomic_write
 from opensora.utils.logs import logger
@@ -78,7 +79,7 @@ class TrainingLog:
 
 def peak_memory() -> int:
     """Peak memory in bytes: of the device, or of the process on a CPU."""
-    if ms.get_context("device_target") == "CPU":
+    if on_cpu():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return ms.runtime.max_memory_allocated()
 

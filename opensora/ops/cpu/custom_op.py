@@ -13,6 +13,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.errors import UserError
+from opensora.ops.backend import on_cpu
 from opensora.ops.cpu.build import library
 from opensora.ops.cpu.runtime import tune_process
 
@@ -22,7 +23,7 @@ ONEDNN = Path(ms.__file__).parent / "lib" / "libdnnl.so.2"  # oneDNN 2.x, which 
 @ops.constexpr
 def available(dtype) -> bool:
     """Whether the kernels can be used for tensors of `dtype`: float32 on a CPU. A constant in graph mode."""
-    if ms.get_context("device_target") != "CPU":
+    if not on_cpu():
         return False
     tune_process()
     return dtype == ms.float32 and library() is not None
