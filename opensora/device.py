@@ -19,30 +19,37 @@ import numpy as np
 from opensora.config.device import DeviceOptions
 from opensora.config.options import add_flags
 from opensora.errors import UserError
+from opensora.ops.backend import FIRST_GENERATION, ascend_chip, convolution_dtype
 from opensora.ops.cpu.build import check_settings
 from opensora.ops.cpu.runtime import tune_process
 from opensora.parallel.launch import join_processes
 from opensora.process.signals import handle_signals
-from opensora.utils.logs import logger
 
 PRECISIONS = {"bf16": ms.bfloat16, "fp16": ms.float16, "fp32": ms.float32}
-# A CPU has no bfloat16 arithmetic in MindSpore, and float16 there is slower than float32 and gains nothing.
-SUPPORTED_PRECISIONS = {"Ascend": ("bf16", "fp16", "fp32"), "GPU": ("fp16", "fp32"), "CPU": ("fp32",)}
 
 
 @dataclass(frozen=True)
 class Device:
-    """Where this process runs. `dtype` is what models run in; `rank` counts processes from 0."""
+    """Where this process runs. `dtype` is what models run in; `rank` counts processes from 0.
+
+    `vae_precision` None follows `precision`. `all_to_all` is one of `opensora.config.device.ALL_TO_ALL`.
+    """
 
     target: str
     mode: int
     precision: str
     rank: int = 0
     world_size: int = 1
+    vae_precision: Optional[str] = None
+    all_to_all: str = "native"
 
     @property
     def dtype(self):
         return PRECISIONS[self.precision]
+
+    @property
+    def vae_dtype(self):
+        return PRECISIONS[self.vae_precision] if self.vae_precision else convolution_dtype(self.dtype)
 
     @property
     def is_main(self) -> bool:
@@ -58,8 +65,9 @@ def setup(args: argparse.Namespace) -> Device:
     """Applies the flags of `add_arguments` to MindSpore. Called once, before any tensor is made.
 
     Raises:
-        UserError: the target is not available, --use_parallel without msrun, this CPU lacks the instruction set of
-            `OPENSORA_MARCH`, or the ranks have different kernels (`check_ranks_agree`).
+        UserError: the target is not available or does not compute in the precision, --use_parallel without msrun, this
+            CPU lacks the instruction set of `OPENSORA_MARCH`, or the ranks have different kernels
+            (`check_ranks_agree`).
     """
     target = args.device or default_target()
     if not ms.hal.is_available(target):
@@ -67,8 +75,12 @@ def setup(args: argparse.Namespace) -> Device:
     if target == "CPU":
         check_settings()
     _choose_target(target)
+    precision = choose_precision(target, args.precision)
+    vae_precision = args.vae_precision and choose_precision(target, args.vae_precision, "--vae_precision")
     if target == "CPU":
         tune_process()
+    if target == "Ascend":
+        keep_precision("fp32" in (precision, vae_precision))
     ms.set_context(mode=args.mode)
     if args.jit_level:
         ms.set_context(jit_config={"jit_level": args.jit_level})
@@ -76,9 +88,8 @@ def setup(args: argparse.Namespace) -> Device:
         ms.runtime.set_memory(max_size=args.max_device_memory)
     rank, world_size = join_processes() if args.use_parallel else (0, 1)
     handle_signals()  # MindSpore installs handlers that end the process at once
-    precision = choose_precision(target, args.precision, quiet=rank > 0)
     set_seed(args.seed)
-    return Device(target, args.mode, precision, rank, world_size)
+    return Device(target, args.mode, precision, rank, world_size, vae_precision, args.all_to_all)
 
 
 def _choose_target(target: str) -> None:
@@ -100,16 +111,42 @@ def default_target() -> str:
     return "Ascend" if has_npu and ms.hal.is_available("Ascend") else "CPU"
 
 
-def choose_precision(target: str, wanted: Optional[str], quiet: bool = False) -> str:
-    """The precision to run in. An unsupported one is replaced by fp32, with a warning."""
-    supported = SUPPORTED_PRECISIONS[target]
-    if wanted is None:
-        return supported[0]
-    if wanted in supported:
-        return wanted
-    if not quiet:
-        logger.warning(f"a {target} does not run {wanted} here; running fp32 instead")
-    return "fp32"
+def supported_precisions(target: str) -> tuple[str, ...]:
+    """The precisions of a target, the default first."""
+    if target == "CPU":
+        return "fp32", "fp16", "bf16"
+    if target == "GPU" or ascend_chip() == FIRST_GENERATION:
+        return "fp16", "fp32"
+    return "bf16", "fp16", "fp32"
+
+
+def choose_precision(target: str, wanted: Optional[str], flag: str = "--precision") -> str:
+    """The precision to run in; `wanted` or the default of the target.
+
+    Raises:
+        UserError: the target does not support it.
+    """
+    supported = supported_precisions(target)
+    if wanted is not None and wanted not in supported:
+        name = f"{target} ({ascend_chip()})" if target == "Ascend" else target
+        raise UserError(f"{flag} {wanted}: {name} does not support it; choose one of {', '.join(supported)}")
+    return wanted or supported[0]
+
+
+def keep_precision(float32: bool) -> None:
+    """Has Ascend compute in the dtypes of the tensors, which are not its defaults.
+
+    The first generation computes float32 in float16 ("force_fp16"), and all generations compute float32 convolutions in
+    HF32, which has 10 bits of mantissa.
+
+    Args:
+        float32: whether any model computes in float32.
+    """
+    op_precision = ms.device_context.ascend.op_precision
+    if ascend_chip() == FIRST_GENERATION:
+        op_precision.precision_mode("must_keep_origin_dtype")
+    if float32:
+        op_precision.conv_allow_hf32(False)
 
 
 def set_seed(seed: int) -> None:

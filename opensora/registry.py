@@ -28,6 +28,7 @@ from opensora.models.stdit.config import PRESETS as STDIT_PRESETS
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.models.vaes import VAES
+from opensora.ops.backend import convolution_dtype
 from opensora.pipelines.stdit import STDiTPipeline
 from opensora.pipelines.text import TextEncoder
 from opensora.schedulers import SCHEDULERS, GuidedSampler, ScheduleOptions, get_scheduler
@@ -65,16 +66,20 @@ def build(config: Optional[Mapping[str, Any]], kind: Optional[str] = None, **con
 
 
 def build_stdit_pipeline(
-    config: Mapping[str, Any], dtype=ms.float32, video_size: Sequence[Optional[int]] = (None, None, None)
+    config: Mapping[str, Any],
+    dtype=ms.float32,
+    video_size: Sequence[Optional[int]] = (None, None, None),
+    vae_dtype=None,
 ) -> STDiTPipeline:
     """Builds the components of an Open-Sora v1.1 config, with the model's dimensions set by the other components.
 
     Args:
         config: with `model`, `vae`, `text_encoder` and `scheduler`.
         video_size: frames, height and width; None if they vary.
+        vae_dtype: of the autoencoder; None: `dtype`, but float16 for bfloat16 on Ascend.
     """
     scheduler = build(config["scheduler"], SCHEDULER)  # first, because its errors should not wait for the models
-    vae = build(config["vae"], VAE, dtype=dtype).set_train(False)
+    vae = build(config["vae"], VAE, dtype=vae_dtype or convolution_dtype(dtype)).set_train(False)
     text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=dtype)
     model = build(
         config["model"],

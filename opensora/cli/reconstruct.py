@@ -98,10 +98,10 @@ def _reconstructor(args: argparse.Namespace, dev: Device) -> Reconstructor:
     from opensora.models import get_vae
     from opensora.pipelines.reconstruct import Reconstructor
 
-    vae = get_vae(args.ae, args.ae_path, dev.dtype, args.ms_checkpoint)
+    vae = get_vae(args.ae, args.ae_path, dev.vae_dtype, args.ms_checkpoint)
     if "enable_tiling" in args:
         vae.enable_tiling(args.enable_tiling)
-    return Reconstructor(vae, dev.dtype)
+    return Reconstructor(vae)
 
 
 def _print_result(reconstruct: Reconstructor, scores: dict[str, float], path: str, unit: str) -> None:

@@ -144,6 +144,7 @@ def score_model(args: argparse.Namespace, dev: Device, folder: Optional[Path]) -
         dtype=dev.dtype,
         prompt_template="{}",
         negative_prompt="",
+        vae_dtype=dev.vae_dtype,
     )
     scenes = prompts(args.count, args.seed)
     results = {}

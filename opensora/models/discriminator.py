@@ -23,7 +23,7 @@ class DiscriminatorConfig(ModelConfig):
 
 
 class NLayerDiscriminator3D(PretrainedModel):
-    """Logits of each patch of a video: (B, 3, T, H, W) -> (B, 1, ceil(T / 4), h, w), about H / 16 by W / 16.
+    """Logits of each patch of a video: (B, 3, T, H, W) -> (B, 1, ceil(T / 4), h, w) float32, about H / 16 by W / 16.
 
     In training mode, batch normalization uses the batch of this process, and every call updates the running statistics,
     including calls that train the generator.
@@ -50,7 +50,7 @@ class NLayerDiscriminator3D(PretrainedModel):
         self.main = nn.SequentialCell(layers)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.main(x)
+        return self.main(x.astype(self.main[0].weight.dtype)).astype(ms.float32)
 
 
 class Conv3d(nn.Cell):

@@ -106,6 +106,8 @@ class PretrainedModel(nn.Cell):
         aliases: further torch names of parameters (tied weights), mapped to the parameter's name.
         ignored_prefixes: prefixes of tensor names that belong to modules not built here.
         dtype: the type the model computes in; norms and other statistics stay float32.
+        keep_float32: of this class or of a Cell in it, the parameters that stay float32 whatever `dtype` is: their
+            names, or True for all of the Cell.
     """
 
     config_class: type[ModelConfig]
@@ -301,12 +303,13 @@ class PretrainedModel(nn.Cell):
         return missing, unexpected
 
     def _float32_parameters(self) -> set[str]:
-        return {
-            f"{cell_name}.{name}" if cell_name else name
-            for cell_name, cell in self.cells_and_names()
-            if getattr(cell, "keep_float32", False)
-            for name, _ in cell.parameters_and_names()
-        }
+        names = set()
+        for cell_name, cell in self.cells_and_names():
+            kept = getattr(cell, "keep_float32", ())
+            if kept is True:
+                kept = [name for name, _ in cell.parameters_and_names()]
+            names.update(f"{cell_name}.{name}" if cell_name else name for name in kept)
+        return names
 
 
 def _set(parameter: Parameter, value: np.ndarray, dtype) -> None:

@@ -7,8 +7,10 @@ from mindspore import Tensor, ops
 from opensora.ops.backend import on_ascend
 from opensora.ops.cpu import elementwise as kernels
 from opensora.ops.cpu.custom_op import available
+from opensora.ops.precision import float32_on_cpu
 
 
+@float32_on_cpu
 def gelu_tanh(x: Tensor) -> Tensor:
     """The tanh approximation of GELU, x sigmoid(2 sqrt(2/pi) (x + 0.044715 x^3)) (Hendrycks & Gimpel 2016, section 2).
 
@@ -26,8 +28,15 @@ def _no_bias(width: int) -> Tensor:
     return ops.zeros(width)
 
 
+@float32_on_cpu
 def bias_gelu_tanh(x: Tensor, bias: Tensor) -> Tensor:
     """`gelu_tanh` of x (..., D) + bias (D)."""
     if available(x.dtype):
         return kernels.bias_gelu(x, bias)
     return gelu_tanh(x + bias)
+
+
+@float32_on_cpu
+def gated_gelu_tanh(x: Tensor, y: Tensor) -> Tensor:
+    """`gelu_tanh` of x, times y (Shazeer 2020, arXiv:2002.05202, GEGLU)."""
+    return gelu_tanh(x) * y

@@ -10,13 +10,17 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Tensor, ops
 
-from opensora.ops.backend import on_ascend
+from opensora.ops.backend import uses_fused
 from opensora.ops.cpu import attention as kernels
 from opensora.ops.cpu.custom_op import gemm_available
+from opensora.ops.precision import float32_on_cpu
 
 # The stock implementation processes queries in blocks, so that a matrix of scores has at most this many elements.
 SCORES_PER_BLOCK = 1 << 25
 MASK_VALUE = -10000.0  # far below any score, so softmax gives 0; finite, so fully masked rows are not NaN
+
+# Limits of FlashAttentionScore.
+FLASH_BATCH, FLASH_LENGTH, FLASH_HEADS, FLASH_HEAD_DIM, FLASH_ALIGNMENT = 2000, 512 * 1024, 256, 512, 16
 
 
 def mask_to_bias(mask: Tensor) -> Tensor:
@@ -24,23 +28,53 @@ def mask_to_bias(mask: Tensor) -> Tensor:
     return ((1 - mask.astype(ms.float32)) * MASK_VALUE).expand_dims(1).expand_dims(1)
 
 
-def attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor] = None) -> Tensor:
+def prepare_attention_mask(mask: Tensor, queries: int, dtype) -> Tensor:
+    """Converts a mask of keys (B, L), 1 = attend, 0 = padding, to what `attention` takes for tensors of `dtype`.
+
+    Args:
+        queries: S, their number.
+
+    Returns:
+        The bias of `mask_to_bias`; for FlashAttention, which needs an element for every pair of query and key, a mask
+        (B, 1, S, L) uint8, 1 for masked keys. Make it once per forward pass, not in every layer.
+    """
+    if not _flash_takes(dtype):
+        return mask_to_bias(mask)
+    mask = mask.astype(ms.float32)
+    # The documentation does not define the output of queries without any key, which might be NaN. Their outputs are
+    # padding, so they may attend to all keys.
+    masked = (1 - mask) * ops.ReduceMax(keep_dims=True)(mask, 1)
+    return ops.tile(masked.astype(ms.uint8).reshape(-1, 1, 1, mask.shape[1]), (1, 1, queries, 1))
+
+
+@float32_on_cpu
+def attention(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor] = None) -> Tensor:
     """softmax(q k^T / sqrt(D) + bias) v (Vaswani et al. 2017, eq. 1).
 
-    q (B, S, N, D), k and v (B, L, N, D), bias (B, 1, 1, L) or None -> (B, S, N, D). No gradient flows to the bias.
+    q (B, S, N, D), k and v (B, L, N, D), mask of `prepare_attention_mask` or None -> (B, S, N, D). No gradient
+    flows to the mask.
     """
     scale = q.shape[-1] ** -0.5
     if gemm_available(q.dtype):
-        return kernels.attention(q, k, v, _no_bias() if bias is None else bias, scale)
-    if on_ascend() and _flash_supports(q):
-        return _flash_attention(q, k, v, bias, scale)
+        return kernels.attention(q, k, v, _no_bias() if mask is None else mask, scale)
+    if _flash_takes(q.dtype) and _flash_supports(q.shape, k.shape[1]):
+        return _flash_attention(q, k, v, mask, scale)
+    bias = mask
+    if mask is not None and mask.dtype == ms.uint8:
+        bias = mask.astype(ms.float32) * MASK_VALUE
     q, k, v = q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2)  # B N S D
     rows = _rows_per_block(q.shape[0] * q.shape[1] * k.shape[2])
     if q.shape[2] <= rows:
         return _attend(q, k, v, bias, scale).swapaxes(1, 2)
-    return ops.cat([_attend(block, k, v, bias, scale) for block in ops.split(q, rows, 2)], 2).swapaxes(1, 2)
+    blocks = []
+    for start in range(0, q.shape[2], rows):
+        stop = min(start + rows, q.shape[2])
+        block_bias = bias if bias is None or bias.shape[2] == 1 else bias[:, :, start:stop]
+        blocks.append(_attend(q[:, :, start:stop], k, v, block_bias, scale))
+    return ops.cat(blocks, 2).swapaxes(1, 2)
 
 
+@float32_on_cpu
 def unscaled_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T + bias) v, the attention of T5.
 
@@ -63,20 +97,44 @@ def _rows_per_block(scores_per_row: int) -> int:
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: float) -> Tensor:
-    scores = ops.BatchMatMul(transpose_b=True)(q if scale == 1 else q * scale, k)
+    scores = ops.BatchMatMul(transpose_b=True)(q if scale == 1 else q * scale, k).astype(ms.float32)
     if bias is not None:
-        scores = scores.astype(ms.float32) + bias
-    return ops.matmul(ops.softmax(scores.astype(ms.float32), -1).astype(v.dtype), v)
+        scores = scores + bias
+    return ops.BatchMatMul()(ops.softmax(scores, -1).astype(v.dtype), v)
 
 
-def _flash_supports(q: Tensor) -> bool:
-    """FlashAttentionScore supports 16-bit types and head dimensions that are multiples of 16, at most 512."""
-    return q.dtype in (ms.float16, ms.bfloat16) and q.shape[-1] % 16 == 0 and q.shape[-1] <= 512
+@ops.constexpr
+def _flash_takes(dtype) -> bool:
+    """FlashAttentionScore computes 16-bit types only."""
+    return uses_fused("flash_attention") and dtype in (ms.float16, ms.bfloat16)
 
 
-def _flash_attention(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: float) -> Tensor:
-    """FlashAttentionScore, whose mask (B, 1, S, L) is 1 for masked keys."""
-    attn_mask = None
-    if bias is not None:
-        attn_mask = (bias < 0).astype(ms.uint8).broadcast_to((q.shape[0], 1, q.shape[1], k.shape[1]))
-    return ops.flash_attention_score(q, k, v, q.shape[2], attn_mask=attn_mask, scalar_value=scale, input_layout="BSND")
+@ops.constexpr
+def _flash_supports(shape: tuple, keys: int) -> bool:
+    """Whether queries of `shape` (B, S, N, D) are within its limits, apart from those that `_flash_attention` meets."""
+    _, queries, heads, head_dim = shape
+    return max(queries, keys) <= FLASH_LENGTH and heads <= FLASH_HEADS and head_dim <= FLASH_HEAD_DIM
+
+
+def _flash_attention(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor], scale: float) -> Tensor:
+    """FlashAttentionScore on at most `FLASH_BATCH` rows at a time, with heads padded to a multiple of 16 channels."""
+    head_dim = q.shape[3]
+    padding = -head_dim % FLASH_ALIGNMENT
+    if padding:  # zeros change neither the scores nor, after slicing, the output
+        q, k, v = ops.pad(q, (0, padding)), ops.pad(k, (0, padding)), ops.pad(v, (0, padding))
+    outputs = []
+    for start in range(0, q.shape[0], FLASH_BATCH):
+        stop = min(start + FLASH_BATCH, q.shape[0])
+        outputs.append(
+            ops.flash_attention_score(
+                q[start:stop].contiguous(),
+                k[start:stop].contiguous(),
+                v[start:stop].contiguous(),
+                q.shape[2],
+                attn_mask=None if mask is None else mask[start:stop].contiguous(),
+                scalar_value=scale,
+                input_layout="BSND",
+            )
+        )
+    y = outputs[0] if len(outputs) == 1 else ops.cat(outputs, 0)
+    return y[..., :head_dim] if padding else y

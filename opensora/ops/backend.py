@@ -36,6 +36,14 @@ def on_cpu() -> bool:
     return device_target() == "CPU"
 
 
+def convolution_dtype(dtype):
+    """The dtype of an autoencoder in a run that computes in `dtype`.
+
+    MindSpore documents convolutions on Ascend for float16 and float32 only, so that float16 replaces bfloat16 there.
+    """
+    return ms.float16 if dtype == ms.bfloat16 and device_target() == "Ascend" else dtype
+
+
 @ms.ops.constexpr
 def uses_fused(operator: str) -> bool:
     """Whether one of `FUSED_OPERATORS` is used: on Atlas A2 and A3, for which they are documented.

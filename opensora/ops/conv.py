@@ -14,8 +14,10 @@ from mindspore import Tensor, ops
 
 from opensora.ops.cpu import conv as kernels
 from opensora.ops.cpu.custom_op import gemm_available
+from opensora.ops.precision import float32_on_cpu
 
 
+@float32_on_cpu
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Sequence[int] = (0, 0, 0, 0)) -> Tensor:
     """2-D convolution of every frame: x (B, T, C, H, W), weight (O, C, k, k), zeros (top, bottom, left, right)."""
     if gemm_available(x.dtype) and kernels.supports(weight, stride):
@@ -27,6 +29,7 @@ def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Se
     return _unfold(ops.bias_add(y, bias), x.shape[1])
 
 
+@float32_on_cpu
 def conv3d(
     x: Tensor,
     weight: Tensor,

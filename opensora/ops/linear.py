@@ -8,8 +8,10 @@ from mindspore import Tensor, ops
 
 from opensora.ops.cpu import linear as kernels
 from opensora.ops.cpu.custom_op import gemm_available
+from opensora.ops.precision import float32_on_cpu
 
 
+@float32_on_cpu
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x W^T + b over the last axis: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
     rows = x.reshape(-1, x.shape[-1])
@@ -20,3 +22,15 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         if bias is not None:
             y = ops.bias_add(y, bias)
     return y.reshape(x.shape[:-1] + (weight.shape[0],))
+
+
+@float32_on_cpu
+def transform_axis(x: Tensor, matrix: Tensor) -> Tensor:
+    """Multiplies the middle axis of x (B, n, m) by a constant matrix (k, n) float32: (B, k, m)."""
+    return ops.matmul(matrix.astype(x.dtype), x)
+
+
+@float32_on_cpu
+def rows_at(table: Tensor, indices: Tensor) -> Tensor:
+    """The rows of `table` (rows, D) at integer `indices` (...): (..., D)."""
+    return ops.gather(table, indices, 0)

@@ -1,14 +1,21 @@
-"""Normalization. Statistics are float32 for every input type."""
+"""Normalization. Whatever the dtype of x, statistics and the arithmetic around them are float32, and the result is
+rounded once to the dtype of x. Weights and modulations are float32.
+
+Ascend has fused operators for some of them. They follow MindSpore's documentation and were not run on Ascend.
+"""
 
 from __future__ import annotations
 
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from opensora.ops.backend import uses_fused
 from opensora.ops.cpu import norms as kernels
 from opensora.ops.cpu.custom_op import available
+from opensora.ops.precision import float32_on_cpu
 
 
+@float32_on_cpu
 def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, silu: bool = False) -> Tensor:
     """LayerNorm over the channels of x (..., C, H, W) at every position (Ba et al. 2016, eq. 4), then optionally SiLU.
 
@@ -24,6 +31,7 @@ def channel_layer_norm(x: Tensor, weight: Tensor, bias: Tensor, eps: float, silu
     return (ops.silu(y) if silu else y).astype(dtype)
 
 
+@float32_on_cpu
 def group_norm(
     x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float, per_frame: bool = False, silu: bool = False
 ) -> Tensor:
@@ -34,6 +42,9 @@ def group_norm(
     if available(x.dtype):
         return kernels.group_norm(x, groups, weight, bias, eps, per_frame, silu)
     dtype, (b, t, c, h, w) = x.dtype, x.shape
+    if per_frame and uses_fused("group_norm"):
+        y = ops.group_norm(x.astype(ms.float32).reshape(b * t, c, h, w), groups, weight, bias, eps).reshape(x.shape)
+        return (ops.silu(y) if silu else y).astype(dtype)
     x = x.astype(ms.float32).reshape(b, t, groups, -1)
     axes = (3,) if per_frame else (1, 3)
     centered = x - x.mean(axes, keep_dims=True)
@@ -43,27 +54,33 @@ def group_norm(
     return (ops.silu(y) if silu else y).astype(dtype)
 
 
+@float32_on_cpu
 def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
     """LayerNorm without weights over the last axis, then `(1 + scale) y + shift` (adaLN, Peebles & Xie 2023).
 
-    x is (B, S, D) or (B, T, S, D). shift and scale broadcast to it: (B, 1, D), (B, T, 1, D) or (B, 1, 1, D).
+    x is (B, S, D) or (B, T, S, D). shift and scale, float32, broadcast to it: (B, 1, D), (B, T, 1, D) or (B, 1, 1, D).
     """
     if available(x.dtype):
         shift, scale = _one_row(shift), _one_row(scale)
         return kernels.modulated_layer_norm(_rows_of(x, shift), shift, scale, eps).reshape(x.shape)
     dtype = x.dtype
     x = x.astype(ms.float32)
-    centered = x - x.mean(-1, keep_dims=True)
-    variance = (centered * centered).mean(-1, keep_dims=True)
-    return (centered * ops.rsqrt(variance + eps) * (1 + scale) + shift).astype(dtype)
+    if uses_fused("layer_norm"):
+        y = ops.layer_norm(x, x.shape[-1:], eps=eps)
+    else:
+        centered = x - x.mean(-1, keep_dims=True)
+        variance = (centered * centered).mean(-1, keep_dims=True)
+        y = centered * ops.rsqrt(variance + eps)
+    return (y * (1 + scale) + shift).astype(dtype)
 
 
+@float32_on_cpu
 def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
     """x + gate y, the end of an adaLN branch. Shapes as in `modulated_layer_norm`, with gate like shift and scale."""
     if available(x.dtype):
         gate = _one_row(gate)
         return kernels.gated_residual(_rows_of(x, gate), gate, _rows_of(y, gate)).reshape(x.shape)
-    return x + gate * y
+    return (x.astype(ms.float32) + gate * y.astype(ms.float32)).astype(x.dtype)
 
 
 def _one_row(modulation: Tensor) -> Tensor:
@@ -76,10 +93,15 @@ def _rows_of(x: Tensor, modulation: Tensor) -> Tensor:
     return x.reshape(modulation.shape[0], -1, x.shape[-1])
 
 
+@float32_on_cpu
 def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     """x / sqrt(mean(x^2) + eps) * weight over the last axis (Zhang & Sennrich 2019, eq. 4)."""
     if available(x.dtype):
         return kernels.rms_norm(x, weight, eps)
     dtype = x.dtype
     x = x.astype(ms.float32)
-    return (x * ops.rsqrt((x * x).mean(-1, keep_dims=True) + eps) * weight).astype(dtype)
+    if uses_fused("rms_norm"):
+        y, _ = ops.rms_norm(x, weight, eps)
+    else:
+        y = x * ops.rsqrt((x * x).mean(-1, keep_dims=True) + eps) * weight
+    return y.astype(dtype)

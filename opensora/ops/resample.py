@@ -7,6 +7,7 @@ from mindspore import Tensor, ops
 from opensora.ops.cpu import layout as kernels
 from opensora.ops.cpu.custom_op import available
 from opensora.ops.layout import folded
+from opensora.ops.precision import float32_on_cpu
 
 
 def _interleave(even: Tensor, odd: Tensor, axis: int) -> Tensor:
@@ -20,6 +21,7 @@ def _doubled(shape: tuple, *axes: int) -> tuple:
     return tuple(2 * size if axis in axes else size for axis, size in enumerate(shape))
 
 
+@float32_on_cpu
 def nearest_2x(x: Tensor, axis: int) -> Tensor:
     """Repeats every element along `axis`: y[2k] = y[2k+1] = x[k]."""
     if available(x.dtype):
@@ -27,6 +29,7 @@ def nearest_2x(x: Tensor, axis: int) -> Tensor:
     return _interleave(x, x, axis)
 
 
+@float32_on_cpu
 def upsample_linear_2x(x: Tensor, axis: int) -> Tensor:
     """Linear interpolation to twice the length: y[2k] = (3 x[k] + x[k-1]) / 4, y[2k+1] = (3 x[k] + x[k+1]) / 4.
 
@@ -45,6 +48,7 @@ def upsample_linear_2x(x: Tensor, axis: int) -> Tensor:
     return _interleave(near + 0.25 * before, near + 0.25 * after, axis)
 
 
+@float32_on_cpu
 def upsample_nearest_2x(x: Tensor) -> Tensor:
     """`nearest_2x` of height and width, x (B, T, C, H, W)."""
     if available(x.dtype):
@@ -52,6 +56,7 @@ def upsample_nearest_2x(x: Tensor) -> Tensor:
     return nearest_2x(nearest_2x(x, 3), 4)
 
 
+@float32_on_cpu
 def upsample_bilinear_2x(x: Tensor) -> Tensor:
     """`upsample_linear_2x` of height and width, x (B, T, C, H, W)."""
     if available(x.dtype):

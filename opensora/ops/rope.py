@@ -12,10 +12,17 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.errors import UserError
+from opensora.ops.backend import uses_fused
 from opensora.ops.cpu import elementwise as kernels
 from opensora.ops.cpu.custom_op import available
+from opensora.ops.precision import float32_on_cpu
 
 BASE = 10000.0
+# Limits of RotaryPositionEmbedding, whose batch and heads must each be smaller than 1000, and its mode for pairs of
+# neighboring channels.
+ROTARY_BATCH = ROTARY_HEADS = 999
+ROTARY_HEAD_DIM = 894
+ROTARY_INTERLEAVED = 1
 
 
 def inverse_frequencies(dim: int) -> np.ndarray:
@@ -53,6 +60,7 @@ def rope_sin(frames: int, height: int, width: int, head_dim: int, scales: tuple)
     return Tensor(np.sin(_angles(frames, height, width, head_dim, scales)))
 
 
+@float32_on_cpu
 def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates x (B, S, N, head_dim): a head has sections for t, h and w, and the halves of a section form the pairs."""
     if available(x.dtype):
@@ -87,11 +95,26 @@ def _rotate_pairs(head_dim: int) -> Tensor:
     return Tensor(np.kron(np.eye(head_dim // 2), [[0, 1], [-1, 0]]).astype(np.float32))
 
 
+@float32_on_cpu
 def apply_interleaved_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     """Rotates x (B, S, N, head_dim); neighboring channels form the pairs.
 
-    A matrix product exchanges the channels of each pair, several times faster than slicing and stacking.
+    A matrix product exchanges the channels of each pair, several times faster than slicing and stacking. Ascend has a
+    fused operator.
     """
     y = x.astype(cos.dtype)
+    if uses_fused("rope") and _rotary_supports(x.shape):
+        cos, sin = cos.expand_dims(0), sin.expand_dims(0)  # 1 S 1 D
+        blocks = [
+            ops.rotary_position_embedding(y[start : start + ROTARY_BATCH].contiguous(), cos, sin, ROTARY_INTERLEAVED)
+            for start in range(0, y.shape[0], ROTARY_BATCH)
+        ]
+        return (blocks[0] if len(blocks) == 1 else ops.cat(blocks, 0)).astype(x.dtype)
     rotated = ops.matmul(y.reshape(-1, y.shape[-1]), _rotate_pairs(y.shape[-1])).reshape(y.shape)
     return (y * cos + rotated * sin).astype(x.dtype)
+
+
+@ops.constexpr
+def _rotary_supports(shape: tuple) -> bool:
+    """Whether (B, S, N, head_dim) is within the limits of RotaryPositionEmbedding, apart from the batch."""
+    return shape[2] <= ROTARY_HEADS and shape[3] <= ROTARY_HEAD_DIM and shape[3] % 2 == 0

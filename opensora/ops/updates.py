@@ -1,10 +1,10 @@
-"""Optimizer steps on flat buffers, float32 (N,), in place. PyNative mode only."""
+"""Flat buffers of parameters, of any dtype, and optimizer steps on float32 buffers (N,), in place. PyNative mode."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
+import mindspore as ms
 from mindspore import Tensor, ops
 
 from opensora.ops.cpu import optim as kernels
@@ -16,7 +16,8 @@ def flatten(tensors: Sequence[Tensor], size: int, dtype) -> Tensor:
     if tensors and available(dtype):
         return kernels.flatten(tensors, size)
     missing = size - sum(tensor.size for tensor in tensors)
-    return ops.cat([*(tensor.reshape(-1) for tensor in tensors), ops.zeros(missing, dtype)])
+    padding = ops.zeros(missing, ms.float32).astype(dtype)  # a CPU has no zeros in bfloat16
+    return ops.cat([*(tensor.reshape(-1) for tensor in tensors), padding])
 
 
 def split_like(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
@@ -29,7 +30,7 @@ def split_like(flat: Tensor, tensors: Sequence[Tensor]) -> list[Tensor]:
 
 def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
     """Overwrites the tensors, which have the type of `flat`, with its consecutive elements."""
-    if available(flat.dtype):
+    if available(ms.float32):  # the kernels copy 16-bit elements as well
         kernels.unflatten(flat, tensors)
         return
     for tensor, piece in zip(tensors, split_like(flat, tensors)):
@@ -58,22 +59,14 @@ def adamw(
             weights, exp_avg, exp_avg_sq, gradient, factor, learning_rate, weight_decay, beta1, beta2, epsilon, step
         )
         return
+    # ops.Adam updates Parameters only; shards are Tensors, which the elementary operators are documented for.
+    gradient = gradient * factor
+    ops.assign_add(exp_avg, (gradient - exp_avg) * (1 - beta1))
+    ops.assign_add(exp_avg_sq, (gradient * gradient - exp_avg_sq) * (1 - beta2))
     if weight_decay:
         ops.assign_sub(weights, weights * (learning_rate * weight_decay))
-    power1, power2 = beta1**step, beta2**step
-    # ops.Adam adds epsilon to sqrt(v), AdamW to sqrt(v / (1 - beta2^t)); scaling epsilon makes them equal.
-    ops.Adam()(
-        weights,
-        exp_avg,
-        exp_avg_sq,
-        power1,
-        power2,
-        learning_rate,
-        beta1,
-        beta2,
-        epsilon * math.sqrt(1 - power2),
-        gradient * factor,
-    )
+    root = ops.sqrt(exp_avg_sq * (1 / (1 - beta2**step))) + epsilon
+    ops.assign_sub(weights, exp_avg / root * (learning_rate / (1 - beta1**step)))
 
 
 def lerp_(shadow: Tensor, weights: Tensor, part: float) -> None:

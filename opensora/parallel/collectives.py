@@ -3,13 +3,18 @@
 On Ascend they are MindSpore's own. On a CPU MindSpore supports all-gather over all processes only, so each collective
 is an all-gather followed by a selection. All processes of a run must then call the same collectives with the same
 shapes. The Ascend branches follow MindSpore's documentation and were not run on this project's CPU machines.
+
+HCCL takes contiguous tensors of one shape on all members. All collectives here join and split along axis 0, so that
+what each member sends and receives is contiguous.
 """
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import Tensor, nn, ops
 
-from opensora.ops.backend import on_ascend
+from opensora.ops.backend import on_ascend, on_cpu
+from opensora.ops.layout import permute, slice_axis
 from opensora.parallel.groups import Group
 
 
@@ -27,12 +32,17 @@ class _Collective(nn.Cell):
         self.group = group
         self.native = on_ascend()
         self.first = 0 if self.native else group.ranks[0]  # of the group, or of the world
-        self.gather = ops.AllGather(group.name) if self.native else ops.AllGather()
+        self.all_gather = ops.AllGather(group.name) if self.native else ops.AllGather()
+
+    def gather(self, x: Tensor) -> Tensor:
+        """The members' x in order of rank: (...) -> (size, ...)."""
+        gathered = widened(self.all_gather, x.expand_dims(0))
+        return gathered if self.native else slice_axis(gathered, 0, self.first, self.first + self.group.size)
 
     def gather_list(self, x: Tensor) -> list:
         """The members' x, in order of rank."""
-        gathered = self.gather(x.expand_dims(0))
-        return [gathered[self.first + i] for i in range(self.group.size)]
+        gathered = self.gather(x)
+        return [gathered[i] for i in range(self.group.size)]
 
     def sum_members(self, x: Tensor) -> Tensor:
         """The sum of the members' x."""
@@ -45,7 +55,38 @@ class _Collective(nn.Cell):
     def shard(self, x: Tensor, axis: int) -> Tensor:
         """This member's shard of x: (..., size n, ...) -> (..., n, ...)."""
         n = x.shape[axis] // self.group.size
-        return x.narrow(axis, self.group.index * n, n)
+        return slice_axis(x, axis, self.group.index * n, (self.group.index + 1) * n)
+
+    def shards(self, x: Tensor, axis: int) -> Tensor:
+        """All members' shards of x, along a new first axis: (..., size n, ...) -> (size, ..., n, ...), contiguous."""
+        size, shape = self.group.size, x.shape
+        x = x.reshape(shape[:axis] + (size, shape[axis] // size) + shape[axis + 1 :])
+        return permute(x, _to_front(axis, len(shape) + 1)).contiguous()
+
+    def joined(self, x: Tensor, axis: int) -> Tensor:
+        """The inverse of `shards`: (size, ..., n, ...) -> (..., size n, ...)."""
+        shape = x.shape[1:]
+        x = permute(x, _from_front(axis, len(shape) + 1))
+        return x.reshape(shape[:axis] + (self.group.size * shape[axis],) + shape[axis + 1 :])
+
+
+def widened(collective, x: Tensor) -> Tensor:
+    """Calls a collective; a CPU has them for 32 bits only, so that 16-bit tensors travel as float32."""
+    if on_cpu() and x.dtype in (ms.float16, ms.bfloat16):
+        return collective(x.astype(ms.float32)).astype(x.dtype)
+    return collective(x.contiguous())
+
+
+@ops.constexpr
+def _to_front(axis: int, count: int) -> tuple:
+    """Axes in the order that moves `axis` to the front."""
+    return (axis, *(i for i in range(count) if i != axis))
+
+
+@ops.constexpr
+def _from_front(axis: int, count: int) -> tuple:
+    """Axes in the order that moves the first one before the axis that is then `axis` + 1."""
+    return (*range(1, axis + 1), 0, *range(axis + 1, count))
 
 
 class AllReduce(_Collective):
@@ -57,11 +98,11 @@ class AllReduce(_Collective):
             self.reduce = ops.AllReduce(ops.ReduceOp.SUM, group.name)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.reduce(x) if self.native else self.sum_members(x)
+        return self.reduce(x.contiguous()) if self.native else self.sum_members(x)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
         """Each member's x contributes to every member's output: the gradients are summed."""
-        return (self.reduce(dout) if self.native else self.sum_members(dout),)
+        return (self.reduce(dout.contiguous()) if self.native else self.sum_members(dout),)
 
 
 class ReduceScatter(_Collective):
@@ -74,13 +115,13 @@ class ReduceScatter(_Collective):
             self.reduce = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.native:  # the operator supports axis 0 only
-            return self.reduce(x.swapaxes(0, self.axis).contiguous()).swapaxes(0, self.axis)
+        if self.native:
+            return self.reduce(self.shards(x, self.axis))[0]
         return self.shard(self.sum_members(x), self.axis)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
         """Each shard of x contributes to one member's output with weight one."""
-        return (ops.cat(self.gather_list(dout), self.axis),)
+        return (self.joined(self.gather(dout), self.axis),)
 
 
 class Broadcast(_Collective):
@@ -93,11 +134,11 @@ class Broadcast(_Collective):
             self.reduce = ops.AllReduce(ops.ReduceOp.SUM, group.name)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.send((x,))[0] if self.native else self.gather_list(x)[0]
+        return self.send((x.contiguous(),))[0] if self.native else self.gather_list(x)[0]
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
         """The first member's x reaches every member; the others' have no effect, but all join the reduction."""
-        total = self.reduce(dout) if self.native else self.sum_members(dout)
+        total = self.reduce(dout.contiguous()) if self.native else self.sum_members(dout)
         return (total if self.group.is_first else ops.depend(ops.zeros_like(dout), total),)
 
 
@@ -107,35 +148,45 @@ class AllGather(_Collective):
     def __init__(self, group: Group, axis: int):
         super().__init__(group)
         self.axis = axis
+        if self.native:
+            self.reduce = ops.ReduceScatter(ops.ReduceOp.SUM, group.name)
 
     def construct(self, x: Tensor) -> Tensor:
-        return ops.cat(self.gather_list(x), self.axis)
+        return self.joined(self.gather(x), self.axis)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
         """A reduce-scatter: every member's gradient of this member's x is summed."""
+        if self.native:
+            return (self.reduce(self.shards(dout, self.axis))[0],)
         return (self.shard(self.sum_members(dout), self.axis),)
 
 
 class AllToAll(_Collective):
-    """Splits x along `split_axis`, sends one piece to each member, concatenates the received ones along `join_axis`."""
+    """Splits x along `split_axis`, sends one shard to each member, concatenates the received ones along `join_axis`.
 
-    def __init__(self, group: Group, split_axis: int, join_axis: int):
+    Args:
+        by_gather: exchange by an all-gather, which sends `size` times as much, on servers without AlltoAll.
+    """
+
+    def __init__(self, group: Group, split_axis: int, join_axis: int, by_gather: bool = False):
         super().__init__(group)
         self.split_axis, self.join_axis = split_axis, join_axis
-        if self.native:
-            self.forward = ops.AlltoAll(group.size, split_axis, join_axis, group.name)
-            self.backward = ops.AlltoAll(group.size, join_axis, split_axis, group.name)
+        self.by_gather = by_gather or not self.native
+        if not self.by_gather:
+            self.all_to_all = ops.AlltoAll(group.size, 0, 0, group.name)
 
     def construct(self, x: Tensor) -> Tensor:
-        if self.native:
-            return self.forward(x)
         return self.exchange(x, self.split_axis, self.join_axis)
 
     def bprop(self, x: Tensor, out: Tensor, dout: Tensor):
         """The gradient is the inverse exchange."""
-        if self.native:
-            return (self.backward(dout),)
         return (self.exchange(dout, self.join_axis, self.split_axis),)
 
     def exchange(self, x: Tensor, split_axis: int, join_axis: int) -> Tensor:
-        return ops.cat([self.shard(tensor, split_axis) for tensor in self.gather_list(x)], join_axis)
+        shards = self.shards(x, split_axis)
+        if self.by_gather:
+            received = self.shard(self.gather(shards), 1)  # size, 1, ...
+            received = received.reshape(shards.shape)
+        else:
+            received = self.all_to_all(shards)
+        return self.joined(received, join_axis)

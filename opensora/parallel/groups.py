@@ -18,12 +18,16 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Group:
-    """A group of the run's processes, in order of rank; `index` is this process's index in the group."""
+    """A group of the run's processes, in order of rank; `index` is this process's index in the group.
+
+    `all_to_all` is one of `opensora.config.device.ALL_TO_ALL`.
+    """
 
     ranks: tuple[int, ...]
     index: int
     world_size: int
     name: str
+    all_to_all: str = "native"
 
     @property
     def size(self) -> int:
@@ -81,4 +85,4 @@ def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
     name = f"sequence_{first}_{sp_size}"
     if device.target == "Ascend" and sp_size > 1:  # a CPU has no group but the world; not tested on Ascend
         ms.communication.create_group(name, list(ranks))
-    return Group(ranks, device.rank - first, device.world_size, name)
+    return Group(ranks, device.rank - first, device.world_size, name, device.all_to_all)

@@ -9,10 +9,11 @@ import sys
 import mindspore as ms
 
 from opensora.errors import UserError
-from opensora.ops.backend import on_cpu
+from opensora.ops.backend import on_ascend, on_cpu
 from opensora.ops.cpu.ranks import check_ranks_agree
 from opensora.parallel.collectives import barrier
 from opensora.process import supervision
+from opensora.utils.logs import logger
 
 
 def join_processes() -> tuple[int, int]:
@@ -26,6 +27,8 @@ def join_processes() -> tuple[int, int]:
             "--use_parallel True needs msrun, as in: "
             "msrun --worker_num=2 --local_worker_num=2 --join=True opensora/sample/sample.py ..."
         )
+    if on_ascend():
+        raise_timeouts()
     try:
         ms.communication.init()
     except RuntimeError as error:
@@ -36,6 +39,17 @@ def join_processes() -> tuple[int, int]:
     if on_cpu():
         check_ranks_agree()
     return ms.communication.get_rank(), size
+
+
+def raise_timeouts() -> None:
+    """Has HCCL wait longer than its defaults (600 s to connect, 1836 s in a collective), where the user has set none.
+
+    One process may compile, decode a long video or write a checkpoint while the others wait for it.
+    """
+    for name, seconds in (("HCCL_CONNECT_TIMEOUT", "1800"), ("HCCL_EXEC_TIMEOUT", "7200")):
+        if name not in os.environ:
+            os.environ[name] = seconds
+            logger.info(f"{name}={seconds} seconds; set it to change how long processes wait for each other")
 
 
 def _leave() -> None:

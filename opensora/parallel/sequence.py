@@ -6,8 +6,9 @@ A model calls these methods on one process, too, where they return their input.
 
 from __future__ import annotations
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
+from opensora.ops.layout import pad_end, slice_axis
 from opensora.parallel.collectives import AllGather, AllToAll
 from opensora.parallel.groups import Group
 
@@ -38,26 +39,27 @@ class UlyssesSequenceParallel(NoSequenceParallel):
     def __init__(self, group: Group):
         super().__init__()
         self.size, self.index = group.size, group.index
-        self.tokens_to_heads = AllToAll(group, 2, 1)
-        self.heads_to_tokens = AllToAll(group, 1, 2)
+        self.tokens_to_heads = AllToAll(group, 2, 1, group.all_to_all == "gather")
+        self.heads_to_tokens = AllToAll(group, 1, 2, group.all_to_all == "gather")
         self.gather_tokens = AllGather(group, 1)
 
     def split(self, x: Tensor) -> Tensor:
         x = self.pad(x)
         s = x.shape[1] // self.size
-        return x[:, self.index * s : (self.index + 1) * s]
+        return slice_axis(x, 1, self.index * s, (self.index + 1) * s)
 
     def gather(self, x: Tensor, length: int) -> Tensor:
-        return self.gather_tokens(x)[:, :length]
+        return self.trim(self.gather_tokens(x), length)
 
     def all_to_all_heads(self, x: Tensor, length: int) -> Tensor:
-        return self.tokens_to_heads(x)[:, :length]
+        return self.trim(self.tokens_to_heads(x), length)
 
     def all_to_all_tokens(self, x: Tensor) -> Tensor:
         return self.heads_to_tokens(self.pad(x))
 
     def pad(self, x: Tensor) -> Tensor:
         missing = -x.shape[1] % self.size
-        if missing:
-            x = ops.cat((x, ops.zeros((x.shape[0], missing) + x.shape[2:], x.dtype)), 1)
-        return x
+        return pad_end(x, 1, missing) if missing else x
+
+    def trim(self, x: Tensor, length: int) -> Tensor:
+        return x if x.shape[1] == length else slice_axis(x, 1, 0, length)

@@ -12,6 +12,7 @@ from typing import Optional
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from opensora.ops.layout import pad_end
 from opensora.parallel.collectives import AllGather
 from opensora.parallel.groups import Group
 
@@ -53,7 +54,7 @@ class ContextParallelStream(LocalStream):
         lengths = self.gather(Tensor([chunk.shape[2]], ms.int32)).asnumpy().tolist()
         missing = max(lengths) - chunk.shape[2]
         if missing:
-            chunk = ops.cat((chunk, ops.zeros((*chunk.shape[:2], missing, *chunk.shape[3:]), chunk.dtype)), 2)
+            chunk = pad_end(chunk, 2, missing)
         chunks = ops.chunk(self.gather(chunk), self.size)
         for gathered, length in zip(chunks[:count], lengths):
             yield gathered[:, :, :length]

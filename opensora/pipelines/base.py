@@ -16,6 +16,7 @@ from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, WFVAEModel
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.ops.backend import convolution_dtype
 from opensora.pipelines.denoise import StepNoise, denoise
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
@@ -71,8 +72,13 @@ class VideoPipeline:
         dtype=ms.float32,
         prompt_template: str = POSITIVE,
         negative_prompt: str = NEGATIVE,
+        vae_dtype=None,
     ) -> Self:
         """Creates a pipeline from folders in the published layout; models load at first use.
+
+        Args:
+            dtype: float32, float16 or bfloat16, in which text encoder and transformer compute.
+            vae_dtype: the same for the autoencoder; None: `dtype`, but float16 for bfloat16 on Ascend.
 
         Raises:
             FileNotFoundError, UserError: a folder holds no model, or a different one.
@@ -88,7 +94,7 @@ class VideoPipeline:
             text_encoder=LazyModel(lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype=dtype)),
             tokenizer=Tokenizer(text_encoder),
             transformer=LazyModel(lambda: cls.transformer_class.from_pretrained(model_path, dtype=dtype)),
-            vae=LazyModel(lambda: WFVAEModel.from_pretrained(ae_path, dtype=dtype)),
+            vae=LazyModel(lambda: WFVAEModel.from_pretrained(ae_path, vae_dtype or convolution_dtype(dtype))),
             scheduler=get_scheduler(
                 sample_method, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr
             ),
@@ -161,7 +167,7 @@ class VideoPipeline:
 
     def _decode_chunks(self, latents: Tensor) -> Iterator[np.ndarray]:
         vae = self.vae.get()
-        z = vae.denormalize(latents).astype(vae.dtype)
+        z = vae.denormalize(latents)
         chunked = vae.use_tiling or vae.config.streams_exactly
         for chunk in vae.decode_chunks(z) if chunked else [vae.decode(z)]:
             yield chunk.float().asnumpy()  # B 3 t H W

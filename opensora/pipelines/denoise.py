@@ -58,7 +58,7 @@ def denoise_steps(
     """
     guided = guidance_scale > 1
     copies = 2 if guided else 1
-    states = transformer.text_states(Tensor(text.states).astype(transformer.dtype).expand_dims(1))
+    states = transformer.text_states(Tensor(text.states).expand_dims(1))
     states = ms.mutable(states)  # an input in graph mode, not a constant
     mask = text.attention_mask()
     x = latents.astype(ms.float32) * scheduler.init_noise_sigma

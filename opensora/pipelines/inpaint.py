@@ -116,10 +116,10 @@ class OpenSoraInpaintPipeline(VideoPipeline):
         mask = frames.mask()
         video = add_noise_to_condition(frames.video(), mask, generator, noise_strength)
         vae = self.vae.get()
-        posterior = vae.encode(Tensor(video).astype(vae.dtype))
+        posterior = vae.encode(Tensor(video))
         latents = posterior.mean.float()
         if sample_condition:
             noise = Tensor(generator.standard_normal(latents.shape, dtype=np.float32))
-            latents = posterior.sample(noise.astype(vae.dtype)).float()
+            latents = posterior.sample(noise)
         compress = MaskCompressor(vae.config.spatial_stride, vae.config.spatial_stride, vae.config.temporal_stride)
         return ops.cat((vae.normalize(latents), Tensor(compress(mask))), 1)

@@ -119,14 +119,14 @@ class Reconstructor:
     Latents are the posterior's mode, so that reconstructions are deterministic.
     """
 
-    def __init__(self, vae, dtype=ms.float32):
-        self.vae, self.dtype = vae, dtype
+    def __init__(self, vae):
+        self.vae = vae
         self.encode_seconds = self.decode_seconds = 0.0
 
     def __call__(self, videos: np.ndarray) -> Iterator[np.ndarray]:
         """(B, 3, T, H, W) in [-1, 1] -> uint8 (B, t, H, W, 3), in chunks along time."""
         start = time.perf_counter()
-        latents = self.vae.encode(Tensor(videos, self.dtype)).mode()
+        latents = self.vae.encode(Tensor(videos, ms.float32)).mode()
         latents.asnumpy()  # synchronizes with the device
         self.encode_seconds += time.perf_counter() - start
         chunks = self.vae.decode_chunks(latents) if self.vae.use_tiling else self._decode_at_once(latents)

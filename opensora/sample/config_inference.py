@@ -138,7 +138,9 @@ class STDiTSampler:
     def __init__(self, config: Mapping[str, Any], options: InferenceOptions, device: Device, long: bool):
         self.options, self.long, self.is_main = options, long, device.is_main
         self.size = ClipSize(options.num_frames, *options.image_size, options.model_fps)
-        self.pipeline = build_stdit_pipeline(config, device.dtype, (options.num_frames, *options.image_size))
+        self.pipeline = build_stdit_pipeline(
+            config, device.dtype, (options.num_frames, *options.image_size), device.vae_dtype
+        )
         self.batch_size = options.batch_size
         _, _, *latent_size = self.pipeline.latent_shape(self.size.video)
         output_size = [count * stride for count, stride in zip(latent_size, self.pipeline.vae.patch_size[1:])]
@@ -213,7 +215,7 @@ class PlanSampler:
             LazyModel(lambda: text_encoder.encoder),
             text_encoder.tokenizer,
             LazyModel(lambda: build(config["model"], MODEL, dtype=device.dtype)),
-            LazyModel(lambda: build(config["vae"], VAE, dtype=device.dtype)),
+            LazyModel(lambda: build(config["vae"], VAE, dtype=device.vae_dtype)),
             self.guided_sampler.scheduler,
         )
 

@@ -57,7 +57,7 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Vide
         return transformer
 
     def load_vae():
-        vae = get_vae(options.ae, options.ae_path, dtype)
+        vae = get_vae(options.ae, options.ae_path, device.vae_dtype)
         vae.enable_tiling(options.enable_tiling)
         # Graph mode compiles the first, middle and last chunk separately, with different collectives.
         is_graph = device.mode == ms.GRAPH_MODE

@@ -105,10 +105,9 @@ class STDiTTraining:
         if checkpoint is not None:
             config = {**config, "model": {**config["model"], "from_pretrained": str(checkpoint / "model")}}
         set_seed(MODEL_SEED)
-        self.pipeline = build_stdit_pipeline(config, device.dtype)
+        self.pipeline = build_stdit_pipeline(config, device.dtype, vae_dtype=device.vae_dtype)
         model = self.pipeline.transformer.set_train()
         self.dropout = model.config.class_dropout_prob
-        model.y_embedder.dropout = 0.0  # drawn in `inputs`, so that it depends on the sample's seed, too
         self.loss = TrainingLoss(model, self.pipeline.scheduler)
         # Without weight decay and without warm-up of the moving averages.
         self.optimizer = Optimizer(

@@ -70,7 +70,7 @@ class T2VTraining:
         self.val_loader: Optional[Loader] = None
         if options.val_data is not None:
             self.val_loader = self.make_loader(options.val_data, tokenizer, options.val_batch_size)
-        self.vae = get_vae(options.ae, options.ae_path, ms.float32 if options.vae_fp32 else device.dtype)
+        self.vae = get_vae(options.ae, options.ae_path, ms.float32 if options.vae_fp32 else device.vae_dtype)
         self.vae.set_train(False).enable_tiling(options.enable_tiling)
         self.text_encoder = None
         if text_encoder is not None:
@@ -248,9 +248,9 @@ class T2VTraining:
 
     def encode(self, pixels: np.ndarray, generators: Sequence[np.random.Generator]) -> Tensor:
         """Videos (B, 3, T, H, W) in [-1, 1] -> normalized samples of their posterior, of about unit variance."""
-        posterior = self.vae.encode(Tensor(pixels).astype(self.vae.dtype))
-        noise = Tensor(sample_noise(generators, posterior.mean.shape[1:])).astype(self.vae.dtype)
-        return self.vae.normalize(posterior.sample(noise).float())
+        posterior = self.vae.encode(Tensor(pixels))
+        noise = Tensor(sample_noise(generators, posterior.mean.shape[1:]))
+        return self.vae.normalize(posterior.sample(noise))
 
     def text(self, batch: Mapping) -> tuple[Tensor, Tensor]:
         """States (B, 1, L, D) and mask (B, 1, L); L is truncated to the longest caption, except in a group."""

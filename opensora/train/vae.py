@@ -8,6 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import Callable, Optional
 
+import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
@@ -82,13 +83,15 @@ class VAETraining:
         source = checkpoint / "model" if checkpoint else options.pretrained_model_name_or_path
         config = WFVAEModel.published_config(source if checkpoint else options.model_config or source)
         if source is None:
-            return WFVAEModel(**config).cast(self.device.dtype)
-        return WFVAEModel.from_pretrained(source, dtype=self.device.dtype, config=config)
+            return WFVAEModel(**config).cast(self.device.vae_dtype)
+        return WFVAEModel.from_pretrained(source, dtype=self.device.vae_dtype, config=config)
 
     def build_discriminator(self, checkpoint: Optional[Path]) -> NLayerDiscriminator3D:
+        # The operator Conv3D is documented for float16 and float32 only.
+        dtype = ms.float16 if self.device.vae_dtype == ms.float16 else ms.float32
         if checkpoint is None:
-            return NLayerDiscriminator3D().cast(self.device.dtype)
-        return NLayerDiscriminator3D.from_pretrained(checkpoint / "discriminator_model", dtype=self.device.dtype)
+            return NLayerDiscriminator3D().cast(dtype)
+        return NLayerDiscriminator3D.from_pretrained(checkpoint / "discriminator_model", dtype=dtype)
 
     def names_logged(self) -> list[str]:
         names = ["loss"] + ["discriminator_loss"] * self.options.use_discriminator
@@ -119,7 +122,7 @@ class VAETraining:
 
     def inputs(self, batch: Mapping) -> tuple[Tensor, Tensor]:
         """Videos and the noise of their latents, which depends on the seed, the batch and the video's index in it."""
-        video = Tensor(batch["video"]).astype(self.device.dtype)
+        video = Tensor(batch["video"])
         config = self.vae.config
         _, _, t, h, w = video.shape
         shape = (
@@ -137,7 +140,7 @@ class VAETraining:
             ]
         )
         self.batch += 1
-        return video, Tensor(noise).astype(self.device.dtype)
+        return video, Tensor(noise)
 
     def reconstruct(self, video: Tensor, noise: Tensor) -> Tensor:
         return self.vae.decode(self.vae.encode(video).sample(noise))
@@ -179,7 +182,7 @@ class VAETraining:
         sums, images = np.zeros(len(metrics) + 1, np.float32), {}
         for index in range(self.world.rank, count, self.world.size):
             video = dataset.item(index, np.random.default_rng(index))["video"]  # 3 T H W
-            latents = self.vae.encode(Tensor(video[None]).astype(self.device.dtype)).mode()
+            latents = self.vae.encode(Tensor(video[None])).mode()
             reconstruction = self.vae.decode(latents).float().asnumpy()[0].clip(-1, 1)
             pair = [clip.swapaxes(0, 1) / 2 + 0.5 for clip in (video, reconstruction)]
             sums += [*(metric(*pair).mean() for metric in metrics.values()), 1]

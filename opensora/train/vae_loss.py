@@ -104,13 +104,10 @@ class GeneratorLoss(nn.Cell):
         adversarial: bool,
     ) -> tuple:
         """The loss of given outputs of the VAE; levels are wavelet coefficients (B, C, T, H, W) of two sizes."""
-        # Sums over millions of values need float32, whatever the VAE's dtype is.
-        loss, _, d_weight, g = self.reconstruction_loss(
-            reconstruction.astype(ms.float32), video, last_input, adversarial
-        )
+        loss, _, d_weight, g = self.reconstruction_loss(reconstruction, video, last_input, adversarial)
         nll = loss - d_weight * g
         kl = posterior.kl().mean()
-        differences = [(a - b).astype(ms.float32) for a, b in zip(encoder_levels, decoder_levels)]
+        differences = [a - b for a, b in zip(encoder_levels, decoder_levels)]
         wavelet = sum(ops.abs(difference).sum() for difference in differences) / video.shape[0]
         loss = loss + self.options.kl_weight * kl
         if self.options.wavelet_loss:
@@ -222,7 +219,7 @@ class LastLayerGrad(nn.Cell):
         self.to_video = decoder.inverse_wavelet_transform_out
 
     def construct(self, weight: Tensor, last_input: Tensor, gradient: Tensor) -> Tensor:
-        video = self.to_video(conv2d(last_input, weight, self.bias, 1, self.padding))
+        video = self.to_video(conv2d(last_input, weight, self.bias, 1, self.padding).astype(ms.float32))
         return (video.swapaxes(1, 2) * gradient).sum()
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Optional
 
+import mindspore as ms
+import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.ops.layout import split
@@ -12,11 +14,11 @@ from opensora.ops.layout import split
 class DiagonalGaussian:
     """An independent N(mean, exp(logvar)) for every element.
 
-    `moments` (B, 2C, ...) holds mean and logvar along axis 1; logvar is clamped to [-30, 20].
+    `moments` (B, 2C, ...) holds mean and logvar along axis 1; logvar is clamped to [-30, 20]. Float32 from here on.
     """
 
     def __init__(self, moments: Tensor):
-        self.mean, logvar = split(moments, 1, moments.shape[1] // 2)
+        self.mean, logvar = split(moments.astype(ms.float32), 1, moments.shape[1] // 2)
         self.logvar = ops.clamp(logvar, -30.0, 20.0)
 
     @property
@@ -27,9 +29,9 @@ class DiagonalGaussian:
         return self.mean
 
     def sample(self, noise: Optional[Tensor] = None) -> Tensor:
-        """A sample of the mean's shape; standard normal `noise` of that shape makes it reproducible."""
+        """A sample of the mean's shape; standard normal `noise` of that shape, by default from numpy's generator."""
         if noise is None:
-            noise = ops.standard_normal(self.mean.shape).astype(self.mean.dtype)
+            noise = Tensor(np.random.standard_normal(self.mean.shape).astype(np.float32))
         return self.mean + self.std * noise
 
     def kl(self) -> Tensor:

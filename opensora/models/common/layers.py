@@ -1,4 +1,8 @@
-"""Basic layers with PyTorch's parameter names (`weight`, `bias`) and PyTorch's default initialization."""
+"""Basic layers with PyTorch's parameter names (`weight`, `bias`) and PyTorch's default initialization.
+
+Convolutions and linear layers convert their input to the dtype of their weights, and that is the dtype of their output.
+Norms have float32 weights, compute in float32, and return the dtype of their input.
+"""
 
 from __future__ import annotations
 
@@ -7,6 +11,7 @@ from collections.abc import Sequence
 from typing import Optional
 
 import mindspore as ms
+import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.initializer import Normal, Uniform, initializer
 
@@ -46,7 +51,9 @@ class Conv3d(nn.Cell):
 
     def construct(self, x: Tensor, cache: Optional[Tensor] = None, replicas: int = 0) -> Tensor:
         """`cache`: frames before x; `replicas`: without a cache, number of copies of x's first frame before x."""
-        return conv3d(x, self.weight, self.bias, self.stride, self.padding, cache, replicas)
+        dtype = self.weight.dtype
+        cache = None if cache is None else cache.astype(dtype)
+        return conv3d(x.astype(dtype), self.weight, self.bias, self.stride, self.padding, cache, replicas)
 
 
 class Conv2d(nn.Cell):
@@ -68,7 +75,7 @@ class Conv2d(nn.Cell):
         self.padding = tuple(padding)
 
     def construct(self, x: Tensor) -> Tensor:
-        return conv2d(x, self.weight, self.bias, self.stride, self.padding)
+        return conv2d(x.astype(self.weight.dtype), self.weight, self.bias, self.stride, self.padding)
 
 
 class Downsample(nn.Cell):
@@ -147,6 +154,23 @@ class RMSNorm(nn.Cell):
         return rms_norm(x, self.weight, self.eps)
 
 
+class Dropout(nn.Cell):
+    """In training, zeroes elements with probability `p` and divides the others by 1 - p (Srivastava et al. 2014).
+
+    numpy's seeded generator draws the mask, because Ascend's own generators ignore seeds. PyNative mode only.
+    """
+
+    def __init__(self, p: float):
+        super().__init__()
+        self.p = p
+
+    def construct(self, x: Tensor) -> Tensor:
+        if not self.training or self.p == 0:
+            return x
+        mask = (np.random.random(x.shape) >= self.p) / (1 - self.p)
+        return (x.astype(ms.float32) * Tensor(mask.astype(np.float32))).astype(x.dtype)
+
+
 class Linear(nn.Cell):
     """x W^T + b over the last axis; weight (out, in)."""
 
@@ -156,14 +180,14 @@ class Linear(nn.Cell):
         self.bias = _uniform((out_features,), in_features) if bias else None
 
     def construct(self, x: Tensor) -> Tensor:
-        return linear(x, self.weight, self.bias)
+        return linear(x.astype(self.weight.dtype), self.weight, self.bias)
 
 
 class LinearGELU(Linear):
     """gelu(x W^T + b), with the tanh approximation of GELU."""
 
     def construct(self, x: Tensor) -> Tensor:
-        return bias_gelu_tanh(linear(x, self.weight), self.bias)
+        return bias_gelu_tanh(linear(x.astype(self.weight.dtype), self.weight), self.bias)
 
 
 def scale_shift_table(rows: int, dim: int) -> Parameter:

@@ -31,9 +31,9 @@ class Projections(nn.Cell):
         """(B, S, N D) -> (B, S, N, D)."""
         return x.reshape(x.shape[0], x.shape[1], -1, self.head_dim)
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_bias: Optional[Tensor]) -> Tensor:
-        """q (B, S, N D), k and v (B, L, N D), attn_bias (B, 1, 1, L) -> (B, S, N D)."""
-        return attention(self.heads(q), self.heads(k), self.heads(v), attn_bias).reshape(q.shape)
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, attn_mask: Optional[Tensor]) -> Tensor:
+        """q (B, S, N D), k and v (B, L, N D), attn_mask of `prepare_attention_mask` -> (B, S, N D)."""
+        return attention(self.heads(q), self.heads(k), self.heads(v), attn_mask).reshape(q.shape)
 
 
 class SelfAttention(Projections):
@@ -47,7 +47,7 @@ class SelfAttention(Projections):
         self.skiparse = Skiparse(config.sparse_n, block % 2 == 1) if config.is_sparse(block) else None
         self.sequence = NoSequenceParallel()
 
-    def construct(self, x: Tensor, attn_bias: Optional[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
+    def construct(self, x: Tensor, attn_mask: Optional[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
         b, s, _ = x.shape
         length = cos.shape[0]
         q, k, v = [
@@ -56,7 +56,7 @@ class SelfAttention(Projections):
         q, k, v = [y.reshape(b, length, -1) for y in (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)]
         if self.skiparse is not None:
             q, k, v = self.skiparse.split(q), self.skiparse.split(k), self.skiparse.split(v)
-        y = self.attend(q, k, v, attn_bias)
+        y = self.attend(q, k, v, attn_mask)
         if self.skiparse is not None:
             y = self.skiparse.merge(y, length)
         return self.to_out[0](self.sequence.all_to_all_tokens(self.heads(y)).reshape(b, s, -1))
@@ -75,9 +75,9 @@ class CrossAttention(Projections):
         """(B, L, D) -> keys and values (B, L, N D), which are the same for all sampling steps of a prompt."""
         return self.to_k(text), self.to_v(text)
 
-    def construct(self, x: Tensor, text: Union[Tensor, tuple], attn_bias: Optional[Tensor]) -> Tensor:
+    def construct(self, x: Tensor, text: Union[Tensor, tuple], attn_mask: Optional[Tensor]) -> Tensor:
         k, v = text if isinstance(text, tuple) else self.keys_values(text)
-        return self.to_out[0](self.attend(self.to_q(x), k, v, attn_bias))
+        return self.to_out[0](self.attend(self.to_q(x), k, v, attn_mask))
 
 
 class GELU(nn.Cell):
@@ -108,6 +108,7 @@ class TransformerBlock(nn.Cell):
     x (B, S, D), modulation (B, 6, D), text (B, L, D) or the pair of its keys and values -> (B, S, D).
     """
 
+    keep_float32 = ("scale_shift_table",)
     differentiable = (0, 1, 5)  # the inputs that receive gradients: x, modulation, text
 
     def __init__(self, config: OpenSoraConfig, block: int):
@@ -122,17 +123,17 @@ class TransformerBlock(nn.Cell):
         self,
         x: Tensor,
         modulation: Tensor,
-        attn_bias: Optional[Tensor],
+        attn_mask: Optional[Tensor],
         cos: Tensor,
         sin: Tensor,
         text: Union[Tensor, tuple],
-        text_bias: Optional[Tensor],
+        text_mask: Optional[Tensor],
     ) -> Tensor:
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = ops.split(
             self.scale_shift_table + modulation, 1, 1
         )
         h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps)
-        x = gated_residual(x, gate_attn, self.attn1(h, attn_bias, cos, sin))
-        x = x + self.attn2(x, text, text_bias)
+        x = gated_residual(x, gate_attn, self.attn1(h, attn_mask, cos, sin))
+        x = x + self.attn2(x, text, text_mask)
         h = modulated_layer_norm(x, shift_ff, scale_ff, self.eps)
         return gated_residual(x, gate_ff, self.ff(h))

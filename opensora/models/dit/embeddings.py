@@ -31,8 +31,7 @@ class TimestepEmbedder(nn.Cell):
         self.linear_2 = Linear(embed_dim, embed_dim)
 
     def construct(self, timestep: Tensor) -> Tensor:
-        sinusoids = self.sinusoids(timestep).astype(self.linear_1.weight.dtype)
-        return self.linear_2(ops.silu(self.linear_1(sinusoids)))
+        return self.linear_2(ops.silu(self.linear_1(self.sinusoids(timestep))))
 
 
 class CombinedTimestepEmbedder(nn.Cell):
@@ -49,8 +48,10 @@ class CombinedTimestepEmbedder(nn.Cell):
 class AdaLayerNormSingle(nn.Cell):
     """One modulation for all blocks (Chen et al. 2023, PixArt-alpha, arXiv:2310.00426, section 2.3).
 
-    (B,) -> modulation (B, 6, D) and the embedding of the timestep (B, D).
+    (B,) -> modulation (B, 6, D) and the embedding of the timestep (B, D), both float32.
     """
+
+    keep_float32 = True
 
     def __init__(self, embed_dim: int):
         super().__init__()

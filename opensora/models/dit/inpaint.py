@@ -47,7 +47,7 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
         return nn.SequentialCell(PatchEmbed2D(self.config.patch_size, in_channels, width), projection)
 
     def embed(self, hidden_states: Tensor) -> Tensor:
-        noisy, masked, mask = ops.split(hidden_states.astype(self.proj_out.weight.dtype), self.input_channels, 1)
+        noisy, masked, mask = ops.split(hidden_states, self.input_channels, 1)
         return self.pos_embed(noisy) + self.pos_embed_masked_hidden_states(masked) + self.pos_embed_mask(mask)
 
     @classmethod

@@ -14,7 +14,7 @@ from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.embeddings import AdaLayerNormSingle, PatchEmbed2D, TextProjection
 from opensora.models.dit.skiparse import Skiparse
 from opensora.models.pretrained import PretrainedModel
-from opensora.ops.attention import mask_to_bias
+from opensora.ops.attention import prepare_attention_mask
 from opensora.ops.layout import permute
 from opensora.ops.norms import modulated_layer_norm
 from opensora.ops.rope import rope_cos, rope_sin
@@ -29,6 +29,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
 
     config_class: type[OpenSoraConfig] = OpenSoraConfig
     config: OpenSoraConfig
+    keep_float32 = ("scale_shift_table",)
 
     def __init__(self, **values):
         super().__init__()
@@ -46,8 +47,8 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.scales = (config.interpolation_scale_t, config.interpolation_scale_h, config.interpolation_scale_w)
         self.skips = (Skiparse(config.sparse_n, False), Skiparse(config.sparse_n, True))
         self.sequence = NoSequenceParallel()
-        # Index into `self_attn_biases` of each block: 0 dense, 1 single skip, 2 group skip.
-        self.bias_of_block = tuple(1 + i % 2 if config.is_sparse(i) else 0 for i in range(config.num_layers))
+        # Index into `self_attn_masks` of each block: 0 dense, 1 single skip, 2 group skip.
+        self.mask_of_block = tuple(1 + i % 2 if config.is_sparse(i) else 0 for i in range(config.num_layers))
 
     def construct(
         self,
@@ -81,13 +82,14 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         modulation, embedded = self.adaln_single(timestep)
         cos = rope_cos(t, h, w, config.attention_head_dim, self.scales)
         sin = rope_sin(t, h, w, config.attention_head_dim, self.scales)
-        attn_biases = self.self_attn_biases(attention_mask, x.shape[0], length)
-        text_bias = None if encoder_attention_mask is None else mask_to_bias(encoder_attention_mask[:, 0])
-
+        attn_masks = self.self_attn_masks(attention_mask, x.shape[0], length, x.dtype)
         x = self.sequence.split(x)
+        text_mask = None
+        if encoder_attention_mask is not None:
+            text_mask = prepare_attention_mask(encoder_attention_mask[:, 0], x.shape[1], x.dtype)
         for i, block in enumerate(self.blocks_to_run):
             block_text = text if text_states is None else text_states[i]
-            x = block(x, modulation, attn_biases[self.bias_of_block[i]], cos, sin, block_text, text_bias)
+            x = block(x, modulation, attn_masks[self.mask_of_block[i]], cos, sin, block_text, text_mask)
 
         shift, scale = ops.split(self.scale_shift_table + embedded.expand_dims(1), 1, 1)
         x = self.proj_out(modulated_layer_norm(x, shift, scale, 1e-6))
@@ -116,24 +118,27 @@ class OpenSoraT2V_v1_3(PretrainedModel):
 
     def embed(self, hidden_states: Tensor) -> Tensor:
         """(B, C, T, H, W) -> tokens (B, S, D)."""
-        return self.pos_embed(hidden_states.astype(self.proj_out.weight.dtype))
+        return self.pos_embed(hidden_states)
 
-    def self_attn_biases(self, attention_mask: Optional[Tensor], batch: int, length: int) -> tuple:
-        """Additive attention biases for dense, single-skip and group-skip self-attention; None without padding."""
+    def self_attn_masks(self, attention_mask: Optional[Tensor], batch: int, length: int, dtype) -> tuple:
+        """Masks for dense, single-skip and group-skip self-attention of tensors of `dtype`; None without padding."""
         mask = None
         if attention_mask is not None:
-            mask = ops.max_pool2d(
-                attention_mask.astype(ms.float32), self.config.patch_size, self.config.patch_size
-            )  # B T H W -> B T H/p W/p
-            mask = mask.reshape(batch, length)
-        biases: tuple = (None if mask is None else mask_to_bias(mask),)
+            p = self.config.patch_size
+            b, t, h, w = attention_mask.shape
+            patches = attention_mask.astype(ms.float32).reshape(b * t, h // p, p, w // p, p)
+            # A patch with any position to attend to is attended to. A maximum over axes, because Ascend's max-pooling
+            # operator computes float16 only.
+            mask = ops.ReduceMax()(patches, (2, 4)).reshape(batch, length)
+        masks: tuple = (None if mask is None else prepare_attention_mask(mask, length, dtype),)
         for skip in self.skips:
             if mask is None and skip.padding(length) == 0:
-                biases = biases + (None,)
+                masks = masks + (None,)
             else:
                 tokens = ops.ones((batch, length), ms.float32) if mask is None else mask
-                biases = biases + (mask_to_bias(skip.split(tokens.expand_dims(2))[:, :, 0]),)
-        return biases
+                tokens = skip.split(tokens.expand_dims(2))[:, :, 0]  # B n, S'/n
+                masks = masks + (prepare_attention_mask(tokens, tokens.shape[1], dtype),)
+        return masks
 
     def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:
         """Tokens (B, S, p p C) -> (B, C, T, p h, p w)."""

@@ -7,9 +7,9 @@ arXiv:2412.00131, section 3.2).
 
 from __future__ import annotations
 
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
-from opensora.ops.layout import concat, permute, slice_axis
+from opensora.ops.layout import pad_end, permute, slice_axis
 
 
 class Skiparse:
@@ -28,7 +28,7 @@ class Skiparse:
         b, s, d = x.shape
         padding = self.padding(s)
         if padding:
-            x = concat(x, ops.zeros((b, padding, d), x.dtype), 1)
+            x = pad_end(x, 1, padding)
         x = permute(x.reshape(b, -1, self.n, self.run, d), (0, 2, 1, 3, 4))  # B rounds n run D -> B n rounds run D
         return x.reshape(b * self.n, -1, d)
 

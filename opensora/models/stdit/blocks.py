@@ -14,7 +14,7 @@ from opensora.models.common.layers import RMSNorm, scale_shift_table
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.stdit.embeddings import Mlp, make_linear
 from opensora.ops.attention import attention
-from opensora.ops.layout import permute
+from opensora.ops.layout import permute, select, unstack
 from opensora.ops.norms import gated_residual, modulated_layer_norm
 from opensora.ops.rope import apply_interleaved_rope
 
@@ -43,7 +43,7 @@ class SelfAttention(nn.Cell):
         b, t, s, c = x.shape
         qkv = self.qkv(x).reshape(b, t, s, 3, self.heads, -1)
         qkv = permute(qkv, (3, 0, 2, 1, 4, 5) if self.along_time else (3, 0, 1, 2, 4, 5))  # 3, B S T N D or B T S N D
-        q, k, v = ops.unstack(qkv.reshape(3, -1, *qkv.shape[3:]), 0)
+        q, k, v = unstack(qkv.reshape(3, -1, *qkv.shape[3:]))
         if self.along_time:
             q, k = apply_interleaved_rope(q, cos, sin), apply_interleaved_rope(k, cos, sin)
         if self.qk_norm:
@@ -54,7 +54,7 @@ class SelfAttention(nn.Cell):
 
 
 class CrossAttention(nn.Cell):
-    """Cross-attention from the video (B, T, S, C) to the text (B, L, C); attn_bias (B, 1, 1, L) masks padding."""
+    """Cross-attention from the video (B, T, S, C) to the text (B, L, C); attn_mask of `prepare_attention_mask`."""
 
     def __init__(self, config: STDiT2Config):
         super().__init__()
@@ -64,17 +64,18 @@ class CrossAttention(nn.Cell):
         self.kv_linear = make_linear(width, 2 * width)
         self.proj = make_linear(width, width, "zeros")
 
-    def construct(self, x: Tensor, text: Tensor, attn_bias: Optional[Tensor]) -> Tensor:
+    def construct(self, x: Tensor, text: Tensor, attn_mask: Optional[Tensor]) -> Tensor:
         b, t, s, c = x.shape
         q = self.q_linear(x).reshape(b, t * s, self.heads, -1)  # B TS N D
         kv = permute(self.kv_linear(text).reshape(b, text.shape[1], 2, self.heads, -1), (2, 0, 1, 3, 4))
-        k, v = ops.unstack(kv, 0)  # B L N D
-        return self.proj(attention(q, k, v, attn_bias).reshape(b, t, s, c))
+        k, v = unstack(kv)  # B L N D
+        return self.proj(attention(q, k, v, attn_mask).reshape(b, t, s, c))
 
 
 class STDiT2Block(nn.Cell):
-    """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (B, L, C), text_bias -> (B, T, S, C)."""
+    """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (B, L, C), text_mask -> (B, T, S, C)."""
 
+    keep_float32 = ("scale_shift_table", "scale_shift_table_temporal")
     differentiable = (0, 1, 2, 3)  # the inputs that receive gradients: x, both modulations, text
 
     def __init__(self, config: STDiT2Config):
@@ -94,7 +95,7 @@ class STDiT2Block(nn.Cell):
         modulation: Tensor,
         temporal: Tensor,
         text: Tensor,
-        text_bias: Optional[Tensor],
+        text_mask: Optional[Tensor],
         cos: Tensor,
         sin: Tensor,
     ) -> Tensor:
@@ -109,7 +110,7 @@ class STDiT2Block(nn.Cell):
         x = gated_residual(x, gate_space, self.attn(h, cos, sin))
         h = modulated_layer_norm(x, shift_time, scale_time, EPS)
         x = gated_residual(x, gate_time, self.attn_temp(h, cos, sin))
-        x = x + self.cross_attn(x, text, text_bias)
+        x = x + self.cross_attn(x, text, text_mask)
         h = modulated_layer_norm(x, shift_mlp, scale_mlp, EPS)
         return gated_residual(x, gate_mlp, self.mlp(h))
 
@@ -121,6 +122,8 @@ class FinalLayer(nn.Cell):
     t0 (B, C), the embedding of timestep 0. This oddity of the published model affects its output for these frames.
     """
 
+    keep_float32 = ("scale_shift_table",)
+
     def __init__(self, width: int, outputs: int):
         super().__init__()
         self.scale_shift_table = scale_shift_table(2, width)
@@ -130,7 +133,7 @@ class FinalLayer(nn.Cell):
     def construct(self, x: Tensor, t: Tensor, x_mask: Optional[Tensor], t0: Optional[Tensor]) -> Tensor:
         x = self.modulated(x, t)
         if x_mask is not None:
-            x = ops.where(x_mask.expand_dims(2).expand_dims(3), x, self.modulated(x, t0))
+            x = select(x, self.modulated(x, t0), x_mask.expand_dims(2).expand_dims(3))
         return self.linear(x)
 
     def modulated(self, x: Tensor, t: Tensor) -> Tensor:

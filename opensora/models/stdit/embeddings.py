@@ -53,7 +53,7 @@ class PatchProjection(nn.Cell):
         self.bias = Parameter(initializer("zeros", (embed_dim,), ms.float32))
 
     def construct(self, patches: Tensor) -> Tensor:
-        return linear(patches, self.weight.reshape(-1, self.inputs), self.bias)
+        return linear(patches.astype(self.weight.dtype), self.weight.reshape(-1, self.inputs), self.bias)
 
 
 class PatchEmbed3D(nn.Cell):
@@ -107,7 +107,9 @@ class FramePositions(nn.Cell):
 
 
 class ScalarEmbedder(nn.Cell):
-    """Sinusoidal embedding of a scalar, then an MLP. (B,) -> (B, D)."""
+    """Sinusoidal embedding of a scalar, then an MLP. (B,) -> (B, D) float32."""
+
+    keep_float32 = True
 
     def __init__(self, embed_dim: int, weight: Optional[Initializer] = None):
         super().__init__()
@@ -117,28 +119,31 @@ class ScalarEmbedder(nn.Cell):
         )
 
     def construct(self, values: Tensor) -> Tensor:
-        return self.mlp(self.sinusoids(values).astype(self.mlp[0].weight.dtype))
+        return self.mlp(self.sinusoids(values))
+
+
+class Modulation(nn.SequentialCell):
+    """Shifts, scales and gates of all blocks from the embedding of the timestep: (B, D) -> (B, `rows` D) float32."""
+
+    keep_float32 = True
+
+    def __init__(self, width: int, rows: int):
+        super().__init__(nn.SiLU(), make_linear(width, rows * width, Normal(SMALL)))
 
 
 class CaptionEmbedder(nn.Cell):
     """Projects text states (B, L, caption_channels) to the transformer's width.
 
-    In training, the text of a sample is replaced by the null text `y_embedding` with probability `dropout`, for
-    classifier-free guidance (Ho & Salimans 2022, arXiv:2207.12598, algorithm 1). The null text is random and not
-    trained.
+    The null text `y_embedding`, for classifier-free guidance, is random and not trained.
     """
 
-    def __init__(self, caption_channels: int, hidden_size: int, max_length: int, dropout: float):
+    def __init__(self, caption_channels: int, hidden_size: int, max_length: int):
         super().__init__()
         self.y_embedding = Parameter(
             initializer(Normal(1 / math.sqrt(caption_channels)), (max_length, caption_channels), ms.float32),
             requires_grad=False,
         )
         self.y_proj = Mlp(caption_channels, hidden_size, hidden_size, Normal(SMALL))
-        self.dropout = dropout
 
     def construct(self, y: Tensor) -> Tensor:
-        y = y.astype(self.y_embedding.dtype)
-        if self.training and self.dropout > 0:
-            y = ops.where(ops.rand(y.shape[0], 1, 1) < self.dropout, self.y_embedding, y)
         return self.y_proj(y)

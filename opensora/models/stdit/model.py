@@ -21,11 +21,11 @@ from opensora.models.stdit.embeddings import (
     SMALL,
     CaptionEmbedder,
     FramePositions,
+    Modulation,
     PatchEmbed3D,
     ScalarEmbedder,
-    make_linear,
 )
-from opensora.ops.attention import mask_to_bias
+from opensora.ops.attention import prepare_attention_mask
 from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
 from opensora.utils.logs import logger
@@ -56,11 +56,9 @@ class STDiT2(PretrainedModel):
         self.ar_embedder = ScalarEmbedder(width // 3)
         self.fl_embedder = ScalarEmbedder(width)
         self.fps_embedder = ScalarEmbedder(width)
-        self.t_block = nn.SequentialCell(nn.SiLU(), make_linear(width, 6 * width, Normal(SMALL)))
-        self.t_block_temp = nn.SequentialCell(nn.SiLU(), make_linear(width, 3 * width, Normal(SMALL)))
-        self.y_embedder = CaptionEmbedder(
-            config.caption_channels, width, config.model_max_length, config.class_dropout_prob
-        )
+        self.t_block = Modulation(width, 6)
+        self.t_block_temp = Modulation(width, 3)
+        self.y_embedder = CaptionEmbedder(config.caption_channels, width, config.model_max_length)
         self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])
         self.blocks_to_run = tuple(self.blocks)
         self.final_layer = FinalLayer(width, int(np.prod(patch)) * config.out_channels)
@@ -105,10 +103,10 @@ class STDiT2(PretrainedModel):
             # Graph mode compiles only Python's own exception classes.
             raise ValueError("STDiT2 needs num_frames, height, width, ar and fps of every sample")
         batch, frames = x.shape[0], x.shape[2]
-        dtype = self.t_block[1].weight.dtype
+        dtype = self.x_embedder.proj.weight.dtype
         height, width = _repeated(height, batch), _repeated(width, batch)
 
-        tokens = self.x_embedder(x.astype(dtype))  # B t h w C
+        tokens = self.x_embedder(x)  # B t h w C
         _, t, h, w, _ = tokens.shape
         tokens = tokens.reshape(batch, t, h * w, -1) + self.positions(h, w, height, width).astype(dtype)
 
@@ -128,10 +126,13 @@ class STDiT2(PretrainedModel):
         modulation, temporal = modulation.expand_dims(2), temporal.expand_dims(2)
 
         text = self.y_embedder(y[:, 0])
-        text_bias = None if mask is None else mask_to_bias(_repeated(mask.reshape(-1, y.shape[2]), batch))
+        text_mask = None
+        if mask is not None:
+            mask = _repeated(mask.reshape(-1, y.shape[2]), batch)
+            text_mask = prepare_attention_mask(mask, t * h * w, dtype)
         cos, sin = interleaved_cos(t, self.head_dim), interleaved_sin(t, self.head_dim)
         for block in self.blocks_to_run:
-            tokens = block(tokens, modulation, temporal, text, text_bias, cos, sin)
+            tokens = block(tokens, modulation, temporal, text, text_mask, cos, sin)
 
         patches = self.final_layer(tokens, time, x_mask, t0)
         return self.unpatchify(patches, t, h, w)[:, :, :frames, : x.shape[3], : x.shape[4]].astype(ms.float32)

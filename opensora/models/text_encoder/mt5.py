@@ -14,8 +14,9 @@ from mindspore.common.initializer import Normal, initializer
 from opensora.models.common.layers import Linear, RMSNorm
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.text_encoder.config import MT5Config
-from opensora.ops.activations import gelu_tanh
+from opensora.ops.activations import gated_gelu_tanh
 from opensora.ops.attention import mask_to_bias, unscaled_attention
+from opensora.ops.linear import rows_at
 
 FLOAT16_LIMIT = 64504.0
 
@@ -50,7 +51,7 @@ class Embedding(nn.Cell):
         self.weight = Parameter(initializer(Normal(1.0), (rows, width), ms.float32))
 
     def construct(self, indices: Tensor) -> Tensor:
-        return ops.gather(self.weight, indices, 0)
+        return rows_at(self.weight, indices)
 
 
 class SelfAttention(nn.Cell):
@@ -98,7 +99,7 @@ class DenseReluDense(nn.Cell):
         self.wo = Linear(config.d_ff, config.d_model, bias=False)
 
     def construct(self, x: Tensor) -> Tensor:
-        return self.wo(gelu_tanh(self.wi_0(x)) * self.wi_1(x))
+        return self.wo(gated_gelu_tanh(self.wi_0(x), self.wi_1(x)))
 
 
 class FeedForwardLayer(nn.Cell):

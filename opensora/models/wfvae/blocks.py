@@ -19,7 +19,7 @@ from collections.abc import Sequence
 
 from mindspore import Tensor, nn, ops
 
-from opensora.models.common.layers import ChannelLayerNorm, Conv2d, Conv3d, GroupNorm
+from opensora.models.common.layers import ChannelLayerNorm, Conv2d, Conv3d, Dropout, GroupNorm
 from opensora.ops.attention import attention
 from opensora.ops.layout import concat, permute, slice_axis
 from opensora.ops.resample import nearest_2x, upsample_bilinear_2x, upsample_linear_2x
@@ -104,7 +104,10 @@ class CausalConv3d(nn.Cell):
         """
         start = x.shape[1] - self.overlap - self.cache_frames
         if start < 0:
-            x = concat(ops.tile(slice_axis(x, 1, 0, 1), (1, 2, 1, 1, 1)) if cache is None else cache, x, 1)
+            if cache is None:
+                first = slice_axis(x, 1, 0, 1)
+                cache = concat(first, first, 1)
+            x = concat(cache, x, 1)
             start = max(0, start + 2)
         return slice_axis(x, 1, start, start + self.cache_frames)
 
@@ -128,7 +131,7 @@ class ResnetBlock2D(nn.Cell):
         self.norm1 = normalize(channels, norm_type, silu=True, per_frame=True)
         self.conv1 = Conv2d(channels, channels)
         self.norm2 = normalize(channels, norm_type, silu=True, per_frame=True)
-        self.dropout = nn.Dropout(p=dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = Conv2d(channels, channels)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -147,7 +150,7 @@ class ResnetBlock3D(nn.Cell):
         self.norm1 = normalize(in_channels, norm_type, silu=True)
         self.conv1 = CausalConv3d(in_channels, out_channels, overlap=overlap)
         self.norm2 = normalize(out_channels, norm_type, silu=True)
-        self.dropout = nn.Dropout(p=dropout)
+        self.dropout = Dropout(dropout)
         self.conv2 = CausalConv3d(out_channels, out_channels, overlap=overlap)
         self.has_shortcut = in_channels != out_channels
         if self.has_shortcut:

@@ -5,6 +5,7 @@ Li et al. 2024, arXiv:2411.17459.
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import Tensor, nn
 
 from opensora.models.common.layers import Conv2d, Upsample
@@ -27,7 +28,8 @@ class Decoder(nn.Cell):
     """Latents (B, latent_dim, 1 + n, H, W) -> video (B, 3, 1 + s n, 8H, 8W), where s is the stride in time.
 
     Also returns the wavelet coefficients of both levels. In a stream, the next chunk repeats `overlap` latent frames at
-    the end of each chunk; the video frames of these are removed. Internally all tensors are (B, T, C, H, W).
+    the end of each chunk; the video frames of these are removed. Internally all tensors are (B, T, C, H, W). The
+    wavelet transforms and their coefficients are float32.
     """
 
     def __init__(self, config: WFVAEConfig):
@@ -107,12 +109,13 @@ class Decoder(nn.Cell):
         h, cache_mid = self.mid(h, cache_mid, last)
         h, to_l2 = split(h, 2, h.shape[2] - self.flow)
         l2, cache_l2 = self.connect_l2(to_l2, cache_l2, last)
+        l2 = l2.astype(ms.float32)
         low1, delayed_l2 = self.delay_line_l2(self.inverse_wavelet_transform_l2(l2, first), delayed_l2, last)
 
         h, cache_up2 = self.up2(h, cache_up2, last)
         h, to_l1 = split(h, 2, h.shape[2] - self.flow)
         l1, cache_l1 = self.connect_l1(to_l1, cache_l1, last)
-        l1 = _add_to_low_band(l1, low1)
+        l1 = _add_to_low_band(l1.astype(ms.float32), low1)
         low, delayed_l1 = self.delay_line_l1(self.inverse_wavelet_transform_l1(l1, first), delayed_l1, last)
 
         h, cache_up1 = self.up1(h, cache_up1, last)
@@ -122,7 +125,7 @@ class Decoder(nn.Cell):
 
     def to_video(self, h: Tensor, low: Tensor, first: bool = True) -> Tensor:
         """The last layer and the inverse wavelet transform, to (B, 3, T, H, W)."""
-        video = self.inverse_wavelet_transform_out(_add_to_low_band(self.conv_out(h), low), first)
+        video = self.inverse_wavelet_transform_out(_add_to_low_band(self.conv_out(h).astype(ms.float32), low), first)
         return swap_frames_channels(video)
 
 

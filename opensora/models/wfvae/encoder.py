@@ -5,6 +5,7 @@ Li et al. 2024, arXiv:2411.17459.
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import Tensor, nn
 
 from opensora.models.common.layers import Conv2d, Downsample
@@ -26,7 +27,7 @@ class Encoder(nn.Cell):
     """Video (B, 3, 1 + s n, H, W) -> moments (B, 2 latent_dim, 1 + n, H/8, W/8), where s is the stride in time.
 
     Also returns the wavelet coefficients of both levels, which the training loss compares with the decoder's.
-    Internally all tensors are (B, T, C, H, W).
+    Internally all tensors are (B, T, C, H, W). The wavelet transforms and their coefficients are float32.
     """
 
     def __init__(self, config: WFVAEConfig):
@@ -68,7 +69,7 @@ class Encoder(nn.Cell):
         first = cache is None
         cache_down1, cache_down2, cache_mid, cache_out = (None,) * 4 if first else cache
 
-        coefficients = self.wavelet_transform_in(swap_frames_channels(x), first)
+        coefficients = self.wavelet_transform_in(swap_frames_channels(x.astype(ms.float32)), first)
         l1 = self.wavelet_transform_l1(slice_axis(coefficients, 2, 0, 3), first)
         l2 = self.wavelet_transform_l2(slice_axis(l1, 2, 0, 3), first)
 

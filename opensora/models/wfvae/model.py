@@ -66,9 +66,9 @@ class WFVAEModel(PretrainedModel):
         Raises:
             UserError: T is not 1 + s n, or H or W is not a multiple of 8.
         """
-        self._check_video(x)
         if not self.use_tiling:
             return self.encode_with_coefficients(x)[0]
+        self._check_video(x)
         cache, moments = None, []
         for start, end in self._encode_chunks(x.shape[2]):
             last = end == x.shape[2]

@@ -28,8 +28,8 @@ def flatten(tensors: Sequence[Tensor], size: int) -> Tensor:
 
 
 def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
-    """Overwrites the tensors with consecutive elements of `flat`."""
-    _in_place("unflatten")(flat, *tensors)
+    """Overwrites the tensors with consecutive elements of `flat`, all of one dtype of 32 or 16 bits."""
+    _in_place("unflatten" if flat.itemsize == 4 else "unflatten_16bit")(flat, *tensors)
 
 
 def adamw(

@@ -198,7 +198,7 @@ class IDDPM:
         if t is None:
             t = self.timesteps(np.random.random(x.shape[0]))
         t = (t if isinstance(t, Tensor) else Tensor(np.asarray(t))).astype(ms.int32)
-        noise = ops.standard_normal(x.shape) if noise is None else noise
+        noise = _standard_normal(x.shape) if noise is None else noise
         masked = {} if mask is None else {"x_mask": mask > 0}
         noised = self.losses.noised(x, noise, t, mask)
         output = model(noised, Tensor(self.tables.timestep_map.astype(np.float32))[t], **{**model_args, **masked})
@@ -288,7 +288,7 @@ class DPMSolver:
 def _noise_sampler(noise: Noise, shape: tuple[int, ...]) -> Callable[[], Tensor]:
     """A function that returns new N(0, 1) noise of `shape`, float32, at each call."""
     if noise is None:
-        return lambda: ops.standard_normal(shape)
+        return lambda: _standard_normal(shape)
     draws = count()
 
     def sample_noise() -> Tensor:
@@ -299,6 +299,11 @@ def _noise_sampler(noise: Noise, shape: tuple[int, ...]) -> Callable[[], Tensor]
         return values
 
     return sample_noise
+
+
+def _standard_normal(shape: tuple[int, ...]) -> Tensor:
+    """N(0, 1) noise of numpy's seeded generator; Ascend's own generators ignore seeds."""
+    return Tensor(np.random.standard_normal(shape).astype(np.float32))
 
 
 def _as_latents(latents: Any) -> Tensor:

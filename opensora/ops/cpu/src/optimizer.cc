@@ -11,6 +11,19 @@ int64_t total_size(int64_t **shapes, const int *ndims, int first, int last) {
   return total;
 }
 
+// flat (N), any number of tensors, which are overwritten with consecutive elements of flat
+template <typename T>
+int copy_to_tensors(int count, void **params, int *ndims, int64_t **shapes) {
+  const T *from = static_cast<const T *>(params[0]);
+  if (total_size(shapes, ndims, 1, count - 1) > shapes[0][0]) return INVALID_SHAPES;
+  for (int i = 1; i < count - 1; ++i) {
+    const int64_t size = num_elements(shapes[i], 0, ndims[i]);
+    std::memcpy(params[i], from, size * sizeof(T));
+    from += size;
+  }
+  return OK;
+}
+
 }  // namespace
 
 // Any number of tensors -> flat (N): their elements concatenated, padded with zeros
@@ -27,17 +40,11 @@ KERNEL(flatten) {
   return OK;
 }
 
-// flat (N), any number of tensors, which are overwritten with consecutive elements of flat -> dummy
-KERNEL(unflatten) {
-  const float *from = input(params, 0);
-  if (total_size(shapes, ndims, 1, count - 1) > shapes[0][0]) return INVALID_SHAPES;
-  for (int i = 1; i < count - 1; ++i) {
-    const int64_t size = num_elements(shapes[i], 0, ndims[i]);
-    std::memcpy(output(params, i), from, size * sizeof(float));
-    from += size;
-  }
-  return OK;
-}
+// flat, tensors -> dummy
+KERNEL(unflatten) { return copy_to_tensors<float>(count, params, ndims, shapes); }
+
+// The same for tensors of float16 or bfloat16.
+KERNEL(unflatten_16bit) { return copy_to_tensors<uint16_t>(count, params, ndims, shapes); }
 
 // weights (N), m (N), v (N), which are updated, gradient (N), settings (gradient factor, learning rate,
 // learning rate * weight decay, beta1, beta2, 1 / (1 - beta1^t), 1 / (1 - beta2^t), epsilon) -> dummy
