@@ -76,7 +76,11 @@ def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) ->
 
 @float32_on_cpu
 def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x + gate y, the end of an adaLN branch. Shapes as in `modulated_layer_norm`, with gate like shift and scale."""
+    """x + gate y, the end of an adaLN branch. Shapes as in `modulated_layer_norm`, with gate like shift and scale.
+
+    y may have fewer bits than x.
+    """
+    y = y.astype(x.dtype)
     if available(x.dtype):
         gate = _one_row(gate)
         return kernels.gated_residual(_rows_of(x, gate), gate, _rows_of(y, gate)).reshape(x.shape)

@@ -105,7 +105,8 @@ class FeedForward(nn.Cell):
 class TransformerBlock(nn.Cell):
     """Self-attention, cross-attention and MLP with AdaLN modulation.
 
-    x (B, S, D), modulation (B, 6, D), text (B, L, D) or the pair of its keys and values -> (B, S, D).
+    x (B, S, D) and modulation (B, 6, D), float32, text (B, L, D) or the pair of its keys and values -> (B, S, D)
+    float32.
     """
 
     keep_float32 = ("scale_shift_table",)
@@ -132,8 +133,9 @@ class TransformerBlock(nn.Cell):
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = ops.split(
             self.scale_shift_table + modulation, 1, 1
         )
-        h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps)
+        dtype = self.attn1.to_q.weight.dtype
+        h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps).astype(dtype)
         x = gated_residual(x, gate_attn, self.attn1(h, attn_mask, cos, sin))
-        x = x + self.attn2(x, text, text_mask)
+        x = x + self.attn2(x, text, text_mask).astype(x.dtype)
         h = modulated_layer_norm(x, shift_ff, scale_ff, self.eps)
         return gated_residual(x, gate_ff, self.ff(h))

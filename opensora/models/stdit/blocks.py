@@ -73,7 +73,10 @@ class CrossAttention(nn.Cell):
 
 
 class STDiT2Block(nn.Cell):
-    """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (B, L, C), text_mask -> (B, T, S, C)."""
+    """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (B, L, C), text_mask -> (B, T, S, C).
+
+    x and the modulations are float32.
+    """
 
     keep_float32 = ("scale_shift_table", "scale_shift_table_temporal")
     differentiable = (0, 1, 2, 3)  # the inputs that receive gradients: x, both modulations, text
@@ -110,7 +113,7 @@ class STDiT2Block(nn.Cell):
         x = gated_residual(x, gate_space, self.attn(h, cos, sin))
         h = modulated_layer_norm(x, shift_time, scale_time, EPS)
         x = gated_residual(x, gate_time, self.attn_temp(h, cos, sin))
-        x = x + self.cross_attn(x, text, text_mask)
+        x = x + self.cross_attn(x, text, text_mask).astype(x.dtype)
         h = modulated_layer_norm(x, shift_mlp, scale_mlp, EPS)
         return gated_residual(x, gate_mlp, self.mlp(h))
 

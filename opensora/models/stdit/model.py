@@ -108,7 +108,8 @@ class STDiT2(PretrainedModel):
 
         tokens = self.x_embedder(x)  # B t h w C
         _, t, h, w, _ = tokens.shape
-        tokens = tokens.reshape(batch, t, h * w, -1) + self.positions(h, w, height, width).astype(dtype)
+        # Float32 from here on: the sums of many blocks.
+        tokens = tokens.reshape(batch, t, h * w, -1).astype(ms.float32) + self.positions(h, w, height, width)
 
         size = ops.cat(
             (self.csize_embedder(height), self.csize_embedder(width), self.ar_embedder(_repeated(ar, batch))), 1

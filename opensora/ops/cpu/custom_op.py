@@ -85,6 +85,8 @@ def custom_op(name: str, *outputs: Union[int, Callable], bprop: Optional[Callabl
         return results[0] if len(results) == 1 else tuple(results)
 
     def infer_dtype(*dtypes):
+        if any(dtype != dtypes[0] for dtype in dtypes):  # kernels read the bytes of whatever they are given
+            raise TypeError(f"{name}: inputs of one dtype are required, not {', '.join(map(str, dtypes))}")
         return dtypes[0] if len(outputs) == 1 else (dtypes[0],) * len(outputs)
 
     found = library()
