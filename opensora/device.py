@@ -76,6 +76,7 @@ def setup(args: argparse.Namespace) -> Device:
         check_settings()
     _choose_target(target)
     precision = choose_precision(target, args.precision)
+    check_mode(target, args.mode, precision)
     vae_precision = args.vae_precision and choose_precision(target, args.vae_precision, "--vae_precision")
     if target == "CPU":
         tune_process()
@@ -131,6 +132,12 @@ def choose_precision(target: str, wanted: Optional[str], flag: str = "--precisio
         name = f"{target} ({ascend_chip()})" if target == "Ascend" else target
         raise UserError(f"{flag} {wanted}: {name} does not support it; choose one of {', '.join(supported)}")
     return wanted or supported[0]
+
+
+def check_mode(target: str, mode: int, precision: str) -> None:
+    """Raises UserError for bfloat16 in graph mode on a CPU, where MindSpore cannot even reshape it."""
+    if target == "CPU" and mode == ms.GRAPH_MODE and precision == "bf16":
+        raise UserError("--precision bf16: a CPU computes it in PyNative mode only; add --mode 1, or choose fp16")
 
 
 def keep_precision(float32: bool) -> None:

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import mindspore as ms
 from mindspore import Tensor, ops
 
+from opensora.ops.backend import on_cpu
 from opensora.ops.cpu import optim as kernels
 from opensora.ops.cpu.custom_op import available
 
@@ -34,7 +35,10 @@ def unflatten(flat: Tensor, tensors: Sequence[Tensor]) -> None:
         kernels.unflatten(flat, tensors)
         return
     for tensor, piece in zip(tensors, split_like(flat, tensors)):
-        ops.assign(tensor, piece)
+        if flat.dtype == ms.bfloat16 and on_cpu():  # which has no assignment in bfloat16
+            tensor.set_data(piece.copy())
+        else:
+            ops.assign(tensor, piece)
 
 
 def adamw(

@@ -9,6 +9,7 @@ import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.ops.backend import on_ascend
+from opensora.parallel.collectives import widened
 
 
 class World:
@@ -22,7 +23,7 @@ class World:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of the processes' x, on each of them."""
-        return x if self.size == 1 else self._all_reduce(x)
+        return x if self.size == 1 else widened(self._all_reduce, x)
 
     def all_reduce_mean(self, x: Tensor) -> np.ndarray:
         """The mean of the processes' x (n,), on each of them."""
@@ -33,11 +34,11 @@ class World:
         if self.size == 1:
             return x
         if self._reduce_scatter is not None:
-            return self._reduce_scatter(x)
+            return self._reduce_scatter(x.contiguous())
         n = x.shape[0] // self.size
         shard = self.all_reduce(x)[self.rank * n : (self.rank + 1) * n]
-        return ops.deepcopy(shard)  # a view would keep the whole sum alive
+        return shard.copy()  # a view would keep the whole sum alive
 
     def all_gather(self, shard: Tensor) -> Tensor:
         """The processes' shards (n,), concatenated in order of rank: (size n,)."""
-        return shard if self.size == 1 else self._all_gather(shard)
+        return shard if self.size == 1 else widened(self._all_gather, shard)
