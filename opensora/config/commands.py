@@ -231,7 +231,7 @@ class CostFlags:
     sp_size: Sequence[int] = option((1,), "processes that share a sequence; several numbers give several columns")
     world_size: Optional[int] = option(None, "number of processes; default: --sp_size")
     card: Optional[str] = option(None, "also count time and memory on one of these NPUs", choices=CARDS)
-    efficiency: float = option(0.4, "with --card: share of its published rates that a run reaches, an assumption")
+    efficiency: float = option(0.2, "with --card: share of its peak that a run reaches")
     num_sampling_steps: int = option(100, "with --card: steps of the sampler, one call of the transformer each")
 
     def __post_init__(self):

@@ -1,15 +1,18 @@
 """Published figures of Ascend cards, and the time that follows from them.
 
-The time of a step is its FLOPs divided by the peak, plus its communication divided by the rate of the links, both
-divided by an efficiency. The figures are Huawei's, as third parties quote them: its data sheets were not available.
+The time of a step is its FLOPs divided by a share of the peak (`--efficiency`), plus its communication divided by
+`LINK_SHARE` of the rate of the links. The figures are Huawei's, as third parties quote them: its data sheets were not
+available.
 
 - 910A: 256 TFLOP/s (Hot Chips 2019), 32 GB. Links between the two halves of a server are slower than within them.
 - 910B: the white paper of Atlas 800T A2 names variants of 313 and 376 TFLOP/s with 64 GB; this is the slower one. Each
   of eight NPUs has a link to every other one, 392 GB/s together in both directions. The 910B4 has 280 TFLOP/s, 32 GB.
 - 910_93: 752 TFLOP/s, 128 GB and 784 GB/s for a chip of two dies. A process runs on one die. A switch connects all.
 
-The default efficiency of 40% is an assumption: no figure for a diffusion transformer on Ascend was found. In training,
-Pangu Ultra MoE reports 30% there (arXiv:2505.04519), and the dense Pangu Ultra is quoted with more than 50%.
+The default efficiency of 20% is what the training times in mindone's READMEs imply, with the FLOPs of this package
+(recomputation included) and 313 TFLOP/s: 19% for this model at 93x352x640 (10.3 s a step on eight Ascend 910*, MindSpore
+2.3.1), 10% to 29% for four stages of the similar model of Open-Sora-Plan v1.2. These steps may include the encoder of the
+autoencoder. Large language models reach more: Pangu Ultra MoE reports 30% in training (arXiv:2505.04519).
 """
 
 from __future__ import annotations
@@ -21,6 +24,10 @@ from opensora.cost_model.communication import traffic
 from opensora.cost_model.compute import flops
 from opensora.cost_model.run import Run
 from opensora.errors import UserError
+
+# A benchmark on a 910B (limulidae) reports all-gathers of 38 GB/s on two devices and 64 GB/s on four, in bytes of the
+# result: 68% and 57% of one and of three links.
+LINK_SHARE = 0.6
 
 
 @dataclass(frozen=True)
@@ -74,5 +81,5 @@ def step_seconds(run: Run, card: Card, efficiency: float) -> dict[str, Optional[
         processes = run.world_size if name.endswith(("of gradients", "of weights")) else run.sp_size
         if name != "sum" and processes > 1 and communication is not None:
             rate = card.link_rate(processes)
-            communication = None if rate is None else communication + sent / rate / efficiency
+            communication = None if rate is None else communication + sent / rate / LINK_SHARE
     return {"computation": flops(run)["sum"] / card.flops / efficiency, "communication": communication}

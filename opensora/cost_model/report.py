@@ -12,7 +12,7 @@ from opensora.config.command_line import parse_flags
 from opensora.config.commands import CostFlags
 from opensora.config.families import PLAN
 from opensora.config.options import from_mapping
-from opensora.cost_model.cards import CARDS, Card, check_card, step_seconds
+from opensora.cost_model.cards import CARDS, LINK_SHARE, Card, check_card, step_seconds
 from opensora.cost_model.communication import traffic
 from opensora.cost_model.compute import flops, parameter_count
 from opensora.cost_model.footprint import memory
@@ -44,7 +44,7 @@ def card_table(runs: Sequence[Run], name: str, efficiency: float, steps: int) ->
     card = check_card(name, runs[0])
     figures = (
         f"{name}: {card.flops / 1e12:.0f} TFLOP/s in 16 bits, {card.memory / 1e9:.0f} GB; counted at "
-        f"{efficiency:.0%} of the published rates, not measured"
+        f"{efficiency:.0%} of this peak and {LINK_SHARE:.0%} of the links' rate, not measured"
     )
     columns = []
     for run in runs:
