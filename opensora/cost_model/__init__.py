@@ -8,6 +8,7 @@ that share a sequence (sp_size), N all processes. With `--card` the time and the
 the published figures of the card.
 """
 
+from opensora.cost_model.command import main, parse_args
 from opensora.cost_model.communication import traffic
 from opensora.cost_model.compute import (
     LinearMap,
@@ -20,7 +21,7 @@ from opensora.cost_model.compute import (
     with_sum,
 )
 from opensora.cost_model.footprint import activations, memory
-from opensora.cost_model.report import card_table, main, parse_args, size_table, summary, table, three_digits
+from opensora.cost_model.report import card_table, size_table, summary, table, three_digits
 from opensora.cost_model.run import BYTES, SPATIAL_STRIDE, TEMPORAL_STRIDE, ZERO_STAGES, Run, load_config
 
 __all__ = [

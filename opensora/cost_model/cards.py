@@ -10,9 +10,9 @@ available.
 - 910_93: 752 TFLOP/s, 128 GB and 784 GB/s for a chip of two dies. A process runs on one die. A switch connects all.
 
 The default efficiency of 20% is what the training times in mindone's READMEs imply, with the FLOPs of this package
-(recomputation included) and 313 TFLOP/s: 19% for this model at 93x352x640 (10.3 s a step on eight Ascend 910*, MindSpore
-2.3.1), 10% to 29% for four stages of the similar model of Open-Sora-Plan v1.2. These steps may include the encoder of the
-autoencoder. Large language models reach more: Pangu Ultra MoE reports 30% in training (arXiv:2505.04519).
+(recomputation included) and 313 TFLOP/s: 19% for this model at 93x352x640 (10.3 s a step, eight Ascend 910*, MindSpore
+2.3.1), 10% to 29% for four stages of the similar model of Open-Sora-Plan v1.2. These steps may include the autoencoder.
+Large language models reach more: Pangu Ultra MoE reports 30% in training (arXiv:2505.04519).
 """
 
 from __future__ import annotations
