@@ -44,7 +44,7 @@ COMMANDS = {
     "embed": Command("opensora.cli.embed:main", "embed the captions of training data once"),
     "latent-scale": Command("opensora.cli.latent_scale:main", "measure a VAE's latents for its config.json"),
     "buckets": Command("opensora.datasets.bucketed.report:main", "show which samples fall into which bucket"),
-    "plan": Command("opensora.cost_model:main", "count memory, compute and communication"),
+    "plan": Command("opensora.cost_model.command:main", "count memory, compute and communication"),
     "convert": Command("opensora.cli.convert:main", "weights of any format to safetensors"),
     "convert wfvae": Command("opensora.cli.convert:wfvae", "WFVAE checkpoint of PyTorch to safetensors"),
     "convert torch": Command("opensora.cli.convert:torch", "weights of torch.save to safetensors"),

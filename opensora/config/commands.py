@@ -18,6 +18,7 @@ DEMO_MODEL = ROOT / "examples/demo_model"
 METRICS = ("psnr", "ssim", "lpips")
 PUBLISHED_REFINER = "LanguageBind/Open-Sora-Plan-v1.3.0/prompt_refiner"
 MAX_NEW_TOKENS = 512
+CARDS = ("910a", "910b", "910_93")
 
 
 @dataclass(frozen=True)
@@ -224,8 +225,16 @@ class DemoTextEncoderOptions:
 
 @dataclass(frozen=True)
 class CostFlags:
-    """Flags of `python -m opensora.cost_model` that are not fields of `CostOptions`."""
+    """Flags of `python -m opensora.cost_model` that are not fields of `opensora.cost_model.Run`."""
 
     model: str = option(help=f"folder with a config.json, or {', '.join(DIT_PRESETS)}")
     sp_size: Sequence[int] = option((1,), "processes that share a sequence; several numbers give several columns")
     world_size: Optional[int] = option(None, "number of processes; default: --sp_size")
+    card: Optional[str] = option(None, "also count time and memory on one of these NPUs", choices=CARDS)
+    efficiency: float = option(0.2, "with --card: share of its peak that a run reaches")
+    num_sampling_steps: int = option(100, "with --card: steps of the sampler, one call of the transformer each")
+
+    def __post_init__(self):
+        check_at_least_one(self, "num_sampling_steps")
+        if not 0 < self.efficiency <= 1:
+            raise UserError(f"--efficiency {self.efficiency} should be above 0 and at most 1")

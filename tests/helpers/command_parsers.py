@@ -21,7 +21,7 @@ SCRIPTS = (
     "opensora/train/train_causalvae.py",
     "opensora/eval/eval.py",
     "opensora/demo/score.py",
-    "opensora/cost_model.py",
+    "opensora/cost_model/__main__.py",
     "opensora/datasets/bucketed/report.py",
     "examples/rec_video.py",
     "examples/rec_image.py",

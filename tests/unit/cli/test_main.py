@@ -35,7 +35,7 @@ FLAG_SCRIPTS = {
     "opensora merge": "tools/ckpt/merge_safetensors.py",
     "opensora cast": "tools/ckpt/cast_safetensors.py",
     "opensora latent-scale": "tools/ckpt/set_latent_scale.py",
-    "opensora plan": "opensora/cost_model.py",
+    "opensora plan": "opensora/cost_model/__main__.py",
     "opensora buckets": "opensora/datasets/bucketed/report.py",
 }
 

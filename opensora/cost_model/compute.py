@@ -1,0 +1,121 @@
+"""Parameters and floating-point operations of the transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, NamedTuple
+
+from opensora.cost_model.run import BYTES, Run
+
+if TYPE_CHECKING:
+    from opensora.models.dit.config import OpenSoraConfig
+
+
+class LinearMap(NamedTuple):
+    """`maps` linear maps of one shape, applied to the rows of `over` (a key of `row_counts`)."""
+
+    over: str
+    maps: int
+    inputs: int
+    outputs: int
+    bias: bool = True
+
+
+def linear_maps(config: OpenSoraConfig) -> list[LinearMap]:
+    """All linear maps of the transformer, in the order of its data flow."""
+    from opensora.models.dit.embeddings import TIMESTEP_CHANNELS
+
+    d, layers, bias = config.hidden_size, config.num_layers, config.attention_bias
+    patch = config.patch_size**2
+    out_channels = config.out_channels or config.in_channels
+    return [
+        LinearMap("patches", 1, patch * config.in_channels, d),  # a convolution whose stride is its kernel
+        LinearMap("timestep", 1, TIMESTEP_CHANNELS, d),
+        LinearMap("timestep", 1, d, d),
+        LinearMap("timestep", 1, d, 6 * d),
+        LinearMap("text", 1, config.caption_channels, d),
+        LinearMap("text", 1, d, d),
+        LinearMap("text", 2 * layers, config.cross_attention_dim, d, bias),  # keys and values of cross-attention
+        LinearMap("blocks", 4 * layers, d, d, bias),  # queries, keys, values; queries of cross-attention
+        LinearMap("blocks", 2 * layers, d, d),  # outputs of both attentions
+        LinearMap("blocks", layers, d, 4 * d),
+        LinearMap("blocks", layers, 4 * d, d),
+        LinearMap("output", 1, d, patch * out_channels),
+    ]
+
+
+def parameter_count(config: OpenSoraConfig) -> int:
+    """The number of the transformer's parameters."""
+    maps = sum(m.maps * m.outputs * (m.inputs + m.bias) for m in linear_maps(config) if m.over != "timestep")
+    return maps + float32_count(config)
+
+
+def float32_count(config: OpenSoraConfig) -> int:
+    """The number of parameters that are float32 in every precision: `adaln_single` and the shift and scale tables.
+
+    The transformer's norms have no parameters.
+    """
+    timestep = sum(m.maps * m.outputs * (m.inputs + m.bias) for m in linear_maps(config) if m.over == "timestep")
+    return timestep + (6 * config.num_layers + 2) * config.hidden_size  # shift and scale tables
+
+
+def weight_bytes(run: Run) -> int:
+    """Bytes of the transformer's weights, and of their gradients, which have the same dtypes."""
+    single = float32_count(run.config)
+    return (parameter_count(run.config) - single) * run.bytes + single * BYTES["fp32"]
+
+
+def row_counts(run: Run) -> dict[str, int]:
+    """The number of rows that each kind of linear map processes on one process.
+
+    Patches are embedded before the sequence is split, and every process has the whole text.
+    """
+    rows = run.batch * run.own_tokens
+    return {
+        "patches": run.batch * run.tokens,
+        "timestep": run.batch,
+        "text": run.batch * run.max_sequence_length,
+        "blocks": rows,
+        "output": rows,
+    }
+
+
+def flops(run: Run) -> dict[str, float]:
+    """Floating-point operations by kind; a multiply-add counts as two. Elementwise work and norms are not counted.
+
+    A backward pass counts as two forward passes. When sampling, the text's keys and values are computed once per
+    prompt and listed separately.
+    """
+    config, rows = run.config, row_counts(run)
+    inside = (2 if run.training else 0) + run.forwards  # passes through blocks, in units of a forward pass
+    outside = 3 if run.training else 1
+    linear = {
+        over: sum(2 * rows[over] * m.maps * m.inputs * m.outputs for m in linear_maps(config) if m.over == over)
+        for over in rows
+    }
+
+    width = config.hidden_size // run.sp_size
+    sparse_blocks = sum(config.is_sparse(i) for i in range(config.num_layers))
+    from opensora.models.dit.skiparse import Skiparse
+
+    padded = run.tokens + Skiparse(config.sparse_n, group_skip=False).padding(run.tokens)
+    dense = 4 * run.batch * run.tokens**2 * width  # scores, and their product with the values
+    sparse = 4 * run.batch * padded**2 // config.sparse_n * width  # n groups of S / n tokens
+    cross = 4 * run.batch * run.own_tokens * run.max_sequence_length * config.hidden_size
+
+    text = {"linear maps of the text": outside * linear["text"]}
+    step = {
+        "linear maps": (
+            inside * linear["blocks"] + outside * (linear["patches"] + linear["timestep"] + linear["output"])
+        ),
+        "self-attention, dense": inside * (config.num_layers - sparse_blocks) * dense,
+        "self-attention, skiparse": inside * sparse_blocks * sparse,
+        "cross-attention": inside * config.num_layers * cross,
+    }
+    if run.training:
+        return with_sum({**step, **text})
+    return {**with_sum(step), "once per prompt: linear maps of the text": text["linear maps of the text"]}
+
+
+def with_sum(values: Mapping[str, float]) -> dict[str, float]:
+    return {**values, "sum": sum(values.values())}

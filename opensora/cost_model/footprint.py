@@ -1,0 +1,49 @@
+"""Device memory of the transformer."""
+
+from __future__ import annotations
+
+from opensora.cost_model.compute import float32_count, parameter_count, weight_bytes, with_sum
+from opensora.cost_model.run import BYTES, ZERO_STAGES, Run
+
+
+def memory(run: Run) -> dict[str, float]:
+    """Bytes of the transformer on one process.
+
+    Weights, gradients and optimizer states: Rajbhandari et al. 2020 (ZeRO), section 5 and figure 1. With 16-bit weights
+    Adam has 12 bytes per parameter, 4 of them float32 master weights; float32 weights need no master weights. A 16-bit
+    model has both kinds (`float32_count`).
+    """
+    config, count = run.config, parameter_count(run.config)
+    shards = [run.world_size if run.zero_stage >= stage else 1 for stage in ZERO_STAGES]
+    result = {"weights": weight_bytes(run) / shards[3]}
+    if run.training:
+        result["gradients"] = weight_bytes(run) / shards[2]
+        half = 0 if run.precision == "fp32" else count - float32_count(config)
+        result["float32 master weights"] = 4 * half / shards[1]
+        result["optimizer states"] = 8 * count / shards[1]
+    text = run.batch * run.max_sequence_length * config.hidden_size * run.bytes
+    result["text keys and values"] = 2 * config.num_layers * text
+    result["activations (estimate)"] = activations(run)
+    return with_sum(result)
+
+
+def activations(run: Run) -> float:
+    """An estimate of the bytes of activations, as a number of tensors (B, s, D) that exist at the same time.
+
+    Sampling: the maximum is in the feed-forward, with the block's input, the normalized input, and the hidden layer
+    (4 D) before and after GELU; or the embedding of the whole sequence in two layouts, if that is larger. Training: the
+    tensors that a block keeps for its gradient (counted as in Korthikanti et al. 2022, section 4.1). In the run's
+    precision there are 19: the inputs of both attentions, of their output maps and of the feed-forward (5),
+    self-attention's q, k, v and cross-attention's q (4), both gated results (2), the hidden layer before and after GELU
+    (8). In float32 there are 4: the centered and the normalized input of both norms. With gradient checkpointing every
+    block keeps its input, and one block at a time the rest. Attention scores, which a fused kernel does not store, and
+    elementwise temporaries are not counted.
+    """
+    elements = run.batch * run.own_tokens * run.config.hidden_size
+    embedding = 2 * run.batch * run.tokens * run.config.hidden_size * run.bytes
+    if not run.training:
+        return max(10 * elements * run.bytes, embedding)
+    block = elements * (19 * run.bytes + 4 * BYTES["fp32"])
+    if run.gradient_checkpointing:
+        return run.config.num_layers * elements * run.bytes + block
+    return run.config.num_layers * block

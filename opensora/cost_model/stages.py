@@ -1,0 +1,127 @@
+"""Device memory of the stages of a sampling run: text encoder, transformer, autoencoder.
+
+Text encoder and autoencoder are the published ones, mT5-xxl and WFVAE, in the precision of the run. Weights are exact.
+Working sets are estimates of the largest tensors that exist at the same time.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from opensora.cost_model.cards import Card
+from opensora.cost_model.compute import with_sum
+from opensora.cost_model.footprint import memory
+from opensora.cost_model.run import BYTES, Run
+
+if TYPE_CHECKING:
+    from opensora.models.pretrained import PretrainedModel
+
+TEXT_ENCODER = {"vocab_size": 250112, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
+AUTOENCODER = {"latent_dim": 8, "norm_type": "layernorm", "t_interpolation": "trilinear", "connect_res_layer_num": 2}
+
+
+def model_bytes(model: PretrainedModel, element: int) -> int:
+    """Bytes of a model's weights with `element` bytes each, except those of Cells that keep float32 (norms)."""
+    single = {
+        id(parameter)
+        for _, cell in model.cells_and_names()
+        if getattr(cell, "keep_float32", False)
+        for parameter in cell.get_parameters()
+    }
+    return sum(p.size * (BYTES["fp32"] if id(p) in single else element) for p in model.get_parameters())
+
+
+def text_encoder(run: Run) -> dict[str, float]:
+    """Bytes of the text encoder.
+
+    Working set: position bias, scores and probabilities (B, heads, L, L) in float32, and the three tensors (B, L, d_ff)
+    of the gated feed-forward.
+    """
+    from opensora.models.text_encoder.mt5 import MT5EncoderModel
+
+    model = MT5EncoderModel.without_weights(**TEXT_ENCODER)
+    config, length = model.config, run.max_sequence_length
+    scores = run.batch * config.num_heads * length**2
+    return with_sum(
+        {
+            "weights": model_bytes(model, run.bytes),
+            "working set (estimate)": 3 * scores * BYTES["fp32"] + 3 * run.batch * length * config.d_ff * run.bytes,
+        }
+    )
+
+
+def autoencoder(run: Run) -> dict[str, float]:
+    """Bytes of the autoencoder while it decodes the first chunk, the largest one.
+
+    Working set: the input of the largest norm, of the block after the last upsampling, in the run's precision and three
+    times in float32 (the norm's input, the centered and the normalized one). Cached frames: the end of every causal
+    convolution's input, which the next chunk needs.
+    """
+    from opensora.models.wfvae.model import DECODE_CHUNK, WFVAEModel
+
+    model = WFVAEModel.without_weights(**AUTOENCODER)
+    _, t, h, w = run.latents
+    frames = 2 * min(t, 1 + DECODE_CHUNK) - 1
+    largest = run.batch_size * frames * 2 * model.config.base_channels * (4 * h) * (4 * w)
+    return with_sum(
+        {
+            "weights": model_bytes(model, run.bytes),
+            "cached frames": run.batch_size * _cached_elements(model, h, w) * run.bytes if t > 1 else 0,
+            "working set (estimate)": largest * (run.bytes + 3 * BYTES["fp32"]),
+        }
+    )
+
+
+def _cached_elements(model: PretrainedModel, h: int, w: int) -> int:
+    """Elements of the frames that the decoder's causal convolutions cache, for latents of h x w."""
+    from opensora.models.wfvae.blocks import CausalConv3d
+
+    decoder = model.decoder
+    *up2, double2, last2 = decoder.up2.cell_list
+    *up1, _, last1 = decoder.up1.cell_list
+    levels = (
+        (h * w, [decoder.conv_in, decoder.mid, decoder.connect_l2, *up2]),
+        (4 * h * w, [double2, last2, decoder.connect_l1, *up1]),
+        (16 * h * w, [last1, decoder.layer]),
+    )
+    return sum(
+        area * inner.cache_frames * inner.conv.weight.shape[1]
+        for area, cells in levels
+        for cell in cells
+        for _, inner in cell.cells_and_names()
+        if isinstance(inner, CausalConv3d)
+    )
+
+
+def scores_in_blocks(run: Run, card: Card) -> int:
+    """Bytes of attention scores where FlashAttention is missing: a block of scores, twice in 16 bits, twice in float32.
+
+    A block has at most `SCORES_PER_BLOCK` elements.
+    """
+    if card.has_flash_attention:
+        return 0
+    from opensora.ops.attention import SCORES_PER_BLOCK
+
+    heads = run.config.num_attention_heads // run.sp_size
+    return min(SCORES_PER_BLOCK, run.batch * heads * run.tokens**2) * 2 * (run.bytes + BYTES["fp32"])
+
+
+def stages(run: Run, card: Card) -> dict[str, dict[str, float]]:
+    """Bytes of each stage of a sampling run by kind."""
+    transformer = memory(run)
+    weights, total = transformer["weights"], transformer["sum"]
+    return {
+        "text encoder": text_encoder(run),
+        "transformer": with_sum(
+            {"weights": weights, "working set (estimate)": total - weights + scores_in_blocks(run, card)}
+        ),
+        "autoencoder": autoencoder(run),
+    }
+
+
+def peak(of_stages: dict[str, dict[str, float]], save_memory: bool) -> float:
+    """Bytes of a whole run: with `--save_memory` one stage's models at a time, otherwise all of them."""
+    if save_memory:
+        return max(stage["sum"] for stage in of_stages.values())
+    weights = sum(stage["weights"] for stage in of_stages.values())
+    return weights + max(stage["sum"] - stage["weights"] for stage in of_stages.values())
