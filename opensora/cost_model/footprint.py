@@ -30,20 +30,21 @@ def memory(run: Run) -> dict[str, float]:
 def activations(run: Run) -> float:
     """An estimate of the bytes of activations, as a number of tensors (B, s, D) that exist at the same time.
 
-    Sampling: the maximum is in the feed-forward, with the block's input, the normalized input, and the hidden layer
-    (4 D) before and after GELU; or the embedding of the whole sequence in two layouts, if that is larger. Training: the
-    tensors that a block keeps for its gradient (counted as in Korthikanti et al. 2022, section 4.1). In the run's
-    precision there are 19: the inputs of both attentions, of their output maps and of the feed-forward (5),
-    self-attention's q, k, v and cross-attention's q (4), both gated results (2), the hidden layer before and after GELU
-    (8). In float32 there are 4: the centered and the normalized input of both norms. With gradient checkpointing every
+    Sampling: the maximum is in the feed-forward, with the block's input (float32), the normalized input, and the hidden
+    layer (4 D) before and after GELU; or the embedding of the whole sequence in two layouts, if that is larger.
+    Training: the tensors that a block keeps for its gradient (counted as in Korthikanti et al. 2022, section 4.1). In
+    the run's precision there are 17: the inputs of both attentions, of their output maps and of the feed-forward (5),
+    self-attention's q, k, v and cross-attention's q (4), the hidden layer before and after GELU (8). In float32 there
+    are 6: the centered and the normalized input of both norms, both gated results. With gradient checkpointing every
     block keeps its input, and one block at a time the rest. Attention scores, which a fused kernel does not store, and
     elementwise temporaries are not counted.
     """
+    single = BYTES["fp32"]
     elements = run.batch * run.own_tokens * run.config.hidden_size
     embedding = 2 * run.batch * run.tokens * run.config.hidden_size * run.bytes
     if not run.training:
-        return max(10 * elements * run.bytes, embedding)
-    block = elements * (19 * run.bytes + 4 * BYTES["fp32"])
+        return max(elements * (single + 9 * run.bytes), embedding)
+    block = elements * (17 * run.bytes + 6 * single)
     if run.gradient_checkpointing:
-        return run.config.num_layers * elements * run.bytes + block
+        return run.config.num_layers * elements * single + block
     return run.config.num_layers * block

@@ -21,14 +21,9 @@ AUTOENCODER = {"latent_dim": 8, "norm_type": "layernorm", "t_interpolation": "tr
 
 
 def model_bytes(model: PretrainedModel, element: int) -> int:
-    """Bytes of a model's weights with `element` bytes each, except those of Cells that keep float32 (norms)."""
-    single = {
-        id(parameter)
-        for _, cell in model.cells_and_names()
-        if getattr(cell, "keep_float32", False)
-        for parameter in cell.get_parameters()
-    }
-    return sum(p.size * (BYTES["fp32"] if id(p) in single else element) for p in model.get_parameters())
+    """Bytes of a model's weights with `element` bytes each, except those that stay float32."""
+    single = model.float32_parameters()
+    return sum(p.size * (BYTES["fp32"] if name in single else element) for name, p in model.parameters_and_names())
 
 
 def text_encoder(run: Run) -> dict[str, float]:

@@ -235,7 +235,7 @@ class PretrainedModel(nn.Cell):
 
     def cast(self: ModelT, dtype) -> ModelT:
         """Converts the parameters in place, except norms and other statistics (float32); returns the model."""
-        single = self._float32_parameters()
+        single = self.float32_parameters()
         for name, parameter in self.parameters_and_names():
             if name not in single and parameter.dtype != dtype:
                 parameter.set_dtype(dtype)
@@ -248,7 +248,7 @@ class PretrainedModel(nn.Cell):
         """Checks names and shapes, then reads one tensor at a time; warns of NaN, infinity and integer types."""
         state = self._canonical_names(state)
         missing, unexpected = self._check(state, strict)
-        single = self._float32_parameters()
+        single = self.float32_parameters()
         not_finite, integers = [], []
         for name, parameter in self.parameters_and_names():
             if name in state:
@@ -302,7 +302,8 @@ class PretrainedModel(nn.Cell):
                 raise UserError(f"{name} differs from the constant that {type(self).__name__} has built in")
         return missing, unexpected
 
-    def _float32_parameters(self) -> set[str]:
+    def float32_parameters(self) -> set[str]:
+        """Names of the parameters that stay float32 in 16-bit models."""
         names = set()
         for cell_name, cell in self.cells_and_names():
             kept = getattr(cell, "keep_float32", ())

@@ -17,7 +17,7 @@ from opensora.utils.logs import logger
 ARGUMENTS = {
     # They do not change the result: devices, processes, output, logging, validation.
     "silent": """
-        allow_changed_arguments cache_dir checkpointing_steps checkpoints_total_limit ckpt_every config
+        all_to_all allow_changed_arguments cache_dir checkpointing_steps checkpoints_total_limit ckpt_every config
         dataloader_num_workers dataset.cache_dir device epochs eval_data_file_path eval_lpips eval_num_frames
         eval_num_video_log eval_resolution eval_sample_rate eval_subset_size eval_video_path exp_name grad_checkpoint
         gradient_checkpointing jit_level load log_every log_interval max_device_memory max_train_steps mode
@@ -32,8 +32,8 @@ ARGUMENTS = {
         gradient_accumulation_steps init_loss_scale kl_weight logvar_init lpips_path lr lr_scheduler lr_warmup_steps
         mask_config mask_ratios max_grad_norm model.enable_flashattn model.from_pretrained multi_resolution noise_offset
         optim perceptual_weight precision pretrained pretrained_model_name_or_path processes start_learning_rate
-        train_batch_size train_sp_batch_size use_ema vae.enable_tiling vae.micro_batch_size vae_fp32 wavelet_weight
-        weight_decay
+        train_batch_size train_sp_batch_size use_ema vae.enable_tiling vae.micro_batch_size vae_fp32 vae_precision
+        wavelet_weight weight_decay
     """,
     # They make the state invalid: it belongs to another model, task or data.
     "refused": """
