@@ -84,8 +84,12 @@ def attention(scale: float, masked: Optional[np.ndarray]) -> NumpyOperator:
     elementary operators gives the mean of the values: results must not depend on it.
     """
 
+    def heads_first(x, heads):
+        """(B, S, N, D) -> (B, `heads`, S, D); each head of a key serves several of the query."""
+        return np.repeat(x.swapaxes(1, 2), heads // x.shape[2], 1)
+
     def weights(q, k):
-        scores = scale * np.einsum("bsnd,blnd->bnsl", q, np.repeat(k, q.shape[2] // k.shape[2], 2))
+        scores = scale * (q @ k.swapaxes(2, 3))
         if masked is not None:
             scores = np.where(masked, -np.inf, scores)
         largest = scores.max(-1, keepdims=True)
@@ -93,15 +97,17 @@ def attention(scale: float, masked: Optional[np.ndarray]) -> NumpyOperator:
         return exponentials / np.maximum(exponentials.sum(-1, keepdims=True), np.finfo(float).tiny)
 
     def forward(q, k, v):
-        return np.einsum("bnsl,blnd->bsnd", weights(q, k), np.repeat(v, q.shape[2] // v.shape[2], 2))
+        q, k, v = (heads_first(x, q.shape[2]) for x in (q, k, v))
+        return (weights(q, k) @ v).swapaxes(1, 2)
 
     def backward(q, k, v, dy):
-        group = q.shape[2] // k.shape[2]
+        b, length, key_heads, d = k.shape
+        q, k, v, dy = (heads_first(x, q.shape[2]) for x in (q, k, v, dy))
         p = weights(q, k)
-        d_p = np.einsum("bsnd,blnd->bnsl", dy, np.repeat(v, group, 2))
+        d_p = dy @ v.swapaxes(2, 3)
         d_scores = scale * p * (d_p - (p * d_p).sum(-1, keepdims=True))
-        d_q = np.einsum("bnsl,blnd->bsnd", d_scores, np.repeat(k, group, 2))
-        d_k, d_v = np.einsum("bnsl,bsnd->blnd", d_scores, q), np.einsum("bnsl,bsnd->blnd", p, dy)
-        return d_q, *(x.reshape(*k.shape[:3], group, -1).sum(3) for x in (d_k, d_v))
+        d_k, d_v = d_scores.swapaxes(2, 3) @ q, p.swapaxes(2, 3) @ dy
+        d_k, d_v = (x.reshape(b, key_heads, -1, length, d).sum(2).swapaxes(1, 2) for x in (d_k, d_v))
+        return (d_scores @ k).swapaxes(1, 2), d_k, d_v
 
     return NumpyOperator(forward, backward)
