@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from functools import wraps
 from typing import Callable
 
 import mindspore as ms
+from mindspore import ops
+from mindspore.common.api import _pynative_executor
 
 from standins.machine import CHIPS, Machine
 from standins.rules import Rule, rule
@@ -29,8 +32,7 @@ def install(patch, machine: Machine) -> None:
     patch.setattr(ms.context, "MSContext", _Context(ms.context.MSContext, machine.chip))
     patch.setattr(ms.hal, "is_available", lambda target: target in ("Ascend", "CPU"))
     patch.setattr(ms, "set_device", lambda *arguments: None)
-    # Compilation would need the operators themselves; PyNative mode runs the same Python functions.
-    patch.setattr(ms, "jit", lambda function, **options: function)
+    patch.setattr(ms, "jit", _interpreted)
     from mindspore.device_context.ascend import op_precision
 
     for name in VALUES:
@@ -51,6 +53,29 @@ class _Context:
 
     def __getattr__(self, name: str):
         return getattr(self.stock.get_instance(), name)
+
+
+def _interpreted(function: Callable, **options) -> Callable:
+    """A function in PyNative mode, because numpy bodies cannot be compiled.
+
+    Like a compiled function, it may differentiate inside a Cell with a `bprop`, whose `construct` records nothing, and
+    its results have no history.
+    """
+
+    @wraps(function)
+    def call(*arguments):
+        before = _pynative_executor.enable_grad()
+        _pynative_executor.set_enable_grad(True)
+        try:
+            return _without_history(function(*arguments))
+        finally:
+            _pynative_executor.set_enable_grad(before)
+
+    return call
+
+
+def _without_history(result):
+    return tuple(map(_without_history, result)) if isinstance(result, tuple) else ops.stop_gradient(result)
 
 
 def _recorder(machine: Machine, name: str, known: Rule, once: Rule) -> Callable:

@@ -9,6 +9,7 @@ from typing import Callable
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from opensora.models import VideoAutoencoderKL, WFVAEModel
 from standins.machine import FIRST_GENERATION, Machine
 from standins.rules import SIXTEEN_BITS, Rule, rule
 
@@ -31,12 +32,12 @@ CONVOLUTION_GROUPS = rule("ops.Conv2D", "one group, unless depthwise", "docstrin
 
 
 def install(patch, machine: Machine) -> None:
-    types = SIXTEEN_BITS if machine.as_bfloat16 else (ms.bfloat16,)
-
     def typed(operator: Callable, demand: Rule) -> Callable:
         @wraps(operator)
         def call(*arguments, **options):
             machine.calls.add(demand.operator)
+            is_bfloat16 = machine.as_bfloat16 and not machine.autoencoders_running
+            types = SIXTEEN_BITS if is_bfloat16 else (ms.bfloat16,)
             found = [x.dtype for x in arguments if isinstance(x, Tensor)]
             demand.require(not any(dtype in types for dtype in found), *found)
             return operator(*arguments, **options)
@@ -55,6 +56,10 @@ def install(patch, machine: Machine) -> None:
     patch.setattr(ops, "max_pool2d", max_pool2d(ops.max_pool2d))
     patch.setattr(ops, "pad", pad(ops.pad))
     patch.setattr(ops, "matmul", matmul(ops.matmul))
+    for autoencoder in (WFVAEModel, VideoAutoencoderKL):
+        for name in ("encode", "decode"):
+            patch.setattr(autoencoder, name, in_float16(machine, getattr(autoencoder, name)))
+    patch.setattr(WFVAEModel, "decode_chunks", chunks_in_float16(machine, WFVAEModel.decode_chunks))
     if machine.chip == FIRST_GENERATION:
         patch.setattr(Tensor, "astype", without_bfloat16(Tensor.astype))
         patch.setattr(Tensor, "set_dtype", without_bfloat16(Tensor.set_dtype))
@@ -99,3 +104,30 @@ def without_bfloat16(stock: Callable) -> Callable:
         return stock(self, dtype, *arguments, **options)
 
     return call
+
+
+def in_float16(machine: Machine, method: Callable) -> Callable:
+    """A method of an autoencoder, which runs in float16 where other models run in bfloat16."""
+
+    @wraps(method)
+    def call(*arguments, **options):
+        with machine.running_an_autoencoder():
+            return method(*arguments, **options)
+
+    return call
+
+
+def chunks_in_float16(machine: Machine, method: Callable) -> Callable:
+    """`in_float16` for a generator."""
+
+    @wraps(method)
+    def iterate(*arguments, **options):
+        chunks = method(*arguments, **options)
+        while True:
+            with machine.running_an_autoencoder():
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            yield chunk
+
+    return iterate
