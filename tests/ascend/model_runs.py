@@ -130,9 +130,7 @@ def stdit(name: str) -> Run:
 
 def wide_stdit() -> Run:
     """Heads of 72 channels, and 2 x 32 x 32 = 2048 rows of temporal attention."""
-    model = STDiT2(**WIDE_HEADS, caption_channels=32, model_max_length=6)
-    state = {name: weight("wide", name, value.shape) for name, value in model.torch_state().items()}
-    model.load_torch_state({**state, **model.torch_buffers()})
+    model = drawn(STDiT2(**WIDE_HEADS, caption_channels=32, model_max_length=6))
     numbers = {"timestep": 500, "num_frames": 2, "height": 512, "width": 512, "ar": 1, "fps": 24}
     inputs = {
         "x": Tensor(given("wide", "x", (2, 4, 2, 64, 64))),
@@ -180,7 +178,7 @@ def autoencoder_kl() -> Run:
 
 
 def discriminator() -> Run:
-    model = _drawn(NLayerDiscriminator3D(ndf=8, n_layers=2))
+    model = drawn(NLayerDiscriminator3D(ndf=8, n_layers=2))
 
     def forward(x: Tensor) -> Tensor:
         return model(x.astype(model.dtype))
@@ -189,11 +187,11 @@ def discriminator() -> Run:
 
 
 def perceptual_distance() -> Run:
-    return Run(model := _drawn(LPIPS()), model, {"x": video(2, 3, 32, 32), "y": Tensor(-video(2, 3, 32, 32).asnumpy())})
+    return Run(model := drawn(LPIPS()), model, {"x": video(2, 3, 32, 32), "y": Tensor(-video(2, 3, 32, 32).asnumpy())})
 
 
-def _drawn(model: PretrainedModel) -> PretrainedModel:
-    """With weights drawn by name; running statistics keep their initial values."""
+def drawn(model: PretrainedModel) -> PretrainedModel:
+    """The model with weights drawn by name; running statistics keep their initial values."""
     fixed = ("running_mean", "running_var", "num_batches_tracked", *model.torch_buffers())
     model.load_torch_state(
         {
