@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import mindspore as ms
 import numpy as np
 from golden_cases import GOLDEN, case, given, load_case, relative_difference, weight
 from mindspore import Tensor
@@ -51,7 +52,7 @@ class RecordedTokenizer:
         return ids, mask
 
 
-def load_model(name: str) -> PretrainedModel:
+def load_model(name: str, dtype=ms.float32) -> PretrainedModel:
     model_class, config = MODELS[name]
     model = model_class(**config)
     model.load_torch_state(
@@ -60,16 +61,16 @@ def load_model(name: str) -> PretrainedModel:
             for key, parameter in model.parameters_and_names()
         }
     )
-    return model
+    return model.cast(dtype)
 
 
-def golden_pipeline(pipeline_class: type[VideoPipeline]) -> VideoPipeline:
+def golden_pipeline(pipeline_class: type[VideoPipeline], dtype=ms.float32) -> VideoPipeline:
     is_inpaint = pipeline_class.transformer_class is OpenSoraInpaint_v1_3
     return pipeline_class(
-        LazyModel(lambda: load_model("release_mt5")),
+        LazyModel(lambda: load_model("release_mt5", dtype)),
         RecordedTokenizer(),
-        LazyModel(lambda: load_model("release_inpaint" if is_inpaint else "release_dit")),
-        LazyModel(lambda: load_model("release_vae")),
+        LazyModel(lambda: load_model("release_inpaint" if is_inpaint else "release_dit", dtype)),
+        LazyModel(lambda: load_model("release_vae", dtype)),
         get_scheduler("EulerAncestralDiscrete", prediction_type="v_prediction", rescale_betas_zero_snr=True),
     )
 

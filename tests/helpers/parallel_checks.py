@@ -24,6 +24,7 @@ from opensora.config.command_line import run_main  # noqa: E402
 from opensora.models import OpenSoraT2V_v1_3, WFVAEModel  # noqa: E402
 from opensora.parallel.collectives import AllGather, AllReduce, AllToAll, Broadcast, ReduceScatter  # noqa: E402
 from opensora.parallel.groups import Group, sequence_group  # noqa: E402
+from opensora.parallel.process_group import World  # noqa: E402
 from opensora.parallel.sequence import UlyssesSequenceParallel  # noqa: E402
 from opensora.parallel.stream import ContextParallelStream  # noqa: E402
 
@@ -85,22 +86,40 @@ def value_and_gradient(collective: nn.Cell, rank: int):
     return value, ms.grad(Loss(collective, Tensor(weight_of(rank, value.shape))))(x).asnumpy()
 
 
-def check_transformer(group: Group) -> None:
-    """The transformer with sequence parallelism equals the one without."""
+class SquareLoss(nn.Cell):
+    def __init__(self, model: nn.Cell):
+        super().__init__(auto_prefix=False)
+        self.model = model
+
+    def construct(self, *inputs: Tensor) -> Tensor:
+        return self.model(*inputs).astype(ms.float32).square().mean()
+
+
+def flat_gradient(model: nn.Cell, *inputs: Tensor) -> Tensor:
+    """Of a loss, with respect to all parameters: (N,) float32."""
+    gradients = ms.grad(SquareLoss(model), None, model.trainable_params())(*inputs)
+    return ops.cat([gradient.reshape(-1).astype(ms.float32) for gradient in gradients])
+
+
+def check_transformer(group: Group, world: World, dtype) -> None:
+    """The transformer with sequence parallelism equals the one without, and so do the mean gradients of a group."""
     ms.set_seed(5)
     config = {**DIT, "num_layers": 3}  # two dense blocks, one sparse
-    whole, split = (OpenSoraT2V_v1_3(**config).set_train(False) for _ in range(2))
+    whole, split = (OpenSoraT2V_v1_3(**config).cast(dtype).set_train(False) for _ in range(2))
     split.load_torch_state(whole.torch_state())
     split.parallelize(UlyssesSequenceParallel(group))
+    most = 1e-5 if dtype == ms.float32 else 1e-2
     random = np.random.RandomState(1)
     timestep = Tensor([500.0, 30.0])
     for frames, size in ((1, 8), (3, 10)):  # 25 tokens a frame do not divide
         latents = Tensor(random.standard_normal((2, 8, frames, size, size)).astype(np.float32))
         text = Tensor(random.standard_normal((2, 1, 6, 32)).astype(np.float32))
-        difference = relative_difference(
-            split(latents, timestep, text).asnumpy(), whole(latents, timestep, text).asnumpy()
-        )
-        assert difference < 1e-5, difference
+        inputs = latents, timestep, text
+        difference = relative_difference(split(*inputs).float().asnumpy(), whole(*inputs).float().asnumpy())
+        assert difference < most, difference
+        gradient = world.all_reduce(flat_gradient(split, *inputs)).asnumpy() / world.size
+        difference = relative_difference(gradient, flat_gradient(whole, *inputs).asnumpy())
+        assert difference < 10 * most, difference
 
 
 def check_decoding(group: Group) -> None:
@@ -136,7 +155,7 @@ def main() -> None:
     dev = device.setup(args)
     group = sequence_group(dev, args.sp_size, heads=4)
     check_collectives(group, dev.rank)
-    check_transformer(group)
+    check_transformer(group, World(dev.rank, dev.world_size), dev.dtype)
     if args.mode == ms.PYNATIVE_MODE:
         check_decoding(group)
     print("CHECKED", dev.rank)

@@ -105,11 +105,11 @@ def training_config(folder: Path, path: Path, **changes) -> Path:
     return write_config(path, **{**fields, **changes})
 
 
-def run_inference(config: Path, *flags, long: bool = False) -> None:
+def run_inference(config: Path, *flags, long: bool = False, device: Device = CPU) -> None:
     """Runs scripts/inference.py or inference-long.py in this process."""
-    config_inference.run(parse_configs(False, [str(config), *map(str, flags)]), CPU, long)
+    config_inference.run(parse_configs(False, [str(config), *map(str, flags)]), device, long)
 
 
-def run_training(config: Path, *flags) -> None:
+def run_training(config: Path, *flags, device: Device = CPU) -> None:
     """Runs scripts/train.py in this process."""
-    config_run.run(parse_configs(True, [str(config), *map(str, flags)]), CPU)
+    config_run.run(parse_configs(True, [str(config), *map(str, flags)]), device)

@@ -94,6 +94,18 @@ def save(folder: Path, optimizer: Optimizer, writes: bool = True) -> None:
                 tensor.numpy()
 
 
+def write_reference(folder: Path) -> None:
+    """Writes the losses, weights and state of one process, at the end and after half of the steps."""
+    model = make_model()
+    optimizer = make_optimizer(model)
+    losses = train(model, optimizer, range(HALF))
+    save(folder / "half", optimizer)
+    losses += train(model, optimizer, range(HALF, STEPS))
+    assert losses[-1] < losses[0]
+    save(folder, optimizer)
+    np.save(folder / "losses.npy", np.array(losses, np.float32))
+
+
 def check_stage(stage: int, checkpointing: bool, reference: Path, dev: device.Device, sp_size: int) -> None:
     """Training equals one process and has the memory of the cost model; stage 3 resumes from one process's state."""
     world = World(dev.rank, dev.world_size)
