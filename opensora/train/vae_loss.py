@@ -151,8 +151,9 @@ class AdaptiveAdversarialLoss(nn.Cell):
         if self.adversarial is None:
             raise ValueError("the adversarial loss needs a discriminator")
         g, g_gradient = self.adversarial(reconstruction)
+        weight, last_input = self.last_weight.astype(ms.float32), last_input.astype(ms.float32)
         nll_norm, g_norm = [
-            ops.norm(self.last_weight_gradient(self.last_weight, last_input, dout)) for dout in (gradient, g_gradient)
+            ops.norm(self.last_weight_gradient(weight, last_input, dout)) for dout in (gradient, g_gradient)
         ]
         d_weight = ops.clamp(nll_norm / (g_norm + 1e-4), 0.0, 1e4) * self.options.disc_weight
         return nll + d_weight * g, gradient + d_weight * g_gradient, d_weight, g
@@ -205,7 +206,7 @@ class AdversarialLoss(nn.Cell):
 
 
 class LastLayerGrad(nn.Cell):
-    """A scalar whose gradient with respect to the last layer's `weight` is that of a loss.
+    """A scalar whose gradient with respect to the last layer's `weight`, float32, is that of a loss.
 
     The decoder is linear from its last layer on, and the other inputs of the video do not depend on the weight.
 
@@ -219,7 +220,7 @@ class LastLayerGrad(nn.Cell):
         self.to_video = decoder.inverse_wavelet_transform_out
 
     def construct(self, weight: Tensor, last_input: Tensor, gradient: Tensor) -> Tensor:
-        video = self.to_video(conv2d(last_input, weight, self.bias, 1, self.padding).astype(ms.float32))
+        video = self.to_video(conv2d(last_input, weight, self.bias.astype(ms.float32), 1, self.padding))
         return (video.swapaxes(1, 2) * gradient).sum()
 
 

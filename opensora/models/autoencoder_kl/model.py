@@ -72,7 +72,7 @@ class VideoAutoencoderKL(PretrainedModel):
         """(B, 3, T, H, W) -> a sample of the posterior of the latents, times 0.18215; random without `noise`."""
         samples = []
         for k, posterior in enumerate(self.posteriors(x)):
-            samples.append(posterior.sample(None if noise is None else Tensor(noise(k)).astype(self.dtype)))
+            samples.append(posterior.sample(None if noise is None else Tensor(noise(k))))
         return _to_video(samples, x.shape[0]) * SCALE
 
     def posteriors(self, x: Tensor) -> Sequence[DiagonalGaussian]:

@@ -6,19 +6,26 @@ from mindspore import Tensor, nn, ops
 
 from opensora.models.common.embeddings import TIMESTEP_CHANNELS, SinusoidalEmbedding
 from opensora.models.common.layers import Conv2d, Linear, LinearGELU
-from opensora.ops.layout import permute, swap_frames_channels
+from opensora.ops.layout import permute
+from opensora.ops.linear import linear
 
 
 class PatchEmbed2D(nn.Cell):
-    """(B, C, T, H, W) -> (B, T H/p W/p, D): a linear projection of each frame's p x p patches."""
+    """(B, C, T, H, W) -> (B, T H/p W/p, D): a linear projection of each frame's p x p patches.
+
+    Its weight has the shape of a convolution. The matrix product is the same, and Ascend computes it in bfloat16 too.
+    """
 
     def __init__(self, patch_size: int, in_channels: int, embed_dim: int):
         super().__init__()
         self.proj = Conv2d(in_channels, embed_dim, patch_size, patch_size, padding=(0, 0, 0, 0))
+        self.patch_size = patch_size
 
     def construct(self, x: Tensor) -> Tensor:
-        x = self.proj(swap_frames_channels(x))  # B T D H/p W/p
-        return permute(x, (0, 1, 3, 4, 2)).reshape(x.shape[0], -1, x.shape[2])
+        p, (b, c, t, h, w), weight = self.patch_size, x.shape, self.proj.weight
+        x = permute(x.reshape(b, c, t, h // p, p, w // p, p), (0, 2, 3, 5, 1, 4, 6))  # B T H/p W/p C p p
+        patches = x.reshape(b, t * (h // p) * (w // p), c * p * p).astype(weight.dtype)
+        return linear(patches, weight.reshape(-1, c * p * p), self.proj.bias)
 
 
 class TimestepEmbedder(nn.Cell):
