@@ -47,7 +47,7 @@ GROUPS = {
     "mindspore": ("MS_", "GLOG_", "OMP_"),
     "opensora": ("OPENSORA_",),
 }
-RANGES = {"HCCL_CONNECT_TIMEOUT": (120, 7200), "HCCL_IF_BASE_PORT": (1024, 65520), "HCCL_BUFFSIZE": (1, 1 << 20)}
+RANGES = {"HCCL_CONNECT_TIMEOUT": (120, 7200), "HCCL_IF_BASE_PORT": (1024, 65520)}
 
 
 def rows(settings: Settings) -> Rows:
@@ -74,10 +74,7 @@ def result(variables: Mapping[str, str], devices: Sequence[int]) -> Result:
     """The values of a group of variables, with the first problem as the remedy. `devices`: the NPUs in /dev."""
     shown = " ".join(f"{name}={value}" for name, value in variables.items()) or "none set"
     problems = [
-        (name, *problem)
-        for name, value in variables.items()
-        for problem in [find_problem(name, value, devices)]
-        if problem
+        (name, *problem) for name in variables for problem in [find_problem(name, variables, devices)] if problem
     ]
     if not problems:
         return Result(OK, shown, numbers=variables)
@@ -85,8 +82,9 @@ def result(variables: Mapping[str, str], devices: Sequence[int]) -> Result:
     return Result(worst, shown, "; ".join(f"{name}: {text}" for name, _, text in problems), variables)
 
 
-def find_problem(name: str, value: str, devices: Sequence[int] = ()) -> Optional[tuple[str, str]]:
+def find_problem(name: str, variables: Mapping[str, str], devices: Sequence[int] = ()) -> Optional[tuple[str, str]]:
     """(status, what is wrong and what to do) for a variable that is known to do harm, or None."""
+    value = variables[name]
     if name in RANGES:
         first, last = RANGES[name]
         if not re.fullmatch(r"\d+", value.strip()) or not first <= int(value) <= last:
@@ -95,7 +93,7 @@ def find_problem(name: str, value: str, devices: Sequence[int] = ()) -> Optional
         return _device_problem(name, value, devices)
     if name == "RANK_TABLE_FILE" and value and not Path(value).is_file():
         return WARNING, "no such file; msrun needs no rank table, unset it"
-    if name == "HCCL_WHITELIST_DISABLE" and value == "0" and "HCCL_WHITELIST_FILE" not in os.environ:
+    if name == "HCCL_WHITELIST_DISABLE" and value == "0" and "HCCL_WHITELIST_FILE" not in variables:
         return WARNING, "0 checks addresses against HCCL_WHITELIST_FILE, which is not set; set it to 1"
     if name == "MS_ALLOC_CONF" and not all(re.fullmatch(r"\w+:[^:,]+", item.strip()) for item in value.split(",")):
         return WARNING, "should be name:value pairs, separated by commas"
