@@ -10,6 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Callable, NamedTuple, Optional
 
+LAST_ROW = "all ranks"  # of the collectives: whether a check has failed on any rank
 OK, WARNING, FAILED, SKIPPED = STATUSES = ("ok", "warning", "failed", "skipped")
 
 

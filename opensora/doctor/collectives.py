@@ -14,7 +14,7 @@ from typing import Callable, NamedTuple, Optional
 
 import numpy as np
 
-from opensora.doctor.checks import FAILED, OK, SKIPPED, Result, Rows, Settings
+from opensora.doctor.checks import FAILED, LAST_ROW, OK, SKIPPED, Result, Rows, Settings
 
 SIZES = {"CPU": (1 << 20, 1 << 22), "Ascend": (1 << 20, 1 << 26)}  # bytes of a rank's input
 CALLS = 3  # that are timed, after the first
@@ -50,7 +50,7 @@ def rows(settings: Settings) -> Rows:
         return result
 
     checks = {name: partial(recorded, found) for name, found in collectives(device).items()}
-    return {**checks, "ranks": lambda: agreement(any(failed), rank, size)}
+    return {**checks, LAST_ROW: lambda: agreement(any(failed), rank, size)}
 
 
 def collectives(device) -> dict[str, Collective]:

@@ -18,13 +18,14 @@ from typing import Optional
 from opensora.config.command_line import parse_flags
 from opensora.config.commands import DoctorOptions
 from opensora.config.options import check_choice
-from opensora.doctor.checks import CHECKS, FAILED, OK, Check, Row, Settings
+from opensora.doctor.checks import CHECKS, FAILED, LAST_ROW, OK, Check, Row, Settings
 from opensora.doctor.report import exit_status, report, table, write_json
 from opensora.doctor.runner import run_check, without_msrun
 from opensora.errors import UserError
 from opensora.process import supervision
 from opensora.utils.logs import logger
 
+PRINT_SECONDS = 8.0  # that rank 0 has to print, after which the others exit; less than the supervisor's SHUTDOWN_SECONDS
 GROUP_SECONDS = 600.0  # the other ranks wait for rank 0, as long as msrun does by default
 
 
@@ -61,13 +62,14 @@ def main() -> None:
     started = time.monotonic()
     rows = run_checks(checks, args) if is_main else run_joined(checks, args, Settings(args.device), GROUP_SECONDS)
     status = exit_status(rows)
-    supervision.report_status(status)
     if is_main:
         print(table(rows), flush=True)
         if args.json is not None:
             write_json(Path(args.json), report(rows, time.monotonic() - started))
             logger.info(f"report in {args.json}")
     if status:
+        if not is_main:
+            time.sleep(PRINT_SECONDS)  # the first rank that exits with 1 ends the others
         sys.exit(status)
 
 
@@ -111,7 +113,11 @@ def run_scheduler(checks: Sequence[Check], args: argparse.Namespace) -> None:
 
 def run_and_log(check: Check, settings: Settings, timeout: float, environment) -> list[Row]:
     started = time.monotonic()
-    rows = list(run_check(check, settings, timeout, environment))
+    rows = []
+    for row in run_check(check, settings, timeout, environment):
+        rows.append(row)
+        if row.name == LAST_ROW:  # before another rank exits with 1, which ends this one
+            supervision.report_status(exit_status([row]))
     wrong = [row for row in rows if row.status == FAILED]
     passed = sum(row.status == OK for row in rows)
     summary = f"{passed} ok" + (f", {len(wrong)} failed" if wrong else "")

@@ -28,7 +28,7 @@ from opensora.doctor.checks import FAILED, SKIPPED, Check, Row, Settings
 from opensora.process.control import die_with_parent, kill_session
 
 MOST_INTERRUPTIONS = 3  # of one check, each of which may take the whole time of a row
-END_SECONDS = 10.0  # a process that left the process group may take to end
+END_SECONDS = 5.0  # a process that left the process group may take to end
 LONGEST_OUTPUT = 4000  # bytes that are kept of the output of a process that ended early
 
 
