@@ -13,9 +13,9 @@ from mindspore import Tensor
 
 from opensora.config.device import PRECISIONS
 from opensora.device import PRECISIONS as DTYPES
-from opensora.device import SUPPORTED_PRECISIONS, Device
+from opensora.device import Device
 from opensora.doctor.checks import FAILED, OK, SKIPPED, Result, Rows, Settings
-from opensora.doctor.place import set_up
+from opensora.doctor.place import set_up, supports
 from opensora.doctor.tiny_release import DIT, make_release, with_weights
 from opensora.models import OpenSoraT2V_v1_3
 from opensora.pipelines import OpenSoraPipeline
@@ -45,7 +45,7 @@ def _rows(settings: Settings, run: Callable[[str], dict[str, np.ndarray]]) -> Ro
 
 def check(run: Callable[[str], dict[str, np.ndarray]], precision: str, device: Device) -> Result:
     """Runs `sample` or `training` in a precision and compares all of its numbers."""
-    if precision not in SUPPORTED_PRECISIONS[device.target]:
+    if not supports(device.target, precision):
         return Result(SKIPPED, f"models do not run in {precision} on a {device.target}")
     expected = json.loads(EXPECTED.read_text())[run.__name__]
     errors = {name: relative_error(found, np.array(expected[name])) for name, found in run(precision).items()}

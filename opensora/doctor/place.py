@@ -8,6 +8,15 @@ from typing import Any, Optional
 
 from opensora import device
 from opensora.config.device import DeviceOptions
+from opensora.errors import UserError
+
+
+def supports(target: str, precision: str) -> bool:
+    """Whether models run in a precision on a target."""
+    try:
+        return device.choose_precision(target, precision) == precision
+    except UserError:
+        return False
 
 
 def set_up(target: Optional[str], **changes: Any) -> device.Device:

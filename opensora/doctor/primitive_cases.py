@@ -50,7 +50,6 @@ class Case:
         backward: whether it has a gradient.
         keeps_dtype: whether the output has the dtype of the case; otherwise it is float32.
         single: the primitive exists in float32 only.
-        convolves: Ascend computes float32 convolutions in HF32 by default.
     """
 
     name: str
@@ -61,7 +60,6 @@ class Case:
     backward: bool = True
     keeps_dtype: bool = True
     single: bool = False
-    convolves: bool = False
 
 
 def given(*shape: int, scale: float = 1.0) -> Input:
@@ -133,7 +131,7 @@ def conv_cases() -> list[Case]:
     weight, flat_weight = given(20, 16, 3, 3, 3, scale=0.05), given(20, 16, 3, 3, scale=0.1)
 
     def case(name: str, run: Callable, reference: Callable, *inputs: Input) -> Case:
-        return Case(f"conv.{name}", run, reference, inputs, convolves=True)
+        return Case(f"conv.{name}", run, reference, inputs)
 
     def both(name: str, kernel: Callable, reference: Callable, weight: Input, *settings: Any) -> Case:
         return case(

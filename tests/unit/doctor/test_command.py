@@ -25,30 +25,21 @@ def test_all_checks_run(whole_run):
     _, content = whole_run
     assert list(dict.fromkeys(row["check"] for row in content["rows"])) == [check.name for check in CHECKS]
     assert all(row["status"] in STATUSES and row["seconds"] >= 0 for row in content["rows"])
-    for precision in ("fp32", "fp16", "bf16"):
+    supported = [row["name"] for row in content["rows"] if row["check"] == "sample" and row["status"] != SKIPPED]
+    assert "fp32" in supported
+    for precision in supported:
         rows = [row for row in content["rows"] if row["check"] == f"primitives-{precision}"]
         assert len([row for row in rows if row["name"].endswith(" forward")]) > 35
         assert len([row for row in rows if row["name"].endswith(" backward")]) > 25
 
 
-def test_nothing_fails_in_fp32(whole_run):
-    # Primitives in 16 bits on a CPU depend on the operators of MindSpore.
-    _, content = whole_run
-    failed = [row for row in content["rows"] if row["status"] == FAILED]
-    assert [row for row in failed if row["check"] not in ("primitives-fp16", "primitives-bf16")] == []
-    sampled = {row["name"]: row for row in content["rows"] if row["check"] == "sample"}
-    assert sampled["fp32"]["status"] == OK and set(sampled["fp32"]["numbers"]["errors"]) == {
-        "text",
-        "latents",
-        "frames",
-    }
-
-
-def test_exit_status_follows_the_rows(whole_run):
+def test_nothing_fails(whole_run):
     finished, content = whole_run
-    failed = any(row["status"] == FAILED for row in content["rows"])
-    assert finished.returncode == content["exit_status"] == int(failed)
-    assert "Traceback" not in finished.stderr
+    assert [row for row in content["rows"] if row["status"] == FAILED] == [] and finished.returncode == 0
+    sampled = {row["name"]: row for row in content["rows"] if row["check"] == "sample"}
+    assert sampled["fp32"]["status"] == OK
+    assert set(sampled["fp32"]["numbers"]["errors"]) == {"text", "latents", "frames"}
+    assert content["exit_status"] == 0 and "Traceback" not in finished.stderr
 
 
 def test_table_and_progress(whole_run):
