@@ -25,9 +25,7 @@ from opensora.errors import UserError
 from opensora.process import supervision
 from opensora.utils.logs import logger
 
-PRINT_SECONDS = (
-    8.0  # that rank 0 has to print, after which the others exit; less than the supervisor's SHUTDOWN_SECONDS
-)
+PRINT_SECONDS = 8.0  # that rank 0 has to print, before the others exit; less than SHUTDOWN_SECONDS of supervision
 GROUP_SECONDS = 600.0  # the other ranks wait for rank 0, as long as msrun does by default
 
 

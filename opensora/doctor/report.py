@@ -16,7 +16,6 @@ from opensora.utils.files import atomic_write
 
 FORMAT = 1  # of the JSON
 PRIMITIVES = "primitives-"  # prefix of the checks that share a table, a column for each precision
-_PLURALS = {WARNING: "warnings"}
 MARKS = {OK: "ok", WARNING: "WARNING", FAILED: "FAILED", SKIPPED: "-"}
 
 
@@ -34,7 +33,14 @@ def table(rows: Sequence[Row]) -> str:
         lines += [_remedy(row) for row in found if row.remedy and name != PRIMITIVES]
         lines.append("")
     counts = {status: sum(row.status == status for row in rows) for status in STATUSES}
-    return "\n".join([*lines, ", ".join(f"{count} {_PLURALS.get(status, status)}" for status, count in counts.items())])
+    return "\n".join(
+        [
+            *lines,
+            ", ".join(
+                f"{count} {status}{'s' * (status == WARNING and count != 1)}" for status, count in counts.items()
+            ),
+        ]
+    )
 
 
 def _line(row: Row) -> str:
