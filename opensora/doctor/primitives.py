@@ -20,8 +20,10 @@ from mindspore import Tensor
 
 from opensora.device import PRECISIONS
 from opensora.doctor.checks import FAILED, OK, SKIPPED, Result, Rows, Settings
+from opensora.doctor.layer_cases import layer_cases
 from opensora.doctor.place import set_up, supports
-from opensora.doctor.primitive_cases import Case, cases
+from opensora.doctor.primitive_cases import Case
+from opensora.doctor.tensor_cases import tensor_cases
 from opensora.ops.backend import COMPOSED_VARIABLE, uses_fused
 from opensora.ops.cpu.build import SWITCH
 from opensora.ops.cpu.custom_op import available
@@ -52,7 +54,7 @@ def rows(settings: Settings, precision: str) -> Rows:
     if not supports(target, precision):
         return {"all": lambda: Result(SKIPPED, f"models do not run in {precision} on a {target}")}
     set_up(settings.device, precision=precision)
-    return rows_of(cases(), precision)
+    return rows_of([*layer_cases(), *tensor_cases()], precision)
 
 
 def rows_of(chosen: Iterable[Case], precision: str) -> Rows:

@@ -81,8 +81,8 @@ def rows_crash_at_exit(settings: Settings) -> Rows:
 
 def rows_wrong_primitive(settings: Settings) -> Rows:
     """The primitives, of which one ignores its bias."""
+    from opensora.doctor.layer_cases import linear_cases
     from opensora.doctor.place import set_up
-    from opensora.doctor.primitive_cases import linear_cases
     from opensora.doctor.primitives import rows_of
     from opensora.ops.linear import linear
 

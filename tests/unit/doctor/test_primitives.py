@@ -12,11 +12,12 @@ from mindspore import nn, ops
 from processes import ROOT
 
 from opensora.doctor.checks import FAILED, OK
-from opensora.doctor.primitive_cases import cases
+from opensora.doctor.layer_cases import layer_cases
 from opensora.doctor.primitives import check_backward, check_forward, rows_of
+from opensora.doctor.tensor_cases import tensor_cases
 from opensora.ops.norms import rms_norm
 
-CASES = {case.name: case for case in cases()}
+CASES = {case.name: case for case in [*layer_cases(), *tensor_cases()]}
 
 
 def test_every_public_function_has_a_case():
