@@ -18,6 +18,7 @@ import numpy as np
 
 from opensora.config.device import DeviceOptions
 from opensora.config.options import add_flags
+from opensora.config.versions import warn_if_untested
 from opensora.errors import UserError
 from opensora.ops.backend import FIRST_GENERATION, ascend_chip, convolution_dtype
 from opensora.ops.cpu.build import check_settings
@@ -88,6 +89,8 @@ def setup(args: argparse.Namespace) -> Device:
     if args.max_device_memory:
         ms.runtime.set_memory(max_size=args.max_device_memory)
     rank, world_size = join_processes() if args.use_parallel else (0, 1)
+    if rank == 0:
+        warn_if_untested(ms.__version__)
     handle_signals()  # MindSpore installs handlers that end the process at once
     set_seed(args.seed)
     return Device(target, args.mode, precision, rank, world_size, vae_precision, args.all_to_all)

@@ -45,6 +45,7 @@ _FLAGS: Mapping[str, tuple[type, ...]] = {
     "cast": (commands.CastOptions,),
     "latent-scale": (commands.LatentScaleOptions,),
     "score": (commands.ScoreOptions,),
+    "doctor": (commands.DoctorOptions,),
     "buckets": (commands.BucketReportOptions,),
 }
 

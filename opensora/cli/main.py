@@ -52,6 +52,7 @@ COMMANDS = {
     "merge": Command("opensora.cli.merge:main", "merge sharded safetensors into one file"),
     "cast": Command("opensora.cli.cast:main", "store float32 safetensors as float16"),
     "failed-ranks": Command("opensora.cli.failed_ranks:main", "print why a run under msrun failed"),
+    "doctor": Command("opensora.doctor.command:main", "check this machine and say what is wrong"),
     "build-kernels": Command("opensora.cli.build_kernels:main", "compile the C++ kernels of the CPU now"),
 }
 

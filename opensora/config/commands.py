@@ -224,6 +224,15 @@ class DemoTextEncoderOptions:
 
 
 @dataclass(frozen=True)
+class DoctorOptions:
+    device: Optional[str] = option(None, DEVICE_HELP, choices=TARGETS)
+    only: Optional[Sequence[str]] = option(None, "names of the checks to run, see --list; default: all")
+    timeout: float = option(120.0, "seconds that a row of a check may take before it is killed")
+    json: Optional[str] = option(None, "file for all results, to attach to a report; default: only print them")
+    list: bool = option(False, "print the names of the checks and exit")
+
+
+@dataclass(frozen=True)
 class CostFlags:
     """Flags of `python -m opensora.cost_model` that are not fields of `opensora.cost_model.Run`."""
 

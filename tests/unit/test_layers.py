@@ -11,6 +11,7 @@ from processes import ROOT
 # A package imports from lower layers only, and packages of one layer do not import each other.
 LAYERS = (
     ("cli",),
+    ("doctor",),
     ("demo", "eval", "sample", "train", "cost_model", "launch"),
     ("registry",),
     ("pipelines",),
@@ -26,6 +27,7 @@ LAYERS = (
 )
 # Published paths, which only call or re-export what is elsewhere.
 PUBLISHED = {
+    "opensora/doctor/__main__.py",
     "opensora/eval/eval.py",
     "opensora/parallel/plan.py",
     "opensora/sample/caption_refiner.py",

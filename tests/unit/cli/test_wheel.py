@@ -71,7 +71,12 @@ def opensora(python, tmp_path):
 
 def test_wheel_contains_what_runs(wheel):
     names = set(zipfile.ZipFile(wheel).namelist())
-    assert {"opensora/py.typed", "opensora/eval/script/cal_psnr.sh", "opensora/sample/sample.py"} <= names
+    assert {
+        "opensora/py.typed",
+        "opensora/eval/script/cal_psnr.sh",
+        "opensora/doctor/expected.json",
+        "opensora/sample/sample.py",
+    } <= names
     sources = {f"opensora/ops/cpu/src/{path.name}" for path in (ROOT / "opensora/ops/cpu/src").iterdir()}
     assert sources <= names
     assert all(name.startswith(("opensora/", "opensora_mindspore-")) for name in names)

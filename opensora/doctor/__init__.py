@@ -1,0 +1,1 @@
+"""`opensora doctor`: checks this machine and says what is wrong."""

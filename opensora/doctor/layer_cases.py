@@ -1,0 +1,153 @@
+"""Cases of the primitives of layers: activations, attention, convolutions, linear layers, norms."""
+
+from __future__ import annotations
+
+from typing import Any, Callable
+
+import numpy as np
+
+from opensora.doctor import references as exact
+from opensora.doctor.primitive_cases import Case, Input, fixed, given, single
+from opensora.ops import activations, attention, conv, linear, norms
+
+EPS = 1e-6
+TOKENS, HEADS, WIDTH = 24, 2, 48  # FlashAttentionScore needs a width that is a multiple of 16
+PADDING = (1, 1, 1, 1)
+
+
+def layer_cases() -> list[Case]:
+    return [*activation_cases(), *attention_cases(), *conv_cases(), *linear_cases(), *norm_cases()]
+
+
+def activation_cases() -> list[Case]:
+    x, bias = given(3, 5, WIDTH, scale=3), given(WIDTH)
+    return [
+        Case("activations.gelu_tanh", activations.gelu_tanh, exact.gelu_tanh, [x]),
+        Case("activations.bias_gelu_tanh", activations.bias_gelu_tanh, lambda x, b: exact.gelu_tanh(x + b), [x, bias]),
+    ]
+
+
+def attention_cases() -> list[Case]:
+    q, k = given(2, TOKENS, HEADS, WIDTH), given(2, 17, HEADS, WIDTH)
+    mask = np.arange(17) < np.array([[17], [9]])
+    bias = fixed(np.where(mask, 0.0, attention.MASK_VALUE)[:, None, None])
+    scale = WIDTH**-0.5
+    plain = lambda q, k, v: exact.attention(q, k, v, np.zeros(1), scale)  # noqa: E731
+    masked = lambda q, k, v, bias: exact.attention(q, k, v, bias, scale)  # noqa: E731
+    unscaled = lambda q, k, v, bias: exact.attention(q, k, v, bias, 1.0)  # noqa: E731
+    position_bias = Input((1, HEADS, TOKENS, 17), single=True, differentiable=False)
+    return [
+        Case("attention.attention", attention.attention, plain, [q, k, k], "flash_attention"),
+        Case("attention.attention masked", attention.attention, masked, [q, k, k, bias], "flash_attention"),
+        Case(
+            "attention.unscaled_attention",
+            attention.unscaled_attention,
+            unscaled,
+            [given(2, TOKENS, HEADS, WIDTH, scale=0.3), k, k, position_bias],
+        ),
+        Case(
+            "attention.mask_to_bias",
+            attention.mask_to_bias,
+            lambda mask: (1 - mask)[:, None, None] * attention.MASK_VALUE,
+            [fixed(mask)],
+            backward=False,
+            keeps_dtype=False,
+        ),
+    ]
+
+
+def conv_cases() -> list[Case]:
+    x, bias = given(2, 4, 16, 7, 8), given(20)
+    weight, flat_weight = given(20, 16, 3, 3, 3, scale=0.05), given(20, 16, 3, 3, scale=0.1)
+
+    def case(name: str, run: Callable, reference: Callable, *inputs: Input) -> Case:
+        return Case(f"conv.{name}", run, reference, inputs)
+
+    def both(name: str, kernel: Callable, reference: Callable, weight: Input, *settings: Any) -> Case:
+        return case(
+            name,
+            lambda *tensors: kernel(*tensors, *settings),
+            lambda *arrays: reference(*arrays, *settings),
+            x,
+            weight,
+            bias,
+        )
+
+    return [
+        both("conv2d", conv.conv2d, exact.conv2d, flat_weight, 1, PADDING),
+        both("conv2d stride 2", conv.conv2d, exact.conv2d, flat_weight, 2, (0, 1, 0, 1)),
+        both("conv3d", conv.conv3d, exact.conv3d, weight, 1, PADDING),
+        both("conv3d stride 2", conv.conv3d, exact.conv3d, weight, 2, PADDING),
+        case(
+            "conv3d cached",
+            lambda x, weight, bias, cache: conv.conv3d(x, weight, bias, 1, PADDING, cache),
+            lambda x, weight, bias, cache: exact.conv3d(x, weight, bias, 1, PADDING, cache),
+            *(x, weight, bias, given(2, 2, 16, 7, 8)),
+        ),
+        case(
+            "conv3d replicated",
+            lambda x, weight, bias: conv.conv3d(x, weight, bias, 1, PADDING, replicate_pad=2),
+            lambda x, weight, bias: exact.conv3d(x, weight, bias, 1, PADDING, x[:, [0, 0]]),
+            *(x, weight, bias),
+        ),
+    ]
+
+
+def linear_cases() -> list[Case]:
+    x, weight, bias = given(3, 11, WIDTH), given(80, WIDTH, scale=0.1), given(80)
+    return [
+        Case("linear.linear", linear.linear, lambda x, w, b: x @ w.T + b, [x, weight, bias]),
+        Case("linear.linear without bias", linear.linear, lambda x, w: x @ w.T, [x, weight]),
+    ]
+
+
+def norm_cases() -> list[Case]:
+    clip, weight, bias = given(2, 3, 32, 4, 5), single(32), single(32)
+    rows, modulation = given(2, 7, WIDTH), single(2, 1, WIDTH)
+    channels = lambda x, w, b: exact.channel_layer_norm(x, w, b, EPS)  # noqa: E731
+    groups = lambda x, w, b: exact.group_norm(x, 8, w, b, EPS, False)  # noqa: E731
+    return [
+        Case(
+            "norms.channel_layer_norm",
+            lambda x, w, b: norms.channel_layer_norm(x, w, b, EPS),
+            channels,
+            [clip, weight, bias],
+            "layer_norm",
+        ),
+        Case(
+            "norms.channel_layer_norm silu",
+            lambda x, w, b: norms.channel_layer_norm(x, w, b, EPS, silu=True),
+            lambda x, w, b: exact.silu(channels(x, w, b)),
+            [clip, weight, bias],
+            "layer_norm",
+        ),
+        Case(
+            "norms.group_norm silu",
+            lambda x, w, b: norms.group_norm(x, 8, w, b, EPS, silu=True),
+            lambda x, w, b: exact.silu(groups(x, w, b)),
+            [clip, weight, bias],
+            "group_norm",
+        ),
+        Case(
+            "norms.group_norm per frame",
+            lambda x, w, b: norms.group_norm(x, 8, w, b, EPS, per_frame=True),
+            lambda x, w, b: exact.group_norm(x, 8, w, b, EPS, True),
+            [clip, weight, bias],
+            "group_norm",
+        ),
+        Case(
+            "norms.modulated_layer_norm",
+            lambda x, shift, scale: norms.modulated_layer_norm(x, shift, scale, EPS),
+            lambda x, shift, scale: exact.normalized(x, (-1,), EPS) * (1 + scale) + shift,
+            [rows, modulation, modulation],
+            "layer_norm",
+        ),
+        Case("norms.gated_residual", norms.gated_residual, lambda x, g, y: x + g * y, [rows, modulation, rows]),
+        Case(
+            "norms.rms_norm",
+            lambda x, w: norms.rms_norm(x, w, EPS),
+            lambda x, w: exact.normalized(x, (-1,), EPS, centered=False) * w,
+            [rows, single(WIDTH)],
+            "rms_norm",
+        ),
+    ]
