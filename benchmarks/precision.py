@@ -53,7 +53,12 @@ class DemoModels:
 def relative_errors(value: np.ndarray, expected: np.ndarray) -> np.ndarray:
     """(largest error / largest value, RMS error / RMS value)."""
     error = value.astype(np.float64) - expected
-    return np.array([np.abs(error).max() / np.abs(expected).max(), np.sqrt(np.square(error).mean() / np.square(expected, dtype=np.float64).mean())])
+    return np.array(
+        [
+            np.abs(error).max() / np.abs(expected).max(),
+            np.sqrt(np.square(error).mean() / np.square(expected, dtype=np.float64).mean()),
+        ]
+    )
 
 
 def measure(count: int) -> dict[str, dict[str, np.ndarray]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any, Callable
 
+import mindspore as ms
 import numpy as np
 
 from opensora.doctor import references as exact
@@ -24,13 +25,13 @@ def activation_cases() -> list[Case]:
     return [
         Case("activations.gelu_tanh", activations.gelu_tanh, exact.gelu_tanh, [x]),
         Case("activations.bias_gelu_tanh", activations.bias_gelu_tanh, lambda x, b: exact.gelu_tanh(x + b), [x, bias]),
+        Case("activations.gated_gelu_tanh", activations.gated_gelu_tanh, lambda x, y: exact.gelu_tanh(x) * y, [x, x]),
     ]
 
 
 def attention_cases() -> list[Case]:
     q, k = given(2, TOKENS, HEADS, WIDTH), given(2, 17, HEADS, WIDTH)
     mask = np.arange(17) < np.array([[17], [9]])
-    bias = fixed(np.where(mask, 0.0, attention.MASK_VALUE)[:, None, None])
     scale = WIDTH**-0.5
     plain = lambda q, k, v: exact.attention(q, k, v, np.zeros(1), scale)  # noqa: E731
     masked = lambda q, k, v, bias: exact.attention(q, k, v, bias, scale)  # noqa: E731
@@ -38,7 +39,13 @@ def attention_cases() -> list[Case]:
     position_bias = Input((1, HEADS, TOKENS, 17), single=True, differentiable=False)
     return [
         Case("attention.attention", attention.attention, plain, [q, k, k], "flash_attention"),
-        Case("attention.attention masked", attention.attention, masked, [q, k, k, bias], "flash_attention"),
+        Case(
+            "attention.attention masked",
+            lambda q, k, v, keys: attention.attention(q, k, v, attention.prepare_attention_mask(keys, TOKENS, q.dtype)),
+            lambda q, k, v, keys: masked(q, k, v, (1 - keys)[:, None, None] * attention.MASK_VALUE),
+            [q, k, k, fixed(mask)],
+            "flash_attention",
+        ),
         Case(
             "attention.unscaled_attention",
             attention.unscaled_attention,
@@ -98,6 +105,18 @@ def linear_cases() -> list[Case]:
     return [
         Case("linear.linear", linear.linear, lambda x, w, b: x @ w.T + b, [x, weight, bias]),
         Case("linear.linear without bias", linear.linear, lambda x, w: x @ w.T, [x, weight]),
+        Case(
+            "linear.transform_axis",
+            linear.transform_axis,
+            lambda x, matrix: matrix @ x,
+            [given(3, 11, WIDTH), fixed(np.linspace(-1, 1, 5 * 11).reshape(5, 11))],
+        ),
+        Case(
+            "linear.rows_at",
+            lambda table, rows: linear.rows_at(table, rows.astype(ms.int32)),
+            lambda table, rows: table[rows.astype(int)],
+            [given(9, WIDTH), fixed(np.array([[8, 0, 3], [3, 3, 1]]))],
+        ),
     ]
 
 

@@ -34,6 +34,19 @@ def layout_cases() -> list[Case]:
             lambda x, y: np.concatenate((x, y), 2),
             [x, given(2, 5, 3, 3, 4)],
         ),
+        Case(
+            "layout.pad_end",
+            lambda x: layout.pad_end(x, 2, 3),
+            lambda x: np.pad(x, [(0, 3 * (axis == 2)) for axis in range(x.ndim)]),
+            [x],
+        ),
+        Case("layout.unstack", layout.unstack, tuple, [x]),
+        Case(
+            "layout.select",
+            lambda x, y, chosen: layout.select(x, y, chosen > 0),
+            lambda x, y, chosen: np.where(chosen > 0, x, y),
+            [x, x, fixed(np.arange(6)[:, None, None] % 2)],
+        ),
         Case("layout.folded", lambda x: layout.folded(x, 2), lambda x: x.reshape(10, 6, 12), [x]),
     ]
 

@@ -304,7 +304,7 @@ class PretrainedModel(nn.Cell):
 
     def float32_parameters(self) -> set[str]:
         """Names of the parameters that stay float32 in 16-bit models."""
-        names = set()
+        names: set[str] = set()
         for cell_name, cell in self.cells_and_names():
             kept = getattr(cell, "keep_float32", ())
             if kept is True:
