@@ -1,6 +1,6 @@
 """Errors of 16-bit arithmetic: the demo models in fp16 and bf16 against float32, on scenes of the demo dataset.
 
-    python benchmarks/precision.py [--scenes 4]
+    python tests/helpers/sixteen_bits.py [--scenes 4]
 
 Prints for each model the largest error, relative to the largest value, and the RMS error, relative to the RMS value.
 """
@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+sys.path.insert(0, str(Path(__file__).resolve().parents[2]))  # runs from a fresh clone
 
 import mindspore as ms
 import numpy as np
@@ -23,7 +23,7 @@ from opensora.demo.scenes import scenes
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 
-DEMO = Path(__file__).resolve().parents[1] / "examples/demo_model"
+DEMO = Path(__file__).resolve().parents[2] / "examples/demo_model"
 TIMESTEPS = (901.0, 300.0)
 
 
