@@ -35,6 +35,8 @@ from opensora.train.optimizer import Optimizer  # noqa: E402
 
 CONFIG = {**DIT, "num_layers": 3, "attention_head_dim": 12, "cross_attention_dim": 48}  # two dense blocks, one sparse
 STEPS, HALF, BATCH = 12, 6, 4
+# Largest relative difference between one process and several: gradients are rounded before they are summed.
+TOLERANCES = {"fp32": 1e-4, "fp16": 5e-3, "bf16": 3e-2}
 
 
 class Loss(nn.Cell):
@@ -43,12 +45,12 @@ class Loss(nn.Cell):
         self.model = model
 
     def construct(self, latents: Tensor, timestep: Tensor, text: Tensor, mask: Tensor, target: Tensor) -> Tensor:
-        return (self.model(latents, timestep, text, None, mask) - target).square().mean()
+        return (self.model(latents, timestep, text, None, mask).astype(ms.float32) - target).square().mean()
 
 
-def make_model(sequence: nn.Cell = NoSequenceParallel(), seed: int = 5) -> OpenSoraT2V_v1_3:
+def make_model(sequence: nn.Cell = NoSequenceParallel(), seed: int = 5, precision: str = "fp32") -> OpenSoraT2V_v1_3:
     ms.set_seed(seed)
-    model = OpenSoraT2V_v1_3(**CONFIG)
+    model = OpenSoraT2V_v1_3(**CONFIG).cast(device.PRECISIONS[precision])
     model.parallelize(sequence)
     return model
 
@@ -94,9 +96,9 @@ def save(folder: Path, optimizer: Optimizer, writes: bool = True) -> None:
                 tensor.numpy()
 
 
-def write_reference(folder: Path) -> None:
+def write_reference(folder: Path, precision: str) -> None:
     """Writes the losses, weights and state of one process, at the end and after half of the steps."""
-    model = make_model()
+    model = make_model(precision=precision)
     optimizer = make_optimizer(model)
     losses = train(model, optimizer, range(HALF))
     save(folder / "half", optimizer)
@@ -115,38 +117,39 @@ def check_stage(stage: int, checkpointing: bool, reference: Path, dev: device.De
     samples = slice(group.number * count, (group.number + 1) * count)
     expected = np.load(reference / "losses.npy")
 
-    model = make_model(sequence)
+    tolerance = TOLERANCES[dev.precision]
+    model = make_model(sequence, precision=dev.precision)
     optimizer = make_optimizer(model, zero_stage=stage, world=world, gradient_checkpointing=checkpointing)
     losses = train(model, optimizer, range(HALF), samples)
     check_skipped(model, optimizer, samples, dev)
     losses += train(model, optimizer, range(HALF, STEPS), samples)
-    assert_same_losses(losses, expected, world)
-    assert_same(optimizer.weights(), load_file(reference / "weights.safetensors"))
-    assert_same(optimizer.state_tensors(), load_file(reference / "state.safetensors"))
+    assert_same_losses(losses, expected, world, tolerance)
+    assert_same(optimizer.weights(), load_file(reference / "weights.safetensors"), tolerance)
+    assert_same(optimizer.state_tensors(), load_file(reference / "state.safetensors"), tolerance)
     check_bytes(model, optimizer, samples, dev, stage)
     if stage < 3:
         return  # the other stages gather and store in the same way, or have nothing to gather
 
     with optimizer.weights_outside_blocks():
         assert np.isfinite(Loss(model)(*(Tensor(array[samples]) for array in batch(0))).asnumpy())
-    model = make_model(sequence)
+    model = make_model(sequence, precision=dev.precision)
     model.load_torch_state(read_safetensors(reference / "half/weights.safetensors"))
     optimizer = make_optimizer(model, zero_stage=stage, world=world)
     optimizer.load_state(
         {**optimizer.state_numbers(), "steps": HALF}, read_safetensors(reference / "half/state.safetensors")
     )
     losses = train(model, optimizer, range(HALF, HALF + 2), samples)
-    assert_same_losses(losses, expected[HALF : HALF + 2], world)
+    assert_same_losses(losses, expected[HALF : HALF + 2], world, tolerance)
     save(reference / f"of_{dev.world_size}_{sp_size}", optimizer, writes=dev.is_main)
 
 
-def assert_same_losses(losses: list[float], expected: np.ndarray, world: World) -> None:
+def assert_same_losses(losses: list[float], expected: np.ndarray, world: World, tolerance: float) -> None:
     mean = world.all_reduce(Tensor(np.array(losses, np.float32))).asnumpy() / world.size
-    assert relative_difference(mean, expected) < 1e-4, (mean, expected)
+    assert relative_difference(mean, expected) < tolerance, (mean, expected)
 
 
-def assert_same(tensors: Mapping, references: Mapping) -> None:
-    """Within 1e-4 of the largest element of a kind: some gradients, such as of keys' biases, are rounding errors."""
+def assert_same(tensors: Mapping, references: Mapping, tolerance: float) -> None:
+    """Within `tolerance` of the largest element of a kind: some gradients, such as of keys' biases, are rounding errors."""
     assert set(tensors) == set(references)
     largest: dict = {}
     for name, expected in references.items():
@@ -154,7 +157,7 @@ def assert_same(tensors: Mapping, references: Mapping) -> None:
         largest[kind] = max(np.abs(expected).max(), largest.get(kind, 0))
     for name, tensor in tensors.items():
         difference = np.abs(tensor.numpy() - references[name]).max() / largest[name.split(".", 1)[0]]
-        assert difference < 1e-4, (name, difference)
+        assert difference < tolerance, (name, difference)
 
 
 def check_skipped(model: nn.Cell, optimizer: Optimizer, samples: slice, dev: device.Device) -> None:
@@ -176,7 +179,7 @@ def check_bytes(model: nn.Cell, optimizer: Optimizer, samples: slice, dev: devic
             height=32,
             width=32,
             world_size=dev.world_size,
-            precision="fp32",
+            precision=dev.precision,
             training=True,
             zero_stage=stage,
         )
@@ -186,7 +189,7 @@ def check_bytes(model: nn.Cell, optimizer: Optimizer, samples: slice, dev: devic
         assert planned[name] <= kept[name] < 1.001 * planned[name] + 1, (stage, name, kept[name], planned[name])
     assert kept["ema"] == kept["optimizer states"] // 2
     if dev.is_main:
-        print("BYTES", stage, kept, flush=True)
+        print("BYTES", dev.precision, stage, kept, flush=True)
     optimizer.step(0.0)
 
 
