@@ -22,3 +22,4 @@ def ascend() -> Iterator[Callable[..., Machine]]:
 
     yield switch
     patch.undo()
+    ms.set_context(pynative_synchronize=False)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from functools import cache
+from itertools import product
 
 import mindspore as ms
 import pytest
@@ -13,7 +14,7 @@ from standins.machine import A2, A3, FIRST_GENERATION
 MODELS = {**TRANSFORMERS, **CONVOLUTIONAL, "lpips": perceptual_distance}
 # A gradient that is zero in exact arithmetic, as of a bias before a norm, is rounding: of 1e-3 in float16.
 SMALLEST = {ms.float16: 1e-2, ms.float32: 1e-3}
-LIMITS = {ms.float16: {"outputs": 1e-2, "gradients": 5e-2}, ms.float32: {"outputs": 1e-5, "gradients": 1e-4}}
+LIMITS = {ms.float16: {"outputs": 1e-2, "gradients": 3e-2}, ms.float32: {"outputs": 1e-5, "gradients": 1e-4}}
 
 
 @cache
@@ -39,8 +40,7 @@ def test_transformers_in_16_bits(name, chip, as_bfloat16, ascend):
     assert (rope.NAME in machine.calls) == (has_fused and name.startswith("stdit2"))
 
 
-@pytest.mark.parametrize("chip", [FIRST_GENERATION, A2, A3])
-@pytest.mark.parametrize("name", CONVOLUTIONAL)
+@pytest.mark.parametrize("name, chip", [*product(CONVOLUTIONAL, (FIRST_GENERATION, A2)), ("autoencoder_kl", A3)])
 def test_convolutional_models_in_float16(name, chip, ascend):
     on_a_cpu(name)
     ascend(chip)

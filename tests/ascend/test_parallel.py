@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from processes import msrun
+from processes import msrun, slow
 from standins.machine import A2, A3, FIRST_GENERATION
 from zero_checks import write_reference
 
@@ -20,15 +20,12 @@ def run(folder: Path, chip: str, checks: str, *flags: str, calls: list[str]) -> 
     assert len(logs) == 2 and all(f"CHECKED {rank}" in log for rank, log in enumerate(logs))
 
 
-@pytest.mark.parametrize("chip, precision", [(A2, "fp32"), (A2, "fp16"), (A3, "fp16"), (FIRST_GENERATION, "fp16")])
+@pytest.mark.parametrize(
+    "chip, precision", [(A2, "fp32"), (A2, "fp16"), slow(A3, "fp16"), slow(FIRST_GENERATION, "fp16")]
+)
 def test_sequence_parallelism_equals_one_process(chip, precision, tmp_path):
     flags = f"--sp_size 2 --precision {precision}".split()
     run(tmp_path, chip, "parallel_checks", *flags, calls=[*COLLECTIVES, "ops.AlltoAll"])
-
-
-def test_groups_of_one_process_equal_one_process(tmp_path):
-    """No group but the world is needed."""
-    run(tmp_path, A2, "parallel_checks", *"--sp_size 1 --precision fp32".split(), calls=[])
 
 
 def test_servers_without_all_to_all_gather(tmp_path):
@@ -44,8 +41,8 @@ def reference(tmp_path_factory) -> Path:
     return folder
 
 
-@pytest.mark.parametrize("sp_size", [1, 2])
-def test_zero_stages_equal_one_process(sp_size, reference, tmp_path):
-    flags = f"--sp_size {sp_size} --precision fp32 --reference {reference} --stages 0 1 2 2c 3".split()
+@pytest.mark.parametrize("sp_size, stages", [(1, "0 1 2 3"), slow(1, "2c"), slow(2, "0 2c 3")])
+def test_zero_stages_equal_one_process(sp_size, stages, reference, tmp_path):
+    flags = f"--sp_size {sp_size} --precision fp32 --reference {reference} --stages {stages}".split()
     calls = ["ops.AllGather", "ops.AllReduce", "ops.ReduceScatter", *["ops.AlltoAll"] * (sp_size > 1)]
     run(tmp_path, A2, "zero_checks", *flags, calls=calls)

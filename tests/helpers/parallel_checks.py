@@ -63,8 +63,9 @@ def check_collectives(group: Group, rank: int) -> None:
     assert np.allclose(value, sum(inputs), atol=1e-5) and np.allclose(gradient, total, atol=1e-5)
     value, gradient = value_and_gradient(Broadcast(group), rank)
     assert (value == inputs[0]).all() and np.allclose(gradient, total if group.is_first else 0, atol=1e-5)
+    gathers = [True] * (getattr(group, "all_to_all", None) == "gather")
     for split, join in ((2, 1), (1, 2)):
-        value, gradient = value_and_gradient(AllToAll(group, split, join), rank)
+        value, gradient = value_and_gradient(AllToAll(group, split, join, *gathers), rank)
         expected = exchanged(inputs, group.index, split, join)
         assert (value == expected).all()
         weights = [weight_of(member, expected.shape) for member in group.ranks]

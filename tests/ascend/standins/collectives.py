@@ -60,8 +60,11 @@ def rank_and_size() -> tuple[int, int]:
 
 
 def exchange(values: np.ndarray) -> np.ndarray:
-    """The values of all processes of the run, (processes, *shape)."""
-    return _all_gather()(Tensor(values[None])).asnumpy()
+    """The values of all processes of the run, (processes, *shape). A CPU's all-gather is for 32 bits only."""
+    content = values.tobytes()
+    words = np.frombuffer(content + bytes(-len(content) % 4), np.int32)
+    gathered = _all_gather()(Tensor(words[None])).asnumpy().view(np.uint8)[:, : len(content)]
+    return np.ascontiguousarray(gathered).view(values.dtype).reshape(-1, *values.shape)
 
 
 class Collective:
