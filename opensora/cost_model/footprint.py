@@ -11,14 +11,15 @@ def memory(run: Run) -> dict[str, float]:
 
     Weights, gradients and optimizer states: Rajbhandari et al. 2020 (ZeRO), section 5 and figure 1. With 16-bit weights
     Adam has 12 bytes per parameter, 4 of them float32 master weights; float32 weights need no master weights. A 16-bit
-    model has both kinds (`float32_count`).
+    model has both kinds (`float32_count`). With stage 3 the 16-bit weights exist for one block at a time, which gathers
+    them from the master weights; that block is not counted.
     """
     config, count = run.config, parameter_count(run.config)
     shards = [run.world_size if run.zero_stage >= stage else 1 for stage in ZERO_STAGES]
-    result = {"weights": weight_bytes(run) / shards[3]}
+    half = 0 if run.precision == "fp32" else count - float32_count(config)
+    result = {"weights": BYTES["fp32"] * (count - half) / shards[3] if run.zero_stage == 3 else weight_bytes(run)}
     if run.training:
         result["gradients"] = weight_bytes(run) / shards[2]
-        half = 0 if run.precision == "fp32" else count - float32_count(config)
         result["float32 master weights"] = 4 * half / shards[1]
         result["optimizer states"] = 8 * count / shards[1]
     text = run.batch * run.max_sequence_length * config.hidden_size * run.bytes

@@ -37,7 +37,7 @@ def test_servers_without_all_to_all_gather(tmp_path):
 def reference(tmp_path_factory) -> Path:
     """A folder with the results of one process on a CPU."""
     folder = tmp_path_factory.mktemp("reference")
-    write_reference(folder)
+    write_reference(folder, "fp32")
     return folder
 
 

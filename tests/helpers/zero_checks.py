@@ -149,7 +149,7 @@ def assert_same_losses(losses: list[float], expected: np.ndarray, world: World, 
 
 
 def assert_same(tensors: Mapping, references: Mapping, tolerance: float) -> None:
-    """Within `tolerance` of the largest element of a kind: some gradients, such as of keys' biases, are rounding errors."""
+    """Within `tolerance` of the largest element of a kind: gradients of keys' biases are rounding errors."""
     assert set(tensors) == set(references)
     largest: dict = {}
     for name, expected in references.items():

@@ -6,7 +6,6 @@ import json
 from dataclasses import replace
 
 import mindspore as ms
-import numpy as np
 import pytest
 from mindspore import Tensor, nn, ops
 from processes import ROOT
@@ -19,8 +18,7 @@ from opensora.cost_model.cards import CARDS, LINK_SHARE, check_card, step_second
 from opensora.cost_model.stages import _cached_elements, model_bytes, peak, stages
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.common import layers
-from opensora.models.common.layers import Conv2d
-from opensora.models.dit import blocks
+from opensora.models.dit import blocks, embeddings
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
 from opensora.models.wfvae.blocks import CausalConv3d
 from opensora.parallel.sequence import NoSequenceParallel, UlyssesSequenceParallel
@@ -68,23 +66,18 @@ def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, li
     """FLOPs and bytes sent of a real forward pass, counted in the operators."""
     counts = dict.fromkeys(("linear", "text", "self", "cross"), 0)
     kind = "linear"
-    multiply, convolve, attend = layers.linear, Conv2d.construct, blocks.attention
+    multiply, attend = layers.linear, blocks.attention
 
     def count_product(x, weight, bias=None):
         counts[kind] += 2 * x.size * weight.shape[0]
         return multiply(x, weight, bias)
-
-    def count_convolution(self, x):
-        y = convolve(self, x)
-        counts[kind] += 2 * y.size * int(np.prod(self.weight.shape[1:]))
-        return y
 
     def count_attention(q, k, v, bias=None):
         counts["cross" if k.shape[1] == run.max_sequence_length else "self"] += 2 * 2 * q.size * k.shape[1]
         return attend(q, k, v, bias)
 
     monkeypatch.setattr(layers, "linear", count_product)
-    monkeypatch.setattr(Conv2d, "construct", count_convolution)
+    monkeypatch.setattr(embeddings, "linear", count_product)  # of patches
     monkeypatch.setattr(blocks, "attention", count_attention)
     model = OpenSoraT2V_v1_3(**run.config.to_dict()).set_train(False)
     member = FirstMember(run.sp_size)
@@ -166,16 +159,20 @@ def test_weights_equal_those_of_the_model(dtype):
 
 @pytest.mark.parametrize(
     "stage, bytes_16, bytes_32",
-    [(0, 16, 16), (1, 4 + 12 / 64, 8 + 8 / 64), (2, 2 + 14 / 64, 4 + 12 / 64), (3, 16 / 64, 16 / 64)],
+    [(0, 16, 16), (1, 4 + 12 / 64, 8 + 8 / 64), (2, 2 + 14 / 64, 4 + 12 / 64), (3, 14 / 64, 16 / 64)],
 )
 def test_zero_memory_equals_that_of_the_paper(stage, bytes_16, bytes_32):
-    """Rajbhandari et al. 2020, figure 1: 120, 31.4, 16.6 and 1.9 GB for 7.5 billion parameters on 64 processes."""
+    """Rajbhandari et al. 2020, figure 1: 120, 31.4, 16.6 and 1.9 GB for 7.5 billion parameters on 64 processes.
+
+    With stage 3, 16-bit weights are gathered from the master weights, so that the paper's 2 bytes for them are saved.
+    """
     cost = memory(Run(CONFIG, world_size=64, zero_stage=stage, training=True))
     states = sum(cost[name] for name in ("weights", "gradients", "float32 master weights", "optimizer states"))
     single = float32_count(CONFIG)  # parameters that the paper does not have
     of_paper = (states - bytes_32 * single) / (parameter_count(CONFIG) - single)
     assert of_paper == pytest.approx(bytes_16)
-    assert 7.5 * of_paper == pytest.approx({0: 120, 1: 31.4, 2: 16.6, 3: 1.9}[stage], abs=0.05)
+    saved = 2 / 64 if stage == 3 else 0
+    assert 7.5 * (of_paper + saved) == pytest.approx({0: 120, 1: 31.4, 2: 16.6, 3: 1.9}[stage], abs=0.05)
 
 
 def test_training_traffic_depends_on_the_stage():
