@@ -49,6 +49,12 @@ class Device:
         return PRECISIONS[self.precision]
 
     @property
+    def precisions(self) -> dict[str, str]:
+        """The precision of the autoencoder and of the other models."""
+        names = {dtype: name for name, dtype in PRECISIONS.items()}
+        return {"precision": self.precision, "vae_precision": names[self.vae_dtype]}
+
+    @property
     def vae_dtype(self):
         return PRECISIONS[self.vae_precision] if self.vae_precision else convolution_dtype(self.dtype)
 

@@ -15,10 +15,12 @@ import argparse
 import math
 import os
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional, Union
 
 from opensora.config.command_line import CommandParser
+from opensora.config.device import DeviceOptions
 from opensora.config.fields import INFERENCE, SEED, TRAINING
 from opensora.config.options import add_flags, check_choice, check_seed, did_you_mean, flags_of
 from opensora.errors import UserError
@@ -161,7 +163,7 @@ def device_arguments(config: Mapping) -> argparse.Namespace:
         UserError: an unknown dtype.
     """
     launched = "MS_WORKER_NUM" in os.environ  # by msrun
-    return argparse.Namespace(
+    options = DeviceOptions(
         device=config.get("device"),
         mode=config.get("mode", 1),
         precision=precision(config.get("dtype")),
@@ -170,6 +172,7 @@ def device_arguments(config: Mapping) -> argparse.Namespace:
         seed=config.get("seed", SEED),
         use_parallel=config.get("use_parallel", launched),
     )
+    return argparse.Namespace(**asdict(options))
 
 
 def precision(dtype: Optional[str]) -> Optional[str]:

@@ -14,7 +14,6 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from opensora.ops.backend import on_ascend, on_cpu
-from opensora.ops.layout import permute, slice_axis
 from opensora.parallel.groups import Group
 
 
@@ -36,8 +35,14 @@ class _Collective(nn.Cell):
 
     def gather(self, x: Tensor) -> Tensor:
         """The members' x in order of rank: (...) -> (size, ...)."""
-        gathered = widened(self.all_gather, x.expand_dims(0))
-        return gathered if self.native else slice_axis(gathered, 0, self.first, self.first + self.group.size)
+        x = x.expand_dims(0)
+        if self.native:
+            return self.all_gather(x.contiguous())
+        if travels_as_float32(x.dtype):
+            gathered = self.all_gather(x.astype(ms.float32)).astype(x.dtype)
+        else:
+            gathered = self.all_gather(x)
+        return gathered[self.first : self.first + self.group.size]
 
     def gather_list(self, x: Tensor) -> list:
         """The members' x, in order of rank."""
@@ -55,26 +60,26 @@ class _Collective(nn.Cell):
     def shard(self, x: Tensor, axis: int) -> Tensor:
         """This member's shard of x: (..., size n, ...) -> (..., n, ...)."""
         n = x.shape[axis] // self.group.size
-        return slice_axis(x, axis, self.group.index * n, (self.group.index + 1) * n)
+        return x.narrow(axis, self.group.index * n, n)
 
     def shards(self, x: Tensor, axis: int) -> Tensor:
         """All members' shards of x, along a new first axis: (..., size n, ...) -> (size, ..., n, ...), contiguous."""
         size, shape = self.group.size, x.shape
         x = x.reshape(shape[:axis] + (size, shape[axis] // size) + shape[axis + 1 :])
-        return permute(x, _to_front(axis, len(shape) + 1)).contiguous()
+        x = x.transpose(_to_front(axis, len(shape) + 1))
+        return x.contiguous() if self.native else x
 
     def joined(self, x: Tensor, axis: int) -> Tensor:
         """The inverse of `shards`: (size, ..., n, ...) -> (..., size n, ...)."""
         shape = x.shape[1:]
-        x = permute(x, _from_front(axis, len(shape) + 1))
+        x = x.transpose(_from_front(axis, len(shape) + 1))
         return x.reshape(shape[:axis] + (self.group.size * shape[axis],) + shape[axis + 1 :])
 
 
-def widened(collective, x: Tensor) -> Tensor:
-    """Calls a collective; a CPU has them for 32 bits only, so that 16-bit tensors travel as float32."""
-    if on_cpu() and x.dtype in (ms.float16, ms.bfloat16):
-        return collective(x.astype(ms.float32)).astype(x.dtype)
-    return collective(x.contiguous())
+@ops.constexpr
+def travels_as_float32(dtype) -> bool:
+    """Whether tensors of `dtype` are converted for a collective: a CPU has collectives for 32 bits only."""
+    return on_cpu() and dtype in (ms.float16, ms.bfloat16)
 
 
 @ops.constexpr

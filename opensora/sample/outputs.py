@@ -106,7 +106,7 @@ def write_metadata(
         "sample_number": sample.number,
         "noise_seed": list(seed),
         "arguments": options.as_metadata(),
-        "device": {"target": device.target, "mode": device.mode, "precision": device.precision},
+        "device": {"target": device.target, "mode": device.mode, **device.precisions},
         "versions": {
             "opensora": opensora.__version__,
             "mindspore": mindspore.__version__,
