@@ -129,7 +129,15 @@ def check(found: Path, expected: Path, precision: str) -> None:
 
 
 @pytest.mark.parametrize(
-    "name, chip", [*product(("t2v", "padded-t2v", "inpaint", "stdit"), (A2, FIRST_GENERATION)), ("t2v", A3)]
+    "name, chip",
+    [
+        *product(("t2v", "padded-t2v", "inpaint", "stdit"), (A2,)),
+        ("t2v", FIRST_GENERATION),
+        *(
+            pytest.param(*case, marks=pytest.mark.slow)
+            for case in [("t2v", A3), *product(("padded-t2v", "inpaint", "stdit"), (FIRST_GENERATION,))]
+        ),
+    ],
 )
 def test_training_in_16_bits_equals_a_cpu(name, chip, folder, on_a_cpu, ascend):
     expected = on_a_cpu(name)
