@@ -91,6 +91,7 @@ class GeneratorLoss(nn.Cell):
     def construct(self, video: Tensor, noise: Optional[Tensor] = None, adversarial: bool = False) -> tuple:
         posterior, *encoder_levels = self.vae.encode_with_coefficients(video)
         reconstruction, *decoder_levels, last_input = self.vae.decode_with_coefficients(posterior.sample(noise))
+        last_input = last_input.astype(ms.float32)
         return self.compare(video, reconstruction, last_input, posterior, encoder_levels, decoder_levels, adversarial)
 
     def compare(
@@ -122,7 +123,7 @@ class AdaptiveAdversarialLoss(nn.Cell):
     be updated in place, but not replaced.
 
     Args:
-        last_input: the input of the decoder's last layer.
+        last_input: the input of the decoder's last layer, float32.
 
     Returns:
         nll + w g, its gradient with respect to the reconstruction, w and g.
@@ -151,7 +152,7 @@ class AdaptiveAdversarialLoss(nn.Cell):
         if self.adversarial is None:
             raise ValueError("the adversarial loss needs a discriminator")
         g, g_gradient = self.adversarial(reconstruction)
-        weight, last_input = self.last_weight.astype(ms.float32), last_input.astype(ms.float32)
+        weight = self.last_weight.astype(ms.float32)
         nll_norm, g_norm = [
             ops.norm(self.last_weight_gradient(weight, last_input, dout)) for dout in (gradient, g_gradient)
         ]

@@ -40,7 +40,14 @@ def test_transformers_in_16_bits(name, chip, as_bfloat16, ascend):
     assert (rope.NAME in machine.calls) == (has_fused and name.startswith("stdit2"))
 
 
-@pytest.mark.parametrize("name, chip", [*product(CONVOLUTIONAL, (FIRST_GENERATION, A2)), ("autoencoder_kl", A3)])
+@pytest.mark.parametrize(
+    "name, chip",
+    [
+        *product(CONVOLUTIONAL, (A2,)),
+        ("autoencoder_kl", FIRST_GENERATION),
+        *(pytest.param(name, FIRST_GENERATION, marks=pytest.mark.slow) for name in CONVOLUTIONAL[1:]),
+    ],
+)
 def test_convolutional_models_in_float16(name, chip, ascend):
     on_a_cpu(name)
     ascend(chip)

@@ -134,8 +134,11 @@ class Modulation(nn.SequentialCell):
 class CaptionEmbedder(nn.Cell):
     """Projects text states (B, L, caption_channels) to the transformer's width.
 
-    The null text `y_embedding`, for classifier-free guidance, is random and not trained.
+    The null text `y_embedding`, for classifier-free guidance, is random and not trained. Like the states of texts, it is
+    float32.
     """
+
+    keep_float32 = ("y_embedding",)
 
     def __init__(self, caption_channels: int, hidden_size: int, max_length: int):
         super().__init__()

@@ -81,6 +81,16 @@ def test_start_from_scratch_keeps_the_weights(folder, trained, tmp_path):
         )
 
 
+@pytest.mark.parametrize("precision", ["fp16", "bf16"])
+def test_training_in_16_bits_follows_float32(precision, folder, trained, run, tmp_path):
+    config = training_config(folder, tmp_path / "train.py", dtype=precision)
+    finished = run("scripts/train.py", config)
+    assert finished.returncode == 0, finished.stderr
+    outputs = (path.parent / "outputs/000-STDiT2-XL-2" for path in (config, trained))
+    found, expected = (np.array(rows(output, ("loss",)), float) for output in outputs)
+    assert (np.abs(found / expected - 1) < 0.02).all() and (found != expected).any()
+
+
 def test_training_with_one_shape_and_iddpm_speed(folder, tmp_path):
     """VideoTextDataset with iddpm-speed, from random weights, for a number of steps instead of epochs."""
     changes = dict(

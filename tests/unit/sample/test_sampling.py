@@ -11,6 +11,7 @@ import time
 import numpy as np
 import pytest
 import yaml
+from golden_cases import relative_difference
 from golden_release import check_golden_run, golden_pipeline
 from processes import ROOT
 from tiny_models import make_release
@@ -117,6 +118,23 @@ def test_result_without_valid_record_is_rejected(text, reason, flags, tmp_path):
     sample.metadata_path.write_text(json.dumps(record))
     with pytest.raises(ValueError, match="prompt is missing"):
         check_same_run(sample, options)
+
+
+@pytest.mark.parametrize("precision, most", [("fp16", 0.02), ("bf16", 0.1)])
+def test_latents_in_16_bits_are_close_to_float32(precision, most, run, flags, tmp_path):
+    latents = {}
+    for name in ("fp32", precision):
+        folder = tmp_path / name
+        finished = run(
+            SAMPLE, *flags, "--text_prompt", "a", "--save_latents", "--precision", name, "--save_img_path", folder
+        )
+        assert finished.returncode == 0 and "warning" not in finished.stderr, finished.stderr
+        (path,), (record,) = folder.glob("*.npy"), folder.glob("*.json")
+        latents[name] = np.load(path)
+        device = json.loads(record.read_text())["device"]
+        assert device["precision"] == device["vae_precision"] == name
+    assert latents[precision].dtype == np.float32
+    assert 0 < relative_difference(latents[precision], latents["fp32"]) < most
 
 
 def test_images_of_one_prompt_form_a_grid(run, flags, tmp_path):

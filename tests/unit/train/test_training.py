@@ -81,6 +81,18 @@ def test_run_writes_checkpoints_log_and_validation(folder, run):
     assert len(list((output / "sampled").glob("*.mp4"))) == 1
 
 
+@pytest.mark.parametrize("precision, most", [("fp16", 2e-3), ("bf16", 1e-2)])
+def test_training_in_16_bits_follows_float32(precision, most, folder, uninterrupted):
+    train_here(folder, precision, f"--train_batch_size 4 --max_train_steps 8 --precision {precision}")
+    found, expected = (
+        np.array(rows(folder / name, ("loss", "grad_norm"))[:8], float) for name in (precision, uninterrupted.name)
+    )
+    assert (np.abs(found / expected - 1)[:, 0] < most).all() and (np.abs(found / expected - 1)[:, 1] < 10 * most).all()
+    assert (found != expected).any()
+    weights = read_safetensors(find_checkpoint(folder / precision, "latest") / "model" / WEIGHTS)
+    assert {tensor.dtype for tensor in weights.values()} == {"F32"}  # master weights
+
+
 @pytest.fixture(scope="module")
 def uninterrupted(folder, run) -> Path:
     """The output of an uninterrupted run of 12 steps."""

@@ -53,6 +53,17 @@ def test_run_trains_both_networks_and_validates(whole):
     assert list((whole / "tensorboard").glob("events*"))
 
 
+@pytest.mark.parametrize("precision, most", [("fp16", 0.05), ("bf16", 0.2)])
+def test_training_in_16_bits_follows_float32(precision, most, folder, whole, run):
+    """The loss, a sum over pixels, is so large that the default loss scale would first overflow."""
+    more = f"--max_steps 6 --print_losses --precision {precision} --init_loss_scale 16".split()
+    finished = run(*command(folder, precision, *more))
+    assert finished.returncode == 0, finished.stderr
+    columns = ("nll_loss", "kl_loss", "wl_loss", "grad_norm")
+    found, expected = (np.array(rows(folder / name, columns)[:6], float) for name in (precision, "whole"))
+    assert (np.abs(found / expected - 1) < most).all() and (found != expected).any()
+
+
 def test_resumed_run_equals_uninterrupted_run(folder, whole):
     """Also with validation at other steps, which must not change the training."""
     resume = ["--resume_from_checkpoint", whole / "checkpoint-7"]
