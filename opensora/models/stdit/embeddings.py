@@ -134,8 +134,8 @@ class Modulation(nn.SequentialCell):
 class CaptionEmbedder(nn.Cell):
     """Projects text states (B, L, caption_channels) to the transformer's width.
 
-    The null text `y_embedding`, for classifier-free guidance, is random and not trained. Like the states of texts, it is
-    float32.
+    The null text `y_embedding`, for classifier-free guidance, is random and not trained. It is float32, as the states
+    of texts are.
     """
 
     keep_float32 = ("y_embedding",)

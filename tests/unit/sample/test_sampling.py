@@ -128,7 +128,7 @@ def test_latents_in_16_bits_are_close_to_float32(precision, most, run, flags, tm
         finished = run(
             SAMPLE, *flags, "--text_prompt", "a", "--save_latents", "--precision", name, "--save_img_path", folder
         )
-        assert finished.returncode == 0 and "warning" not in finished.stderr, finished.stderr
+        assert finished.returncode == 0, finished.stderr
         (path,), (record,) = folder.glob("*.npy"), folder.glob("*.json")
         latents[name] = np.load(path)
         device = json.loads(record.read_text())["device"]
