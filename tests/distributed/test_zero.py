@@ -33,7 +33,7 @@ def references(tmp_path_factory) -> Callable[[str], Path]:
     [
         (2, 1, 1, "fp32", ("0", "1", "2c", "3")),
         (2, 1, 1, "bf16", ("2", "3")),
-        (2, 2, 1, "fp16", ("3",)),
+        pytest.param(2, 2, 1, "fp16", ("3",), marks=pytest.mark.slow),
         pytest.param(2, 2, 1, "bf16", ("0", "2c"), marks=pytest.mark.slow),
         pytest.param(2, 1, 1, "fp16", ("1", "2c"), marks=pytest.mark.slow),
         pytest.param(4, 2, 1, "fp32", ("3",), marks=pytest.mark.slow),

@@ -183,7 +183,7 @@ def test_resumed_optimizer_equals_uninterrupted_one():
     resumed = make_optimizer(model)
     resumed.load_state(numbers, stored)
     assert train(model, resumed, range(3, 6)) == expected
-    assert_same(resumed.weights(), whole.torch_state())
+    assert_same(resumed.weights(), whole.torch_state(), 1e-4)
 
     name = "exp_avg_sq.proj_out.weight"
     for tensors, message in (
