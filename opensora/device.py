@@ -88,7 +88,7 @@ def setup(args: argparse.Namespace) -> Device:
     if target == "CPU":
         tune_process()
     if target == "Ascend":
-        keep_precision("fp32" in (precision, vae_precision))
+        keep_precision()
     ms.set_context(mode=args.mode)
     if args.jit_level:
         ms.set_context(jit_config={"jit_level": args.jit_level})
@@ -149,20 +149,16 @@ def check_mode(target: str, mode: int, precision: str) -> None:
         raise UserError("--precision bf16: a CPU computes it in PyNative mode only; add --mode 1, or choose fp16")
 
 
-def keep_precision(float32: bool) -> None:
+def keep_precision() -> None:
     """Has Ascend compute in the dtypes of the tensors, which are not its defaults.
 
     The first generation computes float32 in float16 ("force_fp16"), and all generations compute float32 convolutions in
-    HF32, which has 10 bits of mantissa.
-
-    Args:
-        float32: whether any model computes in float32.
+    HF32, which has 10 bits of mantissa. Runs in 16 bits have float32 convolutions, too: those of --vae_fp32.
     """
     op_precision = ms.device_context.ascend.op_precision
     if ascend_chip() == FIRST_GENERATION:
         op_precision.precision_mode("must_keep_origin_dtype")
-    if float32:
-        op_precision.conv_allow_hf32(False)
+    op_precision.conv_allow_hf32(False)
 
 
 def set_seed(seed: int) -> None:
