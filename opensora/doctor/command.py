@@ -113,13 +113,20 @@ def run_scheduler(checks: Sequence[Check], args: argparse.Namespace) -> None:
 
 def run_and_log(check: Check, settings: Settings, timeout: float, environment) -> list[Row]:
     started = time.monotonic()
-    rows = []
+    rows: list[Row] = []
     for row in run_check(check, settings, timeout, environment):
         rows.append(row)
         if row.name == LAST_ROW:  # before another rank exits with 1, which ends this one
+            log(check, rows, started)
             supervision.report_status(exit_status([row]))
-    wrong = [row for row in rows if row.status == FAILED]
-    passed = sum(row.status == OK for row in rows)
-    summary = f"{passed} ok" + (f", {len(wrong)} failed" if wrong else "")
-    logger.info(f"{check.name}: {summary} ({time.monotonic() - started:.1f} s)")
+    if not rows or rows[-1].name != LAST_ROW:
+        log(check, rows, started)
     return rows
+
+
+def log(check: Check, rows: Sequence[Row], started: float) -> None:
+    """Logs the counts of a check that began at `started`."""
+    wrong = sum(row.status == FAILED for row in rows)
+    passed = sum(row.status == OK for row in rows)
+    summary = f"{passed} ok" + (f", {wrong} failed" if wrong else "")
+    logger.info(f"{check.name}: {summary} ({time.monotonic() - started:.1f} s)")

@@ -42,3 +42,4 @@ def test_failure_on_rank_0_is_the_exit_status_of_all_ranks(tmp_path):
     statuses = {name: process.wait(300) for name, process in started.items()}
     assert statuses["rank 0"] == statuses["rank 1"] == 1, (statuses, [log.read_text() for log in logs.values()])
     assert "a check has failed on rank 0" in logs["rank 0"].read_text()
+    assert "collectives: 8 ok, 1 failed" in logs["rank 1"].read_text()
