@@ -106,12 +106,6 @@ def linear_cases() -> list[Case]:
         Case("linear.linear", linear.linear, lambda x, w, b: x @ w.T + b, [x, weight, bias]),
         Case("linear.linear without bias", linear.linear, lambda x, w: x @ w.T, [x, weight]),
         Case(
-            "linear.transform_axis",
-            linear.transform_axis,
-            lambda x, matrix: matrix @ x,
-            [given(3, 11, WIDTH), fixed(np.linspace(-1, 1, 5 * 11).reshape(5, 11))],
-        ),
-        Case(
             "linear.rows_at",
             lambda table, rows: linear.rows_at(table, rows.astype(ms.int32)),
             lambda table, rows: table[rows.astype(int)],
@@ -131,21 +125,18 @@ def norm_cases() -> list[Case]:
             lambda x, w, b: norms.channel_layer_norm(x, w, b, EPS),
             channels,
             [clip, weight, bias],
-            "layer_norm",
         ),
         Case(
             "norms.channel_layer_norm silu",
             lambda x, w, b: norms.channel_layer_norm(x, w, b, EPS, silu=True),
             lambda x, w, b: exact.silu(channels(x, w, b)),
             [clip, weight, bias],
-            "layer_norm",
         ),
         Case(
             "norms.group_norm silu",
             lambda x, w, b: norms.group_norm(x, 8, w, b, EPS, silu=True),
             lambda x, w, b: exact.silu(groups(x, w, b)),
             [clip, weight, bias],
-            "group_norm",
         ),
         Case(
             "norms.group_norm per frame",

@@ -38,7 +38,7 @@ def prepare_attention_mask(mask: Tensor, queries: int, dtype) -> Tensor:
         The bias of `mask_to_bias`; for FlashAttention, which needs an element for every pair of query and key, a mask
         (B, 1, S, L) uint8, 1 for masked keys. Make it once per forward pass, not in every layer.
     """
-    if not _flash_takes(dtype):
+    if not _uses_flash(dtype):
         return mask_to_bias(mask)
     mask = mask.astype(ms.float32)
     # The documentation does not define the output of queries without any key, which might be NaN. Their outputs are
@@ -57,7 +57,7 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor] = None) ->
     scale = q.shape[-1] ** -0.5
     if gemm_available(q.dtype):
         return kernels.attention(q, k, v, _no_bias() if mask is None else mask, scale)
-    if _flash_takes(q.dtype) and _flash_supports(q.shape, k.shape[1]):
+    if _uses_flash(q.dtype) and _flash_supports(q.shape, k.shape[1]):
         return _flash_attention(q, k, v, mask, scale)
     bias = mask
     if mask is not None and mask.dtype == ms.uint8:
@@ -104,14 +104,14 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, bias: Optional[Tensor], scale: floa
 
 
 @ops.constexpr
-def _flash_takes(dtype) -> bool:
-    """FlashAttentionScore computes 16-bit types only."""
+def _uses_flash(dtype) -> bool:
+    """Whether tensors of `dtype` go to FlashAttentionScore, which computes 16-bit types only."""
     return uses_fused("flash_attention") and dtype in (ms.float16, ms.bfloat16)
 
 
 @ops.constexpr
 def _flash_supports(shape: tuple, keys: int) -> bool:
-    """Whether queries of `shape` (B, S, N, D) are within its limits, apart from those that `_flash_attention` meets."""
+    """Whether queries of `shape` (B, S, N, D) are within the limits that `_flash_attention` does not work around."""
     _, queries, heads, head_dim = shape
     return max(queries, keys) <= FLASH_LENGTH and heads <= FLASH_HEADS and head_dim <= FLASH_HEAD_DIM
 

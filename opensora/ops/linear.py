@@ -25,12 +25,6 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
 
 
 @float32_on_cpu
-def transform_axis(x: Tensor, matrix: Tensor) -> Tensor:
-    """Multiplies the middle axis of x (B, n, m) by a constant matrix (k, n) float32: (B, k, m)."""
-    return ops.matmul(matrix.astype(x.dtype), x)
-
-
-@float32_on_cpu
 def rows_at(table: Tensor, indices: Tensor) -> Tensor:
     """The rows of `table` (rows, D) at integer `indices` (...): (..., D)."""
     return ops.gather(table, indices, 0)

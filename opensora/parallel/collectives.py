@@ -10,6 +10,8 @@ what each member sends and receives is contiguous.
 
 from __future__ import annotations
 
+from typing import Callable
+
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
@@ -38,11 +40,7 @@ class _Collective(nn.Cell):
         x = x.expand_dims(0)
         if self.native:
             return self.all_gather(x.contiguous())
-        if travels_as_float32(x.dtype):
-            gathered = self.all_gather(x.astype(ms.float32)).astype(x.dtype)
-        else:
-            gathered = self.all_gather(x)
-        return gathered[self.first : self.first + self.group.size]
+        return call(self.all_gather, x)[self.first : self.first + self.group.size]
 
     def gather_list(self, x: Tensor) -> list:
         """The members' x, in order of rank."""
@@ -80,6 +78,13 @@ class _Collective(nn.Cell):
 def travels_as_float32(dtype) -> bool:
     """Whether tensors of `dtype` are converted for a collective: a CPU has collectives for 32 bits only."""
     return on_cpu() and dtype in (ms.float16, ms.bfloat16)
+
+
+def call(collective: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
+    """A collective of x, in a dtype that the device has it for."""
+    if travels_as_float32(x.dtype):
+        return collective(x.astype(ms.float32)).astype(x.dtype)
+    return collective(x)
 
 
 @ops.constexpr

@@ -5,14 +5,11 @@ The Ascend branch follows MindSpore's documentation and was not run on this proj
 
 from __future__ import annotations
 
-from typing import Callable
-
-import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.ops.backend import on_ascend
-from opensora.parallel.collectives import travels_as_float32
+from opensora.parallel.collectives import call
 
 
 class World:
@@ -26,7 +23,7 @@ class World:
 
     def all_reduce(self, x: Tensor) -> Tensor:
         """The sum of the processes' x, on each of them."""
-        return x if self.size == 1 else _call(self._all_reduce, x)
+        return x if self.size == 1 else call(self._all_reduce, x.contiguous())
 
     def all_reduce_mean(self, x: Tensor) -> np.ndarray:
         """The mean of the processes' x (n,), on each of them."""
@@ -44,10 +41,4 @@ class World:
 
     def all_gather(self, shard: Tensor) -> Tensor:
         """The processes' shards (n,), concatenated in order of rank: (size n,)."""
-        return shard if self.size == 1 else _call(self._all_gather, shard)
-
-
-def _call(collective: Callable[[Tensor], Tensor], x: Tensor) -> Tensor:
-    if travels_as_float32(x.dtype):
-        return collective(x.astype(ms.float32)).astype(x.dtype)
-    return collective(x.contiguous())
+        return shard if self.size == 1 else call(self._all_gather, shard.contiguous())

@@ -14,7 +14,8 @@ from opensora.ops.layout import split
 class DiagonalGaussian:
     """An independent N(mean, exp(logvar)) for every element.
 
-    `moments` (B, 2C, ...) holds mean and logvar along axis 1; logvar is clamped to [-30, 20]. Float32 from here on.
+    `moments` (B, 2C, ...) holds mean and logvar along axis 1; logvar is clamped to [-30, 20]. Mean, logvar and samples
+    are float32.
     """
 
     def __init__(self, moments: Tensor):

@@ -134,7 +134,7 @@ class TransformerBlock(nn.Cell):
             self.scale_shift_table + modulation, 1, 1
         )
         dtype = self.attn1.to_q.weight.dtype
-        h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps).astype(dtype)
+        h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps).astype(dtype)  # once for q, k and v
         x = gated_residual(x, gate_attn, self.attn1(h, attn_mask, cos, sin))
         x = x + self.attn2(x, text, text_mask).astype(x.dtype)
         h = modulated_layer_norm(x, shift_ff, scale_ff, self.eps)

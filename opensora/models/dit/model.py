@@ -87,7 +87,8 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         text_mask = None
         if encoder_attention_mask is not None:
             text_mask = prepare_attention_mask(encoder_attention_mask[:, 0], x.shape[1], x.dtype)
-        x = x.astype(ms.float32)  # the sums of many blocks, as under PyTorch's autocast
+        # The residual stream adds up the outputs of many blocks. PyTorch's autocast keeps it in float32, too.
+        x = x.astype(ms.float32)
         for i, block in enumerate(self.blocks_to_run):
             block_text = text if text_states is None else text_states[i]
             x = block(x, modulation, attn_masks[self.mask_of_block[i]], cos, sin, block_text, text_mask)

@@ -108,7 +108,7 @@ class STDiT2(PretrainedModel):
 
         tokens = self.x_embedder(x)  # B t h w C
         _, t, h, w, _ = tokens.shape
-        # Float32 from here on: the sums of many blocks.
+        # The residual stream is float32: it adds up the outputs of many blocks.
         tokens = tokens.reshape(batch, t, h * w, -1).astype(ms.float32) + self.positions(h, w, height, width)
 
         size = ops.cat(

@@ -1,4 +1,4 @@
-"""Haar wavelet transforms of videos (B, T, C, H, W) in two and three dimensions, and their inverses.
+"""Haar wavelet transforms of videos (B, T, C, H, W) float32 in two and three dimensions, and their inverses.
 
 A transform splits the video into blocks of two along each axis, moves the elements of a block to one axis and
 multiplies that axis by a Hadamard matrix. The matrix is symmetric, so the inverse uses the same one. The 3-D scale is
@@ -10,10 +10,9 @@ The 3-D transforms are causal: a clip's first frame forms a block with a copy of
 from __future__ import annotations
 
 import numpy as np
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from opensora.ops.layout import concat, permute, slice_axis
-from opensora.ops.linear import transform_axis
 
 HADAMARD_2 = np.array([[1, 1], [1, -1]], dtype=np.float32)
 HADAMARD_4 = np.kron(HADAMARD_2, HADAMARD_2) / 2
@@ -43,7 +42,7 @@ class HaarTransform2D(nn.Cell):
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
         b, t, c, h, w = x.shape
         x = permute(x.reshape(b, t, c, h // 2, 2, w // 2, 2), (0, 1, 6, 4, 2, 3, 5))  # B T 2w 2h C H/2 W/2
-        x = transform_axis(x.reshape(b * t, 4, -1), self.matrix)
+        x = ops.matmul(self.matrix, x.reshape(b * t, 4, -1))
         return x.reshape(b, t, 4 * c, h // 2, w // 2)
 
 
@@ -58,7 +57,7 @@ class InverseHaarTransform2D(nn.Cell):
 
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
         b, t, c, h, w = x.shape
-        x = transform_axis(x.reshape(b * t, 4, -1), self.matrix)
+        x = ops.matmul(self.matrix, x.reshape(b * t, 4, -1))
         x = permute(x.reshape(b, t, 2, 2, c // 4, h, w), (0, 1, 4, 5, 3, 6, 2))  # B T C H 2h W 2w
         return x.reshape(b, t, c // 4, 2 * h, 2 * w)
 
@@ -81,7 +80,7 @@ class HaarTransform3D(nn.Cell):
         b, t, c, h, w = x.shape
         x = x.reshape(b, t // 2, 2, c, h // 2, 2, w // 2, 2)
         x = permute(x, (0, 1, 2, 5, 7, 3, 4, 6))  # B T/2 2t 2h 2w C H/2 W/2
-        x = transform_axis(x.reshape(b * t // 2, 8, -1), self.matrix)
+        x = ops.matmul(self.matrix, x.reshape(b * t // 2, 8, -1))
         return x.reshape(b, t // 2, 8 * c, h // 2, w // 2)
 
 
@@ -96,7 +95,7 @@ class InverseHaarTransform3D(nn.Cell):
 
     def construct(self, x: Tensor, first: bool = True) -> Tensor:
         b, t, c, h, w = x.shape
-        x = transform_axis(x.reshape(b * t, 8, -1), self.matrix)
+        x = ops.matmul(self.matrix, x.reshape(b * t, 8, -1))
         x = permute(x.reshape(b, t, 2, 2, 2, c // 8, h, w), (0, 1, 2, 5, 6, 3, 7, 4))  # B T 2t C H 2h W 2w
         x = x.reshape(b, 2 * t, c // 8, 2 * h, 2 * w)
         return slice_axis(x, 1, 1, 2 * t) if first else x

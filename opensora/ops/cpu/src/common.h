@@ -20,8 +20,9 @@ enum Status : int {
 };
 
 // Defines a kernel with the signature of MindSpore's Custom operator (func_type="aot"): params, ndims and shapes list
-// the inputs, then the outputs, `count` in all. All are contiguous, and float32 unless stated. Kernels allocate memory outside of parallel
-// regions only: an exception that leaves a parallel region ends the process, one that ends up here becomes a status.
+// the inputs, then the outputs, `count` in all. All are contiguous, and float32 unless stated. Kernels allocate memory
+// outside of parallel regions only: an exception that leaves a parallel region ends the process, one that ends up here
+// becomes a status.
 #define KERNEL(name)                                                                                           \
   static int name##_body(int count, void **params, int *ndims, int64_t **shapes);                              \
   extern "C" int name(int count, void **params, int *ndims, int64_t **shapes, const char **, void *, void *) { \
