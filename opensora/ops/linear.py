@@ -1,14 +1,17 @@
-"""Linear layers."""
+"""Linear layers, whose weights may be stored in fewer bits than they are computed with."""
 
 from __future__ import annotations
 
 from typing import Optional
 
+import mindspore as ms
 from mindspore import Tensor, ops
 
 from opensora.ops.cpu import linear as kernels
 from opensora.ops.cpu.custom_op import gemm_available
 from opensora.ops.precision import float32_on_cpu
+
+GROUP = 32  # int8 weights with one scale, as in Q8_0 of GGUF
 
 
 @float32_on_cpu
@@ -22,6 +25,31 @@ def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
         if bias is not None:
             y = ops.bias_add(y, bias)
     return y.reshape(x.shape[:-1] + (weight.shape[0],))
+
+
+def stored_linear(x: Tensor, weight: Tensor, scale: Optional[Tensor], bias: Optional[Tensor] = None) -> Tensor:
+    """`linear` for weights of another dtype than x; the products are those of the widened weights.
+
+    Without gradients.
+
+    Args:
+        x: (..., in), and bias (out,): of the dtype to compute in, that of the result.
+        weight: (out, in), bfloat16 or float16, which are exact in float32; or int8.
+        scale: of int8, (out, in / 32) float16: the weights are weight * scale in groups of 32 along a row.
+    """
+    if not gemm_available(ms.float32):
+        return linear(x, widened_weight(weight, scale, x.dtype), bias)
+    rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)
+    y = kernels.stored_linear(rows, weight, scale, None if bias is None else bias.astype(ms.float32))
+    return y.astype(x.dtype).reshape(x.shape[:-1] + (weight.shape[0],))
+
+
+def widened_weight(weight: Tensor, scale: Optional[Tensor], dtype) -> Tensor:
+    """A weight (out, in) of `stored_linear` in `dtype`."""
+    if scale is None:
+        return weight.astype(dtype)
+    groups = weight.reshape(scale.shape + (GROUP,)).astype(ms.float32)
+    return (groups * scale.astype(ms.float32).expand_dims(2)).reshape(weight.shape).astype(dtype)
 
 
 @float32_on_cpu

@@ -1,14 +1,15 @@
 """Basic layers with PyTorch's parameter names (`weight`, `bias`) and PyTorch's default initialization.
 
 Convolutions and linear layers convert their input to the dtype of their weights, and that is the dtype of their output.
-Norms have float32 weights, compute in float32, and return the dtype of their input.
+If their weights are stored in fewer bits (`WeightLayer`), it is the dtype that the model computes in. Norms have float32
+weights, compute in float32, and return the dtype of their input.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Optional
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -18,7 +19,7 @@ from mindspore.common.initializer import Normal, Uniform, initializer
 from opensora.errors import UserError
 from opensora.ops.activations import bias_gelu_tanh
 from opensora.ops.conv import conv2d, conv3d
-from opensora.ops.linear import linear
+from opensora.ops.linear import linear, stored_linear, widened_weight
 from opensora.ops.norms import channel_layer_norm, group_norm, rms_norm
 from opensora.ops.resample import upsample_nearest_2x
 
@@ -31,7 +32,30 @@ def _filled(value: str, size: int) -> Parameter:
     return Parameter(initializer(value, (size,), ms.float32))
 
 
-class Conv3d(nn.Cell):
+class WeightLayer(nn.Cell):
+    """A layer whose `weight` may be stored in fewer bits than the layer computes in (`opensora.models.stored_weights`).
+
+    Attributes:
+        compute_dtype: the dtype to compute in; None: that of the weight.
+        scale: of int8 weights, see `opensora.ops.linear.stored_linear`.
+        may_be_int8: whether the layer computes with int8 weights.
+    """
+
+    compute_dtype: Any = None
+    scale: Optional[Tensor] = None
+    may_be_int8 = False
+    weight: Parameter
+
+    def dtype(self):
+        """The dtype that the layer computes in."""
+        return self.weight.dtype if self.compute_dtype is None else self.compute_dtype
+
+    def wide_weight(self) -> Tensor:
+        """The weight in the dtype that the layer computes in."""
+        return widened_weight(self.weight, self.scale, self.dtype())
+
+
+class Conv3d(WeightLayer):
     """Convolution of (B, T, C, H, W), unpadded in time; zero `padding` (top, bottom, left, right)."""
 
     def __init__(
@@ -51,12 +75,12 @@ class Conv3d(nn.Cell):
 
     def construct(self, x: Tensor, cache: Optional[Tensor] = None, replicas: int = 0) -> Tensor:
         """`cache`: frames before x; `replicas`: without a cache, number of copies of x's first frame before x."""
-        dtype = self.weight.dtype
-        cache = None if cache is None else cache.astype(dtype)
-        return conv3d(x.astype(dtype), self.weight, self.bias, self.stride, self.padding, cache, replicas)
+        weight = self.wide_weight()
+        cache = None if cache is None else cache.astype(weight.dtype)
+        return conv3d(x.astype(weight.dtype), weight, self.bias, self.stride, self.padding, cache, replicas)
 
 
-class Conv2d(nn.Cell):
+class Conv2d(WeightLayer):
     """2-D convolution of each frame of (B, T, C, H, W); zero `padding` (top, bottom, left, right)."""
 
     def __init__(
@@ -75,7 +99,8 @@ class Conv2d(nn.Cell):
         self.padding = tuple(padding)
 
     def construct(self, x: Tensor) -> Tensor:
-        return conv2d(x.astype(self.weight.dtype), self.weight, self.bias, self.stride, self.padding)
+        weight = self.wide_weight()
+        return conv2d(x.astype(weight.dtype), weight, self.bias, self.stride, self.padding)
 
 
 class Downsample(nn.Cell):
@@ -171,8 +196,10 @@ class Dropout(nn.Cell):
         return (x.astype(ms.float32) * Tensor(mask.astype(np.float32))).astype(x.dtype)
 
 
-class Linear(nn.Cell):
+class Linear(WeightLayer):
     """x W^T + b over the last axis; weight (out, in)."""
+
+    may_be_int8 = True
 
     def __init__(self, in_features: int, out_features: int, bias: bool = True):
         super().__init__()
@@ -180,14 +207,21 @@ class Linear(nn.Cell):
         self.bias = _uniform((out_features,), in_features) if bias else None
 
     def construct(self, x: Tensor) -> Tensor:
-        return linear(x.astype(self.weight.dtype), self.weight, self.bias)
+        return self.product(x, self.bias)
+
+    def product(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
+        """x W^T + bias."""
+        x = x.astype(self.dtype())
+        if self.compute_dtype is None:
+            return linear(x, self.weight, bias)
+        return stored_linear(x, self.weight, self.scale, bias)
 
 
 class LinearGELU(Linear):
     """gelu(x W^T + b), with the tanh approximation of GELU."""
 
     def construct(self, x: Tensor) -> Tensor:
-        return bias_gelu_tanh(linear(x.astype(self.weight.dtype), self.weight), self.bias)
+        return bias_gelu_tanh(self.product(x, None), self.bias)
 
 
 def scale_shift_table(rows: int, dim: int) -> Parameter:

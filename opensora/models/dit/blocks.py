@@ -133,7 +133,7 @@ class TransformerBlock(nn.Cell):
         shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = ops.split(
             self.scale_shift_table + modulation, 1, 1
         )
-        dtype = self.attn1.to_q.weight.dtype
+        dtype = self.attn1.to_q.dtype()
         h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps).astype(dtype)  # once for q, k and v
         x = gated_residual(x, gate_attn, self.attn1(h, attn_mask, cos, sin))
         x = x + self.attn2(x, text, text_mask).astype(x.dtype)

@@ -22,7 +22,7 @@ class PatchEmbed2D(nn.Cell):
         self.patch_size = patch_size
 
     def construct(self, x: Tensor) -> Tensor:
-        p, (b, c, t, h, w), weight = self.patch_size, x.shape, self.proj.weight
+        p, (b, c, t, h, w), weight = self.patch_size, x.shape, self.proj.wide_weight()
         x = permute(x.reshape(b, c, t, h // p, p, w // p, p), (0, 2, 3, 5, 1, 4, 6))  # B T H/p W/p C p p
         patches = x.reshape(b, t * (h // p) * (w // p), c * p * p).astype(weight.dtype)
         return linear(patches, weight.reshape(-1, c * p * p), self.proj.bias)

@@ -12,7 +12,7 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Initializer, Normal, Uniform, XavierUniform, initializer
 
 from opensora.models.common.embeddings import TIMESTEP_CHANNELS, SinusoidalEmbedding
-from opensora.models.common.layers import Linear, LinearGELU
+from opensora.models.common.layers import Linear, LinearGELU, WeightLayer
 from opensora.ops.layout import permute
 from opensora.ops.linear import linear
 from opensora.ops.rope import inverse_frequencies
@@ -42,7 +42,7 @@ class Mlp(nn.Cell):
         return self.fc2(self.fc1(x))
 
 
-class PatchProjection(nn.Cell):
+class PatchProjection(WeightLayer):
     """A linear projection of patches (..., C pt ph pw) -> (..., D), with the weight shape of a convolution."""
 
     def __init__(self, patch_size: Sequence[int], in_channels: int, embed_dim: int):
@@ -53,7 +53,8 @@ class PatchProjection(nn.Cell):
         self.bias = Parameter(initializer("zeros", (embed_dim,), ms.float32))
 
     def construct(self, patches: Tensor) -> Tensor:
-        return linear(patches.astype(self.weight.dtype), self.weight.reshape(-1, self.inputs), self.bias)
+        weight = self.wide_weight()
+        return linear(patches.astype(weight.dtype), weight.reshape(-1, self.inputs), self.bias)
 
 
 class PatchEmbed3D(nn.Cell):

@@ -103,7 +103,7 @@ class STDiT2(PretrainedModel):
             # Graph mode compiles only Python's own exception classes.
             raise ValueError("STDiT2 needs num_frames, height, width, ar and fps of every sample")
         batch, frames = x.shape[0], x.shape[2]
-        dtype = self.x_embedder.proj.weight.dtype
+        dtype = self.x_embedder.proj.dtype()
         height, width = _repeated(height, batch), _repeated(width, batch)
 
         tokens = self.x_embedder(x)  # B t h w C

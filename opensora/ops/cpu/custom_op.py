@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+from collections.abc import Sequence
 from functools import cache, lru_cache
 from itertools import count
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Callable, Optional, Union
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
+from mindspore.common.dtype import TensorType
 
 from opensora.errors import UserError
 from opensora.ops.backend import on_cpu
@@ -71,23 +73,28 @@ def exact_tensor(values: tuple) -> Tensor:
 _serial_numbers = count(1)
 
 
-def custom_op(name: str, *outputs: Union[int, Callable], bprop: Optional[Callable] = None) -> ops.Custom:
+def custom_op(
+    name: str, *outputs: Union[int, Callable], bprop: Optional[Callable] = None, dtypes: Optional[Sequence] = None
+) -> ops.Custom:
     """The operator for the kernel `name`.
 
     Args:
         name: Exported function of the library.
         outputs: Shape of each output: the index of an input with the same shape, or a function of all input shapes.
         bprop: Gradient, as `ops.Custom` takes it: (*inputs, output, output gradient) -> input gradients.
+        dtypes: Dtype of each input; None: one dtype for all. Outputs have that of the first input.
     """
 
     def infer_shape(*shapes):
         results = [shapes[output] if isinstance(output, int) else output(*shapes) for output in outputs]
         return results[0] if len(results) == 1 else tuple(results)
 
-    def infer_dtype(*dtypes):
-        if any(dtype != dtypes[0] for dtype in dtypes):  # kernels read the bytes of whatever they are given
-            raise TypeError(f"{name}: inputs of one dtype are required, not {', '.join(map(str, dtypes))}")
-        return dtypes[0] if len(outputs) == 1 else (dtypes[0],) * len(outputs)
+    def infer_dtype(*given):
+        wanted = [TensorType(dtype) for dtype in dtypes] if dtypes else [given[0]] * len(given)
+        if list(given) != wanted:  # kernels read the bytes of whatever they are given
+            need = ", ".join(map(str, wanted)) if dtypes else "one dtype"
+            raise TypeError(f"{name}: inputs of {need} are required, not {', '.join(map(str, given))}")
+        return given[0] if len(outputs) == 1 else (given[0],) * len(outputs)
 
     found = library()
     assert found is not None, "callers check `available` first"

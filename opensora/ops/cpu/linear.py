@@ -1,10 +1,11 @@
-"""Kernels of `opensora.ops.linear`: linear.cc."""
+"""Kernels of `opensora.ops.linear`: linear.cc, stored_linear.cc."""
 
 from __future__ import annotations
 
 from functools import cache
 from typing import Optional
 
+import mindspore as ms
 from mindspore import Tensor
 
 from opensora.ops.cpu.custom_op import custom_op
@@ -34,3 +35,16 @@ def _linear(has_bias: bool):
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
     """x (rows, in), weight (out, in), bias (out,) or None -> (rows, out)."""
     return _linear(False)(x, weight) if bias is None else _linear(True)(x, weight, bias)
+
+
+@cache
+def _stored_linear(dtype, has_bias: bool):
+    name = {ms.bfloat16: "linear_bfloat16", ms.float16: "linear_float16", ms.int8: "linear_int8"}[dtype]
+    dtypes = [ms.float32, dtype, *([ms.float16] if dtype == ms.int8 else []), *([ms.float32] if has_bias else [])]
+    return custom_op(name, _output_shape, dtypes=dtypes)
+
+
+def stored_linear(x: Tensor, weight: Tensor, scale: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:
+    """x (rows, in) and bias (out,) float32, weight (out, in) as in `opensora.ops.linear.stored_linear` -> (rows, out)."""
+    inputs = [x, weight, *([] if scale is None else [scale]), *([] if bias is None else [bias])]
+    return _stored_linear(weight.dtype, bias is not None)(*inputs)
