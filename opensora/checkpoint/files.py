@@ -2,15 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Union
 
+from opensora.checkpoint.formats.gguf import is_gguf_file, read_gguf
 from opensora.checkpoint.formats.mindspore import is_mindspore_file, read_mindspore_file
 from opensora.checkpoint.formats.safetensors import is_safetensors_file, read_safetensors
 from opensora.checkpoint.formats.torch import UNSUPPORTED_TENSOR, is_torch_file, read_torch_file
 from opensora.checkpoint.formats.torch_pickle import Foreign
-from opensora.checkpoint.lazy_tensor import FileTensor
+from opensora.checkpoint.lazy_tensor import FileTensor, LazyTensor, ScaledTensor
 from opensora.errors import UserError
 from opensora.utils.json_text import read_json
 from opensora.utils.logs import logger
@@ -25,7 +26,7 @@ NAMES = (
     "pytorch_model.bin.index.json",
     "merged.ckpt",
 )
-PATTERNS = ("*.safetensors.index.json", "*.safetensors", "*.ckpt", "*.pt", "*.pth", "*.bin")
+PATTERNS = ("*.safetensors.index.json", "*.safetensors", "*.gguf", "*.ckpt", "*.pt", "*.pth", "*.bin")
 CHECKPOINT_FOLDER = "ckpt"  # where the published guides download weights to
 # Keys under which trainers store EMA and plain weights. They may be nested.
 EMA_KEYS = ("ema_state_dict", "ema", "model_ema", "ema_model", "state_dict_ema", "ema_weights")
@@ -35,6 +36,10 @@ DEEPEST_STATE = 4  # levels of nested keys
 # Name components added by torch.compile and FSDP, and the prefix added by DDP and DeepSpeed.
 WRAPPER_NAMES = ("_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module")
 WRAPPER_PREFIX = "module."
+# Names of the scale of `X.weight` in quantized files, and of tensors for quantized inputs, which are not used.
+SCALE_NAMES = (".scale_weight", ".weight_scale")
+INPUT_SCALE_NAMES = (".scale_input", ".input_scale")
+FLOAT8_MARKER = "scaled_fp8"  # a tensor without content
 
 
 def resolve_path(path: Union[str, Path]) -> Path:
@@ -147,15 +152,17 @@ def find_weights(path: Union[str, Path]) -> Path:
     raise FileNotFoundError(f"{path}: no weights in this folder ({', '.join(NAMES[::2])} ...)")
 
 
-def open_state(path: Union[str, Path], use_ema: bool = True) -> dict[str, FileTensor]:
+def open_state(path: Union[str, Path], use_ema: bool = True, join_scales: bool = True) -> dict[str, LazyTensor]:
     """The tensors at a path by name, which are read on demand.
 
-    Opens safetensors, torch files (zip and legacy), shards with an index.json, and MindSpore checkpoints; the format
-    is detected from the content. Name components that torch.compile, DDP, DeepSpeed and FSDP add are removed.
+    Opens safetensors, torch files (zip and legacy), GGUF files, shards with an index.json, and MindSpore checkpoints;
+    the format is detected from the content. Name components that torch.compile, DDP, DeepSpeed and FSDP add are
+    removed.
 
     Args:
         path: a file, or a folder with one.
         use_ema: of a training checkpoint, open the EMA weights; False: the plain weights.
+        join_scales: join quantized weights and their scales to one tensor; False: keep both under their names.
 
     Raises:
         FileNotFoundError: no such path, no weights, or a missing shard.
@@ -166,7 +173,7 @@ def open_state(path: Union[str, Path], use_ema: bool = True) -> dict[str, FileTe
     plain = dict(zip(unwrapped_names(state), state.values()))
     if len(plain) < len(state):
         raise UserError(f"{path}: has tensors twice, with and without `_orig_mod.` of torch.compile or another wrapper")
-    return plain
+    return joined_scales(plain, path) if join_scales else plain
 
 
 def unwrapped_names(names: Iterable[str]) -> list[str]:
@@ -181,25 +188,51 @@ def unwrapped_names(names: Iterable[str]) -> list[str]:
         names = plain
 
 
-def _open_file(path: Path, use_ema: bool) -> dict[str, FileTensor]:
+def joined_scales(state: Mapping[str, LazyTensor], path: Path) -> dict[str, LazyTensor]:
+    """The state in which a weight `X.weight` with a scale is one `ScaledTensor`, without other tensors of its scaling.
+
+    Raises:
+        UserError: a scale that does not fit its weight; `path` is the file, for the error.
+    """
+    state = dict(state)
+    state.pop(FLOAT8_MARKER, None)
+    for name in [name for name in state if name.endswith(".weight")]:
+        module = name[: -len(".weight")]
+        scales = [module + ending for ending in SCALE_NAMES if module + ending in state]
+        if scales:
+            try:
+                state[name] = ScaledTensor(state[name], state[scales[0]])
+            except UserError as error:
+                raise UserError(f"{path}: {scales[0]:.100}: {error}") from error
+            for ending in (*SCALE_NAMES, *INPUT_SCALE_NAMES):
+                state.pop(module + ending, None)
+    return state
+
+
+def _open_file(path: Path, use_ema: bool) -> Mapping[str, LazyTensor]:
     with open(path, "rb") as file:
         start = file.read(16)
     if is_torch_file(start):
         return _pick(path, read_torch_file(path), use_ema)
-    if is_safetensors_file(start):
+    state: Mapping[str, LazyTensor]
+    if is_gguf_file(start):  # first: one with 123 tensors also looks like safetensors
+        state, _ = read_gguf(path)
+    elif is_safetensors_file(start):
         state = read_safetensors(path)
     elif is_mindspore_file(start):
         state = read_mindspore_file(path)
     elif start.startswith(b"version https://"):
         raise UserError(f"{path}: a Git LFS pointer, not the weights; run `git lfs pull` in its folder")
     else:
-        raise UserError(f"{path}: neither safetensors nor a torch file nor a MindSpore checkpoint, or truncated")
+        raise UserError(
+            f"{path}: neither safetensors nor a torch file nor a GGUF file nor a MindSpore checkpoint, or truncated"
+        )
     if not state:
         raise UserError(f"{path}: holds no tensors")
     return state
 
 
-def _open_shards(index: Path, use_ema: bool) -> dict[str, FileTensor]:
+def _open_shards(index: Path, use_ema: bool) -> dict[str, LazyTensor]:
     content = read_json(index)
     weight_map = content.get("weight_map") if isinstance(content, dict) else None
     if not isinstance(weight_map, dict) or not weight_map:

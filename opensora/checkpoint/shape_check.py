@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Optional, Union
 
-from opensora.checkpoint.lazy_tensor import FileTensor
+from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.errors import UserError
 
 
@@ -150,7 +150,7 @@ def class_name(config: Mapping[str, Any], config_path: Union[str, Path]) -> str:
 
 
 def check_shapes(
-    state: Mapping[str, FileTensor], src: Union[str, Path], config: Mapping[str, Any], config_path: Union[str, Path]
+    state: Mapping[str, LazyTensor], src: Union[str, Path], config: Mapping[str, Any], config_path: Union[str, Path]
 ) -> None:
     """Raises UserError, naming the key, if the tensors of `state`, from `src`, do not match the config."""
     spec = ARCH_SPECS[class_name(config, config_path)]

@@ -33,4 +33,4 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         "Merges the shards of a model into one safetensors file, tensor by tensor.", (MergeOptions,), argv
     )
     index = find_index(args.input_folder, args.index_file)
-    write_safetensors(args.output_path, open_state(index), progress=True, check_finite=True)
+    write_safetensors(args.output_path, open_state(index, join_scales=False), progress=True, check_finite=True)

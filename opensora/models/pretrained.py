@@ -14,9 +14,10 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.nn.utils import no_init_parameters
 
+from opensora.checkpoint.element_types import FLOATS, is_finite
 from opensora.checkpoint.files import config_path, find_weights, open_state, read_config
 from opensora.checkpoint.formats.safetensors import write_safetensors
-from opensora.checkpoint.lazy_tensor import FLOATS, ArrayTensor, FileTensor, LazyTensor, is_finite, summarize
+from opensora.checkpoint.lazy_tensor import ArrayTensor, FileTensor, LazyTensor, summarize
 from opensora.checkpoint.shape_check import check_class
 from opensora.config.options import did_you_mean
 from opensora.errors import UserError
@@ -181,7 +182,7 @@ class PretrainedModel(nn.Cell):
             return cls(**config)
 
     def load_torch_state(
-        self, state: Mapping[str, Union[np.ndarray, FileTensor]], strict: bool = True
+        self, state: Mapping[str, Union[np.ndarray, LazyTensor]], strict: bool = True
     ) -> tuple[list[str], list[str]]:
         """Sets the parameters from arrays, or tensors of `open_state`, by torch name.
 
@@ -192,7 +193,7 @@ class PretrainedModel(nn.Cell):
             UserError: wrong shapes, or if `strict` missing or unexpected names. No parameter is changed then.
         """
         tensors = {
-            name: value if isinstance(value, FileTensor) else ArrayTensor(np.asarray(value))
+            name: value if isinstance(value, LazyTensor) else ArrayTensor(np.asarray(value))
             for name, value in state.items()
         }
         return self._fill(tensors, self.dtype, strict)

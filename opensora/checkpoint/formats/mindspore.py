@@ -11,10 +11,13 @@ The bytes of a large tensor are split into slices: several consecutive values of
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Union
 
-from opensora.checkpoint.lazy_tensor import MOST_AXES, FileTensor, OpenFile, ScatteredFile, element_count, truncated
+from opensora.checkpoint.element_types import MOST_AXES, element_count
+from opensora.checkpoint.lazy_tensor import FileTensor
+from opensora.checkpoint.open_file import OpenFile, ScatteredFile, truncated
 from opensora.errors import UserError
 
 TYPES = {
@@ -74,7 +77,7 @@ def read_mindspore_file(path: Union[str, Path]) -> dict[str, FileTensor]:
         if sum(size for _, size in slices[name]) != tensor.nbytes:
             raise truncated(file.path, name)
         if len(slices[name]) > 1:
-            tensors[name] = tensor._replace(file=ScatteredFile(file, slices[name]), offset=0)
+            tensors[name] = replace(tensor, file=ScatteredFile(file, slices[name]), offset=0)
     return tensors
 
 

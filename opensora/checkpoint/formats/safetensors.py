@@ -6,33 +6,20 @@ header's length (8 bytes), the header (json: name -> dtype, shape, data_offsets)
 
 from __future__ import annotations
 
-import errno
 import json
-import os
 import struct
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, BinaryIO, Union
+from typing import Any, Union
 
-from tqdm import tqdm
-
-from opensora.checkpoint.lazy_tensor import (
-    NUMPY_TYPES,
-    FileTensor,
-    LazyTensor,
-    OpenFile,
-    element_count,
-    is_finite_chunk,
-    summarize,
-    truncated,
-)
+from opensora.checkpoint.element_types import NUMPY_TYPES, element_count
+from opensora.checkpoint.formats.tensor_writer import write_tensors
+from opensora.checkpoint.lazy_tensor import FileTensor, LazyTensor
+from opensora.checkpoint.open_file import OpenFile, truncated
 from opensora.errors import UserError
-from opensora.utils.files import atomic_write
 from opensora.utils.json_text import parse_json
-from opensora.utils.logs import logger
 
 LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors package
-NO_ROOM = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
 
 
 def is_safetensors_file(start: bytes) -> bool:
@@ -136,12 +123,18 @@ def write_safetensors(
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: the name of a safetensors file must end in .safetensors")
+    unknown = [
+        f"{name!r:.100} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in NUMPY_TYPES
+    ]
+    if unknown:
+        raise UserError(
+            f"{path}: {unknown[0]}, which safetensors does not have; convert it, for example with --to bf16"
+        )
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     # Sorted by element size, largest first, so that every tensor is aligned to its element size.
-    names = sorted(tensors, key=lambda name: -NUMPY_TYPES[tensors[name].dtype].itemsize)
-    for name in names:
-        tensor = tensors[name]
+    ordered = dict(sorted(tensors.items(), key=lambda item: -NUMPY_TYPES[item[1].dtype].itemsize))
+    for name, tensor in ordered.items():
         header[name] = {
             "dtype": tensor.dtype,
             "shape": list(tensor.shape),
@@ -150,40 +143,4 @@ def write_safetensors(
         position += tensor.nbytes
     text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
-    total = 8 + len(text) + position
-    not_finite = []
-    try:
-        with atomic_write(path) as temporary, open(temporary, "wb") as file:
-            _reserve(file, total)
-            with tqdm(total=total, desc=path.name, unit="B", unit_scale=True, disable=not progress) as bar:
-                file.write(struct.pack("<Q", len(text)) + text)
-                bar.update(8 + len(text))
-                for name in names:
-                    finite = True
-                    for chunk in tensors[name].iter_bytes():
-                        file.write(chunk)
-                        bar.update(len(chunk))
-                        finite = finite and (not check_finite or is_finite_chunk(chunk, tensors[name].dtype))
-                    if not finite:
-                        not_finite.append(name)
-            file.flush()
-            os.fsync(file.fileno())
-        if not_finite:
-            logger.warning(f"{path}: {summarize('tensors hold NaN or infinity', not_finite)}")
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise OSError(
-                f"{path}: cannot hold {total / 1e9:.3g} GB ({error.strerror}); free space or choose another disk"
-            ) from error
-        raise
-
-
-def _reserve(file: BinaryIO, size: int) -> None:
-    """Allocates disk space if the system and the file system can; otherwise a full disk shows while writing."""
-    try:
-        os.posix_fallocate(file.fileno(), 0, size)
-    except AttributeError:  # not on this system
-        pass
-    except OSError as error:
-        if error.errno in NO_ROOM:
-            raise
+    write_tensors(path, struct.pack("<Q", len(text)) + text, ordered, 1, progress, check_finite)

@@ -13,16 +13,10 @@ import zlib
 from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
+from opensora.checkpoint.element_types import NUMPY_TYPES, element_count
 from opensora.checkpoint.formats.torch_pickle import Foreign, Harmful, call, read_pickle
-from opensora.checkpoint.lazy_tensor import (
-    NUMPY_TYPES,
-    FileTensor,
-    OpenFile,
-    ScatteredFile,
-    contiguous_strides,
-    element_count,
-    truncated,
-)
+from opensora.checkpoint.lazy_tensor import FileTensor, contiguous_strides
+from opensora.checkpoint.open_file import OpenFile, ScatteredFile, truncated
 from opensora.errors import UserError
 
 LEGACY_START = pickle.dumps(0x1950A86A20F9469CFC6C, protocol=2)

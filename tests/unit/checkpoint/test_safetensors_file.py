@@ -12,8 +12,9 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file
 from torch_files import refused_cheaply
 
+from opensora.checkpoint.element_types import NUMPY_TYPES, is_finite, is_finite_chunk
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
-from opensora.checkpoint.lazy_tensor import NUMPY_TYPES, ArrayTensor, is_finite, is_finite_chunk
+from opensora.checkpoint.lazy_tensor import ArrayTensor
 
 
 @pytest.mark.parametrize(

@@ -15,7 +15,7 @@ from torch_files import SAVERS, Storage, View, refused_cheaply, save_zip, tensor
 
 from opensora.checkpoint.files import open_state
 from opensora.checkpoint.formats.torch import read_torch_file
-from opensora.checkpoint.lazy_tensor import OpenFile
+from opensora.checkpoint.open_file import OpenFile
 
 ARRAYS = {kind: np.arange(12).reshape(3, 4).astype(kind) for kind in ("f8", "f4", "f2", "i8", "i4", "i2", "i1", "u1")}
 ARRAYS["?"] = np.array([[True, False], [False, True]])

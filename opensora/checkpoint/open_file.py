@@ -1,0 +1,77 @@
+"""Files opened for random access, whose length is checked before every access."""
+
+from __future__ import annotations
+
+import io
+import mmap
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Optional
+
+from opensora.errors import UserError
+
+
+def truncated(path: Path, what: str = "the file") -> UserError:
+    """The error for a file that ends too early."""
+    return UserError(f"{path}: {what} is truncated; download or copy the file again")
+
+
+class OpenFile:
+    """A file opened for random access; closed when the last reference is gone."""
+
+    def __init__(self, path: Path):
+        self.path = path
+        self._file: io.FileIO = open(path, "rb", buffering=0)
+        self._map: Optional[mmap.mmap] = None
+        self.size = os.fstat(self._file.fileno()).st_size
+
+    def read(self, offset: int, size: int) -> bytearray:
+        """Reads `size` bytes at `offset`. Raises UserError if the file is too short."""
+        if offset + size > self.size:
+            raise truncated(self.path)
+        data = bytearray(size)
+        view = memoryview(data)
+        self._file.seek(offset)
+        done = 0
+        while done < size:
+            count = self._file.readinto(view[done:])
+            if not count:  # the file was truncated after it was opened
+                raise truncated(self.path)
+            done += count
+        return data
+
+    def mapped(self, offset: int, size: int) -> Optional[memoryview]:
+        """`size` bytes at `offset` of a read-only memory map of the file, which is made once."""
+        if offset + size > os.fstat(self._file.fileno()).st_size:  # an access after the end would kill the process
+            raise truncated(self.path)
+        if self._map is None:
+            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+        return memoryview(self._map)[offset : offset + size]
+
+    def __del__(self):
+        if hasattr(self, "_file"):
+            self._file.close()
+
+
+class ScatteredFile:
+    """Several regions (offset, size) of a file, read as one concatenated region."""
+
+    def __init__(self, file: OpenFile, places: Sequence[tuple[int, int]]):
+        self.file, self.places = file, places
+
+    def read(self, offset: int, size: int) -> bytearray:
+        """Reads `size` bytes at `offset` of the concatenated regions."""
+        if len(self.places) == 1:
+            return self.file.read(self.places[0][0] + offset, size)
+        data = bytearray()
+        for start, length in self.places:
+            count = min(size - len(data), length - offset)
+            if count > 0:
+                data += self.file.read(start + offset, count)
+            offset = max(0, offset - length)
+        return data
+
+    def mapped(self, offset: int, size: int) -> Optional[memoryview]:
+        """`OpenFile.mapped`, or None if there are several regions."""
+        return self.file.mapped(self.places[0][0] + offset, size) if len(self.places) == 1 else None
