@@ -237,7 +237,7 @@ class ScaledTensor(LazyTensor):
         if count != 1 and not is_block and tuple(scale.shape) not in ((rows,), (rows, 1)):
             raise UserError(f"a scale of shape {tuple(scale.shape)} does not fit a tensor of shape {tuple(self.shape)}")
         self._group = total // count if count else 1  # consecutive values with the same scale
-        self._is_q8_0 = is_block and (tensor.dtype, scale.dtype) == ("I8", "F16")
+        self.is_q8_0 = is_block and (tensor.dtype, scale.dtype) == ("I8", "F16")
 
     @property
     def stored_nbytes(self) -> int:
@@ -261,7 +261,7 @@ class ScaledTensor(LazyTensor):
         return (values.view(np.uint8) for values in self.iter_values())
 
     def iter_q8_0(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        if not self._is_q8_0:
+        if not self.is_q8_0:
             return super().iter_q8_0()
         return (
             (self.tensor.values(start, count), self.scale.values(start // Q8_BLOCK, count // Q8_BLOCK))

@@ -4,25 +4,27 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, ClassVar, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import nn
 from mindspore.nn.utils import no_init_parameters
 
-from opensora.checkpoint.element_types import FLOATS, is_finite
 from opensora.checkpoint.files import config_path, find_weights, open_state, read_config
 from opensora.checkpoint.formats.safetensors import write_safetensors
-from opensora.checkpoint.lazy_tensor import ArrayTensor, FileTensor, LazyTensor, summarize
+from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, summarize
 from opensora.checkpoint.shape_check import check_class
 from opensora.config.options import did_you_mean
 from opensora.errors import UserError
+from opensora.models.common.layers import WeightLayer
+from opensora.models.stored_weights import WeightLoader
+from opensora.models.streaming import BlockStream
+from opensora.ops.linear import widened_weight
 from opensora.utils.files import atomic_write
-from opensora.utils.logs import logger
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
@@ -107,6 +109,9 @@ class PretrainedModel(nn.Cell):
         aliases: further torch names of parameters (tied weights), mapped to the parameter's name.
         ignored_prefixes: prefixes of tensor names that belong to modules not built here.
         dtype: the type the model computes in; norms and other statistics stay float32.
+        block_list: name of the list of blocks that `from_pretrained` can stream.
+        resident: names of parameters of these blocks that are always loaded.
+        unloaded: tensors by name of the parameters that are read from the file when they are needed.
         keep_float32: of this class or of a Cell in it, the parameters that stay float32 whatever `dtype` is: their
             names, or True for all of the Cell.
     """
@@ -117,6 +122,9 @@ class PretrainedModel(nn.Cell):
     aliases: Mapping[str, str] = {}
     ignored_prefixes: tuple[str, ...] = ()
     dtype = ms.float32
+    block_list = ""
+    resident: tuple[str, ...] = ()
+    unloaded: Mapping[str, LazyTensor] = {}
 
     @classmethod
     def from_pretrained(
@@ -125,6 +133,8 @@ class PretrainedModel(nn.Cell):
         dtype: Any = ms.float32,
         config: Optional[Mapping[str, Any]] = None,
         use_ema: bool = True,
+        weights: Optional[str] = None,
+        streamed: bool = False,
     ) -> ModelT:
         """The model with the weights at `path`, a folder or file in any format of `checkpoint.files.open_state`.
 
@@ -133,6 +143,9 @@ class PretrainedModel(nn.Cell):
             dtype: the type the model computes in; norms and other statistics stay float32.
             config: replaces the config.json in the folder of the weights.
             use_ema: load the EMA weights of a training checkpoint that also has plain weights.
+            weights: how the weights of linear layers and convolutions are held, one of `opensora.config.memory.WEIGHTS`;
+                such a model cannot be trained. None: in `dtype`.
+            streamed: read the weights of each block from the file when it is needed (`models.streaming`).
 
         Raises:
             FileNotFoundError: no weights or no config.json.
@@ -148,7 +161,7 @@ class PretrainedModel(nn.Cell):
         state = open_state(source, use_ema)
         try:
             model = cls.without_weights(**config)
-            model._fill(state, dtype, strict=True, source=source)
+            model._fill(state, dtype, strict=True, source=source, weights=weights, streamed=streamed)
         except ValueError as error:
             if str(error).startswith(str(source.parent)):
                 raise
@@ -200,7 +213,7 @@ class PretrainedModel(nn.Cell):
 
     def torch_state(self) -> dict[str, np.ndarray]:
         """Copies of all weights and of PyTorch's buffers by torch name; bfloat16 becomes float32."""
-        state = {name: _numpy(parameter).copy() for name, parameter in self.parameters_and_names()}
+        state = {name: self._numpy(name).copy() for name, _ in self.parameters_and_names()}
         state.update({alias: state[name] for alias, name in self.aliases.items()})
         state.update(self.torch_buffers())
         return state
@@ -208,7 +221,7 @@ class PretrainedModel(nn.Cell):
     def save_pretrained(self, folder: Union[str, Path]) -> None:
         """Writes config.json and the weights, both readable by the PyTorch implementation."""
         folder = Path(folder)
-        state = {name: _numpy(parameter) for name, parameter in self.parameters_and_names()}
+        state = {name: self._numpy(name) for name, _ in self.parameters_and_names()}
         state.update(self.torch_buffers())
         write_safetensors(folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value in state.items()})
         self.save_config(folder)
@@ -244,29 +257,63 @@ class PretrainedModel(nn.Cell):
         return self
 
     def _fill(
-        self, state: Mapping[str, LazyTensor], dtype, strict: bool, source: Union[str, Path] = "weights"
+        self,
+        state: Mapping[str, LazyTensor],
+        dtype,
+        strict: bool,
+        source: Union[str, Path] = "weights",
+        weights: Optional[str] = None,
+        streamed: bool = False,
     ) -> tuple[list[str], list[str]]:
         """Checks names and shapes, then reads one tensor at a time; warns of NaN, infinity and integer types."""
         state = self._canonical_names(state)
         missing, unexpected = self._check(state, strict)
-        single = self.float32_parameters()
-        not_finite, integers = [], []
-        for name, parameter in self.parameters_and_names():
-            if name in state:
-                value = state[name].numpy()
-                if not is_finite(value):
-                    not_finite.append(name)
-                if isinstance(state[name], FileTensor) and state[name].dtype not in FLOATS:
-                    integers.append(f"{name}: {state[name].dtype}")
-                _set(parameter, value, ms.float32 if name in single else dtype)
-        if not_finite:
-            note = summarize("tensors hold NaN or infinity", not_finite)
-            logger.warning(f"{source}: {note}: the model's output will be NaN")
-        if integers:
-            note = summarize("tensors have an integer type, but the model's type is float", integers)
-            logger.warning(f"{source}: {note}: they are loaded without the scale that quantized weights need")
+        weights = weights or ("as_stored" if streamed else None)
+        loader = WeightLoader(self, dtype, self.float32_parameters(), weights)
         self.dtype = dtype
+        self.unloaded = {}
+        if weights is not None and ms.get_context("mode") == ms.PYNATIVE_MODE:
+            self.unloaded.update(self._open_tables(state))
+        if streamed:
+            stream = self._stream(state, loader, source)
+            self.replace_blocks(stream)
+            self.unloaded.update({name: tensor for tensors in stream.tensors for name, tensor in tensors.items()})
+        for name in loader.parameters:
+            if name in state and name not in self.unloaded:
+                loader.load(name, state[name])
+        loader.warn(source)
         return missing, unexpected
+
+    def _stream(self, state: Mapping[str, LazyTensor], loader: WeightLoader, source: Union[str, Path]) -> BlockStream:
+        """The stream of the blocks in `block_list`."""
+        if ms.get_context("mode") != ms.PYNATIVE_MODE:
+            raise UserError("blocks are read from the file in PyNative mode only: use --mode 1, or more --memory")
+        blocks = dict(self.cells_and_names())[self.block_list]
+        tensors = [
+            {
+                name: state[name]
+                for name in loader.parameters
+                if name.startswith(f"{self.block_list}.{index}.") and name not in self.resident
+            }
+            for index in range(len(blocks))
+        ]
+        return BlockStream(blocks, tensors, loader, source)
+
+    def _open_tables(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        """Has embedding tables read their rows from the file when they are needed; returns the tables' tensors."""
+        return {}
+
+    def replace_blocks(self, blocks: Any) -> None:
+        """Computes with other blocks in place of those in `block_list`: an iterable of Cells."""
+        raise NotImplementedError(f"{type(self).__name__} has no list of blocks")
+
+    def values(self, name: str) -> Iterator[np.ndarray]:
+        """The values of the parameter `name`, float32, in chunks, loaded or not."""
+        if name in self.unloaded:
+            for chunk in self.unloaded[name].iter_values():
+                yield chunk.astype(np.float32, copy=False)
+        else:
+            yield self._numpy(name)
 
     def _canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The state without ignored prefixes, and with the parameter's name for a tensor that has only an alias."""
@@ -303,6 +350,17 @@ class PretrainedModel(nn.Cell):
                 raise UserError(f"{name} differs from the constant that {type(self).__name__} has built in")
         return missing, unexpected
 
+    def _numpy(self, name: str) -> np.ndarray:
+        """The values of a parameter, loaded or not; bfloat16 and stored weights become float32."""
+        if name in self.unloaded:
+            return self.unloaded[name].numpy().astype(np.float32, copy=False)
+        cell_name, _, own = name.rpartition(".")
+        cell = dict(self.cells_and_names())[cell_name]
+        value = getattr(cell, own)
+        if isinstance(cell, WeightLayer) and cell.compute_dtype is not None and own == "weight":
+            value = widened_weight(value, cell.scale, ms.float32)
+        return (value.astype(ms.float32) if value.dtype == ms.bfloat16 else value).asnumpy()
+
     def float32_parameters(self) -> set[str]:
         """Names of the parameters that stay float32 in 16-bit models."""
         names: set[str] = set()
@@ -312,13 +370,3 @@ class PretrainedModel(nn.Cell):
                 kept = [name for name, _ in cell.parameters_and_names()]
             names.update(f"{cell_name}.{name}" if cell_name else name for name in kept)
         return names
-
-
-def _set(parameter: Parameter, value: np.ndarray, dtype) -> None:
-    if parameter.dtype != dtype:
-        parameter.set_dtype(dtype)
-    parameter.set_data(Tensor(value.astype(np.float32, copy=False)).astype(dtype))
-
-
-def _numpy(parameter: Parameter) -> np.ndarray:
-    return (parameter.astype(ms.float32) if parameter.dtype == ms.bfloat16 else parameter).asnumpy()

@@ -10,8 +10,9 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn
 from mindspore.common.np_dtype import bfloat16
 
-from opensora.checkpoint.element_types import FLOATS, is_finite, is_finite_chunk
-from opensora.checkpoint.lazy_tensor import ConvertedTensor, FileTensor, LazyTensor, summarize
+from opensora.checkpoint.element_types import BITS, FLOATS, is_finite, is_finite_chunk
+from opensora.checkpoint.lazy_tensor import ConvertedTensor, FileTensor, LazyTensor, ScaledTensor, summarize
+from opensora.checkpoint.quantized import BLOCK_TYPES
 from opensora.models.common.layers import WeightLayer
 from opensora.ops.linear import GROUP
 from opensora.utils.logs import logger
@@ -104,13 +105,15 @@ class WeightLoader:
         own = STORED[ms.float32 if name in self.float32 else self.dtype]
         if layer is None:
             return own
-        wanted = TYPES.get(self.weights or "", tensor.dtype)
-        may_be_int8 = layer.may_be_int8 and tensor.shape[-1] % GROUP == 0
-        if wanted == "Q8_0" and not may_be_int8:
-            wanted = "BF16" if tensor.dtype == "Q8_0" else tensor.dtype
-        if wanted not in BYTES:
-            wanted = own if wanted in ("F64",) or wanted not in FLOATS else "BF16"
-        return wanted if BYTES[wanted] < BYTES[own] else own
+        stored = tensor.dtype
+        if isinstance(tensor, ScaledTensor):
+            stored = "Q8_0" if tensor.is_q8_0 else "BF16"
+        elif stored in BLOCK_TYPES and stored != "Q8_0" or stored in BITS:
+            stored = "BF16"
+        wanted = TYPES.get(self.weights or "", stored)
+        if wanted == "Q8_0" and not (layer.may_be_int8 and tensor.shape[-1] % GROUP == 0):
+            wanted = "BF16" if stored == "Q8_0" else stored
+        return wanted if wanted in BYTES and BYTES[wanted] < BYTES[own] else own
 
     def warn(self, source: Union[str, Path]) -> None:
         """Warns of NaN, infinity and integer types in the tensors that were read, once."""

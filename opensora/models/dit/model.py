@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable
 from typing import Optional
 
 import mindspore as ms
@@ -14,6 +14,7 @@ from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.embeddings import AdaLayerNormSingle, PatchEmbed2D, TextProjection
 from opensora.models.dit.skiparse import Skiparse
 from opensora.models.pretrained import PretrainedModel
+from opensora.models.streaming import BlockStream
 from opensora.ops.attention import prepare_attention_mask
 from opensora.ops.layout import permute
 from opensora.ops.norms import modulated_layer_norm
@@ -30,6 +31,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
     config_class: type[OpenSoraConfig] = OpenSoraConfig
     config: OpenSoraConfig
     keep_float32 = ("scale_shift_table",)
+    block_list = "transformer_blocks"
 
     def __init__(self, **values):
         super().__init__()
@@ -40,7 +42,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.caption_projection = TextProjection(config.caption_channels, width)
         self.adaln_single = AdaLayerNormSingle(width)
         self.transformer_blocks = nn.CellList([TransformerBlock(config, i) for i in range(config.num_layers)])
-        self.blocks_to_run = tuple(self.transformer_blocks)
+        self.blocks_to_run: Iterable = tuple(self.transformer_blocks)
         self.scale_shift_table = scale_shift_table(2, width)
         self.proj_out = Linear(width, config.patch_size**2 * config.out_channels)
 
@@ -103,9 +105,9 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         for block in self.transformer_blocks:
             block.attn1.sequence = sequence
 
-    def replace_blocks(self, blocks: Sequence[nn.Cell]) -> None:
-        """Runs other Cells instead of the transformer blocks, such as wrappers that gather sharded weights first."""
-        self.blocks_to_run = tuple(blocks)
+    def replace_blocks(self, blocks: Iterable) -> None:
+        """Runs other Cells instead of the transformer blocks: a stream, or wrappers that gather sharded weights first."""
+        self.blocks_to_run = blocks if isinstance(blocks, BlockStream) else tuple(blocks)
 
     def text_states(self, encoder_hidden_states: Tensor) -> tuple:
         """The cross-attention keys and values of every block, which depend on the text alone.
@@ -114,7 +116,10 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         """
         text = self.caption_projection(encoder_hidden_states[:, 0])
         states: tuple = ()
-        for block in self.transformer_blocks:
+        blocks = self.transformer_blocks
+        if isinstance(self.blocks_to_run, BlockStream):
+            blocks = self.blocks_to_run.only("attn2.to_k", "attn2.to_v")
+        for block in blocks:
             states = states + (block.attn2.keys_values(text),)
         return states
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Optional, Union
 
@@ -25,6 +25,7 @@ from opensora.models.stdit.embeddings import (
     PatchEmbed3D,
     ScalarEmbedder,
 )
+from opensora.models.streaming import BlockStream
 from opensora.ops.attention import prepare_attention_mask
 from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
@@ -41,6 +42,7 @@ class STDiT2(PretrainedModel):
 
     config_class = STDiT2Config
     config: STDiT2Config
+    block_list = "blocks"
     # Tables of older files. The RoPE frequencies are computed, because 16-bit files have them rounded.
     ignored_prefixes = ("pos_embed", ROPE)
 
@@ -60,7 +62,7 @@ class STDiT2(PretrainedModel):
         self.t_block_temp = Modulation(width, 3)
         self.y_embedder = CaptionEmbedder(config.caption_channels, width, config.model_max_length)
         self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])
-        self.blocks_to_run = tuple(self.blocks)
+        self.blocks_to_run: Iterable = tuple(self.blocks)
         self.final_layer = FinalLayer(width, int(np.prod(patch)) * config.out_channels)
         self._freeze(config.freeze)
 
@@ -153,9 +155,9 @@ class STDiT2(PretrainedModel):
         """The blocks, under the name that training uses for recompute and sharding."""
         return self.blocks
 
-    def replace_blocks(self, blocks: Sequence[nn.Cell]) -> None:
-        """Runs other Cells instead of the transformer blocks, such as wrappers that gather sharded weights first."""
-        self.blocks_to_run = tuple(blocks)
+    def replace_blocks(self, blocks: Iterable) -> None:
+        """Runs other Cells instead of the transformer blocks: a stream, or wrappers that gather sharded weights first."""
+        self.blocks_to_run = blocks if isinstance(blocks, BlockStream) else tuple(blocks)
 
     @classmethod
     def from_pretrained(

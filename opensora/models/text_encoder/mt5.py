@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Mapping, Sequence
 from functools import lru_cache
 from typing import Optional
 
@@ -11,8 +12,10 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
+from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.models.common.layers import Linear, RMSNorm
 from opensora.models.pretrained import PretrainedModel
+from opensora.models.streaming import BlockStream
 from opensora.models.text_encoder.config import MT5Config
 from opensora.ops.activations import gated_gelu_tanh
 from opensora.ops.attention import mask_to_bias, unscaled_attention
@@ -44,13 +47,19 @@ def position_buckets(length: int, count: int, max_distance: int) -> Tensor:
 
 
 class Embedding(nn.Cell):
-    """Looks up rows of `weight` (rows, width)."""
+    """Looks up rows of `weight` (rows, width), or of `file_table`, of which it reads only these rows, as `dtype`."""
+
+    file_table: Optional[LazyTensor] = None
+    dtype = ms.float32
 
     def __init__(self, rows: int, width: int):
         super().__init__()
         self.weight = Parameter(initializer(Normal(1.0), (rows, width), ms.float32))
 
     def construct(self, indices: Tensor) -> Tensor:
+        if self.file_table is not None:
+            rows = self.file_table.rows(indices.asnumpy().reshape(-1)).astype(np.float32, copy=False)
+            return Tensor(rows).astype(self.dtype).reshape(indices.shape + (-1,))
         return rows_at(self.weight, indices)
 
 
@@ -136,19 +145,23 @@ class Stack(nn.Cell):
         self.embed_tokens = Embedding(config.vocab_size, config.d_model)
         self.block = nn.CellList([Block(config, i == 0) for i in range(config.num_layers)])
         self.final_layer_norm = RMSNorm(config.d_model, config.layer_norm_epsilon)
+        self.blocks_to_run: Iterable = tuple(self.block)
         self.bucket_count = config.relative_attention_num_buckets
         self.max_distance = config.relative_attention_max_distance
 
     def construct(self, input_ids: Tensor, attention_mask: Optional[Tensor]) -> Tensor:
-        x = self.embed_tokens(input_ids)
-        buckets = position_buckets(input_ids.shape[1], self.bucket_count, self.max_distance)
-        position_bias = self.block[0].layer[0].SelfAttention.relative_attention_bias(buckets)  # L L N
-        attn_bias = position_bias.transpose(2, 0, 1).expand_dims(0).astype(ms.float32)  # 1 N L L
+        x, attn_bias = self.embed_tokens(input_ids), self.position_bias(input_ids.shape[1])
         if attention_mask is not None:
             attn_bias = attn_bias + mask_to_bias(attention_mask)
-        for block in self.block:
+        for block in self.blocks_to_run:
             x = block(x, attn_bias)
         return self.final_layer_norm(x)
+
+    def position_bias(self, length: int) -> Tensor:
+        """The relative position bias, (1, N, L, L) float32."""
+        buckets = position_buckets(length, self.bucket_count, self.max_distance)
+        position_bias = self.block[0].layer[0].SelfAttention.relative_attention_bias(buckets)  # L L N
+        return position_bias.transpose(2, 0, 1).expand_dims(0).astype(ms.float32)
 
 
 class MT5EncoderModel(PretrainedModel):
@@ -162,6 +175,8 @@ class MT5EncoderModel(PretrainedModel):
     published_as = ("mt5", "t5", "MT5ForConditionalGeneration", "T5ForConditionalGeneration", "T5EncoderModel")
     aliases = {"shared.weight": "encoder.embed_tokens.weight"}
     ignored_prefixes = ("decoder.", "lm_head.")
+    block_list = "encoder.block"
+    resident = ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",)  # serves all blocks
 
     def __init__(self, **values):
         super().__init__()
@@ -170,3 +185,27 @@ class MT5EncoderModel(PretrainedModel):
 
     def construct(self, input_ids: Tensor, attention_mask: Optional[Tensor] = None) -> Tensor:
         return self.encoder(input_ids, attention_mask)
+
+    def encode(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
+        """The states of several batches of ids and masks of one length.
+
+        A streamed encoder reads each block once for all of them.
+        """
+        stack = self.encoder
+        if not isinstance(stack.blocks_to_run, BlockStream):
+            return [self(ids, mask) for ids, mask in batches]
+        states = [stack.embed_tokens(ids) for ids, _ in batches]
+        position_bias = stack.position_bias(batches[0][0].shape[1])
+        for block in stack.blocks_to_run:
+            for i, (_, mask) in enumerate(batches):
+                states[i] = block(states[i], position_bias + mask_to_bias(mask))
+        return [stack.final_layer_norm(x) for x in states]
+
+    def replace_blocks(self, blocks: Iterable) -> None:
+        self.encoder.blocks_to_run = blocks
+
+    def _open_tables(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+        name = "encoder.embed_tokens.weight"
+        table = self.encoder.embed_tokens
+        table.file_table, table.dtype = state[name], self.dtype
+        return {name: state[name]}
