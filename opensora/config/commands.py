@@ -18,6 +18,8 @@ DEMO_MODEL = ROOT / "examples/demo_model"
 METRICS = ("psnr", "ssim", "lpips")
 PUBLISHED_REFINER = "LanguageBind/Open-Sora-Plan-v1.3.0/prompt_refiner"
 MAX_NEW_TOKENS = 512
+PRECISIONS = ("q8_0", "bf16", "fp16", "fp32")  # of converted weights
+WEIGHT_FORMATS = ("safetensors", "gguf")
 CARDS = ("910a", "910b", "910_93")
 
 
@@ -154,7 +156,16 @@ class ConvertWFVAEOptions(ConvertOptions):
 
 @dataclass(frozen=True)
 class ConvertAnyOptions(ConvertWFVAEOptions):
-    src: str = option_of(ConvertOptions, "src", help="PyTorch file, index.json of shards, or MindSpore checkpoint")
+    src: str = option_of(
+        ConvertOptions, "src", help="PyTorch, safetensors or GGUF file, index.json of shards, or MindSpore checkpoint"
+    )
+    target: str = option_of(ConvertOptions, "target", help="safetensors or GGUF file to write")
+    to: Optional[str] = option(
+        None, "precision of the large weights; default: safetensors with the types of the source", choices=PRECISIONS
+    )
+    format: Optional[str] = option(
+        None, "format of the file; default: gguf for q8_0, else safetensors", choices=WEIGHT_FORMATS
+    )
 
 
 @dataclass(frozen=True)
