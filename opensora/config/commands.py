@@ -224,6 +224,19 @@ class DemoTextEncoderOptions:
 
 
 @dataclass(frozen=True)
+class FullSizeReleaseOptions:
+    output_dir: Path = option(help="new or empty folder for the weights, or that of an interrupted run")
+    dtype: str = option("bf16", "stored type of transformer and text encoder", choices=("bf16", "fp16", "fp32"))
+    seed: int = option(0, "seed of the weights", type=seed)
+    layers: Optional[int] = option(None, "blocks of the transformer; default: all 32")
+    text_layers: Optional[int] = option(None, "blocks of the text encoder; default: all 24")
+    tokenizer: Path = option(DEMO_MODEL / "text_encoder", "folder whose tokenizer is copied")
+
+    def __post_init__(self):
+        check_at_least_one(self, "layers", "text_layers")
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     device: Optional[str] = option(None, DEVICE_HELP, choices=TARGETS)
     only: Optional[Sequence[str]] = option(None, "names of the checks to run, see --list; default: all")
