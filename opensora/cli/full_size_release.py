@@ -41,7 +41,7 @@ SETTINGS_NAME = ".unfinished.json"  # settings of the run, in the output folder 
 
 # Values that are drawn; tensors repeat them from different positions. Both numbers are prime: `POSITION_STEP` times the
 # number of a tensor is another position for each tensor, and rows of a matrix repeat after `BLOCK_SIZE` rows only.
-BLOCK_SIZE = 2097143
+BLOCK_SIZE = 1048573
 POSITION_STEP = 999983
 BIAS_SPREAD = 0.02
 
@@ -53,7 +53,7 @@ def _numbers(seed: int, mean: float, spread: float, dtype: str) -> bytes:
     numbers *= np.float32(spread)
     numbers += np.float32(mean)
     if dtype != "BF16":
-        return numbers.astype(NUMPY_TYPES[dtype]).tobytes()
+        return numbers.astype(NUMPY_TYPES[dtype], copy=False).tobytes()
     bits = numbers.view(np.uint32)
     bits += np.uint32(0x7FFF) + (bits >> np.uint32(16) & np.uint32(1))  # round to nearest even
     return (bits >> np.uint32(16)).astype(NUMPY_TYPES[dtype]).tobytes()
@@ -73,11 +73,13 @@ class RepeatedNumbers(ScatteredFile):
 
     def read(self, offset: int, size: int) -> bytearray:
         """Reads `size` bytes at `offset`."""
-        block = _numbers(*self.numbers)
-        data = bytearray()
-        while len(data) < size:
-            start = (offset + len(data)) % len(block)
-            data += memoryview(block)[start : start + size - len(data)]
+        block = memoryview(_numbers(*self.numbers))
+        data, done = bytearray(size), 0
+        while done < size:
+            start = (offset + done) % len(block)
+            piece = block[start : start + size - done]
+            data[done : done + len(piece)] = piece
+            done += len(piece)
         return data
 
 
