@@ -108,8 +108,7 @@ def drop_cache(files: Sequence[Path]) -> None:
 
 
 def read_seconds(files: Sequence[Path]) -> float:
-    """Seconds to read all files with `cat`, without the page cache."""
-    drop_cache(files)
+    """Seconds to read all files with `cat`."""
     start = time.perf_counter()
     with open("/dev/null", "wb") as nowhere:
         subprocess.run(["cat", *map(str, files)], stdout=nowhere, check=True)
@@ -189,7 +188,7 @@ def parse_args() -> argparse.Namespace:
     )
     parser.add_argument("--steps", type=int, default=2, help="steps of the sampler")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
-    parser.add_argument("--warm", action="store_true", help="leave the weights in the page cache between runs")
+    parser.add_argument("--warm", action="store_true", help="leave the weights in the page cache before runs and cat")
     parser.add_argument("--json", type=Path, help="also write all figures to this file")
     parser.add_argument("flags", nargs="*", help="further flags of sample.py, after --")
     args = parser.parse_args()
@@ -206,6 +205,8 @@ def main() -> None:
     use_cores(args.threads)
     machine = machine_rates()
     total = sum(path.stat().st_size for path in files)
+    if not args.warm:
+        drop_cache(files)
     cat = read_seconds(files)
     print(machine_line(machine))
     print(f"{total / 1e9:.2f} GB of weights: cat reads them in {cat:.1f} s, {total / cat / 1e9:.2f} GB/s", flush=True)

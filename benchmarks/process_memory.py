@@ -59,10 +59,12 @@ class Usage:
 
     def failure(self) -> str:
         """Why the command failed; empty if it did not."""
-        if self.oom_kills or self.status == -signal.SIGKILL:
-            return "killed, out of memory" if self.oom_kills else "killed by SIGKILL"
         if not self.status:
             return ""
+        if self.oom_kills:
+            return "killed, out of memory"
+        if self.status < 0:
+            return f"killed by {signal.Signals(-self.status).name}"
         words = [text for _, text in self.lines if text.strip()]
         reason = next((text for text in reversed(words) if text.startswith("error: ")), words[-1] if words else "")
         return f"status {self.status}: {reason[:200]}"

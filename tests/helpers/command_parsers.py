@@ -42,6 +42,7 @@ SCRIPTS = (
     "scripts/train.py",
     "benchmarks/run.py",
     "benchmarks/scaling.py",
+    "benchmarks/full_size.py",
     "benchmarks/convolution_onednn.py",
     "benchmarks/dataset_index.py",
     "benchmarks/mindspore_steps.py",
