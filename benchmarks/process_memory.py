@@ -18,6 +18,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Optional
 
+ERROR = re.compile(r"(error|\w+(Error|Exception)): ")  # of a command of this project, or at the end of a traceback
 INTERVAL = 0.05  # seconds between two measurements
 # Folder of this process's cgroup with a memory limit, files of the limit and the peak, for version 1 and 2.
 CGROUPS = (
@@ -66,7 +67,7 @@ class Usage:
         if self.status < 0:
             return f"killed by {signal.Signals(-self.status).name}"
         words = [text for _, text in self.lines if text.strip()]
-        reason = next((text for text in reversed(words) if text.startswith("error: ")), words[-1] if words else "")
+        reason = next((text for text in reversed(words) if ERROR.match(text)), words[-1] if words else "")
         return f"status {self.status}: {reason[:200]}"
 
 

@@ -82,6 +82,7 @@ def test_lines_and_failures_of_a_command():
     assert last - first > 0.2
     assert complete.failure() == ""
     assert python("import sys; sys.exit('error: no weights')").failure() == "status 1: error: no weights"
+    assert Usage(status=1, lines=[(0, "RuntimeError: full"), (0, "C++")]).failure() == "status 1: RuntimeError: full"
     assert python("import os; os.kill(os.getpid(), 11)").failure() == "killed by SIGSEGV"
 
 
