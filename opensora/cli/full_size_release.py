@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, Optional
 
 import numpy as np
 
+from opensora.checkpoint.files import resolve_path
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import NUMPY_TYPES, ArrayTensor, FileTensor, LazyTensor, ScatteredFile
 from opensora.cost_model.stages import AUTOENCODER, TEXT_ENCODER
@@ -202,6 +203,7 @@ def write_release(output_dir: Path, release: Sequence[Component], tokenizer: Pat
         UserError: the folder holds other files, or there is no tokenizer.
         OSError: the disk has too little space or is not writable.
     """
+    tokenizer = resolve_path(tokenizer)
     Tokenizer(tokenizer)  # raises an error for a missing or damaged one
     settings = json.dumps(
         {"seed": seed, **{item.folder: {**item.full_config(), "stored type": item.dtype} for item in release}}, indent=2
