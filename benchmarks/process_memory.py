@@ -45,7 +45,7 @@ class Usage:
         seconds: the whole command.
         status: its exit status, negative for a signal.
         oom_kills: processes that the kernel killed because of the limit.
-        lines: lines of stderr with the seconds after the start at which they appeared.
+        lines: lines of stderr with the seconds after the start at which they began.
     """
 
     resident: int = 0
@@ -162,16 +162,18 @@ def _oom_kills(group: Path) -> int:
 
 
 def _read_lines(process: subprocess.Popen, start: float, lines: list[tuple[float, str]]) -> None:
-    """Collects the lines of stderr, in which a progress bar ends with a carriage return."""
+    """Collects the lines of stderr and when they began; a progress bar begins its lines with a carriage return."""
     assert process.stderr
-    rest = b""
-    while True:
-        data = os.read(process.stderr.fileno(), 1 << 16)
-        if not data:
-            break
-        *complete, rest = re.split(rb"[\r\n]+", rest + data)
+    rest, began = b"", 0.0
+    while data := os.read(process.stderr.fileno(), 1 << 16):
         now = time.perf_counter() - start
-        lines.extend((now, text.decode(errors="replace")) for text in complete)
+        began = began if rest else now
+        *complete, rest = re.split(rb"[\r\n]+", rest + data)
+        for text in complete:
+            lines.append((began, text.decode(errors="replace")))
+            began = now
+    if rest:
+        lines.append((began, rest.decode(errors="replace")))
     process.stderr.close()
 
 
