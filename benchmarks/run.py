@@ -145,6 +145,14 @@ def machine_rates() -> dict[str, Any]:
     return {**json.loads(measured.stdout), "load_average": os.getloadavg()}
 
 
+def machine_line(machine: dict[str, Any]) -> str:
+    return (
+        f"{machine['processor']}, {machine['cores']} cores in use: "
+        f"{machine['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s (float32 GEMM), "
+        f"{machine['copy_bytes_per_second'] / 1e9:.1f} GB/s (copy)"
+    )
+
+
 def use_cores(count: int) -> None:
     """Limits this process and its children to `count` cores; the frameworks use as many threads."""
     cores = sorted(os.sched_getaffinity(0))
@@ -194,12 +202,7 @@ def main() -> None:
     use_cores(args.threads)
     check_torch(args.torch)
     machine = machine_rates()
-    print(
-        f"{machine['processor']}, {machine['cores']} cores in use: "
-        f"{machine['gemm_flops_per_second'] / 1e9:.0f} GFLOP/s (float32 GEMM), "
-        f"{machine['copy_bytes_per_second'] / 1e9:.1f} GB/s (copy)",
-        flush=True,
-    )
+    print(machine_line(machine), flush=True)
     ours = ("--device", args.device, "--mode", str(args.mode), "--precision", "fp32")
     cases = {}
     for name in args.case:

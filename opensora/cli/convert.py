@@ -1,4 +1,4 @@
-"""opensora convert: checkpoints to safetensors, tensor by tensor.
+"""opensora convert: checkpoints to safetensors or GGUF, tensor by tensor.
 
 `opensora convert` detects the format of the source; `wfvae`, `torch` and `mindspore` are the published tools.
 """
@@ -15,13 +15,15 @@ from opensora.config.commands import ConvertAnyOptions, ConvertMindSporeOptions,
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
-    args = parse_flags("Converts weights of any format to safetensors, tensor by tensor.", (ConvertAnyOptions,), argv)
+    args = parse_flags(
+        "Converts weights of any format to safetensors or GGUF, tensor by tensor.", (ConvertAnyOptions,), argv
+    )
     with open(args.src, "rb") as file:
         is_mindspore = is_mindspore_file(file.read(1))
     if is_mindspore:
-        _convert_mindspore(args.src, args.target, args.config)
+        _convert_mindspore(args.src, args.target, args.config, args.to, args.format)
     else:
-        convert(args.src, args.target, args.config, args.use_ema)
+        convert(args.src, args.target, args.config, args.use_ema, args.to, args.format)
 
 
 def wfvae(argv: Optional[Sequence[str]] = None) -> None:
@@ -41,7 +43,9 @@ def mindspore(argv: Optional[Sequence[str]] = None) -> None:
     _convert_mindspore(args.src, args.target, args.config)
 
 
-def _convert_mindspore(src: str, target: str, config: str) -> None:
+def _convert_mindspore(
+    src: str, target: str, config: str, to: Optional[str] = None, format: Optional[str] = None
+) -> None:
     from opensora.models.convert import convert_mindspore  # imports MindSpore
 
-    convert_mindspore(src, target, config)
+    convert_mindspore(src, target, config, to, format)

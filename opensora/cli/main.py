@@ -45,7 +45,7 @@ COMMANDS = {
     "latent-scale": Command("opensora.cli.latent_scale:main", "measure a VAE's latents for its config.json"),
     "buckets": Command("opensora.datasets.bucketed.report:main", "show which samples fall into which bucket"),
     "plan": Command("opensora.cost_model.command:main", "count memory, compute and communication"),
-    "convert": Command("opensora.cli.convert:main", "weights of any format to safetensors"),
+    "convert": Command("opensora.cli.convert:main", "weights of any format to safetensors or GGUF"),
     "convert wfvae": Command("opensora.cli.convert:wfvae", "WFVAE checkpoint of PyTorch to safetensors"),
     "convert torch": Command("opensora.cli.convert:torch", "weights of torch.save to safetensors"),
     "convert mindspore": Command("opensora.cli.convert:mindspore", "MindSpore checkpoint to safetensors"),

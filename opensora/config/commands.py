@@ -18,6 +18,8 @@ DEMO_MODEL = ROOT / "examples/demo_model"
 METRICS = ("psnr", "ssim", "lpips")
 PUBLISHED_REFINER = "LanguageBind/Open-Sora-Plan-v1.3.0/prompt_refiner"
 MAX_NEW_TOKENS = 512
+PRECISIONS = ("q8_0", "bf16", "fp16", "fp32")  # of converted weights
+WEIGHT_FORMATS = ("safetensors", "gguf")
 CARDS = ("910a", "910b", "910_93")
 
 
@@ -154,7 +156,16 @@ class ConvertWFVAEOptions(ConvertOptions):
 
 @dataclass(frozen=True)
 class ConvertAnyOptions(ConvertWFVAEOptions):
-    src: str = option_of(ConvertOptions, "src", help="PyTorch file, index.json of shards, or MindSpore checkpoint")
+    src: str = option_of(
+        ConvertOptions, "src", help="PyTorch, safetensors or GGUF file, index.json of shards, or MindSpore checkpoint"
+    )
+    target: str = option_of(ConvertOptions, "target", help="safetensors or GGUF file to write")
+    to: Optional[str] = option(
+        None, "precision of the large weights; default: safetensors with the types of the source", choices=PRECISIONS
+    )
+    format: Optional[str] = option(
+        None, "format of the file; default: gguf for q8_0, else safetensors", choices=WEIGHT_FORMATS
+    )
 
 
 @dataclass(frozen=True)
@@ -221,6 +232,19 @@ class DemoDataOptions:
 @dataclass(frozen=True)
 class DemoTextEncoderOptions:
     output_dir: str = option(help="folder for the text encoder")
+
+
+@dataclass(frozen=True)
+class FullSizeReleaseOptions:
+    output_dir: Path = option(help="new or empty folder for the weights, or that of an interrupted run")
+    dtype: str = option("bf16", "stored type of transformer and text encoder", choices=("bf16", "fp16", "fp32"))
+    seed: int = option(0, "seed of the weights", type=seed)
+    layers: Optional[int] = option(None, "blocks of the transformer; default: all 32")
+    text_layers: Optional[int] = option(None, "blocks of the text encoder; default: all 24")
+    tokenizer: Path = option(DEMO_MODEL / "text_encoder", "folder whose tokenizer is copied")
+
+    def __post_init__(self):
+        check_at_least_one(self, "layers", "text_layers")
 
 
 @dataclass(frozen=True)

@@ -53,7 +53,8 @@ CODES = {name: code for code, name in TYPES.items()}
 SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", 7: "<?", 10: "<Q", 11: "<q", 12: "<d"}
 STRING, ARRAY = 8, 9
 
-OWN_PREFIX = "opensora"  # of general.architecture, for files with torch names
+ARCHITECTURE = "general.architecture"
+OWN_PREFIX = "opensora"  # of the architecture of files with torch names
 
 
 def is_gguf_file(start: bytes) -> bool:
@@ -74,7 +75,7 @@ def read_gguf(path: Union[str, Path]) -> tuple[dict[str, LazyTensor], dict[str, 
         metadata, tensors = _read_header(_Header(file))
     except _Damaged as error:
         raise UserError(f"{path}: a damaged GGUF header ({error}); download or copy the file again") from error
-    if metadata["general.architecture"] in t5_names.ARCHITECTURES:
+    if metadata[ARCHITECTURE] in t5_names.ARCHITECTURES:
         names = {name: t5_names.torch_name(name) for name in tensors}
         if len(set(names.values())) < len(names):
             raise UserError(f"{path}: has tensors twice, under their GGUF names and their torch names")
@@ -171,7 +172,7 @@ def _read_header(header: _Header) -> tuple[dict[str, Any], dict[str, LazyTensor]
     alignment = metadata.get("general.alignment", ALIGNMENT)
     if type(alignment) is not int or not 0 < alignment <= LARGEST_ALIGNMENT or alignment & (alignment - 1):
         raise _Damaged(f"general.alignment {alignment!r:.60} is not a power of two up to {LARGEST_ALIGNMENT}")
-    _check_architecture(file, metadata.get("general.architecture"))
+    _check_architecture(file, metadata.get(ARCHITECTURE))
     entries: dict[str, tuple] = {}
     for _ in range(tensor_count):
         name = header.name()
@@ -188,7 +189,7 @@ def _check_architecture(file: OpenFile, name: Any) -> None:
     if name not in t5_names.ARCHITECTURES and not str(name).startswith(OWN_PREFIX):
         raise UserError(
             f"{file.path}: "
-            + ("has no general.architecture" if name is None else f"holds a {name!s:.60} model")
+            + (f"has no {ARCHITECTURE}" if name is None else f"holds a {name!s:.60} model")
             + f"; supported are {' and '.join(t5_names.ARCHITECTURES)}, and files of `opensora convert`"
         )
 
@@ -251,7 +252,7 @@ def write_gguf(
     path = Path(path)
     if path.suffix != ".gguf":
         raise UserError(f"{path}: the name of a GGUF file must end in .gguf")
-    if metadata["general.architecture"] in t5_names.ARCHITECTURES:
+    if metadata[ARCHITECTURE] in t5_names.ARCHITECTURES:
         tensors = {t5_names.gguf_name(name): tensor for name, tensor in tensors.items()}
     metadata = {**metadata, "general.alignment": ALIGNMENT}
     header = MAGIC + struct.pack("<IQQ", VERSIONS[-1], len(tensors), len(metadata))
