@@ -16,7 +16,7 @@ from mindspore.nn.utils import no_init_parameters
 
 from opensora.checkpoint.files import config_path, find_weights, open_state, read_config
 from opensora.checkpoint.formats.safetensors import write_safetensors
-from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, summarize
+from opensora.checkpoint.lazy_tensor import ArrayTensor, ConvertedTensor, LazyTensor, summarize
 from opensora.checkpoint.shape_check import check_class
 from opensora.config.options import did_you_mean
 from opensora.errors import UserError
@@ -111,7 +111,7 @@ class PretrainedModel(nn.Cell):
         dtype: the type the model computes in; norms and other statistics stay float32.
         block_list: name of the list of blocks that `from_pretrained` can stream.
         resident: names of parameters of these blocks that are always loaded.
-        unloaded: tensors by name of the parameters that are read from the file when they are needed.
+        unloaded: tensors by name of the parameters that are read from the file when they are needed, as they are held.
         keep_float32: of this class or of a Cell in it, the parameters that stay float32 whatever `dtype` is: their
             names, or True for all of the Cell.
     """
@@ -271,13 +271,16 @@ class PretrainedModel(nn.Cell):
         weights = weights or ("as_stored" if streamed else None)
         loader = WeightLoader(self, dtype, self.float32_parameters(), weights)
         self.dtype = dtype
-        self.unloaded = {}
+        unloaded = {}
         if weights is not None and ms.get_context("mode") == ms.PYNATIVE_MODE:
-            self.unloaded.update(self._open_tables(state))
+            unloaded.update(self._open_tables(state))
         if streamed:
             stream = self._stream(state, loader, source)
             self.replace_blocks(stream)
-            self.unloaded.update({name: tensor for tensors in stream.tensors for name, tensor in tensors.items()})
+            unloaded.update({name: tensor for tensors in stream.tensors for name, tensor in tensors.items()})
+        self.unloaded = {
+            name: ConvertedTensor(tensor, loader.kind(name, tensor), name) for name, tensor in unloaded.items()
+        }
         for name in loader.parameters:
             if name in state and name not in self.unloaded:
                 loader.load(name, state[name])
@@ -306,6 +309,11 @@ class PretrainedModel(nn.Cell):
     def replace_blocks(self, blocks: Any) -> None:
         """Computes with other blocks in place of those in `block_list`: an iterable of Cells."""
         raise NotImplementedError(f"{type(self).__name__} has no list of blocks")
+
+    @property
+    def is_streamed(self) -> bool:
+        """Whether the blocks are read from the file when they are needed."""
+        return any(name.startswith(f"{self.block_list}.") for name in self.unloaded)
 
     def values(self, name: str) -> Iterator[np.ndarray]:
         """The values of the parameter `name`, float32, in chunks, loaded or not."""

@@ -70,7 +70,7 @@ class WeightLoader:
             values, scale = tensor.q8_0()
             self._note_finite(name, is_finite(scale))
             return HeldWeight(values, ms.int8, scale)
-        source = tensor if tensor.dtype == kind else ConvertedTensor(tensor, kind)
+        source = tensor if tensor.dtype == kind else ConvertedTensor(tensor, kind, name)
         mapped = source.mapped() if may_map else None
         values = source.elements() if mapped is None else mapped
         self._note_finite(name, is_finite_chunk(np.ascontiguousarray(values).reshape(-1), kind))

@@ -14,6 +14,7 @@ from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.utils.logs import logger
 
 LENGTH_STEP = 64
+TEXTS_PER_PASS = 64  # texts that a streamed text encoder embeds each time it reads its weights; 8 MB of states each
 MAX_SHOWN = 60  # characters of a text in a note
 
 
@@ -34,16 +35,46 @@ class TextEmbedding:
         length = min(self.mask.shape[1], -(-longest // LENGTH_STEP) * LENGTH_STEP)
         return TextEmbedding(self.states[:, :length], self.mask[:, :length])
 
+    def copy(self) -> TextEmbedding:
+        """A copy, which does not keep the array in memory that this is a view of."""
+        return TextEmbedding(self.states.copy(), self.mask.copy())
+
+    @classmethod
+    def concatenate(cls, embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
+        """The rows of several embeddings, padded with zeros to the longest."""
+        length = max(embedding.mask.shape[1] for embedding in embeddings)
+
+        def padded(rows: np.ndarray) -> np.ndarray:
+            return np.pad(rows, [(0, 0), (0, length - rows.shape[1]), (0, 0)][: rows.ndim])
+
+        return cls(
+            np.concatenate([padded(embedding.states) for embedding in embeddings]),
+            np.concatenate([padded(embedding.mask) for embedding in embeddings]),
+        )
+
     def attention_mask(self) -> Optional[Tensor]:
         """(B, 1, L) for the transformer; None if there is no padding."""
         return None if self.mask.all() else Tensor(self.mask[:, None])
 
 
-def embed_text(encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> TextEmbedding:
-    """The encoder's last hidden states of texts padded or truncated to `max_length` tokens."""
+def embed_text(
+    encoder: MT5EncoderModel,
+    tokenizer: Tokenizer,
+    texts: Sequence[str],
+    max_length: int,
+    batch_size: Optional[int] = None,
+) -> TextEmbedding:
+    """The encoder's last hidden states of texts padded or truncated to `max_length` tokens.
+
+    Args:
+        batch_size: rows that the encoder computes together; None: all. A streamed encoder reads its weights once for
+            all of them.
+    """
     ids, mask = tokenizer(texts, max_length)
-    states = encoder(Tensor(ids), Tensor(mask))
-    return TextEmbedding(states.float().asnumpy(), mask)
+    starts = range(0, len(texts), batch_size or len(texts))
+    rows = [slice(start, start + starts.step) for start in starts]
+    states = encoder.encode([(Tensor(ids[some]), Tensor(mask[some])) for some in rows])
+    return TextEmbedding(np.concatenate([some.float().asnumpy() for some in states]), mask)
 
 
 def note_if_truncated(tokenizer: Tokenizer, text: str, max_length: int, remedy: str) -> None:

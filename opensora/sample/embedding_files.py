@@ -7,6 +7,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Optional, Union
 
+import mindspore as ms
+import numpy as np
 from tqdm import tqdm
 
 from opensora.datasets.broken import printable
@@ -23,7 +25,7 @@ from opensora.datasets.t2v.text_embeddings import (
     save_embedding,
 )
 from opensora.errors import UserError
-from opensora.pipelines.text import embed_text
+from opensora.pipelines.text import TEXTS_PER_PASS, embed_text
 from opensora.utils.logs import logger
 
 MAX_LISTED = 10  # invalid entries
@@ -88,11 +90,14 @@ def _texts_of(item: Any) -> Iterator[tuple[Optional[int], str]]:
 
 
 def encoder_digest(encoder) -> str:
-    """A digest of a model's configuration and weights."""
+    """A digest of a model's configuration and weights, the same whether they are loaded or streamed."""
     values = [repr(sorted(encoder.config.to_dict().items())).encode()]
-    for parameter in encoder.get_parameters():
-        checksum = zlib.crc32(parameter.float().asnumpy().tobytes())
-        values.append(f"{parameter.name} {parameter.shape} {parameter.dtype} {checksum}".encode())
+    for name, parameter in encoder.parameters_and_names():
+        checksum = 0
+        for chunk in encoder.values(name):
+            checksum = zlib.crc32(np.ascontiguousarray(chunk, np.float32).data, checksum)
+        dtype = ms.float32 if name in encoder.float32_parameters() else encoder.dtype
+        values.append(f"{parameter.name} {parameter.shape} {dtype} {checksum}".encode())
     return digest(*values)
 
 
@@ -109,9 +114,11 @@ def embed_captions(captions: Sequence[Caption], encoder, tokenizer, max_length: 
         if _origin_of(caption.file) != origin:
             todo.append((caption, origin))
     with tqdm(total=len(captions), initial=len(captions) - len(todo), desc="captions", unit="caption") as progress:
-        for start in range(0, len(todo), batch_size):
-            batch = todo[start : start + batch_size]
-            embedding = embed_text(encoder, tokenizer, [caption.text for caption, _ in batch], max_length)
+        step = batch_size if not encoder.is_streamed else -(-TEXTS_PER_PASS // batch_size) * batch_size
+        for start in range(0, len(todo), step):
+            batch = todo[start : start + step]
+            texts = [caption.text for caption, _ in batch]
+            embedding = embed_text(encoder, tokenizer, texts, max_length, batch_size)
             for (caption, origin), states, mask in zip(batch, embedding.states, embedding.mask):
                 save_embedding(caption.file, states, mask, origin)
             progress.update(len(batch))

@@ -62,11 +62,13 @@ class VideoAutoencoderKL(PretrainedModel):
         dtype=ms.float32,
         config: Optional[Mapping[str, Any]] = None,
         use_ema: bool = True,
+        weights: Optional[str] = None,
+        streamed: bool = False,
         **changes,
     ) -> VideoAutoencoderKL:
         """As `PretrainedModel.from_pretrained`; `changes` (micro_batch_size) override the config.json."""
         config = cls.published_config(path) if config is None else config
-        return super().from_pretrained(path, dtype, {**config, **changes}, use_ema)
+        return super().from_pretrained(path, dtype, {**config, **changes}, use_ema, weights, streamed)
 
     def encode(self, x: Tensor, noise: Optional[Noise] = None) -> Tensor:
         """(B, 3, T, H, W) -> a sample of the posterior of the latents, times 0.18215; random without `noise`."""

@@ -1,7 +1,8 @@
 """Basic layers with PyTorch's parameter names (`weight`, `bias`) and PyTorch's default initialization.
 
 Convolutions and linear layers convert their input to the dtype of their weights, and that is the dtype of their output.
-If their weights are stored in fewer bits (`WeightLayer`), it is the dtype that the model computes in. Norms have float32
+If their weights are stored in fewer bits (`WeightLayer`), it is the dtype that the model computes in. Norms have
+float32
 weights, compute in float32, and return the dtype of their input.
 """
 

@@ -166,6 +166,8 @@ class STDiT2(PretrainedModel):
         dtype=ms.float32,
         config: Optional[Mapping[str, Any]] = None,
         use_ema: bool = True,
+        weights: Optional[str] = None,
+        streamed: bool = False,
         **changes: Any,
     ) -> STDiT2:
         """As `PretrainedModel.from_pretrained`; `path` may also be a training run with its weights in `model/`.
@@ -192,7 +194,7 @@ class STDiT2(PretrainedModel):
                 raise UserError(f"holds none of the weights of {cls.__name__}")
             if missing:
                 model = cls(**config)
-            model._fill(state, dtype, strict=False, source=source)
+            model._fill(state, dtype, strict=False, source=source, weights=weights, streamed=streamed)
         except ValueError as error:
             raise UserError(f"{source}: {error}") from error
         if missing or unexpected:

@@ -317,8 +317,12 @@ def test_template_and_negative_prompt_are_used(release, run, flags, tmp_path, mo
         pipeline = OpenSoraPipeline.from_pretrained(
             release / "transformer", release / "vae", release / "text", **options
         )
-        monkeypatch.setattr(pipeline, "embed", lambda texts, length: texts)
-        return [*pipeline.embed_prompt("a boat", 7.5), *pipeline.embed_prompt("{} %s", 1.0)]
+        texts = []
+        embed = pipeline.embed
+        monkeypatch.setattr(pipeline, "embed", lambda some, length: texts.extend(some) or embed(some, length))
+        pipeline.embed_prompt("a boat", 7.5)
+        pipeline.embed_prompt("{} %s", 1.0)
+        return texts
 
     negative, positive, alone = texts_of()
     assert "worst quality" in negative and positive.split() == "high quality, high aesthetic, a boat".split()
