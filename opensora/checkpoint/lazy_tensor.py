@@ -251,7 +251,8 @@ class ScaledTensor(LazyTensor):
             repeats = np.full(scale.size, self._group)
             repeats[0] -= start - first * self._group
             repeats[-1] -= (last + 1) * self._group - start - count
-            values *= np.repeat(scale, repeats) if scale.size > 1 else scale
+            with np.errstate(all="ignore"):  # of scales that are not finite
+                values *= np.repeat(scale, repeats) if scale.size > 1 else scale
         return values
 
     def elements(self) -> np.ndarray:
