@@ -264,8 +264,9 @@ class ScaledTensor(LazyTensor):
     def iter_q8_0(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if not self._is_q8_0:
             return super().iter_q8_0()
+        tensor, scale = self.tensor._random_access(), self.scale._random_access()
         return (
-            (self.tensor.values(start, count), self.scale.values(start // Q8_BLOCK, count // Q8_BLOCK))
+            (tensor.values(start, count), scale.values(start // Q8_BLOCK, count // Q8_BLOCK))
             for start, count in self._ranges()
         )
 

@@ -224,11 +224,11 @@ print(peak() - before)
 
 @pytest.mark.skipif(not os.path.exists("/proc/self/status"), reason="memory is measured through /proc")
 def test_memory_is_bounded_for_a_large_tensor(tmp_path):
-    """256 MB in one tensor: 60 MB."""
+    """256 MB in one tensor, 25 MB for its conversion."""
     values = np.arange(64 << 20, dtype=np.float32).reshape(-1, 4096) % 1000
     write_safetensors(tmp_path / "x.safetensors", {"w": ArrayTensor(values)})
     command = [sys.executable, "-c", MEASURE, tmp_path / "x.safetensors"]
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-    assert int(finished.stdout.splitlines()[-1]) < 100e6
+    assert int(finished.stdout.splitlines()[-1]) < 80e6
     assert (open_state(tmp_path / "fp16.safetensors")["w"].rows([5, 16000]) == values[[5, 16000]]).all()
     assert (open_state(tmp_path / "q8_0.gguf")["w"].rows([3]) == rounded(values[3], "q8_0")).all()

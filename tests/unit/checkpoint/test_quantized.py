@@ -110,6 +110,7 @@ def every_tensor(tmp_path) -> dict:
         found[f"scaled {shape}"] = ScaledTensor(integers, scale)
     found["scaled fp8"] = ScaledTensor(found["F8_E4M3"], ArrayTensor(np.float32([0.25])))
     found["scaled strided"] = ScaledTensor(found["strided"], ArrayTensor(np.float32([0.25])))
+    found["converted strided"] = ConvertedTensor(found["strided"], "BF16")
     for dtype in ("F32", "F16", "BF16", "Q8_0"):
         found[f"converted {dtype}"] = ConvertedTensor(ArrayTensor(plain), dtype)
     return found
@@ -243,11 +244,10 @@ def test_scale_that_does_not_fit_its_weight_is_named(tmp_path):
 
 def test_transposed_weights_of_torch_files_are_scaled_and_quantized(tmp_path):
     values = np.random.default_rng(0).integers(-127, 128, (64, 4)).astype(np.int8)
-    content = {
-        "a.weight": View(Storage(values.reshape(-1)), (4, 64), strides=(1, 4)),
-        "a.weight_scale": tensor(np.float32([2])),
-    }
-    save_zip(tmp_path / "x.pt", content)
+    transposed = View(Storage(values.reshape(-1)), (4, 64), strides=(1, 4))
+    save_zip(tmp_path / "x.pt", {"a.weight": transposed, "a.weight_scale": tensor(np.float32([2]))})
     found = open_state(tmp_path / "x.pt")["a.weight"]
     assert (found.numpy() == values.T * np.float32(2)).all()
     assert (found.q8_0()[0] == quantize_q8_0(values.T * np.float32(2))[0]).all()
+    save_zip(tmp_path / "x.pt", {"a.weight": transposed, "a.weight_scale": tensor(np.full((4, 2), 2, np.float16))})
+    assert (open_state(tmp_path / "x.pt")["a.weight"].q8_0()[0] == values.T).all(), "the stored numbers"
