@@ -251,7 +251,8 @@ class ScaledTensor(LazyTensor):
             repeats = np.full(scale.size, self._group)
             repeats[0] -= start - first * self._group
             repeats[-1] -= (last + 1) * self._group - start - count
-            values *= np.repeat(scale, repeats) if scale.size > 1 else scale
+            with np.errstate(all="ignore"):  # of scales that are not finite
+                values *= np.repeat(scale, repeats) if scale.size > 1 else scale
         return values
 
     def elements(self) -> np.ndarray:
@@ -263,8 +264,9 @@ class ScaledTensor(LazyTensor):
     def iter_q8_0(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         if not self.is_q8_0:
             return super().iter_q8_0()
+        tensor, scale = self.tensor._random_access(), self.scale._random_access()
         return (
-            (self.tensor.values(start, count), self.scale.values(start // Q8_BLOCK, count // Q8_BLOCK))
+            (tensor.values(start, count), scale.values(start // Q8_BLOCK, count // Q8_BLOCK))
             for start, count in self._ranges()
         )
 

@@ -49,7 +49,8 @@ def dequantize(data: Bytes, dtype: str) -> np.ndarray:
     """
     data = _as_uint8(data)
     elements, nbytes = BLOCK_TYPES[dtype]
-    weights = _DEQUANTIZE[dtype](data.reshape(data.size // nbytes, nbytes))
+    with np.errstate(all="ignore"):  # of scales that are not finite
+        weights = _DEQUANTIZE[dtype](data.reshape(data.size // nbytes, nbytes))
     return weights.reshape(*data.shape[:-1], data.shape[-1] // nbytes * elements)
 
 

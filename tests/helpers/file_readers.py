@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Callable, NamedTuple
 
@@ -43,6 +44,59 @@ def _make_safetensors(folder: Path) -> Path:
 
     write_safetensors(folder / "x.safetensors", {name: ArrayTensor(array) for name, array in _arrays().items()})
     return folder / "x.safetensors"
+
+
+def _make_gguf(folder: Path) -> Path:
+    """Tensors of every type of block."""
+    from opensora.checkpoint.formats.gguf import write_gguf
+    from opensora.checkpoint.lazy_tensor import ArrayTensor, FileTensor
+    from opensora.checkpoint.open_file import OpenFile
+    from opensora.checkpoint.quantized import BLOCK_TYPES
+
+    (folder / "blocks").write_bytes(bytes(range(256)))
+    tensors = {name: ArrayTensor(array) for name, array in _arrays().items()}
+    for dtype, (elements, _) in BLOCK_TYPES.items():
+        tensors[dtype] = FileTensor(OpenFile(folder / "blocks"), 0, (1, elements), dtype)
+    write_gguf(folder / "x.gguf", tensors, {"general.architecture": "t5", "general.name": "x", "eps": 0.5, "ok": True})
+    return folder / "x.gguf"
+
+
+def _make_gguf_vocabulary(folder: Path) -> Path:
+    """A file of the package gguf with arrays of texts and numbers."""
+    import gguf
+
+    writer = gguf.GGUFWriter(folder / "x.gguf", "t5encoder")
+    writer.add_token_list(["ab", "", "cde"])
+    writer.add_token_scores([0.5, 1.0, 2.0])
+    writer.add_array("nested", [[1, 2], [3]])
+    for name, array in _arrays().items():
+        writer.add_tensor(name, array)
+    writer.write_header_to_file()
+    writer.write_kv_data_to_file()
+    writer.write_tensors_to_file()
+    writer.close()
+    return folder / "x.gguf"
+
+
+def _make_float8(folder: Path) -> Path:
+    """Scaled float8 and int8 weights."""
+    tensors = {
+        "scaled_fp8": ("F8_E4M3", np.zeros(0, np.uint8)),
+        "a.weight": ("F8_E4M3", np.arange(64, dtype=np.uint8).reshape(1, 64)),
+        "a.scale_weight": ("F32", np.float32([0.5])),
+        "b.weight": ("I8", np.arange(64, dtype=np.int8).reshape(1, 64)),
+        "b.weight_scale": ("F16", np.float16([[0.5, 2]])),
+    }
+    return write_stored(folder / "x.safetensors", tensors)
+
+
+def write_stored(path: Path, tensors: Mapping[str, tuple[str, np.ndarray]]) -> Path:
+    """Writes a safetensors file of types and stored numbers."""
+    from opensora.checkpoint.formats.safetensors import write_safetensors
+    from opensora.checkpoint.lazy_tensor import ArrayTensor
+
+    write_safetensors(path, {name: ArrayTensor(array, dtype) for name, (dtype, array) in tensors.items()})
+    return path
 
 
 def _make_index(folder: Path) -> Path:
@@ -90,6 +144,8 @@ def _read_state(path: Path) -> None:
         value.numpy()
         for _ in value.iter_bytes():
             pass
+        if len(value.shape) == 2 and value.shape[1] % 32 == 0:
+            value.q8_0()
 
 
 def _read_config(path: Path) -> None:
@@ -267,6 +323,9 @@ READERS = {
     "torch zip": Reader(_make_torch(save_zip), _read_state),
     "torch legacy": Reader(_make_torch(save_legacy), _read_state),
     "safetensors": Reader(_make_safetensors, _read_state),
+    "gguf": Reader(_make_gguf, _read_state),
+    "gguf vocabulary": Reader(_make_gguf_vocabulary, _read_state),
+    "scaled float8": Reader(_make_float8, _read_state),
     "index.json": Reader(_make_index, _read_state),
     "mindspore": Reader(_make_mindspore, _read_state),
     "config.json": Reader(_make_config, _read_config),

@@ -119,34 +119,23 @@ class _Header:
         return self.text(length)
 
     def text(self, length: int) -> str:
-        try:
-            return self.take(length).decode()
-        except UnicodeDecodeError as error:
-            raise _Damaged("text that is not UTF-8") from error
+        return self.take(length).decode("utf-8", errors="replace")
 
-    def value(self, kind: int) -> Any:
+    def value(self, kind: int, depth: int = DEEPEST_ARRAY) -> Any:
         """A value of the metadata; None for an array, which is skipped."""
         if kind in SCALARS:
             return self.number(SCALARS[kind])
         if kind == STRING:
             return self.text(self.number("<Q"))
-        self._skip(kind, DEEPEST_ARRAY)
-        return None
-
-    def _skip(self, kind: int, depth: int) -> None:
-        if kind in SCALARS:
-            self.take(struct.calcsize(SCALARS[kind]))
-        elif kind == STRING:
-            self.take(self.number("<Q"))
-        elif kind != ARRAY or not depth:
+        if kind != ARRAY or not depth:
             raise _Damaged(f"a value of the unknown type {kind}" if depth else "nested too deep")
+        item, count = self.number("<I"), self.number("<Q")
+        if item in SCALARS:
+            self.take(count * struct.calcsize(SCALARS[item]))
         else:
-            item, count = self.number("<I"), self.number("<Q")
-            if item in SCALARS:
-                self.take(count * struct.calcsize(SCALARS[item]))
-            else:
-                for _ in range(count):  # each item takes at least 8 bytes, so the end of the file ends the loop
-                    self._skip(item, depth - 1)
+            for _ in range(count):  # each item takes at least 8 bytes, so the end of the file ends the loop
+                self.value(item, depth - 1)
+        return None
 
 
 def _read_header(header: _Header) -> tuple[dict[str, Any], dict[str, LazyTensor]]:

@@ -117,19 +117,17 @@ def write_safetensors(
         check_finite: report tensors with NaN or infinity on stderr.
 
     Raises:
-        UserError: a path that does not end in .safetensors.
+        UserError: a path that does not end in .safetensors, or a tensor type that safetensors does not have.
         OSError: the disk is full (checked before writing, if the file system allows it) or not writable.
     """
     path = Path(path)
     if path.suffix != ".safetensors":
         raise UserError(f"{path}: the name of a safetensors file must end in .safetensors")
-    unknown = [
-        f"{name!r:.100} is {tensor.dtype}" for name, tensor in tensors.items() if tensor.dtype not in NUMPY_TYPES
-    ]
-    if unknown:
-        raise UserError(
-            f"{path}: {unknown[0]}, which safetensors does not have; convert it, for example with --to bf16"
-        )
+    for name, tensor in tensors.items():
+        if tensor.dtype not in NUMPY_TYPES:
+            raise UserError(
+                f"{path}: {name!r:.100} is {tensor.dtype}, which safetensors does not have; convert --to bf16"
+            )
     header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
     position = 0
     # Sorted by element size, largest first, so that every tensor is aligned to its element size.

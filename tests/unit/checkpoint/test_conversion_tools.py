@@ -181,12 +181,14 @@ def test_file_size_limit_is_reported(run, vae_folder, ballasted, tmp_path):
     assert os.listdir(tmp_path) == []
 
 
-# Runs a tool, then prints its peak memory. (getrusage would include the parent process.)
+# Runs a tool, which exits, then prints its peak memory. (getrusage would include the parent process.)
 WITH_PEAK = """
 import runpy, sys
 sys.argv = sys.argv[1:]
-runpy.run_path(sys.argv[0], run_name="__main__")
-print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
+try:
+    runpy.run_path(sys.argv[0], run_name="__main__")
+finally:
+    print(next(line.split()[1] for line in open("/proc/self/status") if line.startswith("VmHWM")))
 """
 
 
