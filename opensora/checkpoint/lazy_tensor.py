@@ -67,6 +67,9 @@ class LazyTensor:
         """`elements` as a read-only view of a memory map of the file; None where that is not possible."""
         return None
 
+    def drop_pages(self) -> None:
+        """Removes a map of the file that `mapped` returned from the process's memory."""
+
     def iter_values(self, count: int = CHUNK_VALUES) -> Iterator[np.ndarray]:
         """Yields the values in C order as flat arrays: float32 for BF16, float8 and block types.
 
@@ -182,6 +185,9 @@ class FileTensor(LazyTensor):
         kind = stored_type(self.dtype)
         view = None if data is None else np.frombuffer(data, kind).reshape(self.shape)
         return view if view is not None and view.flags.aligned else None
+
+    def drop_pages(self) -> None:
+        self.file.drop(self.offset, self.nbytes)
 
     def iter_q8_0(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
         return map(unpack_q8_0, self.iter_bytes()) if self.dtype == "Q8_0" else super().iter_q8_0()

@@ -7,6 +7,7 @@ import mmap
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from threading import Lock
 from typing import Optional
 
 from opensora.errors import UserError
@@ -24,6 +25,7 @@ class OpenFile:
         self.path = path
         self._file: io.FileIO = open(path, "rb", buffering=0)
         self._map: Optional[mmap.mmap] = None
+        self._lock = Lock()
         self.size = os.fstat(self._file.fileno()).st_size
 
     def read(self, offset: int, size: int) -> bytearray:
@@ -32,13 +34,14 @@ class OpenFile:
             raise truncated(self.path)
         data = bytearray(size)
         view = memoryview(data)
-        self._file.seek(offset)
-        done = 0
-        while done < size:
-            count = self._file.readinto(view[done:])
-            if not count:  # the file was truncated after it was opened
-                raise truncated(self.path)
-            done += count
+        with self._lock:  # of the file's position: a thread may read ahead
+            self._file.seek(offset)
+            done = 0
+            while done < size:
+                count = self._file.readinto(view[done:])
+                if not count:  # the file was truncated after it was opened
+                    raise truncated(self.path)
+                done += count
         return data
 
     def mapped(self, offset: int, size: int) -> Optional[memoryview]:
@@ -48,6 +51,12 @@ class OpenFile:
         if self._map is None:
             self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
         return memoryview(self._map)[offset : offset + size]
+
+    def drop(self, offset: int, size: int) -> None:
+        """Removes these bytes of the memory map from the process's memory; the next access reads them again."""
+        if self._map is not None and hasattr(mmap, "MADV_DONTNEED"):
+            start = offset // mmap.PAGESIZE * mmap.PAGESIZE
+            self._map.madvise(mmap.MADV_DONTNEED, start, offset + size - start)
 
     def __del__(self):
         if hasattr(self, "_file"):
@@ -75,3 +84,8 @@ class ScatteredFile:
     def mapped(self, offset: int, size: int) -> Optional[memoryview]:
         """`OpenFile.mapped`, or None if there are several regions."""
         return self.file.mapped(self.places[0][0] + offset, size) if len(self.places) == 1 else None
+
+    def drop(self, offset: int, size: int) -> None:
+        """`OpenFile.drop`."""
+        if len(self.places) == 1:
+            self.file.drop(self.places[0][0] + offset, size)

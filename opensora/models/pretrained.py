@@ -282,7 +282,9 @@ class PretrainedModel(nn.Cell):
             name: ConvertedTensor(tensor, loader.kind(name, tensor), name) for name, tensor in unloaded.items()
         }
         for name in loader.parameters:
-            if name in state and name not in self.unloaded:
+            if name in self.unloaded:
+                loader.release(name)
+            elif name in state:
                 loader.load(name, state[name])
         loader.warn(source)
         return missing, unexpected

@@ -80,10 +80,11 @@ class WeightLoader:
     def set(self, name: str, held: HeldWeight) -> None:
         """Sets the parameter `name`, and tells its layer how the weight is stored."""
         parameter, layer = self.parameters[name], self.layers.get(name)
-        if parameter.dtype != held.dtype:
-            parameter.set_dtype(held.dtype)
         tensor = Tensor if self.weights is None else Tensor.from_numpy  # the latter shares the array's memory
-        parameter.set_data(tensor(np.ascontiguousarray(held.values)))
+        if parameter.has_init:
+            self.release(name)
+        # `set_data` would convert the numbers to the parameter's dtype, and `set_dtype` the old ones first.
+        parameter.assign_value(tensor(np.ascontiguousarray(held.values)))
         if layer is not None:
             layer.compute_dtype = None if held.dtype == self.dtype else self.dtype
             layer.scale = None if held.scale is None else tensor(held.scale)

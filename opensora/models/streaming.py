@@ -7,10 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Union
 
+import mindspore as ms
 from mindspore import nn
 
 from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.models.stored_weights import HeldWeight, WeightLoader
+from opensora.ops.backend import on_cpu
+from opensora.ops.cpu.runtime import return_freed_memory
 
 
 class BlockStream:
@@ -51,8 +54,12 @@ class BlockStream:
                 try:
                     yield block
                 finally:
-                    for name in self.tensors[index]:
+                    if not on_cpu():
+                        ms.runtime.synchronize()  # operators that are waiting to run need the weights
+                    for name, tensor in self.tensors[index].items():
                         self.loader.release(name)
+                        tensor.drop_pages()
+                    return_freed_memory()
         self.loader.warn(self.source)
 
     def only(self, *layers: str) -> BlockStream:
@@ -64,4 +71,4 @@ class BlockStream:
         return BlockStream(self.blocks, chosen, self.loader, self.source)
 
     def _read(self, index: int) -> dict[str, HeldWeight]:
-        return {name: self.loader.read(name, tensor) for name, tensor in self.tensors[index].items()}
+        return {name: self.loader.read(name, tensor, may_map=True) for name, tensor in self.tensors[index].items()}

@@ -20,7 +20,7 @@ from opensora.ops.backend import convolution_dtype
 from opensora.pipelines.denoise import StepNoise, denoise
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
-from opensora.pipelines.text import TEXTS_PER_PASS, TextEmbedding, embed_text
+from opensora.pipelines.text import TextEmbedding, embed_text, embed_texts
 from opensora.schedulers import Scheduler, get_scheduler
 
 if TYPE_CHECKING:
@@ -103,8 +103,8 @@ class VideoPipeline:
         )
 
     def embed(self, texts: Sequence[str], max_sequence_length: int = 512) -> TextEmbedding:
-        """Embeds texts without template, one at a time: the result for a text does not depend on the others."""
-        return embed_text(self.text_encoder.get(), self.tokenizer, texts, max_sequence_length, batch_size=1)
+        """Embeds texts without template."""
+        return embed_text(self.text_encoder.get(), self.tokenizer, texts, max_sequence_length)
 
     def embed_prompt(self, prompt: str, guidance_scale: float, max_sequence_length: int = 512) -> TextEmbedding:
         """Embeds a prompt in its template for `denoise`; with guidance, the negative prompt comes first."""
@@ -117,13 +117,8 @@ class VideoPipeline:
         templates = [self.prompt_template.replace("{}", prompt) for prompt in prompts]
         rows = [[self.negative_prompt, text] if guidance_scale > 1 else [text] for text in templates]
         texts = list(dict.fromkeys(text for row in rows for text in row))
-        embedded: dict[str, TextEmbedding] = {}
-        for start in range(0, len(texts), TEXTS_PER_PASS):
-            some = texts[start : start + TEXTS_PER_PASS]
-            embedding = self.embed(some, max_sequence_length)
-            for i, text in enumerate(some):
-                states, mask = embedding.states[i : i + 1], embedding.mask[i : i + 1]
-                embedded[text] = TextEmbedding(states, mask).trimmed().copy()
+        encoder = self.text_encoder.get()
+        embedded = dict(zip(texts, embed_texts(encoder, self.tokenizer, texts, max_sequence_length)))
         return [TextEmbedding.concatenate([embedded[text] for text in row]) for row in rows]
 
     def denoise(

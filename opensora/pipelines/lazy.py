@@ -8,6 +8,8 @@ from typing import Any, Callable, Optional
 import mindspore as ms
 from mindspore import nn
 
+from opensora.ops.cpu.runtime import return_freed_memory
+
 
 class LazyModel:
     """A model that is loaded at the first `get` and can be released."""
@@ -27,3 +29,4 @@ class LazyModel:
         self._model = None
         gc.collect()
         ms.runtime.empty_cache()
+        return_freed_memory()

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -26,18 +26,12 @@ class TextEmbedding:
     mask: np.ndarray
 
     def trimmed(self) -> TextEmbedding:
-        """Without the trailing padding common to all rows, rounded up to a multiple of `LENGTH_STEP`.
+        """Without the trailing padding common to all rows (`trimmed_length`).
 
-        Padding gets no attention, so the result does not change. Rounding limits the number of distinct lengths,
-        because graph mode compiles each of them.
+        Padding gets no attention, so the result does not change.
         """
-        longest = int(self.mask.sum(1).max())
-        length = min(self.mask.shape[1], -(-longest // LENGTH_STEP) * LENGTH_STEP)
+        length = trimmed_length(self.mask)
         return TextEmbedding(self.states[:, :length], self.mask[:, :length])
-
-    def copy(self) -> TextEmbedding:
-        """A copy, which does not keep the array in memory that this is a view of."""
-        return TextEmbedding(self.states.copy(), self.mask.copy())
 
     @classmethod
     def concatenate(cls, embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
@@ -75,6 +69,32 @@ def embed_text(
     rows = [slice(start, start + starts.step) for start in starts]
     states = encoder.encode([(Tensor(ids[some]), Tensor(mask[some])) for some in rows])
     return TextEmbedding(np.concatenate([some.float().asnumpy() for some in states]), mask)
+
+
+def embed_texts(
+    encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[str], max_length: int
+) -> Iterator[TextEmbedding]:
+    """Yields the embedding of each text, of one row, without most of its padding (`TextEmbedding.trimmed`).
+
+    The encoder computes one text at a time, so its result does not depend on the others, and only the tokens that are
+    kept: padding gets no attention.
+    """
+    for start in range(0, len(texts), TEXTS_PER_PASS):
+        ids, mask = tokenizer(texts[start : start + TEXTS_PER_PASS], max_length)
+        lengths = [trimmed_length(row) for row in mask]
+        rows = [(ids[i : i + 1, :length], mask[i : i + 1, :length]) for i, length in enumerate(lengths)]
+        states = encoder.encode([(Tensor(row), Tensor(row_mask)) for row, row_mask in rows])
+        for some, (_, row_mask) in zip(states, rows):
+            yield TextEmbedding(some.float().asnumpy(), row_mask)
+
+
+def trimmed_length(mask: np.ndarray) -> int:
+    """The number of tokens (..., L) up to the last that is not padding, rounded up to a multiple of `LENGTH_STEP`.
+
+    Rounding limits the number of distinct lengths, because graph mode compiles each of them.
+    """
+    longest = int(mask.sum(-1).max())
+    return min(mask.shape[-1], -(-longest // LENGTH_STEP) * LENGTH_STEP)
 
 
 def note_if_truncated(tokenizer: Tokenizer, text: str, max_length: int, remedy: str) -> None:

@@ -2,8 +2,7 @@
 
 Convolutions and linear layers convert their input to the dtype of their weights, and that is the dtype of their output.
 If their weights are stored in fewer bits (`WeightLayer`), it is the dtype that the model computes in. Norms have
-float32
-weights, compute in float32, and return the dtype of their input.
+float32 weights, compute in float32, and return the dtype of their input.
 """
 
 from __future__ import annotations

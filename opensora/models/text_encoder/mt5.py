@@ -187,7 +187,7 @@ class MT5EncoderModel(PretrainedModel):
         return self.encoder(input_ids, attention_mask)
 
     def encode(self, batches: Sequence[tuple[Tensor, Tensor]]) -> list[Tensor]:
-        """The states of several batches of ids and masks of one length.
+        """The states of several batches of ids and masks.
 
         A streamed encoder reads each block once for all of them.
         """
@@ -195,10 +195,10 @@ class MT5EncoderModel(PretrainedModel):
         if not isinstance(stack.blocks_to_run, BlockStream):
             return [self(ids, mask) for ids, mask in batches]
         states = [stack.embed_tokens(ids) for ids, _ in batches]
-        position_bias = stack.position_bias(batches[0][0].shape[1])
+        bias_of = {length: stack.position_bias(length) for length in {ids.shape[1] for ids, _ in batches}}
         for block in stack.blocks_to_run:
-            for i, (_, mask) in enumerate(batches):
-                states[i] = block(states[i], position_bias + mask_to_bias(mask))
+            for i, (ids, mask) in enumerate(batches):
+                states[i] = block(states[i], bias_of[ids.shape[1]] + mask_to_bias(mask))
         return [stack.final_layer_norm(x) for x in states]
 
     def replace_blocks(self, blocks: Iterable) -> None:

@@ -318,8 +318,8 @@ def test_template_and_negative_prompt_are_used(release, run, flags, tmp_path, mo
             release / "transformer", release / "vae", release / "text", **options
         )
         texts = []
-        embed = pipeline.embed
-        monkeypatch.setattr(pipeline, "embed", lambda some, length: texts.extend(some) or embed(some, length))
+        tokenizer = pipeline.tokenizer
+        monkeypatch.setattr(pipeline, "tokenizer", lambda some, length: texts.extend(some) or tokenizer(some, length))
         pipeline.embed_prompt("a boat", 7.5)
         pipeline.embed_prompt("{} %s", 1.0)
         return texts
