@@ -40,7 +40,7 @@ FOLDERS = {
 NO_LIMIT = "none"
 DROP_CACHES = Path("/proc/sys/vm/drop_caches")
 STAGES = ("load", "encode", "step", "decode")
-STAGE_TIME = re.compile(rf"time: ({'|'.join(STAGES)}) ([\d.]+) s")
+STAGE_TIME = re.compile(rf"\b({'|'.join(STAGES)}) ([\d.]+) s")
 PLANNED_PEAK = re.compile(r"planned peak ([\d.]+) GB")
 FIRST_STEP = re.compile(r"denoising:.* [1-9]\d*/\d+ \[")  # a progress bar with a complete step
 WEIGHT_SUFFIXES = (".safetensors", ".bin", ".ckpt")
@@ -61,8 +61,8 @@ class Result:
     def of(cls, title: str, usage: Usage) -> Result:
         stages: dict[str, float] = {}
         for _, line in usage.lines:
-            for stage, seconds in STAGE_TIME.findall(line):  # models may load one at a time
-                stages[stage] = float(seconds) + (0 if stage == "step" else stages.get(stage, 0))
+            if line.startswith("time: "):
+                stages.update({stage: float(seconds) for stage, seconds in STAGE_TIME.findall(line)})
         planned = [float(found[1]) * 1e9 for _, line in usage.lines if (found := PLANNED_PEAK.search(line))]
         steps = [seconds for seconds, line in usage.lines if FIRST_STEP.search(line)]
         return cls(title, stages, steps[0] if steps else None, planned[-1] if planned else None, usage)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,11 +20,11 @@ def byte_count(text: str) -> int:
     """The bytes of a size such as 8GB, 1.5 GB, 512MB or 8GiB.
 
     Raises:
-        UserError: not a size.
+        argparse.ArgumentTypeError: not a size.
     """
     found = re.fullmatch(r"\s*(\d+(?:\.\d*)?)\s*([kmgt]?i?)b?\s*", text.lower())
     if not found or found[2] not in UNITS or not float(found[1]):
-        raise UserError(f"{text!r:.40} is not a size of memory; write it as 8GB, 1.5GB or 512MB")
+        raise argparse.ArgumentTypeError(f"{text!r:.40} is not a size of memory; write it as 8GB, 1.5GB or 512MB")
     return int(float(found[1]) * UNITS[found[2]])
 
 

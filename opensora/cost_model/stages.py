@@ -15,6 +15,8 @@ from opensora.cost_model.run import BYTES, Run
 
 if TYPE_CHECKING:
     from opensora.models.pretrained import PretrainedModel
+    from opensora.models.text_encoder.mt5 import MT5EncoderModel
+    from opensora.models.wfvae.model import WFVAEModel
 
 TEXT_ENCODER = {"vocab_size": 250112, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 AUTOENCODER = {"latent_dim": 8, "norm_type": "layernorm", "t_interpolation": "trilinear", "connect_res_layer_num": 2}
@@ -27,44 +29,48 @@ def model_bytes(model: PretrainedModel, element: int) -> int:
 
 
 def text_encoder(run: Run) -> dict[str, float]:
-    """Bytes of the text encoder.
-
-    Working set: position bias, scores and probabilities (B, heads, L, L) in float32, and the three tensors (B, L, d_ff)
-    of the gated feed-forward.
-    """
+    """Bytes of the published text encoder."""
     from opensora.models.text_encoder.mt5 import MT5EncoderModel
 
     model = MT5EncoderModel.without_weights(**TEXT_ENCODER)
+    return with_sum({"weights": model_bytes(model, run.bytes), **text_encoder_buffers(model, run)})
+
+
+def text_encoder_buffers(model: MT5EncoderModel, run: Run) -> dict[str, float]:
+    """Bytes of the text encoder besides its weights. Texts are encoded one at a time.
+
+    Working set: position bias, scores and probabilities (heads, L, L) in float32, and the three tensors (L, d_ff) of
+    the gated feed-forward.
+    """
     config, length = model.config, run.max_sequence_length
-    scores = run.batch * config.num_heads * length**2
-    return with_sum(
-        {
-            "weights": model_bytes(model, run.bytes),
-            "working set (estimate)": 3 * scores * BYTES["fp32"] + 3 * run.batch * length * config.d_ff * run.bytes,
-        }
-    )
+    scores = config.num_heads * length**2
+    return {"working set (estimate)": 3 * scores * BYTES["fp32"] + 3 * length * config.d_ff * run.bytes}
 
 
 def autoencoder(run: Run) -> dict[str, float]:
-    """Bytes of the autoencoder while it decodes the first chunk, the largest one.
+    """Bytes of the published autoencoder."""
+    from opensora.models.wfvae.model import WFVAEModel
+
+    model = WFVAEModel.without_weights(**AUTOENCODER)
+    return with_sum({"weights": model_bytes(model, run.bytes), **autoencoder_buffers(model, run)})
+
+
+def autoencoder_buffers(model: WFVAEModel, run: Run, in_chunks: bool = True) -> dict[str, float]:
+    """Bytes of the autoencoder, besides its weights, while it decodes the first chunk, the largest one.
 
     Working set: the input of the largest norm, of the block after the last upsampling, in the run's precision and three
     times in float32 (the norm's input, the centered and the normalized one). Cached frames: the end of every causal
     convolution's input, which the next chunk needs.
     """
-    from opensora.models.wfvae.model import DECODE_CHUNK, WFVAEModel
+    from opensora.models.wfvae.model import DECODE_CHUNK
 
-    model = WFVAEModel.without_weights(**AUTOENCODER)
     _, t, h, w = run.latents
-    frames = 2 * min(t, 1 + DECODE_CHUNK) - 1
+    frames = 2 * min(t, 1 + DECODE_CHUNK) - 1 if in_chunks else run.num_frames
     largest = run.batch_size * frames * 2 * model.config.base_channels * (4 * h) * (4 * w)
-    return with_sum(
-        {
-            "weights": model_bytes(model, run.bytes),
-            "cached frames": run.batch_size * _cached_elements(model, h, w) * run.bytes if t > 1 else 0,
-            "working set (estimate)": largest * (run.bytes + 3 * BYTES["fp32"]),
-        }
-    )
+    return {
+        "cached frames": run.batch_size * _cached_elements(model, h, w) * run.bytes if t > 1 else 0,
+        "working set (estimate)": largest * (run.bytes + 3 * BYTES["fp32"]),
+    }
 
 
 def _cached_elements(model: PretrainedModel, h: int, w: int) -> int:

@@ -8,11 +8,11 @@ import shutil
 import socket
 import tempfile
 from collections.abc import Iterable
-from contextlib import suppress
 from pathlib import Path
 
 from opensora.doctor import ascend
 from opensora.doctor.checks import FAILED, OK, WARNING, Result, Rows, Settings
+from opensora.utils.memory import cgroup_limit
 
 GB = 1 << 30
 PORTS = {8118: "msrun's default --master_port", 9000: "the default PORT of scripts/"}
@@ -29,13 +29,6 @@ def rows(settings: Settings) -> Rows:
         "ports": lambda: ports_result(os.environ.get("MS_SCHED_PORT", "")),
         "limits": lambda: limits_result(resource.getrlimit(resource.RLIMIT_NOFILE)[0]),
     }
-
-
-def cgroup_limit(path: Path = Path("/sys/fs/cgroup/memory.max")) -> int:
-    """The memory limit of the container in bytes; 0 without one."""
-    with suppress(OSError, ValueError):
-        return int(path.read_text())
-    return 0
 
 
 def memory_result(meminfo: str, limit: int) -> Result:

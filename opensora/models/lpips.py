@@ -143,9 +143,9 @@ class LPIPS(PretrainedModel):
     def torch_buffers(self) -> dict[str, np.ndarray]:
         return {f"scaling_layer.{name}": value for name, value in SCALING.items()}
 
-    def _canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    def canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Also accepts MindSpore's names, which number the layers of each slice from 0."""
-        state = super()._canonical_names(state)
+        state = super().canonical_names(state)
         renamed = {
             self.net.mindspore_names[name]: tensor for name, tensor in state.items() if name in self.net.mindspore_names
         }

@@ -5,9 +5,10 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, ClassVar, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, ClassVar, Generic, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
 
 import mindspore as ms
 import numpy as np
@@ -99,6 +100,26 @@ def _type_name(kind: Any) -> str:
     return {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}.get(kind, "null")
 
 
+@dataclass(frozen=True)
+class OpenedModel(Generic[ModelT]):
+    """A model without weights, the tensors of its parameters by name, and their file."""
+
+    model: ModelT
+    tensors: Mapping[str, LazyTensor]
+    source: Path
+
+
+@contextmanager
+def naming_errors(source: Path) -> Iterator[None]:
+    """Has errors of models name the file of the weights."""
+    try:
+        yield
+    except ValueError as error:
+        if str(error).startswith(str(source.parent)):
+            raise
+        raise UserError(f"{source}: {error}") from error
+
+
 class PretrainedModel(nn.Cell):
     """Base of the models. Parameters have PyTorch's names, so state dicts are exchanged without renaming.
 
@@ -111,6 +132,7 @@ class PretrainedModel(nn.Cell):
         dtype: the type the model computes in; norms and other statistics stay float32.
         block_list: name of the list of blocks that `from_pretrained` can stream.
         resident: names of parameters of these blocks that are always loaded.
+        tables: names of embedding tables whose rows can be read from the file when they are needed.
         unloaded: tensors by name of the parameters that are read from the file when they are needed, as they are held.
         keep_float32: of this class or of a Cell in it, the parameters that stay float32 whatever `dtype` is: their
             names, or True for all of the Cell.
@@ -124,6 +146,7 @@ class PretrainedModel(nn.Cell):
     dtype = ms.float32
     block_list = ""
     resident: tuple[str, ...] = ()
+    tables: tuple[str, ...] = ()
     unloaded: Mapping[str, LazyTensor] = {}
 
     @classmethod
@@ -151,6 +174,16 @@ class PretrainedModel(nn.Cell):
             FileNotFoundError: no weights or no config.json.
             UserError: damaged files, or weights that do not fit the configuration.
         """
+        opened = cls.open(path, config, use_ema)
+        with naming_errors(opened.source):
+            opened.model._fill(opened.tensors, dtype, True, opened.source, weights, streamed)
+        return opened.model
+
+    @classmethod
+    def open(
+        cls: type[ModelT], path: Union[str, Path], config: Optional[Mapping[str, Any]] = None, use_ema: bool = True
+    ) -> OpenedModel[ModelT]:
+        """Checks the weights for `from_pretrained`, which has the same arguments, without reading them."""
         if config is None:
             try:
                 config = cls.published_config(path)
@@ -159,14 +192,11 @@ class PretrainedModel(nn.Cell):
                 raise
         source = find_weights(path)
         state = open_state(source, use_ema)
-        try:
+        with naming_errors(source):
             model = cls.without_weights(**config)
-            model._fill(state, dtype, strict=True, source=source, weights=weights, streamed=streamed)
-        except ValueError as error:
-            if str(error).startswith(str(source.parent)):
-                raise
-            raise UserError(f"{source}: {error}") from error
-        return model
+            tensors = model.canonical_names(state)
+            model._check(tensors, strict=True)
+        return OpenedModel(model, tensors, source)
 
     @classmethod
     def published_config(cls, path: Union[str, Path], flag: str = "") -> dict[str, Any]:
@@ -242,7 +272,7 @@ class PretrainedModel(nn.Cell):
         Raises:
             UserError: a tensor is missing or has the wrong shape.
         """
-        state = self._canonical_names(state)
+        state = self.canonical_names(state)
         selected = {name: state[name] for name, _ in self.parameters_and_names() if name in state}
         self._check(selected, strict=True)
         return {**selected, **{name: ArrayTensor(value) for name, value in self.torch_buffers().items()}}
@@ -266,14 +296,15 @@ class PretrainedModel(nn.Cell):
         streamed: bool = False,
     ) -> tuple[list[str], list[str]]:
         """Checks names and shapes, then reads one tensor at a time; warns of NaN, infinity and integer types."""
-        state = self._canonical_names(state)
+        state = self.canonical_names(state)
         missing, unexpected = self._check(state, strict)
         weights = weights or ("as_stored" if streamed else None)
         loader = WeightLoader(self, dtype, self.float32_parameters(), weights)
         self.dtype = dtype
         unloaded = {}
         if weights is not None and ms.get_context("mode") == ms.PYNATIVE_MODE:
-            unloaded.update(self._open_tables(state))
+            unloaded.update({name: state[name] for name in self.tables})
+            self._open_tables(unloaded)
         if streamed:
             stream = self._stream(state, loader, source)
             self.replace_blocks(stream)
@@ -295,18 +326,20 @@ class PretrainedModel(nn.Cell):
             raise UserError("blocks are read from the file in PyNative mode only: use --mode 1, or more --memory")
         blocks = dict(self.cells_and_names())[self.block_list]
         tensors = [
-            {
-                name: state[name]
-                for name in loader.parameters
-                if name.startswith(f"{self.block_list}.{index}.") and name not in self.resident
-            }
+            {name: state[name] for name in loader.parameters if self.block_of(name) == str(index) and name in state}
             for index in range(len(blocks))
         ]
         return BlockStream(blocks, tensors, loader, source)
 
-    def _open_tables(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """Has embedding tables read their rows from the file when they are needed; returns the tables' tensors."""
-        return {}
+    def block_of(self, name: str) -> Optional[str]:
+        """The index in `block_list` of the block that the parameter `name` is streamed with; None: it is loaded."""
+        prefix = f"{self.block_list}."
+        if not self.block_list or not name.startswith(prefix) or name in self.resident:
+            return None
+        return name[len(prefix) :].partition(".")[0]
+
+    def _open_tables(self, tables: Mapping[str, LazyTensor]) -> None:
+        """Has the embedding tables read their rows from these tensors when they are needed."""
 
     def replace_blocks(self, blocks: Any) -> None:
         """Computes with other blocks in place of those in `block_list`: an iterable of Cells."""
@@ -315,7 +348,7 @@ class PretrainedModel(nn.Cell):
     @property
     def is_streamed(self) -> bool:
         """Whether the blocks are read from the file when they are needed."""
-        return any(name.startswith(f"{self.block_list}.") for name in self.unloaded)
+        return any(self.block_of(name) is not None for name in self.unloaded)
 
     def values(self, name: str) -> Iterator[np.ndarray]:
         """The values of the parameter `name`, float32, in chunks, loaded or not."""
@@ -325,7 +358,7 @@ class PretrainedModel(nn.Cell):
         else:
             yield self._numpy(name)
 
-    def _canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    def canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The state without ignored prefixes, and with the parameter's name for a tensor that has only an alias."""
         state = {name: tensor for name, tensor in state.items() if not name.startswith(self.ignored_prefixes)}
         for alias, name in self.aliases.items():

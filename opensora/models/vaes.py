@@ -14,7 +14,9 @@ from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.model import WFVAEModel
 
 
-def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Optional[str] = None) -> WFVAEModel:
+def get_vae(
+    name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Optional[str] = None, weights: Optional[str] = None
+) -> WFVAEModel:
     """Loads the autoencoder `name`.
 
     Args:
@@ -22,6 +24,7 @@ def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Opt
         path: the weights and their config.json.
         dtype: the type the model computes in.
         checkpoint: a file of weights that replaces those at `path`.
+        weights: how they are held, see `PretrainedModel.from_pretrained`.
 
     Raises:
         UserError: an unknown name, or a config.json whose latent shape does not match the name.
@@ -33,4 +36,4 @@ def get_vae(name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Opt
     if found != VAES[name]:
         channels, t, s = found
         raise UserError(f"{path} holds a WFVAEModel_D{channels}_{t}x{s}x{s}, not the {name} of --ae")
-    return WFVAEModel.from_pretrained(checkpoint or path, dtype=dtype, config=values)
+    return WFVAEModel.from_pretrained(checkpoint or path, dtype=dtype, config=values, weights=weights)

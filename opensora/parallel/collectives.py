@@ -10,9 +10,11 @@ what each member sends and receives is contiguous.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Callable
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, nn, ops
 
 from opensora.ops.backend import on_ascend, on_cpu
@@ -23,6 +25,14 @@ def barrier(world_size: int) -> None:
     """Returns when all processes of the run have called it."""
     if world_size > 1:
         ops.AllGather()(Tensor([0.0])).asnumpy()
+
+
+def smallest(values: Sequence[float], world_size: int) -> list[float]:
+    """The smallest of the processes' values at each position, as float32; every process gets the same list."""
+    own = np.array(values, np.float32)
+    if world_size > 1:
+        own = ops.AllGather()(Tensor(own)).asnumpy().reshape(world_size, -1).min(0)
+    return own.tolist()
 
 
 class _Collective(nn.Cell):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from typing import Callable, Optional
 
 import mindspore as ms
@@ -10,6 +11,7 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from opensora.checkpoint.files import read_config
+from opensora.cost_model.memory_plan import MemoryPlan
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models import get_vae
@@ -23,7 +25,8 @@ from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
 from opensora.pipelines.base import VideoPipeline
 from opensora.pipelines.conditioning import ConditioningFrames, read_conditioning_frames
 from opensora.pipelines.lazy import LazyModel
-from opensora.pipelines.text import TextEmbedding, note_if_truncated
+from opensora.pipelines.text import note_if_truncated
+from opensora.sample.memory import plan_run
 from opensora.sample.options import SampleOptions
 from opensora.sample.outputs import (
     Sample,
@@ -41,23 +44,31 @@ from opensora.sample.refiner import refine_prompts
 from opensora.schedulers import get_scheduler
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 from opensora.utils.logs import logger
+from opensora.utils.memory import process_memory
+from opensora.utils.stopwatch import Stopwatch
 
 
-def build_pipeline(options: SampleOptions, device: Device, group: Group) -> VideoPipeline:
-    """The pipeline for a run's options; models load at first use."""
-    dtype = device.dtype
+def build_pipeline(
+    options: SampleOptions, device: Device, group: Group, tokenizer: Tokenizer, plan: MemoryPlan
+) -> VideoPipeline:
+    """The pipeline for a run's options; models load at first use, held as planned."""
+    dtype, weights = device.dtype, plan.weights
     pipeline_class: type[VideoPipeline] = OpenSoraInpaintPipeline if options.is_inpaint else OpenSoraPipeline
 
     def load_transformer():
         transformer = pipeline_class.transformer_class.from_pretrained(
-            options.ms_checkpoint or options.model_path, dtype=dtype, config=read_config(options.model_path)
+            options.ms_checkpoint or options.model_path,
+            dtype=dtype,
+            config=read_config(options.model_path),
+            weights=weights["transformer"],
+            streamed=plan.models["transformer"].streamed,
         )
         if group.size > 1:
             transformer.parallelize(UlyssesSequenceParallel(group))
         return transformer
 
     def load_vae():
-        vae = get_vae(options.ae, options.ae_path, device.vae_dtype)
+        vae = get_vae(options.ae, options.ae_path, device.vae_dtype, weights=weights["vae"])
         vae.enable_tiling(options.enable_tiling)
         # Graph mode compiles the first, middle and last chunk separately, with different collectives.
         is_graph = device.mode == ms.GRAPH_MODE
@@ -65,9 +76,17 @@ def build_pipeline(options: SampleOptions, device: Device, group: Group) -> Vide
             vae.share_decoding(ContextParallelStream(group))
         return vae
 
+    def load_text_encoder():
+        return MT5EncoderModel.from_pretrained(
+            options.text_encoder_name_1,
+            dtype=dtype,
+            weights=weights["text_encoder"],
+            streamed=plan.models["text_encoder"].streamed,
+        )
+
     return pipeline_class(
-        text_encoder=LazyModel(lambda: MT5EncoderModel.from_pretrained(options.text_encoder_name_1, dtype=dtype)),
-        tokenizer=Tokenizer(options.text_encoder_name_1),
+        text_encoder=LazyModel(load_text_encoder),
+        tokenizer=tokenizer,
         transformer=LazyModel(load_transformer),
         vae=LazyModel(load_vae),
         scheduler=get_scheduler(options.sample_method, **options.scheduler_arguments()),
@@ -109,32 +128,57 @@ def _run(options: SampleOptions, device: Device) -> None:
         )
     if device.is_main:
         check_free_space(options.save_img_path, len(todo) * bytes_per_sample(options))
-    # An interrupted --save_memory run leaves latents, which need not be denoised again.
-    denoised = [
-        sample for sample in todo if options.save_memory and not options.overwrite and sample.latents_path.exists()
-    ]
     barrier(device.world_size)  # all processes have seen the same files before the first one is written
-    # Only Ascend supports collectives of single groups; elsewhere all groups must run in lockstep.
-    lockstep = group.size > 1 and device.target != "Ascend"
-    pipeline = build_pipeline(options, device, group)
-    if options.decode_latents:
-        _check_latents(todo)
-    else:
-        pending = [sample for sample in todo if sample not in denoised]
-        _denoise_all(options, device, group, pipeline, shard_list(pending, group, lockstep))
-        barrier(device.world_size)  # all latents exist before the next stage
-    if (options.decode_latents or options.save_memory) and not options.save_latents:
-        mine = shard_list(todo, group, lockstep)
-        for sample, keep in tqdm(mine, desc="decoding", unit="video", disable=not device.is_main):
-            writes = keep and group.is_first
-            _decode(options, pipeline, sample, lambda: Tensor(read_latents(sample.latents_path)), writes)
-            if writes and not options.decode_latents:
-                sample.latents_path.unlink()
+    if todo:
+        _make(options, device, group, todo)
     barrier(device.world_size)
     if device.is_main:
         if not options.save_latents:
             write_grids(options, samples)
         print(f"results in {options.save_img_path}")
+
+
+def _make(options: SampleOptions, device: Device, group: Group, todo: Sequence[Sample]) -> None:
+    """Generates samples with models that are held as planned."""
+    # Only Ascend supports collectives of single groups; elsewhere all groups must run in lockstep.
+    lockstep = group.size > 1 and device.target != "Ascend"
+    tokenizer = Tokenizer(options.text_encoder_name_1)
+    sizes = {sample: _size(options, sample) for sample in todo}
+    plan = plan_run(options, device, tokenizer, _texts(options, todo), max(sizes.values()))
+    options = replace(options, save_memory=plan.one_at_a_time)
+    pipeline = build_pipeline(options, device, group, tokenizer, plan)
+    times = Stopwatch()
+    if options.decode_latents:
+        _check_latents(todo)
+    else:
+        # An interrupted run with one model at a time leaves latents, which need not be denoised again.
+        keeps_latents = options.save_memory and not options.overwrite
+        pending = [sample for sample in todo if not (keeps_latents and sample.latents_path.exists())]
+        barrier(device.world_size)  # all processes have seen the same latents
+        mine = shard_list(pending, group, lockstep)
+        _denoise_all(options, device, group, pipeline, plan, mine, sizes, times)
+        barrier(device.world_size)  # all latents exist before the next stage
+    if (options.decode_latents or options.save_memory) and not options.save_latents:
+        mine = shard_list(todo, group, lockstep)
+        for sample, keep in tqdm(mine, desc="decoding", unit="video", disable=not device.is_main):
+            writes = keep and group.is_first
+            with times("decode"):
+                _decode(options, pipeline, sample, lambda: Tensor(read_latents(sample.latents_path)), writes)
+            if writes and not options.decode_latents:
+                sample.latents_path.unlink()
+    if device.is_main:
+        _log_times(times, options.num_sampling_steps)
+
+
+def _log_times(times: Stopwatch, steps: int) -> None:
+    """Logs the seconds of each stage and of a step on average, and the memory that the process used."""
+    seconds = dict(times.seconds)
+    if "denoise" in seconds:
+        seconds["step"] = seconds["denoise"] / times.counts["denoise"] / steps
+    shown = ", ".join(f"{stage} {value:.1f} s" for stage, value in seconds.items())
+    peak = process_memory(peak=True)
+    if shown:
+        logger.info(f"time: {shown}" + (f"; peak memory {peak / 1e9:.2f} GB" if peak else ""))
 
 
 def _missing(options: SampleOptions, samples: Sequence[Sample]) -> list[Sample]:
@@ -151,52 +195,67 @@ def _check_latents(todo: Sequence[Sample]) -> None:
 
 
 def _denoise_all(
-    options: SampleOptions, device: Device, group: Group, pipeline: VideoPipeline, mine: Sequence[tuple[Sample, bool]]
+    options: SampleOptions,
+    device: Device,
+    group: Group,
+    pipeline: VideoPipeline,
+    plan: MemoryPlan,
+    mine: Sequence[tuple[Sample, bool]],
+    sizes: Mapping[Sample, tuple[int, int]],
+    times: Stopwatch,
 ) -> None:
     """Denoises every sample. Latents are decoded immediately, or written to files for a later stage."""
     if not mine:
         return
-    sizes = {sample: _size(options, sample) for sample, _ in mine}
     prompts = list(dict.fromkeys(sample.prompt for sample, _ in mine))
     refined = dict(zip(prompts, prompts))
     if options.caption_refiner:
         refined = refine_prompts(options.caption_refiner, prompts, options.seed, device.target)
     if group.is_first:
         _note_truncated_texts(options, pipeline, refined.values())
-    texts = dict(_embed(options, pipeline, refined))
+    with times("load"):
+        pipeline.text_encoder.get()
+    with times("encode"):
+        embedded = pipeline.embed_prompts(list(refined.values()), options.guidance_scale, options.max_sequence_length)
+    texts = dict(zip(refined, embedded))
     if options.save_memory:
         pipeline.text_encoder.release()
     conditioning = {sample: _encode_condition(options, pipeline, sample) for sample, _ in mine}
     if options.save_memory:
         pipeline.vae.release()
+    with times("load"):
+        pipeline.transformer.get()
     for sample, keep in tqdm(mine, desc="videos", unit="video", disable=not device.is_main):
         seed = _seed(options, sample)
-        latents = pipeline.denoise(
-            texts[sample.prompt],
-            options.num_frames,
-            *sizes[sample],
-            options.num_sampling_steps,
-            options.guidance_scale,
-            seed,
-            progress=device.is_main,
-            conditioning=conditioning[sample],
-        )
+        with times("denoise"):
+            latents = pipeline.denoise(
+                texts[sample.prompt],
+                options.num_frames,
+                *sizes[sample],
+                options.num_sampling_steps,
+                options.guidance_scale,
+                seed,
+                progress=device.is_main,
+                conditioning=conditioning[sample],
+            )
         writes = keep and group.is_first
         if writes:
-            write_metadata(sample, options, device, seed, refined[sample.prompt])
+            write_metadata(sample, options, device, seed, refined[sample.prompt], plan.weights)
         if not (options.save_latents or options.save_memory):
-            _decode(options, pipeline, sample, lambda: latents, writes)
+            with times("decode"):
+                _decode(options, pipeline, sample, lambda: latents, writes)
         elif writes:
             write_latents(sample.latents_path, latents.asnumpy())
     if options.save_memory:
         pipeline.transformer.release()
 
 
-def _embed(
-    options: SampleOptions, pipeline: VideoPipeline, refined: dict[str, str]
-) -> Iterator[tuple[str, TextEmbedding]]:
-    for prompt, refined_prompt in refined.items():
-        yield prompt, pipeline.embed_prompt(refined_prompt, options.guidance_scale, options.max_sequence_length)
+def _texts(options: SampleOptions, samples: Sequence[Sample]) -> Optional[list[str]]:
+    """All texts that the samples need embedded; None if a refiner has not written them yet."""
+    if options.caption_refiner or options.decode_latents:
+        return None
+    prompts = dict.fromkeys(sample.prompt for sample in samples)
+    return [options.negative_prompt, *(options.prompt_template.replace("{}", prompt) for prompt in prompts)]
 
 
 def _note_truncated_texts(options: SampleOptions, pipeline: VideoPipeline, prompts: Iterable[str]) -> None:
@@ -213,7 +272,9 @@ def _seed(options: SampleOptions, sample: Sample) -> tuple[int, int, int]:
 
 def _size(options: SampleOptions, sample: Sample) -> tuple[int, int]:
     """Height and width; reads the conditioning frames, so that bad files are reported before any sampling."""
-    return _read_conditioning_frames(options, sample).size if options.is_inpaint else (options.height, options.width)
+    if options.is_inpaint and not options.decode_latents:
+        return _read_conditioning_frames(options, sample).size
+    return options.height, options.width
 
 
 def _read_conditioning_frames(options: SampleOptions, sample: Sample) -> ConditioningFrames:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Optional
@@ -11,7 +11,8 @@ from typing import Any, Optional
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
-from opensora.config.options import check_at_least_one, check_choice, from_mapping, option
+from opensora.config.memory import MemoryOptions
+from opensora.config.options import check_at_least_one, check_choice, from_mapping, option, option_of
 from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.errors import UserError
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
@@ -112,6 +113,8 @@ class SampleOptions:
         "decode in chunks along time even where that changes the result (group norm); with layer norm, as in the "
         "published weights, decoding is always chunked and exact",
     )
+    memory: Optional[int] = option_of(MemoryOptions, "memory")
+    weights: Sequence[str] = option_of(MemoryOptions, "weights")
     save_memory: bool = _memory(False, "load text encoder, transformer and autoencoder one at a time")
     save_latents: bool = _memory(False, "stop before decoding and write the latents as .npy")
     decode_latents: bool = _memory(False, "only decode the files of --save_latents")
@@ -136,7 +139,12 @@ class SampleOptions:
             check_characters(getattr(self, name), f"--{name}")
         if self.sp and self.sp_size > 1:
             raise UserError("--sp is --sp_size with the number of all processes: use one of them")
+        self.held_weights()
         self._check_condition_flags()
+
+    def held_weights(self) -> Mapping[str, Optional[str]]:
+        """The format of the weights by model, see `MemoryOptions`."""
+        return MemoryOptions(self.memory, self.weights).weights_by_model()
 
     def _check_condition_flags(self) -> None:
         if not self.is_inpaint:
@@ -179,7 +187,7 @@ class SampleOptions:
         }
 
     def as_metadata(self) -> dict:
-        return asdict(self)
+        return {**asdict(self), "weights": list(self.weights)}
 
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, argparse.Namespace]:

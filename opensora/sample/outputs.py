@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,6 +29,7 @@ FREE_ARGUMENTS = (
     "save_img_path",
     "num_samples_per_prompt",
     "enable_tiling",
+    "memory",
     "save_memory",
     "save_latents",
     "decode_latents",
@@ -93,9 +94,19 @@ def write_frames(path: Path, chunks: Iterable[np.ndarray], fps: int) -> None:
 
 
 def write_metadata(
-    sample: Sample, options: SampleOptions, device: Device, seed: Sequence[int], prompt_used: str
+    sample: Sample,
+    options: SampleOptions,
+    device: Device,
+    seed: Sequence[int],
+    prompt_used: str,
+    weights: Mapping[str, str],
 ) -> None:
-    """Writes everything needed to reproduce the sample; `prompt_used` is the refined prompt, if there was a refiner."""
+    """Writes everything needed to reproduce the sample.
+
+    Args:
+        prompt_used: the refined prompt, if there was a refiner.
+        weights: the formats that the models' weights were held in.
+    """
     import mindspore
 
     record = {
@@ -106,7 +117,7 @@ def write_metadata(
         "sample_number": sample.number,
         "noise_seed": list(seed),
         "arguments": options.as_metadata(),
-        "device": {"target": device.target, "mode": device.mode, **device.precisions},
+        "device": {"target": device.target, "mode": device.mode, **device.precisions, "weights": dict(weights)},
         "versions": {
             "opensora": opensora.__version__,
             "mindspore": mindspore.__version__,
@@ -154,7 +165,7 @@ def _read_record(sample: Sample) -> dict:
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise _no_record(sample, "no object with arguments")
     inputs = {name: record[name] for name in ("prompt", "condition") if name in record}
-    return {"condition": [], **record["arguments"], **inputs}
+    return {"condition": [], "weights": [], **record["arguments"], **inputs}
 
 
 def _no_record(sample: Sample, reason: str) -> UserError:

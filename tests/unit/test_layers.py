@@ -12,7 +12,8 @@ from processes import ROOT
 LAYERS = (
     ("cli",),
     ("doctor",),
-    ("demo", "eval", "sample", "train", "cost_model", "launch"),
+    ("demo", "eval", "sample", "train", "launch"),
+    ("cost_model",),
     ("registry",),
     ("pipelines",),
     ("metrics",),

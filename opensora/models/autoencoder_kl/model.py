@@ -105,14 +105,14 @@ class VideoAutoencoderKL(PretrainedModel):
         frames = x.astype(self.dtype).swapaxes(1, 2).reshape(1, b * t, c, h, w)
         return ops.split(frames, self.config.micro_batch_size or b * t, 1)
 
-    def _canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    def canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Also adds the prefix that diffusers' files lack, and renames the attention of old files."""
         renamed = {}
         for name, tensor in state.items():
             for old, new in OLD_NAMES.items():
                 name = name.replace(old, new)
             renamed[name if name.startswith(PREFIX) else PREFIX + name] = tensor
-        return super()._canonical_names(renamed)
+        return super().canonical_names(renamed)
 
 
 def _to_video(micro_batches: Sequence[Tensor], batch: int) -> Tensor:

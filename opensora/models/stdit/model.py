@@ -189,7 +189,7 @@ class STDiT2(PretrainedModel):
         state = open_state(source, use_ema)
         try:
             model = cls.without_weights(**config)
-            missing, unexpected = model._check(model._canonical_names(state), strict=False)
+            missing, unexpected = model._check(model.canonical_names(state), strict=False)
             if len(missing) == len(model.parameters_dict()):
                 raise UserError(f"holds none of the weights of {cls.__name__}")
             if missing:
@@ -207,7 +207,7 @@ class STDiT2(PretrainedModel):
     def torch_buffers(self) -> dict[str, np.ndarray]:
         return {ROPE: inverse_frequencies(self.config.head_dim).astype(np.float32)}
 
-    def _canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
+    def canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """Also adapts the null text to `model_max_length`: truncates it, or repeats its last row."""
         heads = self.config.num_heads
         if ROPE in state and tuple(state[ROPE].shape) != (self.config.head_dim // 2,):
@@ -215,7 +215,7 @@ class STDiT2(PretrainedModel):
                 f"{ROPE} has {state[ROPE].shape[0]} frequencies, which do not match {heads} heads "
                 f"(num_heads) of {self.config.head_dim} channels"
             )
-        state = super()._canonical_names(state)
+        state = super().canonical_names(state)
         if NULL_TEXT in state and state[NULL_TEXT].shape[0] != self.config.model_max_length:
             rows = np.minimum(np.arange(self.config.model_max_length), state[NULL_TEXT].shape[0] - 1)
             state[NULL_TEXT] = ArrayTensor(state[NULL_TEXT].numpy()[rows])

@@ -176,6 +176,7 @@ class MT5EncoderModel(PretrainedModel):
     aliases = {"shared.weight": "encoder.embed_tokens.weight"}
     ignored_prefixes = ("decoder.", "lm_head.")
     block_list = "encoder.block"
+    tables = ("encoder.embed_tokens.weight",)
     resident = ("encoder.block.0.layer.0.SelfAttention.relative_attention_bias.weight",)  # serves all blocks
 
     def __init__(self, **values):
@@ -204,8 +205,6 @@ class MT5EncoderModel(PretrainedModel):
     def replace_blocks(self, blocks: Iterable) -> None:
         self.encoder.blocks_to_run = blocks
 
-    def _open_tables(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        name = "encoder.embed_tokens.weight"
-        table = self.encoder.embed_tokens
-        table.file_table, table.dtype = state[name], self.dtype
-        return {name: state[name]}
+    def _open_tables(self, tables: Mapping[str, LazyTensor]) -> None:
+        for name in self.tables:
+            self.encoder.embed_tokens.file_table, self.encoder.embed_tokens.dtype = tables[name], self.dtype

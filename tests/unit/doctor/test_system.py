@@ -12,16 +12,9 @@ from opensora.doctor.ascend import device_numbers, npu_smi_table, parse_npu_smi
 from opensora.doctor.checks import FAILED, OK, SKIPPED, WARNING
 from opensora.doctor.devices import npu_result
 from opensora.doctor.media import backend_result
-from opensora.doctor.system import (
-    cgroup_limit,
-    disk_result,
-    hccl_ports_reserved,
-    is_free,
-    limits_result,
-    memory_result,
-    ports_result,
-)
+from opensora.doctor.system import disk_result, hccl_ports_reserved, is_free, limits_result, memory_result, ports_result
 from opensora.doctor.variables import result, shown_variables
+from opensora.utils.memory import cgroup_limit
 
 TABLE = """
 +------------------------------------------------------------------------------------------------+

@@ -1,0 +1,111 @@
+"""The memory plan of a run of sample.py."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, Optional
+
+import mindspore as ms
+
+from opensora.checkpoint.files import read_config
+from opensora.cost_model.machine import product_rate, read_rate
+from opensora.cost_model.memory_plan import LOADED_LATER, MemoryPlan, ModelFiles, Planner, Rates
+from opensora.cost_model.run import Run
+from opensora.device import Device
+from opensora.errors import UserError
+from opensora.models import MT5EncoderModel, WFVAEModel
+from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.parallel.collectives import smallest
+from opensora.pipelines.text import trimmed_length
+from opensora.sample.options import SampleOptions
+from opensora.utils.logs import logger
+from opensora.utils.memory import available_memory, process_memory
+
+
+def plan_run(
+    options: SampleOptions, device: Device, tokenizer: Tokenizer, texts: Optional[Iterable[str]], size: tuple[int, int]
+) -> MemoryPlan:
+    """Chooses how the run holds its models, and prints the choice if --memory is given or not all of them stay loaded.
+
+    Args:
+        tokenizer: of the text encoder.
+        texts: all texts that are embedded; None: not known yet.
+        size: height and width of the largest frames.
+
+    Raises:
+        UserError: the run does not fit --memory.
+        FileNotFoundError, UserError: unusable weights.
+    """
+    files, sources = _open(options, device)
+    length = options.max_sequence_length
+    if texts is not None:
+        length = max(trimmed_length(row) for row in tokenizer(list(texts), length)[1])
+    transformer_config = options.transformer_class.config_class.from_dict(read_config(options.model_path))
+    run = Run(
+        transformer_config,
+        options.num_frames,
+        *size,
+        sp_size=device.world_size if options.sp else options.sp_size,
+        world_size=device.world_size,
+        precision=device.precision,
+        max_sequence_length=length,
+        guidance_scale=options.guidance_scale,
+    )
+    on_cpu = device.target == "CPU"
+    process = process_memory() + LOADED_LATER if on_cpu else 0.0
+    vae: Any = files["vae"].model if "vae" in files else None
+    planner = Planner(
+        files,
+        process,
+        may_stream=device.mode == ms.PYNATIVE_MODE,
+        one_at_a_time=options.save_memory,
+        decodes_in_chunks=vae is None or options.enable_tiling or vae.config.streams_exactly,
+        keeps_freed_memory=on_cpu,
+    )
+    # All processes must come to the same plan, or they would wait for each other in different stages.
+    (room,) = smallest([_budget(options, device) - process], device.world_size)
+    budget = room + process
+    plan = planner.plan(run, budget)
+    is_streamed = "transformer" in plan.models and plan.models["transformer"].streamed
+    if on_cpu and "transformer" in files and (is_streamed or options.memory):
+        rates = smallest([product_rate(), read_rate(sources["transformer"])], device.world_size)
+        planner = replace(planner, rates=Rates(*rates))
+        plan = planner.plan(run, budget)
+    fits = plan.peak <= budget
+    if options.memory is not None and not fits:
+        raise UserError(f"--memory {options.memory / 1e9:g}GB: {planner.refusal(run, budget)}")
+    if device.is_main and (options.memory or any(model.streamed for model in plan.models.values())):
+        for line in plan.lines():
+            logger.info(line)
+    if device.is_main and not fits:
+        logger.warning(f"{budget / 1e9:.2f} GB of memory are free: {planner.refusal(run, budget)}")
+    return plan
+
+
+def _budget(options: SampleOptions, device: Device) -> float:
+    """Bytes that this process may use; infinite where that is not known."""
+    if options.memory is not None:
+        return options.memory
+    available = available_memory() if device.target == "CPU" else None
+    return math.inf if available is None else available / device.world_size
+
+
+def _open(options: SampleOptions, device: Device) -> tuple[dict[str, ModelFiles], dict[str, Path]]:
+    """The models that the run uses, and the files of their weights."""
+    weights = options.held_weights()
+    opened = {}
+    if not options.decode_latents:
+        opened["text_encoder"] = MT5EncoderModel.open(options.text_encoder_name_1)
+        opened["transformer"] = options.transformer_class.open(
+            options.ms_checkpoint or options.model_path, read_config(options.model_path)
+        )
+    if options.is_inpaint or not options.save_latents:
+        opened["vae"] = WFVAEModel.open(options.ae_path)
+    files = {
+        name: ModelFiles(found.model, found.tensors, device.vae_dtype if name == "vae" else device.dtype, weights[name])
+        for name, found in opened.items()
+    }
+    return files, {name: found.source for name, found in opened.items()}
