@@ -74,7 +74,7 @@ def plan_run(
         rates = smallest([product_rate(), read_rate(sources["transformer"])], device.world_size)
         planner = replace(planner, rates=Rates(*rates))
         plan = planner.plan(run, budget)
-    fits = plan.peak <= budget
+    fits = plan.fits(budget)
     if options.memory is not None and not fits:
         raise UserError(f"--memory {options.memory / 1e9:g}GB: {planner.refusal(run, budget)}")
     if device.is_main and (options.memory or any(model.streamed for model in plan.models.values())):
