@@ -1,4 +1,5 @@
-"""Writes the tables of flags and fields into docs/commands.md and docs/config.md, and the estimates of docs/ascend.md:
+"""Writes the tables of flags and fields into docs/commands.md and docs/config.md, and the estimates of docs/ascend.md
+and docs/memory.md:
 
     python -m opensora.cli.document
 
@@ -17,13 +18,14 @@ from opensora.config.fields import INFERENCE, TRAINING
 from opensora.config.mmengine import PLACES
 from opensora.config.options import check_choice, field_table, flag_table, override_table
 from opensora.cost_model import Run, size_table
+from opensora.cost_model.memory_table import memory_table
 from opensora.sample.options import SampleOptions
 from opensora.train import t2v_options, vae_options
 from opensora.train.inpaint_options import INPAINT_OPTIONS
 from opensora.utils.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "docs" / name for name in ("ascend.md", "commands.md", "config.md")]
+PAGES = [ROOT / "docs" / name for name in ("ascend.md", "commands.md", "config.md", "memory.md")]
 TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.S)
 
 
@@ -62,6 +64,7 @@ def tables() -> dict[str, str]:
         "inference-overrides": override_table(PLACES, *INFERENCE),
         "training-overrides": override_table(PLACES, *TRAINING),
         "sizes": size_table(),
+        "memory": memory_table(),
     }
 
 

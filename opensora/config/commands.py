@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -10,6 +10,7 @@ from typing import Optional
 
 from opensora.config.device import DEVICE_HELP, TARGETS, DeviceOptions
 from opensora.config.families import DEFAULT_VAE, DIT_PRESETS
+from opensora.config.memory import WEIGHTS, MemoryOptions
 from opensora.config.options import check_at_least_one, option, option_of, seed, str2bool
 from opensora.errors import UserError
 
@@ -266,8 +267,23 @@ class CostFlags:
     card: Optional[str] = option(None, "also count time and memory on one of these NPUs", choices=CARDS)
     efficiency: float = option(0.2, "with --card: share of its peak that a run reaches")
     num_sampling_steps: int = option(100, "with --card: steps of the sampler, one call of the transformer each")
+    memory: Optional[int] = option_of(
+        MemoryOptions,
+        "memory",
+        help="print how sample.py holds the published models within this memory, such as 8GB: of --card, or of a CPU",
+        group=None,
+    )
+    weights: Sequence[str] = option_of(
+        MemoryOptions, "weights", help="with --memory: as the flag of sample.py", group=None
+    )
+    stored: str = option("bf16", "with --memory: type of the numbers in the files", choices=WEIGHTS[1:])
 
     def __post_init__(self):
         check_at_least_one(self, "num_sampling_steps")
+        self.held_weights()
         if not 0 < self.efficiency <= 1:
             raise UserError(f"--efficiency {self.efficiency} should be above 0 and at most 1")
+
+    def held_weights(self) -> Mapping[str, Optional[str]]:
+        """The format of the weights by model, see `MemoryOptions`."""
+        return MemoryOptions(self.memory, self.weights).weights_by_model()

@@ -9,6 +9,8 @@ from typing import Optional
 from opensora.config.command_line import parse_flags
 from opensora.config.commands import CostFlags
 from opensora.config.options import from_mapping
+from opensora.cost_model.cards import check_card
+from opensora.cost_model.memory_table import planned
 from opensora.cost_model.report import card_table, summary, table
 from opensora.cost_model.run import Run, load_config
 
@@ -31,5 +33,16 @@ def main() -> None:
         )
         for sp_size in flags.sp_size
     ]
+    if flags.memory is not None:
+        plan = planned(
+            runs[0],
+            flags.stored,
+            check_card(flags.card, runs[0]) if flags.card else None,
+            flags.efficiency,
+            flags.memory,
+            flags.held_weights(),
+        )
+        print(summary(runs[0], flags.model), *plan.lines(), sep="\n")
+        return
     of_card = [card_table(runs, flags.card, flags.efficiency, flags.num_sampling_steps)] if flags.card else []
     print(summary(runs[0], flags.model), table(runs), *of_card, sep="\n\n")

@@ -138,6 +138,10 @@ class MemoryPlan:
         others = [model.loaded for model in self.models.values() if model is not current and not model.streamed]
         return current.loaded + current.buffers + (0 if self.one_at_a_time else sum(others))
 
+    def with_seconds(self, seconds: Optional[float]) -> MemoryPlan:
+        """The plan with an expected time of a step."""
+        return replace(self, step_seconds=seconds)
+
     def lines(self) -> Iterator[str]:
         """The plan as text, a line each."""
         for model in self.models.values():
@@ -184,7 +188,7 @@ class Planner:
 
     def plan(self, run: Run, budget: float) -> MemoryPlan:
         """The first plan that fits the budget, or the last one."""
-        for plan in self._plans(run):
+        for plan in self.plans(run):
             if plan.fits(budget):
                 break
         seconds = None
@@ -194,12 +198,12 @@ class Planner:
             read = transformer.total / self.rates.read if transformer.streamed else 0.0
             if read > compute and self.files["transformer"].weights is None:
                 in_8_bits = self._with_int8()
-                shorter = [other for other in in_8_bits._plans(run) if not other.models["transformer"].streamed]
+                shorter = [other for other in in_8_bits.plans(run) if not other.models["transformer"].streamed]
                 fitting = [other for other in shorter if other.fits(budget)]
                 if fitting:
                     return replace(fitting[0], int8_transformer=True, step_seconds=compute)
             seconds = max(read, compute)
-        return replace(plan, step_seconds=seconds)
+        return plan.with_seconds(seconds)
 
     def refusal(self, run: Run, budget: float) -> str:
         """Why no plan of the run fits, and the largest size of its shape that does."""
@@ -215,9 +219,10 @@ class Planner:
         )
 
     def _smallest(self, run: Run) -> MemoryPlan:
-        return min(self._plans(run), key=lambda plan: plan.peak)
+        return min(self.plans(run), key=lambda plan: plan.peak)
 
-    def _plans(self, run: Run) -> Iterator[MemoryPlan]:
+    def plans(self, run: Run) -> Iterator[MemoryPlan]:
+        """The plans in order of preference."""
         choices = [(False, False, False), (True, False, False), (True, False, True), (True, True, True)]
         if not self.may_stream:
             choices = [(False, False, False), (False, False, True)]

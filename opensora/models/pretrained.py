@@ -166,8 +166,8 @@ class PretrainedModel(nn.Cell):
             dtype: the type the model computes in; norms and other statistics stay float32.
             config: replaces the config.json in the folder of the weights.
             use_ema: load the EMA weights of a training checkpoint that also has plain weights.
-            weights: how the weights of linear layers and convolutions are held, one of `opensora.config.memory.WEIGHTS`;
-                such a model cannot be trained. None: in `dtype`.
+            weights: how the weights of linear layers and convolutions are held, one of
+                `opensora.config.memory.WEIGHTS`; such a model cannot be trained. None: in `dtype`.
             streamed: read the weights of each block from the file when it is needed (`models.streaming`).
 
         Raises:

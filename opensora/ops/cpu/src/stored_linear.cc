@@ -1,14 +1,14 @@
-// Linear layers whose weights are stored in 16 or 8 bits. Every thread widens a panel of weights to float32 at a time and
-// multiplies it with sgemm, so that no float32 copy of all weights exists. With many rows widening costs little.
+// Linear layers whose weights are stored in 16 or 8 bits. Every thread widens a panel of weights to float32 at a time
+// and multiplies it with sgemm, so that no float32 copy of all weights exists. With many rows widening costs little.
 #include "buffer.h"
 #include "gemm.h"
 
 namespace cpu_kernels {
 namespace {
 
-constexpr int64_t UNIT = 16;             // weight rows; threads get multiples of it
+constexpr int64_t UNIT = 16;                 // weight rows; threads get multiples of it
 constexpr int64_t PANEL = int64_t(1) << 22;  // floats of a widened panel
-constexpr int64_t GROUP = 32;            // int8 weights with one scale, as in Q8_0 of GGUF
+constexpr int64_t GROUP = 32;                // int8 weights with one scale, as in Q8_0 of GGUF
 
 inline float from_bits(uint32_t bits) {
   float value;
@@ -86,14 +86,10 @@ int linear(int count, void **params, int64_t **shapes, const Weights &weights, i
 }  // namespace
 
 // x (rows, k), weight (n, k) bfloat16, [bias (n)] -> y (rows, n)
-KERNEL(linear_bfloat16) {
-  return linear(count, params, shapes, BFloat16{static_cast<const uint16_t *>(params[1])}, 2);
-}
+KERNEL(linear_bfloat16) { return linear(count, params, shapes, BFloat16{static_cast<const uint16_t *>(params[1])}, 2); }
 
 // x (rows, k), weight (n, k) float16, [bias (n)] -> y (rows, n)
-KERNEL(linear_float16) {
-  return linear(count, params, shapes, Float16{static_cast<const uint16_t *>(params[1])}, 2);
-}
+KERNEL(linear_float16) { return linear(count, params, shapes, Float16{static_cast<const uint16_t *>(params[1])}, 2); }
 
 // x (rows, k), weight (n, k) int8, scale (n, k / 32) float16, [bias (n)] -> y (rows, n)
 KERNEL(linear_int8) {
