@@ -4,18 +4,20 @@
 
 The reference is the same model with float32 weights; all of them compute in float32. `transformer` and `text_encoder`
 have the published widths, few layers, and random weights, without and with outlier channels. `demo` and `score`
-measure the trained demo model. Rows `q8_0, X in 16 bits` hold the layers X as bf16.
+measure the trained demo model. Rows `... but X` hold the layers X as bf16 and every other linear layer as int8.
 """
 
 from __future__ import annotations
 
 import argparse
+import gc
 import sys
 import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Optional
 
 import mindspore as ms
 import numpy as np
@@ -26,7 +28,7 @@ sys.path.insert(0, str(ROOT))  # runs from a fresh clone
 
 from benchmarks.cases import normal, text_mask  # noqa: E402
 from benchmarks.run import markdown, use_cores  # noqa: E402
-from opensora.checkpoint.lazy_tensor import ArrayTensor, ConvertedTensor  # noqa: E402
+from opensora.checkpoint.lazy_tensor import ArrayTensor, ConvertedTensor, LazyTensor  # noqa: E402
 from opensora.cli.full_size_release import TEXT_ENCODER, TRANSFORMER, Component, components  # noqa: E402
 from opensora.config.command_line import CommandParser, run_main  # noqa: E402
 from opensora.demo.drawing import draw_clip  # noqa: E402
@@ -54,9 +56,9 @@ OUTLIER_SCALE = (20.0, 50.0)
 
 # Layers that a row of the tables keeps in 16 bits: components of their names. `first` and `last` are blocks.
 TRANSFORMER_GROUPS = {
-    "first block": ("first",),
-    "last block": ("last",),
-    "first and last block": ("first", "last"),
+    "the first block": ("first",),
+    "the last block": ("last",),
+    "the first and last block": ("first", "last"),
     "caption_projection": ("caption_projection",),
     "proj_out": ("proj_out",),
     "caption_projection, proj_out": ("caption_projection", "proj_out"),
@@ -65,9 +67,9 @@ TRANSFORMER_GROUPS = {
     "feed-forward": ("ff",),
 }
 TEXT_GROUPS = {
-    "first block": ("first",),
-    "last block": ("last",),
-    "first and last block": ("first", "last"),
+    "the first block": ("first",),
+    "the last block": ("last",),
+    "the first and last block": ("first", "last"),
     "attention": ("SelfAttention",),
     "feed-forward": ("DenseReluDense",),
     "feed-forward, output": ("wo",),
@@ -88,8 +90,13 @@ class Weights:
     config: Mapping[str, Any]
     values: Callable[[str, bool], np.ndarray]
 
-    def hold(self, weights: str, kept: Sequence[str] = ()) -> Held:
-        """The model with all weights in one format, and those with a component of their name in `kept` as bf16."""
+    def hold(self, weights: str, kept: Optional[Sequence[str]] = None) -> Held:
+        """The model with all weights in one format.
+
+        Args:
+            weights: the format.
+            kept: components of names: int8 for every layer, even those of `NOT_QUANTIZED`, but bf16 for these.
+        """
         model = self.model.without_weights(**self.config).set_train(False)
         loaders = {chosen: WeightLoader(model, ms.float32, model.float32_parameters(), chosen) for chosen in FORMATS}
         last = len(dict(model.cells_and_names())[model.block_list]) - 1
@@ -98,9 +105,12 @@ class Weights:
             components = name.removeprefix(f"{model.block_list}.").split(".")
             if name.startswith(model.block_list):
                 components += [word for word, index in (("first", 0), ("last", last)) if components[0] == str(index)]
-            loader = loaders["bf16" if set(kept).intersection(components) else weights]
+            loader = loaders["bf16" if set(kept or ()).intersection(components) else weights]
             is_int8_layer = name in loader.layers and loader.layers[name].may_be_int8
-            held = loader.read(name, ArrayTensor(self.values(name, is_int8_layer)))
+            tensor: LazyTensor = ArrayTensor(self.values(name, is_int8_layer))
+            if is_int8_layer and kept is not None and loader.weights == "q8_0":
+                tensor = ConvertedTensor(tensor, "Q8_0", name)  # stored in 8 bits, and therefore not widened
+            held = loader.read(name, tensor)
             loader.set(name, held)
             nbytes["all"] += held.nbytes
             nbytes["int8"] += held.values.nbytes if held.dtype == ms.int8 else 0
@@ -127,9 +137,9 @@ def with_outliers(name: str, values: np.ndarray) -> np.ndarray:
     return values * (scale / np.sqrt(np.square(scale).mean()))
 
 
-def random_weights(component: Component, outliers: bool) -> Weights:
+def random_weights(component: Component, seed: int, outliers: bool) -> Weights:
     published = {name: alias for alias, name in component.model.aliases.items()}
-    tensors = component.tensors(seed=0)
+    tensors = component.tensors(seed)
 
     def values(name: str, is_int8_layer: bool) -> np.ndarray:
         numbers = tensors[published.get(name, name)].numpy()
@@ -154,12 +164,16 @@ def errors(
 ) -> dict[str, tuple[int, float]]:
     """The bytes of the weights and the error of the results of `run`, for each format and group of layers."""
     expected = run(source.hold("fp32").model)
-    rows = {weights: (weights, ()) for weights in FORMATS[1:]}
-    rows.update({f"q8_0, {title} in 16 bits": ("q8_0", kept) for title, kept in groups.items()})
+    gc.collect()
+    rows: dict[str, tuple[str, Optional[Sequence[str]]]] = {weights: (weights, None) for weights in FORMATS[1:]}
+    rows["q8_0, every layer"] = "q8_0", ()
+    rows.update({f"... but {title}": ("q8_0", kept) for title, kept in groups.items()})
     found = {}
     for title, (weights, kept) in rows.items():
         held = source.hold(weights, kept)
         found[title] = (held.nbytes, relative_rms(run(held.model), expected))
+        del held
+        gc.collect()  # before the next model takes its memory
         print(f"{title}: {found[title][1]:.2e}", file=sys.stderr, flush=True)
     return found
 
@@ -185,24 +199,30 @@ def error_table(columns: Mapping[str, Mapping[str, tuple[int, float]]]) -> str:
     return markdown([["weights", "bytes / bf16", *columns], *rows])
 
 
-def random_table(table: str, layers: int) -> str:
-    """The errors of the transformer or the text encoder with random weights."""
+def random_table(table: str, layers: int, seeds: int) -> str:
+    """The errors of the transformer or the text encoder, the root mean square over `seeds` random models."""
     transformer, _, text_encoder = components(
         "fp32",
         {**TRANSFORMER, "num_layers": layers},
         text_encoder={**TEXT_ENCODER, "num_layers": layers, "vocab_size": VOCABULARY},
     )
     mask = text_mask(len(TIMESTEPS), TEXT_TOKENS)
-    ids = np.random.default_rng(0).integers(VOCABULARY, size=mask.shape, dtype=np.int32)
-    states = normal((*mask.shape, TEXT_ENCODER["d_model"]), seed=1)
     columns = {}
     for title, outliers in (("normal weights", False), ("with outlier channels", True)):
-        if table == "transformer":
-            model = random_weights(transformer, outliers)
-            columns[title] = errors(model, lambda it: predict(it, normal(LATENTS), states, mask), TRANSFORMER_GROUPS)
-        else:
-            model = random_weights(text_encoder, outliers)
-            columns[title] = errors(model, lambda it: encode_text(it, ids, mask), TEXT_GROUPS)
+        found = []
+        for seed in range(seeds):
+            if table == "transformer":
+                latents, states = normal(LATENTS, seed), normal((*mask.shape, TEXT_ENCODER["d_model"]), seed + 1)
+                source, groups = random_weights(transformer, seed, outliers), TRANSFORMER_GROUPS
+                found.append(errors(source, partial(predict, latents=latents, states=states, mask=mask), groups))
+            else:
+                ids = np.random.default_rng(seed).integers(VOCABULARY, size=mask.shape, dtype=np.int32)
+                source = random_weights(text_encoder, seed, outliers)
+                found.append(errors(source, partial(encode_text, ids=ids, mask=mask), TEXT_GROUPS))
+        columns[title] = {
+            row: (nbytes, float(np.sqrt(np.mean([np.square(each[row][1]) for each in found]))))
+            for row, (nbytes, _) in found[0].items()
+        }
     return error_table(columns)
 
 
@@ -239,8 +259,8 @@ def demo_table() -> str:
     noisy = (1 - noise) * latents + noise * normal(latents.shape)
     transformer = demo_weights(OpenSoraT2V_v1_3, "transformer")
     tables = [
-        errors(transformer, lambda model: predict(model, noisy, states, mask), TRANSFORMER_GROUPS),
-        errors(text_encoder, lambda model: encode_text(model, ids, mask), TEXT_GROUPS),
+        errors(transformer, partial(predict, latents=noisy, states=states, mask=mask), TRANSFORMER_GROUPS),
+        errors(text_encoder, partial(encode_text, ids=ids, mask=mask), TEXT_GROUPS),
     ]
     return "\n\n".join(error_table({title: table}) for title, table in zip(("prediction", "states"), tables))
 
@@ -286,6 +306,7 @@ def parse_args() -> argparse.Namespace:
     parser = CommandParser(description=__doc__)
     parser.add_argument("--table", nargs="+", choices=TABLES, default=TABLES, help="tables to print")
     parser.add_argument("--layers", type=int, default=4, help="blocks of the random models")
+    parser.add_argument("--seeds", type=int, default=3, help="random models of which the mean error is taken")
     parser.add_argument("--count", type=int, default=100, help="prompts of the score")
     parser.add_argument("--steps", type=int, default=50, help="steps of the sampler, for the score")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
@@ -303,7 +324,7 @@ def main() -> None:
         elif table == "score":
             text = score_table(args.count, args.steps)
         else:
-            text = random_table(table, args.layers)
+            text = random_table(table, args.layers, args.seeds)
         print(f"{table}:\n\n{text}\n", flush=True)
 
 
