@@ -31,6 +31,8 @@ from benchmarks.run import markdown, use_cores  # noqa: E402
 from opensora.checkpoint.lazy_tensor import ArrayTensor, ConvertedTensor, LazyTensor  # noqa: E402
 from opensora.cli.full_size_release import TEXT_ENCODER, TRANSFORMER, Component, components  # noqa: E402
 from opensora.config.command_line import CommandParser, run_main  # noqa: E402
+from opensora.config.commands import DEMO_MODEL  # noqa: E402
+from opensora.config.options import check_at_least_one  # noqa: E402
 from opensora.demo.drawing import draw_clip  # noqa: E402
 from opensora.demo.score import ASPECTS, MAX_TOKENS, accuracy, judge, make_videos, prompts  # noqa: E402
 from opensora.metrics.psnr_ssim import psnr  # noqa: E402
@@ -44,7 +46,6 @@ from opensora.schedulers import get_scheduler  # noqa: E402
 
 TABLES = ("bytes", "transformer", "text_encoder", "demo", "score")
 FORMATS = ("fp32", "bf16", "fp16", "q8_0")
-DEMO = ROOT / "examples/demo_model"
 TIMESTEPS = (901.0, 300.0)
 LATENTS = (len(TIMESTEPS), 8, 2, 16, 16)
 TEXT_TOKENS = 32
@@ -83,7 +84,7 @@ class Weights:
     Attributes:
         model: the class.
         config: keys of its config.json.
-        values: the numbers of a parameter by its name and the names of its int8 layers.
+        values: the numbers of a parameter by its name; the flag is whether it is the weight of a linear layer.
     """
 
     model: type[PretrainedModel]
@@ -106,9 +107,9 @@ class Weights:
             if name.startswith(model.block_list):
                 components += [word for word, index in (("first", 0), ("last", last)) if components[0] == str(index)]
             loader = loaders["bf16" if set(kept or ()).intersection(components) else weights]
-            is_int8_layer = name in loader.layers and loader.layers[name].may_be_int8
-            tensor: LazyTensor = ArrayTensor(self.values(name, is_int8_layer))
-            if is_int8_layer and kept is not None and loader.weights == "q8_0":
+            is_linear = name in loader.layers and loader.layers[name].may_be_int8
+            tensor: LazyTensor = ArrayTensor(self.values(name, is_linear))
+            if is_linear and kept is not None and loader.weights == "q8_0":
                 tensor = ConvertedTensor(tensor, "Q8_0", name)  # stored in 8 bits, and therefore not widened
             held = loader.read(name, tensor)
             loader.set(name, held)
@@ -126,9 +127,9 @@ class Held(NamedTuple):
 
 
 def with_outliers(name: str, values: np.ndarray) -> np.ndarray:
-    """Scales a few input channels, of an int8 layer's weight (out, in), by 20 to 50; the variance of its results stays.
+    """Scales a few input channels of a linear layer's weight (out, in) by 20 to 50; the variance of its results stays.
 
-    They are the same channels for all layers of one input width, as those that read the residual stream have in common.
+    All layers of one input width have the same channels, like those that read the residual stream.
     """
     width = values.shape[1]
     scale = np.ones(width, np.float32)
@@ -141,15 +142,15 @@ def random_weights(component: Component, seed: int, outliers: bool) -> Weights:
     published = {name: alias for alias, name in component.model.aliases.items()}
     tensors = component.tensors(seed)
 
-    def values(name: str, is_int8_layer: bool) -> np.ndarray:
+    def values(name: str, is_linear: bool) -> np.ndarray:
         numbers = tensors[published.get(name, name)].numpy()
-        return with_outliers(name, numbers) if outliers and is_int8_layer else numbers
+        return with_outliers(name, numbers) if outliers and is_linear else numbers
 
     return Weights(component.model, component.config, values)
 
 
 def demo_weights(model: type[PretrainedModel], folder: str) -> Weights:
-    trained = model.from_pretrained(DEMO / folder)
+    trained = model.from_pretrained(DEMO_MODEL / folder)
     return Weights(model, trained.config.to_dict(), lambda name, _: np.concatenate(list(trained.values(name))))
 
 
@@ -235,24 +236,22 @@ def byte_table() -> str:
         tensors = component.tensors(seed=0)
         for row in rows:
             loader = WeightLoader(model, ms.float32, model.float32_parameters(), row[0])
-            held = [
-                ConvertedTensor(tensor, loader.kind(name, tensor)).nbytes
-                for name in loader.parameters
-                if name != EMBEDDING_TABLE
-                for tensor in [tensors[published.get(name, name)]]
-            ]
-            row.append(f"{sum(held) / 1e9:.2f} GB")
+            total = 0
+            for name in loader.parameters.keys() - {EMBEDDING_TABLE}:
+                tensor = tensors[published.get(name, name)]
+                total += ConvertedTensor(tensor, loader.kind(name, tensor)).nbytes
+            row.append(f"{total / 1e9:.2f} GB")
     return markdown([["weights", "transformer", "autoencoder", "text encoder"], *rows])
 
 
 def demo_table() -> str:
     """The errors of the demo model's transformer and text encoder: states and predictions for prompts of its domain."""
     scenes = prompts(len(TIMESTEPS), seed=0)
-    ids, mask = Tokenizer(DEMO / "text_encoder")([scene.caption() for scene in scenes], MAX_TOKENS)
+    ids, mask = Tokenizer(DEMO_MODEL / "text_encoder")([scene.caption() for scene in scenes], MAX_TOKENS)
     text_encoder = demo_weights(MT5EncoderModel, "text_encoder")
     states = encode_text(text_encoder.hold("fp32").model, ids, mask)
     videos = np.stack([draw_clip(scene, np.random.default_rng(0)) for scene in scenes]) / 127.5 - 1
-    vae = WFVAEModel.from_pretrained(DEMO / "vae").set_train(False)
+    vae = WFVAEModel.from_pretrained(DEMO_MODEL / "vae").set_train(False)
     video = Tensor(videos.transpose(0, 4, 1, 2, 3).astype(np.float32))
     latents = vae.normalize(vae.encode(video).mode()).asnumpy()
     noise = np.array(TIMESTEPS, np.float32).reshape(-1, 1, 1, 1, 1) / 1000
@@ -282,9 +281,9 @@ def score_table(count: int, steps: int) -> str:
         transformer, text_encoder = [source.hold(weights) for source in sources]
         pipeline = RecordingPipeline(
             LazyModel(lambda: text_encoder.model),
-            Tokenizer(DEMO / "text_encoder"),
+            Tokenizer(DEMO_MODEL / "text_encoder"),
             LazyModel(lambda: transformer.model),
-            LazyModel(lambda: WFVAEModel.from_pretrained(DEMO / "vae")),
+            LazyModel(lambda: WFVAEModel.from_pretrained(DEMO_MODEL / "vae")),
             get_scheduler("EulerAncestralDiscrete", prediction_type="v_prediction", rescale_betas_zero_snr=True),
             prompt_template="{}",
             negative_prompt="",
@@ -310,7 +309,9 @@ def parse_args() -> argparse.Namespace:
     parser.add_argument("--count", type=int, default=100, help="prompts of the score")
     parser.add_argument("--steps", type=int, default=50, help="steps of the sampler, for the score")
     parser.add_argument("--threads", type=int, default=2, help="cores to use")
-    return parser.parse_args()
+    args = parser.parse_args()
+    check_at_least_one(args, "layers", "seeds", "count", "steps")
+    return args
 
 
 def main() -> None:

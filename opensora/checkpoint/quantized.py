@@ -17,8 +17,8 @@ from typing import Callable, NamedTuple, Union
 import numpy as np
 
 Q8_BLOCK = 32  # weights that share a scale in Q8_0
-# Names with one of these components are not quantized: the last layer of the transformer, whose errors no other layer
-# averages. It causes a third of the error of Q8_0 and has 0.003 % of the weights (docs/memory.md).
+# Weights with one of these components in their name are not quantized. No layer follows the transformer's last one, so
+# all of its error is in the prediction: 8 to 38 % of that of Q8_0 was measured, for 0.003 % of the weights.
 NOT_QUANTIZED = ("proj_out",)
 
 

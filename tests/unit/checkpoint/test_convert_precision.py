@@ -94,7 +94,7 @@ def test_files_and_memory_have_the_same_layers_in_q8_0(release, tmp_path):
         assert set(layers) - in_file == kept
 
 
-def test_a_file_with_all_layers_in_q8_0_loads_as_it_is(tmp_path):
+def test_a_file_with_all_layers_in_q8_0_loads_unchanged(tmp_path):
     """Other tools quantize the last layer too; its numbers would be rounded a second time in 16 bits."""
     model = OpenSoraT2V_v1_3(**DIT)
     state = {name: ArrayTensor(value) for name, value in model.torch_state().items()}
