@@ -15,7 +15,7 @@ from opensora.checkpoint.files import open_state, read_config
 from opensora.checkpoint.formats.gguf import ARCHITECTURE, OWN_PREFIX, write_gguf
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ConvertedTensor, LazyTensor
-from opensora.checkpoint.quantized import Q8_BLOCK
+from opensora.checkpoint.quantized import Q8_BLOCK, may_be_q8_0
 from opensora.checkpoint.shape_check import check_shapes, class_name
 from opensora.checkpoint.t5_names import ARCHITECTURES as T5_ARCHITECTURES
 from opensora.errors import UserError
@@ -133,7 +133,7 @@ def _converted(name: str, tensor: LazyTensor, dtype: str, target: PathLike) -> L
     is_small = len(tensor.shape) < 2 or math.prod(tensor.shape) <= SMALL_TENSOR
     if is_small or any(kept in name.split(".") for kept in FLOAT32_NAMES):
         dtype = "F32"
-    elif dtype == "Q8_0" and (len(tensor.shape) > 2 or tensor.shape[1] % Q8_BLOCK):
+    elif dtype == "Q8_0" and not may_be_q8_0(name, tensor.shape):
         dtype = tensor.dtype if tensor.dtype in ("F16", "BF16") else "F32"
     return tensor if dtype == tensor.dtype else ConvertedTensor(tensor, dtype, f"{target}: {name}")
 

@@ -11,11 +11,15 @@ minimum of a sub-block, a weight is
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Callable, NamedTuple, Union
 
 import numpy as np
 
 Q8_BLOCK = 32  # weights that share a scale in Q8_0
+# Weights with one of these components in their name are not quantized. No layer follows the transformer's last one, so
+# all of its error is in the prediction: 8 to 38 % of that of Q8_0 was measured, for 0.003 % of the weights.
+NOT_QUANTIZED = ("proj_out",)
 
 
 class BlockType(NamedTuple):
@@ -35,6 +39,11 @@ BLOCK_TYPES = {
 }
 FLOAT16_OFFSETS = {"Q8_0": (0,), "Q4_0": (0,), "Q5_0": (0,), "Q4_K": (0, 2), "Q5_K": (0, 2), "Q6_K": (208,)}
 Bytes = Union[bytes, bytearray, np.ndarray]
+
+
+def may_be_q8_0(name: str, shape: Sequence[int]) -> bool:
+    """Whether a weight is quantized to Q8_0: a matrix of whole blocks, unless its name is one of `NOT_QUANTIZED`."""
+    return len(shape) == 2 and shape[1] % Q8_BLOCK == 0 and not set(name.split(".")).intersection(NOT_QUANTIZED)
 
 
 def dequantize(data: Bytes, dtype: str) -> np.ndarray:

@@ -12,7 +12,7 @@ from mindspore.common.np_dtype import bfloat16
 
 from opensora.checkpoint.element_types import BITS, FLOATS, is_finite, is_finite_chunk
 from opensora.checkpoint.lazy_tensor import ConvertedTensor, FileTensor, LazyTensor, ScaledTensor, summarize
-from opensora.checkpoint.quantized import BLOCK_TYPES
+from opensora.checkpoint.quantized import BLOCK_TYPES, may_be_q8_0
 from opensora.models.common.layers import WeightLayer
 from opensora.ops.linear import GROUP
 from opensora.utils.logs import logger
@@ -112,7 +112,7 @@ class WeightLoader:
         elif stored in BLOCK_TYPES and stored != "Q8_0" or stored in BITS:
             stored = "BF16"
         wanted = TYPES.get(self.weights or "", stored)
-        if wanted == "Q8_0" and not (layer.may_be_int8 and tensor.shape[-1] % GROUP == 0):
+        if wanted == "Q8_0" and not (layer.may_be_int8 and (stored == "Q8_0" or may_be_q8_0(name, tensor.shape))):
             wanted = "BF16" if stored == "Q8_0" else stored
         return wanted if wanted in BYTES and BYTES[wanted] < BYTES[own] else own
 
