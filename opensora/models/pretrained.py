@@ -143,8 +143,8 @@ class PretrainedModel(nn.Cell):
             dtype: the type the model computes in; norms and other statistics stay float32.
             config: replaces the config.json in the folder of the weights.
             use_ema: load the EMA weights of a training checkpoint that also has plain weights.
-            weights: how the weights of linear layers and convolutions are held, one of `opensora.config.memory.WEIGHTS`;
-                such a model cannot be trained. None: in `dtype`.
+            weights: how the weights of linear layers and convolutions are held, one of
+                `opensora.config.memory.WEIGHTS`; such a model cannot be trained. None: in `dtype`.
             streamed: read the weights of each block from the file when it is needed (`models.streaming`).
 
         Raises:
@@ -285,7 +285,8 @@ class PretrainedModel(nn.Cell):
             if name in self.unloaded:
                 loader.release(name)
             elif name in state:
-                loader.load(name, state[name])
+                # A streamed model maps blocks only, whose place in the file is checked before each use.
+                loader.load(name, state[name], may_map=weights is not None and not streamed)
         loader.warn(source)
         return missing, unexpected
 
@@ -323,7 +324,7 @@ class PretrainedModel(nn.Cell):
             for chunk in self.unloaded[name].iter_values():
                 yield chunk.astype(np.float32, copy=False)
         else:
-            yield self._numpy(name)
+            yield self._numpy(name).astype(np.float32, copy=False)
 
     def _canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The state without ignored prefixes, and with the parameter's name for a tensor that has only an alias."""

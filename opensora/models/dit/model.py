@@ -106,7 +106,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
             block.attn1.sequence = sequence
 
     def replace_blocks(self, blocks: Iterable) -> None:
-        """Runs other Cells instead of the transformer blocks: a stream, or wrappers that gather sharded weights first."""
+        """Runs other Cells instead of the transformer blocks: a stream, or wrappers that gather sharded weights."""
         self.blocks_to_run = blocks if isinstance(blocks, BlockStream) else tuple(blocks)
 
     def text_states(self, encoder_hidden_states: Tensor) -> tuple:

@@ -156,7 +156,7 @@ class STDiT2(PretrainedModel):
         return self.blocks
 
     def replace_blocks(self, blocks: Iterable) -> None:
-        """Runs other Cells instead of the transformer blocks: a stream, or wrappers that gather sharded weights first."""
+        """Runs other Cells instead of the transformer blocks: a stream, or wrappers that gather sharded weights."""
         self.blocks_to_run = blocks if isinstance(blocks, BlockStream) else tuple(blocks)
 
     @classmethod

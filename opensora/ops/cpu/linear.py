@@ -45,6 +45,6 @@ def _stored_linear(dtype, has_bias: bool):
 
 
 def stored_linear(x: Tensor, weight: Tensor, scale: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:
-    """x (rows, in) and bias (out,) float32, weight (out, in) as in `opensora.ops.linear.stored_linear` -> (rows, out)."""
+    """x (rows, in), bias (out,): float32; weight (out, in) as in `opensora.ops.linear.stored_linear` -> (rows, out)."""
     inputs = [x, weight, *([] if scale is None else [scale]), *([] if bias is None else [bias])]
     return _stored_linear(weight.dtype, bias is not None)(*inputs)
