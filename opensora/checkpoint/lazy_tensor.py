@@ -64,7 +64,7 @@ class LazyTensor:
         raise NotImplementedError
 
     def mapped(self) -> Optional[np.ndarray]:
-        """`elements` as a read-only view of a memory map of the file; None where that is not possible."""
+        """`elements` as a view of a private memory map of the file; None where that is not possible."""
         return None
 
     def drop_pages(self) -> None:

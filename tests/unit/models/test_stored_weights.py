@@ -135,7 +135,7 @@ def same_state(found, expected) -> bool:
 
 
 @pytest.mark.parametrize("streamed", [False, True], ids=["loaded", "streamed"])
-@pytest.mark.parametrize("stored", ["BF16", "F16", "Q8_0", "I8"])
+@pytest.mark.parametrize("stored", ["F32", "BF16", "F16", "Q8_0", "I8"])
 @pytest.mark.parametrize("name", ["mt5", "dit"])
 def test_values_are_those_of_the_file(name, stored, streamed, files, tmp_path):
     """Those of `torch_state`, of a saved model, and of `values`; Q8_0 is not quantized anew."""
@@ -150,10 +150,12 @@ def test_values_are_those_of_the_file(name, stored, streamed, files, tmp_path):
         chunks = list(model.values(key))
         assert {chunk.dtype for chunk in chunks} == {np.dtype(np.float32)}
         assert np.array_equal(np.concatenate([chunk.reshape(-1) for chunk in chunks]), state[key].reshape(-1))
+    found = outputs(name, model)
+    assert same_state(model.torch_state(), expected)  # of tensors that operators have used
     model.save_pretrained(tmp_path / "saved")
     saved = load_file(tmp_path / "saved/diffusion_pytorch_model.safetensors")
     assert same_state(saved, {key: state[key] for key in saved}) and len(saved) >= len(list(model.get_parameters()))
-    assert same(outputs(name, load(name, path, weights="as_stored")), outputs(name, model))
+    assert same(outputs(name, load(name, path, weights="as_stored")), found)
 
 
 @pytest.mark.parametrize("compute", COMPUTE)
