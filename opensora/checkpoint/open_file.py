@@ -12,7 +12,6 @@ from typing import Optional
 
 from opensora.errors import UserError
 
-
 MAP_NORESERVE = 0x4000  # of Linux: the map of a file may be larger than the memory
 
 
