@@ -83,6 +83,7 @@ def drawn_state(name: str) -> dict[str, np.ndarray]:
     """Weights of a model, drawn by name."""
     model = KINDS[name].model.without_weights(**KINDS[name].config)
     state = {key: weight(name, key, parameter.shape) for key, parameter in model.parameters_and_names()}
+    state.update({alias: state[key] for alias, key in model.aliases.items()})
     return {**state, **model.torch_buffers()}
 
 
