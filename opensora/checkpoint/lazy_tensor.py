@@ -64,7 +64,7 @@ class LazyTensor:
         raise NotImplementedError
 
     def mapped(self) -> Optional[np.ndarray]:
-        """`elements` as a read-only view of a memory map of the file; None where that is not possible."""
+        """`elements` as a view of a private memory map of the file; None where that is not possible."""
         return None
 
     def drop_pages(self) -> None:
@@ -296,7 +296,8 @@ class ConvertedTensor(LazyTensor):
         self.source, self.dtype, self.name, self.shape = source, dtype, name, source.shape
 
     def values(self, start: int, count: int) -> np.ndarray:
-        if self.source.dtype == self.dtype:
+        is_stored_q8_0 = isinstance(self.source, ScaledTensor) and self.source.is_q8_0 and self.dtype == "Q8_0"
+        if self.source.dtype == self.dtype or is_stored_q8_0:
             return self.source.values(start, count)
         return decode(encode(self.source.values(start, count), self.dtype, self.name), self.dtype)
 

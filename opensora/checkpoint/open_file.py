@@ -12,6 +12,8 @@ from typing import Optional
 
 from opensora.errors import UserError
 
+MAP_NORESERVE = 0x4000  # of Linux: the map of a file may be larger than the memory
+
 
 def truncated(path: Path, what: str = "the file") -> UserError:
     """The error for a file that ends too early."""
@@ -45,11 +47,19 @@ class OpenFile:
         return data
 
     def mapped(self, offset: int, size: int) -> Optional[memoryview]:
-        """`size` bytes at `offset` of a read-only memory map of the file, which is made once."""
+        """`size` bytes at `offset` of a memory map of the file, which is made once; None if there can be no map.
+
+        The map is private and writable: MindSpore's `Tensor.asnumpy` writes to the memory of a tensor that an operator
+        has used, the numbers that are there already. The file never changes.
+        """
         if offset + size > os.fstat(self._file.fileno()).st_size:  # an access after the end would kill the process
             raise truncated(self.path)
         if self._map is None:
-            self._map = mmap.mmap(self._file.fileno(), 0, access=mmap.ACCESS_READ)
+            protection, flags = mmap.PROT_READ | mmap.PROT_WRITE, mmap.MAP_PRIVATE | MAP_NORESERVE
+            try:
+                self._map = mmap.mmap(self._file.fileno(), 0, flags, protection)
+            except OSError:
+                return None
         return memoryview(self._map)[offset : offset + size]
 
     def drop(self, offset: int, size: int) -> None:

@@ -102,9 +102,36 @@ def conv_cases() -> list[Case]:
 
 def linear_cases() -> list[Case]:
     x, weight, bias = given(3, 11, WIDTH), given(80, WIDTH, scale=0.1), given(80)
+    numbers = np.random.default_rng(0).integers(-128, 128, (80, 2 * linear.GROUP))
+    half, int8 = fixed(numbers / 1024), fixed(numbers)  # exact in 16 bits
+    scale = fixed(np.random.default_rng(1).choice([2**-10, 2**-9, 3 * 2**-9], (80, 2)))
+    wide = lambda q, scale: q * scale.repeat(linear.GROUP, 1)  # noqa: E731
+    grouped = given(3, 11, 2 * linear.GROUP)
     return [
         Case("linear.linear", linear.linear, lambda x, w, b: x @ w.T + b, [x, weight, bias]),
         Case("linear.linear without bias", linear.linear, lambda x, w: x @ w.T, [x, weight]),
+        Case(
+            "linear.stored_linear",
+            lambda x, w, b: linear.stored_linear(x, w.astype(ms.float16), None, b),
+            lambda x, w, b: x @ w.T + b,
+            [grouped, half, bias],
+            backward=False,
+        ),
+        Case(
+            "linear.stored_linear int8",
+            lambda x, q, scale, b: linear.stored_linear(x, q.astype(ms.int8), scale.astype(ms.float16), b),
+            lambda x, q, scale, b: x @ wide(q, scale).T + b,
+            [grouped, int8, scale, bias],
+            backward=False,
+        ),
+        Case(
+            "linear.widened_weight",
+            lambda q, scale: linear.widened_weight(q.astype(ms.int8), scale.astype(ms.float16), ms.float32),
+            wide,
+            [int8, scale],
+            backward=False,
+            keeps_dtype=False,
+        ),
         Case(
             "linear.rows_at",
             lambda table, rows: linear.rows_at(table, rows.astype(ms.int32)),

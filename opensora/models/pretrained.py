@@ -316,7 +316,8 @@ class PretrainedModel(nn.Cell):
             if name in self.unloaded:
                 loader.release(name)
             elif name in state:
-                loader.load(name, state[name])
+                # A streamed model maps blocks only, whose place in the file is checked before each use.
+                loader.load(name, state[name], may_map=weights is not None and not streamed)
         loader.warn(source)
         return missing, unexpected
 
@@ -356,7 +357,7 @@ class PretrainedModel(nn.Cell):
             for chunk in self.unloaded[name].iter_values():
                 yield chunk.astype(np.float32, copy=False)
         else:
-            yield self._numpy(name)
+            yield self._numpy(name).astype(np.float32, copy=False)
 
     def canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The state without ignored prefixes, and with the parameter's name for a tensor that has only an alias."""

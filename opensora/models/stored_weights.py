@@ -13,7 +13,9 @@ from mindspore.common.np_dtype import bfloat16
 from opensora.checkpoint.element_types import BITS, FLOATS, is_finite, is_finite_chunk
 from opensora.checkpoint.lazy_tensor import ConvertedTensor, FileTensor, LazyTensor, ScaledTensor, summarize
 from opensora.checkpoint.quantized import BLOCK_TYPES, may_be_q8_0
+from opensora.device import supported_precisions
 from opensora.models.common.layers import WeightLayer
+from opensora.ops.backend import device_target
 from opensora.ops.linear import GROUP
 from opensora.utils.logs import logger
 
@@ -48,18 +50,19 @@ class WeightLoader:
     def __init__(self, model: nn.Cell, dtype, float32: set[str], weights: Optional[str] = None):
         self.parameters: dict[str, Parameter] = dict(model.parameters_and_names())
         self.dtype, self.float32, self.weights = dtype, float32, weights
+        self.has_bfloat16 = "bf16" in supported_precisions(device_target())
         self.layers: dict[str, WeightLayer] = {}
-        if weights is not None:
-            for cell_name, cell in model.cells_and_names():
-                name = f"{cell_name}.weight"
-                if isinstance(cell, WeightLayer) and name not in float32:
-                    self.layers[name] = cell
+        for cell_name, cell in model.cells_and_names():
+            name = f"{cell_name}.weight"
+            if isinstance(cell, WeightLayer) and name not in float32:
+                self.layers[name] = cell
         self.not_finite: dict[str, None] = {}  # names, in order
         self.integers: dict[str, str] = {}  # types by name
+        self.warned: set[str] = set()
 
-    def load(self, name: str, tensor: LazyTensor) -> None:
+    def load(self, name: str, tensor: LazyTensor, may_map: bool) -> None:
         """Reads a tensor and sets the parameter `name` to it."""
-        self.set(name, self.read(name, tensor, may_map=self.weights is not None))
+        self.set(name, self.read(name, tensor, may_map))
 
     def read(self, name: str, tensor: LazyTensor, may_map: bool = False) -> HeldWeight:
         """Reads a tensor for the parameter `name`; with `may_map` the result may be a map of the file. Thread-safe."""
@@ -99,12 +102,12 @@ class WeightLoader:
     def kind(self, name: str, tensor: LazyTensor) -> str:
         """The type, F32, F16, BF16 or Q8_0, that the parameter `name` is held in.
 
-        It is never wider than the dtype that the model computes in. Types that no layer computes with (float8, 4 to 6
-        bits) become BF16, which is exact for float8 without scales.
+        It is never wider than the dtype that the model computes in, and BF16 only on a device that has it. Types that
+        no layer computes with (float8, 4 to 6 bits) become BF16, which is exact for float8 without scales.
         """
         layer = self.layers.get(name)
         own = STORED[ms.float32 if name in self.float32 else self.dtype]
-        if layer is None:
+        if layer is None or self.weights is None:
             return own
         stored = tensor.dtype
         if isinstance(tensor, ScaledTensor):
@@ -114,20 +117,20 @@ class WeightLoader:
         wanted = TYPES.get(self.weights or "", stored)
         if wanted == "Q8_0" and not (layer.may_be_int8 and (stored == "Q8_0" or may_be_q8_0(name, tensor.shape))):
             wanted = "BF16" if stored == "Q8_0" else stored
-        return wanted if wanted in BYTES and BYTES[wanted] < BYTES[own] else own
+        is_held = wanted in BYTES and BYTES[wanted] < BYTES[own] and (wanted != "BF16" or self.has_bfloat16)
+        return wanted if is_held else own
 
     def warn(self, source: Union[str, Path]) -> None:
-        """Warns of NaN, infinity and integer types in the tensors that were read, once."""
-        if self.not_finite:
-            note = summarize("tensors hold NaN or infinity", list(self.not_finite))
+        """Warns of NaN, infinity and integer types in the tensors that were read, once for each tensor."""
+        not_finite = [name for name in self.not_finite if name not in self.warned]
+        integers = [f"{name}: {kind}" for name, kind in self.integers.items() if name not in self.warned]
+        if not_finite:
+            note = summarize("tensors hold NaN or infinity", not_finite)
             logger.warning(f"{source}: {note}: the model's output will be NaN")
-        if self.integers:
-            note = summarize(
-                "tensors have an integer type, but the model's type is float",
-                [f"{name}: {kind}" for name, kind in self.integers.items()],
-            )
+        if integers:
+            note = summarize("tensors have an integer type, but the model's type is float", integers)
             logger.warning(f"{source}: {note}: they are loaded without the scale that quantized weights need")
-        self.not_finite, self.integers = {}, {}
+        self.warned.update(self.not_finite, self.integers)
 
     def _note_finite(self, name: str, is_finite: bool) -> None:
         if not is_finite:

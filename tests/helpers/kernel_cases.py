@@ -14,6 +14,8 @@ import numpy as np
 class Call:
     """A kernel, its inputs and the expected outputs; `expected` is None if the kernel must reject the inputs.
 
+    Inputs become float32, except those of 16 and 8 bits.
+
     In-place kernels: `changed` is the number of leading inputs that must afterwards equal `expected`.
     `magnitude`: factor by which the operator magnifies rounding errors, per element: norms divide by small numbers.
     """
@@ -27,7 +29,7 @@ class Call:
     shapes: list = field(init=False)
 
     def __post_init__(self):
-        self.inputs = [np.asarray(x, np.float32) for x in self.inputs]
+        self.inputs = [x if x.itemsize < 4 else x.astype(np.float32) for x in map(np.asarray, self.inputs)]
         self.shapes = [x.shape for x in self.inputs]
 
     def __str__(self):
@@ -395,6 +397,4 @@ OPERATORS = (
     slices,
     doubling,
 )
-
-
 LARGE_OPERATORS = (attention_of_few_heads, large_convolution)

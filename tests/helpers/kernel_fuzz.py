@@ -16,10 +16,14 @@ from collections.abc import Sequence
 from typing import Callable, Optional
 
 import numpy as np
-from kernel_cases import LARGE_OPERATORS, OPERATORS, Call, Draw
+from kernel_cases import LARGE_OPERATORS, Call, Draw
+from kernel_cases import OPERATORS as FLOAT32_OPERATORS
+from stored_linear_cases import stored_linear
 
+OPERATORS = (*FLOAT32_OPERATORS, stored_linear)
 THREADS = (1, 2, 3, 16)
-GUARD = 64  # floats before and after each array: NaN around inputs, so that a read out of bounds shows in the result
+GUARD = 64  # elements before and after each array: NaN around inputs, so that a read out of bounds shows in the result
+NAN = {"f": np.nan, "u": 0x7FC0, "i": 127}  # by the kind of a numpy type: bfloat16 is held as uint16; int8 has no NaN
 SENTINEL = np.float32(12345.678)  # around outputs, so that a write out of bounds shows
 TOLERANCE = 2e-5
 INVALID_SHAPES, OUT_OF_MEMORY = 1, 2  # common.h
@@ -39,7 +43,7 @@ class Library:
 
     def check(self, call: Call) -> Optional[str]:
         """Runs the call; returns a description of the error, or None."""
-        inputs = [self._guarded(x, np.float32(np.nan)) for x in call.inputs]
+        inputs = [self._guarded(x, NAN[x.dtype.kind]) for x in call.inputs]
         if call.changed or call.expected is None:
             outputs = [self._guarded(np.zeros(1, np.float32), SENTINEL)]
         else:
@@ -75,9 +79,9 @@ class Library:
             None,
         )
 
-    def _guarded(self, x: np.ndarray, guard: np.float32) -> tuple[np.ndarray, np.ndarray]:
+    def _guarded(self, x: np.ndarray, guard: float) -> tuple[np.ndarray, np.ndarray]:
         """The memory and, inside it, a copy of x."""
-        memory = np.full(x.size + 2 * self.guard, guard, np.float32)
+        memory = np.full(x.size + 2 * self.guard, guard, x.dtype)
         view = memory[self.guard : self.guard + x.size].reshape(x.shape)
         view[...] = x
         return memory, view

@@ -100,7 +100,7 @@ def matmul(stock: Callable) -> Callable:
 
 def without_bfloat16(stock: Callable) -> Callable:
     def call(self: Tensor, dtype, *arguments, **options) -> Tensor:
-        FIRST_BFLOAT16.require(dtype != ms.bfloat16, dtype)
+        FIRST_BFLOAT16.require(ms.bfloat16 not in (dtype, self.dtype), dtype)
         return stock(self, dtype, *arguments, **options)
 
     return call

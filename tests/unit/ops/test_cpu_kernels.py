@@ -10,15 +10,17 @@ import mindspore as ms
 import numpy as np
 import pytest
 from golden_cases import relative_difference
-from mindspore import Tensor, ops
+from mindspore import Tensor, nn, ops
 from processes import ROOT
 
 from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
 from opensora.ops.attention import attention, mask_to_bias, unscaled_attention
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.cpu import build, custom_op
+from opensora.ops.cpu.linear import linear as linear_kernel
+from opensora.ops.cpu.linear import stored_linear as stored_kernel
 from opensora.ops.layout import concat, permute, slice_axis, split
-from opensora.ops.linear import linear
+from opensora.ops.linear import linear, stored_linear, widened_weight
 from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
 from opensora.ops.resample import nearest_2x, upsample_bilinear_2x, upsample_linear_2x, upsample_nearest_2x
 from opensora.ops.rope import apply_rope, rope_cos, rope_sin
@@ -251,6 +253,56 @@ def test_kernels_in_graph_mode(name):
     compiled = values_and_gradients(ms.jit(function), inputs)
     for actual, expected in zip(compiled, values_and_gradients(function, inputs)):
         assert relative_difference(actual, expected) < 1e-6
+
+
+@ops.constexpr
+def stored_weights(dtype, k: int) -> Tensor:
+    """(70, k), as a constant in graph mode."""
+    if dtype == ms.int8:
+        return Tensor(np.random.RandomState(1).randint(-127, 128, (70, k)).astype(np.int8))
+    return (normal(70, k, seed=1) / k**0.5).astype(dtype)
+
+
+@pytest.mark.parametrize("compute", [ms.float32, ms.float16, ms.bfloat16], ids=str)
+@pytest.mark.parametrize("stored", [ms.bfloat16, ms.float16, ms.int8], ids=str)
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_stored_weights(stored, compute, has_bias, mode, monkeypatch):
+    if compute == ms.bfloat16 and mode == ms.GRAPH_MODE:
+        pytest.skip("MindSpore cannot even reshape it on a CPU")
+    x, k = normal(2, 37, 96).astype(compute), 96
+    weight, bias = stored_weights(stored, k), normal(70, seed=2).astype(compute) if has_bias else None
+    scale = (normal(70, k // 32, seed=3) / 1000).astype(ms.float16) if stored == ms.int8 else None
+
+    class Layer(nn.Cell):
+        def construct(self, x: Tensor) -> Tensor:
+            return stored_linear(x, weight, scale, bias)
+
+    fused = Layer()(x)
+    wide = widened_weight(weight, scale, ms.float32).asnumpy().astype(np.float64)
+    exact = x.float().asnumpy() @ wide.T + (bias.float().asnumpy() if has_bias else 0)
+    rounding = {ms.float32: 1e-6, ms.float16: 1e-3, ms.bfloat16: 8e-3}[compute]  # of stock operators
+    assert fused.dtype == compute and fused.shape == (2, 37, 70)
+    assert relative_difference(fused.float().asnumpy(), exact) < rounding / (1 if compute == ms.float32 else 2)
+    monkeypatch.setattr(custom_op, "library", lambda: None)
+    assert not custom_op.available(ms.float32)
+    stock = Layer()(x)
+    assert stock.dtype == compute and relative_difference(stock.float().asnumpy(), exact) < rounding
+
+
+def test_inputs_of_another_dtype_are_refused():
+    """A kernel reads the bytes of whatever it is given."""
+    x, weight, scale = normal(3, 64), Tensor(np.ones((5, 64), np.int8)), Tensor(np.ones((5, 2), np.float16))
+    for call in (
+        lambda: stored_kernel(x.astype(ms.float16), weight.astype(ms.bfloat16), None, None),
+        lambda: stored_kernel(x, weight.astype(ms.float16), None, normal(5).astype(ms.float16)),
+        lambda: stored_kernel(x, weight, scale.astype(ms.float32), None),
+        lambda: stored_kernel(x, weight, scale, scale[:, 0]),
+        lambda: stored_kernel(x, weight, None, None),
+    ):
+        with pytest.raises(TypeError, match="linear_.*: inputs of .*Float32.* are required, not "):
+            call().asnumpy()
+    with pytest.raises(TypeError, match="linear: inputs of one dtype are required, not "):
+        linear_kernel(x, weight, None).asnumpy()
 
 
 def test_large_scores_and_fully_hidden_keys():

@@ -8,7 +8,9 @@ import sys
 from pathlib import Path
 
 import kernel_fuzz
+import numpy as np
 import pytest
+import stored_linear_cases
 from processes import ROOT
 
 from opensora.ops.cpu import build
@@ -34,6 +36,57 @@ def test_work_divided_among_threads(threads):
     library = kernel_fuzz.Library(str(build.build_kernels().path), str(ONEDNN))
     wrong = kernel_fuzz.fuzz(library, kernel_fuzz.LARGE_OPERATORS, range(12), [threads])
     assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("threads", [1, 3])
+def test_wide_rows_are_widened_in_panels(threads):
+    library = kernel_fuzz.Library(str(build.build_kernels().path), str(ONEDNN))
+    wrong = kernel_fuzz.fuzz(library, [stored_linear_cases.large_stored_linear], [0], [threads])
+    assert not wrong, "\n".join(wrong)
+
+
+def product(kernel: str, x, *stored: np.ndarray) -> np.ndarray:
+    """x (rows, k) times the stored weights (n, k): (rows, n)."""
+    library = kernel_fuzz.Library(str(build.build_kernels().path), str(ONEDNN))
+    x = np.float32(x)
+    y = np.full((len(x), len(stored[0])), np.nan, np.float32)
+    assert library.run(kernel, [x, *stored, y]) == 0
+    return y
+
+
+def test_all_16_bit_weights_are_widened_exactly():
+    """Subnormals, infinity and NaN too."""
+    bits = np.arange(1 << 16, dtype=np.uint16)[:, None]
+    half = bits.view(np.float16)
+    assert np.array_equal(product("linear_float16", [[1]], half)[0], half[:, 0].astype(np.float32), equal_nan=True)
+    expected = stored_linear_cases.float32_of_bfloat16(bits)[:, 0]
+    assert np.array_equal(product("linear_bfloat16", [[1]], bits)[0], expected, equal_nan=True)
+
+
+def test_all_scales_of_int8_weights_are_widened_exactly():
+    scale = np.arange(1 << 16, dtype=np.uint16).view(np.float16)[:, None]
+    values = np.random.RandomState(0).randint(-128, 128, (1 << 16, 1))
+    weight = np.pad(values.astype(np.int8), ((0, 0), (0, 31)))
+    finite = np.isfinite(scale[:, 0])
+    found = product("linear_int8", np.eye(1, 32), weight, scale)[0]
+    assert np.array_equal(found[finite], np.float32(values[finite, 0]) * np.float32(scale[finite, 0]))
+    assert not np.isfinite(found[~finite]).any()
+
+
+def test_values_that_are_not_finite_stay_in_their_row():
+    x = np.ones((5, 32), np.float32)
+    x[1, 7], x[3, 8] = np.nan, np.inf
+    weight = np.full((19, 32), 0.5, np.float32)
+    scale = np.full((19, 1), 0.5, np.float16)
+    for kernel, *stored in (
+        ("linear_bfloat16", stored_linear_cases.bfloat16(weight)),
+        ("linear_float16", weight.astype(np.float16)),
+        ("linear_int8", np.ones((19, 32), np.int8), scale),
+    ):
+        y = product(kernel, x, *stored)
+        assert np.isnan(y[1]).all() and (y[3] == np.inf).all() and (y[[0, 2, 4]] == 16).all()
+        assert product(kernel, x[:0], *stored).shape == (0, 19)
+        assert product(kernel, x, *[array[:0] for array in stored]).shape == (5, 0)
 
 
 def test_out_of_memory_is_a_status():

@@ -16,13 +16,16 @@ inline float from_bits(uint32_t bits) {
   return value;
 }
 
-// Exact: a half's exponent and mantissa, shifted to those of a float, lack a factor of 2^112. Infinity and NaN, whose
+// Exact, without subnormal floats, which MindSpore's threads treat as zeros in graph mode. The exponents of float are
+// larger by 112. A subnormal half becomes the mantissa of a float in [2^-14, 2^-13), minus 2^-14. Infinity and NaN, whose
 // exponent bits are all set, get them all set again.
 inline float widen_half(uint16_t half) {
-  const float scaled = from_bits(uint32_t(half & 0x7fff) << 13) * 0x1p112f;
+  const uint32_t magnitude = uint32_t(half & 0x7fff) << 13;
+  const float subnormal = from_bits(magnitude + (113u << 23)) - 1.0f / 16384;
   uint32_t bits;
-  std::memcpy(&bits, &scaled, 4);
-  bits |= (half & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;
+  std::memcpy(&bits, &subnormal, 4);
+  bits = magnitude < 1u << 23 ? bits : magnitude + (112u << 23);
+  bits |= magnitude >= 31u << 23 ? 255u << 23 : 0u;
   return from_bits(bits | uint32_t(half & 0x8000) << 16);
 }
 
@@ -56,7 +59,7 @@ template <typename Weights>
 int multiply(const float *x, const Weights &weights, const float *bias, float *y, int64_t rows, int64_t n, int64_t k) {
   const Sgemm sgemm = find_sgemm();
   if (!sgemm) return INVALID_SHAPES;
-  const int64_t share = ceil_div(ceil_div(n, UNIT), omp_get_max_threads()) * UNIT;
+  const int64_t share = ceil_div(ceil_div(std::max<int64_t>(n, 1), UNIT), omp_get_max_threads()) * UNIT;
   const int64_t size = even_split(share, std::max(PANEL / std::max<int64_t>(k, 1), UNIT));
   const ThreadBuffers panels(size * k);
   int failed = 0;
