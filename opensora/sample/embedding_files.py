@@ -11,6 +11,7 @@ import mindspore as ms
 import numpy as np
 from tqdm import tqdm
 
+from opensora.cost_model.stages import Texts
 from opensora.datasets.broken import printable
 from opensora.datasets.t2v.annotations import read_items
 from opensora.datasets.t2v.entries import check_entry
@@ -89,6 +90,12 @@ def _texts_of(item: Any) -> Iterator[tuple[Optional[int], str]]:
     return enumerate(entry["cap"]) if isinstance(entry["cap"], list) else iter([(None, entry["cap"])])
 
 
+def texts_of_batches(count: int, length: int, batch_size: int) -> Texts:
+    """What `embed_captions` embeds; a pass over a streamed encoder has whole batches."""
+    in_pass = -(-TEXTS_PER_PASS // batch_size) * batch_size
+    return Texts(length, min(batch_size, count), min(in_pass, count))
+
+
 def encoder_digest(encoder) -> str:
     """A digest of a model's configuration and weights, the same whether they are loaded or streamed."""
     values = [repr(sorted(encoder.config.to_dict().items())).encode()]
@@ -114,11 +121,11 @@ def embed_captions(captions: Sequence[Caption], encoder, tokenizer, max_length: 
         if _origin_of(caption.file) != origin:
             todo.append((caption, origin))
     with tqdm(total=len(captions), initial=len(captions) - len(todo), desc="captions", unit="caption") as progress:
-        step = batch_size if not encoder.is_streamed else -(-TEXTS_PER_PASS // batch_size) * batch_size
+        texts = texts_of_batches(len(todo), max_length, batch_size)
+        step = max(texts.in_pass if encoder.is_streamed else texts.rows, 1)
         for start in range(0, len(todo), step):
             batch = todo[start : start + step]
-            texts = [caption.text for caption, _ in batch]
-            embedding = embed_text(encoder, tokenizer, texts, max_length, batch_size)
+            embedding = embed_text(encoder, tokenizer, [caption.text for caption, _ in batch], max_length, batch_size)
             for (caption, origin), states, mask in zip(batch, embedding.states, embedding.mask):
                 save_embedding(caption.file, states, mask, origin)
             progress.update(len(batch))
