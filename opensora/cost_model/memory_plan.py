@@ -213,6 +213,7 @@ class Planner:
         size = f"{run.num_frames}x{run.height}x{run.width}" if run else f"{rows} of {self.texts.length} tokens"
         fitting = next((smaller for smaller in _smaller(run) if self._smallest(smaller).fits(budget)), None)
         remedy = f"{fitting.num_frames}x{fitting.height}x{fitting.width} fits, or " if fitting else ""
+        remedy += "" if self.may_stream else "use --mode 1, which can read blocks from the file, or "
         return (
             f"{size} needs {least.peak / 1e9:.2f} GB ({least.process / 1e9:.2f} GB for the process, "
             f"{model.loaded / 1e9:.2f} GB of weights and {model.buffers / 1e9:.2f} GB of buffers for the "
