@@ -28,15 +28,15 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     from opensora.models import MT5EncoderModel
     from opensora.models.text_encoder.tokenizer import Tokenizer
     from opensora.parallel.collectives import barrier
-    from opensora.sample.embedding_files import embed_captions, read_captions, texts_of_batches
-    from opensora.sample.memory import plan_text_encoder
+    from opensora.sample.embedding_files import embed_captions, read_captions
+    from opensora.sample.memory import count_texts, plan_text_encoder
 
     path, length = options.text_encoder_name, options.model_max_length
     MT5EncoderModel.published_config(path, "--text_encoder_name")
     tokenizer = Tokenizer(path)
     captions = read_captions(options.data_file_path, options.output_path, tokenizer.knows_chinese)
     dev = device.setup(args)
-    texts = texts_of_batches(len(captions), length, options.batch_size)
+    texts = count_texts(tokenizer, {caption.text for caption in captions}, length, options.batch_size)
     plan = plan_text_encoder(path, options.held_weights, texts, options.memory, dev)
     with exclusive_folder(options.output_path, dev.is_main):
         encoder = MT5EncoderModel.from_pretrained(

@@ -60,14 +60,17 @@ def text_encoder_buffers(
 ) -> dict[str, float]:
     """Bytes of the text encoder besides its weights, with `element` bytes for a number of the dtype it computes in.
 
-    Working set: position bias, scores and probabilities (heads, L, L) in float32, and the three tensors (L, d_ff) of
-    the gated feed-forward. States (L, d_model): of all texts of a pass, as computed, in float32, and joined.
+    Working set: tensors (heads, L, L) in float32, and the three tensors (L, d_ff) of the gated feed-forward. On a CPU
+    these are three of the position bias and for each text its sum with the mask and the 8-byte indices that MindSpore
+    keeps of both; on an NPU sum, scores and probabilities, which are fewer. States (L, d_model): of all texts of a
+    pass, as computed and in float32.
     """
     config, length = model.config, texts.length
-    working = 3 * config.num_heads * length**2 * BYTES["fp32"] + 3 * length * config.d_ff * element
-    states = length * config.d_model * (element + 2 * BYTES["fp32"])
+    bias = config.num_heads * length**2 * BYTES["fp32"]
+    working = 5 * bias + 3 * length * config.d_ff * element
+    states = length * config.d_model * (element + BYTES["fp32"])
     return {
-        "working set (estimate)": texts.rows * working,
+        "working set (estimate)": 3 * bias + texts.rows * working,
         "states": (texts.in_pass if streamed else texts.rows) * states,
     }
 

@@ -11,7 +11,6 @@ import mindspore as ms
 import numpy as np
 from tqdm import tqdm
 
-from opensora.cost_model.stages import Texts
 from opensora.datasets.broken import printable
 from opensora.datasets.t2v.annotations import read_items
 from opensora.datasets.t2v.entries import check_entry
@@ -26,7 +25,7 @@ from opensora.datasets.t2v.text_embeddings import (
     save_embedding,
 )
 from opensora.errors import UserError
-from opensora.pipelines.text import TEXTS_PER_PASS, embed_text
+from opensora.pipelines.text import embed_texts
 from opensora.utils.logs import logger
 
 MAX_LISTED = 10  # invalid entries
@@ -90,12 +89,6 @@ def _texts_of(item: Any) -> Iterator[tuple[Optional[int], str]]:
     return enumerate(entry["cap"]) if isinstance(entry["cap"], list) else iter([(None, entry["cap"])])
 
 
-def texts_of_batches(count: int, length: int, batch_size: int) -> Texts:
-    """What `embed_captions` embeds; a pass over a streamed encoder has whole batches."""
-    in_pass = -(-TEXTS_PER_PASS // batch_size) * batch_size
-    return Texts(length, min(batch_size, count), min(in_pass, count))
-
-
 def encoder_digest(encoder) -> str:
     """A digest of a model's configuration and weights, the same whether they are loaded or streamed."""
     values = [repr(sorted(encoder.config.to_dict().items())).encode()]
@@ -121,14 +114,12 @@ def embed_captions(captions: Sequence[Caption], encoder, tokenizer, max_length: 
         if _origin_of(caption.file) != origin:
             todo.append((caption, origin))
     with tqdm(total=len(captions), initial=len(captions) - len(todo), desc="captions", unit="caption") as progress:
-        texts = texts_of_batches(len(todo), max_length, batch_size)
-        step = max(texts.in_pass if encoder.is_streamed else texts.rows, 1)
-        for start in range(0, len(todo), step):
-            batch = todo[start : start + step]
-            embedding = embed_text(encoder, tokenizer, [caption.text for caption, _ in batch], max_length, batch_size)
-            for (caption, origin), states, mask in zip(batch, embedding.states, embedding.mask):
-                save_embedding(caption.file, states, mask, origin)
-            progress.update(len(batch))
+        texts = [caption.text for caption, _ in todo]
+        batches = embed_texts(encoder, tokenizer, texts, max_length, batch_size)
+        rows = (row for batch in batches for row in zip(batch.states, batch.mask))
+        for (caption, origin), (states, mask) in zip(todo, rows):
+            save_embedding(caption.file, states, np.pad(mask, (0, max_length - len(mask))), origin)
+            progress.update()
 
 
 def _origin_of(file: Path) -> Optional[Origin]:

@@ -28,6 +28,8 @@ class HostTextEncoder(nn.Cell):
         device: of this process; its number of processes share the machine's memory.
     """
 
+    is_streamed = True  # as for one, texts are encoded many at a time
+
     def __init__(self, path: Union[str, Path], weights: Optional[str], device: Device):
         super().__init__()
         self.path, self.weights, self.device = path, weights, device

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, Optional, Union
 
 import mindspore as ms
+import numpy as np
 
 from opensora.checkpoint.files import read_config
 from opensora.cost_model.machine import product_rate, read_rate
@@ -20,14 +21,18 @@ from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import smallest
-from opensora.pipelines.text import TEXTS_PER_PASS, trimmed_length
+from opensora.pipelines.text import texts_per_pass, trimmed_length
 from opensora.sample.options import SampleOptions
 from opensora.utils.logs import logger
 from opensora.utils.memory import available_memory, process_memory
 
 
 def plan_run(
-    options: SampleOptions, device: Device, tokenizer: Tokenizer, texts: Optional[Sequence[str]], size: tuple[int, int]
+    options: SampleOptions,
+    device: Device,
+    tokenizer: Tokenizer,
+    texts: Optional[Collection[str]],
+    size: tuple[int, int],
 ) -> MemoryPlan:
     """Chooses how the run holds its models, and prints the choice if --memory is given or not all of them stay loaded.
 
@@ -43,7 +48,7 @@ def plan_run(
     files, sources = _open(options, device)
     embedded = Texts(options.max_sequence_length)
     if texts is not None:
-        embedded = texts_alone(tokenizer, texts, options.max_sequence_length)
+        embedded = count_texts(tokenizer, texts, options.max_sequence_length)
     transformer_config = options.transformer_class.config_class.from_dict(read_config(options.model_path))
     run = Run(
         transformer_config,
@@ -104,10 +109,14 @@ def plan_text_encoder(
     return plan.models["text_encoder"]
 
 
-def texts_alone(tokenizer: Tokenizer, texts: Sequence[str], max_length: int) -> Texts:
-    """Texts that `pipelines.text.embed_texts` embeds."""
-    length = max(trimmed_length(row) for row in tokenizer(texts, max_length)[1])
-    return Texts(length, in_pass=min(len(texts), TEXTS_PER_PASS))
+def count_texts(tokenizer: Tokenizer, texts: Collection[str], max_length: int, batch_size: int = 1) -> Texts:
+    """What `pipelines.text.embed_texts` embeds, given the same arguments."""
+    longest = max(tokenizer.count(text) for text in texts)
+    return Texts(
+        trimmed_length(np.arange(max_length) < longest),
+        min(batch_size, len(texts)),
+        min(texts_per_pass(batch_size), len(texts)),
+    )
 
 
 def _report(
