@@ -135,6 +135,7 @@ ARCH_SPECS = {
     "OpenSoraInpaint_v1_3": OPENSORA,
     "MT5EncoderModel": T5,
 }
+OTHER_NAMES = {"shared.weight": "encoder.embed_tokens.weight"}  # of tied weights, which files may have under one name
 MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # names that transformers writes
 
 
@@ -155,6 +156,7 @@ def check_shapes(
     """Raises UserError, naming the key, if the tensors of `state`, from `src`, do not match the config."""
     spec = ARCH_SPECS[class_name(config, config_path)]
     for tensor, axis, keys, expected in spec.sizes:
+        tensor = tensor if tensor in state else OTHER_NAMES.get(tensor, tensor)
         if tensor not in state:
             raise UserError(f"{src}: has no tensor {tensor!r}, so it is not the model of {config_path}")
         try:

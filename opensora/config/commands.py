@@ -31,6 +31,32 @@ class EmbedOptions:
     text_encoder_name: str = option("google/mt5-xxl", "folder of mT5 or T5 v1.1")
     model_max_length: int = option(512, "maximum number of text tokens")
     batch_size: int = option(8, "captions per batch of the text encoder")
+    memory: Optional[int] = option_of(
+        MemoryOptions,
+        "memory",
+        help="most memory that the run may use, such as 3GB; a text encoder that does not fit is read from its files "
+        "block by block; default: the memory that is free",
+        group=None,
+    )
+    weights: Sequence[str] = option_of(
+        MemoryOptions,
+        "weights",
+        help=f"format of the weights in memory, one of {', '.join(WEIGHTS)}; as_stored: 16-bit files stay 16-bit; "
+        "default: as_stored",
+        metavar="FORMAT",
+        group=None,
+    )
+
+    def __post_init__(self):
+        check_at_least_one(self, "model_max_length", "batch_size")
+        for text in self.weights:
+            if text.removeprefix("text_encoder=") not in WEIGHTS:
+                raise UserError(f"--weights {text!r:.60}: the text encoder's weights are one of {', '.join(WEIGHTS)}")
+
+    @property
+    def held_weights(self) -> Optional[str]:
+        """The format of the text encoder's weights; None: none is given."""
+        return MemoryOptions(self.memory, self.weights).weights_by_model()["text_encoder"]
 
 
 @dataclass(frozen=True)
@@ -55,6 +81,14 @@ class RefineOptions:
 class RefinerProcessOptions:
     caption_refiner: str = option(help="folder of a causal language model")
     max_new_tokens: int = option(help="maximum number of tokens of an answer")
+
+
+@dataclass(frozen=True)
+class TextEncoderProcessOptions:
+    text_encoder_name: str = option(help="folder of mT5 or T5 v1.1")
+    output_folder: str = option(help="folder for the states")
+    weights: Optional[str] = option(None, "format of the weights in memory; default: as_stored", choices=WEIGHTS)
+    processes: int = option(1, "processes that share the machine's memory")
 
 
 @dataclass(frozen=True)

@@ -22,9 +22,9 @@ from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.cost_model.compute import flops
 from opensora.cost_model.footprint import memory
 from opensora.cost_model.run import TEMPORAL_STRIDE, Run
-from opensora.cost_model.stages import autoencoder_buffers, text_encoder_buffers
+from opensora.cost_model.stages import Texts, autoencoder_buffers, text_encoder_buffers
 from opensora.models.pretrained import PretrainedModel
-from opensora.models.stored_weights import BYTES, WeightLoader
+from opensora.models.stored_weights import BYTES, STORED, WeightLoader
 from opensora.pipelines.sizes import SIZE_STEP
 
 NAMES = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "autoencoder"}
@@ -151,10 +151,12 @@ class MemoryPlan:
                 "memory: the transformer is held in 8 bits, because reading it in every step would take longer than "
                 "computing; --weights as_stored is exact"
             )
-        order = "one model at a time" if self.one_at_a_time else "all models stay loaded"
+        order = "; one model at a time" if self.one_at_a_time else "; no model is released"
+        if len(self.models) == 1:
+            order = ""
         seconds = "" if self.step_seconds is None else f"; about {self.step_seconds:.3g} s per step"
         process = f"{self.process / 1e9:.2f} GB of it for the process"
-        yield f"memory: planned peak {self.peak / 1e9:.2f} GB, {process}; {order}{seconds}"
+        yield f"memory: planned peak {self.peak / 1e9:.2f} GB, {process}{order}{seconds}"
 
 
 class Rates(NamedTuple):
@@ -171,6 +173,7 @@ class Planner:
     Args:
         files: by the names of `opensora.config.memory.MODELS`, the models that the run uses.
         process: bytes of the process without models.
+        texts: what the text encoder embeds.
         may_stream: False in graph mode.
         one_at_a_time: never keep two models loaded.
         keeps_freed_memory: True on a CPU.
@@ -180,19 +183,20 @@ class Planner:
 
     files: Mapping[str, ModelFiles]
     process: float
+    texts: Texts
     may_stream: bool = True
     one_at_a_time: bool = False
     decodes_in_chunks: bool = True
     keeps_freed_memory: bool = True
     rates: Optional[Rates] = None
 
-    def plan(self, run: Run, budget: float) -> MemoryPlan:
-        """The first plan that fits the budget, or the last one."""
+    def plan(self, run: Optional[Run], budget: float) -> MemoryPlan:
+        """The first plan that fits the budget, or the last one. `run` is None for a text encoder alone."""
         for plan in self.plans(run):
             if plan.fits(budget):
                 break
         seconds = None
-        if self.rates is not None and "transformer" in plan.models:
+        if self.rates is not None and run is not None and "transformer" in plan.models:
             transformer = plan.models["transformer"]
             compute = flops(run)["sum"] / (self.rates.product * EFFICIENCY)
             read = transformer.total / self.rates.read if transformer.streamed else 0.0
@@ -205,23 +209,25 @@ class Planner:
             seconds = max(read, compute)
         return plan.with_seconds(seconds)
 
-    def refusal(self, run: Run, budget: float) -> str:
+    def refusal(self, run: Optional[Run], budget: float) -> str:
         """Why no plan of the run fits, and the largest size of its shape that does."""
         least = self._smallest(run)
         model = least.largest
-        size = f"{run.num_frames}x{run.height}x{run.width}"
+        rows = f"a batch of {self.texts.rows} texts" if self.texts.rows > 1 else "a text"
+        size = f"{run.num_frames}x{run.height}x{run.width}" if run else f"{rows} of {self.texts.length} tokens"
         fitting = next((smaller for smaller in _smaller(run) if self._smallest(smaller).fits(budget)), None)
         remedy = f"{fitting.num_frames}x{fitting.height}x{fitting.width} fits, or " if fitting else ""
+        remedy += "" if self.may_stream else "use --mode 1, which can read blocks from the file, or "
         return (
             f"{size} needs {least.peak / 1e9:.2f} GB ({least.process / 1e9:.2f} GB for the process, "
             f"{model.loaded / 1e9:.2f} GB of weights and {model.buffers / 1e9:.2f} GB of buffers for the "
             f"{NAMES[model.name]}); {remedy}give --memory {rounded_up(MARGIN * least.peak)}"
         )
 
-    def _smallest(self, run: Run) -> MemoryPlan:
+    def _smallest(self, run: Optional[Run]) -> MemoryPlan:
         return min(self.plans(run), key=lambda plan: plan.peak)
 
-    def plans(self, run: Run) -> Iterator[MemoryPlan]:
+    def plans(self, run: Optional[Run]) -> Iterator[MemoryPlan]:
         """The plans in order of preference."""
         choices = [(False, False, False), (True, False, False), (True, False, True), (True, True, True)]
         if not self.may_stream:
@@ -229,21 +235,23 @@ class Planner:
         for text_streamed, transformer_streamed, one_at_a_time in choices:
             streamed = {"text_encoder": text_streamed, "transformer": transformer_streamed, "vae": False}
             models = {
-                name: self._with_kept(files.hold(name, streamed[name], self._buffers(name, run), self.may_stream))
-                for name, files in self.files.items()
+                name: self._hold(name, streamed[name], self._buffers(name, streamed[name], run)) for name in self.files
             }
             yield MemoryPlan(models, one_at_a_time or self.one_at_a_time, self.process)
 
-    def _with_kept(self, model: HeldModel) -> HeldModel:
+    def _hold(self, name: str, streamed: bool, buffers: float) -> HeldModel:
         """The model with the freed memory that the process keeps: not more than the model takes."""
+        model = self.files[name].hold(name, streamed, buffers, self.may_stream)
         most = KEPT_BY_LOADED if model.name == "transformer" and not model.streamed else KEPT_BY_STREAMED
         kept = min(most, model.loaded + model.buffers) if self.keeps_freed_memory else 0.0
         return model._replace(buffers=model.buffers + kept)
 
-    def _buffers(self, name: str, run: Run) -> float:
+    def _buffers(self, name: str, streamed: bool, run: Optional[Run]) -> float:
         model: Any = self.files[name].model
         if name == "text_encoder":
-            return sum(text_encoder_buffers(model, run).values())
+            element = BYTES[STORED[self.files[name].dtype]]
+            return sum(text_encoder_buffers(model, self.texts, element, streamed).values())
+        assert run is not None  # all other models are for videos
         if name == "vae":
             return sum(autoencoder_buffers(model, run, self.decodes_in_chunks).values())
         transformer = memory(run)
@@ -259,8 +267,10 @@ def rounded_up(size: float) -> str:
     return f"{int(size / 1e8 + 1) / 10:g}GB"
 
 
-def _smaller(run: Run) -> Iterator[Run]:
+def _smaller(run: Optional[Run]) -> Iterator[Run]:
     """Runs of fewer frames, then of smaller frames of about the same shape, from large to small."""
+    if run is None:
+        return
     for frames in range(run.num_frames - TEMPORAL_STRIDE, 0, -TEMPORAL_STRIDE):
         yield replace(run, num_frames=frames)
     for height in range(run.height - SIZE_STEP, 0, -SIZE_STEP):

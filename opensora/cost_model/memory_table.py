@@ -13,7 +13,7 @@ from opensora.cost_model.compute import flops
 from opensora.cost_model.machine import product_rate
 from opensora.cost_model.memory_plan import EFFICIENCY, LOADED_LATER, MemoryPlan, ModelFiles, Planner
 from opensora.cost_model.run import Run, load_config
-from opensora.cost_model.stages import AUTOENCODER, TEXT_ENCODER
+from opensora.cost_model.stages import AUTOENCODER, TEXT_ENCODER, Texts
 from opensora.errors import UserError
 from opensora.models.stored_weights import TYPES
 
@@ -56,7 +56,8 @@ def published_planner(run: Run, stored: str, on_cpu: bool, weights: Mapping[str,
         kind = "F32" if name == "vae" else TYPES[stored]
         tensors = {parameter: _Unread(value.shape, kind) for parameter, value in model.parameters_and_names()}
         files[name] = ModelFiles(model, tensors, PRECISIONS[run.precision], weights.get(name))
-    return Planner(files, PROCESS_BYTES if on_cpu else 0.0, keeps_freed_memory=on_cpu)
+    texts = Texts(run.max_sequence_length)
+    return Planner(files, PROCESS_BYTES if on_cpu else 0.0, texts, keeps_freed_memory=on_cpu)
 
 
 def planned(

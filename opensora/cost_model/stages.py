@@ -6,7 +6,7 @@ Working sets are estimates of the largest tensors that exist at the same time.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from opensora.cost_model.cards import Card
 from opensora.cost_model.compute import with_sum
@@ -22,6 +22,20 @@ TEXT_ENCODER = {"vocab_size": 250112, "d_model": 4096, "d_kv": 64, "d_ff": 10240
 AUTOENCODER = {"latent_dim": 8, "norm_type": "layernorm", "t_interpolation": "trilinear", "connect_res_layer_num": 2}
 
 
+class Texts(NamedTuple):
+    """The texts that a text encoder embeds.
+
+    Attributes:
+        length: tokens of a text.
+        rows: texts that are computed together.
+        in_pass: texts that are embedded each time a streamed encoder reads its weights.
+    """
+
+    length: int
+    rows: int = 1
+    in_pass: int = 1
+
+
 def model_bytes(model: PretrainedModel, element: int) -> int:
     """Bytes of a model's weights with `element` bytes each, except those that stay float32."""
     single = model.float32_parameters()
@@ -33,18 +47,32 @@ def text_encoder(run: Run) -> dict[str, float]:
     from opensora.models.text_encoder.mt5 import MT5EncoderModel
 
     model = MT5EncoderModel.without_weights(**TEXT_ENCODER)
-    return with_sum({"weights": model_bytes(model, run.bytes), **text_encoder_buffers(model, run)})
+    return with_sum(
+        {
+            "weights": model_bytes(model, run.bytes),
+            **text_encoder_buffers(model, Texts(run.max_sequence_length), run.bytes),
+        }
+    )
 
 
-def text_encoder_buffers(model: MT5EncoderModel, run: Run) -> dict[str, float]:
-    """Bytes of the text encoder besides its weights. Texts are encoded one at a time.
+def text_encoder_buffers(
+    model: MT5EncoderModel, texts: Texts, element: float, streamed: bool = False
+) -> dict[str, float]:
+    """Bytes of the text encoder besides its weights, with `element` bytes for a number of the dtype it computes in.
 
-    Working set: position bias, scores and probabilities (heads, L, L) in float32, and the three tensors (L, d_ff) of
-    the gated feed-forward.
+    Working set: tensors (heads, L, L) in float32, and the three tensors (L, d_ff) of the gated feed-forward. On a CPU
+    these are three of the position bias and for each text its sum with the mask and the 8-byte indices that MindSpore
+    keeps of both; on an NPU sum, scores and probabilities, which are fewer. States (L, d_model): of all texts of a
+    pass, as computed and in float32.
     """
-    config, length = model.config, run.max_sequence_length
-    scores = config.num_heads * length**2
-    return {"working set (estimate)": 3 * scores * BYTES["fp32"] + 3 * length * config.d_ff * run.bytes}
+    config, length = model.config, texts.length
+    bias = config.num_heads * length**2 * BYTES["fp32"]
+    working = 5 * bias + 3 * length * config.d_ff * element
+    states = length * config.d_model * (element + BYTES["fp32"])
+    return {
+        "working set (estimate)": 3 * bias + texts.rows * working,
+        "states": (texts.in_pass if streamed else texts.rows) * states,
+    }
 
 
 def autoencoder(run: Run) -> dict[str, float]:

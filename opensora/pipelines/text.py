@@ -14,7 +14,7 @@ from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.utils.logs import logger
 
 LENGTH_STEP = 64
-TEXTS_PER_PASS = 64  # texts that a streamed text encoder embeds each time it reads its weights; 8 MB of states each
+TEXTS_PER_PASS = 64  # at least (`texts_per_pass`); their states take up to 8 MB each
 MAX_SHOWN = 60  # characters of a text in a note
 
 
@@ -72,20 +72,29 @@ def embed_text(
 
 
 def embed_texts(
-    encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[str], max_length: int
+    encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[str], max_length: int, batch_size: int = 1
 ) -> Iterator[TextEmbedding]:
-    """Yields the embedding of each text, of one row, without most of its padding (`TextEmbedding.trimmed`).
+    """Yields the embedding of each batch of texts, without most of its padding (`TextEmbedding.trimmed`).
 
-    The encoder computes one text at a time, so its result does not depend on the others, and only the tokens that are
-    kept: padding gets no attention.
+    The encoder computes only the tokens that are kept: padding gets no attention. One text at a time, its result does
+    not depend on the others.
     """
-    for start in range(0, len(texts), TEXTS_PER_PASS):
-        ids, mask = tokenizer(texts[start : start + TEXTS_PER_PASS], max_length)
-        lengths = [trimmed_length(row) for row in mask]
-        rows = [(ids[i : i + 1, :length], mask[i : i + 1, :length]) for i, length in enumerate(lengths)]
-        states = encoder.encode([(Tensor(row), Tensor(row_mask)) for row, row_mask in rows])
-        for some, (_, row_mask) in zip(states, rows):
-            yield TextEmbedding(some.float().asnumpy(), row_mask)
+    step = texts_per_pass(batch_size) if encoder.is_streamed else batch_size
+    for start in range(0, len(texts), step):
+        ids, mask = tokenizer(texts[start : start + step], max_length)
+        batches = []
+        for first in range(0, len(ids), batch_size):
+            rows = slice(first, first + batch_size)
+            length = trimmed_length(mask[rows])
+            batches.append((ids[rows, :length], mask[rows, :length]))
+        states = encoder.encode([(Tensor(some), Tensor(some_mask)) for some, some_mask in batches])
+        for some, (_, some_mask) in zip(states, batches):
+            yield TextEmbedding(some.float().asnumpy(), some_mask)
+
+
+def texts_per_pass(batch_size: int) -> int:
+    """Texts, in whole batches, that a streamed text encoder embeds each time it reads its weights."""
+    return -(-TEXTS_PER_PASS // batch_size) * batch_size
 
 
 def trimmed_length(mask: np.ndarray) -> int:

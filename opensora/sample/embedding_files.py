@@ -25,7 +25,7 @@ from opensora.datasets.t2v.text_embeddings import (
     save_embedding,
 )
 from opensora.errors import UserError
-from opensora.pipelines.text import TEXTS_PER_PASS, embed_text
+from opensora.pipelines.text import embed_texts
 from opensora.utils.logs import logger
 
 MAX_LISTED = 10  # invalid entries
@@ -114,14 +114,12 @@ def embed_captions(captions: Sequence[Caption], encoder, tokenizer, max_length: 
         if _origin_of(caption.file) != origin:
             todo.append((caption, origin))
     with tqdm(total=len(captions), initial=len(captions) - len(todo), desc="captions", unit="caption") as progress:
-        step = batch_size if not encoder.is_streamed else -(-TEXTS_PER_PASS // batch_size) * batch_size
-        for start in range(0, len(todo), step):
-            batch = todo[start : start + step]
-            texts = [caption.text for caption, _ in batch]
-            embedding = embed_text(encoder, tokenizer, texts, max_length, batch_size)
-            for (caption, origin), states, mask in zip(batch, embedding.states, embedding.mask):
-                save_embedding(caption.file, states, mask, origin)
-            progress.update(len(batch))
+        texts = [caption.text for caption, _ in todo]
+        batches = embed_texts(encoder, tokenizer, texts, max_length, batch_size)
+        rows = (row for batch in batches for row in zip(batch.states, batch.mask))
+        for (caption, origin), (states, mask) in zip(todo, rows):
+            save_embedding(caption.file, states, np.pad(mask, (0, max_length - len(mask))), origin)
+            progress.update()
 
 
 def _origin_of(file: Path) -> Optional[Origin]:

@@ -26,6 +26,7 @@ from opensora.pipelines.base import VideoPipeline
 from opensora.pipelines.conditioning import ConditioningFrames, read_conditioning_frames
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.text import note_if_truncated
+from opensora.sample.host_text_encoder import HostTextEncoder
 from opensora.sample.memory import plan_run
 from opensora.sample.options import SampleOptions
 from opensora.sample.outputs import (
@@ -52,7 +53,7 @@ def build_pipeline(
     options: SampleOptions, device: Device, group: Group, tokenizer: Tokenizer, plan: MemoryPlan
 ) -> VideoPipeline:
     """The pipeline for a run's options; models load at first use, held as planned."""
-    dtype, weights = device.dtype, plan.weights
+    dtype, weights = device.dtype, {**options.held_weights(), **plan.weights}
     pipeline_class: type[VideoPipeline] = OpenSoraInpaintPipeline if options.is_inpaint else OpenSoraPipeline
 
     def load_transformer():
@@ -77,6 +78,8 @@ def build_pipeline(
         return vae
 
     def load_text_encoder():
+        if options.embeds_on_host(device.target):
+            return HostTextEncoder(options.text_encoder_name_1, weights["text_encoder"], device)
         return MT5EncoderModel.from_pretrained(
             options.text_encoder_name_1,
             dtype=dtype,

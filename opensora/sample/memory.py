@@ -1,32 +1,38 @@
-"""The memory plan of a run of sample.py."""
+"""The memory plans of sample.py and of commands that only embed texts."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Collection
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any, Optional, Union
 
 import mindspore as ms
+import numpy as np
 
 from opensora.checkpoint.files import read_config
 from opensora.cost_model.machine import product_rate, read_rate
-from opensora.cost_model.memory_plan import LOADED_LATER, MemoryPlan, ModelFiles, Planner, Rates
+from opensora.cost_model.memory_plan import LOADED_LATER, HeldModel, MemoryPlan, ModelFiles, Planner, Rates
 from opensora.cost_model.run import Run
+from opensora.cost_model.stages import Texts
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import smallest
-from opensora.pipelines.text import trimmed_length
+from opensora.pipelines.text import texts_per_pass, trimmed_length
 from opensora.sample.options import SampleOptions
 from opensora.utils.logs import logger
 from opensora.utils.memory import available_memory, process_memory
 
 
 def plan_run(
-    options: SampleOptions, device: Device, tokenizer: Tokenizer, texts: Optional[Iterable[str]], size: tuple[int, int]
+    options: SampleOptions,
+    device: Device,
+    tokenizer: Tokenizer,
+    texts: Optional[Collection[str]],
+    size: tuple[int, int],
 ) -> MemoryPlan:
     """Chooses how the run holds its models, and prints the choice if --memory is given or not all of them stay loaded.
 
@@ -40,9 +46,9 @@ def plan_run(
         FileNotFoundError, UserError: unusable weights.
     """
     files, sources = _open(options, device)
-    length = options.max_sequence_length
+    embedded = Texts(options.max_sequence_length)
     if texts is not None:
-        length = max(trimmed_length(row) for row in tokenizer(list(texts), length)[1])
+        embedded = count_texts(tokenizer, texts, options.max_sequence_length)
     transformer_config = options.transformer_class.config_class.from_dict(read_config(options.model_path))
     run = Run(
         transformer_config,
@@ -51,22 +57,23 @@ def plan_run(
         sp_size=device.world_size if options.sp else options.sp_size,
         world_size=device.world_size,
         precision=device.precision,
-        max_sequence_length=length,
+        max_sequence_length=embedded.length,
         guidance_scale=options.guidance_scale,
     )
     on_cpu = device.target == "CPU"
-    process = process_memory() + LOADED_LATER if on_cpu else 0.0
+    process = _process(device)
     vae: Any = files["vae"].model if "vae" in files else None
     planner = Planner(
         files,
         process,
+        embedded,
         may_stream=device.mode == ms.PYNATIVE_MODE,
         one_at_a_time=options.save_memory,
         decodes_in_chunks=vae is None or options.enable_tiling or vae.config.streams_exactly,
         keeps_freed_memory=on_cpu,
     )
     # All processes must come to the same plan, or they would wait for each other in different stages.
-    (room,) = smallest([_budget(options, device) - process], device.world_size)
+    (room,) = smallest([_budget(options.memory, device) - process], device.world_size)
     budget = room + process
     plan = planner.plan(run, budget)
     is_streamed = "transformer" in plan.models and plan.models["transformer"].streamed
@@ -74,21 +81,67 @@ def plan_run(
         rates = smallest([product_rate(), read_rate(sources["transformer"])], device.world_size)
         planner = replace(planner, rates=Rates(*rates))
         plan = planner.plan(run, budget)
+    _report(plan, planner, run, budget, options.memory, device)
+    return plan
+
+
+def plan_text_encoder(
+    path: Union[str, Path], weights: Optional[str], texts: Texts, memory: Optional[int], device: Device
+) -> HeldModel:
+    """Chooses how a process holds a text encoder that is its only model, and prints the choice as `plan_run` does.
+
+    Args:
+        path: folder of the text encoder.
+        weights: one of `opensora.config.memory.WEIGHTS`; None: as stored.
+        memory: bytes that the process may use; None: all that are free.
+    """
+    opened = MT5EncoderModel.open(path)
+    planner = Planner(
+        {"text_encoder": ModelFiles(opened.model, opened.tensors, device.dtype, weights)},
+        _process(device),
+        texts,
+        may_stream=device.mode == ms.PYNATIVE_MODE,
+        keeps_freed_memory=device.target == "CPU",
+    )
+    budget = _budget(memory, device)
+    plan = planner.plan(None, budget)
+    _report(plan, planner, None, budget, memory, device)
+    return plan.models["text_encoder"]
+
+
+def count_texts(tokenizer: Tokenizer, texts: Collection[str], max_length: int, batch_size: int = 1) -> Texts:
+    """What `pipelines.text.embed_texts` embeds, given the same arguments."""
+    longest = max(tokenizer.count(text) for text in texts)
+    return Texts(
+        trimmed_length(np.arange(max_length) < longest),
+        min(batch_size, len(texts)),
+        min(texts_per_pass(batch_size), len(texts)),
+    )
+
+
+def _report(
+    plan: MemoryPlan, planner: Planner, run: Optional[Run], budget: float, memory: Optional[int], device: Device
+) -> None:
+    """Prints a plan if --memory is given or a model is streamed; UserError or a warning if it does not fit."""
     fits = plan.fits(budget)
-    if options.memory is not None and not fits:
-        raise UserError(f"--memory {options.memory / 1e9:g}GB: {planner.refusal(run, budget)}")
-    if device.is_main and (options.memory or any(model.streamed for model in plan.models.values())):
+    if memory is not None and not fits:
+        raise UserError(f"--memory {memory / 1e9:g}GB: {planner.refusal(run, budget)}")
+    if device.is_main and (memory or any(model.streamed for model in plan.models.values())):
         for line in plan.lines():
             logger.info(line)
     if device.is_main and not fits:
         logger.warning(f"{budget / 1e9:.2f} GB of memory are free: {planner.refusal(run, budget)}")
-    return plan
 
 
-def _budget(options: SampleOptions, device: Device) -> float:
+def _process(device: Device) -> float:
+    """Bytes of this process without models, on a CPU; nothing of it is in the memory of an NPU."""
+    return process_memory() + LOADED_LATER if device.target == "CPU" else 0.0
+
+
+def _budget(memory: Optional[int], device: Device) -> float:
     """Bytes that this process may use; infinite where that is not known."""
-    if options.memory is not None:
-        return options.memory
+    if memory is not None:
+        return memory
     available = available_memory() if device.target == "CPU" else None
     return math.inf if available is None else available / device.world_size
 
@@ -98,7 +151,8 @@ def _open(options: SampleOptions, device: Device) -> tuple[dict[str, ModelFiles]
     weights = options.held_weights()
     opened = {}
     if not options.decode_latents:
-        opened["text_encoder"] = MT5EncoderModel.open(options.text_encoder_name_1)
+        if not options.embeds_on_host(device.target):
+            opened["text_encoder"] = MT5EncoderModel.open(options.text_encoder_name_1)
         opened["transformer"] = options.transformer_class.open(
             options.ms_checkpoint or options.model_path, read_config(options.model_path)
         )

@@ -57,6 +57,12 @@ class SampleOptions:
     version: str = _weights("v1_3", "generation of the weights", choices=("v1_3",))
     ms_checkpoint: Optional[str] = _weights(None, "file of transformer weights, instead of those in --model_path")
     ae: str = _weights(DEFAULT_VAE, "name of the autoencoder", choices=tuple(VAES))
+    text_encoder_device: Optional[str] = _weights(
+        None,
+        "CPU: the text encoder runs in another process, on the CPU and in float32, and takes no memory of the NPU; "
+        "default: as --device",
+        choices=("CPU",),
+    )
     caption_refiner: Optional[str] = _weights(None, "folder of a language model that rewrites the prompts first")
 
     prompt_template: str = _output(
@@ -145,6 +151,10 @@ class SampleOptions:
     def held_weights(self) -> Mapping[str, Optional[str]]:
         """The format of the weights by model, see `MemoryOptions`."""
         return MemoryOptions(self.memory, self.weights).weights_by_model()
+
+    def embeds_on_host(self, target: str) -> bool:
+        """Whether the text encoder runs in another process, given the target of this one."""
+        return self.text_encoder_device is not None and self.text_encoder_device != target
 
     def _check_condition_flags(self) -> None:
         if not self.is_inpaint:

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import numpy as np
 
@@ -165,7 +165,8 @@ def _read_record(sample: Sample) -> dict:
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise _no_record(sample, "no object with arguments")
     inputs = {name: record[name] for name in ("prompt", "condition") if name in record}
-    return {"condition": [], "weights": [], **record["arguments"], **inputs}
+    added_later: dict[str, Any] = {"condition": [], "weights": [], "text_encoder_device": None}
+    return {**added_later, **record["arguments"], **inputs}
 
 
 def _no_record(sample: Sample, reason: str) -> UserError:

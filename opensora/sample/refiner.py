@@ -3,11 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import json
-import os
-import subprocess
-import sys
-import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Optional, Union
@@ -17,6 +12,7 @@ from tqdm import tqdm
 from opensora.checkpoint.files import find_weights, open_state, read_config, resolve_path
 from opensora.errors import UserError
 from opensora.sample import refiner_process
+from opensora.sample.child_process import converse
 from opensora.utils.logs import logger
 
 MAX_NEW_TOKENS = 512
@@ -55,10 +51,7 @@ def refine_each(
     """
     check_refiner(folder)
     prompts = list(dict.fromkeys(prompts))
-    command = [
-        sys.executable,
-        "-m",
-        refiner_process.__name__,
+    arguments = [
         "--caption_refiner",
         str(resolve_path(folder).resolve()),
         "--seed",
@@ -66,8 +59,8 @@ def refine_each(
         "--max_new_tokens",
         str(max_new_tokens),
     ] + (["--device", device] if device else [])
-    answers = tqdm(_converse(command, prompts), desc="refining prompts", total=len(prompts), unit="prompt")
-    for answer, prompt in zip(answers, prompts):
+    answers = converse(refiner_process.__name__, arguments, prompts, len(prompts), "refiner")
+    for answer, prompt in zip(tqdm(answers, desc="refining prompts", total=len(prompts), unit="prompt"), prompts):
         if not answer.strip():
             logger.warning(f"the refiner's answer to {prompt!r} is empty; the prompt is kept")
         yield prompt, " ".join((answer if answer.strip() else prompt).split())
@@ -102,32 +95,3 @@ def check_refiner(folder: Union[str, Path]) -> None:
 def _has_chat_template(folder: Path) -> bool:
     config = folder / "tokenizer_config.json"
     return (folder / "chat_template.jinja").is_file() or (config.is_file() and "chat_template" in read_config(config))
-
-
-def _converse(command: Sequence[str], prompts: Sequence[str]) -> Iterator[str]:
-    """Runs the refiner's process and yields its answers; the process has exited after the last one."""
-    with tempfile.TemporaryFile("w+", encoding="utf-8") as request:
-        json.dump(prompts, request)
-        request.seek(0)
-        # The process must import the same opensora, even if it is found through the current folder.
-        environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path)}
-        process = subprocess.Popen(command, env=environment, stdin=request, stdout=subprocess.PIPE, encoding="utf-8")
-    assert process.stdout is not None  # it is a pipe
-    answered = 0
-    try:
-        for line in process.stdout:
-            message = json.loads(line)
-            if "error" in message:
-                raise UserError(message["error"])
-            answered += 1
-            yield message["answer"]
-        code = process.wait()
-        if answered < len(prompts):
-            raise ChildProcessError(
-                f"the refiner's process exited with code {code} after {answered} of "
-                f"{len(prompts)} prompts" + (" (killed: out of memory?)" if code == -9 else "")
-            )
-    finally:
-        process.kill()
-        process.wait()
-        process.stdout.close()

@@ -1,19 +1,14 @@
 """The process of the prompt refiner; `refiner.refine_each` starts it and communicates with it.
 
 It is a separate process because mindnlp replaces `torch` in the process that imports it, and because its exit frees all
-memory of the language model. It reads a JSON list of prompts from stdin and writes one line {"answer": text} per prompt
-to stdout, or {"error": text} as the last line.
+memory of the language model. It reads a JSON list of prompts and answers each with a text.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
-import os
-import signal
-import sys
 from collections.abc import Iterator, Sequence
-from typing import Optional, TextIO
+from typing import Optional
 
 import numpy as np
 
@@ -21,6 +16,7 @@ from opensora.config.command_line import parse_flags
 from opensora.config.commands import RefinerProcessOptions
 from opensora.config.device import DeviceOptions
 from opensora.errors import UserError
+from opensora.sample.child_process import answer_stdin
 
 MINDNLP_NEEDED = "the refiner needs mindnlp: pip install -r requirements-refiner.txt, or the extra [refiner]"
 
@@ -109,23 +105,9 @@ def sample_without_replacement(rng: np.random.Generator, weights: np.ndarray, co
     return np.argsort(times, axis=-1)[..., :count]
 
 
-def claim_stdout() -> TextIO:
-    """Returns this process's stdout, for answers only, and redirects the output of libraries to stderr."""
-    answers = os.fdopen(os.dup(sys.stdout.fileno()), "w", encoding="utf-8")
-    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())
-    return answers
-
-
 def main() -> None:
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C also reaches the parent, which reports it
     args = parse_args()
-    prompts = json.load(sys.stdin)
-    with claim_stdout() as answers:
-        try:
-            for answer in answer_prompts(args, prompts):
-                print(json.dumps({"answer": answer}), file=answers, flush=True)
-        except (ValueError, OSError) as error:
-            print(json.dumps({"error": str(error)}), file=answers, flush=True)
+    answer_stdin(lambda prompts: answer_prompts(args, prompts))
 
 
 if __name__ == "__main__":

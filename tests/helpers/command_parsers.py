@@ -16,6 +16,7 @@ SCRIPTS = (
     "opensora/sample/sample_text_embed.py",
     "opensora/sample/caption_refiner.py",
     "opensora/sample/refiner_process.py",
+    "opensora/sample/text_encoder_process.py",
     "opensora/train/train_t2v_diffusers.py",
     "opensora/train/train_inpaint.py",
     "opensora/train/train_causalvae.py",

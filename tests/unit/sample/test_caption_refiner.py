@@ -247,7 +247,9 @@ def test_error_of_the_process_is_raised(refiner, fake_process):
 
 def test_killed_process_is_reported(refiner, fake_process):
     fake_process("say(answer='x')", "os.kill(os.getpid(), 9)")
-    with pytest.raises(ChildProcessError, match="exited with code -9 after 1 of 2 prompts .killed"):
+    with pytest.raises(
+        ChildProcessError, match="process of the refiner exited with code -9 after 1 of 2 texts .killed"
+    ):
         refine_prompts(refiner, ["a cat", "a dog"])
     # A failure after the last answer is ignored.
     assert refine_prompts(refiner, ["a cat"]) == {"a cat": "x"}

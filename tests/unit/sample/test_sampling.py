@@ -14,7 +14,6 @@ import yaml
 from golden_cases import relative_difference
 from golden_release import check_golden_run, golden_pipeline
 from processes import ROOT
-from tiny_models import make_release
 
 from opensora.datasets.media import VideoReader, read_image
 from opensora.pipelines import OpenSoraPipeline
@@ -23,21 +22,6 @@ from opensora.sample.outputs import check_same_run, plan_samples
 from opensora.sample.prompt_files import read_prompts
 
 SAMPLE = "opensora/sample/sample.py"
-
-
-@pytest.fixture(scope="module")
-def release(tmp_path_factory):
-    return make_release(tmp_path_factory.mktemp("release"))
-
-
-@pytest.fixture
-def flags(release, tmp_path):
-    """The flags of a small run with results in tmp_path/out."""
-    return (
-        f"--model_path {release}/transformer --ae_path {release}/vae --text_encoder_name_1 {release}/text "
-        f"--save_img_path {tmp_path}/out --num_frames 5 --height 32 --width 64 --num_sampling_steps 2 "
-        "--max_sequence_length 64 --rescale_betas_zero_snr --device CPU"
-    ).split()
 
 
 def outputs(folder) -> list[str]:

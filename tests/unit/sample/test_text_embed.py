@@ -64,6 +64,19 @@ def contains(file, text, models, max_length=16) -> bool:
     return np.array_equal(mask, direct.mask) and np.allclose(states, direct.states * direct.mask[..., None], atol=1e-5)
 
 
+def test_embedding_does_not_depend_on_its_batch(models, tmp_path):
+    """A resumed run, which has other batches, gives the same numbers."""
+    texts = ["one", "a longer caption that has more than sixty-four tokens, because each of them is a byte", "three"]
+    entries = [{"path": f"{i}.mp4", "cap": text} for i, text in enumerate(texts)]
+    captions = embed(tmp_path, entries, models, 128)
+    together = [np.load(caption.file)["states"] for caption in captions]
+    assert [len(states) for states in together] == [4, 86, 6]
+    for caption, states, entry in zip(captions, together, entries):
+        caption.file.unlink()
+        embed(tmp_path, [entry], models, 128)
+        assert np.load(caption.file)["states"].tobytes() == states.tobytes()
+
+
 @pytest.mark.parametrize(
     "entries, names",
     [
