@@ -18,7 +18,10 @@ from opensora.models.pretrained import PretrainedModel
 from opensora.models.stored_weights import WeightLoader
 
 
-@pytest.fixture(scope="module", params=STREAMABLE)
+@pytest.fixture(
+    scope="module",
+    params=[name if name in ("mt5", "dit") else pytest.param(name, marks=pytest.mark.slow) for name in STREAMABLE],
+)
 def name(request) -> str:
     return request.param
 
