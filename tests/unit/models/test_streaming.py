@@ -117,7 +117,7 @@ def test_abandoned_pass_is_cleaned_up(name, path):
 
 
 @pytest.mark.parametrize("stored", ["BF16", "I8"])
-@pytest.mark.parametrize("kept", [0.9, 0.5, 0.01])
+@pytest.mark.parametrize("kept", [0.7, 0.01])
 def test_file_that_was_truncated_after_it_was_opened(name, stored, kept, tmp_path):
     """BF16 is mapped, where an access after the end would end the process; I8 with scales is read."""
     path = write_model(tmp_path, name, stored)
