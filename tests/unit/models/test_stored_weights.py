@@ -25,6 +25,7 @@ from opensora.ops.cpu import custom_op
 
 DTYPES = {"F32": ms.float32, "BF16": ms.bfloat16, "F16": ms.float16, "Q8_0": ms.int8}
 HELD = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "q8_0": "Q8_0"}
+OTHERS = [name for name in KINDS if name != "mt5"]
 COMPUTE = {"fp32": ms.float32, "fp16": ms.float16, "bf16": ms.bfloat16}
 
 
@@ -67,10 +68,11 @@ def held_type(layer: WeightLayer, stored: str, wanted: str) -> str:
 @pytest.mark.parametrize(
     "name, stored, weights",
     [
-        *product(KINDS, ["BF16"], WEIGHTS),
-        *product(KINDS, ["F32", "F16", "I8"], ["as_stored"]),
-        *product(["mt5", "dit", "inpaint"], ["Q8_0"], ["as_stored"]),  # which GGUF files hold
-        *product(["mt5"], ["F32", "F16", "Q8_0"], HELD),
+        *product(["mt5"], ["F32", "BF16", "F16", "Q8_0", "I8"], WEIGHTS),
+        *product(OTHERS, ["BF16"], ["as_stored", "q8_0"]),
+        ("dit", "Q8_0", "as_stored"),  # in a GGUF file
+        *(slow(*case) for case in product(OTHERS, ["BF16"], ["fp32", "bf16", "fp16"])),
+        *(slow(*case) for case in product(OTHERS, ["F32", "F16", "I8"], ["as_stored"])),
     ],
 )
 def test_weights_are_held_as_wanted(name, stored, weights, files):
@@ -103,8 +105,17 @@ def test_weights_are_held_as_wanted(name, stored, weights, files):
 
 
 @pytest.mark.parametrize("compute", ["fp16", "bf16"])
-@pytest.mark.parametrize("weights", ["as_stored", "q8_0"])
-@pytest.mark.parametrize("name", ["mt5", "dit", "stdit2", "wfvae"])
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        ("mt5", "as_stored"),
+        ("dit", "q8_0"),
+        ("wfvae", "as_stored"),
+        slow("mt5", "q8_0"),
+        slow("dit", "as_stored"),
+        *(slow("stdit2", weights) for weights in ("as_stored", "q8_0")),
+    ],
+)
 def test_computing_in_16_bits(name, weights, compute, files):
     """A weight is not held in more bits than the dtype to compute in; norms and modulation stay float32."""
     path = files(name, "BF16")
@@ -213,9 +224,12 @@ def differences(name: str, model: PretrainedModel, expected: list[np.ndarray]) -
 @pytest.mark.parametrize(
     "name, weights",
     [
-        ("mt5", "as_stored"),
         ("mt5", "q8_0"),
-        *(slow(name, weights) for name, weights in product(KINDS, ["as_stored", "q8_0"]) if name != "mt5"),
+        *(
+            slow(name, weights)
+            for name, weights in product(KINDS, ["as_stored", "q8_0"])
+            if (name, weights) != ("mt5", "q8_0")
+        ),
     ],
 )
 def test_graph_mode(name, weights, has_kernels, files, monkeypatch):
@@ -232,7 +246,15 @@ def test_graph_mode(name, weights, has_kernels, files, monkeypatch):
         ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
-@pytest.mark.parametrize("name, weights", [*product(KINDS, ["q8_0"]), ("mt5", "as_stored"), ("dit", "as_stored")])
+@pytest.mark.parametrize(
+    "name, weights",
+    [
+        ("mt5", "q8_0"),
+        ("mt5", "as_stored"),
+        ("dit", "q8_0"),
+        *(slow(name, weights) for name, weights in product(KINDS, ["as_stored", "q8_0"]) if name not in ("mt5", "dit")),
+    ],
+)
 def test_stock_operators(name, weights, files, monkeypatch):
     path = files(name, "BF16")
     expected = outputs(name, load(name, path, weights=weights))

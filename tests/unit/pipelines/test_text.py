@@ -31,9 +31,9 @@ def tokenizer(release):
     return Tokenizer(release / "text")
 
 
-@pytest.fixture(scope="module", params=["loaded", "q8_0", "streamed"])
+@pytest.fixture(scope="module", params=["loaded", "streamed"])
 def encoder(request, release):
-    options = {"loaded": {}, "q8_0": {"weights": "q8_0"}, "streamed": {"streamed": True}}[request.param]
+    options = {"loaded": {}, "streamed": {"weights": "q8_0", "streamed": True}}[request.param]
     return MT5EncoderModel.from_pretrained(release / "text", **options).set_train(False)
 
 
