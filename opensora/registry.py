@@ -23,7 +23,8 @@ from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAuto
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
 from opensora.models.dit.config import PRESETS as DIT_PRESETS
 from opensora.models.dit.config import OpenSoraConfig
-from opensora.models.pretrained import ModelConfig, PretrainedModel
+from opensora.models.model_config import ModelConfig
+from opensora.models.pretrained import PretrainedModel
 from opensora.models.stdit.config import PRESETS as STDIT_PRESETS
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.text_encoder.tokenizer import Tokenizer

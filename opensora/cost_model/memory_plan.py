@@ -31,6 +31,7 @@ NAMES = {"text_encoder": "text encoder", "transformer": "transformer", "vae": "a
 STREAMED_BLOCKS = 2  # in memory at a time
 # Freed memory that the process keeps on a CPU (`ops.cpu.runtime`), measured; streaming returns it after every block.
 KEPT_BY_LOADED, KEPT_BY_STREAMED = 600e6, 300e6
+KEPT_SHARE = 0.5  # of the memory that small models use
 LOADED_LATER = 70e6  # code of libraries and stacks of threads that a process gets after the plan is made, measured
 MARGIN = 1.05  # of a budget over the estimate, which a few percent may be missing from
 EFFICIENCY = 0.9  # rate of a step of the transformer, relative to that of a matrix product; measured: 0.9 to 0.97
@@ -243,7 +244,7 @@ class Planner:
         """The model with the freed memory that the process keeps: not more than the model takes."""
         model = self.files[name].hold(name, streamed, buffers, self.may_stream)
         most = KEPT_BY_LOADED if model.name == "transformer" and not model.streamed else KEPT_BY_STREAMED
-        kept = min(most, model.loaded + model.buffers) if self.keeps_freed_memory else 0.0
+        kept = min(most, KEPT_SHARE * (model.loaded + model.buffers)) if self.keeps_freed_memory else 0.0
         return model._replace(buffers=model.buffers + kept)
 
     def _buffers(self, name: str, streamed: bool, run: Optional[Run]) -> float:

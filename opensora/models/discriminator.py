@@ -8,7 +8,8 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform, initializer
 
-from opensora.models.pretrained import ModelConfig, PretrainedModel
+from opensora.models.model_config import ModelConfig
+from opensora.models.pretrained import PretrainedModel
 
 MOMENTUM = 0.1  # weight of the current batch in the running statistics, as PyTorch defines it
 

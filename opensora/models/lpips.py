@@ -15,7 +15,8 @@ from mindspore import Tensor, nn, ops
 from opensora.checkpoint.files import resolve_path
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
 from opensora.config.options import check_choice
-from opensora.models.pretrained import ModelConfig, PretrainedModel
+from opensora.models.model_config import ModelConfig
+from opensora.models.pretrained import PretrainedModel
 
 # The published weights with the VGG backbone.
 VGG_URL = "https://download-mindspore.osinfra.cn/toolkits/mindone/autoencoders/lpips_vgg-426bf45c.ckpt"

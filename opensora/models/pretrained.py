@@ -1,14 +1,13 @@
-"""Base classes of all models and their configurations: loading from and saving to config.json and weights."""
+"""Base class of all models: loading from and saving to config.json and weights."""
 
 from __future__ import annotations
 
 import json
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Generic, Optional, TypeVar, Union, get_args, get_origin, get_type_hints
+from typing import Any, Generic, Optional, TypeVar, Union
 
 import mindspore as ms
 import numpy as np
@@ -19,9 +18,9 @@ from opensora.checkpoint.files import config_path, find_weights, open_state, rea
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor, ConvertedTensor, LazyTensor, summarize
 from opensora.checkpoint.shape_check import check_class
-from opensora.config.options import did_you_mean
 from opensora.errors import UserError
 from opensora.models.common.layers import WeightLayer
+from opensora.models.model_config import ModelConfig
 from opensora.models.stored_weights import WeightLoader
 from opensora.models.streaming import BlockStream
 from opensora.ops.linear import widened_weight
@@ -29,75 +28,7 @@ from opensora.utils.files import atomic_write
 
 WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
-ConfigT = TypeVar("ConfigT", bound="ModelConfig")
 ModelT = TypeVar("ModelT", bound="PretrainedModel")
-
-
-@dataclass(frozen=True)
-class ModelConfig:
-    """Base of model configurations: the fields are the keys of the published config.json.
-
-    `ignored` lists published keys without effect here; keys that start with an underscore are metadata.
-    """
-
-    ignored: ClassVar[tuple] = ()
-
-    @classmethod
-    def from_dict(cls: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
-        """The configuration with these values; numbers and booleans may be strings.
-
-        Raises:
-            UserError: an unknown key, or a value of the wrong type.
-        """
-        known = [field.name for field in fields(cls)]
-        types = get_type_hints(cls)
-        kept = {key: value for key, value in values.items() if not key.startswith("_") and key not in cls.ignored}
-        for key in kept:
-            if key not in known:
-                raise UserError(f"{cls.__name__} has no key {key!r:.100}{did_you_mean(key, known)}")
-            try:
-                kept[key] = _as_type(kept[key], types[key])
-            except (TypeError, ValueError) as error:
-                raise UserError(f"{cls.__name__}: {key} {kept[key]!r:.60} is not {_type_name(types[key])}") from error
-        return cls(**kept)
-
-    def to_dict(self) -> dict[str, Any]:
-        """The values that are not None, by key."""
-        return {key: value for key, value in asdict(self).items() if value is not None}
-
-
-def _as_type(value: Any, kind: Any) -> Any:
-    """Converts a value of a config.json to the type of its field. Raises TypeError or ValueError if it cannot."""
-    origin, arguments = get_origin(kind), get_args(kind)
-    if origin is Union:
-        for choice in arguments:
-            try:
-                return _as_type(value, choice)
-            except (TypeError, ValueError):
-                pass
-    elif origin is Sequence:
-        if isinstance(value, (list, tuple)):
-            return type(value)(_as_type(item, arguments[0]) for item in value)
-    elif kind is bool or isinstance(value, bool):
-        if kind is bool and isinstance(value, (bool, str)):
-            return {"true": True, "false": False}[str(value).lower()] if isinstance(value, str) else value
-    elif kind is int:
-        if int(value) == float(value):
-            return int(value)
-    elif kind is float:
-        if math.isfinite(float(value)):
-            return float(value) if isinstance(value, str) else value
-    elif isinstance(value, kind):
-        return value
-    raise TypeError(f"not {kind}")
-
-
-def _type_name(kind: Any) -> str:
-    if get_origin(kind) is Union:
-        return " or ".join(_type_name(choice) for choice in get_args(kind))
-    if get_origin(kind) is Sequence:
-        return f"a list in which each item is {_type_name(get_args(kind)[0])}"
-    return {int: "an integer", float: "a finite number", bool: "true or false", str: "a string"}.get(kind, "null")
 
 
 @dataclass(frozen=True)

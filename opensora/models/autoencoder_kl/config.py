@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Optional
 
 from opensora.errors import UserError
-from opensora.models.pretrained import ModelConfig
+from opensora.models.model_config import ModelConfig
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Optional, Union
 
 from opensora.errors import UserError
-from opensora.models.pretrained import ModelConfig
+from opensora.models.model_config import ModelConfig
 
 # Blocks with FIRST_SPARSE <= index < END_SPARSE have skiparse attention, fixed in the published model.
 FIRST_SPARSE, END_SPARSE = 2, 30

@@ -8,7 +8,7 @@ from typing import ClassVar, Optional
 
 from opensora.config.options import check_choice
 from opensora.errors import UserError
-from opensora.models.pretrained import ModelConfig
+from opensora.models.model_config import ModelConfig
 from opensora.models.wfvae.blocks import NORM_TYPES, T_INTERPOLATIONS
 
 L1_BLOCKS = {

@@ -188,7 +188,7 @@ def test_streamed_run_equals_a_loaded_one(wide_flags, tmp_path, run):
     assert finished.returncode == 1 and last.startswith("error: --memory 0.3GB: 5x32x64 needs ")
     (least,) = found_in(last, r"give --memory (\S+)GB$")
     results = []
-    for memory, words in ((least, "weights streamed"), (8.0, "all models stay loaded")):
+    for memory, words in ((least, "weights streamed"), (8.0, "no model is released")):
         folder = tmp_path / str(memory)
         finished = run(SAMPLE, *changed(wide_flags, memory=f"{memory}GB", save_img_path=folder))
         assert finished.returncode == 0, finished.stderr
@@ -196,7 +196,7 @@ def test_streamed_run_equals_a_loaded_one(wide_flags, tmp_path, run):
         planned, measured = found_in(finished.stderr, r"planned peak (\S+) GB", r"peak memory (\S+) GB")
         print(memory, planned, measured)
         # Models of this size keep less freed memory than the plan allows for.
-        assert measured <= 1.05 * planned and planned <= 1.25 * measured and measured <= memory
+        assert measured <= 1.05 * planned and planned <= 1.15 * measured and measured <= memory
         results.append(np.load(folder / f"{STEM}.npy").tobytes())
     assert results[0] == results[1]
 
@@ -212,7 +212,7 @@ def test_graph_mode_does_not_stream(wide_flags, run):
 def test_ranks_have_one_plan(wide_flags, tmp_path):
     """Ranks with different plans would wait for each other in different stages."""
     results = []
-    for memory, words in (("0.9GB", "transformer: F32 weights streamed"), ("8GB", "all models stay loaded")):
+    for memory, words in (("0.9GB", "transformer: F32 weights streamed"), ("8GB", "no model is released")):
         more = changed(wide_flags, memory=memory, sp_size=2, use_parallel=True, save_img_path=tmp_path / memory)
         finished, logs = msrun(2, tmp_path / f"{memory}_logs", SAMPLE, *more)
         assert finished.returncode == 0, finished.stdout + finished.stderr
