@@ -35,7 +35,7 @@ KEPT_SHARE = 0.5  # of the memory that small models use
 LOADED_LATER = 70e6  # code of libraries and stacks of threads that a process gets after the plan is made, measured
 MARGIN = 1.05  # of a budget over the estimate, which a few percent may be missing from
 EFFICIENCY = 0.9  # rate of a step of the transformer, relative to that of a matrix product; measured: 0.9 to 0.97
-PROCESS_BYTES = 500e6  # Python with MindSpore, before models are loaded
+LONG_READ = 2.0  # seconds; shorter reading of the transformer does not justify 8 bits
 
 
 @dataclass(frozen=True)
@@ -201,7 +201,7 @@ class Planner:
             transformer = plan.models["transformer"]
             compute = flops(run)["sum"] / (self.rates.product * EFFICIENCY)
             read = transformer.total / self.rates.read if transformer.streamed else 0.0
-            if read > compute and self.files["transformer"].weights is None:
+            if read > max(compute, LONG_READ) and self.files["transformer"].weights is None:
                 in_8_bits = self._with_int8()
                 shorter = [other for other in in_8_bits.plans(run) if not other.models["transformer"].streamed]
                 fitting = [other for other in shorter if other.fits(budget)]
