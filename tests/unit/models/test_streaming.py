@@ -97,8 +97,13 @@ def test_failed_pass_leaves_the_model_usable(name, path, monkeypatch):
         with pytest.raises(RuntimeError, match="out of memory") as caught:
             outputs(name, model)
     assert same(outputs(name, model), expected)  # while the traceback refers to the failed pass
-    del caught
+    blocks = iter(blocks_of(model))
+    assert next(blocks) is not block and next(blocks) is block
+    held = held_bytes(model)
+    del caught  # ends the failed pass, which was at the same block
     gc.collect()
+    assert held_bytes(model) == held > 0
+    assert len(list(blocks)) == len(blocks_of(model)) - 2
     assert readers() == [] and held_bytes(model) == 0
     assert same(outputs(name, model), expected)
 
