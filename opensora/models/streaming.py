@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Union
-from weakref import WeakSet
 
 import mindspore as ms
 from mindspore import nn
@@ -38,19 +37,11 @@ class BlockStream:
         source: Union[str, Path],
     ):
         self.blocks, self.tensors, self.loader, self.source = tuple(blocks), tuple(tensors), loader, source
-        self._passes: WeakSet[Generator] = WeakSet()
 
     def __len__(self) -> int:
         return len(self.blocks)
 
-    def __iter__(self) -> Generator[nn.Cell, None, None]:
-        for unfinished in tuple(self._passes):  # the traceback of an exception may keep it
-            unfinished.close()
-        blocks = self._read_blocks()
-        self._passes.add(blocks)
-        return blocks
-
-    def _read_blocks(self) -> Generator[nn.Cell, None, None]:
+    def __iter__(self) -> Iterator[nn.Cell]:
         with ThreadPoolExecutor(1, thread_name_prefix="weights") as reader:
             following = reader.submit(self._read, 0)
             for index, block in enumerate(self.blocks):
@@ -77,9 +68,7 @@ class BlockStream:
             {name: tensor for name, tensor in tensors.items() if any(f".{layer}." in name for layer in layers)}
             for tensors in self.tensors
         ]
-        stream = BlockStream(self.blocks, chosen, self.loader, self.source)
-        stream._passes = self._passes
-        return stream
+        return BlockStream(self.blocks, chosen, self.loader, self.source)
 
     def _read(self, index: int) -> dict[str, HeldWeight]:
         return {name: self.loader.read(name, tensor, may_map=True) for name, tensor in self.tensors[index].items()}

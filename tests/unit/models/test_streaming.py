@@ -94,11 +94,8 @@ def test_failed_pass_leaves_the_model_usable(name, path, monkeypatch):
 
     with monkeypatch.context() as patch:
         patch.setattr(type(block), "construct", fail)
-        with pytest.raises(RuntimeError, match="out of memory") as caught:
+        with pytest.raises(RuntimeError, match="out of memory"):
             outputs(name, model)
-    assert same(outputs(name, model), expected)  # while the traceback refers to the failed pass
-    del caught
-    gc.collect()
     assert readers() == [] and held_bytes(model) == 0
     assert same(outputs(name, model), expected)
 
@@ -129,8 +126,6 @@ def test_file_that_was_truncated_after_it_was_opened(name, stored, kept, tmp_pat
     with pytest.raises(UserError) as caught:
         outputs(name, model)
     assert str(caught.value) == f"{path}: the file is truncated; download or copy the file again"
-    del caught
-    gc.collect()
     assert readers() == [] and held_bytes(model) == 0
     with open(path, "r+b") as file:
         file.write(content)
