@@ -166,6 +166,7 @@ class PretrainedModel(nn.Cell):
         Raises:
             UserError: wrong shapes, or if `strict` missing or unexpected names. No parameter is changed then.
         """
+        self._require_loaded()
         tensors = {
             name: value if isinstance(value, LazyTensor) else ArrayTensor(np.asarray(value))
             for name, value in state.items()
@@ -209,7 +210,14 @@ class PretrainedModel(nn.Cell):
         return {**selected, **{name: ArrayTensor(value) for name, value in self.torch_buffers().items()}}
 
     def cast(self: ModelT, dtype) -> ModelT:
-        """Converts the parameters in place, except norms and other statistics (float32); returns the model."""
+        """Converts the parameters in place, except norms and other statistics (float32); returns the model.
+
+        Raises:
+            UserError: the weights are streamed or stored in fewer bits.
+        """
+        self._require_loaded()
+        if any(isinstance(cell, WeightLayer) and cell.compute_dtype is not None for _, cell in self.cells_and_names()):
+            raise UserError(f"{type(self).__name__} holds its weights in another dtype than it computes in; load it anew")
         single = self.float32_parameters()
         for name, parameter in self.parameters_and_names():
             if name not in single and parameter.dtype != dtype:
@@ -324,6 +332,13 @@ class PretrainedModel(nn.Cell):
             ):
                 raise UserError(f"{name} differs from the constant that {type(self).__name__} has built in")
         return missing, unexpected
+
+    def _require_loaded(self) -> None:
+        if self.unloaded:
+            raise UserError(
+                f"{type(self).__name__} reads weights from its file while it computes: load it without `streamed` and "
+                "`weights` to change them"
+            )
 
     def _numpy(self, name: str) -> np.ndarray:
         """The values of a parameter, loaded or not; bfloat16 and stored weights become float32."""

@@ -213,3 +213,13 @@ def test_memory_of_a_wide_model(weights, share, tmp_path, run):
     assert finished.returncode == 0, finished.stderr
     print(f"{weights}: {int(finished.stdout) / 1e6:.0f} MB of {size / 1e6:.0f} MB")
     assert int(finished.stdout) < share * size
+
+
+def test_streamed_weights_cannot_be_replaced(path, name="dit"):
+    model = KINDS[name].from_pretrained(path(name), streamed=True)
+    for change in (lambda: model.load_torch_state(model.torch_state()), lambda: model.cast(ms.float16)):
+        with pytest.raises(UserError, match="reads weights from its file while it computes: load it without"):
+            change()
+    stored = KINDS[name].from_pretrained(path(name), weights="q8_0")
+    with pytest.raises(UserError, match="in another dtype than it computes in"):
+        stored.cast(ms.float16)

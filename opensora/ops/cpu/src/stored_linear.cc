@@ -17,8 +17,8 @@ inline float from_bits(uint32_t bits) {
 }
 
 // Exact, without subnormal floats, which MindSpore's threads treat as zeros in graph mode. The exponents of float are
-// larger by 112. A subnormal half becomes the mantissa of a float in [2^-14, 2^-13), minus 2^-14. Infinity and NaN, whose
-// exponent bits are all set, get them all set again.
+// larger by 112. A subnormal half becomes the mantissa of a float in [2^-14, 2^-13), minus 2^-14. Infinity and NaN,
+// whose exponent bits are all set, get them all set again.
 inline float widen_half(uint16_t half) {
   const uint32_t magnitude = uint32_t(half & 0x7fff) << 13;
   const float subnormal = from_bits(magnitude + (113u << 23)) - 1.0f / 16384;
