@@ -217,7 +217,7 @@ class PretrainedModel(nn.Cell):
         """
         self._require_loaded()
         if any(isinstance(cell, WeightLayer) and cell.compute_dtype is not None for _, cell in self.cells_and_names()):
-            raise UserError(f"{type(self).__name__} holds its weights in another dtype than it computes in; load it anew")
+            raise UserError(f"{type(self).__name__} computes in another dtype than its weights have; load it anew")
         single = self.float32_parameters()
         for name, parameter in self.parameters_and_names():
             if name not in single and parameter.dtype != dtype:

@@ -215,11 +215,14 @@ def test_memory_of_a_wide_model(weights, share, tmp_path, run):
     assert int(finished.stdout) < share * size
 
 
-def test_streamed_weights_cannot_be_replaced(path, name="dit"):
-    model = KINDS[name].from_pretrained(path(name), streamed=True)
+def test_streamed_weights_cannot_be_replaced(name, path):
+    model = stream(name, path)
     for change in (lambda: model.load_torch_state(model.torch_state()), lambda: model.cast(ms.float16)):
         with pytest.raises(UserError, match="reads weights from its file while it computes: load it without"):
             change()
-    stored = KINDS[name].from_pretrained(path(name), weights="q8_0")
-    with pytest.raises(UserError, match="in another dtype than it computes in"):
-        stored.cast(ms.float16)
+
+
+def test_stored_weights_cannot_be_cast(tmp_path):
+    model = KINDS["dit"].model.from_pretrained(write_model(tmp_path, "dit", "BF16"), weights="as_stored")
+    with pytest.raises(UserError, match="computes in another dtype than its weights have"):
+        model.cast(ms.float16)
