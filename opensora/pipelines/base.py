@@ -73,12 +73,16 @@ class VideoPipeline:
         prompt_template: str = POSITIVE,
         negative_prompt: str = NEGATIVE,
         vae_dtype=None,
+        weights: Optional[str] = None,
+        streamed: bool = False,
     ) -> Self:
         """Creates a pipeline from folders in the published layout; models load at first use.
 
         Args:
             dtype: float32, float16 or bfloat16, in which text encoder and transformer compute.
             vae_dtype: the same for the autoencoder; None: `dtype`, but float16 for bfloat16 on Ascend.
+            weights: how the weights are held in memory, one of `opensora.config.memory.WEIGHTS`; None: in `dtype`.
+            streamed: text encoder and transformer read their blocks from the files while they compute.
 
         Raises:
             FileNotFoundError, UserError: a folder holds no model, or a different one.
@@ -91,10 +95,16 @@ class VideoPipeline:
             model.published_config(folder)
             find_weights(folder)
         return cls(
-            text_encoder=LazyModel(lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype=dtype)),
+            text_encoder=LazyModel(
+                lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype, weights=weights, streamed=streamed)
+            ),
             tokenizer=Tokenizer(text_encoder),
-            transformer=LazyModel(lambda: cls.transformer_class.from_pretrained(model_path, dtype=dtype)),
-            vae=LazyModel(lambda: WFVAEModel.from_pretrained(ae_path, vae_dtype or convolution_dtype(dtype))),
+            transformer=LazyModel(
+                lambda: cls.transformer_class.from_pretrained(model_path, dtype, weights=weights, streamed=streamed)
+            ),
+            vae=LazyModel(
+                lambda: WFVAEModel.from_pretrained(ae_path, vae_dtype or convolution_dtype(dtype), weights=weights)
+            ),
             scheduler=get_scheduler(
                 sample_method, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr
             ),

@@ -113,3 +113,15 @@ def test_digest_of_an_encoder(release):
     plain, stored, streamed, int8, int8_streamed, half, half_streamed = digests.values()
     assert plain == stored == streamed and int8 == int8_streamed and half == half_streamed
     assert len({plain, int8, half}) == 3
+
+
+def test_streamed_pipeline_equals_a_loaded_one(release):
+    """The whole pipeline with blocks that are read while they compute, in 8 bits: equal latents."""
+    folders = (release / "transformer", release / "vae", release / "text")
+    results = [
+        OpenSoraPipeline.from_pretrained(*folders, weights="q8_0", streamed=streamed)(
+            "a boat", 5, 32, 64, num_inference_steps=2, max_sequence_length=64, output_type="latent"
+        )
+        for streamed in (False, True)
+    ]
+    assert np.isfinite(results[0]).all() and np.array_equal(*results)
