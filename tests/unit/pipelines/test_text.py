@@ -47,7 +47,7 @@ def test_texts_are_embedded_independently(encoder, tokenizer, monkeypatch):
     encode = encoder.encode
     monkeypatch.setattr(encoder, "encode", lambda batches: passes.append(len(batches)) or encode(batches))
     found = list(embed_texts(encoder, tokenizer, TEXTS, MAX_LENGTH))
-    assert passes == [3, 3, 2]
+    assert passes == ([3, 3, 2] if encoder.is_streamed else [1] * len(TEXTS))
     for text, length, embedding in zip(TEXTS, LENGTHS, found):
         assert embedding.states.shape == (1, length, 32) and embedding.mask.shape == (1, length)
         assert embedding.mask.sum() == len(text) + 1
@@ -83,7 +83,8 @@ def test_prompts_of_a_run_are_embedded_once(encoder, tokenizer, monkeypatch):
     monkeypatch.setattr(encoder, "encode", lambda batches: counts.append(len(batches)) or encode(batches))
     prompts = ["cat", "x" * 130, "cat"]
     first, second, third = pipeline.embed_prompts(prompts, 7.5, MAX_LENGTH)
-    assert counts == [3]  # the negative prompt, and two distinct texts
+    assert sum(counts) == 3  # the negative prompt, and two distinct texts
+    assert len(counts) == 1 or not encoder.is_streamed
     assert first.states.shape == (2, 64, 32) and second.states.shape == (2, 192, 32) and same(first, third)
     negative, cat, long = embed_texts(encoder, tokenizer, ["bad", "a cat", "a " + "x" * 130], MAX_LENGTH)
     assert same(first, TextEmbedding.concatenate([negative, cat]))
