@@ -17,7 +17,7 @@ from stored_models import KINDS, STREAMABLE, drawn_state, exact_model, outputs, 
 
 from opensora.checkpoint.files import open_state
 from opensora.checkpoint.lazy_tensor import ScaledTensor
-from opensora.checkpoint.quantized import Q8_BLOCK
+from opensora.checkpoint.quantized import may_be_q8_0
 from opensora.config.memory import WEIGHTS
 from opensora.models.common.layers import Linear, WeightLayer
 from opensora.models.pretrained import PretrainedModel
@@ -58,11 +58,12 @@ def layers(model: PretrainedModel) -> dict[str, WeightLayer]:
     return {name: cell for name, cell in model.cells_and_names() if isinstance(cell, WeightLayer)}
 
 
-def held_type(layer: WeightLayer, stored: str, wanted: str) -> str:
+def held_type(key: str, layer: WeightLayer, stored: str, wanted: str) -> str:
     """The type that a layer's weight should be held in, in a model that computes in float32."""
     if wanted != "Q8_0":
         return wanted
-    return "Q8_0" if isinstance(layer, Linear) and layer.weight.shape[1] % Q8_BLOCK == 0 else stored
+    is_int8 = isinstance(layer, Linear) and (stored == "Q8_0" or may_be_q8_0(key, layer.weight.shape))
+    return "Q8_0" if is_int8 else stored
 
 
 @pytest.mark.parametrize(
@@ -82,7 +83,7 @@ def test_weights_are_held_as_wanted(name, stored, weights, files):
     single, held = model.float32_parameters(), set()
     for cell_name, layer in layers(model).items():
         key = f"{cell_name}.weight"
-        own = held_type(layer, types[key], HELD.get(weights, types[key]))
+        own = held_type(key, layer, types[key], HELD.get(weights, types[key]))
         own = "F32" if key in single else own
         held.add(own)
         assert layer.weight.dtype == DTYPES[own] == dict(model.parameters_and_names())[key].dtype, key
@@ -121,8 +122,9 @@ def test_computing_in_16_bits(name, weights, compute, files):
     path = files(name, "BF16")
     model = load(name, path, COMPUTE[compute], weights=weights)
     for cell_name, layer in layers(model).items():
-        if f"{cell_name}.weight" not in model.float32_parameters():
-            is_int8 = weights == "q8_0" and isinstance(layer, Linear) and layer.weight.shape[1] % Q8_BLOCK == 0
+        key = f"{cell_name}.weight"
+        if key not in model.float32_parameters():
+            is_int8 = weights == "q8_0" and isinstance(layer, Linear) and may_be_q8_0(key, layer.weight.shape)
             assert layer.weight.dtype == (ms.int8 if is_int8 else COMPUTE[compute])
             assert layer.dtype() == COMPUTE[compute]
     parameters = dict(model.parameters_and_names())
