@@ -10,7 +10,6 @@ from opensora.config.command_line import parse_flags
 from opensora.config.commands import CostFlags
 from opensora.config.options import from_mapping
 from opensora.cost_model.cards import check_card
-from opensora.cost_model.memory_table import planned
 from opensora.cost_model.report import card_table, summary, table
 from opensora.cost_model.run import Run, load_config
 
@@ -34,6 +33,8 @@ def main() -> None:
         for sp_size in flags.sp_size
     ]
     if flags.memory is not None:
+        from opensora.cost_model.memory_table import planned  # imports MindSpore
+
         plan = planned(
             runs[0],
             flags.stored,

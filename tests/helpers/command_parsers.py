@@ -47,6 +47,7 @@ SCRIPTS = (
     "benchmarks/convolution_onednn.py",
     "benchmarks/dataset_index.py",
     "benchmarks/mindspore_steps.py",
+    "benchmarks/weight_formats.py",
 )
 
 
