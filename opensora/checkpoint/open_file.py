@@ -77,7 +77,7 @@ class ScatteredFile:
     """Several regions (offset, size) of a file, read as one concatenated region."""
 
     def __init__(self, file: OpenFile, places: Sequence[tuple[int, int]]):
-        self.file, self.places = file, places
+        self.file, self.places, self.path = file, places, file.path
 
     def read(self, offset: int, size: int) -> bytearray:
         """Reads `size` bytes at `offset` of the concatenated regions."""

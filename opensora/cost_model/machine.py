@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from pathlib import Path
+from typing import Optional
 
 import numpy as np
 
@@ -28,11 +29,11 @@ def product_rate() -> float:
     return 2 * ROWS * WIDTH**2 / min(seconds)
 
 
-def read_rate(path: Path) -> float:
+def read_rate(path: Optional[Path]) -> float:
     """Bytes per second of reading a file that is not in the page cache; `CACHED_RATE` where it cannot be measured."""
-    size = min(SAMPLE_BYTES, path.stat().st_size)
-    if not hasattr(os, "posix_fadvise") or size < SAMPLE_BYTES:
+    if path is None or not hasattr(os, "posix_fadvise") or path.stat().st_size < SAMPLE_BYTES:
         return CACHED_RATE
+    size = SAMPLE_BYTES
     with open(path, "rb", buffering=0) as file:
         file.seek(path.stat().st_size // 2 // SAMPLE_BYTES * SAMPLE_BYTES)
         place = file.tell()

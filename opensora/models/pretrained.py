@@ -175,7 +175,7 @@ class PretrainedModel(nn.Cell):
 
     def torch_state(self) -> dict[str, np.ndarray]:
         """Copies of all weights and of PyTorch's buffers by torch name; bfloat16 becomes float32."""
-        state = {name: self._numpy(name).copy() for name, _ in self.parameters_and_names()}
+        state = {name: value.copy() for name, value in self._arrays().items()}
         state.update({alias: state[name] for alias, name in self.aliases.items()})
         state.update(self.torch_buffers())
         return state
@@ -183,7 +183,7 @@ class PretrainedModel(nn.Cell):
     def save_pretrained(self, folder: Union[str, Path]) -> None:
         """Writes config.json and the weights, both readable by the PyTorch implementation."""
         folder = Path(folder)
-        state = {name: self._numpy(name) for name, _ in self.parameters_and_names()}
+        state = self._arrays()
         state.update(self.torch_buffers())
         write_safetensors(folder / WEIGHTS_NAME, {name: ArrayTensor(value) for name, value in state.items()})
         self.save_config(folder)
@@ -296,7 +296,7 @@ class PretrainedModel(nn.Cell):
             for chunk in self.unloaded[name].iter_values():
                 yield chunk.astype(np.float32, copy=False)
         else:
-            yield self._numpy(name).astype(np.float32, copy=False)
+            yield self._numpy(name, dict(self.cells_and_names())).astype(np.float32, copy=False)
 
     def canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
         """The state without ignored prefixes, and with the parameter's name for a tensor that has only an alias."""
@@ -340,12 +340,17 @@ class PretrainedModel(nn.Cell):
                 "`weights` to change them"
             )
 
-    def _numpy(self, name: str) -> np.ndarray:
+    def _arrays(self) -> dict[str, np.ndarray]:
+        """The values of all parameters by name."""
+        cells = dict(self.cells_and_names())
+        return {name: self._numpy(name, cells) for name, _ in self.parameters_and_names()}
+
+    def _numpy(self, name: str, cells: Mapping[str, nn.Cell]) -> np.ndarray:
         """The values of a parameter, loaded or not; bfloat16 and stored weights become float32."""
         if name in self.unloaded:
             return self.unloaded[name].numpy().astype(np.float32, copy=False)
         cell_name, _, own = name.rpartition(".")
-        cell = dict(self.cells_and_names())[cell_name]
+        cell = cells[cell_name]
         value = getattr(cell, own)
         if isinstance(cell, WeightLayer) and cell.compute_dtype is not None and own == "weight":
             value = widened_weight(value, cell.scale, ms.float32)

@@ -21,6 +21,7 @@ from opensora.utils.logs import logger
 
 TYPES = {"fp32": "F32", "bf16": "BF16", "fp16": "F16", "q8_0": "Q8_0"}  # of files, by the names that users give
 STORED = {ms.float32: "F32", ms.bfloat16: "BF16", ms.float16: "F16", ms.int8: "Q8_0"}
+DTYPES = {stored: dtype for dtype, stored in STORED.items()}
 BYTES = {"F32": 4, "BF16": 2, "F16": 2, "Q8_0": 1 + 2 / GROUP}  # of an element
 
 
@@ -30,10 +31,6 @@ class HeldWeight(NamedTuple):
     values: np.ndarray
     dtype: Any
     scale: Optional[np.ndarray] = None
-
-    @property
-    def nbytes(self) -> int:
-        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
 
 
 class WeightLoader:
@@ -77,8 +74,7 @@ class WeightLoader:
         mapped = source.mapped() if may_map else None
         values = source.elements() if mapped is None else mapped
         self._note_finite(name, is_finite_chunk(np.ascontiguousarray(values).reshape(-1), kind))
-        dtype = {stored: dtype for dtype, stored in STORED.items()}[kind]
-        return HeldWeight(values.view(bfloat16) if kind == "BF16" else values, dtype)
+        return HeldWeight(values.view(bfloat16) if kind == "BF16" else values, DTYPES[kind])
 
     def set(self, name: str, held: HeldWeight) -> None:
         """Sets the parameter `name`, and tells its layer how the weight is stored."""
@@ -114,7 +110,7 @@ class WeightLoader:
             stored = "Q8_0" if tensor.is_q8_0 else "BF16"
         elif stored in BLOCK_TYPES and stored != "Q8_0" or stored in BITS:
             stored = "BF16"
-        wanted = TYPES.get(self.weights or "", stored)
+        wanted = TYPES.get(self.weights, stored)
         if wanted == "Q8_0" and not (layer.may_be_int8 and (stored == "Q8_0" or may_be_q8_0(name, tensor.shape))):
             wanted = "BF16" if stored == "Q8_0" else stored
         is_held = wanted in BYTES and BYTES[wanted] < BYTES[own] and (wanted != "BF16" or self.has_bfloat16)

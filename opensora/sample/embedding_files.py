@@ -92,11 +92,12 @@ def _texts_of(item: Any) -> Iterator[tuple[Optional[int], str]]:
 def encoder_digest(encoder) -> str:
     """A digest of a model's configuration and weights, the same whether they are loaded or streamed."""
     values = [repr(sorted(encoder.config.to_dict().items())).encode()]
+    float32 = encoder.float32_parameters()
     for name, parameter in encoder.parameters_and_names():
         checksum = 0
         for chunk in encoder.values(name):
             checksum = zlib.crc32(np.ascontiguousarray(chunk, np.float32).data, checksum)
-        dtype = ms.float32 if name in encoder.float32_parameters() else encoder.dtype
+        dtype = ms.float32 if name in float32 else encoder.dtype
         values.append(f"{parameter.name} {parameter.shape} {dtype} {checksum}".encode())
     return digest(*values)
 

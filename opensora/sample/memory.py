@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 
 from opensora.checkpoint.files import read_config
+from opensora.checkpoint.lazy_tensor import FileTensor
 from opensora.cost_model.machine import product_rate, read_rate
 from opensora.cost_model.memory_plan import LOADED_LATER, HeldModel, MemoryPlan, ModelFiles, Planner, Rates
 from opensora.cost_model.run import Run
@@ -45,7 +46,7 @@ def plan_run(
         UserError: the run does not fit --memory.
         FileNotFoundError, UserError: unusable weights.
     """
-    files, sources = _open(options, device)
+    files = _open(options, device)
     embedded = Texts(options.max_sequence_length)
     if texts is not None:
         embedded = count_texts(tokenizer, texts, options.max_sequence_length)
@@ -78,7 +79,7 @@ def plan_run(
     plan = planner.plan(run, budget)
     is_streamed = "transformer" in plan.models and plan.models["transformer"].streamed
     if on_cpu and "transformer" in files and (is_streamed or options.memory):
-        rates = smallest([product_rate(), read_rate(sources["transformer"])], device.world_size)
+        rates = smallest([product_rate(), read_rate(_weights_file(files["transformer"]))], device.world_size)
         planner = replace(planner, rates=Rates(*rates))
         plan = planner.plan(run, budget)
     _report(plan, planner, run, budget, options.memory, device)
@@ -146,8 +147,14 @@ def _budget(memory: Optional[int], device: Device) -> float:
     return math.inf if available is None else available / device.world_size
 
 
-def _open(options: SampleOptions, device: Device) -> tuple[dict[str, ModelFiles], dict[str, Path]]:
-    """The models that the run uses, and the files of their weights."""
+def _weights_file(files: ModelFiles) -> Optional[Path]:
+    """The largest file of a model's weights, a shard where there are several; None if they are in no file."""
+    paths = {tensor.file.path for tensor in files.tensors.values() if isinstance(tensor, FileTensor)}
+    return max(paths, key=lambda path: path.stat().st_size, default=None)
+
+
+def _open(options: SampleOptions, device: Device) -> dict[str, ModelFiles]:
+    """The models that the run uses."""
     weights = options.held_weights()
     opened = {}
     if not options.decode_latents:
@@ -158,8 +165,7 @@ def _open(options: SampleOptions, device: Device) -> tuple[dict[str, ModelFiles]
         )
     if options.is_inpaint or not options.save_latents:
         opened["vae"] = WFVAEModel.open(options.ae_path)
-    files = {
+    return {
         name: ModelFiles(found.model, found.tensors, device.vae_dtype if name == "vae" else device.dtype, weights[name])
         for name, found in opened.items()
     }
-    return files, {name: found.source for name, found in opened.items()}
