@@ -32,6 +32,10 @@ class HeldWeight(NamedTuple):
     dtype: Any
     scale: Optional[np.ndarray] = None
 
+    @property
+    def nbytes(self) -> int:
+        return self.values.nbytes + (0 if self.scale is None else self.scale.nbytes)
+
 
 class WeightLoader:
     """Reads tensors of a file in the format that they are held in, and sets the parameters of a model to them.
