@@ -238,12 +238,17 @@ class UniformTimeSolver(DPMSolverMultistep):
     Only trajectories of fewer than 10 steps end with a first-order step.
     """
 
-    def _make_timesteps(self, count: int) -> np.ndarray:
-        times = np.linspace(1, 1 / TRAIN_TIMESTEPS, count + 1)
+    timestep_range = (1, TRAIN_TIMESTEPS - 1)  # the trajectory ends at 0
+
+    def _spaced_timesteps(self, count: int) -> np.ndarray:
+        return np.linspace(TRAIN_TIMESTEPS - 1, 0, count + 1)[:-1]
+
+    def _use_timesteps(self, steps: np.ndarray) -> np.ndarray:
+        times = (np.append(steps, 0) + 1) / TRAIN_TIMESTEPS
         training_times = np.arange(1, TRAIN_TIMESTEPS + 1) / TRAIN_TIMESTEPS
         log_alpha = np.interp(times, training_times, 0.5 * np.log(self.alphas_cumprod))
         self.sigmas = np.sqrt(np.expm1(-2 * log_alpha))  # noise-to-signal ratio
-        return (times[:-1] - 1 / TRAIN_TIMESTEPS) * TRAIN_TIMESTEPS
+        return steps
 
     def _is_last(self, index: int) -> bool:
         return len(self.timesteps) < 10 and super()._is_last(index)
