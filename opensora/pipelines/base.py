@@ -144,6 +144,7 @@ class VideoPipeline:
         step_noise: Optional[StepNoise] = None,
         progress: bool = True,
         conditioning: Optional[Tensor] = None,
+        timesteps: Optional[Sequence[float]] = None,
     ) -> Tensor:
         """Latents (1, C, 1 + n, height / 8, width / 8) for an embedded prompt and the output of `encode_condition`."""
         transformer = self.transformer.get()
@@ -167,6 +168,7 @@ class VideoPipeline:
             sample_noise,
             conditioning,
             progress,
+            timesteps,
         )
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:

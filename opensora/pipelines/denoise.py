@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Callable, Optional, Union
 
 import mindspore as ms
@@ -28,9 +28,14 @@ def denoise(
     step_noise: Optional[StepNoise],
     conditioning: Optional[Tensor] = None,
     progress: bool = True,
+    timesteps: Optional[Sequence[float]] = None,
 ) -> Tensor:
-    """Returns the clean latents, (B, C, T, H, W), float32; see `denoise_steps` for the arguments."""
-    scheduler.set_timesteps(num_inference_steps)
+    """Returns the clean latents, (B, C, T, H, W), float32; see `denoise_steps` for the arguments.
+
+    Args:
+        timesteps: those at which the steps start; then `num_inference_steps` has no effect.
+    """
+    scheduler.set_timesteps(num_inference_steps if timesteps is None else None, timesteps)
     steps = denoise_steps(transformer, scheduler, text, latents, guidance_scale, step_noise, conditioning)
     bar = tqdm(steps, "denoising", len(scheduler.timesteps), leave=False, unit="step", disable=not progress)
     (result,) = deque(bar, maxlen=1)

@@ -42,6 +42,7 @@ class OpenSoraInpaintPipeline(VideoPipeline):
         latents: Optional[Union[np.ndarray, Tensor]] = None,
         step_noise: Optional[StepNoise] = None,
         output_type: str = "frames",
+        timesteps: Optional[Sequence[float]] = None,
         *,
         conditional_pixel_values_path: Union[str, Path, Sequence[Union[str, Path]]],
         conditional_pixel_values_indices: Optional[Sequence[int]] = None,
@@ -94,6 +95,7 @@ class OpenSoraInpaintPipeline(VideoPipeline):
             latents=latents,
             step_noise=step_noise,
             conditioning=conditioning,
+            timesteps=timesteps,
         )
         output = self.output(latents, output_type)
         if keep_condition:

@@ -33,6 +33,7 @@ class OpenSoraPipeline(VideoPipeline):
         latents: Optional[Union[np.ndarray, Tensor]] = None,
         step_noise: Optional[StepNoise] = None,
         output_type: str = "frames",
+        timesteps: Optional[Sequence[float]] = None,
     ) -> np.ndarray:
         """Generates one video, or an image if num_frames is 1.
 
@@ -45,14 +46,25 @@ class OpenSoraPipeline(VideoPipeline):
             step_noise: k -> noise of the sampler's k-th draw; None: sampled.
             output_type: "frames": uint8 (1, T, H, W, 3); "video": float32 (1, T, 3, H, W), about [-1, 1], unclipped;
                 "latent": float32 (1, C, 1 + n, height / 8, width / 8), normalized as for the transformer.
+            timesteps: the training timesteps at which the steps start, instead of num_inference_steps; see
+                `Scheduler.set_timesteps`.
 
         Raises:
-            UserError: an unsupported size, an unknown output_type.
+            UserError: an unsupported size, an unknown output_type, timesteps that the sampler cannot take.
         """
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_size(num_frames, height, width)
         text = self.embed_prompt(prompt, guidance_scale, max_sequence_length)
         latents = self.denoise(
-            text, num_frames, height, width, num_inference_steps, guidance_scale, seed, latents, step_noise
+            text,
+            num_frames,
+            height,
+            width,
+            num_inference_steps,
+            guidance_scale,
+            seed,
+            latents,
+            step_noise,
+            timesteps=timesteps,
         )
         return self.output(latents, output_type)

@@ -240,6 +240,7 @@ def _denoise_all(
                 seed,
                 progress=device.is_main,
                 conditioning=conditioning[sample],
+                timesteps=options.chosen_timesteps or None,
             )
         writes = keep and group.is_first
         if writes:

@@ -17,6 +17,8 @@ from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.errors import UserError
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import MAX_HXW, check_size
+from opensora.sample.timesteps_file import read_timesteps
+from opensora.utils.logs import logger
 from opensora.utils.text_files import check_characters
 
 INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same task
@@ -100,6 +102,11 @@ class SampleOptions:
 
     sample_method: str = _sampling("EulerAncestralDiscrete", "the sampler", choices=SAMPLERS)
     num_sampling_steps: int = _sampling(100, "steps of the sampler")
+    timesteps: Optional[str] = _sampling(
+        None,
+        "file with the timesteps at which the steps start, instead of --num_sampling_steps; search_steps.py writes it",
+        metavar="FILE",
+    )
     guidance_scale: float = _sampling(7.5, "classifier-free guidance scale; 1: no guidance")
     max_sequence_length: int = _sampling(512, "maximum number of text tokens")
     prediction_type: Optional[str] = _sampling(
@@ -127,6 +134,7 @@ class SampleOptions:
     sp_size: int = _memory(1, "processes of msrun that share each video; other groups make other videos")
     sp: bool = _memory(False, "all processes share each video")
     seed: int = DeviceOptions.seed
+    chosen_timesteps: tuple[float, ...] = ()  # the content of --timesteps
 
     def __post_init__(self):
         check_choice("--ae", self.ae, VAES)
@@ -197,7 +205,9 @@ class SampleOptions:
         }
 
     def as_metadata(self) -> dict:
-        return {**asdict(self), "weights": list(self.weights)}
+        values = {**asdict(self), "weights": list(self.weights), "timesteps": list(self.chosen_timesteps) or None}
+        del values["chosen_timesteps"]
+        return values
 
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, argparse.Namespace]:
@@ -254,7 +264,24 @@ def check_weights(options: SampleOptions) -> SampleOptions:
             f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
             f"{options.text_encoder_name_1} gives {text.get('d_model')}"
         )
-    return replace(options, prediction_type=options.prediction_type or recorded or "v_prediction")
+    options = replace(options, prediction_type=options.prediction_type or recorded or "v_prediction")
+    return _with_timesteps(options, options.timesteps) if options.timesteps else options
+
+
+def _with_timesteps(options: SampleOptions, path: str) -> SampleOptions:
+    """The options with the timesteps of a file, which determine the number of steps."""
+    from opensora.schedulers import get_scheduler
+
+    chosen = read_timesteps(path)
+    chosen.check_settings(options, path)
+    try:
+        get_scheduler(options.sample_method, **options.scheduler_arguments()).set_timesteps(timesteps=chosen.timesteps)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    steps = len(chosen.timesteps)
+    if options.num_sampling_steps not in (steps, SampleOptions.num_sampling_steps):
+        logger.warning(f"{path} has {steps} timesteps: --num_sampling_steps {options.num_sampling_steps} is not used")
+    return replace(options, chosen_timesteps=chosen.timesteps, num_sampling_steps=steps)
 
 
 def _agree(options: SampleOptions, name: str, given: Any, recorded: Any) -> None:

@@ -165,7 +165,7 @@ def _read_record(sample: Sample) -> dict:
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise _no_record(sample, "no object with arguments")
     inputs = {name: record[name] for name in ("prompt", "condition") if name in record}
-    added_later: dict[str, Any] = {"condition": [], "weights": [], "text_encoder_device": None}
+    added_later: dict[str, Any] = {"condition": [], "weights": [], "text_encoder_device": None, "timesteps": None}
     return {**added_later, **record["arguments"], **inputs}
 
 
