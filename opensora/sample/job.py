@@ -146,8 +146,8 @@ def _make(options: SampleOptions, device: Device, group: Group, todo: Sequence[S
     # Only Ascend supports collectives of single groups; elsewhere all groups must run in lockstep.
     lockstep = group.size > 1 and device.target != "Ascend"
     tokenizer = Tokenizer(options.text_encoder_name_1)
-    sizes = {sample: _size(options, sample) for sample in todo}
-    plan = plan_run(options, device, tokenizer, _texts(options, todo), max(sizes.values()))
+    sizes = {sample: frame_size(options, sample) for sample in todo}
+    plan = plan_run(options, device, tokenizer, texts_to_embed(options, todo), max(sizes.values()))
     options = replace(options, save_memory=plan.one_at_a_time)
     pipeline = build_pipeline(options, device, group, tokenizer, plan)
     times = Stopwatch()
@@ -223,13 +223,13 @@ def _denoise_all(
     texts = dict(zip(refined, embedded))
     if options.save_memory:
         pipeline.text_encoder.release()
-    conditioning = {sample: _encode_condition(options, pipeline, sample) for sample, _ in mine}
+    conditioning = {sample: encode_condition(options, pipeline, sample) for sample, _ in mine}
     if options.save_memory:
         pipeline.vae.release()
     with times("load"):
         pipeline.transformer.get()
     for sample, keep in tqdm(mine, desc="videos", unit="video", disable=not device.is_main):
-        seed = _seed(options, sample)
+        seed = noise_seed(options, sample)
         with times("denoise"):
             latents = pipeline.denoise(
                 texts[sample.prompt],
@@ -254,7 +254,7 @@ def _denoise_all(
         pipeline.transformer.release()
 
 
-def _texts(options: SampleOptions, samples: Sequence[Sample]) -> Optional[list[str]]:
+def texts_to_embed(options: SampleOptions, samples: Sequence[Sample]) -> Optional[list[str]]:
     """All texts that the samples need embedded; None if a refiner has not written them yet."""
     if options.caption_refiner or options.decode_latents:
         return None
@@ -270,11 +270,11 @@ def _note_truncated_texts(options: SampleOptions, pipeline: VideoPipeline, promp
         )
 
 
-def _seed(options: SampleOptions, sample: Sample) -> tuple[int, int, int]:
+def noise_seed(options: SampleOptions, sample: Sample) -> tuple[int, int, int]:
     return options.seed, sample.index, sample.number
 
 
-def _size(options: SampleOptions, sample: Sample) -> tuple[int, int]:
+def frame_size(options: SampleOptions, sample: Sample) -> tuple[int, int]:
     """Height and width; reads the conditioning frames, so that bad files are reported before any sampling."""
     if options.is_inpaint and not options.decode_latents:
         return _read_conditioning_frames(options, sample).size
@@ -288,15 +288,15 @@ def _read_conditioning_frames(options: SampleOptions, sample: Sample) -> Conditi
         options.mask_type,
         (options.height, options.width) if options.crop_for_hw else None,
         options.max_hxw,
-        seed=_seed(options, sample),
+        seed=noise_seed(options, sample),
     )
 
 
-def _encode_condition(options: SampleOptions, pipeline: VideoPipeline, sample: Sample) -> Optional[Tensor]:
+def encode_condition(options: SampleOptions, pipeline: VideoPipeline, sample: Sample) -> Optional[Tensor]:
     if not isinstance(pipeline, OpenSoraInpaintPipeline):
         return None
     frames = _read_conditioning_frames(options, sample)
-    return pipeline.encode_condition(frames, options.noise_strength, _seed(options, sample))
+    return pipeline.encode_condition(frames, options.noise_strength, noise_seed(options, sample))
 
 
 def _decode(
