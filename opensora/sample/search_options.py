@@ -34,7 +34,7 @@ class SearchOptions:
     text_encoder_name_1: str = _of_sample("text_encoder_name_1")
     text_prompt: Sequence[str] = _of_sample("text_prompt")
     steps: int = _search(help="steps to choose timesteps for")
-    long_steps: int = _search(200, "steps of the long run, whose result is the target")
+    long_steps: int = _search(100, "steps of the long run, whose result is the target")
     output: Optional[str] = _search(
         None, "file for the timesteps; default: timesteps_METHOD_STEPS.json beside the weights", metavar="FILE"
     )
