@@ -70,6 +70,7 @@ def denoise(
     conditioning: Optional[Tensor] = None,
     progress: bool = True,
     settings: Optional[DenoiseSettings] = None,
+    timesteps: Optional[Sequence[float]] = None,
 ) -> Denoised:
     """Denoises a batch of videos.
 
@@ -79,17 +80,18 @@ def denoise(
         guidance_scale: of `Guidance`; 1 or less disables guidance.
         step_noise: the sampler's noise; None: sampled by the scheduler.
         conditioning: (B, C', T, H, W), the conditioning channels of an inpaint model.
+        timesteps: those at which the steps start; then `num_inference_steps` has no effect.
     """
     settings = settings or DenoiseSettings()
-    scheduler.set_timesteps(num_inference_steps)
-    timesteps, groups = scheduler.timesteps, settings.groups
+    scheduler.set_timesteps(num_inference_steps if timesteps is None else None, timesteps)
+    groups, calls = settings.groups, scheduler.timesteps
     guidance = Guidance(guidance_scale, settings.guidance_interval, groups.guidance if groups else None)
 
     def make_prediction(model: Any) -> GuidedPrediction:
-        return GuidedPrediction(transformer, model, text, timesteps, guidance, conditioning, settings.negative_states)
+        return GuidedPrediction(transformer, model, text, calls, guidance, conditioning, settings.negative_states)
 
     predict, counter = with_cache(settings.cache, transformer, make_prediction, scheduler.levels(), Agreement(groups))
     x = latents.astype(ms.float32) * scheduler.init_noise_sigma
-    for step, t in enumerate(tqdm(timesteps, "denoising", leave=False, unit="step", disable=not progress)):
+    for step, t in enumerate(tqdm(calls, "denoising", leave=False, unit="step", disable=not progress)):
         x = scheduler.step(predict(scheduler.scale_model_input(x, t), step), t, x, noise=step_noise)
     return Denoised(x, counter.calls)

@@ -45,6 +45,7 @@ class OpenSoraInpaintPipeline(VideoPipeline):
         output_type: str = "frames",
         cache: Optional[str] = None,
         guidance_interval: Sequence[float] = WHOLE_RANGE,
+        timesteps: Optional[Sequence[float]] = None,
         *,
         conditional_pixel_values_path: Union[str, Path, Sequence[Union[str, Path]]],
         conditional_pixel_values_indices: Optional[Sequence[int]] = None,
@@ -99,6 +100,7 @@ class OpenSoraInpaintPipeline(VideoPipeline):
             step_noise=step_noise,
             conditioning=conditioning,
             settings=settings,
+            timesteps=timesteps,
         )
         output = self.output(latents, output_type)
         if keep_condition:
