@@ -24,6 +24,7 @@ from opensora.parallel.stream import ContextParallelStream
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
 from opensora.pipelines.base import VideoPipeline
 from opensora.pipelines.conditioning import ConditioningFrames, read_conditioning_frames
+from opensora.pipelines.denoise import DenoiseSettings
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.text import note_if_truncated
 from opensora.sample.host_text_encoder import HostTextEncoder
@@ -228,6 +229,7 @@ def _denoise_all(
         pipeline.vae.release()
     with times("load"):
         pipeline.transformer.get()
+    settings = DenoiseSettings(timesteps=options.chosen_timesteps or None)
     for sample, keep in tqdm(mine, desc="videos", unit="video", disable=not device.is_main):
         seed = noise_seed(options, sample)
         with times("denoise"):
@@ -240,7 +242,7 @@ def _denoise_all(
                 seed,
                 progress=device.is_main,
                 conditioning=conditioning[sample],
-                timesteps=options.chosen_timesteps or None,
+                settings=settings,
             )
         writes = keep and group.is_first
         if writes:

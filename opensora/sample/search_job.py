@@ -10,8 +10,7 @@ Stochastic Differential Equations", section 4.3).
 from __future__ import annotations
 
 import math
-from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -25,7 +24,7 @@ from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.groups import sequence_group
-from opensora.pipelines.denoise import denoise_steps
+from opensora.pipelines.denoise import DenoiseSettings, denoise
 from opensora.pipelines.text import TextEmbedding
 from opensora.sample.job import build_pipeline, encode_condition, frame_size, noise_seed, texts_to_embed
 from opensora.sample.memory import plan_run
@@ -49,24 +48,23 @@ class ReusedOutputs:
     the kept ones in the last of them therefore need one call.
     """
 
-    def __init__(self, transformer: Any):
+    def __init__(self, transformer: Any, scheduler: Scheduler):
         self.transformer = transformer
+        self.scheduler = scheduler
         self.outputs: dict[tuple, Tensor] = {}  # by the timesteps up to the call
-        self.timesteps: tuple = ()
         self.calls = 0
 
-    def start(self, timesteps: Sequence[float]) -> None:
-        """Begins a trajectory with these timesteps of its calls."""
-        self.timesteps, self.calls = tuple(timesteps), 0
+    def start(self) -> None:
+        """Begins a trajectory."""
+        self.calls = 0
 
-    def keep(self, timesteps: Iterable[float]) -> None:
-        """Forgets the outputs of all other trajectories."""
-        kept = tuple(timesteps)
+    def keep(self, kept: tuple) -> None:
+        """Forgets the outputs of all trajectories but that with the kept timesteps of its calls."""
         self.outputs = {key: output for key, output in self.outputs.items() if key == kept[: len(key)]}
 
     def __call__(self, *inputs: Any, **named: Any) -> Tensor:
         self.calls += 1
-        key = self.timesteps[: self.calls]
+        key = tuple(self.scheduler.timesteps[: self.calls])
         if key not in self.outputs:
             self.outputs[key] = self.transformer(*inputs, **named)
         return self.outputs[key]
@@ -88,12 +86,11 @@ class Trajectories:
     long_steps: int
 
     def __post_init__(self) -> None:
-        self.models = [ReusedOutputs(self.transformer) for _ in self.texts]
-        self._kept: np.ndarray = np.zeros(0)
+        self.models = [ReusedOutputs(self.transformer, self.scheduler) for _ in self.texts]
+        self._kept: tuple = ()
         self.targets = []
         for sample in tqdm(range(len(self.texts)), "long runs", leave=False, unit="sample"):
-            self.scheduler.set_timesteps(self.long_steps)
-            self.targets.append(self._latents(sample))
+            self.targets.append(self._latents(sample, None))
             self.models[sample].keep(())
 
     def error(self, timesteps: Timesteps, limit: float = math.inf) -> float:
@@ -101,30 +98,32 @@ class Trajectories:
 
         The outputs for timesteps below the limit are kept, and reused for timesteps that begin with the same ones.
         """
-        self.scheduler.set_timesteps(timesteps=timesteps)
         total, count = 0.0, len(self.targets)
         for sample, target in enumerate(self.targets):
-            total += float(np.linalg.norm(self._latents(sample) - target) / np.linalg.norm(target))
+            total += float(np.linalg.norm(self._latents(sample, timesteps) - target) / np.linalg.norm(target))
             if total > limit * count:
                 break
         if total < limit * count:
-            self._kept = self.scheduler.timesteps
+            self._kept = tuple(self.scheduler.timesteps)
         for model in self.models:
             model.keep(self._kept)
         return total / count if total <= limit * count else math.inf
 
-    def _latents(self, sample: int) -> np.ndarray:
-        model = self.models[sample]
-        model.start(self.scheduler.timesteps.tolist())
-        steps = denoise_steps(
-            model,
+    def _latents(self, sample: int, timesteps: Optional[Timesteps]) -> np.ndarray:
+        """The result of a trajectory, float64; without timesteps, of the long run."""
+        self.models[sample].start()
+        latents, _ = denoise(
+            self.models[sample],
             self.scheduler,
             self.texts[sample],
             Tensor(self.noises[sample]),
+            self.long_steps,
             self.guidance_scale,
+            step_noise=None,
             conditioning=self.conditioning[sample],
+            progress=timesteps is None,
+            settings=DenoiseSettings(timesteps=timesteps),
         )
-        (latents,) = deque(steps, maxlen=1)
         return latents.asnumpy().astype(np.float64)
 
 
@@ -223,7 +222,7 @@ def _load(
         pipeline.transformer.get(),
         scheduler,
         options.guidance_scale,
-        [text.trimmed() for text in texts],
+        texts,
         [
             np.random.default_rng(noise_seed(options, sample)).standard_normal(
                 (1, config.in_channels, frames, height // 8, width // 8), dtype=np.float32

@@ -22,6 +22,7 @@ from typing import Any, Callable, Optional, Union
 import numpy as np
 
 from opensora.errors import UserError
+from opensora.schedulers.parameterization import Levels, noise_of, x0_of
 from opensora.schedulers.schedule import (
     TRAIN_TIMESTEPS,
     Array,
@@ -94,6 +95,19 @@ class Scheduler:
             raise UserError(f"the number of steps is {num_inference_steps}: choose 1 to {TRAIN_TIMESTEPS}")
         self.timesteps = self._use_timesteps(steps.astype(np.float32))
         self._reset()
+
+    @property
+    def prediction(self) -> str:
+        """What the model predicts, of `opensora.schedulers.parameterization`."""
+        return self.options.prediction
+
+    def levels(self) -> Levels:
+        """α and σ of the model's input at each of `timesteps`."""
+        return Levels.of(self.prediction, map(self._input_alpha_sigma, range(len(self.timesteps))))
+
+    def _input_alpha_sigma(self, index: int) -> tuple[float, float]:
+        """α and σ of the model's input α x_0 + σ ε at timesteps[index]."""
+        raise NotImplementedError
 
     def scale_model_input(self, x: Array, t: float) -> Array:
         """The model's input at timestep t, of variance near 1, for the state x."""
@@ -224,19 +238,11 @@ class DiffusionScheduler(Scheduler):
 
     def predicted_x0(self, output: Array, x: Array, alpha: float, sigma: float) -> Array:
         """The model's estimate of x_0 for its input x = alpha x_0 + sigma ε."""
-        if self.options.prediction == "epsilon":
-            return (x - sigma * output) * (1 / alpha)
-        if self.options.prediction == "v_prediction":
-            return alpha * x - sigma * output
-        return output
+        return x0_of(self.prediction, output, x, alpha, sigma)
 
     def predicted_noise(self, output: Array, x: Array, alpha: float, sigma: float) -> Array:
         """The model's estimate of ε for its input x = alpha x_0 + sigma ε."""
-        if self.options.prediction == "epsilon":
-            return output
-        if self.options.prediction == "v_prediction":
-            return alpha * output + sigma * x
-        return (x - alpha * output) * (1 / sigma)
+        return noise_of(self.prediction, output, x, alpha, sigma)
 
     def _gather_alpha_sigma(self, t: Union[int, Array], x: Array) -> tuple[Array, Array]:
         return gather(np.sqrt(self.alphas_cumprod), t, x), gather(np.sqrt(1 - self.alphas_cumprod), t, x)

@@ -13,6 +13,7 @@ from typing import Callable, Union
 import numpy as np
 
 from opensora.schedulers.base import Scheduler
+from opensora.schedulers.parameterization import FLOW
 from opensora.schedulers.schedule import TRAIN_TIMESTEPS, Array, float32_like, per_sample
 
 
@@ -30,6 +31,13 @@ class FlowMatchEulerDiscrete(Scheduler):
     def _use_timesteps(self, steps: np.ndarray) -> np.ndarray:
         self.sigmas = np.append(steps, 0) / TRAIN_TIMESTEPS
         return steps
+
+    @property
+    def prediction(self) -> str:
+        return FLOW
+
+    def _input_alpha_sigma(self, index: int) -> tuple[float, float]:
+        return 1 - self.sigmas[index], self.sigmas[index]
 
     def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
         return x + float(self.sigmas[index + 1] - self.sigmas[index]) * output

@@ -54,6 +54,9 @@ class SigmaScheduler(DiffusionScheduler):
     def final_sigma(self) -> float:
         return 0.0
 
+    def _input_alpha_sigma(self, index: int) -> tuple[float, float]:
+        return alpha_sigma(self._sigma(index))
+
     def _sigma(self, index: int) -> float:
         """σ of the state at timesteps[index]; one past the last index is the end of the trajectory."""
         return float(self.sigmas[index])

@@ -79,8 +79,11 @@ class TimestepScheduler(DiffusionScheduler):
         """The timesteps between which the step at timesteps[index] goes; negative: past timestep 0."""
         return int(self.timesteps[index]), int(self._ends[index])
 
+    def _input_alpha_sigma(self, index: int) -> tuple[float, float]:
+        return self._alpha_sigma(int(self.timesteps[index]))
+
     def _alpha_sigma(self, t: int) -> tuple[float, float]:
-        """α and σ of timestep t."""
+        """α and σ of timestep t; those of the final state for a negative t."""
         alpha_cumprod = float(self.alphas_cumprod[t]) if t >= 0 else self.final_alpha_cumprod
         return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
 

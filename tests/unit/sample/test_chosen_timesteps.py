@@ -147,11 +147,14 @@ class Model:
     calls = 0
 
     def text_states(self, text):
-        return (text,)
+        return ((text[:, 0],),)
 
-    def __call__(self, x, timestep, *_, **__):
+    def adaln_single(self, timesteps):
+        return timesteps, timesteps
+
+    def __call__(self, x, timestep, _, __, mask, text, modulation, condition):
         self.calls += 1
-        return x.tanh() * (timestep / 500).cos().reshape(-1, 1, 1, 1, 1)
+        return x.tanh() * (modulation[0] / 500).cos().reshape(-1, 1, 1, 1, 1)
 
 
 @pytest.mark.parametrize("name, order", [("EulerDiscrete", 1), ("DPMSolverMultistep", 1), ("HeunDiscrete", 2)])
@@ -192,15 +195,19 @@ def test_search_writes_a_file_for_sampling(run, flags, search_flags, release, tm
     finished = run(*search)
     assert finished.returncode == 0 and read_timesteps(path) == found, finished.stderr
 
-    finished = run(*search, "--seed", 5)
-    assert finished.returncode == 1 and "is of another search, with seed 1234, not 5" in finished.stderr
-    finished = run(SEARCH, *search_flags, "--steps", 3, "--sample_method", "PNDM")
-    assert finished.returncode == 1 and "error: PNDM takes a number of steps" in finished.stderr
+    def refusal(*more: str) -> str:
+        search, options, _ = parse_options([*map(str, search[1:]), *more])
+        with pytest.raises(ValueError) as error:
+            search_timesteps(search, options, SimpleNamespace(world_size=1))
+        return str(error.value)
+
+    assert "is of another search, with seed 1234, not 5" in refusal("--seed", "5")
+    assert "PNDM takes a number of steps" in refusal("--sample_method", "PNDM")
 
     finished = run(SAMPLE, *flags, "--text_prompt", "a", "--save_latents", "--timesteps", path, "--num_frames", 1)
     assert finished.returncode == 0, finished.stderr
-    stem = tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2"
-    assert json.loads(stem.with_suffix(".json").read_text())["arguments"]["timesteps"] == list(found.timesteps)
+    record = json.loads((tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2.json").read_text())
+    assert record["arguments"]["timesteps"] == list(found.timesteps)
 
 
 @pytest.mark.parametrize(
