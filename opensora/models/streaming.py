@@ -41,6 +41,10 @@ class BlockStream:
     def __len__(self) -> int:
         return len(self.blocks)
 
+    def __getitem__(self, some: slice) -> BlockStream:
+        """The stream of consecutive blocks."""
+        return BlockStream(self.blocks[some], self.tensors[some], self.loader, self.source)
+
     def __iter__(self) -> Iterator[nn.Cell]:
         with ThreadPoolExecutor(1, thread_name_prefix="weights") as reader:
             following = reader.submit(self._read, 0)

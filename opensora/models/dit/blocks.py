@@ -7,6 +7,7 @@ from typing import Optional, Union
 from mindspore import Tensor, nn, ops
 
 from opensora.models.common.layers import Linear, LinearGELU, scale_shift_table
+from opensora.models.common.rows import repeat_rows, text_rows
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.skiparse import Skiparse
 from opensora.ops.attention import attention
@@ -105,8 +106,8 @@ class FeedForward(nn.Cell):
 class TransformerBlock(nn.Cell):
     """Self-attention, cross-attention and MLP with AdaLN modulation.
 
-    x (B, S, D) and modulation (B, 6, D), float32, text (B, L, D) or the pair of its keys and values -> (B, S, D)
-    float32.
+    x (B, S, D) and modulation (B, 6, D), float32, text (R, L, D) or the pair of its keys and values -> (R, S, D)
+    float32. R is a multiple of B: what precedes the cross-attention is computed once for all texts of a video.
     """
 
     keep_float32 = ("scale_shift_table",)
@@ -136,6 +137,7 @@ class TransformerBlock(nn.Cell):
         dtype = self.attn1.to_q.dtype()
         h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps).astype(dtype)  # once for q, k and v
         x = gated_residual(x, gate_attn, self.attn1(h, attn_mask, cos, sin))
+        x, shift_ff, scale_ff, gate_ff = [repeat_rows(y, text_rows(text)) for y in (x, shift_ff, scale_ff, gate_ff)]
         x = x + self.attn2(x, text, text_mask).astype(x.dtype)
         h = modulated_layer_norm(x, shift_ff, scale_ff, self.eps)
         return gated_residual(x, gate_ff, self.ff(h))

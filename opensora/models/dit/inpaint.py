@@ -38,7 +38,7 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
         config = self.config
         self.pos_embed_masked_hidden_states = self._conditioning_embed(config.in_channels)
         self.pos_embed_mask = self._conditioning_embed(config.vae_scale_factor_t)
-        self.input_channels = (config.in_channels, config.in_channels, config.vae_scale_factor_t)
+        self.condition_channels = (config.in_channels, config.vae_scale_factor_t)
 
     def _conditioning_embed(self, in_channels: int) -> nn.SequentialCell:
         width = self.config.hidden_size
@@ -46,9 +46,18 @@ class OpenSoraInpaint_v1_3(OpenSoraT2V_v1_3):
         projection.weight = Parameter(initializer("zeros", (width, width), ms.float32))
         return nn.SequentialCell(PatchEmbed2D(self.config.patch_size, in_channels, width), projection)
 
-    def embed(self, hidden_states: Tensor) -> Tensor:
-        noisy, masked, mask = ops.split(hidden_states, self.input_channels, 1)
-        return self.pos_embed(noisy) + self.pos_embed_masked_hidden_states(masked) + self.pos_embed_mask(mask)
+    def embed(self, hidden_states: Tensor, condition: Optional[Tensor] = None) -> Tensor:
+        """(B, 2 C + M, T, H, W) -> tokens (B, S, D); with `condition`, hidden_states are the noisy latents alone."""
+        if condition is None:
+            noisy = self.config.in_channels
+            hidden_states, condition = ops.split(hidden_states, (noisy, sum(self.condition_channels)), 1)
+            condition = self.condition_states(condition)
+        return self.pos_embed(hidden_states) + condition
+
+    def condition_states(self, condition: Tensor) -> Tensor:
+        """Tokens (B, S, D) of the known latents and the mask (B, C + M, T, H, W), the same for all sampling steps."""
+        masked, mask = ops.split(condition, self.condition_channels, 1)
+        return self.pos_embed_masked_hidden_states(masked) + self.pos_embed_mask(mask)
 
     @classmethod
     def init_from(

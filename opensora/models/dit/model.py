@@ -9,6 +9,7 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from opensora.models.common.layers import Linear, scale_shift_table
+from opensora.models.common.rows import repeat_rows
 from opensora.models.dit.blocks import TransformerBlock
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.embeddings import AdaLayerNormSingle, PatchEmbed2D, TextProjection
@@ -55,49 +56,101 @@ class OpenSoraT2V_v1_3(PretrainedModel):
     def construct(
         self,
         hidden_states: Tensor,
-        timestep: Tensor,
+        timestep: Optional[Tensor],
         encoder_hidden_states: Optional[Tensor],
         attention_mask: Optional[Tensor] = None,
         encoder_attention_mask: Optional[Tensor] = None,
         text_states: Optional[tuple] = None,
+        modulation: Optional[tuple] = None,
+        condition: Optional[Tensor] = None,
     ) -> Tensor:
         """The prediction for a batch of noisy latents.
 
+        With B rows of latents and a multiple of it, R, of texts, as in guided sampling, the result has R rows: row i is
+        the prediction for the latents in row i % B and the text in row i. Everything before the first cross-attention
+        is computed once for all texts.
+
         Args:
             hidden_states: noisy latents (B, C, T, H, W).
-            timestep: (B,).
-            encoder_hidden_states: text states (B, 1, L, caption_channels); None if `text_states` are given.
+            timestep: (B,); None if `modulation` is given.
+            encoder_hidden_states: text states (R, 1, L, caption_channels); None if `text_states` are given.
             attention_mask: (B, T, H, W), 1 for positions to attend to, 0 for padding; None: no padding.
-            encoder_attention_mask: (B, 1, L), likewise for the text.
+            encoder_attention_mask: (R, 1, L), likewise for the text.
             text_states: precomputed by the method of that name.
+            modulation: the result of `adaln_single`, of B rows, or of one for all.
+            condition: precomputed by `condition_states`; only for models that have it.
 
         Returns:
-            (B, out_channels, T, H, W).
+            (R, out_channels, T, H, W).
         """
-        text = None if encoder_hidden_states is None else self.caption_projection(encoder_hidden_states[:, 0])
-        config = self.config
+        if text_states is None:
+            text: tuple = (self.caption_projection(encoder_hidden_states[:, 0]),) * self.config.num_layers
+        else:
+            text = text_states
+        if modulation is None:
+            modulation = self.adaln_single(timestep)
+        grid = self.grid(hidden_states)
+        x = self.tokens(hidden_states, condition)
+        x = self.run_blocks(
+            x, 0, self.config.num_layers, grid, modulation[0], text, attention_mask, encoder_attention_mask
+        )
+        return self.head(x, modulation[1], grid)
+
+    def grid(self, hidden_states: Tensor) -> tuple:
+        """The number of tokens along time, height and width."""
         _, _, t, h, w = hidden_states.shape
-        h, w = h // config.patch_size, w // config.patch_size
+        return t, h // self.config.patch_size, w // self.config.patch_size
 
-        x = self.embed(hidden_states)
-        length = x.shape[1]
-        modulation, embedded = self.adaln_single(timestep)
-        cos = rope_cos(t, h, w, config.attention_head_dim, self.scales)
-        sin = rope_sin(t, h, w, config.attention_head_dim, self.scales)
-        attn_masks = self.self_attn_masks(attention_mask, x.shape[0], length, x.dtype)
-        x = self.sequence.split(x)
-        text_mask = None
-        if encoder_attention_mask is not None:
-            text_mask = prepare_attention_mask(encoder_attention_mask[:, 0], x.shape[1], x.dtype)
-        # The residual stream adds up the outputs of many blocks. PyTorch's autocast keeps it in float32, too.
-        x = x.astype(ms.float32)
-        for i, block in enumerate(self.blocks_to_run):
-            block_text = text if text_states is None else text_states[i]
-            x = block(x, modulation, attn_masks[self.mask_of_block[i]], cos, sin, block_text, text_mask)
+    def tokens(self, hidden_states: Tensor, condition: Optional[Tensor] = None) -> Tensor:
+        """This process's tokens of the noisy latents, the input of the first block: (B, s, D) float32.
 
+        The residual stream adds up the outputs of many blocks. PyTorch's autocast keeps it in float32, too.
+        """
+        return self.sequence.split(self.embed(hidden_states, condition)).astype(ms.float32)
+
+    def run_blocks(
+        self,
+        x: Tensor,
+        first: int,
+        end: int,
+        grid: tuple,
+        modulation: Tensor,
+        text: tuple,
+        attention_mask: Optional[Tensor] = None,
+        text_mask: Optional[Tensor] = None,
+    ) -> Tensor:
+        """The tokens after block `end` - 1, from those before block `first`.
+
+        Args:
+            x: (B, s, D) before block 0, (R, s, D) after it.
+            grid: of the method of that name.
+            modulation: (B, 6, D) or (1, 6, D).
+            text: for each block of the model the input of its cross-attention.
+            attention_mask, text_mask: as in `construct`.
+        """
+        (t, h, w), dtype = grid, self.pos_embed.proj.dtype()
+        cos = rope_cos(t, h, w, self.config.attention_head_dim, self.scales)
+        sin = rope_sin(t, h, w, self.config.attention_head_dim, self.scales)
+        attn_masks = self.self_attn_masks(attention_mask, x.shape[0], t * h * w, dtype)
+        if text_mask is not None:
+            text_mask = prepare_attention_mask(text_mask[:, 0], x.shape[1], dtype)
+        for i, block in enumerate(self.blocks_to_run[first:end]):
+            rows = x.shape[0]
+            x = block(x, modulation, attn_masks[self.mask_of_block[first + i]], cos, sin, text[first + i], text_mask)
+            if x.shape[0] != rows:  # block 0 has made a row for each text
+                modulation = repeat_rows(modulation, x.shape[0])
+                if attention_mask is not None:
+                    attention_mask = repeat_rows(attention_mask, x.shape[0])
+                attn_masks = self.self_attn_masks(attention_mask, x.shape[0], t * h * w, dtype)
+        return x
+
+    def head(self, x: Tensor, embedded: Tensor, grid: tuple) -> Tensor:
+        """The prediction (R, out_channels, T, H, W) from the tokens after the last block, embedded (B, D) or (1, D)."""
+        t, h, w = grid
+        embedded = repeat_rows(embedded, x.shape[0])
         shift, scale = ops.split(self.scale_shift_table + embedded.expand_dims(1), 1, 1)
         x = self.proj_out(modulated_layer_norm(x, shift, scale, 1e-6))
-        return self.unpatchify(self.sequence.gather(x, length), t, h, w)
+        return self.unpatchify(self.sequence.gather(x, t * h * w), t, h, w)
 
     def parallelize(self, sequence: NoSequenceParallel) -> None:
         """Shards the tokens over the processes of `sequence`'s group."""
@@ -123,7 +176,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
             states = states + (block.attn2.keys_values(text),)
         return states
 
-    def embed(self, hidden_states: Tensor) -> Tensor:
+    def embed(self, hidden_states: Tensor, condition: Optional[Tensor] = None) -> Tensor:
         """(B, C, T, H, W) -> tokens (B, S, D)."""
         return self.pos_embed(hidden_states)
 

@@ -6,11 +6,12 @@ the timestep differs between frames (conditioning frames have 0), else 1.
 
 from __future__ import annotations
 
-from typing import Optional
+from typing import Optional, Union
 
 from mindspore import Tensor, nn, ops
 
 from opensora.models.common.layers import RMSNorm, scale_shift_table
+from opensora.models.common.rows import repeat_rows, text_rows
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.stdit.embeddings import Mlp, make_linear
 from opensora.ops.attention import attention
@@ -54,7 +55,10 @@ class SelfAttention(nn.Cell):
 
 
 class CrossAttention(nn.Cell):
-    """Cross-attention from the video (B, T, S, C) to the text (B, L, C); attn_mask of `prepare_attention_mask`."""
+    """Cross-attention from the video (B, T, S, C) to the text (B, L, C) or its keys and values.
+
+    attn_mask is of `prepare_attention_mask`.
+    """
 
     def __init__(self, config: STDiT2Config):
         super().__init__()
@@ -64,18 +68,23 @@ class CrossAttention(nn.Cell):
         self.kv_linear = make_linear(width, 2 * width)
         self.proj = make_linear(width, width, "zeros")
 
-    def construct(self, x: Tensor, text: Tensor, attn_mask: Optional[Tensor]) -> Tensor:
+    def keys_values(self, text: Tensor) -> tuple:
+        """(B, L, C) -> keys and values (B, L, N, D), which are the same for all sampling steps of a text."""
+        b, length, _ = text.shape
+        return unstack(permute(self.kv_linear(text).reshape(b, length, 2, self.heads, -1), (2, 0, 1, 3, 4)))
+
+    def construct(self, x: Tensor, text: Union[Tensor, tuple], attn_mask: Optional[Tensor]) -> Tensor:
         b, t, s, c = x.shape
         q = self.q_linear(x).reshape(b, t * s, self.heads, -1)  # B TS N D
-        kv = permute(self.kv_linear(text).reshape(b, text.shape[1], 2, self.heads, -1), (2, 0, 1, 3, 4))
-        k, v = unstack(kv)  # B L N D
+        k, v = text if isinstance(text, tuple) else self.keys_values(text)
         return self.proj(attention(q, k, v, attn_mask).reshape(b, t, s, c))
 
 
 class STDiT2Block(nn.Cell):
-    """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (B, L, C), text_mask -> (B, T, S, C).
+    """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (R, L, C), text_mask -> (R, T, S, C).
 
-    x and the modulations are float32.
+    x and the modulations are float32. The text may be the pair of its keys and values. R is a multiple of B: what
+    precedes the cross-attention is computed once for all texts of a video.
     """
 
     keep_float32 = ("scale_shift_table", "scale_shift_table_temporal")
@@ -97,7 +106,7 @@ class STDiT2Block(nn.Cell):
         x: Tensor,
         modulation: Tensor,
         temporal: Tensor,
-        text: Tensor,
+        text: Union[Tensor, tuple],
         text_mask: Optional[Tensor],
         cos: Tensor,
         sin: Tensor,
@@ -113,6 +122,9 @@ class STDiT2Block(nn.Cell):
         x = gated_residual(x, gate_space, self.attn(h, cos, sin))
         h = modulated_layer_norm(x, shift_time, scale_time, EPS)
         x = gated_residual(x, gate_time, self.attn_temp(h, cos, sin))
+        x, shift_mlp, scale_mlp, gate_mlp = [
+            repeat_rows(y, text_rows(text)) for y in (x, shift_mlp, scale_mlp, gate_mlp)
+        ]
         x = x + self.cross_attn(x, text, text_mask).astype(x.dtype)
         h = modulated_layer_norm(x, shift_mlp, scale_mlp, EPS)
         return gated_residual(x, gate_mlp, self.mlp(h))

@@ -14,6 +14,7 @@ from mindspore.common.initializer import Normal
 from opensora.checkpoint.files import find_weights, open_state, resolve_path
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, summarize
 from opensora.errors import UserError
+from opensora.models.common.rows import repeat_rows, text_rows
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
 from opensora.models.stdit.config import STDiT2Config
@@ -50,7 +51,8 @@ class STDiT2(PretrainedModel):
         super().__init__()
         self.config = config = STDiT2Config.from_dict(values)
         width, patch = config.hidden_size, tuple(config.patch_size)
-        self.head_dim, self.out_channels = config.head_dim, config.out_channels  # graph mode reads no properties
+        # Graph mode reads no properties.
+        self.head_dim, self.out_channels, self.depth = config.head_dim, config.out_channels, config.depth
         self.x_embedder = PatchEmbed3D(patch, config.in_channels, width)
         self.positions = FramePositions(width, config.input_sq_size)
         self.t_embedder = ScalarEmbedder(width, Normal(SMALL))
@@ -69,8 +71,8 @@ class STDiT2(PretrainedModel):
     def construct(
         self,
         x: Tensor,
-        timestep: Tensor,
-        y: Tensor,
+        timestep: Optional[Tensor],
+        y: Optional[Tensor],
         mask: Optional[Tensor] = None,
         x_mask: Optional[Tensor] = None,
         num_frames: Optional[Tensor] = None,
@@ -78,25 +80,35 @@ class STDiT2(PretrainedModel):
         width: Optional[Tensor] = None,
         ar: Optional[Tensor] = None,
         fps: Optional[Tensor] = None,
+        text_states: Optional[tuple] = None,
+        modulation: Optional[tuple] = None,
+        modulation_of_zero: Optional[tuple] = None,
     ) -> Tensor:
         """The prediction for a batch of noisy latents.
 
+        With B rows of latents and a multiple of it, R, of texts, as in guided sampling, the result has R rows: row i is
+        the prediction for the latents in row i % B and the text in row i. Everything before the first cross-attention
+        is computed once for all texts.
+
         Args:
             x: noisy latents (B, C, T, H, W).
-            timestep: (B,).
-            y: text states (B, 1, L, caption_channels).
-            mask: (B, L), 1 for text tokens, 0 for padding; None: no padding.
+            timestep: (B,); None if `modulation` is given.
+            y: text states (R, 1, L, caption_channels); None if `text_states` are given.
+            mask: (R, L), 1 for text tokens, 0 for padding; None: no padding.
             x_mask: (B, T) bool, False for conditioning frames, whose timestep is 0; None: no conditioning frames.
             num_frames: (B,), frames of the video.
             height: (B,), in pixels.
             width: (B,), in pixels.
             ar: (B,), height / width.
             fps: (B,).
+            text_states: precomputed by the method of that name.
+            modulation: precomputed by `modulations`.
+            modulation_of_zero: likewise for timestep 0, which frames outside `x_mask` have.
 
-        All arguments after y may have fewer rows, of which B must be a multiple: they are repeated.
+        All arguments after y may have fewer rows, of which B or R must be a multiple: they are repeated.
 
         Returns:
-            (B, out_channels, T, H, W) float32.
+            (R, out_channels, T, H, W) float32.
 
         Raises:
             ValueError: num_frames, height, width, ar or fps is missing.
@@ -106,39 +118,73 @@ class STDiT2(PretrainedModel):
             raise ValueError("STDiT2 needs num_frames, height, width, ar and fps of every sample")
         batch, frames = x.shape[0], x.shape[2]
         dtype = self.x_embedder.proj.dtype()
-        height, width = _repeated(height, batch), _repeated(width, batch)
 
         tokens = self.x_embedder(x)  # B t h w C
         _, t, h, w, _ = tokens.shape
         # The residual stream is float32: it adds up the outputs of many blocks.
         tokens = tokens.reshape(batch, t, h * w, -1).astype(ms.float32) + self.positions(h, w, height, width)
 
-        size = ops.cat(
-            (self.csize_embedder(height), self.csize_embedder(width), self.ar_embedder(_repeated(ar, batch))), 1
-        )
-        length = self.fl_embedder(_repeated(num_frames, batch)) + self.fps_embedder(_repeated(fps, batch))
-        time = self.t_embedder(timestep)
-        modulation, temporal = self.t_block(time + size).expand_dims(1), self.t_block_temp(time + length).expand_dims(1)
+        if modulation is None:
+            modulation = self.modulations(timestep, num_frames, height, width, ar, fps)
+        time, _, spatial, temporal = modulation
+        spatial, temporal = repeat_rows(spatial, batch).expand_dims(1), repeat_rows(temporal, batch).expand_dims(1)
         t0 = None
         if x_mask is not None:
-            x_mask = _repeated(x_mask, batch).astype(ms.bool_)
-            zero = self.t_embedder(ops.zeros_like(timestep))
-            t0, frame = zero + size, x_mask.expand_dims(2)  # B T 1
-            modulation = ops.where(frame, modulation, self.t_block(t0).expand_dims(1))  # B T 6C
-            temporal = ops.where(frame, temporal, self.t_block_temp(zero + length).expand_dims(1))
-        modulation, temporal = modulation.expand_dims(2), temporal.expand_dims(2)
+            if modulation_of_zero is None:
+                modulation_of_zero = self.modulations(ops.zeros_like(timestep), num_frames, height, width, ar, fps)
+            _, t0, spatial0, temporal0 = modulation_of_zero
+            x_mask = repeat_rows(x_mask, batch).astype(ms.bool_)
+            frame = x_mask.expand_dims(2)  # B T 1
+            spatial = ops.where(frame, spatial, repeat_rows(spatial0, batch).expand_dims(1))  # B T 6C
+            temporal = ops.where(frame, temporal, repeat_rows(temporal0, batch).expand_dims(1))
+        spatial, temporal = spatial.expand_dims(2), temporal.expand_dims(2)
 
-        text = self.y_embedder(y[:, 0])
+        text = (self.y_embedder(y[:, 0]),) * self.depth if text_states is None else text_states
+        rows = text_rows(text[0])
         text_mask = None
         if mask is not None:
-            mask = _repeated(mask.reshape(-1, y.shape[2]), batch)
+            mask = repeat_rows(mask.reshape(-1, mask.shape[-1]), rows)
             text_mask = prepare_attention_mask(mask, t * h * w, dtype)
         cos, sin = interleaved_cos(t, self.head_dim), interleaved_sin(t, self.head_dim)
-        for block in self.blocks_to_run:
-            tokens = block(tokens, modulation, temporal, text, text_mask, cos, sin)
+        for i, block in enumerate(self.blocks_to_run):
+            tokens = block(tokens, spatial, temporal, text[i], text_mask, cos, sin)
+            # Block 0 makes a row for each text.
+            spatial, temporal = repeat_rows(spatial, tokens.shape[0]), repeat_rows(temporal, tokens.shape[0])
 
-        patches = self.final_layer(tokens, time, x_mask, t0)
+        if x_mask is not None:
+            x_mask, t0 = repeat_rows(x_mask, rows), repeat_rows(t0, rows)
+        patches = self.final_layer(tokens, repeat_rows(time, rows), x_mask, t0)
         return self.unpatchify(patches, t, h, w)[:, :, :frames, : x.shape[3], : x.shape[4]].astype(ms.float32)
+
+    def modulations(
+        self, timestep: Tensor, num_frames: Tensor, height: Tensor, width: Tensor, ar: Tensor, fps: Tensor
+    ) -> tuple:
+        """What the timestep (n,), the size, the length and the frame rate (n,) contribute to all blocks.
+
+        Returns:
+            Embeddings of the timestep (n, D), of timestep and size (n, D), the modulations of spatial attention and
+            MLP (n, 6 D) and of temporal attention (n, 3 D).
+        """
+        rows = timestep.shape[0]
+        size = ops.cat((self.csize_embedder(height), self.csize_embedder(width), self.ar_embedder(ar)), 1)
+        length = self.fl_embedder(num_frames) + self.fps_embedder(fps)
+        time = self.t_embedder(timestep)
+        sized = time + repeat_rows(size, rows)
+        return time, sized, self.t_block(sized), self.t_block_temp(time + repeat_rows(length, rows))
+
+    def text_states(self, y: Tensor) -> tuple:
+        """The cross-attention keys and values of every block, which depend on the text alone.
+
+        (R, 1, L, caption_channels) -> for each block a pair of (R, L, heads head_dim).
+        """
+        text = self.y_embedder(y[:, 0])
+        states: tuple = ()
+        blocks = self.blocks
+        if isinstance(self.blocks_to_run, BlockStream):
+            blocks = self.blocks_to_run.only("cross_attn.kv_linear")
+        for block in blocks:
+            states = states + (block.cross_attn.keys_values(text),)
+        return states
 
     def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:
         """Patches (B, t, h w, pt ph pw C) -> (B, C, T, H, W)."""
@@ -225,8 +271,3 @@ class STDiT2(PretrainedModel):
         for name, parameter in self.parameters_and_names():
             if which == "not_temporal" and "attn_temp" not in name or which == "text" and "cross_attn" in name:
                 parameter.requires_grad = False
-
-
-def _repeated(values: Tensor, batch: int) -> Tensor:
-    """(b, ...) -> (B, ...)."""
-    return ops.tile(values, (batch // values.shape[0],) + (1,) * (values.ndim - 1))

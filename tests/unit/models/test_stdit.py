@@ -131,7 +131,7 @@ def test_conditioning_with_fewer_rows_is_repeated():
     same = ("mask", "height", "width", "num_frames", "ar", "fps")
     inputs.update({key: Tensor(np.repeat(inputs[key][:1].asnumpy(), 2, 0)) for key in same})
     short = {**inputs, **{key: inputs[key][:1] for key in same}}
-    assert (model(**inputs).asnumpy() == model(**short).asnumpy()).all()
+    assert relative_difference(model(**short).asnumpy(), model(**inputs).asnumpy()) < 1e-6
 
 
 def test_text_padding_does_not_change_the_output():
