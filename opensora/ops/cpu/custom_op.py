@@ -12,7 +12,6 @@ from typing import Callable, Optional, Union
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
-from mindspore.common.dtype import TensorType
 
 from opensora.errors import UserError
 from opensora.ops.backend import on_cpu
@@ -69,6 +68,12 @@ def exact_tensor(values: tuple) -> Tensor:
             "split the tensor, or set OPENSORA_CPU_KERNELS=0"
         )
     return Tensor(array)
+
+
+@cache
+def zeros(*shape: int) -> Tensor:
+    """A float32 input without effect, such as a bias of zero; made once."""
+    return Tensor(np.zeros(shape, np.float32))
 
 
 _serial_numbers = count(1)

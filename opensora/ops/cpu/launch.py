@@ -14,8 +14,7 @@ from functools import cache, lru_cache
 from typing import Any, Callable
 
 import numpy as np
-from mindspore import Tensor, ops
-from mindspore import dtype as mstype
+from mindspore import Parameter, Tensor, ops
 from mindspore.common.api import _pynative_executor
 from mindspore.common.jit_context import jit_context
 
@@ -43,16 +42,23 @@ class Kernel(ops.Custom):
             return super().__call__(*inputs)
         self.check_dtypes(*[x.dtype for x in inputs])
         ndims, shapes, output_shapes = self.layout(*[x.shape for x in inputs])
-        outputs = [_empty(shape, inputs[0].dtype, "CPU") for shape in output_shapes]
-        kept = [_on_device(x) for x in inputs]  # until the kernel has run
-        addresses = (ctypes.c_void_p * len(ndims))(*map(_address, (*kept, *outputs)))
-        status = self.function(len(ndims), addresses, ndims, shapes, None, None, None)
+        inputs = [_on_device(x) for x in inputs]
+        outputs = [_empty_on_cpu(shape, inputs[0].dtype) for shape in output_shapes]
+        addresses = [_address(x) for x in inputs] + [y.data_ptr() for y in outputs]
+        pointers = (ctypes.c_void_p * len(addresses))(*addresses)
+        status = self.function(len(addresses), pointers, ndims, shapes, None, None, None)
         if status:
             raise RuntimeError(f"the CPU kernel {self.function.__name__} failed with status {status} (common.h)")
         return outputs[0] if len(outputs) == 1 else tuple(outputs)
 
 
-_empty = ops.auto_generate.gen_ops_prim.Empty()
+_empty = ops.auto_generate.Empty()
+
+
+def _empty_on_cpu(shape: tuple, dtype) -> Tensor:
+    y = _empty(shape, dtype, "CPU")
+    y.has_address = True
+    return y
 
 
 def _layout(inputs: Shapes, outputs: Sequence[Sequence[int]]) -> tuple:
@@ -68,13 +74,24 @@ _INT64_POINTER = ctypes.POINTER(ctypes.c_int64)
 
 
 def _on_device(x: Tensor) -> Tensor:
-    """x, contiguous and with an address: tensors made from numpy get one in their first operator."""
-    return x.reshape(x.shape) if x.is_contiguous() else x.contiguous()
+    """x, contiguous and with an address: tensors made from numpy get one in their first operator.
+
+    A parameter may lose it again, when it is set to other data.
+    """
+    if not x.is_contiguous():
+        return x.contiguous()
+    if "has_address" in x.__dict__:
+        return x
+    view = x.reshape(x.shape)
+    if not isinstance(x, Parameter):
+        x.has_address = True
+    return view
 
 
 def _address(x: Tensor) -> int:
     """Of the first element of a contiguous tensor; MindSpore's own address is that of the tensor a view was made of."""
-    return x.data_ptr() + x.storage_offset() * x.itemsize
+    offset = x.storage_offset()
+    return x.data_ptr() + offset * x.itemsize if offset else x.data_ptr()
 
 
 @lru_cache(maxsize=1)
