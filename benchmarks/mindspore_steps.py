@@ -95,7 +95,7 @@ def sampling(case: Case) -> tuple[nn.Cell, Step]:
     scheduler = get_scheduler("DDIM")
     return model, lambda: denoise(
         model, scheduler, text, latents, SAMPLING_STEPS, GUIDANCE_SCALE, None, progress=False
-    ).asnumpy()
+    ).latents.asnumpy()
 
 
 def mt5(case: Case) -> tuple[nn.Cell, Step]:

@@ -28,6 +28,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "sample": Command("opensora.cli.sample:main", "make videos or images from text, or from text and given frames"),
+    "search-steps": Command("opensora.cli.search_steps:main", "choose the timesteps of a run of few steps"),
     "inference": Command("opensora.cli.inference:main", "make videos or images as a config file describes"),
     "inference-long": Command("opensora.cli.inference:main_long", "make long videos clip by clip, from a config file"),
     "refine": Command("opensora.cli.refine:main", "rewrite short prompts into detailed ones"),

@@ -91,7 +91,7 @@ def make_videos(
             guidance_scale,
             sample_noise,
             progress=False,
-        )
+        ).latents
         yield from np.concatenate(list(pipeline.decode(latents)), 1)
 
 

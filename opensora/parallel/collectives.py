@@ -42,7 +42,8 @@ class _Collective(nn.Cell):
         super().__init__()
         self.group = group
         self.native = on_ascend()
-        self.first = 0 if self.native else group.ranks[0]  # of the group, or of the world
+        # On a CPU, which tensors of those gathered from the world are the group's.
+        self.first, self.end, self.stride = group.ranks[0], group.ranks[-1] + 1, group.stride
         self.all_gather = ops.AllGather(group.name) if self.native else ops.AllGather()
 
     def gather(self, x: Tensor) -> Tensor:
@@ -50,7 +51,7 @@ class _Collective(nn.Cell):
         x = x.expand_dims(0)
         if self.native:
             return self.all_gather(x.contiguous())
-        return call(self.all_gather, x)[self.first : self.first + self.group.size]
+        return call(self.all_gather, x)[self.first : self.end : self.stride]
 
     def gather_list(self, x: Tensor) -> list:
         """The members' x, in order of rank."""

@@ -1,14 +1,21 @@
-"""Groups of processes: data parallelism across groups, sequence parallelism within a group of consecutive ranks."""
+"""Groups of processes.
+
+Consecutive ranks make one video together, other groups of them make other videos (data parallelism). Within such a
+group, consecutive ranks share the tokens (sequence parallelism), and the ranks at the same position of its two halves
+compute one row of guidance each. Of 8 processes with sp_size 2 and cfg_size 2, ranks 0 to 3 make the first video:
+0 and 1 share the tokens of the negative prompt's row, 2 and 3 those of the prompt's row, 0 and 2 exchange their rows.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, NamedTuple, Optional, TypeVar
 
 import mindspore as ms
 
 from opensora.errors import UserError
+from opensora.ops.backend import on_ascend
 
 if TYPE_CHECKING:  # opensora.device imports the collectives
     from opensora.device import Device
@@ -18,7 +25,7 @@ Item = TypeVar("Item")
 
 @dataclass(frozen=True)
 class Group:
-    """A group of the run's processes, in order of rank; `index` is this process's index in the group.
+    """A group of the run's processes, in order of rank and evenly spaced; `index` is this process's in the group.
 
     `all_to_all` is one of `opensora.config.device.ALL_TO_ALL`.
     """
@@ -34,8 +41,13 @@ class Group:
         return len(self.ranks)
 
     @property
+    def stride(self) -> int:
+        """The distance between neighboring ranks."""
+        return self.ranks[1] - self.ranks[0] if self.size > 1 else 1
+
+    @property
     def number(self) -> int:
-        """This group's index among the run's groups."""
+        """This group's index among the run's groups of consecutive ranks."""
         return self.ranks[0] // self.size
 
     @property
@@ -62,17 +74,36 @@ def shard_list(items: Sequence[Item], group: Group, equal_counts: bool) -> list[
     return mine
 
 
+class VideoGroups(NamedTuple):
+    """The processes that make a video together.
+
+    Attributes:
+        video: all of them.
+        sequence: those that share the tokens of this process.
+        guidance: the two that exchange the rows of guidance; None: each process computes both.
+    """
+
+    video: Group
+    sequence: Group
+    guidance: Optional[Group]
+
+    @property
+    def lockstep(self) -> bool:
+        """Whether all groups must call the same collectives: a CPU has none of single groups."""
+        return self.video.size > 1 and not on_ascend()
+
+
 def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
     """The group of `sp_size` consecutive ranks that contains this process.
 
     Raises:
         UserError: sp_size does not divide the number of processes or of attention heads.
     """
-    if sp_size < 1 or device.world_size % sp_size:
-        sizes = [size for size in range(1, device.world_size + 1) if device.world_size % size == 0]
+    world = device.world_size
+    if sp_size < 1 or world % sp_size:
+        sizes = [size for size in range(1, world + 1) if world % size == 0]
         raise UserError(
-            f"--sp_size {sp_size} does not divide the {device.world_size} processes; "
-            f"choose one of {', '.join(map(str, sizes))}"
+            f"--sp_size {sp_size} does not divide the {world} processes; choose one of {', '.join(map(str, sizes))}"
         )
     if heads % sp_size:
         sizes = [size for size in range(1, heads + 1) if heads % size == 0]
@@ -81,8 +112,39 @@ def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
             f"choose one of {', '.join(map(str, sizes))}"
         )
     first = device.rank // sp_size * sp_size
-    ranks = tuple(range(first, first + sp_size))
-    name = f"sequence_{first}_{sp_size}"
-    if device.target == "Ascend" and sp_size > 1:  # a CPU has no group but the world; not tested on Ascend
+    return _group(device, "sequence", range(first, first + sp_size))
+
+
+def video_groups(device: Device, sp_size: int, cfg_size: int, heads: int) -> VideoGroups:
+    """The groups that contain this process.
+
+    Args:
+        sp_size: processes that share the tokens of a video.
+        cfg_size: 2: the rows of guidance are computed by different processes; 1: by the same.
+
+    Raises:
+        UserError: sp_size cfg_size does not divide the number of processes, or sp_size that of attention heads.
+    """
+    sequence = sequence_group(device, sp_size, heads)
+    if cfg_size == 1:
+        return VideoGroups(sequence, sequence, None)
+    size = sp_size * cfg_size
+    if device.world_size % size:
+        raise UserError(
+            f"--cfg_size {cfg_size} with --sp_size {sp_size} needs a multiple of {size} processes, not "
+            f"{device.world_size}: leave it out, or choose another --worker_num of msrun"
+        )
+    first = device.rank // size * size
+    position = first + device.rank % sp_size
+    return VideoGroups(
+        _group(device, "video", range(first, first + size)),
+        sequence,
+        _group(device, "guidance", range(position, first + size, sp_size)),
+    )
+
+
+def _group(device: Device, kind: str, ranks: range) -> Group:
+    name = f"{kind}_{ranks.start}_{len(ranks)}"
+    if device.target == "Ascend" and len(ranks) > 1:  # a CPU has no group but the world; not tested on Ascend
         ms.communication.create_group(name, list(ranks))
-    return Group(ranks, device.rank - first, device.world_size, name, device.all_to_all)
+    return Group(tuple(ranks), ranks.index(device.rank), device.world_size, name, device.all_to_all)

@@ -17,7 +17,7 @@ from opensora.models import MT5EncoderModel, WFVAEModel
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.ops.backend import convolution_dtype
-from opensora.pipelines.denoise import StepNoise, denoise
+from opensora.pipelines.denoise import DenoiseSettings, StepNoise, denoise
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.text import TextEmbedding, embed_text, embed_texts
@@ -59,6 +59,7 @@ class VideoPipeline:
         self.vae = vae
         self.scheduler = scheduler
         self.prompt_template, self.negative_prompt = prompt_template, negative_prompt
+        self.model_calls = 0  # of the last call of `denoise`
 
     @classmethod
     def from_pretrained(
@@ -144,8 +145,13 @@ class VideoPipeline:
         step_noise: Optional[StepNoise] = None,
         progress: bool = True,
         conditioning: Optional[Tensor] = None,
+        settings: Optional[DenoiseSettings] = None,
+        timesteps: Optional[Sequence[float]] = None,
     ) -> Tensor:
-        """Latents (1, C, 1 + n, height / 8, width / 8) for an embedded prompt and the output of `encode_condition`."""
+        """Latents (1, C, 1 + n, height / 8, width / 8) for an embedded prompt and the output of `encode_condition`.
+
+        `model_calls` is then the number of calls of the transformer that they took.
+        """
         transformer = self.transformer.get()
         generator = np.random.default_rng(seed)
         shape = (1, transformer.config.in_channels, (num_frames - 1) // 4 + 1, height // 8, width // 8)
@@ -157,17 +163,20 @@ class VideoPipeline:
         def sample_noise(k: int) -> Tensor:
             return _tensor(step_noise(k) if step_noise else generator.standard_normal(shape, dtype=np.float32))
 
-        return denoise(
+        denoised, self.model_calls = denoise(
             transformer,
             self.scheduler,
-            text.trimmed(),
+            text,
             _tensor(latents),
             num_inference_steps,
             guidance_scale,
             sample_noise,
             conditioning,
             progress,
+            settings,
+            timesteps,
         )
+        return denoised
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
         """Yields uint8 frames (B, t, H, W, 3) in temporal order.

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
-from collections import deque
-from collections.abc import Iterator
-from typing import Callable, Optional, Union
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 import mindspore as ms
 import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 from tqdm import tqdm
 
+from opensora.config.acceleration import WHOLE_RANGE, CacheSettings, check_guidance_interval, parse_cache
+from opensora.parallel.agreement import Agreement
+from opensora.parallel.groups import VideoGroups
+from opensora.pipelines.guidance import Guidance, GuidedPrediction, NegativeStates
+from opensora.pipelines.step_cache import with_cache
 from opensora.pipelines.text import TextEmbedding
 from opensora.schedulers import Scheduler
 
@@ -18,8 +23,44 @@ from opensora.schedulers import Scheduler
 StepNoise = Callable[[int], Union[np.ndarray, Tensor]]
 
 
+@dataclass(frozen=True)
+class DenoiseSettings:
+    """How the videos of a run are denoised.
+
+    Attributes:
+        cache: step caching; None: every step calls the transformer.
+        guidance_interval: of `Guidance`.
+        groups: the processes that make a video together; None: this one.
+        negative_states: what the videos of the run share.
+    """
+
+    cache: Optional[CacheSettings] = None
+    guidance_interval: tuple[float, float] = WHOLE_RANGE
+    groups: Optional[VideoGroups] = None
+    negative_states: NegativeStates = field(default_factory=NegativeStates)
+
+    @classmethod
+    def of(
+        cls, cache: Optional[str], guidance_interval: Sequence[float], groups: Optional[VideoGroups] = None
+    ) -> DenoiseSettings:
+        """From the values of `AccelerationOptions`.
+
+        Raises:
+            UserError: one of them is invalid.
+        """
+        interval = check_guidance_interval(guidance_interval, "guidance_interval")
+        return cls(parse_cache(cache, "cache"), interval, groups)
+
+
+class Denoised(NamedTuple):
+    """Clean latents (B, C, T, H, W), float32, and how often the transformer was called for them."""
+
+    latents: Tensor
+    model_calls: int
+
+
 def denoise(
-    transformer,
+    transformer: Any,
     scheduler: Scheduler,
     text: TextEmbedding,
     latents: Tensor,
@@ -28,50 +69,29 @@ def denoise(
     step_noise: Optional[StepNoise],
     conditioning: Optional[Tensor] = None,
     progress: bool = True,
-) -> Tensor:
-    """Returns the clean latents, (B, C, T, H, W), float32; see `denoise_steps` for the arguments."""
-    scheduler.set_timesteps(num_inference_steps)
-    steps = denoise_steps(transformer, scheduler, text, latents, guidance_scale, step_noise, conditioning)
-    bar = tqdm(steps, "denoising", len(scheduler.timesteps), leave=False, unit="step", disable=not progress)
-    (result,) = deque(bar, maxlen=1)
-    return result
-
-
-def denoise_steps(
-    transformer,
-    scheduler: Scheduler,
-    text: TextEmbedding,
-    latents: Tensor,
-    guidance_scale: float,
-    step_noise: Optional[StepNoise] = None,
-    conditioning: Optional[Tensor] = None,
-) -> Iterator[Tensor]:
-    """Yields the latents, (B, C, T, H, W), float32, after each of `scheduler.timesteps`.
+    settings: Optional[DenoiseSettings] = None,
+    timesteps: Optional[Sequence[float]] = None,
+) -> Denoised:
+    """Denoises a batch of videos.
 
     Args:
-        scheduler: after `set_timesteps`.
         text: with guidance the rows of the negative prompts, then those of the prompts; without, the prompts' only.
         latents: noise of unit variance, (B, C, T, H, W).
-        guidance_scale: above 1, predictions are negative + scale (positive - negative) (Ho & Salimans 2022, eq. 6).
+        guidance_scale: of `Guidance`; 1 or less disables guidance.
         step_noise: the sampler's noise; None: sampled by the scheduler.
-        conditioning: (B, C', T, H, W), concatenated to the latents' channels as model input.
+        conditioning: (B, C', T, H, W), the conditioning channels of an inpaint model.
+        timesteps: those at which the steps start; then `num_inference_steps` has no effect.
     """
-    guided = guidance_scale > 1
-    copies = 2 if guided else 1
-    states = transformer.text_states(Tensor(text.states).expand_dims(1))
-    states = ms.mutable(states)  # an input in graph mode, not a constant
-    mask = text.attention_mask()
+    settings = settings or DenoiseSettings()
+    scheduler.set_timesteps(num_inference_steps if timesteps is None else None, timesteps)
+    groups, calls = settings.groups, scheduler.timesteps
+    guidance = Guidance(guidance_scale, settings.guidance_interval, groups.guidance if groups else None)
+
+    def make_prediction(model: Any) -> GuidedPrediction:
+        return GuidedPrediction(transformer, model, text, calls, guidance, conditioning, settings.negative_states)
+
+    predict, counter = with_cache(settings.cache, transformer, make_prediction, scheduler.levels(), Agreement(groups))
     x = latents.astype(ms.float32) * scheduler.init_noise_sigma
-    for t in scheduler.timesteps:
-        model_input = scheduler.scale_model_input(x, t)
-        if conditioning is not None:
-            model_input = ops.cat((model_input, conditioning), 1)
-        if guided:
-            model_input = ops.cat((model_input, model_input), 0)
-        timestep = Tensor(np.full(copies * x.shape[0], t, np.float32))
-        prediction = transformer(model_input, timestep, None, None, mask, states).astype(ms.float32)
-        if guided:
-            negative, positive = ops.chunk(prediction, 2, 0)
-            prediction = negative + guidance_scale * (positive - negative)
-        x = scheduler.step(prediction, t, x, noise=step_noise)
-        yield x
+    for step, t in enumerate(tqdm(calls, "denoising", leave=False, unit="step", disable=not progress)):
+        x = scheduler.step(predict(scheduler.scale_model_input(x, t), step), t, x, noise=step_noise)
+    return Denoised(x, counter.calls)

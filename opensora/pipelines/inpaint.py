@@ -9,6 +9,7 @@ from typing import Optional, Union
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.config.acceleration import WHOLE_RANGE
 from opensora.config.options import check_choice
 from opensora.datasets.masks import MaskCompressor, MaskType, add_noise_to_condition, check_noise_strength
 from opensora.datasets.transforms import to_float
@@ -20,7 +21,7 @@ from opensora.pipelines.conditioning import (
     conditioning_generator,
     read_conditioning_frames,
 )
-from opensora.pipelines.denoise import StepNoise
+from opensora.pipelines.denoise import DenoiseSettings, StepNoise
 from opensora.pipelines.sizes import check_size
 
 
@@ -42,6 +43,9 @@ class OpenSoraInpaintPipeline(VideoPipeline):
         latents: Optional[Union[np.ndarray, Tensor]] = None,
         step_noise: Optional[StepNoise] = None,
         output_type: str = "frames",
+        cache: Optional[str] = None,
+        guidance_interval: Sequence[float] = WHOLE_RANGE,
+        timesteps: Optional[Sequence[float]] = None,
         *,
         conditional_pixel_values_path: Union[str, Path, Sequence[Union[str, Path]]],
         conditional_pixel_values_indices: Optional[Sequence[int]] = None,
@@ -69,6 +73,7 @@ class OpenSoraInpaintPipeline(VideoPipeline):
         Raises:
             FileNotFoundError, UserError: unusable files or values.
         """
+        settings = DenoiseSettings.of(cache, guidance_interval)
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1] if keep_condition else OUTPUT_TYPES)
         check_size(num_frames, height, width)
         check_noise_strength(noise_strength)
@@ -94,6 +99,8 @@ class OpenSoraInpaintPipeline(VideoPipeline):
             latents=latents,
             step_noise=step_noise,
             conditioning=conditioning,
+            settings=settings,
+            timesteps=timesteps,
         )
         output = self.output(latents, output_type)
         if keep_condition:

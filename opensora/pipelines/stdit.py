@@ -10,8 +10,13 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from opensora.config.acceleration import CacheSettings
 from opensora.datasets.bucketed.dataset import IMAGE_FPS
+from opensora.parallel.agreement import Agreement
+from opensora.pipelines.guidance import STDiTPrediction
+from opensora.pipelines.step_cache import calls_note, with_cache
 from opensora.pipelines.text import TextEncoder
+from opensora.utils.logs import logger
 
 
 @dataclass(frozen=True)
@@ -45,10 +50,13 @@ class STDiTPipeline:
 
     Args:
         scheduler: a sampler of `opensora.schedulers.iddpm`.
+        cache: step caching; None: every step calls the transformer.
     """
 
-    def __init__(self, text_encoder: TextEncoder, transformer, vae, scheduler):
+    def __init__(self, text_encoder: TextEncoder, transformer, vae, scheduler, cache: Optional[CacheSettings] = None):
         self.text_encoder, self.transformer, self.vae, self.scheduler = text_encoder, transformer, vae, scheduler
+        self.cache = cache
+        self.model_calls = 0  # of the last call of `sample`
 
     def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The model's text inputs for n texts: y (n, 1, L, D) and mask (n, L)."""
@@ -68,10 +76,21 @@ class STDiTPipeline:
         noise: Optional[Callable[[int], Any]] = None,
         progress: bool = False,
     ) -> Tensor:
-        """Noise to latents, (n, C, T, h, w). Frames whose edit rate, mask (n, T), is below 1 hold references."""
-        return self.scheduler.sample(
-            self.transformer, latents, {**text, **size.conditioning(len(latents))}, mask, noise, progress
-        )
+        """Noise to latents, (n, C, T, h, w). Frames whose edit rate, mask (n, T), is below 1 hold references.
+
+        `model_calls` is then the number of calls of the transformer that they took.
+        """
+        sampler, inputs = self.scheduler, size.conditioning(len(latents))
+
+        def make_prediction(model: Any) -> STDiTPrediction:
+            return STDiTPrediction(self.transformer, model, text, inputs, sampler)
+
+        predict, counter = with_cache(self.cache, self.transformer, make_prediction, sampler.levels(), Agreement())
+        result = sampler.run(predict, latents, mask, noise, progress)
+        self.model_calls = counter.calls
+        if self.cache and progress:
+            logger.info(calls_note(counter.calls, len(sampler.call_timesteps)))
+        return result
 
     def decode(self, latents: Tensor) -> np.ndarray:
         """(n, C, T, h, w) -> float32 (n, 3, T, 8 h, 8 w), about [-1, 1], unclipped."""

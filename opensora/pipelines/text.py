@@ -33,6 +33,10 @@ class TextEmbedding:
         length = trimmed_length(self.mask)
         return TextEmbedding(self.states[:, :length], self.mask[:, :length])
 
+    def split(self, parts: int) -> list[TextEmbedding]:
+        """The rows in equal consecutive parts."""
+        return [TextEmbedding(*rows) for rows in zip(np.split(self.states, parts), np.split(self.mask, parts))]
+
     @classmethod
     def concatenate(cls, embeddings: Sequence[TextEmbedding]) -> TextEmbedding:
         """The rows of several embeddings, padded with zeros to the longest."""

@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Optional
 
+from opensora.config.acceleration import AccelerationOptions
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
@@ -17,6 +18,8 @@ from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.errors import UserError
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import MAX_HXW, check_size
+from opensora.sample.timesteps_file import read_timesteps
+from opensora.utils.logs import logger
 from opensora.utils.text_files import check_characters
 
 INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same task
@@ -100,7 +103,14 @@ class SampleOptions:
 
     sample_method: str = _sampling("EulerAncestralDiscrete", "the sampler", choices=SAMPLERS)
     num_sampling_steps: int = _sampling(100, "steps of the sampler")
+    timesteps: Optional[str] = _sampling(
+        None,
+        "file with the timesteps at which the steps start, instead of --num_sampling_steps; search_steps.py writes it",
+        metavar="FILE",
+    )
     guidance_scale: float = _sampling(7.5, "classifier-free guidance scale; 1: no guidance")
+    guidance_interval: tuple[float, float] = option_of(AccelerationOptions, "guidance_interval")
+    cache: Optional[str] = option_of(AccelerationOptions, "cache")
     max_sequence_length: int = _sampling(512, "maximum number of text tokens")
     prediction_type: Optional[str] = _sampling(
         None,
@@ -126,7 +136,14 @@ class SampleOptions:
     decode_latents: bool = _memory(False, "only decode the files of --save_latents")
     sp_size: int = _memory(1, "processes of msrun that share each video; other groups make other videos")
     sp: bool = _memory(False, "all processes share each video")
+    cfg_size: Optional[int] = _memory(
+        None,
+        "2: the negative prompt's and the prompt's half of guidance are computed by different processes of msrun, so "
+        "that --sp_size times 2 processes share each video; default: 2 where processes would have no video to make",
+        choices=(1, 2),
+    )
     seed: int = DeviceOptions.seed
+    chosen_timesteps: tuple[float, ...] = ()  # the content of --timesteps
 
     def __post_init__(self):
         check_choice("--ae", self.ae, VAES)
@@ -140,6 +157,11 @@ class SampleOptions:
             )
         if self.save_latents and self.decode_latents:
             raise UserError("--save_latents stops before decoding, --decode_latents only decodes: use one of them")
+        AccelerationOptions(self.cache, self.guidance_interval)
+        if self.cfg_size == 2 and self.guidance_scale <= 1:
+            raise UserError(
+                f"--cfg_size 2 splits the work of guidance, which --guidance_scale {self.guidance_scale:g} disables"
+            )
         check_template(self.prompt_template)
         for name in ("prompt_template", "negative_prompt"):
             check_characters(getattr(self, name), f"--{name}")
@@ -197,7 +219,14 @@ class SampleOptions:
         }
 
     def as_metadata(self) -> dict:
-        return {**asdict(self), "weights": list(self.weights)}
+        values = {
+            **asdict(self),
+            "weights": list(self.weights),
+            "guidance_interval": list(self.guidance_interval),
+            "timesteps": list(self.chosen_timesteps) or None,
+        }
+        del values["chosen_timesteps"]
+        return values
 
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, argparse.Namespace]:
@@ -254,7 +283,24 @@ def check_weights(options: SampleOptions) -> SampleOptions:
             f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
             f"{options.text_encoder_name_1} gives {text.get('d_model')}"
         )
-    return replace(options, prediction_type=options.prediction_type or recorded or "v_prediction")
+    options = replace(options, prediction_type=options.prediction_type or recorded or "v_prediction")
+    return _with_timesteps(options, options.timesteps) if options.timesteps else options
+
+
+def _with_timesteps(options: SampleOptions, path: str) -> SampleOptions:
+    """The options with the timesteps of a file, which determine the number of steps."""
+    from opensora.schedulers import get_scheduler
+
+    chosen = read_timesteps(path)
+    chosen.check_settings(options, path)
+    try:
+        get_scheduler(options.sample_method, **options.scheduler_arguments()).set_timesteps(timesteps=chosen.timesteps)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    steps = len(chosen.timesteps)
+    if options.num_sampling_steps not in (steps, SampleOptions.num_sampling_steps):
+        logger.warning(f"{path} has {steps} timesteps: --num_sampling_steps {options.num_sampling_steps} is not used")
+    return replace(options, chosen_timesteps=chosen.timesteps, num_sampling_steps=steps)
 
 
 def _agree(options: SampleOptions, name: str, given: Any, recorded: Any) -> None:

@@ -17,6 +17,9 @@
 "calls" is the number of model calls per step (`order`); `timesteps` has one entry per call. PNDM makes four calls in
 each of its first three steps.
 
+`set_timesteps(timesteps=[...])` takes the timesteps at which the steps start, instead of their number: one per step,
+also where a step has two calls. All samplers but PNDM can do so (`takes_timesteps`).
+
 schedule.py holds the noise schedules and options, base.py the interface; vp.py, sigma.py, exponential.py and
 flow_match.py each hold the samplers of one state. The samplers of Open-Sora v1.1, which run the whole loop, are in
 iddpm/.

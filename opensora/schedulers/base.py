@@ -15,12 +15,14 @@ The model predicts ε, x_0 or v = α ε - σ x_0 (`prediction_type`). As α² + 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Union
 
 import numpy as np
 
 from opensora.errors import UserError
+from opensora.schedulers.parameterization import Levels, noise_of, x0_of
 from opensora.schedulers.schedule import (
     TRAIN_TIMESTEPS,
     Array,
@@ -41,12 +43,15 @@ class Scheduler:
         for t in scheduler.timesteps:
             x = scheduler.step(model(scheduler.scale_model_input(x, t), t), t, x)
 
-    Arrays are numpy or MindSpore; results are float32 and of the kind of x. A subclass defines the timesteps
-    (`_make_timesteps`), the update at one of them (`_step`) and the forward process (`add_noise`). Call all methods
-    outside compiled Cells.
+    Arrays are numpy or MindSpore; results are float32 and of the kind of x. A subclass defines its own spacing
+    (`_spaced_timesteps`), what it computes from the timesteps of the steps (`_use_timesteps`), the update at a model
+    call (`_step`) and the forward process (`add_noise`). Call all methods outside compiled Cells.
     """
 
     order = 1  # model calls per step, except for the last steps
+    takes_timesteps = True  # False: the sampler works only with its own spacing
+    timestep_range: tuple[float, float] = (0, TRAIN_TIMESTEPS - 1)
+    whole_timesteps = False  # True: the state is defined at the training timesteps only, not between them
 
     def __init__(self, seed: Optional[int] = None, **options: Any):
         """
@@ -66,16 +71,43 @@ class Scheduler:
         """Standard deviation of the initial state."""
         return 1.0
 
-    def set_timesteps(self, num_inference_steps: int) -> None:
-        """Sets `timesteps` (float32, one per model call) for trajectories of `num_inference_steps` steps.
+    def set_timesteps(
+        self, num_inference_steps: Optional[int] = None, timesteps: Optional[Sequence[float]] = None
+    ) -> None:
+        """Sets `timesteps` (float32, one per model call) for the next trajectories. Takes one of the two arguments.
+
+        Args:
+            num_inference_steps: number of steps, which are spaced as the sampler does.
+            timesteps: the training timesteps at which the steps start, one per step, strictly decreasing. The last step
+                ends where the sampler always ends. For samplers of order 2, n timesteps are n steps of 2 n - 1 calls,
+                and the repeated timesteps of the calls are not part of the list.
 
         Raises:
-            UserError: the sampler does not support this number of steps.
+            UserError: the sampler does not support this number of steps, or these timesteps.
         """
-        if num_inference_steps not in range(1, TRAIN_TIMESTEPS + 1):
+        if (num_inference_steps is None) == (timesteps is None):
+            raise UserError("set_timesteps takes either a number of steps or the timesteps")
+        if num_inference_steps is None:
+            steps = self._checked_timesteps(timesteps)
+        elif num_inference_steps in range(1, TRAIN_TIMESTEPS + 1):
+            steps = self._spaced_timesteps(int(num_inference_steps))
+        else:
             raise UserError(f"the number of steps is {num_inference_steps}: choose 1 to {TRAIN_TIMESTEPS}")
-        self.timesteps = self._make_timesteps(int(num_inference_steps)).astype(np.float32)
+        self.timesteps = self._use_timesteps(steps.astype(np.float32))
         self._reset()
+
+    @property
+    def prediction(self) -> str:
+        """What the model predicts, of `opensora.schedulers.parameterization`."""
+        return self.options.prediction
+
+    def levels(self) -> Levels:
+        """α and σ of the model's input at each of `timesteps`."""
+        return Levels.of(self.prediction, map(self._input_alpha_sigma, range(len(self.timesteps))))
+
+    def _input_alpha_sigma(self, index: int) -> tuple[float, float]:
+        """α and σ of the model's input α x_0 + σ ε at timesteps[index]."""
+        raise NotImplementedError
 
     def scale_model_input(self, x: Array, t: float) -> Array:
         """The model's input at timestep t, of variance near 1, for the state x."""
@@ -104,8 +136,33 @@ class Scheduler:
         """The velocity target at training timestep t, a number or (B,); float32."""
         raise NotImplementedError
 
-    def _make_timesteps(self, count: int) -> np.ndarray:
+    def _spaced_timesteps(self, count: int) -> np.ndarray:
+        """The timesteps at which `count` steps of the sampler's own spacing start."""
         raise NotImplementedError
+
+    def _use_timesteps(self, steps: np.ndarray) -> np.ndarray:
+        """Prepares for steps that start at these timesteps (n,); returns those of the model calls, both float32."""
+        raise NotImplementedError
+
+    def _checked_timesteps(self, timesteps: Any) -> np.ndarray:
+        """The timesteps of a caller, (n,) float64; UserError for those that the sampler cannot take."""
+        name, (least, most) = type(self).__name__, self.timestep_range
+        if not self.takes_timesteps:
+            raise UserError(f"{name} takes a number of steps, but no timesteps: it needs evenly spaced ones")
+        try:
+            steps = np.asarray(timesteps, np.float64)
+        except (TypeError, ValueError) as error:
+            raise UserError(f"timesteps should be numbers: {error}") from error
+        if steps.ndim != 1 or not 1 <= len(steps) <= TRAIN_TIMESTEPS:
+            raise UserError(f"timesteps should be a list of 1 to {TRAIN_TIMESTEPS} numbers, not {steps.shape}")
+        kind = "a whole number" if self.whole_timesteps else "a number"
+        for t in steps:
+            if not least <= t <= most or (self.whole_timesteps and t != round(t)):  # False for NaN
+                raise UserError(f"timestep {t:g}: {name} takes {kind} from {least} to {most}")
+        for t, next_t in zip(steps, steps[1:]):
+            if np.float32(next_t) >= np.float32(t):
+                raise UserError(f"timesteps should decrease from step to step: {next_t:g} follows {t:g}")
+        return steps
 
     def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
         """The state after timesteps[index]; `sample_noise()` returns fresh noise."""
@@ -181,19 +238,11 @@ class DiffusionScheduler(Scheduler):
 
     def predicted_x0(self, output: Array, x: Array, alpha: float, sigma: float) -> Array:
         """The model's estimate of x_0 for its input x = alpha x_0 + sigma ε."""
-        if self.options.prediction == "epsilon":
-            return (x - sigma * output) * (1 / alpha)
-        if self.options.prediction == "v_prediction":
-            return alpha * x - sigma * output
-        return output
+        return x0_of(self.prediction, output, x, alpha, sigma)
 
     def predicted_noise(self, output: Array, x: Array, alpha: float, sigma: float) -> Array:
         """The model's estimate of ε for its input x = alpha x_0 + sigma ε."""
-        if self.options.prediction == "epsilon":
-            return output
-        if self.options.prediction == "v_prediction":
-            return alpha * output + sigma * x
-        return (x - alpha * output) * (1 / sigma)
+        return noise_of(self.prediction, output, x, alpha, sigma)
 
     def _gather_alpha_sigma(self, t: Union[int, Array], x: Array) -> tuple[Array, Array]:
         return gather(np.sqrt(self.alphas_cumprod), t, x), gather(np.sqrt(1 - self.alphas_cumprod), t, x)

@@ -19,7 +19,7 @@ from typing import Callable, Optional
 import numpy as np
 
 from opensora.errors import UserError
-from opensora.schedulers.schedule import Array, spaced_timesteps
+from opensora.schedulers.schedule import TRAIN_TIMESTEPS, Array, spaced_timesteps
 from opensora.schedulers.sigma import SigmaScheduler, alpha_sigma
 
 
@@ -30,13 +30,12 @@ class ExponentialScheduler(SigmaScheduler):
     def spacing(self) -> str:
         return self.options.spacing
 
-    def _make_timesteps(self, count: int) -> np.ndarray:
+    def _spaced_timesteps(self, count: int) -> np.ndarray:
         timesteps = spaced_timesteps(self.spacing, count, skip_zero=True).round()
         if len(np.unique(timesteps)) < count:
             raise UserError(
                 f"{type(self).__name__} cannot take {count} distinct steps with {self.spacing} spacing: choose fewer"
             )
-        self._set_sigmas(timesteps)
         return timesteps
 
     def _reset(self) -> None:
@@ -102,6 +101,7 @@ class DEISMultistep(ExponentialScheduler):
     """
 
     can_rescale = False
+    timestep_range = (1, TRAIN_TIMESTEPS - 1)  # the trajectory ends at 0
 
     @property
     def final_sigma(self) -> float:

@@ -13,6 +13,7 @@ from typing import Callable, Union
 import numpy as np
 
 from opensora.schedulers.base import Scheduler
+from opensora.schedulers.parameterization import FLOW
 from opensora.schedulers.schedule import TRAIN_TIMESTEPS, Array, float32_like, per_sample
 
 
@@ -22,10 +23,21 @@ class FlowMatchEulerDiscrete(Scheduler):
     The schedule options have no effect: there are no betas, no other spacing and no other prediction type.
     """
 
-    def _make_timesteps(self, count: int) -> np.ndarray:
-        timesteps = np.linspace(TRAIN_TIMESTEPS, 1, count)
-        self.sigmas = np.append(timesteps, 0) / TRAIN_TIMESTEPS
-        return timesteps
+    timestep_range = (1, TRAIN_TIMESTEPS)
+
+    def _spaced_timesteps(self, count: int) -> np.ndarray:
+        return np.linspace(TRAIN_TIMESTEPS, 1, count)
+
+    def _use_timesteps(self, steps: np.ndarray) -> np.ndarray:
+        self.sigmas = np.append(steps, 0) / TRAIN_TIMESTEPS
+        return steps
+
+    @property
+    def prediction(self) -> str:
+        return FLOW
+
+    def _input_alpha_sigma(self, index: int) -> tuple[float, float]:
+        return 1 - self.sigmas[index], self.sigmas[index]
 
     def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
         return x + float(self.sigmas[index + 1] - self.sigmas[index]) * output

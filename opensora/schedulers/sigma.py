@@ -54,22 +54,24 @@ class SigmaScheduler(DiffusionScheduler):
     def final_sigma(self) -> float:
         return 0.0
 
+    def _input_alpha_sigma(self, index: int) -> tuple[float, float]:
+        return alpha_sigma(self._sigma(index))
+
     def _sigma(self, index: int) -> float:
         """σ of the state at timesteps[index]; one past the last index is the end of the trajectory."""
         return float(self.sigmas[index])
 
-    def _set_sigmas(self, timesteps: np.ndarray) -> None:
-        sigmas = np.interp(timesteps, np.arange(len(self._training_sigmas)), self._training_sigmas)
+    def _use_timesteps(self, steps: np.ndarray) -> np.ndarray:
+        sigmas = np.interp(steps, np.arange(len(self._training_sigmas)), self._training_sigmas)
         self.sigmas = np.append(sigmas, self.final_sigma)
+        return steps
 
 
 class ProbabilityFlowScheduler(SigmaScheduler):
     """Base of the samplers whose state is y; the model's input is x_t = α y."""
 
-    def _make_timesteps(self, count: int) -> np.ndarray:
-        timesteps = spaced_timesteps(self.options.spacing, count)
-        self._set_sigmas(timesteps)
-        return timesteps
+    def _spaced_timesteps(self, count: int) -> np.ndarray:
+        return spaced_timesteps(self.options.spacing, count)
 
     @property
     def init_noise_sigma(self) -> float:
@@ -119,8 +121,8 @@ class TwoStageScheduler(ProbabilityFlowScheduler):
     can_rescale = False
     default_betas = ("linear", 0.00085, 0.012)
 
-    def _make_timesteps(self, count: int) -> np.ndarray:
-        return np.repeat(super()._make_timesteps(count), 2)[1:]
+    def _use_timesteps(self, steps: np.ndarray) -> np.ndarray:
+        return np.repeat(super()._use_timesteps(steps), 2)[1:]
 
     def _sigma(self, index: int) -> float:
         return float(self.sigmas[(index + 1) // 2])

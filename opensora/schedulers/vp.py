@@ -1,6 +1,7 @@
 """Samplers whose state is x_t = α_t x_0 + σ_t ε, indexed by the training timestep.
 
-Each step goes from t to t - stride, stride = 1000 // steps. With x_0 and ε from the model's prediction:
+Each step goes from t to t - stride, stride = 1000 // steps, or to the next of the timesteps that a caller chose. With
+x_0 and ε from the model's prediction:
 
     DDIM       x' = α' x_0 + σ' ε                     Song, Meng & Ermon 2020, "Denoising Diffusion Implicit Models",
                                                       eq. 12 with η = 0
@@ -14,6 +15,7 @@ Each step goes from t to t - stride, stride = 1000 // steps. With x_0 and ε fro
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Callable, Optional
 
 import numpy as np
@@ -26,11 +28,14 @@ from opensora.schedulers.schedule import TRAIN_TIMESTEPS, Array, spaced_timestep
 class TimestepScheduler(DiffusionScheduler):
     """Base of the samplers that step from training timestep to training timestep.
 
-    A step is `stride` timesteps long even where rounding spaced `timesteps` slightly differently: that is the
-    published behavior. A step past timestep 0 ends at `final_alpha_cumprod`.
+    Given a number of steps, a step is 1000 // steps timesteps long even where rounding spaced `timesteps` slightly
+    differently: that is the published behavior. Given timesteps, a step ends at the next of them, the last one past
+    timestep 0. A step past timestep 0 ends at `final_alpha_cumprod`.
 
     clip_sample: clip the predicted x_0 to [-1, 1]; for models of pixels, not of latents.
     """
+
+    whole_timesteps = True
 
     def __init__(self, seed: Optional[int] = None, clip_sample: bool = False, **options):
         super().__init__(seed, **options)
@@ -51,18 +56,34 @@ class TimestepScheduler(DiffusionScheduler):
         x0, noise = self.predicted_x0(output, x, alpha, sigma), self.predicted_noise(output, x, alpha, sigma)
         return next_alpha * x0 + next_sigma * noise
 
-    def _make_timesteps(self, count: int) -> np.ndarray:
-        self.stride = TRAIN_TIMESTEPS // count
-        timesteps = spaced_timesteps(self.options.spacing, count).round()
-        if self.options.prediction == "epsilon" and self.alphas_cumprod[int(timesteps[0])] == 0:
+    def set_timesteps(
+        self, num_inference_steps: Optional[int] = None, timesteps: Optional[Sequence[float]] = None
+    ) -> None:
+        super().set_timesteps(num_inference_steps, timesteps)
+        if num_inference_steps is not None:
+            self._ends = self.timesteps - TRAIN_TIMESTEPS // num_inference_steps
+
+    def _spaced_timesteps(self, count: int) -> np.ndarray:
+        return spaced_timesteps(self.options.spacing, count).round()
+
+    def _use_timesteps(self, steps: np.ndarray) -> np.ndarray:
+        if self.options.prediction == "epsilon" and self.alphas_cumprod[int(steps[0])] == 0:
             raise UserError(
                 f"{type(self).__name__} cannot start from zero SNR with prediction_type epsilon: leave out "
                 "rescale_betas_zero_snr, or use a model of prediction_type v_prediction"
             )
-        return timesteps
+        self._ends = np.append(steps[1:], -1)
+        return steps
+
+    def _start_and_end(self, index: int) -> tuple[int, int]:
+        """The timesteps between which the step at timesteps[index] goes; negative: past timestep 0."""
+        return int(self.timesteps[index]), int(self._ends[index])
+
+    def _input_alpha_sigma(self, index: int) -> tuple[float, float]:
+        return self._alpha_sigma(int(self.timesteps[index]))
 
     def _alpha_sigma(self, t: int) -> tuple[float, float]:
-        """α and σ of timestep t."""
+        """α and σ of timestep t; those of the final state for a negative t."""
         alpha_cumprod = float(self.alphas_cumprod[t]) if t >= 0 else self.final_alpha_cumprod
         return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
 
@@ -71,8 +92,7 @@ class DDIM(TimestepScheduler):
     """Deterministic: the predicted noise carries the predicted x_0 to the next timestep."""
 
     def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
-        t = int(self.timesteps[index])
-        return self.transfer(output, x, t, t - self.stride)
+        return self.transfer(output, x, *self._start_and_end(index))
 
 
 class CogVideoX(DDIM):
@@ -86,10 +106,10 @@ class DDPM(TimestepScheduler):
     """Samples the posterior q(x_{t-1} | x_t, x_0); adds noise at every t > 0."""
 
     def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
-        t = int(self.timesteps[index])
+        t, next_t = self._start_and_end(index)
         alpha, sigma = self._alpha_sigma(t)
-        next_alpha, next_sigma = self._alpha_sigma(t - self.stride)
-        alpha_ratio = alpha / next_alpha  # the paper's sqrt(α_t) = sqrt(1 - β_t), over the whole stride
+        next_alpha, next_sigma = self._alpha_sigma(next_t)
+        alpha_ratio = alpha / next_alpha  # the paper's sqrt(α_t) = sqrt(1 - β_t), over the whole step
         beta = 1 - alpha_ratio**2
         x0 = self.predicted_x0(output, x, alpha, sigma)
         mean = (next_alpha * beta / sigma**2) * x0 + (alpha_ratio * next_sigma**2 / sigma**2) * x
@@ -117,19 +137,21 @@ class PNDM(TimestepScheduler):
     """
 
     can_rescale = False
+    takes_timesteps = False  # the midpoints of the Runge-Kutta steps are half a stride away from their ends
     _mean: Array  # weighted sum of the predictions of a step's stages
 
     @property
     def final_alpha_cumprod(self) -> float:
         return float(self.alphas_cumprod[0])
 
-    def _make_timesteps(self, count: int) -> np.ndarray:
-        timesteps = super()._make_timesteps(count)
-        warm_up = min(3, count - 1)
-        half = self.stride // 2
-        stages = [(t, next_t + half, next_t + half, next_t) for t, next_t in zip(timesteps, timesteps[1 : warm_up + 1])]
+    def _use_timesteps(self, steps: np.ndarray) -> np.ndarray:
+        super()._use_timesteps(steps)
+        warm_up = min(3, len(steps) - 1)
+        self._half_stride = TRAIN_TIMESTEPS // len(steps) // 2
+        half = self._half_stride
+        stages = [(t, next_t + half, next_t + half, next_t) for t, next_t in zip(steps, steps[1 : warm_up + 1])]
         self._warm_up_calls = 4 * warm_up
-        return np.append(np.ravel(stages), timesteps[warm_up:])
+        return np.append(np.ravel(stages), steps[warm_up:]).astype(np.float32)
 
     def _reset(self) -> None:
         super()._reset()
@@ -142,10 +164,9 @@ class PNDM(TimestepScheduler):
             self._predictions = [output, *self._predictions[:3]]
         if index < self._warm_up_calls:
             return self._runge_kutta(output, index, stage, x)
-        t = int(self.timesteps[index])
         weights = ADAMS_BASHFORTH[len(self._predictions)]
         combined = sum(weight * prediction for weight, prediction in zip(weights, self._predictions))
-        return self.transfer(combined, x, t, t - self.stride)
+        return self.transfer(combined, x, *self._start_and_end(index))
 
     def _runge_kutta(self, output: Array, index: int, stage: int, x: Array) -> Array:
         """Each stage starts at the start of the step; the first two lead to its midpoint, the others to its end."""
@@ -157,5 +178,5 @@ class PNDM(TimestepScheduler):
         else:
             self._mean = self._mean + RUNGE_KUTTA[stage] * output
         prediction = self._mean if stage == 3 else output
-        next_t = t - self.stride // 2 if stage in (0, 2) else t
+        next_t = t - self._half_stride if stage in (0, 2) else t
         return self.transfer(prediction, self._start, int(self.timesteps[index - stage]), next_t)

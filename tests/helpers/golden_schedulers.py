@@ -1,4 +1,4 @@
-"""The golden cases of the samplers."""
+"""The golden cases of the samplers, and the output of a model that knows the sample."""
 
 from __future__ import annotations
 
@@ -9,6 +9,10 @@ from opensora.schedulers import get_scheduler
 
 GOLDEN = case_names("sched_")
 SHAPE = (1, 4, 3, 4, 4)
+# Their published forms end at timestep 0, where some noise remains.
+END_WITH_NOISE = ("PNDM", "DEISMultistep")
+NO_RESCALE = ("PNDM", "DEISMultistep", "HeunDiscrete", "KDPM2AncestralDiscrete", "DPMSolverSinglestep")
+ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 
 
 def run_golden(name: str, kind) -> tuple:
@@ -47,3 +51,20 @@ def golden_rows() -> list:
 
 def as_numpy(x) -> np.ndarray:
     return x if isinstance(x, np.ndarray) else x.asnumpy()
+
+
+def levels(scheduler, t: float) -> tuple:
+    """α and σ of the model's input at timestep t."""
+    if not hasattr(scheduler, "alphas_cumprod"):
+        return 1 - t / 1000, t / 1000
+    alpha_cumprod = scheduler.alphas_cumprod[int(t)]
+    return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
+
+
+def perfect_prediction(scheduler, model_input: np.ndarray, x0: np.ndarray, t: float) -> np.ndarray:
+    """The output of a model that knows x0."""
+    alpha, sigma = levels(scheduler, t)
+    noise = (model_input - alpha * x0) / sigma
+    if not hasattr(scheduler, "alphas_cumprod"):
+        return noise - x0
+    return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[scheduler.options.prediction]

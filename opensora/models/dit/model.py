@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Optional
+from typing import Optional, Union
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -43,7 +43,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.caption_projection = TextProjection(config.caption_channels, width)
         self.adaln_single = AdaLayerNormSingle(width)
         self.transformer_blocks = nn.CellList([TransformerBlock(config, i) for i in range(config.num_layers)])
-        self.blocks_to_run: Iterable = tuple(self.transformer_blocks)
+        self.blocks_to_run: Union[tuple, BlockStream] = tuple(self.transformer_blocks)
         self.scale_shift_table = scale_shift_table(2, width)
         self.proj_out = Linear(width, config.patch_size**2 * config.out_channels)
 
@@ -83,70 +83,67 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         Returns:
             (R, out_channels, T, H, W).
         """
-        if text_states is None:
-            text: tuple = (self.caption_projection(encoder_hidden_states[:, 0]),) * self.config.num_layers
-        else:
-            text = text_states
+        x, inputs = self.prepare(
+            hidden_states,
+            timestep,
+            encoder_hidden_states,
+            attention_mask,
+            encoder_attention_mask,
+            text_states,
+            modulation,
+            condition,
+        )
+        return self.head(self.run_blocks(x, 0, self.config.num_layers, inputs), inputs)
+
+    def prepare(
+        self,
+        hidden_states: Tensor,
+        timestep: Optional[Tensor],
+        encoder_hidden_states: Optional[Tensor],
+        attention_mask: Optional[Tensor] = None,
+        encoder_attention_mask: Optional[Tensor] = None,
+        text_states: Optional[tuple] = None,
+        modulation: Optional[tuple] = None,
+        condition: Optional[Tensor] = None,
+    ) -> tuple:
+        """The tokens (B, s, D) before block 0, and what `run_blocks` and `head` need; arguments as of `construct`.
+
+        The tokens are those of this process. They are float32: the residual stream adds up the outputs of many blocks,
+        and PyTorch's autocast keeps it in float32, too.
+        """
+        if encoder_hidden_states is not None:
+            text_states = (self.caption_projection(encoder_hidden_states[:, 0]),) * self.config.num_layers
         if modulation is None:
             modulation = self.adaln_single(timestep)
-        grid = self.grid(hidden_states)
-        x = self.tokens(hidden_states, condition)
-        x = self.run_blocks(
-            x, 0, self.config.num_layers, grid, modulation[0], text, attention_mask, encoder_attention_mask
-        )
-        return self.head(x, modulation[1], grid)
-
-    def grid(self, hidden_states: Tensor) -> tuple:
-        """The number of tokens along time, height and width."""
         _, _, t, h, w = hidden_states.shape
-        return t, h // self.config.patch_size, w // self.config.patch_size
+        grid = (t, h // self.config.patch_size, w // self.config.patch_size)
+        x = self.embed(hidden_states, condition)
+        dtype = x.dtype
+        x = self.sequence.split(x)
+        text_mask = None
+        if encoder_attention_mask is not None:
+            text_mask = prepare_attention_mask(encoder_attention_mask[:, 0], x.shape[1], dtype)
+        return x.astype(ms.float32), (grid, dtype, modulation, attention_mask, text_states, text_mask)
 
-    def tokens(self, hidden_states: Tensor, condition: Optional[Tensor] = None) -> Tensor:
-        """This process's tokens of the noisy latents, the input of the first block: (B, s, D) float32.
-
-        The residual stream adds up the outputs of many blocks. PyTorch's autocast keeps it in float32, too.
-        """
-        return self.sequence.split(self.embed(hidden_states, condition)).astype(ms.float32)
-
-    def run_blocks(
-        self,
-        x: Tensor,
-        first: int,
-        end: int,
-        grid: tuple,
-        modulation: Tensor,
-        text: tuple,
-        attention_mask: Optional[Tensor] = None,
-        text_mask: Optional[Tensor] = None,
-    ) -> Tensor:
-        """The tokens after block `end` - 1, from those before block `first`.
-
-        Args:
-            x: (B, s, D) before block 0, (R, s, D) after it.
-            grid: of the method of that name.
-            modulation: (B, 6, D) or (1, 6, D).
-            text: for each block of the model the input of its cross-attention.
-            attention_mask, text_mask: as in `construct`.
-        """
-        (t, h, w), dtype = grid, self.pos_embed.proj.dtype()
+    def run_blocks(self, x: Tensor, first: int, end: int, inputs: tuple) -> Tensor:
+        """The tokens (R, s, D) after block `end` - 1, from those before block `first`: (B, s, D) for block 0."""
+        grid, dtype, (modulation, _), attention_mask, text_states, text_mask = inputs
+        t, h, w = grid
         cos = rope_cos(t, h, w, self.config.attention_head_dim, self.scales)
         sin = rope_sin(t, h, w, self.config.attention_head_dim, self.scales)
         attn_masks = self.self_attn_masks(attention_mask, x.shape[0], t * h * w, dtype)
-        if text_mask is not None:
-            text_mask = prepare_attention_mask(text_mask[:, 0], x.shape[1], dtype)
         for i, block in enumerate(self.blocks_to_run[first:end]):
             rows = x.shape[0]
-            x = block(x, modulation, attn_masks[self.mask_of_block[first + i]], cos, sin, text[first + i], text_mask)
+            mask = attn_masks[self.mask_of_block[first + i]]
+            x = block(x, modulation, mask, cos, sin, text_states[first + i], text_mask)
             if x.shape[0] != rows:  # block 0 has made a row for each text
                 modulation = repeat_rows(modulation, x.shape[0])
-                if attention_mask is not None:
-                    attention_mask = repeat_rows(attention_mask, x.shape[0])
                 attn_masks = self.self_attn_masks(attention_mask, x.shape[0], t * h * w, dtype)
         return x
 
-    def head(self, x: Tensor, embedded: Tensor, grid: tuple) -> Tensor:
-        """The prediction (R, out_channels, T, H, W) from the tokens after the last block, embedded (B, D) or (1, D)."""
-        t, h, w = grid
+    def head(self, x: Tensor, inputs: tuple) -> Tensor:
+        """The prediction (R, out_channels, T, H, W) from the tokens (R, s, D) after the last block."""
+        (t, h, w), (_, embedded) = inputs[0], inputs[2]
         embedded = repeat_rows(embedded, x.shape[0])
         modulation = self.scale_shift_table + embedded.expand_dims(1)
         x = self.proj_out(modulated_layer_norm(x, modulation, 0, 1e-6))
@@ -185,8 +182,8 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         mask = None
         if attention_mask is not None:
             p = self.config.patch_size
-            b, t, h, w = attention_mask.shape
-            patches = attention_mask.astype(ms.float32).reshape(b * t, h // p, p, w // p, p)
+            _, t, h, w = attention_mask.shape
+            patches = repeat_rows(attention_mask, batch).astype(ms.float32).reshape(batch * t, h // p, p, w // p, p)
             # A patch with any position to attend to is attended to. A maximum over axes, because Ascend's max-pooling
             # operator computes float16 only.
             mask = ops.ReduceMax()(patches, (2, 4)).reshape(batch, length)

@@ -64,7 +64,7 @@ class STDiT2(PretrainedModel):
         self.t_block_temp = Modulation(width, 3)
         self.y_embedder = CaptionEmbedder(config.caption_channels, width, config.model_max_length)
         self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])
-        self.blocks_to_run: Iterable = tuple(self.blocks)
+        self.blocks_to_run: Union[tuple, BlockStream] = tuple(self.blocks)
         self.final_layer = FinalLayer(width, int(np.prod(patch)) * config.out_channels)
         self._freeze(config.freeze)
 
@@ -113,15 +113,49 @@ class STDiT2(PretrainedModel):
         Raises:
             ValueError: num_frames, height, width, ar or fps is missing.
         """
+        tokens, inputs = self.prepare(
+            x,
+            timestep,
+            y,
+            mask,
+            x_mask,
+            num_frames,
+            height,
+            width,
+            ar,
+            fps,
+            text_states,
+            modulation,
+            modulation_of_zero,
+        )
+        return self.head(self.run_blocks(tokens, 0, self.depth, inputs), inputs)
+
+    def prepare(
+        self,
+        x: Tensor,
+        timestep: Optional[Tensor],
+        y: Optional[Tensor],
+        mask: Optional[Tensor] = None,
+        x_mask: Optional[Tensor] = None,
+        num_frames: Optional[Tensor] = None,
+        height: Optional[Tensor] = None,
+        width: Optional[Tensor] = None,
+        ar: Optional[Tensor] = None,
+        fps: Optional[Tensor] = None,
+        text_states: Optional[tuple] = None,
+        modulation: Optional[tuple] = None,
+        modulation_of_zero: Optional[tuple] = None,
+    ) -> tuple:
+        """The tokens (B, t, h w, D) before block 0, and what `run_blocks` and `head` need; arguments as of `construct`.
+
+        The tokens are float32: the residual stream adds up the outputs of many blocks.
+        """
         if num_frames is None or height is None or width is None or ar is None or fps is None:
             # Graph mode compiles only Python's own exception classes.
             raise ValueError("STDiT2 needs num_frames, height, width, ar and fps of every sample")
-        batch, frames = x.shape[0], x.shape[2]
-        dtype = self.x_embedder.proj.dtype()
-
+        batch = x.shape[0]
         tokens = self.x_embedder(x)  # B t h w C
         _, t, h, w, _ = tokens.shape
-        # The residual stream is float32: it adds up the outputs of many blocks.
         tokens = tokens.reshape(batch, t, h * w, -1).astype(ms.float32) + self.positions(h, w, height, width)
 
         if modulation is None:
@@ -137,24 +171,41 @@ class STDiT2(PretrainedModel):
             frame = x_mask.expand_dims(2)  # B T 1
             spatial = ops.where(frame, spatial, repeat_rows(spatial0, batch).expand_dims(1))  # B T 6C
             temporal = ops.where(frame, temporal, repeat_rows(temporal0, batch).expand_dims(1))
-        spatial, temporal = spatial.expand_dims(2), temporal.expand_dims(2)
 
-        text = (self.y_embedder(y[:, 0]),) * self.depth if text_states is None else text_states
-        rows = text_rows(text[0])
+        if y is not None:
+            text_states = (self.y_embedder(y[:, 0]),) * self.depth
         text_mask = None
-        if mask is not None:
-            mask = repeat_rows(mask.reshape(-1, mask.shape[-1]), rows)
-            text_mask = prepare_attention_mask(mask, t * h * w, dtype)
-        cos, sin = interleaved_cos(t, self.head_dim), interleaved_sin(t, self.head_dim)
-        for i, block in enumerate(self.blocks_to_run):
-            tokens = block(tokens, spatial, temporal, text[i], text_mask, cos, sin)
-            # Block 0 makes a row for each text.
-            spatial, temporal = repeat_rows(spatial, tokens.shape[0]), repeat_rows(temporal, tokens.shape[0])
+        if mask is not None and text_states is not None:
+            mask = repeat_rows(mask.reshape(-1, mask.shape[-1]), text_rows(text_states[0]))
+            text_mask = prepare_attention_mask(mask, t * h * w, self.x_embedder.proj.dtype())
+        sizes = (t, h, w), x.shape[2:]
+        return tokens, (
+            sizes,
+            (spatial.expand_dims(2), temporal.expand_dims(2)),
+            text_states,
+            text_mask,
+            time,
+            x_mask,
+            t0,
+        )
 
+    def run_blocks(self, tokens: Tensor, first: int, end: int, inputs: tuple) -> Tensor:
+        """The tokens (R, t, h w, D) after block `end` - 1, from those before block `first`: B rows for block 0."""
+        ((t, _, _), _), (spatial, temporal), text_states, text_mask, _, _, _ = inputs
+        cos, sin = interleaved_cos(t, self.head_dim), interleaved_sin(t, self.head_dim)
+        for i, block in enumerate(self.blocks_to_run[first:end]):
+            spatial, temporal = repeat_rows(spatial, tokens.shape[0]), repeat_rows(temporal, tokens.shape[0])
+            tokens = block(tokens, spatial, temporal, text_states[first + i], text_mask, cos, sin)
+        return tokens
+
+    def head(self, tokens: Tensor, inputs: tuple) -> Tensor:
+        """The prediction (R, out_channels, T, H, W) float32 from the tokens (R, t, h w, D) after the last block."""
+        ((t, h, w), (frames, height, width)), _, _, _, time, x_mask, t0 = inputs
+        rows = tokens.shape[0]
         if x_mask is not None:
             x_mask, t0 = repeat_rows(x_mask, rows), repeat_rows(t0, rows)
         patches = self.final_layer(tokens, repeat_rows(time, rows), x_mask, t0)
-        return self.unpatchify(patches, t, h, w)[:, :, :frames, : x.shape[3], : x.shape[4]].astype(ms.float32)
+        return self.unpatchify(patches, t, h, w)[:, :, :frames, :height, :width].astype(ms.float32)
 
     def modulations(
         self, timestep: Tensor, num_frames: Tensor, height: Tensor, width: Tensor, ar: Tensor, fps: Tensor

@@ -14,7 +14,7 @@ Guidance (Ho & Salimans 2022, eq. 6): null + scale (prompt - null), on the noise
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, Callable, Optional
@@ -28,33 +28,43 @@ from opensora.errors import UserError
 from opensora.schedulers.exponential import DPMSolverMultistep
 from opensora.schedulers.iddpm.loss import DiffusionLoss
 from opensora.schedulers.iddpm.tables import make_tables
+from opensora.schedulers.parameterization import Levels
 from opensora.schedulers.schedule import TRAIN_TIMESTEPS
 
 Noise = Optional[Callable[[int], Any]]  # k -> the k-th draw of a trajectory, numpy or Tensor; None: sampled
-Predict = Callable[[Tensor, float, Optional[Tensor]], Tensor]  # x, timestep, x_mask -> the model's output
+Predict = Callable[[Tensor, int, Optional[Tensor]], Tensor]  # x, number of the call, x_mask -> the model's output
 
 # Thresholds on the slope of sqrt(1 - ᾱ): timesteps above STEEP are sampled five times as often as the others; from the
 # first timestep below FLAT on, x_t hardly changes.
 STEEP, FLAT = 1e-4, 5e-5
 
 
-def guided(model, model_args: Mapping[str, Any], scale: float, channels: Optional[int] = None) -> Predict:
-    """The model's output for `model_args` with classifier-free guidance (Ho & Salimans 2022, eq. 6).
+def combine(prompt: Tensor, null: Tensor, scale: float, channels: int) -> Tensor:
+    """The guided output (Ho & Salimans 2022, eq. 6): null + scale (prompt - null) in the first `channels` channels.
 
-    The first `channels` channels (None: as many as x has) are null + scale (prompt - null), the others the prompt's.
+    The other channels are those of the prompt's output.
+    """
+    c = channels
+    return ops.cat((null[:, :c] + scale * (prompt[:, :c] - null[:, :c]), prompt[:, c:]), 1)
+
+
+def guided(
+    model, model_args: Mapping[str, Any], timesteps: Sequence[float], scale: float, channels: Optional[int] = None
+) -> Predict:
+    """The model's output for `model_args` with classifier-free guidance on `channels` channels (None: those of x).
+
     `model_args["y"]` (n, 1, L, D) is the text; `model.null_text(n)` is concatenated to it.
     """
     y = model_args["y"]
     arguments = {**model_args, "y": ops.cat((y, model.null_text(y.shape[0]).astype(y.dtype)), 0)}
 
-    def predict(x: Tensor, timestep: float, x_mask: Optional[Tensor]) -> Tensor:
+    def predict(x: Tensor, call: int, x_mask: Optional[Tensor]) -> Tensor:
         if x_mask is not None:
             arguments["x_mask"] = ops.cat((x_mask, x_mask), 0)
-        timesteps = Tensor(np.full(2 * x.shape[0], timestep, np.float32))
-        output = model(ops.cat((x, x), 0), timesteps, **arguments).astype(ms.float32)
+        timestep = Tensor(np.full(2 * x.shape[0], timesteps[call], np.float32))
+        output = model(ops.cat((x, x), 0), timestep, **arguments).astype(ms.float32)
         prompt, null = ops.chunk(output, 2, 0)
-        c = channels or x.shape[1]
-        return ops.cat((null[:, :c] + scale * (prompt[:, :c] - null[:, :c]), prompt[:, c:]), 1)
+        return combine(prompt, null, scale, channels or x.shape[1])
 
     return predict
 
@@ -115,7 +125,13 @@ class IDDPM:
         progress: bool = False,
     ) -> Tensor:
         """From noise to latents; the package's docstring describes the arguments."""
-        predict = guided(model, model_args, self.cfg_scale, self.cfg_channel)
+        predict = guided(model, model_args, self.call_timesteps, self.cfg_scale, self.cfg_channel)
+        return self.run(predict, latents, mask, noise, progress)
+
+    def run(
+        self, predict: Predict, latents: Any, mask: Any = None, noise: Noise = None, progress: bool = False
+    ) -> Tensor:
+        """As `sample`, with a function that predicts with guidance."""
         states = self.trajectory(predict, _as_latents(latents), mask, noise)
         progress_bar = tqdm(states, "denoising", self.num_steps, leave=False, unit="step", disable=not progress)
         (last,) = deque(progress_bar, maxlen=1)
@@ -124,6 +140,17 @@ class IDDPM:
     @property
     def num_steps(self) -> int:
         return len(self.tables.betas)
+
+    @property
+    def call_timesteps(self) -> Sequence[float]:
+        """The timesteps of the model's calls in order."""
+        return [float(t) for t in self.tables.timestep_map[::-1]]
+
+    def levels(self) -> Levels:
+        """α and σ of the model's input at each call."""
+        tables = self.tables
+        points = zip(tables.sqrt_alphas_cumprod[::-1], tables.sqrt_one_minus_alphas_cumprod[::-1])
+        return Levels.of("sample" if self.predict_xstart else "epsilon", points)
 
     def trajectory(self, predict: Predict, x: Tensor, mask: Any = None, noise: Noise = None) -> Iterator[Tensor]:
         """Yields the state after each step, starting from x (n, C, T, H, W).
@@ -134,7 +161,7 @@ class IDDPM:
         """
         sample_noise = _noise_sampler(noise, x.shape)
         first_step = None if mask is None else self.first_steps(mask, x)
-        for i in reversed(range(self.num_steps)):
+        for call, i in enumerate(reversed(range(self.num_steps))):
             before, x_mask = x, None
             if first_step is not None:
                 fresh, begins = sample_noise(), first_step == i
@@ -142,7 +169,7 @@ class IDDPM:
                     alpha, sigma = self.tables.sqrt_alphas_cumprod[i], self.tables.sqrt_one_minus_alphas_cumprod[i]
                     x = ops.where(_broadcast_frames(begins), float(alpha) * x + float(sigma) * fresh, x)
                 x_mask = Tensor(first_step > i)
-            x = self.step(predict(x, float(self.tables.timestep_map[i]), x_mask), i, x, sample_noise())
+            x = self.step(predict(x, call, x_mask), i, x, sample_noise())
             if first_step is not None:
                 x = ops.where(_broadcast_frames(first_step < i), before, x)
             yield x
@@ -238,12 +265,17 @@ class UniformTimeSolver(DPMSolverMultistep):
     Only trajectories of fewer than 10 steps end with a first-order step.
     """
 
-    def _make_timesteps(self, count: int) -> np.ndarray:
-        times = np.linspace(1, 1 / TRAIN_TIMESTEPS, count + 1)
+    timestep_range = (1, TRAIN_TIMESTEPS - 1)  # the trajectory ends at 0
+
+    def _spaced_timesteps(self, count: int) -> np.ndarray:
+        return np.linspace(TRAIN_TIMESTEPS - 1, 0, count + 1)[:-1]
+
+    def _use_timesteps(self, steps: np.ndarray) -> np.ndarray:
+        times = (np.append(steps, 0) + 1) / TRAIN_TIMESTEPS
         training_times = np.arange(1, TRAIN_TIMESTEPS + 1) / TRAIN_TIMESTEPS
         log_alpha = np.interp(times, training_times, 0.5 * np.log(self.alphas_cumprod))
         self.sigmas = np.sqrt(np.expm1(-2 * log_alpha))  # noise-to-signal ratio
-        return (times[:-1] - 1 / TRAIN_TIMESTEPS) * TRAIN_TIMESTEPS
+        return steps
 
     def _is_last(self, index: int) -> bool:
         return len(self.timesteps) < 10 and super()._is_last(index)
@@ -274,12 +306,35 @@ class DPMSolver:
         Raises:
             UserError: a mask with conditioning frames.
         """
+        predict = guided(model, model_args, self.call_timesteps, self.cfg_scale)
+        return self.run(predict, latents, mask, noise, progress)
+
+    def run(
+        self, predict: Predict, latents: Any, mask: Any = None, noise: Noise = None, progress: bool = False
+    ) -> Tensor:
+        """As `sample`, with a function that predicts with guidance."""
         if mask is not None and np.min(mask.asnumpy() if isinstance(mask, Tensor) else mask) < 1:
             raise UserError("dpm-solver has no conditioning frames: for references use the scheduler iddpm")
-        predict, x = guided(model, model_args, self.cfg_scale), _as_latents(latents)
-        for t in tqdm(self.solver.timesteps, desc="denoising", unit="step", leave=False, disable=not progress):
-            x = self.solver.step(predict(x, float(t), None)[:, : x.shape[1]], t, x)
+        x, steps = _as_latents(latents), enumerate(self.solver.timesteps)
+        for call, t in tqdm(
+            steps, "denoising", self.num_sampling_steps, leave=False, unit="step", disable=not progress
+        ):
+            x = self.solver.step(predict(x, call, None)[:, : x.shape[1]], t, x)
         return x
+
+    @property
+    def call_timesteps(self) -> Sequence[float]:
+        """The timesteps of the model's calls in order."""
+        return [float(t) for t in self.solver.timesteps]
+
+    def levels(self) -> Levels:
+        """α and σ of the model's input at each call."""
+        return self.solver.levels()
+
+    @property
+    def cfg_channel(self) -> Optional[int]:
+        """Guidance is on all channels of the noise prediction."""
+        return None
 
     def training_losses(self, *args, **kwargs):
         raise UserError("dpm-solver is for sampling only: train with iddpm or iddpm-speed")

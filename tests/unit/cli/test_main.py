@@ -16,6 +16,7 @@ from opensora.cli import main as cli
 
 FLAG_SCRIPTS = {
     "opensora sample": "opensora/sample/sample.py",
+    "opensora search-steps": "tools/search_steps.py",
     "opensora embed": "opensora/sample/sample_text_embed.py",
     "opensora refine": "opensora/sample/caption_refiner.py",
     "opensora train-t2v": "opensora/train/train_t2v_diffusers.py",

@@ -8,34 +8,23 @@ import mindspore as ms
 import numpy as np
 import pytest
 from golden_cases import case, given, load_case, relative_difference
-from golden_schedulers import GOLDEN, SHAPE, largest_difference, run_golden
+from golden_schedulers import (
+    END_WITH_NOISE,
+    GOLDEN,
+    NO_RESCALE,
+    SHAPE,
+    ZERO_SNR,
+    largest_difference,
+    levels,
+    perfect_prediction,
+    run_golden,
+)
 from mindspore import Tensor
 
 from opensora.schedulers import PREDICTION_TYPES, SCHEDULERS, get_scheduler
 from opensora.schedulers.schedule import spaced_timesteps
 
-# Their published forms end at timestep 0, where some noise remains.
-END_WITH_NOISE = ("PNDM", "DEISMultistep")
-NO_RESCALE = ("PNDM", "DEISMultistep", "HeunDiscrete", "KDPM2AncestralDiscrete", "DPMSolverSinglestep")
-ZERO_SNR = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 KINDS = {"numpy": np.asarray, "tensor": Tensor}
-
-
-def levels(scheduler, t: float) -> tuple:
-    """α and σ of the model's input at timestep t."""
-    if not hasattr(scheduler, "alphas_cumprod"):
-        return 1 - t / 1000, t / 1000
-    alpha_cumprod = scheduler.alphas_cumprod[int(t)]
-    return alpha_cumprod**0.5, (1 - alpha_cumprod) ** 0.5
-
-
-def perfect_prediction(scheduler, model_input: np.ndarray, x0: np.ndarray, t: float) -> np.ndarray:
-    """The output of a model that knows x0."""
-    alpha, sigma = levels(scheduler, t)
-    noise = (model_input - alpha * x0) / sigma
-    if not hasattr(scheduler, "alphas_cumprod"):
-        return noise - x0
-    return {"epsilon": noise, "sample": x0, "v_prediction": alpha * noise - sigma * x0}[scheduler.options.prediction]
 
 
 @pytest.mark.parametrize("kind", KINDS)
