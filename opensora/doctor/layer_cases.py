@@ -47,6 +47,13 @@ def attention_cases() -> list[Case]:
             "flash_attention",
         ),
         Case(
+            "attention.self_attention",
+            attention.self_attention,
+            lambda qkv: plain(*np.split(qkv, 3)),
+            [given(6, TOKENS, HEADS, WIDTH)],
+            "flash_attention",
+        ),
+        Case(
             "attention.unscaled_attention",
             attention.unscaled_attention,
             unscaled,
@@ -111,6 +118,12 @@ def linear_cases() -> list[Case]:
         Case("linear.linear", linear.linear, lambda x, w, b: x @ w.T + b, [x, weight, bias]),
         Case("linear.linear without bias", linear.linear, lambda x, w: x @ w.T, [x, weight]),
         Case(
+            "linear.stacked_linear",
+            lambda x, a, b, c, bias: linear.stacked_linear(x, a, bias, b, bias, c, bias),
+            lambda x, a, b, c, bias: np.concatenate([x @ w.T + bias for w in (a, b, c)]),
+            [x, weight, given(80, WIDTH, scale=0.2), given(80, WIDTH, scale=0.3), bias],
+        ),
+        Case(
             "linear.stored_linear",
             lambda x, w, b: linear.stored_linear(x, w.astype(ms.float16), None, b),
             lambda x, w, b: x @ w.T + b,
@@ -143,7 +156,7 @@ def linear_cases() -> list[Case]:
 
 def norm_cases() -> list[Case]:
     clip, weight, bias = given(2, 3, 32, 4, 5), single(32), single(32)
-    rows, modulation = given(2, 7, WIDTH), single(2, 1, WIDTH)
+    rows, modulation = given(2, 7, WIDTH), single(2, 3, WIDTH)
     channels = lambda x, w, b: exact.channel_layer_norm(x, w, b, EPS)  # noqa: E731
     groups = lambda x, w, b: exact.group_norm(x, 8, w, b, EPS, False)  # noqa: E731
     return [
@@ -174,12 +187,17 @@ def norm_cases() -> list[Case]:
         ),
         Case(
             "norms.modulated_layer_norm",
-            lambda x, shift, scale: norms.modulated_layer_norm(x, shift, scale, EPS),
-            lambda x, shift, scale: exact.normalized(x, (-1,), EPS) * (1 + scale) + shift,
-            [rows, modulation, modulation],
+            lambda x, m: norms.modulated_layer_norm(x, m, 1, EPS),
+            lambda x, m: exact.normalized(x, (-1,), EPS) * (1 + m[:, 2:3]) + m[:, 1:2],
+            [rows, modulation],
             "layer_norm",
         ),
-        Case("norms.gated_residual", norms.gated_residual, lambda x, g, y: x + g * y, [rows, modulation, rows]),
+        Case(
+            "norms.gated_residual",
+            lambda x, m, y: norms.gated_residual(x, m, 2, y),
+            lambda x, m, y: x + m[:, 2:3] * y,
+            [rows, modulation, rows],
+        ),
         Case(
             "norms.rms_norm",
             lambda x, w: norms.rms_norm(x, w, EPS),

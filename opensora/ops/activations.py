@@ -6,7 +6,7 @@ from mindspore import Tensor, ops
 
 from opensora.ops.backend import on_ascend
 from opensora.ops.cpu import elementwise as kernels
-from opensora.ops.cpu.custom_op import available
+from opensora.ops.cpu.custom_op import available, zeros
 from opensora.ops.precision import float32_on_cpu
 
 
@@ -25,7 +25,7 @@ def gelu_tanh(x: Tensor) -> Tensor:
 
 @ops.constexpr
 def _no_bias(width: int) -> Tensor:
-    return ops.zeros(width)
+    return zeros(width)
 
 
 @float32_on_cpu

@@ -12,7 +12,7 @@ from mindspore import Tensor, ops
 
 from opensora.ops.backend import uses_fused
 from opensora.ops.cpu import attention as kernels
-from opensora.ops.cpu.custom_op import gemm_available
+from opensora.ops.cpu.custom_op import gemm_available, zeros
 from opensora.ops.precision import float32_on_cpu
 
 # The stock implementation processes queries in blocks, so that a matrix of scores has at most this many elements.
@@ -75,6 +75,15 @@ def attention(q: Tensor, k: Tensor, v: Tensor, mask: Optional[Tensor] = None) ->
 
 
 @float32_on_cpu
+def self_attention(qkv: Tensor, mask: Optional[Tensor] = None) -> Tensor:
+    """`attention` of the queries, keys and values in qkv (3 B, S, N, D), one after another -> (B, S, N, D)."""
+    if gemm_available(qkv.dtype):
+        return kernels.self_attention(qkv, _no_bias() if mask is None else mask, qkv.shape[-1] ** -0.5)
+    q, k, v = ops.chunk(qkv, 3, 0)
+    return attention(q, k, v, mask)
+
+
+@float32_on_cpu
 def unscaled_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     """softmax(q k^T + bias) v, the attention of T5.
 
@@ -87,7 +96,7 @@ def unscaled_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
 
 @ops.constexpr
 def _no_bias() -> Tensor:
-    return ms.ops.zeros((1, 1, 1, 1), ms.float32)
+    return zeros(1, 1, 1, 1)
 
 
 @ops.constexpr

@@ -17,14 +17,23 @@ GROUP = 32  # int8 weights with one scale, as in Q8_0 of GGUF
 @float32_on_cpu
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor] = None) -> Tensor:
     """x W^T + b over the last axis: x (..., in), weight (out, in), bias (out,) -> (..., out)."""
-    rows = x.reshape(-1, x.shape[-1])
     if gemm_available(x.dtype):
-        y = kernels.linear(rows, weight, bias)
-    else:
-        y = ops.MatMul(transpose_b=True)(rows, weight)
-        if bias is not None:
-            y = ops.bias_add(y, bias)
+        return kernels.linear(x, weight, bias)
+    y = ops.MatMul(transpose_b=True)(x.reshape(-1, x.shape[-1]), weight)
+    if bias is not None:
+        y = ops.bias_add(y, bias)
     return y.reshape(x.shape[:-1] + (weight.shape[0],))
+
+
+@float32_on_cpu
+def stacked_linear(x: Tensor, *parameters: Tensor) -> Tensor:
+    """The outputs of three linear layers of the same size, one after another along the batch.
+
+    x (B, ..., in), parameters: three times a weight (out, in) and a bias (out,) -> (3 B, ..., out).
+    """
+    if gemm_available(x.dtype):
+        return kernels.stacked_linear(x, *parameters)
+    return ops.cat([linear(x, parameters[i], parameters[i + 1]) for i in (0, 2, 4)], 0)
 
 
 def stored_linear(x: Tensor, weight: Tensor, scale: Optional[Tensor], bias: Optional[Tensor] = None) -> Tensor:

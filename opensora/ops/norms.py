@@ -12,7 +12,7 @@ from mindspore import Tensor, ops
 from opensora.ops.backend import uses_fused
 from opensora.ops.cpu import norms as kernels
 from opensora.ops.cpu.custom_op import available
-from opensora.ops.precision import float32_on_cpu
+from opensora.ops.precision import cast, float32_on_cpu
 
 
 @float32_on_cpu
@@ -55,14 +55,14 @@ def group_norm(
 
 
 @float32_on_cpu
-def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
+def modulated_layer_norm(x: Tensor, modulation: Tensor, first: int, eps: float) -> Tensor:
     """LayerNorm without weights over the last axis, then `(1 + scale) y + shift` (adaLN, Peebles & Xie 2023).
 
-    x is (B, S, D) or (B, T, S, D). shift and scale, float32, broadcast to it: (B, 1, D), (B, T, 1, D) or (B, 1, 1, D).
+    x is (B, S, D) or (B, T, S, D). modulation, float32, holds n vectors for each row, frame or clip of x, (B, n, D),
+    (B, T, n, D) or (B, 1, n, D): the shift is vector number `first`, the scale the next one.
     """
     if available(x.dtype):
-        shift, scale = _one_row(shift), _one_row(scale)
-        return kernels.modulated_layer_norm(_rows_of(x, shift), shift, scale, eps).reshape(x.shape)
+        return kernels.modulated_layer_norm(x, modulation, first, eps)
     dtype = x.dtype
     x = x.astype(ms.float32)
     if uses_fused("layer_norm"):
@@ -71,30 +71,21 @@ def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) ->
         centered = x - x.mean(-1, keep_dims=True)
         variance = (centered * centered).mean(-1, keep_dims=True)
         y = centered * ops.rsqrt(variance + eps)
+    shift, scale = modulation[..., first : first + 1, :], modulation[..., first + 1 : first + 2, :]
     return (y * (1 + scale) + shift).astype(dtype)
 
 
 @float32_on_cpu
-def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x + gate y, the end of an adaLN branch. Shapes as in `modulated_layer_norm`, with gate like shift and scale.
+def gated_residual(x: Tensor, modulation: Tensor, index: int, y: Tensor) -> Tensor:
+    """x + gate y, the end of an adaLN branch. Shapes as in `modulated_layer_norm`; the gate is vector number `index`.
 
     y may have fewer bits than x.
     """
-    y = y.astype(x.dtype)
+    y = cast(y, x.dtype)
     if available(x.dtype):
-        gate = _one_row(gate)
-        return kernels.gated_residual(_rows_of(x, gate), gate, _rows_of(y, gate)).reshape(x.shape)
+        return kernels.gated_residual(x, modulation, index, y)
+    gate = modulation[..., index : index + 1, :]
     return (x.astype(ms.float32) + gate * y.astype(ms.float32)).astype(x.dtype)
-
-
-def _one_row(modulation: Tensor) -> Tensor:
-    """(..., 1, D) -> (groups, 1, D)."""
-    return modulation.reshape(-1, 1, modulation.shape[-1])
-
-
-def _rows_of(x: Tensor, modulation: Tensor) -> Tensor:
-    """x (..., D) -> (groups, rows, D), where the rows of a group share a modulation."""
-    return x.reshape(modulation.shape[0], -1, x.shape[-1])
 
 
 @float32_on_cpu

@@ -43,6 +43,11 @@ def float32_on_cpu(primitive: Callable) -> Callable:
     return call
 
 
+def cast(x: Tensor, dtype) -> Tensor:
+    """x in `dtype`; x itself if it has that dtype, because the operator takes time even then."""
+    return x if x.dtype == dtype else x.astype(dtype)
+
+
 def widened(value: Any) -> Any:
     """A 16-bit tensor as float32; anything else unchanged."""
     if isinstance(value, Tensor) and computes_in_float32(value.dtype):

@@ -7,6 +7,7 @@ The 3-D form pairs channel i of an axis' section of the head with channel i + D 
 from __future__ import annotations
 
 from functools import lru_cache
+from typing import Optional
 
 import numpy as np
 from mindspore import Tensor, ops
@@ -15,6 +16,7 @@ from opensora.errors import UserError
 from opensora.ops.backend import uses_fused
 from opensora.ops.cpu import elementwise as kernels
 from opensora.ops.cpu.custom_op import available
+from opensora.ops.layout import concat
 from opensora.ops.precision import float32_on_cpu
 
 BASE = 10000.0
@@ -61,11 +63,17 @@ def rope_sin(frames: int, height: int, width: int, head_dim: int, scales: tuple)
 
 
 @float32_on_cpu
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Rotates x (B, S, N, head_dim): a head has sections for t, h and w, and the halves of a section form the pairs."""
-    if available(x.dtype):
-        return kernels.apply_rope(x, cos, sin)
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, rows: Optional[int] = None) -> Tensor:
+    """Rotates x (B, S, N, head_dim): a head has sections for t, h and w, and the halves of a section form the pairs.
+
+    With `rows` smaller than B, only the first rows of the batch are rotated.
+    """
     b, s, n, d = x.shape
+    rows = b if rows is None else rows
+    if available(x.dtype):
+        return kernels.apply_rope(x, cos, sin, rows)
+    if rows < b:
+        return concat(apply_rope(x[:rows], cos, sin), x[rows:], 0)
     pairs = x.astype(cos.dtype).reshape(b, s, n, 3, 2, d // 6)
     first, second = pairs[..., 0, :], pairs[..., 1, :]
     rotated = ops.stack((first * cos - second * sin, second * cos + first * sin), -2)

@@ -86,16 +86,27 @@ def doubles(*arrays: np.ndarray) -> list[np.ndarray]:
 
 
 def modulated_layer_norm(draw: Draw) -> Iterator[Call]:
-    b, s, d, epsilon = draw.size(3), draw.size(), draw.size(40), draw.epsilon()
-    x, shift, scale, dy = draw.normal(b, s, d), draw.normal(b, 1, d), draw.normal(b, 1, d), draw.normal(b, s, d)
-    x64, shift64, scale64, dy64 = doubles(x, shift, scale, dy)
+    b, s, d, epsilon, vectors = draw.size(3), draw.size(), draw.size(40), draw.epsilon(), draw.size(6, 2)
+    x, modulation, dy, first = (
+        draw.normal(b, s, d),
+        draw.normal(b, vectors, d),
+        draw.normal(b, s, d),
+        draw.size(vectors - 1) - 1,
+    )
+    x64, modulation64, dy64 = doubles(x, modulation, dy)
+    shift, scale = modulation64[:, first : first + 1], modulation64[:, first + 1 : first + 2]
     y, back, magnitude = normalized(x64, (2,), epsilon)
-    yield Call("modulated_layer_norm", [x, shift, scale, [epsilon]], [y * (1 + scale64) + shift64], magnitude=magnitude)
+    dmodulation = np.zeros_like(modulation64)
+    dmodulation[:, first], dmodulation[:, first + 1] = dy64.sum(1), (dy64 * y).sum(1)
+    yield Call(
+        "modulated_layer_norm", [x, modulation, [epsilon, first]], [y * (1 + scale) + shift], magnitude=magnitude
+    )
+    # The largest magnifies the errors of the modulation's gradient, a sum over tokens.
     yield Call(
         "modulated_layer_norm_grad",
-        [x, scale, [epsilon], dy],
-        [back(dy64 * (1 + scale64)), dy64.sum(1, keepdims=True), (dy64 * y).sum(1, keepdims=True)],
-        magnitude=magnitude,
+        [x, modulation, [epsilon, first], dy],
+        [back(dy64 * (1 + scale)), dmodulation],
+        magnitude=magnitude.max(),
     )
 
 
@@ -171,11 +182,14 @@ def bias_gelu(draw: Draw) -> Iterator[Call]:
 
 
 def gated_residual(draw: Draw) -> Iterator[Call]:
-    b, s, d = draw.size(3), draw.size(), draw.size(40)
-    x, gate, y, dz = draw.normal(b, s, d), draw.normal(b, 1, d), draw.normal(b, s, d), draw.normal(b, s, d)
-    x64, gate64, y64, dz64 = doubles(x, gate, y, dz)
-    yield Call("gated_residual", [x, gate, y], [x64 + gate64 * y64])
-    yield Call("gated_residual_grad", [gate, y, dz], [(dz64 * y64).sum(1, keepdims=True), dz64 * gate64])
+    b, t, s, d, vectors = draw.size(3), draw.size(3), draw.size(), draw.size(40), draw.size(6)
+    x, modulation, index = draw.normal(b, t, s, d), draw.normal(b, t, vectors, d), draw.size(vectors) - 1
+    y, dz = draw.normal(b, t, s, d), draw.normal(b, t, s, d)
+    x64, modulation64, y64, dz64 = doubles(x, modulation, y, dz)
+    gate, dmodulation = modulation64[:, :, index : index + 1], np.zeros_like(modulation64)
+    dmodulation[:, :, index] = (dz64 * y64).sum(2)
+    yield Call("gated_residual", [x, modulation, [index], y], [x64 + gate * y64])
+    yield Call("gated_residual_grad", [modulation, [index], y, dz], [dmodulation, dz64 * gate])
 
 
 def rope(draw: Draw) -> Iterator[Call]:
@@ -183,8 +197,9 @@ def rope(draw: Draw) -> Iterator[Call]:
     x, angles, direction = draw.normal(b, s, n, 6 * sixth), draw.normal(s, 1, 3, sixth) * 3, draw.choice(1, -1)
     cos, sin = np.cos(angles), np.sin(angles)
     first, second = np.moveaxis(x.astype(np.float64).reshape(b, s, n, 3, 2, sixth), 4, 0)
-    y = np.stack((first * cos - direction * second * sin, second * cos + direction * first * sin), 4)
-    yield Call("rope", [x, cos, sin, [direction]], [y.reshape(x.shape)])
+    y = np.stack((first * cos - direction * second * sin, second * cos + direction * first * sin), 4).reshape(x.shape)
+    rows = draw.size(b, 0)
+    yield Call("rope", [x, cos, sin, [direction, rows], [-direction, rows]], [np.concatenate((y[:rows], x[rows:]))])
 
 
 def attention(draw: Draw) -> Iterator[Call]:
@@ -229,6 +244,16 @@ def attention_calls(draw: Draw, b: int, s: int, l: int, n: int, d: int) -> Itera
     )
 
 
+def self_attention(draw: Draw) -> Iterator[Call]:
+    """The calls of `attention` with the queries, keys and values in one tensor."""
+    s = draw.choice(draw.size(), draw.size(140, 120), draw.size(530, 500))
+    value, gradient = attention_calls(draw, draw.size(3), s, s, draw.size(4), draw.size(40))
+    qkv = np.concatenate(value.inputs[:3])
+    yield Call("self_attention", [qkv, *value.inputs[3:]], value.expected)
+    yield Call("self_attention_grad", [qkv, *gradient.inputs[3:]], [np.concatenate(gradient.expected)])
+    yield Call("self_attention", [qkv[: len(qkv) - 1], *value.inputs[3:]], None)
+
+
 def linear(draw: Draw) -> Iterator[Call]:
     rows, k, n = draw.choice(draw.size(), draw.size(90)), draw.size(40), draw.choice(draw.size(), draw.size(130))
     x, weight, bias, dy = draw.normal(rows, k), draw.normal(n, k), draw.normal(n), draw.normal(rows, n)
@@ -238,6 +263,25 @@ def linear(draw: Draw) -> Iterator[Call]:
     yield Call("linear_input_grad", [weight, dy], [dy64 @ weight64])
     yield Call("linear_weight_grad", [x, dy], [dy64.T @ x64])
     yield Call("linear_bias_grad", [dy], [dy64.sum(0)])
+
+
+def stacked_linear(draw: Draw) -> Iterator[Call]:
+    b, s, k, n, layers = (
+        draw.size(3),
+        draw.size(20),
+        draw.size(40),
+        draw.choice(draw.size(), draw.size(130)),
+        draw.size(3),
+    )
+    x, dy = draw.normal(b, s, k), draw.normal(layers * b, s, n)
+    weights, biases = draw.normal(layers, n, k), draw.normal(layers, n)
+    x64, dy64, weights64, biases64 = doubles(x, dy.reshape(layers, b, s, n), weights, biases)
+    parameters = [value for pair in zip(weights, biases) for value in pair]
+    y = np.einsum("bsk,lnk->lbsn", x64, weights64) + biases64[:, None, None]
+    dweights = [(np.einsum("bsn,bsk->nk", part, x64), part.sum((0, 1))) for part in dy64]
+    yield Call("stacked_linear", [x, *parameters], [y.reshape(dy.shape)])
+    yield Call("stacked_linear_input_grad", [*weights, dy], [np.einsum("lbsn,lnk->bsk", dy64, weights64)])
+    yield Call("stacked_linear_weight_grad", [x, dy], [value for pair in dweights for value in pair])
 
 
 def convolution(draw: Draw) -> Iterator[Call]:
@@ -390,7 +434,9 @@ OPERATORS = (
     gated_residual,
     rope,
     attention,
+    self_attention,
     linear,
+    stacked_linear,
     convolution,
     optimizer,
     permute,

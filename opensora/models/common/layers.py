@@ -13,14 +13,15 @@ from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn
+from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform, initializer
 
 from opensora.errors import UserError
 from opensora.ops.activations import bias_gelu_tanh
 from opensora.ops.conv import conv2d, conv3d
-from opensora.ops.linear import linear, stored_linear, widened_weight
+from opensora.ops.linear import linear, stacked_linear, stored_linear, widened_weight
 from opensora.ops.norms import channel_layer_norm, group_norm, rms_norm
+from opensora.ops.precision import cast
 from opensora.ops.resample import upsample_nearest_2x
 
 
@@ -211,10 +212,22 @@ class Linear(WeightLayer):
 
     def product(self, x: Tensor, bias: Optional[Tensor]) -> Tensor:
         """x W^T + bias."""
-        x = x.astype(self.dtype())
+        weight = self.weight  # a Cell looks its parameters up slowly
         if self.compute_dtype is None:
-            return linear(x, self.weight, bias)
-        return stored_linear(x, self.weight, self.scale, bias)
+            return linear(cast(x, weight.dtype), weight, bias)
+        return stored_linear(cast(x, self.compute_dtype), weight, self.scale, bias)
+
+
+def stacked(x: Tensor, first: Linear, second: Linear, third: Linear) -> Tensor:
+    """The outputs of three layers of the same size, one after another along the batch: (B, ..., in) -> (3 B, ..., out).
+
+    On a CPU one operator computes them if the weights are stored in the dtype that they are computed in.
+    """
+    if first.compute_dtype is not None or first.bias is None:
+        return ops.cat((first(x), second(x), third(x)), 0)
+    return stacked_linear(
+        cast(x, first.dtype()), first.weight, first.bias, second.weight, second.bias, third.weight, third.bias
+    )
 
 
 class LinearGELU(Linear):

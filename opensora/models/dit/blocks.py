@@ -4,16 +4,20 @@ from __future__ import annotations
 
 from typing import Optional, Union
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
-from opensora.models.common.layers import Linear, LinearGELU, scale_shift_table
+from opensora.models.common.layers import Linear, LinearGELU, scale_shift_table, stacked
 from opensora.models.common.rows import repeat_rows, text_rows
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.skiparse import Skiparse
-from opensora.ops.attention import attention
+from opensora.ops.attention import attention, self_attention
 from opensora.ops.norms import gated_residual, modulated_layer_norm
+from opensora.ops.precision import cast
 from opensora.ops.rope import apply_rope
 from opensora.parallel.sequence import NoSequenceParallel
+
+# The vectors of the modulation: shift, scale and gate of self-attention, then of the MLP.
+SHIFT_ATTN, GATE_ATTN, SHIFT_FF, GATE_FF = 0, 2, 3, 5
 
 
 class Projections(nn.Cell):
@@ -51,16 +55,15 @@ class SelfAttention(Projections):
     def construct(self, x: Tensor, attn_mask: Optional[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
         b, s, _ = x.shape
         length = cos.shape[0]
-        q, k, v = [
-            self.sequence.all_to_all_heads(self.heads(y), length) for y in (self.to_q(x), self.to_k(x), self.to_v(x))
-        ]
-        q, k, v = [y.reshape(b, length, -1) for y in (apply_rope(q, cos, sin), apply_rope(k, cos, sin), v)]
+        qkv = self.heads(stacked(x, self.to_q, self.to_k, self.to_v))  # 3 B s N D: queries, then keys, then values
+        qkv = self.sequence.all_to_all_heads(qkv, length)
+        qkv = apply_rope(qkv, cos, sin, 2 * b)
         if self.skiparse is not None:
-            q, k, v = self.skiparse.split(q), self.skiparse.split(k), self.skiparse.split(v)
-        y = self.attend(q, k, v, attn_mask)
+            qkv = self.skiparse.split(qkv)
+        y = self_attention(qkv, attn_mask)
         if self.skiparse is not None:
             y = self.skiparse.merge(y, length)
-        return self.to_out[0](self.sequence.all_to_all_tokens(self.heads(y)).reshape(b, s, -1))
+        return self.to_out[0](self.sequence.all_to_all_tokens(y).reshape(b, s, -1))
 
 
 class CrossAttention(Projections):
@@ -131,13 +134,11 @@ class TransformerBlock(nn.Cell):
         text: Union[Tensor, tuple],
         text_mask: Optional[Tensor],
     ) -> Tensor:
-        shift_attn, scale_attn, gate_attn, shift_ff, scale_ff, gate_ff = ops.split(
-            self.scale_shift_table + modulation, 1, 1
-        )
+        modulation = self.scale_shift_table + modulation
         dtype = self.attn1.to_q.dtype()
-        h = modulated_layer_norm(x, shift_attn, scale_attn, self.eps).astype(dtype)  # once for q, k and v
-        x = gated_residual(x, gate_attn, self.attn1(h, attn_mask, cos, sin))
-        x, shift_ff, scale_ff, gate_ff = [repeat_rows(y, text_rows(text)) for y in (x, shift_ff, scale_ff, gate_ff)]
-        x = x + self.attn2(x, text, text_mask).astype(x.dtype)
-        h = modulated_layer_norm(x, shift_ff, scale_ff, self.eps)
-        return gated_residual(x, gate_ff, self.ff(h))
+        h = cast(modulated_layer_norm(x, modulation, SHIFT_ATTN, self.eps), dtype)  # once for q, k and v
+        x = gated_residual(x, modulation, GATE_ATTN, self.attn1(h, attn_mask, cos, sin))
+        x, modulation = repeat_rows(x, text_rows(text)), repeat_rows(modulation, text_rows(text))
+        x = x + cast(self.attn2(x, text, text_mask), x.dtype)
+        h = modulated_layer_norm(x, modulation, SHIFT_FF, self.eps)
+        return gated_residual(x, modulation, GATE_FF, self.ff(h))

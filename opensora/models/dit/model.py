@@ -145,8 +145,8 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         """The prediction (R, out_channels, T, H, W) from the tokens (R, s, D) after the last block."""
         (t, h, w), (_, embedded) = inputs[0], inputs[2]
         embedded = repeat_rows(embedded, x.shape[0])
-        shift, scale = ops.split(self.scale_shift_table + embedded.expand_dims(1), 1, 1)
-        x = self.proj_out(modulated_layer_norm(x, shift, scale, 1e-6))
+        modulation = self.scale_shift_table + embedded.expand_dims(1)
+        x = self.proj_out(modulated_layer_norm(x, modulation, 0, 1e-6))
         return self.unpatchify(self.sequence.gather(x, t * h * w), t, h, w)
 
     def parallelize(self, sequence: NoSequenceParallel) -> None:

@@ -13,7 +13,7 @@ from opensora.ops.layout import pad_end, permute, slice_axis
 
 
 class Skiparse:
-    """Splits (B, S, D) into groups (B n, S'/n, D) and merges them; S' is S padded to a multiple of n * n."""
+    """Splits (B, S, ...) into groups (B n, S'/n, ...) and merges them; S' is S padded to a multiple of n * n."""
 
     def __init__(self, n: int, group_skip: bool):
         self.n = n
@@ -24,17 +24,19 @@ class Skiparse:
         return -length % (self.n * self.n)
 
     def split(self, x: Tensor) -> Tensor:
-        """(B, S, D) -> (B n, S'/n, D)."""
-        b, s, d = x.shape
-        padding = self.padding(s)
+        """(B, S, ...) -> (B n, S'/n, ...)."""
+        padding = self.padding(x.shape[1])
         if padding:
             x = pad_end(x, 1, padding)
-        x = permute(x.reshape(b, -1, self.n, self.run, d), (0, 2, 1, 3, 4))  # B rounds n run D -> B n rounds run D
-        return x.reshape(b * self.n, -1, d)
+        b, s, rest = x.shape[0], x.shape[1], x.shape[2:]
+        x = permute(
+            x.reshape(b, s // (self.n * self.run), self.n, -1), (0, 2, 1, 3)
+        )  # B rounds n run -> B n rounds run
+        return x.reshape((b * self.n, -1) + rest)
 
     def merge(self, x: Tensor, length: int) -> Tensor:
-        """(B n, S'/n, D) -> (B, S, D), the inverse of `split`."""
-        groups, _, d = x.shape
-        x = permute(x.reshape(groups // self.n, self.n, -1, self.run, d), (0, 2, 1, 3, 4))
-        x = x.reshape(groups // self.n, -1, d)
+        """(B n, S'/n, ...) -> (B, S, ...), the inverse of `split`."""
+        b, rest = x.shape[0] // self.n, x.shape[2:]
+        x = permute(x.reshape(b, self.n, x.shape[1] // self.run, -1), (0, 2, 1, 3))
+        x = x.reshape((b, -1) + rest)
         return x if x.shape[1] == length else slice_axis(x, 1, 0, length)

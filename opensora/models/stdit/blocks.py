@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from typing import Optional, Union
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
 from opensora.models.common.layers import RMSNorm, scale_shift_table
 from opensora.models.common.rows import repeat_rows, text_rows
@@ -20,6 +20,9 @@ from opensora.ops.norms import gated_residual, modulated_layer_norm
 from opensora.ops.rope import apply_interleaved_rope
 
 EPS = 1e-6
+# The vectors of the modulations: shift, scale and gate of spatial attention, then of the MLP; of temporal attention.
+SHIFT_SPACE, GATE_SPACE, SHIFT_MLP, GATE_MLP = 0, 2, 3, 5
+SHIFT_TIME, GATE_TIME = 0, 2
 
 
 class SelfAttention(nn.Cell):
@@ -99,7 +102,6 @@ class STDiT2Block(nn.Cell):
         self.attn_temp = SelfAttention(config, along_time=True, proj="zeros")
         self.cross_attn = CrossAttention(config)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
-        self.width = width
 
     def construct(
         self,
@@ -111,23 +113,17 @@ class STDiT2Block(nn.Cell):
         cos: Tensor,
         sin: Tensor,
     ) -> Tensor:
-        shift_space, scale_space, gate_space, shift_mlp, scale_mlp, gate_mlp = ops.split(
-            self.scale_shift_table.reshape(-1) + modulation, self.width, -1
-        )
-        shift_time, scale_time, gate_time = ops.split(
-            self.scale_shift_table_temporal.reshape(-1) + temporal, self.width, -1
-        )
+        modulation = self.scale_shift_table + modulation.reshape(*modulation.shape[:2], 6, -1)
+        temporal = self.scale_shift_table_temporal + temporal.reshape(*temporal.shape[:2], 3, -1)
 
-        h = modulated_layer_norm(x, shift_space, scale_space, EPS)
-        x = gated_residual(x, gate_space, self.attn(h, cos, sin))
-        h = modulated_layer_norm(x, shift_time, scale_time, EPS)
-        x = gated_residual(x, gate_time, self.attn_temp(h, cos, sin))
-        x, shift_mlp, scale_mlp, gate_mlp = [
-            repeat_rows(y, text_rows(text)) for y in (x, shift_mlp, scale_mlp, gate_mlp)
-        ]
+        h = modulated_layer_norm(x, modulation, SHIFT_SPACE, EPS)
+        x = gated_residual(x, modulation, GATE_SPACE, self.attn(h, cos, sin))
+        h = modulated_layer_norm(x, temporal, SHIFT_TIME, EPS)
+        x = gated_residual(x, temporal, GATE_TIME, self.attn_temp(h, cos, sin))
+        x, modulation = repeat_rows(x, text_rows(text)), repeat_rows(modulation, text_rows(text))
         x = x + self.cross_attn(x, text, text_mask).astype(x.dtype)
-        h = modulated_layer_norm(x, shift_mlp, scale_mlp, EPS)
-        return gated_residual(x, gate_mlp, self.mlp(h))
+        h = modulated_layer_norm(x, modulation, SHIFT_MLP, EPS)
+        return gated_residual(x, modulation, GATE_MLP, self.mlp(h))
 
 
 class FinalLayer(nn.Cell):
@@ -143,7 +139,6 @@ class FinalLayer(nn.Cell):
         super().__init__()
         self.scale_shift_table = scale_shift_table(2, width)
         self.linear = make_linear(width, outputs, "zeros")
-        self.width = width
 
     def construct(self, x: Tensor, t: Tensor, x_mask: Optional[Tensor], t0: Optional[Tensor]) -> Tensor:
         x = self.modulated(x, t)
@@ -153,5 +148,4 @@ class FinalLayer(nn.Cell):
 
     def modulated(self, x: Tensor, t: Tensor) -> Tensor:
         modulation = self.scale_shift_table + t.expand_dims(1)  # B 2 C
-        shift, scale = ops.split(modulation.reshape(-1, 1, 1, 2 * self.width), self.width, -1)
-        return modulated_layer_norm(x, shift, scale, EPS)
+        return modulated_layer_norm(x, modulation.expand_dims(1), 0, EPS)

@@ -12,11 +12,11 @@ from typing import Callable, Optional, Union
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
-from mindspore.common.dtype import TensorType
 
 from opensora.errors import UserError
 from opensora.ops.backend import on_cpu
 from opensora.ops.cpu.build import library
+from opensora.ops.cpu.launch import Kernel
 from opensora.ops.cpu.runtime import tune_process
 
 ONEDNN = Path(ms.__file__).parent / "lib" / "libdnnl.so.2"  # oneDNN 2.x, which MindSpore ships; kernels use its sgemm
@@ -70,12 +70,18 @@ def exact_tensor(values: tuple) -> Tensor:
     return Tensor(array)
 
 
+@cache
+def zeros(*shape: int) -> Tensor:
+    """A float32 input without effect, such as a bias of zero; made once."""
+    return Tensor(np.zeros(shape, np.float32))
+
+
 _serial_numbers = count(1)
 
 
 def custom_op(
     name: str, *outputs: Union[int, Callable], bprop: Optional[Callable] = None, dtypes: Optional[Sequence] = None
-) -> ops.Custom:
+) -> Kernel:
     """The operator for the kernel `name`.
 
     Args:
@@ -85,20 +91,29 @@ def custom_op(
         dtypes: Dtype of each input; None: one dtype for all. Outputs have that of the first input.
     """
 
-    def infer_shape(*shapes):
-        results = [shapes[output] if isinstance(output, int) else output(*shapes) for output in outputs]
-        return results[0] if len(results) == 1 else tuple(results)
+    def output_shapes(*shapes):
+        return [shapes[output] if isinstance(output, int) else output(*shapes) for output in outputs]
 
-    def infer_dtype(*given):
-        wanted = [TensorType(dtype) for dtype in dtypes] if dtypes else [given[0]] * len(given)
+    def check_dtypes(*given):
+        wanted = list(dtypes) if dtypes else [given[0]] * len(given)
         if list(given) != wanted:  # kernels read the bytes of whatever they are given
             need = ", ".join(map(str, wanted)) if dtypes else "one dtype"
             raise TypeError(f"{name}: inputs of {need} are required, not {', '.join(map(str, given))}")
+
+    def infer_shape(*shapes):
+        results = output_shapes(*shapes)
+        return results[0] if len(results) == 1 else tuple(results)
+
+    def infer_dtype(*given):
+        check_dtypes(*[kind.element_type() for kind in given])
         return given[0] if len(outputs) == 1 else (given[0],) * len(outputs)
 
     found = library()
     assert found is not None, "callers check `available` first"
-    operator = ops.Custom(f"{found.path}:{name}", infer_shape, infer_dtype, "aot", bprop=bprop)
+    function = getattr(found.functions, name)
+    operator = Kernel(
+        function, output_shapes, check_dtypes, f"{found.path}:{name}", infer_shape, infer_dtype, "aot", bprop=bprop
+    )
     # MindSpore caches inferred shapes by an operator's name and attributes. A unique attribute prevents wrong cache
     # hits.
     operator.add_prim_attr("serial_number", next(_serial_numbers))

@@ -28,13 +28,13 @@ def bias_gelu(x: Tensor, bias: Tensor) -> Tensor:
 def _rope():
     inverse = custom_op("rope", 0)
 
-    def bprop(x, cos, sin, direction, out, dout):
-        dx = inverse(dout, cos, sin, -direction)
-        return dx, ops.zeros_like(cos), ops.zeros_like(sin), ops.zeros_like(direction)
+    def bprop(x, cos, sin, values, inverse_values, out, dout):
+        dx = inverse(dout, cos, sin, inverse_values, values)
+        return dx, ops.zeros_like(cos), ops.zeros_like(sin), ops.zeros_like(values), ops.zeros_like(inverse_values)
 
     return custom_op("rope", 0, bprop=bprop)
 
 
-def apply_rope(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """x (B, S, N, D), cos and sin (S, 1, 3, D / 6) -> (B, S, N, D)."""
-    return _rope()(x, cos, sin, settings(1))
+def apply_rope(x: Tensor, cos: Tensor, sin: Tensor, rows: int) -> Tensor:
+    """x (B, S, N, D), cos and sin (S, 1, 3, D / 6) -> (B, S, N, D); rotates the first rows of the batch only."""
+    return _rope()(x, cos, sin, settings(1, rows), settings(-1, rows))

@@ -12,14 +12,14 @@ from opensora.ops.cpu.custom_op import custom_op
 
 
 def _output_shape(x, weight, *bias):
-    return [x[0], weight[0]]
+    return [*x[:-1], weight[0]]
 
 
 @cache
 def _linear(has_bias: bool):
-    input_grad = custom_op("linear_input_grad", lambda weight, dy: [dy[0], weight[1]])
-    weight_grad = custom_op("linear_weight_grad", lambda x, dy: [dy[1], x[1]])
-    bias_grad = custom_op("linear_bias_grad", lambda dy: [dy[1]])
+    input_grad = custom_op("linear_input_grad", lambda weight, dy: [*dy[:-1], weight[1]])
+    weight_grad = custom_op("linear_weight_grad", lambda x, dy: [dy[-1], x[-1]])
+    bias_grad = custom_op("linear_bias_grad", lambda dy: [dy[-1]])
 
     def bprop(x, weight, out, dout):
         return input_grad(weight, dout), weight_grad(x, dout)
@@ -33,8 +33,27 @@ def _linear(has_bias: bool):
 
 
 def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """x (rows, in), weight (out, in), bias (out,) or None -> (rows, out)."""
+    """x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
     return _linear(False)(x, weight) if bias is None else _linear(True)(x, weight, bias)
+
+
+@cache
+def _stacked_linear():
+    weight_and_bias = (lambda x, dy: [dy[-1], x[-1]], lambda x, dy: [dy[-1]])
+    input_grad = custom_op("stacked_linear_input_grad", lambda a, b, c, dy: [dy[0] // 3, *dy[1:-1], a[1]])
+    weight_grad = custom_op("stacked_linear_weight_grad", *(weight_and_bias * 3))
+
+    def bprop(x, weight_a, bias_a, weight_b, bias_b, weight_c, bias_c, out, dout):
+        dweight_a, dbias_a, dweight_b, dbias_b, dweight_c, dbias_c = weight_grad(x, dout)
+        dx = input_grad(weight_a, weight_b, weight_c, dout)
+        return dx, dweight_a, dbias_a, dweight_b, dbias_b, dweight_c, dbias_c
+
+    return custom_op("stacked_linear", lambda x, weight, *_: [3 * x[0], *x[1:-1], weight[0]], bprop=bprop)
+
+
+def stacked_linear(x: Tensor, *parameters: Tensor) -> Tensor:
+    """x (B, ..., in), three times a weight (out, in) and a bias (out,) -> (3 B, ..., out)."""
+    return _stacked_linear()(x, *parameters)
 
 
 @cache

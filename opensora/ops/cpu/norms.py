@@ -11,34 +11,34 @@ from opensora.ops.cpu.custom_op import custom_op, settings
 
 @cache
 def _modulated_layer_norm():
-    grad = custom_op("modulated_layer_norm_grad", 0, 1, 1)
+    grad = custom_op("modulated_layer_norm_grad", 0, 1)
 
-    def bprop(x, shift, scale, eps, out, dout):
-        dx, dshift, dscale = grad(x, scale, eps, dout)
-        return dx, dshift, dscale, ops.zeros_like(eps)
+    def bprop(x, modulation, values, out, dout):
+        dx, dmodulation = grad(x, modulation, values, dout)
+        return dx, dmodulation, ops.zeros_like(values)
 
     return custom_op("modulated_layer_norm", 0, bprop=bprop)
 
 
-def modulated_layer_norm(x: Tensor, shift: Tensor, scale: Tensor, eps: float) -> Tensor:
-    """x (B, S, D), shift and scale (B, 1, D) -> (B, S, D)."""
-    return _modulated_layer_norm()(x, shift, scale, settings(eps))
+def modulated_layer_norm(x: Tensor, modulation: Tensor, first: int, eps: float) -> Tensor:
+    """x (..., D), modulation (..., vectors, D): shift and scale are the vectors `first`, `first` + 1 -> (..., D)."""
+    return _modulated_layer_norm()(x, modulation, settings(eps, first))
 
 
 @cache
 def _gated_residual():
-    grad = custom_op("gated_residual_grad", 0, 1)
+    grad = custom_op("gated_residual_grad", 0, 2)
 
-    def bprop(x, gate, y, out, dout):
-        dgate, dy = grad(gate, y, dout)
-        return dout, dgate, dy
+    def bprop(x, modulation, first, y, out, dout):
+        dmodulation, dy = grad(modulation, first, y, dout)
+        return dout, dmodulation, ops.zeros_like(first), dy
 
     return custom_op("gated_residual", 0, bprop=bprop)
 
 
-def gated_residual(x: Tensor, gate: Tensor, y: Tensor) -> Tensor:
-    """x and y (B, S, D), gate (B, 1, D) -> (B, S, D)."""
-    return _gated_residual()(x, gate, y)
+def gated_residual(x: Tensor, modulation: Tensor, index: int, y: Tensor) -> Tensor:
+    """x and y (..., D), modulation (..., vectors, D), of which the gate is the vector `index` -> (..., D)."""
+    return _gated_residual()(x, modulation, settings(index), y)
 
 
 @cache

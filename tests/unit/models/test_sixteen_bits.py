@@ -11,9 +11,9 @@ from mindspore import Tensor, nn, ops
 from sixteen_bits import DEMO, measure
 
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
-from opensora.ops.attention import attention
+from opensora.ops.attention import attention, self_attention
 from opensora.ops.cpu.custom_op import has_sgemm
-from opensora.ops.linear import linear
+from opensora.ops.linear import linear, stacked_linear
 from opensora.ops.norms import gated_residual, modulated_layer_norm, rms_norm
 
 DTYPES = {"fp16": ms.float16, "bf16": ms.bfloat16}
@@ -83,13 +83,15 @@ def test_primitives_round_once(dtype):
     def tensor(*shape):
         return Tensor(rng.standard_normal(shape, dtype=np.float32)).astype(dtype)
 
-    x, weight, bias, shift = tensor(2, 6, 32), tensor(48, 32), tensor(48), tensor(2, 1, 32).astype(ms.float32)
+    x, weight, bias, modulation = tensor(2, 6, 32), tensor(48, 32), tensor(48), tensor(2, 3, 32).astype(ms.float32)
     heads, scale = tensor(2, 6, 4, 8), tensor(32).astype(ms.float32)
     cases = {
         "linear": (linear, (x, weight, bias)),
         "attention": (attention, (heads, heads, heads)),
-        "layer norm": (lambda *v: modulated_layer_norm(*v, 1e-6), (x, shift, shift)),
-        "residual": (gated_residual, (x, shift, x)),
+        "self-attention": (self_attention, (tensor(6, 6, 4, 8),)),
+        "three layers": (stacked_linear, (x, weight, bias, weight, bias, weight, bias)),
+        "layer norm": (lambda *v: modulated_layer_norm(*v, 0, 1e-6), (x, modulation)),
+        "residual": (lambda x, m, y: gated_residual(x, m, 2, y), (x, modulation, x)),
         "rms norm": (lambda *v: rms_norm(*v, 1e-6), (x, scale)),
     }
     for name, (primitive, arguments) in cases.items():
@@ -137,4 +139,4 @@ def test_kernels_reject_mixed_dtypes():
 
     x = Tensor(np.zeros((1, 4, 8), np.float32))
     with pytest.raises(TypeError, match="gated_residual: inputs of one dtype"):
-        kernel(x, x[:, :1], x.astype(ms.float16))
+        kernel(x, x[:, :1], 0, x.astype(ms.float16))

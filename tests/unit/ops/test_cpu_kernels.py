@@ -14,13 +14,13 @@ from mindspore import Tensor, nn, ops
 from processes import ROOT
 
 from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
-from opensora.ops.attention import attention, mask_to_bias, unscaled_attention
+from opensora.ops.attention import attention, mask_to_bias, self_attention, unscaled_attention
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.cpu import build, custom_op
 from opensora.ops.cpu.linear import linear as linear_kernel
 from opensora.ops.cpu.linear import stored_linear as stored_kernel
 from opensora.ops.layout import concat, permute, slice_axis, split
-from opensora.ops.linear import linear, stored_linear, widened_weight
+from opensora.ops.linear import linear, stacked_linear, stored_linear, widened_weight
 from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
 from opensora.ops.resample import nearest_2x, upsample_bilinear_2x, upsample_linear_2x, upsample_nearest_2x
 from opensora.ops.rope import apply_rope, rope_cos, rope_sin
@@ -68,8 +68,17 @@ def causal_conv3d(x: Tensor, weight: Tensor, bias: Tensor, cache: Tensor) -> Ten
     return conv3d(x, weight, bias, 1, (1, 1, 1, 1), cache)
 
 
-def normalized(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
-    return modulated_layer_norm(x, shift, scale, EPS)
+def normalized(x: Tensor, modulation: Tensor) -> Tensor:
+    return modulated_layer_norm(x, modulation, 1, EPS)
+
+
+def gated(x: Tensor, modulation: Tensor, y: Tensor) -> Tensor:
+    return gated_residual(x, modulation, 2, y)
+
+
+def rope_of_two(x: Tensor) -> Tensor:
+    scales = (1.0, 1.0, 1.0)
+    return apply_rope(x, rope_cos(2, 3, 3, 24, scales), rope_sin(2, 3, 3, 24, scales), 2)
 
 
 def biased_by_distance(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -77,11 +86,11 @@ def biased_by_distance(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
 
 
 CASES = {
-    "modulated_layer_norm": (normalized, (3, 17, 37), (3, 1, 37), (3, 1, 37)),
-    "modulated_per_frame": (normalized, (2, 3, 5, 7), (2, 3, 1, 7), (2, 3, 1, 7)),
-    "modulated_per_clip": (normalized, (2, 3, 5, 7), (2, 1, 1, 7), (2, 1, 1, 7)),
-    "gated_residual": (gated_residual, (3, 17, 37), (3, 1, 37), (3, 17, 37)),
-    "gated_residual_per_frame": (gated_residual, (2, 3, 5, 7), (2, 3, 1, 7), (2, 3, 5, 7)),
+    "modulated_layer_norm": (normalized, (3, 17, 37), (3, 6, 37)),
+    "modulated_per_frame": (normalized, (2, 3, 5, 7), (2, 3, 3, 7)),
+    "modulated_per_clip": (normalized, (2, 3, 5, 7), (2, 1, 3, 7)),
+    "gated_residual": (gated, (3, 17, 37), (3, 6, 37), (3, 17, 37)),
+    "gated_residual_per_frame": (gated, (2, 3, 5, 7), (2, 3, 3, 7), (2, 3, 5, 7)),
     "rms_norm": (lambda x, w: rms_norm(x, w, EPS), (3, 17, 37), (37,)),
     "channel_layer_norm": (lambda x, w, b: channel_layer_norm(x, w, b, EPS), (2, 3, 5, 7, 23), (5,), (5,)),
     "channel_layer_norm_silu": (
@@ -103,13 +112,16 @@ CASES = {
     "bias_gelu": (bias_gelu_tanh, (3, 17, 37), (37,)),
     "gelu": (gelu_tanh, (3, 17, 37)),
     "rope": (rope, (2, 18, 4, 24)),
+    "rope_of_two": (rope_of_two, (3, 18, 4, 24)),
     "attention": (attention, (2, 31, 3, 24), (2, 31, 3, 24), (2, 31, 3, 24)),
     "attention_long": (attention, (1, 300, 2, 96), (1, 197, 2, 96), (1, 197, 2, 96)),
     "attention_wide": (attention, (3, 50, 1, 512), (3, 50, 1, 512), (3, 50, 1, 512)),
     "attention_few_queries": (masked, (2, 5, 1, 72), (2, 200, 1, 72), (2, 200, 1, 72)),
     "attention_masked": (masked, (2, 100, 2, 8), (2, 63, 2, 8), (2, 63, 2, 8)),
     "attention_biased": (biased_by_distance, (2, 50, 3, 16), (2, 50, 3, 16), (2, 50, 3, 16)),
+    "self_attention": (self_attention, (6, 31, 3, 24)),
     "linear": (linear, (2, 37, 50), (70, 50), (70,)),
+    "stacked_linear": (stacked_linear, (2, 37, 50), (70, 50), (70,), (70, 50), (70,), (70, 50), (70,)),
     "linear_of_two_rows": (linear, (2, 130), (300, 130), (300,)),
     "linear_to_few": (linear, (190, 33), (5, 33), (5,)),
     "linear_no_bias": (linear, (3, 5, 17), (34, 17)),
@@ -241,10 +253,13 @@ def test_kernels_compute_what_stock_operators_do(name, monkeypatch):
         "conv3d_stride",
         "permute_inner",
         "linear",
+        "stacked_linear",
+        "self_attention",
         "part",
         "cut",
         "join",
         "rope",
+        "rope_of_two",
     ],
 )
 def test_kernels_in_graph_mode(name):
@@ -325,11 +340,16 @@ def test_large_scores_and_fully_hidden_keys():
         (conv2d, [(1, 3, 5, 4, 2), (7, 5, 3, 3), (7,)]),  # smaller than the filter
         (lambda *x: conv2d(*x, 2), [(1, 3, 5, 2, 4), (7, 5, 3, 3), (7,)]),
         (lambda *x: rms_norm(*x, EPS), [(3, 8), (7,)]),
-        (normalized, [(2, 3, 8), (2, 1, 7), (2, 1, 8)]),
+        (normalized, [(2, 3, 8), (2, 3, 7)]),
+        (normalized, [(2, 3, 8), (2, 2, 8)]),  # without the scale
+        (normalized, [(2, 3, 8), (4, 3, 8)]),
         (lambda *x: channel_layer_norm(*x, EPS), [(1, 1, 5, 2, 2), (4,), (5,)]),
         (lambda *x: group_norm(x[0], 4, *x[1:], EPS), [(1, 1, 6, 2, 2), (6,), (6,)]),
         (bias_gelu_tanh, [(3, 8), (7,)]),
-        (gated_residual, [(2, 3, 8), (2, 1, 8), (2, 3, 7)]),
+        (gated, [(2, 3, 8), (2, 3, 8), (2, 3, 7)]),
+        (gated, [(2, 3, 8), (2, 2, 8), (2, 3, 8)]),
+        (self_attention, [(5, 4, 2, 8)]),
+        (stacked_linear, [(2, 3, 8), (5, 8), (5,), (5, 7), (5,), (5, 8), (5,)]),
         (rope, [(2, 17, 4, 24)]),
         (linear, [(3, 8), (5, 7), (5,)]),
         (linear, [(3, 8), (5, 8), (4,)]),

@@ -53,19 +53,11 @@ struct Bias {
   }
 };
 
-}  // namespace
-
-// q, k, v, bias, scale -> y (B, S, N, D), logsumexp of the scores (B, N, S)
+// y (B, S, N, D) and the logsumexp of the scores (B, N, S).
 // For each query row, over the blocks of keys: m is the running maximum, l = sum exp(score - m) and
 // y = sum exp(score - m) v. When a block raises m, l and y are multiplied by exp(old m - new m). At the end y /= l.
-KERNEL(attention) {
-  const float *q = input(params, 0), *k = input(params, 1), *v = input(params, 2);
-  const AttentionShape shape(shapes[0], shapes[1]);
-  const Sgemm sgemm = find_sgemm();
-  if (!sgemm || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return INVALID_SHAPES;
-  const Bias bias(input(params, 3), shapes[3]);
-  const float scale = input(params, 4)[0];
-  float *y = output(params, 5), *logsumexp = output(params, 6);
+void attend(const AttentionShape &shape, const float *q, const float *k, const float *v, const Bias &bias, float scale,
+            Sgemm sgemm, float *y, float *logsumexp) {
   const int64_t blocks = ceil_div(shape.queries, QUERIES), width = shape.width, token = shape.token_stride;
   const int64_t row_size = std::min(KEYS, shape.keys);
   const ThreadBuffers thread_scores(QUERIES * row_size);
@@ -108,23 +100,15 @@ KERNEL(attention) {
       logsumexp[head * shape.queries + start + row] = row_maximum[row] + std::log(row_sum[row]);
     }
   }
-  return OK;
 }
 
-// q, k, v, bias, scale, y (B, S, N, D), logsumexp (B, N, S), dy (B, S, N, D) -> dq (B, S, N, D), dk, dv (B, L, N, D)
 // Per block, with weights p = exp(q k^T scale + bias - logsumexp) recomputed and ds = p (dy v^T - rowsum(y dy)):
 // dq += scale ds k, dk += scale ds^T q, dv += p^T dy.
 // Tasks are (head, segment of queries). Segments of a head add to the same dk and dv, so all but the first have partial
 // sums of their own, which are added in order at the end. Many heads need one segment each, and no partial sums.
-KERNEL(attention_grad) {
-  const float *q = input(params, 0), *k = input(params, 1), *v = input(params, 2);
-  const AttentionShape shape(shapes[0], shapes[1]);
-  const Sgemm sgemm = find_sgemm();
-  if (!sgemm || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return INVALID_SHAPES;
-  const Bias bias(input(params, 3), shapes[3]);
-  const float scale = input(params, 4)[0];
-  const float *y = input(params, 5), *logsumexp = input(params, 6), *dy = input(params, 7);
-  float *dq = output(params, 8), *dk = output(params, 9), *dv = output(params, 10);
+void attend_grad(const AttentionShape &shape, const float *q, const float *k, const float *v, const Bias &bias,
+                 float scale, Sgemm sgemm, const float *y, const float *logsumexp, const float *dy, float *dq, float *dk,
+                 float *dv) {
   const int64_t width = shape.width, token = shape.token_stride, heads = shape.batch * shape.heads;
   const int64_t blocks = ceil_div(shape.queries, QUERIES);
   const int64_t segment_blocks = std::max<int64_t>(ceil_div(blocks, ceil_div(wanted_tasks(), heads)), 1);
@@ -179,6 +163,53 @@ KERNEL(attention_grad) {
       dv[i] += other_dv[i];
     }
   }
+}
+
+}  // namespace
+
+// q, k, v, bias, scale -> y (B, S, N, D), logsumexp of the scores (B, N, S)
+KERNEL(attention) {
+  const AttentionShape shape(shapes[0], shapes[1]);
+  const Sgemm sgemm = find_sgemm();
+  if (!sgemm || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return INVALID_SHAPES;
+  attend(shape, input(params, 0), input(params, 1), input(params, 2), Bias(input(params, 3), shapes[3]),
+         input(params, 4)[0], sgemm, output(params, 5), output(params, 6));
+  return OK;
+}
+
+// q, k, v, bias, scale, y (B, S, N, D), logsumexp (B, N, S), dy (B, S, N, D) -> dq (B, S, N, D), dk, dv (B, L, N, D)
+KERNEL(attention_grad) {
+  const AttentionShape shape(shapes[0], shapes[1]);
+  const Sgemm sgemm = find_sgemm();
+  if (!sgemm || !shape.fits(shapes[1], shapes[2]) || !Bias::fits(shapes[3], shape)) return INVALID_SHAPES;
+  attend_grad(shape, input(params, 0), input(params, 1), input(params, 2), Bias(input(params, 3), shapes[3]),
+              input(params, 4)[0], sgemm, input(params, 5), input(params, 6), input(params, 7), output(params, 8),
+              output(params, 9), output(params, 10));
+  return OK;
+}
+
+// qkv (3 B, S, N, D): queries, keys, values; bias, scale -> y (B, S, N, D), logsumexp of the scores (B, N, S)
+KERNEL(self_attention) {
+  const int64_t part[] = {shapes[0][0] / 3, shapes[0][1], shapes[0][2], shapes[0][3]};
+  const AttentionShape shape(part, part);
+  const Sgemm sgemm = find_sgemm();
+  if (!sgemm || shapes[0][0] % 3 || !Bias::fits(shapes[1], shape)) return INVALID_SHAPES;
+  const float *q = input(params, 0), *k = q + shape.key_elements(), *v = k + shape.key_elements();
+  attend(shape, q, k, v, Bias(input(params, 1), shapes[1]), input(params, 2)[0], sgemm, output(params, 3),
+         output(params, 4));
+  return OK;
+}
+
+// qkv, bias, scale, y (B, S, N, D), logsumexp (B, N, S), dy (B, S, N, D) -> dqkv (3 B, S, N, D)
+KERNEL(self_attention_grad) {
+  const int64_t part[] = {shapes[0][0] / 3, shapes[0][1], shapes[0][2], shapes[0][3]};
+  const AttentionShape shape(part, part);
+  const Sgemm sgemm = find_sgemm();
+  if (!sgemm || shapes[0][0] % 3 || !Bias::fits(shapes[1], shape)) return INVALID_SHAPES;
+  const float *q = input(params, 0), *k = q + shape.key_elements(), *v = k + shape.key_elements();
+  float *dq = output(params, 6), *dk = dq + shape.key_elements(), *dv = dk + shape.key_elements();
+  attend_grad(shape, q, k, v, Bias(input(params, 1), shapes[1]), input(params, 2)[0], sgemm, input(params, 3),
+              input(params, 4), input(params, 5), dq, dk, dv);
   return OK;
 }
 

@@ -47,10 +47,21 @@ inline int64_t num_elements(const int64_t *shape, int first, int last) {
   return result;
 }
 
-// Whether a shape is (batch, 1, width): one modulation vector per batch item.
-inline bool is_modulation(const int64_t *shape, int64_t batch, int64_t width) {
-  return shape[0] == batch && shape[1] == 1 && shape[2] == width;
-}
+// Rows of x (..., D), divided evenly among the groups of a modulation (..., vectors, D): consecutive rows share the
+// `vectors` vectors of a group, of which an operator uses those from `first` on.
+struct Modulation {
+  int64_t width, vectors, groups, rows, first;  // rows of each group
+
+  Modulation(const int64_t *x, int x_rank, const int64_t *modulation, int rank, float first)
+      : width(x[x_rank - 1]), vectors(modulation[rank - 2]), groups(num_elements(modulation, 0, rank - 2)),
+        rows(groups ? num_elements(x, 0, x_rank - 1) / groups : 0), first(integer(first)) {}
+  bool fits(const int64_t *x, int x_rank, const int64_t *modulation, int rank, int64_t used) const {
+    return modulation[rank - 1] == width && rows * groups == num_elements(x, 0, x_rank - 1) && first >= 0 &&
+           first + used <= vectors;
+  }
+  // Offset of the vector number `first` of the group that has row `row` of x.
+  int64_t offset(int64_t row) const { return (row / rows * vectors + first) * width; }
+};
 
 inline int64_t ceil_div(int64_t size, int64_t unit) { return (size + unit - 1) / unit; }
 inline int64_t round_up(int64_t size, int64_t unit) { return ceil_div(size, unit) * unit; }

@@ -55,32 +55,38 @@ KERNEL(bias_gelu_grad) {
   return OK;
 }
 
-// x (B, S, D), gate (B, 1, D), y (B, S, D) -> z (B, S, D) = x + gate y
+// x (..., D), modulation (..., vectors, D), (first), y (..., D) -> z (..., D) = x + gate y
+// The gate is the vector `first` of the modulation.
 KERNEL(gated_residual) {
-  const float *x = input(params, 0), *gate = input(params, 1), *y = input(params, 2);
-  float *z = output(params, 3);
-  const int64_t batch = shapes[0][0], rows = shapes[0][1], width = shapes[0][2];
-  if (!is_modulation(shapes[1], batch, width) || !std::equal(shapes[0], shapes[0] + 3, shapes[2])) {
+  const float *x = input(params, 0), *modulation = input(params, 1), *y = input(params, 3);
+  float *z = output(params, 4);
+  const Modulation shape(shapes[0], ndims[0], shapes[1], ndims[1], input(params, 2)[0]);
+  if (!shape.fits(shapes[0], ndims[0], shapes[1], ndims[1], 1) || ndims[0] != ndims[3] ||
+      !std::equal(shapes[0], shapes[0] + ndims[0], shapes[3])) {
     return INVALID_SHAPES;
   }
+  const int64_t width = shape.width;
 #pragma omp parallel for
-  for (int64_t row = 0; row < batch * rows; ++row) {
-    const float *gate_row = gate + row / rows * width;
+  for (int64_t row = 0; row < shape.groups * shape.rows; ++row) {
+    const float *gate_row = modulation + shape.offset(row);
 #pragma omp simd
     for (int64_t i = 0; i < width; ++i) z[row * width + i] = x[row * width + i] + gate_row[i] * y[row * width + i];
   }
   return OK;
 }
 
-// gate (B, 1, D), y (B, S, D), dz (B, S, D) -> dgate (B, 1, D), dy (B, S, D); dx is dz
+// modulation (..., vectors, D), (first), y (..., D), dz (..., D) -> dmodulation (..., vectors, D), dy (..., D); dx is dz
 KERNEL(gated_residual_grad) {
-  const float *gate = input(params, 0), *y = input(params, 1), *dz = input(params, 2);
-  float *dgate = output(params, 3), *dy = output(params, 4);
-  const int64_t batch = shapes[1][0], rows = shapes[1][1], width = shapes[1][2];
-  if (!is_modulation(shapes[0], batch, width)) return INVALID_SHAPES;
-  for (int64_t b = 0; b < batch; ++b) {
+  const float *modulation = input(params, 0), *y = input(params, 2), *dz = input(params, 3);
+  float *dmodulation = output(params, 4), *dy = output(params, 5);
+  const Modulation shape(shapes[2], ndims[2], shapes[0], ndims[0], input(params, 1)[0]);
+  if (!shape.fits(shapes[2], ndims[2], shapes[0], ndims[0], 1)) return INVALID_SHAPES;
+  const int64_t rows = shape.rows, width = shape.width;
+  std::fill(dmodulation, dmodulation + shape.groups * shape.vectors * width, 0.0f);
+  for (int64_t b = 0; b < shape.groups; ++b) {
     ThreadSums dgate_sums(width);
-    const float *gate_row = gate + b * width;
+    const int64_t offset = shape.offset(b * rows);
+    const float *gate_row = modulation + offset;
 #pragma omp parallel
     {
       float *dgate_sum = dgate_sums.own();
@@ -93,17 +99,19 @@ KERNEL(gated_residual_grad) {
         }
       }
     }
-    dgate_sums.total(dgate + b * width);
+    dgate_sums.total(dmodulation + offset);
   }
   return OK;
 }
 
-// x (B, S, N, D), cos and sin (S, 1, 3, D / 6), direction (1): 1, or -1 for the inverse rotation -> y (B, S, N, D)
-// A head has three sections of D / 3 channels, for t, h and w; channel i of a section is paired with channel i + D / 6.
+// x (B, S, N, D), cos and sin (S, 1, 3, D / 6), (direction, rows), (-direction, rows), which only the gradient
+// needs -> y (B, S, N, D)
+// Rotates the first `rows` of the batch and copies the others. The direction is 1, or -1 for the inverse rotation. A head has three sections of D / 3 channels, for t, h and w; channel i of a section is paired with channel i + D / 6.
 KERNEL(rope) {
   const float *x = input(params, 0), *cos = input(params, 1), *sin = input(params, 2);
   const float direction = input(params, 3)[0];
-  float *y = output(params, 4);
+  const int64_t rotated = integer(input(params, 3)[1]);
+  float *y = output(params, 5);
   const int64_t batch = shapes[0][0], tokens = shapes[0][1], heads = shapes[0][2], width = shapes[0][3];
   const int64_t half = width / 6, angles = tokens * 3 * half;
   if (width % 6 || num_elements(shapes[1], 0, ndims[1]) != angles || num_elements(shapes[2], 0, ndims[2]) != angles) {
@@ -111,6 +119,10 @@ KERNEL(rope) {
   }
 #pragma omp parallel for
   for (int64_t row = 0; row < batch * tokens; ++row) {
+    if (row >= rotated * tokens) {
+      std::copy(x + row * heads * width, x + (row + 1) * heads * width, y + row * heads * width);
+      continue;
+    }
     const float *token_cos = cos + row % tokens * 3 * half, *token_sin = sin + row % tokens * 3 * half;
     for (int64_t section = 0; section < heads * 3; ++section) {
       const float *first = x + row * heads * width + section * 2 * half, *second = first + half;

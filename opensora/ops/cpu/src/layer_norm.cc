@@ -21,17 +21,19 @@ float mean_square(const float *x, int64_t size, float center) {
 
 }  // namespace
 
-// x (B, S, D), shift (B, 1, D), scale (B, 1, D), eps (1) -> y (B, S, D) = (x - mean) / std * (1 + scale) + shift
+// x (..., D), modulation (..., vectors, D), (eps, first) -> y (..., D) = (x - mean) / std * (1 + scale) + shift
+// shift and scale are the vectors `first` and `first` + 1 of the modulation.
 KERNEL(modulated_layer_norm) {
-  const float *x = input(params, 0), *shift = input(params, 1), *scale = input(params, 2);
-  const float eps = input(params, 3)[0];
-  float *y = output(params, 4);
-  const int64_t batch = shapes[0][0], rows = shapes[0][1], width = shapes[0][2];
-  if (!is_modulation(shapes[1], batch, width) || !is_modulation(shapes[2], batch, width)) return INVALID_SHAPES;
+  const float *x = input(params, 0), *modulation = input(params, 1), *settings = input(params, 2);
+  const float eps = settings[0];
+  float *y = output(params, 3);
+  const Modulation shape(shapes[0], ndims[0], shapes[1], ndims[1], settings[1]);
+  if (!shape.fits(shapes[0], ndims[0], shapes[1], ndims[1], 2)) return INVALID_SHAPES;
+  const int64_t width = shape.width;
 #pragma omp parallel for
-  for (int64_t row = 0; row < batch * rows; ++row) {
+  for (int64_t row = 0; row < shape.groups * shape.rows; ++row) {
     const float *x_row = x + row * width;
-    const float *shift_row = shift + row / rows * width, *scale_row = scale + row / rows * width;
+    const float *shift_row = modulation + shape.offset(row), *scale_row = shift_row + width;
     float *y_row = y + row * width;
     const float mean = row_mean(x_row, width);
     const float rstd = 1 / std::sqrt(mean_square(x_row, width, mean) + eps);
@@ -41,18 +43,21 @@ KERNEL(modulated_layer_norm) {
   return OK;
 }
 
-// x (B, S, D), scale (B, 1, D), eps (1), dy (B, S, D) -> dx (B, S, D), dshift (B, 1, D), dscale (B, 1, D)
+// x (..., D), modulation (..., vectors, D), (eps, first), dy (..., D) -> dx (..., D), dmodulation (..., vectors, D)
 // With n = (x - mean) / std and g = dy (1 + scale): dx = (g - mean(g) - n mean(g n)) / std.
 KERNEL(modulated_layer_norm_grad) {
-  const float *x = input(params, 0), *scale = input(params, 1), *dy = input(params, 3);
-  const float eps = input(params, 2)[0];
-  float *dx = output(params, 4), *dshift = output(params, 5), *dscale = output(params, 6);
-  const int64_t batch = shapes[0][0], rows = shapes[0][1], width = shapes[0][2];
-  if (!is_modulation(shapes[1], batch, width)) return INVALID_SHAPES;
+  const float *x = input(params, 0), *modulation = input(params, 1), *settings = input(params, 2);
+  const float *dy = input(params, 3), eps = settings[0];
+  float *dx = output(params, 4), *dmodulation = output(params, 5);
+  const Modulation shape(shapes[0], ndims[0], shapes[1], ndims[1], settings[1]);
+  if (!shape.fits(shapes[0], ndims[0], shapes[1], ndims[1], 2)) return INVALID_SHAPES;
+  const int64_t rows = shape.rows, width = shape.width;
+  std::fill(dmodulation, dmodulation + shape.groups * shape.vectors * width, 0.0f);
   const ThreadBuffers normalized_rows(width), gradient_rows(width);
-  for (int64_t b = 0; b < batch; ++b) {
+  for (int64_t b = 0; b < shape.groups; ++b) {
     ThreadSums dshift_sums(width), dscale_sums(width);
-    const float *scale_row = scale + b * width;
+    const int64_t offset = shape.offset(b * rows);
+    const float *scale_row = modulation + offset + width;
 #pragma omp parallel
     {
       float *dshift_sum = dshift_sums.own(), *dscale_sum = dscale_sums.own();
@@ -80,8 +85,8 @@ KERNEL(modulated_layer_norm_grad) {
         for (int64_t i = 0; i < width; ++i) dx_row[i] = (gradient[i] - sum - normalized[i] * product_sum) * rstd;
       }
     }
-    dshift_sums.total(dshift + b * width);
-    dscale_sums.total(dscale + b * width);
+    dshift_sums.total(dmodulation + offset);
+    dscale_sums.total(dmodulation + offset + width);
   }
   return OK;
 }
