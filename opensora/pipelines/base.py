@@ -146,6 +146,7 @@ class VideoPipeline:
         progress: bool = True,
         conditioning: Optional[Tensor] = None,
         settings: Optional[DenoiseSettings] = None,
+        timesteps: Optional[Sequence[float]] = None,
     ) -> Tensor:
         """Latents (1, C, 1 + n, height / 8, width / 8) for an embedded prompt and the output of `encode_condition`.
 
@@ -173,6 +174,7 @@ class VideoPipeline:
             conditioning,
             progress,
             settings,
+            timesteps,
         )
         return denoised
 

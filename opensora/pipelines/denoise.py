@@ -30,32 +30,26 @@ class DenoiseSettings:
     Attributes:
         cache: step caching; None: every step calls the transformer.
         guidance_interval: of `Guidance`.
-        timesteps: at which the steps start, see `Scheduler.set_timesteps`; None: the sampler spaces the steps.
         groups: the processes that make a video together; None: this one.
         negative_states: what the videos of the run share.
     """
 
     cache: Optional[CacheSettings] = None
     guidance_interval: tuple[float, float] = WHOLE_RANGE
-    timesteps: Optional[Sequence[float]] = None
     groups: Optional[VideoGroups] = None
     negative_states: NegativeStates = field(default_factory=NegativeStates)
 
     @classmethod
     def of(
-        cls,
-        cache: Optional[str],
-        guidance_interval: Sequence[float],
-        timesteps: Optional[Sequence[float]] = None,
-        groups: Optional[VideoGroups] = None,
+        cls, cache: Optional[str], guidance_interval: Sequence[float], groups: Optional[VideoGroups] = None
     ) -> DenoiseSettings:
-        """From the values of `AccelerationOptions`, and timesteps.
+        """From the values of `AccelerationOptions`.
 
         Raises:
             UserError: one of them is invalid.
         """
         interval = check_guidance_interval(guidance_interval, "guidance_interval")
-        return cls(parse_cache(cache, "cache"), interval, timesteps, groups)
+        return cls(parse_cache(cache, "cache"), interval, groups)
 
 
 class Denoised(NamedTuple):
@@ -76,30 +70,28 @@ def denoise(
     conditioning: Optional[Tensor] = None,
     progress: bool = True,
     settings: Optional[DenoiseSettings] = None,
+    timesteps: Optional[Sequence[float]] = None,
 ) -> Denoised:
     """Denoises a batch of videos.
 
     Args:
         text: with guidance the rows of the negative prompts, then those of the prompts; without, the prompts' only.
         latents: noise of unit variance, (B, C, T, H, W).
-        num_inference_steps: without effect if the settings have timesteps.
         guidance_scale: of `Guidance`; 1 or less disables guidance.
         step_noise: the sampler's noise; None: sampled by the scheduler.
         conditioning: (B, C', T, H, W), the conditioning channels of an inpaint model.
+        timesteps: those at which the steps start; then `num_inference_steps` has no effect.
     """
     settings = settings or DenoiseSettings()
-    if settings.timesteps is None:
-        scheduler.set_timesteps(num_inference_steps)
-    else:
-        scheduler.set_timesteps(timesteps=settings.timesteps)
-    timesteps, groups = scheduler.timesteps, settings.groups
+    scheduler.set_timesteps(num_inference_steps if timesteps is None else None, timesteps)
+    groups, calls = settings.groups, scheduler.timesteps
     guidance = Guidance(guidance_scale, settings.guidance_interval, groups.guidance if groups else None)
 
     def make_prediction(model: Any) -> GuidedPrediction:
-        return GuidedPrediction(transformer, model, text, timesteps, guidance, conditioning, settings.negative_states)
+        return GuidedPrediction(transformer, model, text, calls, guidance, conditioning, settings.negative_states)
 
     predict, counter = with_cache(settings.cache, transformer, make_prediction, scheduler.levels(), Agreement(groups))
     x = latents.astype(ms.float32) * scheduler.init_noise_sigma
-    for step, t in enumerate(tqdm(timesteps, "denoising", leave=False, unit="step", disable=not progress)):
+    for step, t in enumerate(tqdm(calls, "denoising", leave=False, unit="step", disable=not progress)):
         x = scheduler.step(predict(scheduler.scale_model_input(x, t), step), t, x, noise=step_noise)
     return Denoised(x, counter.calls)

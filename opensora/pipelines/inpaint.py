@@ -73,7 +73,7 @@ class OpenSoraInpaintPipeline(VideoPipeline):
         Raises:
             FileNotFoundError, UserError: unusable files or values.
         """
-        settings = DenoiseSettings.of(cache, guidance_interval, timesteps)
+        settings = DenoiseSettings.of(cache, guidance_interval)
         check_choice("output_type", output_type, OUTPUT_TYPES[:-1] if keep_condition else OUTPUT_TYPES)
         check_size(num_frames, height, width)
         check_noise_strength(noise_strength)
@@ -100,6 +100,7 @@ class OpenSoraInpaintPipeline(VideoPipeline):
             step_noise=step_noise,
             conditioning=conditioning,
             settings=settings,
+            timesteps=timesteps,
         )
         output = self.output(latents, output_type)
         if keep_condition:

@@ -14,8 +14,9 @@ from opensora.config.acceleration import CacheSettings
 from opensora.datasets.bucketed.dataset import IMAGE_FPS
 from opensora.parallel.agreement import Agreement
 from opensora.pipelines.guidance import STDiTPrediction
-from opensora.pipelines.step_cache import with_cache
+from opensora.pipelines.step_cache import calls_note, with_cache
 from opensora.pipelines.text import TextEncoder
+from opensora.utils.logs import logger
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,8 @@ class STDiTPipeline:
         predict, counter = with_cache(self.cache, self.transformer, make_prediction, sampler.levels(), Agreement())
         result = sampler.run(predict, latents, mask, noise, progress)
         self.model_calls = counter.calls
+        if self.cache and progress:
+            logger.info(calls_note(counter.calls, len(sampler.call_timesteps)))
         return result
 
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -52,6 +52,11 @@ def with_cache(
     return prediction, prediction
 
 
+def calls_note(calls: float, steps: int) -> str:
+    """How often the transformer was called for a video, as runs report it."""
+    return f"calls of the transformer for a video: {calls:g}, without a cache {steps}"
+
+
 class StepPolicy:
     """Which steps call the transformer, whatever the threshold: the first ones and the last one of n."""
 
@@ -103,7 +108,8 @@ class EasyCache:
             or self._rate is None
             or self._rate * self._moved >= self._threshold
         )
-        output = self._predict(x, step, *conditions) if self._agreement.run_calls(calls) else None
+        if self._agreement.run_calls(calls):
+            output = self._predict(x, step, *conditions)
         if calls:
             self._remember(output, x, step, context)
             self.calls += 1

@@ -51,13 +51,14 @@ class OpenSoraPipeline(VideoPipeline):
                 "latent": float32 (1, C, 1 + n, height / 8, width / 8), normalized as for the transformer.
             cache: step caching, "easy" or "first_block", optionally with a threshold, as in "easy:0.05".
             guidance_interval: noise levels, timestep / 1000, outside which there is no guidance.
-            timesteps: at which the steps start, instead of num_inference_steps; see `Scheduler.set_timesteps`.
+            timesteps: the training timesteps at which the steps start, instead of num_inference_steps; see
+                `Scheduler.set_timesteps`.
 
         Raises:
             UserError: an unsupported size, an unknown output_type or cache, an invalid interval, timesteps that the
                 sampler cannot take.
         """
-        settings = DenoiseSettings.of(cache, guidance_interval, timesteps)
+        settings = DenoiseSettings.of(cache, guidance_interval)
         check_choice("output_type", output_type, OUTPUT_TYPES)
         check_size(num_frames, height, width)
         text = self.embed_prompt(prompt, guidance_scale, max_sequence_length)
@@ -72,5 +73,6 @@ class OpenSoraPipeline(VideoPipeline):
             latents,
             step_noise,
             settings=settings,
+            timesteps=timesteps,
         )
         return self.output(latents, output_type)

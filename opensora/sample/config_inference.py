@@ -8,17 +8,20 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from opensora.config.acceleration import WHOLE_RANGE, parse_cache
 from opensora.config.families import STDIT, check_family
 from opensora.datasets.media import save_image, write_video
 from opensora.datasets.transforms import to_uint8
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.parallel.collectives import barrier
+from opensora.pipelines.denoise import DenoiseSettings
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.long_video import VideoPrompt, make_long_video
 from opensora.pipelines.references import read_reference
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize
+from opensora.pipelines.step_cache import calls_note
 from opensora.pipelines.t2v import OpenSoraPipeline
 from opensora.pipelines.text import note_if_truncated
 from opensora.registry import (
@@ -141,6 +144,7 @@ class STDiTSampler:
         self.pipeline = build_stdit_pipeline(
             config, device.dtype, (options.num_frames, *options.image_size), device.vae_dtype
         )
+        self.pipeline.cache = parse_cache(options.cache)
         self.batch_size = options.batch_size
         _, _, *latent_size = self.pipeline.latent_shape(self.size.video)
         output_size = [count * stride for count, stride in zip(latent_size, self.pipeline.vae.patch_size[1:])]
@@ -154,6 +158,8 @@ class STDiTSampler:
     def check(config: Mapping[str, Any], options: InferenceOptions, requests: Sequence[Request], long: bool) -> None:
         """Raises UserError if the scheduler does not support conditioning frames that the requests need."""
         build(config["scheduler"], SCHEDULER)
+        if tuple(options.guidance_interval) != WHOLE_RANGE:
+            raise UserError(f"guidance_interval: {STDIT} does not support it; leave it out")
         has_conditioning = options.loop > 1 or any(request.groups for request in requests)
         if long and has_conditioning and config["scheduler"]["type"] != "iddpm":
             raise UserError(
@@ -218,6 +224,7 @@ class PlanSampler:
             LazyModel(lambda: build(config["vae"], VAE, dtype=device.vae_dtype)),
             self.guided_sampler.scheduler,
         )
+        self.settings = DenoiseSettings.of(options.cache, options.guidance_interval)
 
     @staticmethod
     def check(config: Mapping[str, Any], options: InferenceOptions, requests: Sequence[Request], long: bool) -> None:
@@ -248,7 +255,10 @@ class PlanSampler:
             scale,
             (self.options.seed, request.index, number),
             progress=self.is_main,
+            settings=self.settings,
         )
+        if self.options.cache and self.is_main:
+            logger.info(calls_note(self.pipeline.model_calls, len(self.pipeline.scheduler.timesteps)))
         return self.pipeline.decode(latents)
 
 

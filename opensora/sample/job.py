@@ -18,7 +18,7 @@ from opensora.models import get_vae
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import barrier
-from opensora.parallel.groups import Group, sequence_group, shard_list
+from opensora.parallel.groups import VideoGroups, sequence_group, shard_list, video_groups
 from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.parallel.stream import ContextParallelStream
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
@@ -26,6 +26,7 @@ from opensora.pipelines.base import VideoPipeline
 from opensora.pipelines.conditioning import ConditioningFrames, read_conditioning_frames
 from opensora.pipelines.denoise import DenoiseSettings
 from opensora.pipelines.lazy import LazyModel
+from opensora.pipelines.step_cache import calls_note
 from opensora.pipelines.text import note_if_truncated
 from opensora.sample.host_text_encoder import HostTextEncoder
 from opensora.sample.memory import plan_run
@@ -51,7 +52,7 @@ from opensora.utils.stopwatch import Stopwatch
 
 
 def build_pipeline(
-    options: SampleOptions, device: Device, group: Group, tokenizer: Tokenizer, plan: MemoryPlan
+    options: SampleOptions, device: Device, groups: VideoGroups, tokenizer: Tokenizer, plan: MemoryPlan
 ) -> VideoPipeline:
     """The pipeline for a run's options; models load at first use, held as planned."""
     dtype, weights = device.dtype, {**options.held_weights(), **plan.weights}
@@ -65,8 +66,8 @@ def build_pipeline(
             weights=weights["transformer"],
             streamed=plan.models["transformer"].streamed,
         )
-        if group.size > 1:
-            transformer.parallelize(UlyssesSequenceParallel(group))
+        if groups.sequence.size > 1:
+            transformer.parallelize(UlyssesSequenceParallel(groups.sequence))
         return transformer
 
     def load_vae():
@@ -74,8 +75,8 @@ def build_pipeline(
         vae.enable_tiling(options.enable_tiling)
         # Graph mode compiles the first, middle and last chunk separately, with different collectives.
         is_graph = device.mode == ms.GRAPH_MODE
-        if group.size > 1 and not is_graph and (vae.use_tiling or vae.config.streams_exactly):
-            vae.share_decoding(ContextParallelStream(group))
+        if groups.video.size > 1 and not is_graph and (vae.use_tiling or vae.config.streams_exactly):
+            vae.share_decoding(ContextParallelStream(groups.video))
         return vae
 
     def load_text_encoder():
@@ -102,7 +103,7 @@ def build_pipeline(
 def run(options: SampleOptions, device: Device) -> None:
     """Generates all missing samples; existing ones are kept unless --overwrite is set.
 
-    Under msrun samples are distributed over groups of --sp_size processes; the processes of a group share each sample.
+    Under msrun samples are distributed over groups of --sp_size times --cfg_size processes, which share each sample.
 
     Raises:
         UserError, OSError: unusable prompts or files.
@@ -119,7 +120,7 @@ def run(options: SampleOptions, device: Device) -> None:
 def _run(options: SampleOptions, device: Device) -> None:
     sp_size = device.world_size if options.sp else options.sp_size
     config = options.transformer_class.config_class.from_dict(read_config(options.model_path))
-    group = sequence_group(device, sp_size, config.num_attention_heads)
+    sequence_group(device, sp_size, config.num_attention_heads)  # refuses an sp_size before anything is read
     samples = plan_samples(options, read_inputs(options))
     if not options.overwrite:
         for sample in samples:
@@ -134,7 +135,8 @@ def _run(options: SampleOptions, device: Device) -> None:
         check_free_space(options.save_img_path, len(todo) * bytes_per_sample(options))
     barrier(device.world_size)  # all processes have seen the same files before the first one is written
     if todo:
-        _make(options, device, group, todo)
+        cfg_size = options.cfg_size or _free_cfg_size(options, device.world_size // sp_size, len(todo))
+        _make(options, device, video_groups(device, sp_size, cfg_size, config.num_attention_heads), todo)
     barrier(device.world_size)
     if device.is_main:
         if not options.save_latents:
@@ -142,16 +144,20 @@ def _run(options: SampleOptions, device: Device) -> None:
         print(f"results in {options.save_img_path}")
 
 
-def _make(options: SampleOptions, device: Device, group: Group, todo: Sequence[Sample]) -> None:
+def _free_cfg_size(options: SampleOptions, groups: int, samples: int) -> int:
+    """2 if the rows of guidance can be shared without making fewer samples at a time, else 1."""
+    return 2 if options.guidance_scale > 1 and groups % 2 == 0 and 2 * samples <= groups else 1
+
+
+def _make(options: SampleOptions, device: Device, groups: VideoGroups, todo: Sequence[Sample]) -> None:
     """Generates samples with models that are held as planned."""
-    # Only Ascend supports collectives of single groups; elsewhere all groups must run in lockstep.
-    lockstep = group.size > 1 and device.target != "Ascend"
+    group = groups.video
     tokenizer = Tokenizer(options.text_encoder_name_1)
     sizes = {sample: frame_size(options, sample) for sample in todo}
     plan = plan_run(options, device, tokenizer, texts_to_embed(options, todo), max(sizes.values()))
     options = replace(options, save_memory=plan.one_at_a_time)
-    pipeline = build_pipeline(options, device, group, tokenizer, plan)
-    times = Stopwatch()
+    pipeline = build_pipeline(options, device, groups, tokenizer, plan)
+    times, model_calls = Stopwatch(), []
     if options.decode_latents:
         _check_latents(todo)
     else:
@@ -159,11 +165,11 @@ def _make(options: SampleOptions, device: Device, group: Group, todo: Sequence[S
         keeps_latents = options.save_memory and not options.overwrite
         pending = [sample for sample in todo if not (keeps_latents and sample.latents_path.exists())]
         barrier(device.world_size)  # all processes have seen the same latents
-        mine = shard_list(pending, group, lockstep)
-        _denoise_all(options, device, group, pipeline, plan, mine, sizes, times)
+        mine = shard_list(pending, group, groups.lockstep)
+        model_calls = _denoise_all(options, device, groups, pipeline, plan, mine, sizes, times)
         barrier(device.world_size)  # all latents exist before the next stage
     if (options.decode_latents or options.save_memory) and not options.save_latents:
-        mine = shard_list(todo, group, lockstep)
+        mine = shard_list(todo, group, groups.lockstep)
         for sample, keep in tqdm(mine, desc="decoding", unit="video", disable=not device.is_main):
             writes = keep and group.is_first
             with times("decode"):
@@ -172,6 +178,9 @@ def _make(options: SampleOptions, device: Device, group: Group, todo: Sequence[S
                 sample.latents_path.unlink()
     if device.is_main:
         _log_times(times, options.num_sampling_steps)
+        if model_calls:
+            mean = sum(model_calls) / len(model_calls)
+            logger.info(calls_note(mean, len(pipeline.scheduler.timesteps)))
 
 
 def _log_times(times: Stopwatch, steps: int) -> None:
@@ -201,21 +210,26 @@ def _check_latents(todo: Sequence[Sample]) -> None:
 def _denoise_all(
     options: SampleOptions,
     device: Device,
-    group: Group,
+    groups: VideoGroups,
     pipeline: VideoPipeline,
     plan: MemoryPlan,
     mine: Sequence[tuple[Sample, bool]],
     sizes: Mapping[Sample, tuple[int, int]],
     times: Stopwatch,
-) -> None:
-    """Denoises every sample. Latents are decoded immediately, or written to files for a later stage."""
+) -> list[int]:
+    """Denoises every sample. Latents are decoded immediately, or written to files for a later stage.
+
+    Returns:
+        The number of calls of the transformer for each sample.
+    """
+    model_calls: list[int] = []
     if not mine:
-        return
+        return model_calls
     prompts = list(dict.fromkeys(sample.prompt for sample, _ in mine))
     refined = dict(zip(prompts, prompts))
     if options.caption_refiner:
         refined = refine_prompts(options.caption_refiner, prompts, options.seed, device.target)
-    if group.is_first:
+    if groups.video.is_first:
         _note_truncated_texts(options, pipeline, refined.values())
     with times("load"):
         pipeline.text_encoder.get()
@@ -229,7 +243,7 @@ def _denoise_all(
         pipeline.vae.release()
     with times("load"):
         pipeline.transformer.get()
-    settings = DenoiseSettings(timesteps=options.chosen_timesteps or None)
+    settings = DenoiseSettings.of(options.cache, options.guidance_interval, groups)
     for sample, keep in tqdm(mine, desc="videos", unit="video", disable=not device.is_main):
         seed = noise_seed(options, sample)
         with times("denoise"):
@@ -243,10 +257,12 @@ def _denoise_all(
                 progress=device.is_main,
                 conditioning=conditioning[sample],
                 settings=settings,
+                timesteps=options.chosen_timesteps or None,
             )
-        writes = keep and group.is_first
+        model_calls.append(pipeline.model_calls)
+        writes = keep and groups.video.is_first
         if writes:
-            write_metadata(sample, options, device, seed, refined[sample.prompt], plan.weights)
+            write_metadata(sample, options, device, seed, refined[sample.prompt], plan.weights, pipeline.model_calls)
         if not (options.save_latents or options.save_memory):
             with times("decode"):
                 _decode(options, pipeline, sample, lambda: latents, writes)
@@ -254,6 +270,7 @@ def _denoise_all(
             write_latents(sample.latents_path, latents.asnumpy())
     if options.save_memory:
         pipeline.transformer.release()
+    return model_calls
 
 
 def texts_to_embed(options: SampleOptions, samples: Sequence[Sample]) -> Optional[list[str]]:

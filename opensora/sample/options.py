@@ -8,6 +8,7 @@ from dataclasses import asdict, dataclass, replace
 from functools import partial
 from typing import Any, Optional
 
+from opensora.config.acceleration import AccelerationOptions
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
@@ -108,6 +109,8 @@ class SampleOptions:
         metavar="FILE",
     )
     guidance_scale: float = _sampling(7.5, "classifier-free guidance scale; 1: no guidance")
+    guidance_interval: tuple[float, float] = option_of(AccelerationOptions, "guidance_interval")
+    cache: Optional[str] = option_of(AccelerationOptions, "cache")
     max_sequence_length: int = _sampling(512, "maximum number of text tokens")
     prediction_type: Optional[str] = _sampling(
         None,
@@ -133,6 +136,12 @@ class SampleOptions:
     decode_latents: bool = _memory(False, "only decode the files of --save_latents")
     sp_size: int = _memory(1, "processes of msrun that share each video; other groups make other videos")
     sp: bool = _memory(False, "all processes share each video")
+    cfg_size: Optional[int] = _memory(
+        None,
+        "2: the negative prompt's and the prompt's half of guidance are computed by different processes of msrun, so "
+        "that --sp_size times 2 processes share each video; default: 2 where processes would have no video to make",
+        choices=(1, 2),
+    )
     seed: int = DeviceOptions.seed
     chosen_timesteps: tuple[float, ...] = ()  # the content of --timesteps
 
@@ -148,6 +157,11 @@ class SampleOptions:
             )
         if self.save_latents and self.decode_latents:
             raise UserError("--save_latents stops before decoding, --decode_latents only decodes: use one of them")
+        AccelerationOptions(self.cache, self.guidance_interval)
+        if self.cfg_size == 2 and self.guidance_scale <= 1:
+            raise UserError(
+                f"--cfg_size 2 splits the work of guidance, which --guidance_scale {self.guidance_scale:g} disables"
+            )
         check_template(self.prompt_template)
         for name in ("prompt_template", "negative_prompt"):
             check_characters(getattr(self, name), f"--{name}")
@@ -205,7 +219,12 @@ class SampleOptions:
         }
 
     def as_metadata(self) -> dict:
-        values = {**asdict(self), "weights": list(self.weights), "timesteps": list(self.chosen_timesteps) or None}
+        values = {
+            **asdict(self),
+            "weights": list(self.weights),
+            "guidance_interval": list(self.guidance_interval),
+            "timesteps": list(self.chosen_timesteps) or None,
+        }
         del values["chosen_timesteps"]
         return values
 

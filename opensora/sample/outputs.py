@@ -14,6 +14,7 @@ from typing import Any, Optional
 import numpy as np
 
 import opensora
+from opensora.config.acceleration import WHOLE_RANGE
 from opensora.datasets.media import VideoReader, read_image, save_image, write_video
 from opensora.device import Device
 from opensora.errors import UserError
@@ -36,6 +37,7 @@ FREE_ARGUMENTS = (
     "overwrite",
     "sp_size",
     "sp",
+    "cfg_size",
 )
 
 
@@ -100,12 +102,14 @@ def write_metadata(
     seed: Sequence[int],
     prompt_used: str,
     weights: Mapping[str, str],
+    model_calls: int,
 ) -> None:
     """Writes everything needed to reproduce the sample.
 
     Args:
         prompt_used: the refined prompt, if there was a refiner.
         weights: the formats that the models' weights were held in.
+        model_calls: calls of the transformer.
     """
     import mindspore
 
@@ -116,6 +120,7 @@ def write_metadata(
         "prompt_index": sample.index,
         "sample_number": sample.number,
         "noise_seed": list(seed),
+        "model_calls": model_calls,
         "arguments": options.as_metadata(),
         "device": {"target": device.target, "mode": device.mode, **device.precisions, "weights": dict(weights)},
         "versions": {
@@ -165,7 +170,14 @@ def _read_record(sample: Sample) -> dict:
     if not isinstance(record, dict) or not isinstance(record.get("arguments"), dict):
         raise _no_record(sample, "no object with arguments")
     inputs = {name: record[name] for name in ("prompt", "condition") if name in record}
-    added_later: dict[str, Any] = {"condition": [], "weights": [], "text_encoder_device": None, "timesteps": None}
+    added_later: dict[str, Any] = {
+        "condition": [],
+        "weights": [],
+        "text_encoder_device": None,
+        "timesteps": None,
+        "cache": None,
+        "guidance_interval": list(WHOLE_RANGE),
+    }
     return {**added_later, **record["arguments"], **inputs}
 
 

@@ -10,7 +10,7 @@ Stochastic Differential Equations", section 4.3).
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Optional
@@ -23,7 +23,7 @@ from opensora.checkpoint.files import read_config
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models.text_encoder.tokenizer import Tokenizer
-from opensora.parallel.groups import sequence_group
+from opensora.parallel.groups import video_groups
 from opensora.pipelines.denoise import DenoiseSettings, denoise
 from opensora.pipelines.text import TextEmbedding
 from opensora.sample.job import build_pipeline, encode_condition, frame_size, noise_seed, texts_to_embed
@@ -48,23 +48,24 @@ class ReusedOutputs:
     the kept ones in the last of them therefore need one call.
     """
 
-    def __init__(self, transformer: Any, scheduler: Scheduler):
+    def __init__(self, transformer: Any):
         self.transformer = transformer
-        self.scheduler = scheduler
         self.outputs: dict[tuple, Tensor] = {}  # by the timesteps up to the call
+        self.timesteps: tuple = ()
         self.calls = 0
 
-    def start(self) -> None:
-        """Begins a trajectory."""
-        self.calls = 0
+    def start(self, timesteps: Sequence[float]) -> None:
+        """Begins a trajectory with these timesteps of its calls."""
+        self.timesteps, self.calls = tuple(timesteps), 0
 
-    def keep(self, kept: tuple) -> None:
-        """Forgets the outputs of all trajectories but that with the kept timesteps of its calls."""
+    def keep(self, timesteps: Iterable[float]) -> None:
+        """Forgets the outputs of all other trajectories."""
+        kept = tuple(timesteps)
         self.outputs = {key: output for key, output in self.outputs.items() if key == kept[: len(key)]}
 
     def __call__(self, *inputs: Any, **named: Any) -> Tensor:
         self.calls += 1
-        key = tuple(self.scheduler.timesteps[: self.calls])
+        key = self.timesteps[: self.calls]
         if key not in self.outputs:
             self.outputs[key] = self.transformer(*inputs, **named)
         return self.outputs[key]
@@ -80,17 +81,18 @@ class Trajectories:
     transformer: Any
     scheduler: Scheduler
     guidance_scale: float
+    settings: DenoiseSettings
     texts: Sequence[TextEmbedding]
     noises: Sequence[np.ndarray]
     conditioning: Sequence[Optional[Tensor]]
     long_steps: int
 
     def __post_init__(self) -> None:
-        self.models = [ReusedOutputs(self.transformer, self.scheduler) for _ in self.texts]
-        self._kept: tuple = ()
+        self.models = [ReusedOutputs(self.transformer) for _ in self.texts]
+        self._kept: np.ndarray = np.zeros(0)
         self.targets = []
         for sample in tqdm(range(len(self.texts)), "long runs", leave=False, unit="sample"):
-            self.targets.append(self._latents(sample, None))
+            self.targets.append(self._latents(sample))
             self.models[sample].keep(())
 
     def error(self, timesteps: Timesteps, limit: float = math.inf) -> float:
@@ -104,27 +106,30 @@ class Trajectories:
             if total > limit * count:
                 break
         if total < limit * count:
-            self._kept = tuple(self.scheduler.timesteps)
+            self._kept = self.scheduler.timesteps
         for model in self.models:
             model.keep(self._kept)
         return total / count if total <= limit * count else math.inf
 
-    def _latents(self, sample: int, timesteps: Optional[Timesteps]) -> np.ndarray:
-        """The result of a trajectory, float64; without timesteps, of the long run."""
-        self.models[sample].start()
-        latents, _ = denoise(
-            self.models[sample],
-            self.scheduler,
+    def _latents(self, sample: int, timesteps: Optional[Timesteps] = None) -> np.ndarray:
+        """The result of a sample with these timesteps; None: of its long run."""
+        model, scheduler = self.models[sample], self.scheduler
+        scheduler.set_timesteps(self.long_steps if timesteps is None else None, timesteps)
+        model.start(scheduler.timesteps.tolist())
+        result = denoise(
+            model,
+            scheduler,
             self.texts[sample],
             Tensor(self.noises[sample]),
             self.long_steps,
             self.guidance_scale,
-            step_noise=None,
-            conditioning=self.conditioning[sample],
-            progress=timesteps is None,
-            settings=DenoiseSettings(timesteps=timesteps),
+            None,
+            self.conditioning[sample],
+            progress=False,
+            settings=self.settings,
+            timesteps=timesteps,
         )
-        return latents.asnumpy().astype(np.float64)
+        return result.latents.asnumpy().astype(np.float64)
 
 
 def search_timesteps(search: SearchOptions, options: SampleOptions, device: Device) -> None:
@@ -151,6 +156,7 @@ def search_timesteps(search: SearchOptions, options: SampleOptions, device: Devi
         "conditions": [list(sample.conditioning_paths) for sample in samples],
         "seed": options.seed,
         **{name: value for name, value in asdict(search).items() if name not in FREE_OPTIONS},
+        "guidance_interval": list(options.guidance_interval),  # a tuple would differ from the list of a JSON file
     }
     settings = {name: getattr(options, name) for name in SETTINGS}
     earlier = _earlier(search.path, search.steps, settings, searched)
@@ -209,8 +215,8 @@ def _load(
     tokenizer = Tokenizer(options.text_encoder_name_1)
     sizes = [frame_size(options, sample) for sample in samples]
     plan = plan_run(options, device, tokenizer, texts_to_embed(options, samples), max(sizes))
-    group = sequence_group(device, 1, config.num_attention_heads)
-    pipeline = build_pipeline(options, device, group, tokenizer, plan)
+    groups = video_groups(device, 1, 1, config.num_attention_heads)
+    pipeline = build_pipeline(options, device, groups, tokenizer, plan)
     texts = pipeline.embed_prompts(
         [sample.prompt for sample in samples], options.guidance_scale, options.max_sequence_length
     )
@@ -222,6 +228,7 @@ def _load(
         pipeline.transformer.get(),
         scheduler,
         options.guidance_scale,
+        DenoiseSettings.of(None, options.guidance_interval),
         texts,
         [
             np.random.default_rng(noise_seed(options, sample)).standard_normal(

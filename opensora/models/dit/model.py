@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Optional
+from typing import Optional, Union
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
@@ -43,7 +43,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         self.caption_projection = TextProjection(config.caption_channels, width)
         self.adaln_single = AdaLayerNormSingle(width)
         self.transformer_blocks = nn.CellList([TransformerBlock(config, i) for i in range(config.num_layers)])
-        self.blocks_to_run: Iterable = tuple(self.transformer_blocks)
+        self.blocks_to_run: Union[tuple, BlockStream] = tuple(self.transformer_blocks)
         self.scale_shift_table = scale_shift_table(2, width)
         self.proj_out = Linear(width, config.patch_size**2 * config.out_channels)
 
@@ -111,7 +111,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
         The tokens are those of this process. They are float32: the residual stream adds up the outputs of many blocks,
         and PyTorch's autocast keeps it in float32, too.
         """
-        if text_states is None:
+        if encoder_hidden_states is not None:
             text_states = (self.caption_projection(encoder_hidden_states[:, 0]),) * self.config.num_layers
         if modulation is None:
             modulation = self.adaln_single(timestep)

@@ -64,7 +64,7 @@ class STDiT2(PretrainedModel):
         self.t_block_temp = Modulation(width, 3)
         self.y_embedder = CaptionEmbedder(config.caption_channels, width, config.model_max_length)
         self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])
-        self.blocks_to_run: Iterable = tuple(self.blocks)
+        self.blocks_to_run: Union[tuple, BlockStream] = tuple(self.blocks)
         self.final_layer = FinalLayer(width, int(np.prod(patch)) * config.out_channels)
         self._freeze(config.freeze)
 
@@ -172,10 +172,10 @@ class STDiT2(PretrainedModel):
             spatial = ops.where(frame, spatial, repeat_rows(spatial0, batch).expand_dims(1))  # B T 6C
             temporal = ops.where(frame, temporal, repeat_rows(temporal0, batch).expand_dims(1))
 
-        if text_states is None:
+        if y is not None:
             text_states = (self.y_embedder(y[:, 0]),) * self.depth
         text_mask = None
-        if mask is not None:
+        if mask is not None and text_states is not None:
             mask = repeat_rows(mask.reshape(-1, mask.shape[-1]), text_rows(text_states[0]))
             text_mask = prepare_attention_mask(mask, t * h * w, self.x_embedder.proj.dtype())
         sizes = (t, h, w), x.shape[2:]

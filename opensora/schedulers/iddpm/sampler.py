@@ -63,7 +63,8 @@ def guided(
             arguments["x_mask"] = ops.cat((x_mask, x_mask), 0)
         timestep = Tensor(np.full(2 * x.shape[0], timesteps[call], np.float32))
         output = model(ops.cat((x, x), 0), timestep, **arguments).astype(ms.float32)
-        return combine(*ops.chunk(output, 2, 0), scale, channels or x.shape[1])
+        prompt, null = ops.chunk(output, 2, 0)
+        return combine(prompt, null, scale, channels or x.shape[1])
 
     return predict
 
