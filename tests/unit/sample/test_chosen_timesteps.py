@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from opensora.pipelines import OpenSoraPipeline
+from opensora.pipelines.denoise import DenoiseSettings
 from opensora.pipelines.text import TextEmbedding
 from opensora.sample.options import parse_options
 from opensora.sample.outputs import check_same_run, plan_samples
@@ -166,7 +167,7 @@ def test_calls_for_the_same_timesteps_are_computed_once(name, order):
 
     def trajectories() -> Trajectories:
         model = Model()
-        return Trajectories(model, get_scheduler(name), 1.0, texts, noises, [None, None], 50)
+        return Trajectories(model, get_scheduler(name), 1.0, DenoiseSettings(), texts, noises, [None, None], 8)
 
     reused = trajectories()
     start, other = (999, 700, 400, 100), (999, 700, 400, 150)
