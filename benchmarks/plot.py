@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Callable
+from typing import Callable, Optional
 
 from PIL import Image, ImageDraw, ImageFont
 
@@ -21,12 +21,13 @@ MANTISSAS = (1, 2, 5)
 
 @dataclass(frozen=True)
 class Panel:
-    """Curves by name; the x axis has labels at `x_ticks`, the y axis at 1, 2 and 5 times powers of ten."""
+    """Curves by name; the axes have labels at the ticks, by default of y 1, 2 and 5 times powers of ten."""
 
     title: str
     x_label: str
     x_ticks: Sequence[float]
     curves: Mapping[str, Sequence[Point]]
+    y_ticks: Optional[Sequence[float]] = None
 
 
 class Pen:
@@ -59,7 +60,7 @@ def log_log(panels: Sequence[Panel]) -> Image.Image:
 
 def draw_panel(pen: Pen, panel: Panel) -> None:
     points = [point for curve in panel.curves.values() for point in curve]
-    y_ticks = ticks(min(y for _, y in points), max(y for _, y in points))
+    y_ticks = panel.y_ticks or ticks(min(y for _, y in points), max(y for _, y in points))
     x_of = scale(panel.x_ticks[0], panel.x_ticks[-1], LEFT + 15, WIDTH - RIGHT - 15)
     y_of = scale(y_ticks[0], y_ticks[-1], HEIGHT - BOTTOM, TOP)
     pen.text((WIDTH / 2, 18), panel.title, "mm", 16)

@@ -135,7 +135,7 @@ def _run(options: SampleOptions, device: Device) -> None:
         check_free_space(options.save_img_path, len(todo) * bytes_per_sample(options))
     barrier(device.world_size)  # all processes have seen the same files before the first one is written
     if todo:
-        cfg_size = options.cfg_size or _free_cfg_size(options, device.world_size // sp_size, len(todo))
+        cfg_size = _cfg_size(options, device, device.world_size // sp_size, len(todo))
         _make(options, device, video_groups(device, sp_size, cfg_size, config.num_attention_heads), todo)
     barrier(device.world_size)
     if device.is_main:
@@ -144,9 +144,18 @@ def _run(options: SampleOptions, device: Device) -> None:
         print(f"results in {options.save_img_path}")
 
 
-def _free_cfg_size(options: SampleOptions, groups: int, samples: int) -> int:
-    """2 if the rows of guidance can be shared without making fewer samples at a time, else 1."""
-    return 2 if options.guidance_scale > 1 and groups % 2 == 0 and 2 * samples <= groups else 1
+def _cfg_size(options: SampleOptions, device: Device, groups: int, samples: int) -> int:
+    """The processes for the two rows of guidance, given the number of groups that could make samples at a time.
+
+    Without --cfg_size they are two if that leaves no sample waiting.
+    """
+    if options.cfg_size is not None:
+        return options.cfg_size
+    if options.guidance_scale <= 1 or groups % 2 or 2 * samples > groups:
+        return 1
+    if device.is_main:
+        logger.info("different processes compute the two rows of guidance (--cfg_size 2)")
+    return 2
 
 
 def _make(options: SampleOptions, device: Device, groups: VideoGroups, todo: Sequence[Sample]) -> None:

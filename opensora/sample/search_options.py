@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -9,9 +10,11 @@ from pathlib import Path
 from typing import Any, Optional
 
 from opensora.checkpoint.files import find_weights
-from opensora.config.options import option, option_of
+from opensora.config.command_line import parse_flags
+from opensora.config.device import DeviceOptions
+from opensora.config.options import from_mapping, option, option_of
 from opensora.errors import UserError
-from opensora.sample.options import SampleOptions
+from opensora.sample.options import SampleOptions, check_weights
 
 
 def _of_sample(name: str, **changes: Any) -> Any:
@@ -76,3 +79,20 @@ class SearchOptions:
             return Path(self.output)
         weights = find_weights(self.ms_checkpoint or self.model_path)
         return weights.with_name(f"timesteps_{self.sample_method}_{self.steps}.json")
+
+
+def parse_search(argv: Optional[Sequence[str]] = None) -> tuple[SearchOptions, SampleOptions, argparse.Namespace]:
+    """The options of a search, those of sample.py with the same flags, and the parsed flags for `device.setup`.
+
+    Raises:
+        UserError, OSError: every mistake that is visible before weights are loaded.
+    """
+    args = parse_flags(
+        "Searches for the timesteps of a few steps whose result is nearest to that of a long run.",
+        (SearchOptions, DeviceOptions),
+        argv,
+        yaml_file=True,
+    )
+    search = from_mapping(SearchOptions, vars(args))
+    options = from_mapping(SampleOptions, vars(args), num_sampling_steps=search.steps, save_latents=True)
+    return search, check_weights(options), args

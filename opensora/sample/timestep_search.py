@@ -1,7 +1,8 @@
 """Coordinate search for the timesteps of a sampler (compass search, Kolda, Lewis & Torczon 2003, section 3).
 
 One timestep at a time is moved down and up, and a move that lowers the error is kept. When no timestep improves, the
-moves are halved, down to SHORTEST_MOVE. The first timestep stays: there the trajectory starts, as noise of a given
+moves are halved, down to SHORTEST_MOVE. The last timesteps are moved first: their trials need the fewest model calls,
+and they make room for the earlier ones. The first timestep stays: there the trajectory starts, as noise of a given
 level.
 """
 
@@ -53,7 +54,7 @@ def improve(choice: Choice, error_of: Error, lowest: int) -> Iterator[Choice]:
     """Yields every better choice, and the best one again when the moves become shorter."""
     while choice.move:
         before = choice.error
-        for index in range(1, len(choice.timesteps)):
+        for index in reversed(range(1, len(choice.timesteps))):
             for move in (-choice.move, choice.move):
                 timesteps = _moved(choice.timesteps, index, move, lowest)
                 if timesteps is None:

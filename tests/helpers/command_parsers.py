@@ -44,6 +44,7 @@ SCRIPTS = (
     "scripts/train.py",
     "benchmarks/run.py",
     "benchmarks/scaling.py",
+    "benchmarks/quality.py",
     "benchmarks/full_size.py",
     "benchmarks/convolution_onednn.py",
     "benchmarks/dataset_index.py",

@@ -62,6 +62,7 @@ def test_every_command_is_listed():
         pytest.skip("not a clone of the repository")
     elsewhere = {
         "opensora/sample/options.py",
+        "opensora/sample/search_options.py",
         "opensora/train/t2v_options.py",
         "opensora/train/inpaint_options.py",
         "opensora/train/vae_options.py",

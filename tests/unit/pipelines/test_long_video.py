@@ -128,8 +128,10 @@ class RecordingPipeline(STDiTPipeline):
         self.masks = []
 
     def sample(self, text, size, latents, mask=None, noise=None, progress=False):
+        """The samplers take any model; the pipeline's own loop needs what STDiT2 computes beforehand."""
         self.masks.append(mask)
-        return super().sample(text, size, latents, mask, noise, progress)
+        inputs = {**text, **size.conditioning(len(latents))}
+        return self.scheduler.sample(self.transformer, latents, inputs, mask, noise, progress)
 
 
 def golden_prompt(

@@ -147,10 +147,14 @@ class Model:
     calls = 0
 
     def text_states(self, text):
-        return (text,)
+        return ((text[:, 0], text[:, 0]),)
 
-    def __call__(self, x, timestep, *_, **__):
+    def adaln_single(self, timesteps):
+        return timesteps, timesteps
+
+    def __call__(self, x, *inputs):
         self.calls += 1
+        timestep, _ = inputs[5]
         return x.tanh() * (timestep / 500).cos().reshape(-1, 1, 1, 1, 1)
 
 
