@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import ctypes
 from collections.abc import Sequence
-from functools import cache, lru_cache
+from functools import lru_cache
 from typing import Any, Callable
 
 import numpy as np
@@ -35,16 +35,18 @@ class Kernel(ops.Custom):
         super().__init__(*arguments, **options)
         self.function = function
         self.check_dtypes = check_dtypes
-        self.layout = cache(lambda *shapes: _layout(shapes, output_shapes(*shapes)))
+        self.layout = lru_cache(256)(lambda *shapes: _layout(shapes, output_shapes(*shapes)))
 
     def __call__(self, *inputs: Tensor) -> Any:
         if _pynative_executor.requires_grad() or jit_context() or not addresses_are_exact():
             return super().__call__(*inputs)
         self.check_dtypes(*[x.dtype for x in inputs])
         ndims, shapes, output_shapes = self.layout(*[x.shape for x in inputs])
-        inputs = [_on_device(x) for x in inputs]
+        kept = [_on_device(x) for x in inputs]  # until the kernel has run
         outputs = [_empty_on_cpu(shape, inputs[0].dtype) for shape in output_shapes]
-        addresses = [_address(x) for x in inputs] + [y.data_ptr() for y in outputs]
+        addresses = [_address(x) for x in kept] + [y.data_ptr() for y in outputs]
+        if not all(addresses):
+            return super().__call__(*inputs)
         pointers = (ctypes.c_void_p * len(addresses))(*addresses)
         status = self.function(len(addresses), pointers, ndims, shapes, None, None, None)
         if status:
@@ -63,11 +65,11 @@ def _empty_on_cpu(shape: tuple, dtype) -> Tensor:
 
 def _layout(inputs: Shapes, outputs: Sequence[Sequence[int]]) -> tuple:
     """The numbers of axes and the shapes of all tensors for a kernel, and the shapes of its outputs."""
-    outputs = [tuple(shape) for shape in outputs]
-    arrays = [(ctypes.c_int64 * max(len(shape), 1))(*shape) for shape in (*inputs, *outputs)]
+    shapes = [tuple(shape) for shape in (*inputs, *outputs)]
+    arrays = [(ctypes.c_int64 * max(len(shape), 1))(*shape) for shape in shapes]
     pointers = (ctypes.POINTER(ctypes.c_int64) * len(arrays))(*[ctypes.cast(a, _INT64_POINTER) for a in arrays])
-    ndims = (ctypes.c_int * len(arrays))(*[len(shape) for shape in (*inputs, *outputs)])
-    return ndims, pointers, outputs
+    ndims = (ctypes.c_int * len(arrays))(*map(len, shapes))
+    return ndims, pointers, shapes[len(inputs) :]
 
 
 _INT64_POINTER = ctypes.POINTER(ctypes.c_int64)

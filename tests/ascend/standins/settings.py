@@ -7,6 +7,7 @@ from typing import Callable
 
 import mindspore as ms
 from mindspore import ops
+from mindspore._c_expression import ms_ctx_param
 from mindspore.common.api import _pynative_executor
 
 from standins.machine import CHIPS, Machine
@@ -40,7 +41,7 @@ def install(patch, machine: Machine) -> None:
 
 
 class _Context:
-    """MindSpore's context, with the name of the chip."""
+    """MindSpore's context, with the names of the device and of the chip."""
 
     def __init__(self, stock, chip: str):
         self.stock, self.chip = stock, chip
@@ -50,6 +51,9 @@ class _Context:
 
     def get_ascend_soc_version(self) -> str:
         return self.chip
+
+    def get_param(self, key):
+        return "Ascend" if key == ms_ctx_param.device_target else self.stock.get_instance().get_param(key)
 
     def __getattr__(self, name: str):
         return getattr(self.stock.get_instance(), name)
