@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -74,18 +75,20 @@ def check_collectives(group: Group, rank: int) -> None:
 
 
 class Loss(nn.Cell):
-    def __init__(self, collective: nn.Cell, weight: Tensor):
-        super().__init__()
-        self.collective, self.weight = collective, weight
+    """The sum of a collective's output times a weight, and the output."""
 
-    def construct(self, x: Tensor) -> Tensor:
-        return (self.collective(x) * self.weight).sum()
+    def __init__(self, collective: nn.Cell, rank: int):
+        super().__init__()
+        self.collective, self.rank = collective, rank
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value = self.collective(x)
+        return (value * Tensor(weight_of(self.rank, value.shape))).sum(), value
 
 
 def value_and_gradient(collective: nn.Cell, rank: int):
-    x = Tensor(member_input(rank))
-    value = collective(x).asnumpy()
-    return value, ms.grad(Loss(collective, Tensor(weight_of(rank, value.shape))))(x).asnumpy()
+    (_, value), gradient = ms.value_and_grad(Loss(collective, rank), has_aux=True)(Tensor(member_input(rank)))
+    return value.asnumpy(), gradient.asnumpy()
 
 
 class SquareLoss(nn.Cell):
@@ -103,7 +106,7 @@ def flat_gradient(model: nn.Cell, *inputs: Tensor) -> Tensor:
     return ops.cat([gradient.reshape(-1).astype(ms.float32) for gradient in gradients])
 
 
-def check_transformer(group: Group, world: World, dtype) -> None:
+def check_transformer(group: Group, world: World, dtype, modes: Sequence[int]) -> None:
     """The transformer with sequence parallelism equals the one without, and so do the mean gradients of a group."""
     ms.set_seed(5)
     config = {**DIT, "num_layers": 3}  # two dense blocks, one sparse
@@ -117,11 +120,15 @@ def check_transformer(group: Group, world: World, dtype) -> None:
         latents = Tensor(random.standard_normal((2, 8, frames, size, size)).astype(np.float32))
         text = Tensor(random.standard_normal((2, 1, 6, 32)).astype(np.float32))
         inputs = latents, timestep, text
-        difference = relative_difference(split(*inputs).float().asnumpy(), whole(*inputs).float().asnumpy())
-        assert difference < most, difference
-        gradient = world.all_reduce(flat_gradient(split, *inputs)).asnumpy() / world.size
-        difference = relative_difference(gradient, flat_gradient(whole, *inputs).asnumpy())
-        assert difference < 10 * most, difference
+        output, gradient = whole(*inputs).float().asnumpy(), flat_gradient(whole, *inputs).asnumpy()
+        for mode in modes if frames > 1 else modes[:1]:  # compiling a graph takes long
+            ms.set_context(mode=mode)
+            difference = relative_difference(split(*inputs).float().asnumpy(), output)
+            assert difference < most, (mode, difference)
+            mean = world.all_reduce(flat_gradient(split, *inputs)).asnumpy() / world.size
+            difference = relative_difference(mean, gradient)
+            assert difference < 10 * most, (mode, difference)
+        ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 def check_streaming(group: Group, rank: int, folder: Path) -> None:
@@ -171,13 +178,19 @@ def check_decoding(group: Group) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sp_size", type=int, required=True)
+    parser.add_argument("--also_in_graph_mode", action="store_true", help="the collectives and the transformer")
+    parser.add_argument("--not_decoding", action="store_true", help="the collectives and the transformer alone")
     device.add_arguments(parser)
     args = parser.parse_args()
     dev = device.setup(args)
     group = sequence_group(dev, args.sp_size, heads=4)
-    check_collectives(group, dev.rank)
-    check_transformer(group, World(dev.rank, dev.world_size), dev.dtype)
-    if args.mode == ms.PYNATIVE_MODE:
+    modes = (ms.PYNATIVE_MODE, ms.GRAPH_MODE) if args.also_in_graph_mode else (ms.PYNATIVE_MODE,)
+    for mode in modes:
+        ms.set_context(mode=mode)
+        check_collectives(group, dev.rank)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    check_transformer(group, World(dev.rank, dev.world_size), dev.dtype, modes)
+    if not args.not_decoding:
         check_decoding(group)
         with TemporaryDirectory() as folder:
             check_streaming(group, dev.rank, Path(folder))
