@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Callable, Optional
 
 import mindspore as ms
@@ -86,7 +87,8 @@ class STDiTPipeline:
             return STDiTPrediction(self.transformer, model, text, inputs, sampler)
 
         predict, counter = with_cache(self.cache, self.transformer, make_prediction, sampler.levels(), Agreement())
-        result = sampler.run(predict, latents, mask, noise, progress)
+        calls = count()
+        result = sampler.run(lambda x, _, x_mask: predict(x, next(calls), x_mask), latents, mask, noise, progress)
         self.model_calls = counter.calls
         if self.cache and progress:
             logger.info(calls_note(counter.calls, len(sampler.call_timesteps)))

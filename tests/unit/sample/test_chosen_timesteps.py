@@ -204,8 +204,8 @@ def test_search_writes_a_file_for_sampling(run, flags, search_flags, release, tm
 
     finished = run(SAMPLE, *flags, "--text_prompt", "a", "--save_latents", "--timesteps", path, "--num_frames", 1)
     assert finished.returncode == 0, finished.stderr
-    stem = tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2"
-    assert json.loads(stem.with_suffix(".json").read_text())["arguments"]["timesteps"] == list(found.timesteps)
+    record = tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2.json"
+    assert json.loads(record.read_text())["arguments"]["timesteps"] == list(found.timesteps)
 
 
 @pytest.mark.parametrize(
