@@ -85,6 +85,38 @@ def test_prompt_file_run_resumes(run, flags, tmp_path):
     assert (out / f"{names[1]}.mp4").read_bytes() == before
 
 
+def test_record_of_a_cached_video(run, flags, tmp_path):
+    """It holds the cache and the calls. A resumed run gives the same video; one with another cache is refused."""
+    command = [
+        SAMPLE,
+        *flags,
+        "--num_sampling_steps",
+        12,
+        "--text_prompt",
+        "a",
+        "b",
+        "--save_latents",
+        "--cache",
+        "easy:2",
+    ]
+    finished = run(*command)
+    assert finished.returncode == 0, finished.stderr
+    results = sorted((tmp_path / "out").glob("*.npy"))
+    records = [json.loads(path.with_suffix(".json").read_text()) for path in results]
+    calls = [record["model_calls"] for record in records]
+    assert len(results) == 2 and all(2 < count < 12 for count in calls)
+    assert f"calls of the transformer for a video: {sum(calls) / 2:g}, without a cache 12" in finished.stderr
+    assert records[0]["arguments"]["cache"] == "easy:2" and records[0]["device"]["compiled"] is True
+    before = results[1].read_bytes()
+    results[1].unlink()
+    assert run(*command).returncode == 0
+    assert results[1].read_bytes() == before
+    finished = run(*command[:-1], "easy:3")
+    assert finished.returncode == 1 and "was made with cache 'easy:2', not 'easy:3'" in finished.stderr
+    finished = run(*command[:-1], "esy:3")
+    assert finished.returncode == 1 and "'esy' is not a method of step caching (did you mean easy?)" in finished.stderr
+
+
 @pytest.mark.parametrize(
     "text, reason",
     [
