@@ -22,13 +22,17 @@ from mindspore import Tensor, nn, ops  # noqa: E402
 from tiny_models import DIT, VAE  # noqa: E402
 
 from opensora import device  # noqa: E402
+from opensora.config.acceleration import CacheSettings  # noqa: E402
 from opensora.config.command_line import run_main  # noqa: E402
 from opensora.models import OpenSoraT2V_v1_3, WFVAEModel  # noqa: E402
 from opensora.parallel.collectives import AllGather, AllReduce, AllToAll, Broadcast, ReduceScatter  # noqa: E402
-from opensora.parallel.groups import Group, sequence_group  # noqa: E402
+from opensora.parallel.groups import Group, VideoGroups, sequence_group, video_groups  # noqa: E402
 from opensora.parallel.process_group import World  # noqa: E402
 from opensora.parallel.sequence import UlyssesSequenceParallel  # noqa: E402
 from opensora.parallel.stream import ContextParallelStream  # noqa: E402
+from opensora.pipelines.denoise import DenoiseSettings, denoise  # noqa: E402
+from opensora.pipelines.text import TextEmbedding  # noqa: E402
+from opensora.schedulers import get_scheduler  # noqa: E402
 
 
 def member_input(rank: int) -> np.ndarray:
@@ -150,6 +154,33 @@ def check_streaming(group: Group, rank: int, folder: Path) -> None:
         assert difference < 1e-5, difference
 
 
+def check_guidance(groups: VideoGroups, dtype) -> None:
+    """Rows of guidance in different processes give the video of one process, with the same calls with step caching."""
+    ms.set_seed(5)
+    model = OpenSoraT2V_v1_3(**DIT).cast(dtype).set_train(False)
+    random = np.random.RandomState(1)
+    latents = Tensor(random.standard_normal((1, 8, 2, 8, 8)).astype(np.float32))
+    text = TextEmbedding(random.standard_normal((2, 6, 32)).astype(np.float32), np.ones((2, 6), np.int32))
+    for cache in (None, CacheSettings("easy", 1.0), CacheSettings("first_block", 0.2)):
+        alone, together = (
+            denoise(
+                model,
+                get_scheduler("DDIM", prediction_type="v_prediction"),
+                text,
+                latents,
+                8,
+                4.0,
+                None,
+                progress=False,
+                settings=DenoiseSettings(cache, (0.2, 1.0), some, compiles=False),
+            )
+            for some in (None, groups)
+        )
+        difference = relative_difference(together.latents.asnumpy(), alone.latents.asnumpy())
+        assert difference < (1e-5 if dtype == ms.float32 else 2e-2), (cache, difference)
+        assert together.model_calls == alone.model_calls, cache
+
+
 def check_decoding(group: Group) -> None:
     """Chunks of a clip that are decoded in parallel equal those of one process."""
     eight_fold = dict(
@@ -190,6 +221,8 @@ def main() -> None:
         check_collectives(group, dev.rank)
     ms.set_context(mode=ms.PYNATIVE_MODE)
     check_transformer(group, World(dev.rank, dev.world_size), dev.dtype, modes)
+    if dev.world_size == 2:
+        check_guidance(video_groups(dev, 1, 2, heads=4), dev.dtype)
     if not args.not_decoding:
         check_decoding(group)
         with TemporaryDirectory() as folder:
