@@ -10,7 +10,7 @@ from opensora.config.options import did_you_mean, option
 from opensora.errors import UserError
 from opensora.utils.numbers import finite_number
 
-CACHE_THRESHOLDS = {"easy": 0.05, "first_block": 0.05}  # method of step caching -> its default threshold
+CACHE_THRESHOLDS = {"easy": 0.2, "first_block": 0.5}  # method of step caching -> its default threshold
 LARGEST_THRESHOLD = 100.0
 WHOLE_RANGE = (0.0, 1.0)  # of noise levels
 
@@ -72,9 +72,9 @@ class AccelerationOptions:
 
     cache: Optional[str] = option(
         None,
-        "step caching: easy or first_block reuse the transformer's last result in steps where it would hardly change; "
-        "a threshold may follow, as in easy:0.1; a higher one saves more calls; default: every step calls the "
-        "transformer",
+        "step caching, METHOD or METHOD:THRESHOLD: easy (threshold 0.2) or first_block (0.5) uses the last result of "
+        "the transformer in steps where it would hardly change; a higher threshold saves more calls; default: every step "
+        "calls the transformer",
     )
     guidance_interval: tuple[float, float] = option(
         WHOLE_RANGE,
