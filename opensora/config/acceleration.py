@@ -72,8 +72,8 @@ class AccelerationOptions:
 
     cache: Optional[str] = option(
         None,
-        "step caching, METHOD or METHOD:THRESHOLD: easy (threshold 0.2) or first_block (0.5) uses the last result of "
-        "the transformer in steps where it would hardly change; a higher threshold saves more calls; default: every step "
+        "step caching, METHOD or METHOD:THRESHOLD: easy (threshold 0.2) or first_block (0.5) uses the transformer's "
+        "last result in steps where it would hardly change; a higher threshold saves more calls; default: every step "
         "calls the transformer",
     )
     guidance_interval: tuple[float, float] = option(
