@@ -67,13 +67,13 @@ def measure(methods: Sequence[Method], scenes: Sequence[Any], sample_method: str
         negative_prompt="",
     )
 
-    def make(number: int, method: Method, steps: int) -> np.ndarray:
+    def make(number: int, method: Method) -> np.ndarray:
         return pipeline(
             scenes[number].caption(),
             17,
             64,
             64,
-            num_inference_steps=steps,
+            num_inference_steps=method.steps,
             guidance_scale=GUIDANCE_SCALE,
             seed=(SEED, number),
             max_sequence_length=MAX_TOKENS,
@@ -81,11 +81,11 @@ def measure(methods: Sequence[Method], scenes: Sequence[Any], sample_method: str
         )[0]
 
     for method in methods:  # loads, and compiles what is compiled
-        make(0, method, min(method.steps, 4))
+        make(0, method)
     for number in tqdm(range(len(scenes)), "prompts", unit="prompt"):
         for method in methods:
             start = time.perf_counter()
-            method.videos.append(make(number, method, method.steps))
+            method.videos.append(make(number, method))
             method.seconds.append(time.perf_counter() - start)
             method.calls.append(pipeline.model_calls)
 
@@ -164,8 +164,10 @@ def plot(rows: Sequence[dict[str, Any]]) -> Any:
 
 
 def parse_args() -> argparse.Namespace:
-    parser = CommandParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--count", type=int, default=40, help="prompts, half of them held-out combinations")
+    parser = CommandParser(description=__doc__)
+    parser.add_argument(
+        "--count", type=int, default=40, help="prompts, half of them held-out combinations; default: 40"
+    )
     parser.add_argument("--steps", type=int, default=50, help="steps of the sampler")
     parser.add_argument("--sample_method", default="EulerAncestralDiscrete", help="the sampler")
     parser.add_argument("--cache", nargs="*", default=CACHES, help="caches to measure, as sample.py takes them")

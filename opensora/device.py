@@ -33,7 +33,8 @@ PRECISIONS = {"bf16": ms.bfloat16, "fp16": ms.float16, "fp32": ms.float32}
 class Device:
     """Where this process runs. `dtype` is what models run in; `rank` counts processes from 0.
 
-    `vae_precision` None follows `precision`. `all_to_all` is one of `opensora.config.device.ALL_TO_ALL`.
+    `vae_precision` None follows `precision`. `all_to_all` is one of `opensora.config.device.ALL_TO_ALL`. `compiles`:
+    the mode was not chosen, so that small models may be compiled in PyNative mode (`opensora.pipelines.compiled`).
     """
 
     target: str
@@ -43,6 +44,7 @@ class Device:
     world_size: int = 1
     vae_precision: Optional[str] = None
     all_to_all: str = "native"
+    compiles: bool = False
 
     @property
     def dtype(self):
@@ -83,13 +85,14 @@ def setup(args: argparse.Namespace) -> Device:
         check_settings()
     _choose_target(target)
     precision = choose_precision(target, args.precision)
-    check_mode(target, args.mode, precision)
+    mode = ms.PYNATIVE_MODE if args.mode is None else args.mode
+    check_mode(target, mode, precision)
     vae_precision = args.vae_precision and choose_precision(target, args.vae_precision, "--vae_precision")
     if target == "CPU":
         tune_process()
     if target == "Ascend":
         keep_precision()
-    ms.set_context(mode=args.mode)
+    ms.set_context(mode=mode)
     if args.jit_level:
         ms.set_context(jit_config={"jit_level": args.jit_level})
     if args.max_device_memory:
@@ -99,7 +102,7 @@ def setup(args: argparse.Namespace) -> Device:
         warn_if_untested(ms.__version__)
     handle_signals()  # MindSpore installs handlers that end the process at once
     set_seed(args.seed)
-    return Device(target, args.mode, precision, rank, world_size, vae_precision, args.all_to_all)
+    return Device(target, mode, precision, rank, world_size, vae_precision, args.all_to_all, args.mode is None)
 
 
 def _choose_target(target: str) -> None:

@@ -10,6 +10,7 @@ from opensora.config.options import option, seed
 TARGETS = ("Ascend", "GPU", "CPU")
 PRECISIONS = ("bf16", "fp16", "fp32")
 ALL_TO_ALL = ("native", "gather")
+MODE_HELP = "0: graph mode; 1: PyNative mode; default: PyNative mode, where a CPU compiles small transformers to sample"
 DEVICE_HELP = "device to run on; default: Ascend where one is present, else CPU"
 
 
@@ -20,7 +21,7 @@ class DeviceOptions:
     group: ClassVar[str] = "device"
 
     device: Optional[str] = option(None, DEVICE_HELP, choices=TARGETS)
-    mode: int = option(1, "0: graph mode, 1: PyNative mode", choices=(0, 1))
+    mode: Optional[int] = option(None, MODE_HELP, choices=(0, 1))
     precision: Optional[str] = option(
         None,
         "dtype of the models; default: bf16 on Ascend (fp16 on its first generation, 910A), fp32 on a CPU",

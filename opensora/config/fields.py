@@ -8,7 +8,7 @@ from functools import partial
 from typing import Any, Optional
 
 from opensora.config.acceleration import AccelerationOptions
-from opensora.config.device import DEVICE_HELP
+from opensora.config.device import DEVICE_HELP, MODE_HELP
 from opensora.config.options import option, option_of, seed
 from opensora.errors import UserError
 
@@ -35,7 +35,7 @@ class MachineFields:
 
     dtype: Optional[str] = _field(None, "`fp32`, `bf16` or `fp16`; a CPU runs fp32")
     device: Optional[str] = option(None, DEVICE_HELP)
-    mode: int = option(1, "0: graph mode, 1: PyNative mode")
+    mode: Optional[int] = option(None, MODE_HELP)
     jit_level: Optional[str] = _field(None, "compiler level of graph mode")
     max_device_memory: Optional[str] = _field(None, "most device memory to use, such as 59GB")
     use_parallel: bool = option(False, "join the process group of msrun; default: under msrun", takes_value=True)

@@ -165,7 +165,7 @@ def device_arguments(config: Mapping) -> argparse.Namespace:
     launched = "MS_WORKER_NUM" in os.environ  # by msrun
     options = DeviceOptions(
         device=config.get("device"),
-        mode=config.get("mode", 1),
+        mode=config.get("mode"),
         precision=precision(config.get("dtype")),
         jit_level=config.get("jit_level"),
         max_device_memory=config.get("max_device_memory"),

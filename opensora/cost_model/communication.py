@@ -16,7 +16,8 @@ def traffic(run: Run) -> dict[str, float]:
     are Ascend's collectives; on a CPU all of them are all-gathers, which send more.
     """
     config, p = run.config, run.sp_size
-    exchanges = config.num_layers * (run.forwards + run.training)  # the backward pass exchanges gradients
+    shared = (run.batch - run.batch_size) / run.batch  # block 0's self-attention leaves out rows, see `flops`
+    exchanges = (config.num_layers - shared) * (run.forwards + run.training)  # the backward pass exchanges gradients
     tokens = run.batch * run.own_tokens * config.hidden_size * run.bytes
     exchanged = exchanges * tokens * (p - 1) / p
     out_channels = config.out_channels or config.in_channels

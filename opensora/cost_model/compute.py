@@ -68,12 +68,13 @@ def weight_bytes(run: Run) -> int:
 def row_counts(run: Run) -> dict[str, int]:
     """The number of rows that each kind of linear map processes on one process.
 
-    Patches are embedded before the sequence is split, and every process has the whole text.
+    Patches are embedded before the sequence is split, and every process has the whole text. What does not depend on the
+    text is computed once for both rows of guidance.
     """
     rows = run.batch * run.own_tokens
     return {
-        "patches": run.batch * run.tokens,
-        "timestep": run.batch,
+        "patches": run.batch_size * run.tokens,
+        "timestep": run.batch_size if run.training else 1,  # all videos are at the same timestep
         "text": run.batch * run.max_sequence_length,
         "blocks": rows,
         "output": rows,
@@ -84,7 +85,7 @@ def flops(run: Run) -> dict[str, float]:
     """Floating-point operations by kind; a multiply-add counts as two. Elementwise work and norms are not counted.
 
     A backward pass counts as two forward passes. When sampling, the text's keys and values are computed once per
-    prompt and listed separately.
+    prompt and listed separately, and the first block's self-attention is computed once for both rows of guidance.
     """
     config, rows = run.config, row_counts(run)
     inside = (2 if run.training else 0) + run.forwards  # passes through blocks, in units of a forward pass
@@ -94,8 +95,12 @@ def flops(run: Run) -> dict[str, float]:
         for over in rows
     }
 
+    shared = (run.batch - run.batch_size) / run.batch  # of the rows, the part that block 0's self-attention leaves out
+    linear["blocks"] -= shared * rows["blocks"] * 4 * 2 * config.hidden_size**2
+
     width = config.hidden_size // run.sp_size
     sparse_blocks = sum(config.is_sparse(i) for i in range(config.num_layers))
+    first_is_sparse = config.is_sparse(0)
     from opensora.models.dit.skiparse import Skiparse
 
     padded = run.tokens + Skiparse(config.sparse_n, group_skip=False).padding(run.tokens)
@@ -108,8 +113,8 @@ def flops(run: Run) -> dict[str, float]:
         "linear maps": (
             inside * linear["blocks"] + outside * (linear["patches"] + linear["timestep"] + linear["output"])
         ),
-        "self-attention, dense": inside * (config.num_layers - sparse_blocks) * dense,
-        "self-attention, skiparse": inside * sparse_blocks * sparse,
+        "self-attention, dense": inside * (config.num_layers - sparse_blocks - shared * (not first_is_sparse)) * dense,
+        "self-attention, skiparse": inside * (sparse_blocks - shared * first_is_sparse) * sparse,
         "cross-attention": inside * config.num_layers * cross,
     }
     if run.training:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from opensora.cost_model.compute import float32_count, parameter_count, weight_bytes, with_sum
 from opensora.cost_model.run import BYTES, ZERO_STAGES, Run
+from opensora.models.dit.config import OpenSoraInpaintConfig
+
+FIRST_BLOCK_TENSORS = 4  # of `FirstBlockCache`: what block 0 and the others added in the last call, and now
 
 
 def memory(run: Run) -> dict[str, float]:
@@ -22,8 +25,15 @@ def memory(run: Run) -> dict[str, float]:
         result["gradients"] = weight_bytes(run) / shards[2]
         result["float32 master weights"] = 4 * half / shards[1]
         result["optimizer states"] = 8 * count / shards[1]
-    text = run.batch * run.max_sequence_length * config.hidden_size * run.bytes
+    guided = run.batch > run.batch_size  # the negative prompt's are also kept for the next video
+    text_rows = run.batch + (run.batch_size if guided else 0)
+    text = text_rows * run.max_sequence_length * config.hidden_size * run.bytes
     result["text keys and values"] = 2 * config.num_layers * text
+    if not run.training and isinstance(config, OpenSoraInpaintConfig):
+        result["tokens of the condition"] = run.batch_size * run.tokens * config.hidden_size * run.bytes
+    if run.caches_blocks:
+        elements = run.batch * run.own_tokens * config.hidden_size
+        result["tokens of step caching"] = FIRST_BLOCK_TENSORS * elements * BYTES["fp32"]
     result["activations (estimate)"] = activations(run)
     return with_sum(result)
 

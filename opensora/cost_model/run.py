@@ -45,6 +45,7 @@ class Run:
         choices=ZERO_STAGES,
     )
     gradient_checkpointing: bool = option(False, "in training recompute the blocks in the backward pass")
+    caches_blocks: bool = False  # with --cache first_block
 
     def __post_init__(self):
         check_size(self.num_frames, self.height, self.width, TEMPORAL_STRIDE)

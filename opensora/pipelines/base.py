@@ -59,7 +59,7 @@ class VideoPipeline:
         self.vae = vae
         self.scheduler = scheduler
         self.prompt_template, self.negative_prompt = prompt_template, negative_prompt
-        self.model_calls = 0  # of the last call of `denoise`
+        self.model_calls, self.compiled = 0, False  # of the last call of `denoise`
 
     @classmethod
     def from_pretrained(
@@ -150,7 +150,7 @@ class VideoPipeline:
     ) -> Tensor:
         """Latents (1, C, 1 + n, height / 8, width / 8) for an embedded prompt and the output of `encode_condition`.
 
-        `model_calls` is then the number of calls of the transformer that they took.
+        `model_calls` is then the number of calls of the transformer that they took, `compiled` whether it was compiled.
         """
         transformer = self.transformer.get()
         generator = np.random.default_rng(seed)
@@ -163,7 +163,7 @@ class VideoPipeline:
         def sample_noise(k: int) -> Tensor:
             return _tensor(step_noise(k) if step_noise else generator.standard_normal(shape, dtype=np.float32))
 
-        denoised, self.model_calls = denoise(
+        denoised = denoise(
             transformer,
             self.scheduler,
             text,
@@ -176,7 +176,8 @@ class VideoPipeline:
             settings,
             timesteps,
         )
-        return denoised
+        self.model_calls, self.compiled = denoised.model_calls, denoised.compiled
+        return denoised.latents
 
     def decode(self, latents: Tensor) -> Iterator[np.ndarray]:
         """Yields uint8 frames (B, t, H, W, 3) in temporal order.

@@ -14,6 +14,7 @@ from tqdm import tqdm
 from opensora.config.acceleration import WHOLE_RANGE, CacheSettings, check_guidance_interval, parse_cache
 from opensora.parallel.agreement import Agreement
 from opensora.parallel.groups import VideoGroups
+from opensora.pipelines.compiled import pays
 from opensora.pipelines.guidance import Guidance, GuidedPrediction, NegativeStates
 from opensora.pipelines.step_cache import with_cache
 from opensora.pipelines.text import TextEmbedding
@@ -31,17 +32,23 @@ class DenoiseSettings:
         cache: step caching; None: every step calls the transformer.
         guidance_interval: of `Guidance`.
         groups: the processes that make a video together; None: this one.
+        compiles: compile the transformer where that pays (`opensora.pipelines.compiled`).
         negative_states: what the videos of the run share.
     """
 
     cache: Optional[CacheSettings] = None
     guidance_interval: tuple[float, float] = WHOLE_RANGE
     groups: Optional[VideoGroups] = None
+    compiles: bool = True
     negative_states: NegativeStates = field(default_factory=NegativeStates)
 
     @classmethod
     def of(
-        cls, cache: Optional[str], guidance_interval: Sequence[float], groups: Optional[VideoGroups] = None
+        cls,
+        cache: Optional[str],
+        guidance_interval: Sequence[float],
+        groups: Optional[VideoGroups] = None,
+        compiles: bool = True,
     ) -> DenoiseSettings:
         """From the values of `AccelerationOptions`.
 
@@ -49,14 +56,15 @@ class DenoiseSettings:
             UserError: one of them is invalid.
         """
         interval = check_guidance_interval(guidance_interval, "guidance_interval")
-        return cls(parse_cache(cache, "cache"), interval, groups)
+        return cls(parse_cache(cache, "cache"), interval, groups, compiles)
 
 
 class Denoised(NamedTuple):
-    """Clean latents (B, C, T, H, W), float32, and how often the transformer was called for them."""
+    """Clean latents (B, C, T, H, W), float32, how often the transformer was called for them, and whether compiled."""
 
     latents: Tensor
     model_calls: int
+    compiled: bool
 
 
 def denoise(
@@ -90,8 +98,11 @@ def denoise(
     def make_prediction(model: Any) -> GuidedPrediction:
         return GuidedPrediction(transformer, model, text, calls, guidance, conditioning, settings.negative_states)
 
-    predict, counter = with_cache(settings.cache, transformer, make_prediction, scheduler.levels(), Agreement(groups))
+    is_compiled = settings.compiles and pays(transformer, latents, len(text.mask), len(calls))
+    predict, counter = with_cache(
+        settings.cache, transformer, is_compiled, make_prediction, scheduler.levels(), Agreement(groups)
+    )
     x = latents.astype(ms.float32) * scheduler.init_noise_sigma
     for step, t in enumerate(tqdm(calls, "denoising", leave=False, unit="step", disable=not progress)):
         x = scheduler.step(predict(scheduler.scale_model_input(x, t), step), t, x, noise=step_noise)
-    return Denoised(x, counter.calls)
+    return Denoised(x, counter.calls, is_compiled)

@@ -96,14 +96,16 @@ class GuidedPrediction:
 
         *negative, positive = [rows.trimmed() for rows in text.split(2 if guidance.enabled else 1)]
         states = text_states(transformer, positive)
-        self.prompt = TextInput.join([positive], [states])
-        if guidance.enabled:
-            of_negative = negative_states.of(transformer, negative[0])
-            if guidance.group is None:
-                self.guided = TextInput.join([*negative, positive], [of_negative, states])
-            else:
-                self.guided = TextInput.join(negative, [of_negative]) if guidance.group.is_first else self.prompt
-                self.gather = AllGather(guidance.group, 0)
+        self.texts = {}  # inputs of steps with and without guidance, as far as there are such steps
+        for guided in set(map(self.context, range(len(timesteps)))):
+            rows, row_states = [positive], [states]
+            if guided and (guidance.group is None or guidance.group.is_first):
+                rows, row_states = negative, [negative_states.of(transformer, negative[0])]
+                if guidance.group is None:
+                    rows, row_states = [*rows, positive], [*row_states, states]
+            self.texts[guided] = TextInput.join(rows, row_states)
+        if guidance.group is not None:
+            self.gather = AllGather(guidance.group, 0)
 
     def context(self, step: int) -> bool:
         """Whether there is guidance at a step."""
@@ -112,7 +114,7 @@ class GuidedPrediction:
     def __call__(self, x: Tensor, step: int) -> Tensor:
         """The prediction (B, C, T, H, W), float32, for the latents x (B, C, T, H, W) at timesteps[step]."""
         guided = self.context(step)
-        text = self.guided if guided else self.prompt
+        text = self.texts[guided]
         modulation = ms.mutable((self.modulation[step : step + 1], self.embedded[step : step + 1]))
         output = self.predict(x, None, None, None, text.mask, text.states, modulation, self.condition)
         output = output.astype(ms.float32)

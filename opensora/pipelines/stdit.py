@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from itertools import count
 from typing import Any, Callable, Optional
 
 import mindspore as ms
@@ -13,6 +14,7 @@ from mindspore import Tensor
 from opensora.config.acceleration import CacheSettings
 from opensora.datasets.bucketed.dataset import IMAGE_FPS
 from opensora.parallel.agreement import Agreement
+from opensora.pipelines.compiled import pays
 from opensora.pipelines.guidance import STDiTPrediction
 from opensora.pipelines.step_cache import calls_note, with_cache
 from opensora.pipelines.text import TextEncoder
@@ -51,11 +53,20 @@ class STDiTPipeline:
     Args:
         scheduler: a sampler of `opensora.schedulers.iddpm`.
         cache: step caching; None: every step calls the transformer.
+        compiles: compile the transformer where that pays (`opensora.pipelines.compiled`).
     """
 
-    def __init__(self, text_encoder: TextEncoder, transformer, vae, scheduler, cache: Optional[CacheSettings] = None):
+    def __init__(
+        self,
+        text_encoder: TextEncoder,
+        transformer,
+        vae,
+        scheduler,
+        cache: Optional[CacheSettings] = None,
+        compiles: bool = True,
+    ):
         self.text_encoder, self.transformer, self.vae, self.scheduler = text_encoder, transformer, vae, scheduler
-        self.cache = cache
+        self.cache, self.compiles = cache, compiles
         self.model_calls = 0  # of the last call of `sample`
 
     def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
@@ -85,11 +96,16 @@ class STDiTPipeline:
         def make_prediction(model: Any) -> STDiTPrediction:
             return STDiTPrediction(self.transformer, model, text, inputs, sampler)
 
-        predict, counter = with_cache(self.cache, self.transformer, make_prediction, sampler.levels(), Agreement())
-        result = sampler.run(predict, latents, mask, noise, progress)
+        calls = len(sampler.call_timesteps)
+        is_compiled = self.compiles and pays(self.transformer, Tensor(latents), 2 * len(latents), calls)
+        predict, counter = with_cache(
+            self.cache, self.transformer, is_compiled, make_prediction, sampler.levels(), Agreement()
+        )
+        number = count()
+        result = sampler.run(lambda x, _, x_mask: predict(x, next(number), x_mask), latents, mask, noise, progress)
         self.model_calls = counter.calls
         if self.cache and progress:
-            logger.info(calls_note(counter.calls, len(sampler.call_timesteps)))
+            logger.info(calls_note(counter.calls, calls))
         return result
 
     def decode(self, latents: Tensor) -> np.ndarray:

@@ -12,13 +12,14 @@ The first tenth of the steps and the last step always call the transformer.
 
 from __future__ import annotations
 
-from typing import Any, Callable, Optional, Protocol
+from typing import Any, Callable, NamedTuple, Optional, Protocol
 
 from mindspore import Tensor, nn, ops
 
 from opensora.config.acceleration import CacheSettings
 from opensora.models.common.rows import repeat_rows
 from opensora.parallel.agreement import Agreement
+from opensora.pipelines.compiled import Compiled, compiled
 from opensora.schedulers.parameterization import Levels
 
 WARM_UP = 0.1  # of the steps
@@ -33,6 +34,7 @@ class CallCounter(Protocol):
 def with_cache(
     cache: Optional[CacheSettings],
     transformer: Any,
+    is_compiled: bool,
     make_prediction: Callable[[Any], Any],
     levels: Levels,
     agreement: Agreement,
@@ -40,15 +42,16 @@ def with_cache(
     """A prediction for the sampler's steps with the given step caching, and the counter of the transformer's calls.
 
     Args:
+        is_compiled: compile the transformer.
         make_prediction: makes the prediction (`Prediction`) from the transformer, or from what replaces it.
     """
-    if cache is None:
-        prediction = make_prediction(transformer)
-        return prediction, prediction
-    if cache.method == "first_block":
-        model = FirstBlockCache(transformer, len(levels.points), cache.threshold, agreement)
+    if cache is not None and cache.method == "first_block":
+        stages = compiled_stages(transformer) if is_compiled else Stages.of(transformer)
+        model = FirstBlockCache(stages, len(levels.points), cache.threshold, agreement)
         return make_prediction(model), model
-    prediction = EasyCache(make_prediction(transformer), levels, cache.threshold, agreement)
+    prediction = make_prediction(compiled(transformer) if is_compiled else transformer)
+    if cache is not None:
+        prediction = EasyCache(prediction, levels, cache.threshold, agreement)
     return prediction, prediction
 
 
@@ -145,8 +148,8 @@ class FirstBlockCache:
     threshold. |.| is the mean over all elements; the processes of sequence parallelism have some tokens each.
     """
 
-    def __init__(self, transformer: Any, steps: int, threshold: float, agreement: Agreement):
-        self._first, self._others, self._head = FirstBlock(transformer), OtherBlocks(transformer), Head(transformer)
+    def __init__(self, stages: Stages, steps: int, threshold: float, agreement: Agreement):
+        self._first, self._others, self._head = stages
         self._threshold, self._agreement, self._policy = threshold, agreement, StepPolicy(steps)
         self._step = 0
         self._added_by_first: Optional[Tensor] = None  # in the last call
@@ -209,6 +212,26 @@ class Head(nn.Cell):
     def construct(self, x: Tensor, *inputs: Any) -> Tensor:
         _, prepared = self.transformer.prepare(*inputs)
         return self.transformer.head(x, prepared)
+
+
+class Stages(NamedTuple):
+    """The transformer in three parts: `FirstBlock`, `OtherBlocks` and `Head`, or these compiled."""
+
+    first: Callable
+    others: Callable
+    head: Callable
+
+    @classmethod
+    def of(cls, transformer: Any) -> Stages:
+        return cls(FirstBlock(transformer), OtherBlocks(transformer), Head(transformer))
+
+
+def compiled_stages(transformer: Any) -> Stages:
+    """The stages compiled, once for all runs of the transformer."""
+    if not hasattr(transformer, "compiled_in_stages"):
+        names = "block 0 of the transformer", "the other blocks", "the transformer's head"
+        transformer.compiled_in_stages = Stages(*map(Compiled, Stages.of(transformer), names))
+    return transformer.compiled_in_stages
 
 
 def mean_absolute(x: Tensor) -> float:

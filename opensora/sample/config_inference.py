@@ -144,7 +144,7 @@ class STDiTSampler:
         self.pipeline = build_stdit_pipeline(
             config, device.dtype, (options.num_frames, *options.image_size), device.vae_dtype
         )
-        self.pipeline.cache = parse_cache(options.cache)
+        self.pipeline.cache, self.pipeline.compiles = parse_cache(options.cache), device.compiles
         self.batch_size = options.batch_size
         _, _, *latent_size = self.pipeline.latent_shape(self.size.video)
         output_size = [count * stride for count, stride in zip(latent_size, self.pipeline.vae.patch_size[1:])]
@@ -224,7 +224,7 @@ class PlanSampler:
             LazyModel(lambda: build(config["vae"], VAE, dtype=device.vae_dtype)),
             self.guided_sampler.scheduler,
         )
-        self.settings = DenoiseSettings.of(options.cache, options.guidance_interval)
+        self.settings = DenoiseSettings.of(options.cache, options.guidance_interval, None, device.compiles)
 
     @staticmethod
     def check(config: Mapping[str, Any], options: InferenceOptions, requests: Sequence[Request], long: bool) -> None:

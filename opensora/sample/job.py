@@ -252,7 +252,7 @@ def _denoise_all(
         pipeline.vae.release()
     with times("load"):
         pipeline.transformer.get()
-    settings = DenoiseSettings.of(options.cache, options.guidance_interval, groups)
+    settings = DenoiseSettings.of(options.cache, options.guidance_interval, groups, device.compiles)
     for sample, keep in tqdm(mine, desc="videos", unit="video", disable=not device.is_main):
         seed = noise_seed(options, sample)
         with times("denoise"):
@@ -271,7 +271,7 @@ def _denoise_all(
         model_calls.append(pipeline.model_calls)
         writes = keep and groups.video.is_first
         if writes:
-            write_metadata(sample, options, device, seed, refined[sample.prompt], plan.weights, pipeline.model_calls)
+            write_metadata(sample, options, device, seed, refined[sample.prompt], plan.weights, pipeline)
         if not (options.save_latents or options.save_memory):
             with times("decode"):
                 _decode(options, pipeline, sample, lambda: latents, writes)

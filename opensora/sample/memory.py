@@ -60,6 +60,7 @@ def plan_run(
         precision=device.precision,
         max_sequence_length=embedded.length,
         guidance_scale=options.guidance_scale,
+        caches_blocks=(options.cache or "").startswith("first_block"),
     )
     on_cpu = device.target == "CPU"
     process = _process(device)

@@ -18,6 +18,7 @@ from opensora.config.acceleration import WHOLE_RANGE
 from opensora.datasets.media import VideoReader, read_image, save_image, write_video
 from opensora.device import Device
 from opensora.errors import UserError
+from opensora.pipelines.base import VideoPipeline
 from opensora.sample.options import SampleOptions
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import compressed_bytes
@@ -102,14 +103,14 @@ def write_metadata(
     seed: Sequence[int],
     prompt_used: str,
     weights: Mapping[str, str],
-    model_calls: int,
+    pipeline: VideoPipeline,
 ) -> None:
     """Writes everything needed to reproduce the sample.
 
     Args:
         prompt_used: the refined prompt, if there was a refiner.
         weights: the formats that the models' weights were held in.
-        model_calls: calls of the transformer.
+        pipeline: which has just denoised the sample.
     """
     import mindspore
 
@@ -120,9 +121,15 @@ def write_metadata(
         "prompt_index": sample.index,
         "sample_number": sample.number,
         "noise_seed": list(seed),
-        "model_calls": model_calls,
+        "model_calls": pipeline.model_calls,
         "arguments": options.as_metadata(),
-        "device": {"target": device.target, "mode": device.mode, **device.precisions, "weights": dict(weights)},
+        "device": {
+            "target": device.target,
+            "mode": device.mode,
+            "compiled": pipeline.compiled,
+            **device.precisions,
+            "weights": dict(weights),
+        },
         "versions": {
             "opensora": opensora.__version__,
             "mindspore": mindspore.__version__,

@@ -81,6 +81,7 @@ class Trajectories:
     transformer: Any
     scheduler: Scheduler
     guidance_scale: float
+    settings: DenoiseSettings
     texts: Sequence[TextEmbedding]
     noises: Sequence[np.ndarray]
     conditioning: Sequence[Optional[Tensor]]
@@ -88,7 +89,6 @@ class Trajectories:
 
     def __post_init__(self) -> None:
         self.models = [ReusedOutputs(self.transformer) for _ in self.texts]
-        self._settings = DenoiseSettings()
         self._kept: np.ndarray = np.zeros(0)
         self.targets = []
         for sample in tqdm(range(len(self.texts)), "long runs", leave=False, unit="sample"):
@@ -126,7 +126,7 @@ class Trajectories:
             None,
             self.conditioning[sample],
             progress=False,
-            settings=self._settings,
+            settings=self.settings,
             timesteps=timesteps,
         )
         return result.latents.asnumpy().astype(np.float64)
@@ -156,6 +156,7 @@ def search_timesteps(search: SearchOptions, options: SampleOptions, device: Devi
         "conditions": [list(sample.conditioning_paths) for sample in samples],
         "seed": options.seed,
         **{name: value for name, value in asdict(search).items() if name not in FREE_OPTIONS},
+        "guidance_interval": list(options.guidance_interval),  # a tuple would differ from the list of a JSON file
     }
     settings = {name: getattr(options, name) for name in SETTINGS}
     earlier = _earlier(search.path, search.steps, settings, searched)
@@ -227,7 +228,8 @@ def _load(
         pipeline.transformer.get(),
         scheduler,
         options.guidance_scale,
-        [text.trimmed() for text in texts],
+        DenoiseSettings.of(None, options.guidance_interval),
+        texts,
         [
             np.random.default_rng(noise_seed(options, sample)).standard_normal(
                 (1, config.in_channels, frames, height // 8, width // 8), dtype=np.float32

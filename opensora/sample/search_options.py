@@ -59,6 +59,7 @@ class SearchOptions:
     noise_strength: float = _of_sample("noise_strength")
     sample_method: str = _of_sample("sample_method")
     guidance_scale: float = _of_sample("guidance_scale")
+    guidance_interval: tuple[float, float] = _of_sample("guidance_interval")
     max_sequence_length: int = _of_sample("max_sequence_length")
     prediction_type: Optional[str] = _of_sample("prediction_type")
     rescale_betas_zero_snr: bool = _of_sample("rescale_betas_zero_snr")

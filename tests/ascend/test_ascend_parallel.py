@@ -29,7 +29,7 @@ def test_sequence_parallelism_equals_one_process(chip, precision, tmp_path):
 
 
 def test_servers_without_all_to_all_gather(tmp_path):
-    flags = "--sp_size 2 --precision fp32 --no_all_to_all --all_to_all gather".split()
+    flags = "--sp_size 2 --precision fp32 --no_all_to_all --all_to_all gather --not_decoding".split()
     run(tmp_path, A2, "parallel_checks", *flags, calls=COLLECTIVES)
 
 

@@ -5,6 +5,9 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from functools import cache
+from pathlib import Path
+from typing import Callable
 
 import numpy as np
 import pytest
@@ -17,14 +20,43 @@ from opensora.datasets.media import VideoReader
 
 
 @pytest.mark.parametrize(
-    "workers, sp_size, graph_mode", [(2, 2, False), (4, 2, False), (2, 2, True), slow(4, 4, False), slow(4, 4, True)]
+    "workers, sp_size, flags",
+    [
+        (2, 2, "--also_in_graph_mode"),
+        (4, 2, "--not_decoding"),  # test_parallel_sampling_equals_one_process decodes in two groups
+        slow(4, 4, "--also_in_graph_mode"),
+        slow(4, 2, ""),
+    ],
 )
-def test_collectives_and_sharded_models_match_one_process(workers, sp_size, graph_mode, tmp_path):
-    flags = f"--device CPU --use_parallel True --sp_size {sp_size} --mode {int(not graph_mode)}"
+def test_collectives_and_sharded_models_match_one_process(workers, sp_size, flags, tmp_path):
+    flags = f"--device CPU --use_parallel True --sp_size {sp_size} {flags}"
     finished, logs = msrun(workers, tmp_path, "tests/helpers/parallel_checks.py", *flags.split())
     assert finished.returncode == 0, logs[0][-3000:]
     unchecked = [log[-1000:] for rank, log in enumerate(logs) if f"CHECKED {rank}" not in log]
     assert len(logs) == workers and not unchecked, "\n".join(unchecked)
+
+
+@pytest.fixture(scope="module")
+def release(tmp_path_factory) -> Path:
+    return make_release(tmp_path_factory.mktemp("release"))
+
+
+@pytest.fixture(scope="module")
+def sampled(release, tmp_path_factory) -> Callable[[int, str], tuple[list[str], Path]]:
+    """`sampled(num_frames, kind)`: a command without its folder, and the folder of its results on one process."""
+    folder = tmp_path_factory.mktemp("one")
+
+    @cache
+    def sample(num_frames: int, kind: str) -> tuple[list[str], Path]:
+        command = f"tests/helpers/raw_frames.py opensora/sample/sample.py --model_path {release}/transformer \
+            --ae_path {release}/vae --text_encoder_name_1 {release}/text --num_frames {num_frames} --height 32 \
+            --width 64 --num_sampling_steps 2 --max_sequence_length 64 --rescale_betas_zero_snr --device CPU \
+            --text_prompt a b c {'--save_latents' if kind == '.npy' else ''}".split()
+        output = folder / f"{num_frames}{kind}"
+        subprocess.run([sys.executable, *command, "--save_img_path", output], cwd=ROOT, check=True)
+        return command, output
+
+    return sample
 
 
 @pytest.mark.parametrize(
@@ -39,20 +71,15 @@ def test_collectives_and_sharded_models_match_one_process(workers, sp_size, grap
         slow(4, 4, 93, ".mp4"),
     ],
 )
-def test_parallel_sampling_equals_one_process(workers, sp_size, num_frames, kind, tmp_path):
-    release = make_release(tmp_path / "release")
-    command = f"tests/helpers/raw_frames.py opensora/sample/sample.py --model_path {release}/transformer \
-        --ae_path {release}/vae --text_encoder_name_1 {release}/text --num_frames {num_frames} --height 32 --width 64 \
-        --num_sampling_steps 2 --max_sequence_length 64 --rescale_betas_zero_snr --device CPU --text_prompt a b c \
-        {'--save_latents' if kind == '.npy' else ''}".split()
-    subprocess.run([sys.executable, *command, "--save_img_path", tmp_path / "one"], cwd=ROOT, check=True)
+def test_parallel_sampling_equals_one_process(workers, sp_size, num_frames, kind, sampled, tmp_path):
+    command, alone = sampled(num_frames, kind)
     parallel = f"--save_img_path {tmp_path}/many --use_parallel True --sp_size {sp_size}".split()
     finished, logs = msrun(workers, tmp_path / "logs", *command, *parallel)
     assert finished.returncode == 0, logs[0][-3000:]
-    names = sorted(path.name for path in (tmp_path / "one").iterdir())
+    names = sorted(path.name for path in alone.iterdir())
     assert sorted(path.name for path in (tmp_path / "many").iterdir()) == names and len(names) >= 6
     for name in names:
-        one, many = tmp_path / "one" / name, tmp_path / "many" / name
+        one, many = alone / name, tmp_path / "many" / name
         if name.endswith(".mp4.npy"):
             if "Discrete_gs" in name:
                 continue  # the grid of all videos, made from what was compressed

@@ -17,10 +17,10 @@ from tiny_models import make_release
     "workers, parallel, shared, prompts",
     [
         (2, "", "", ["a"]),  # the second process would have no video to make, so that --cfg_size becomes 2
-        (2, "--cfg_size 2", "--cache easy:0.5 --guidance_interval 0.2 1", ["a", "b"]),
-        (4, "--cfg_size 2 --sp_size 2", "--cache first_block:0.3", ["a"]),
-        slow(4, "--cfg_size 2", "--cache easy:0.5", ["a", "b", "c"]),  # two videos at a time, each decides for itself
-        slow(4, "--cfg_size 2", "--cache first_block:0.3", ["a", "b", "c"]),
+        (2, "--cfg_size 2", "--cache easy:2 --guidance_interval 0.2 1", ["a", "b"]),
+        (4, "--cfg_size 2 --sp_size 2", "--cache first_block:0.25", ["a"]),
+        slow(4, "--cfg_size 2", "--cache easy:2", ["a", "b", "c"]),  # two videos at a time, each decides for itself
+        slow(4, "--cfg_size 2", "--cache first_block:0.25", ["a", "b", "c"]),
         slow(4, "--cfg_size 2 --sp_size 2", "", ["a", "b"]),
         slow(2, "--cfg_size 2", "--mode 0", ["a"]),
     ],

@@ -16,7 +16,8 @@ from collections.abc import Sequence
 from typing import Callable, Optional
 
 import numpy as np
-from kernel_cases import LARGE_OPERATORS, Call, Draw
+from kernel_calls import Call, Draw
+from kernel_cases import LARGE_OPERATORS
 from kernel_cases import OPERATORS as FLOAT32_OPERATORS
 from stored_linear_cases import stored_linear
 

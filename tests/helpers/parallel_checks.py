@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Sequence
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -21,13 +22,17 @@ from mindspore import Tensor, nn, ops  # noqa: E402
 from tiny_models import DIT, VAE  # noqa: E402
 
 from opensora import device  # noqa: E402
+from opensora.config.acceleration import CacheSettings  # noqa: E402
 from opensora.config.command_line import run_main  # noqa: E402
 from opensora.models import OpenSoraT2V_v1_3, WFVAEModel  # noqa: E402
 from opensora.parallel.collectives import AllGather, AllReduce, AllToAll, Broadcast, ReduceScatter  # noqa: E402
-from opensora.parallel.groups import Group, sequence_group  # noqa: E402
+from opensora.parallel.groups import Group, VideoGroups, sequence_group, video_groups  # noqa: E402
 from opensora.parallel.process_group import World  # noqa: E402
 from opensora.parallel.sequence import UlyssesSequenceParallel  # noqa: E402
 from opensora.parallel.stream import ContextParallelStream  # noqa: E402
+from opensora.pipelines.denoise import DenoiseSettings, denoise  # noqa: E402
+from opensora.pipelines.text import TextEmbedding  # noqa: E402
+from opensora.schedulers import get_scheduler  # noqa: E402
 
 
 def member_input(rank: int) -> np.ndarray:
@@ -74,18 +79,20 @@ def check_collectives(group: Group, rank: int) -> None:
 
 
 class Loss(nn.Cell):
-    def __init__(self, collective: nn.Cell, weight: Tensor):
-        super().__init__()
-        self.collective, self.weight = collective, weight
+    """The sum of a collective's output times a weight, and the output."""
 
-    def construct(self, x: Tensor) -> Tensor:
-        return (self.collective(x) * self.weight).sum()
+    def __init__(self, collective: nn.Cell, rank: int):
+        super().__init__()
+        self.collective, self.rank = collective, rank
+
+    def construct(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        value = self.collective(x)
+        return (value * Tensor(weight_of(self.rank, value.shape))).sum(), value
 
 
 def value_and_gradient(collective: nn.Cell, rank: int):
-    x = Tensor(member_input(rank))
-    value = collective(x).asnumpy()
-    return value, ms.grad(Loss(collective, Tensor(weight_of(rank, value.shape))))(x).asnumpy()
+    (_, value), gradient = ms.value_and_grad(Loss(collective, rank), has_aux=True)(Tensor(member_input(rank)))
+    return value.asnumpy(), gradient.asnumpy()
 
 
 class SquareLoss(nn.Cell):
@@ -103,7 +110,7 @@ def flat_gradient(model: nn.Cell, *inputs: Tensor) -> Tensor:
     return ops.cat([gradient.reshape(-1).astype(ms.float32) for gradient in gradients])
 
 
-def check_transformer(group: Group, world: World, dtype) -> None:
+def check_transformer(group: Group, world: World, dtype, modes: Sequence[int]) -> None:
     """The transformer with sequence parallelism equals the one without, and so do the mean gradients of a group."""
     ms.set_seed(5)
     config = {**DIT, "num_layers": 3}  # two dense blocks, one sparse
@@ -117,11 +124,15 @@ def check_transformer(group: Group, world: World, dtype) -> None:
         latents = Tensor(random.standard_normal((2, 8, frames, size, size)).astype(np.float32))
         text = Tensor(random.standard_normal((2, 1, 6, 32)).astype(np.float32))
         inputs = latents, timestep, text
-        difference = relative_difference(split(*inputs).float().asnumpy(), whole(*inputs).float().asnumpy())
-        assert difference < most, difference
-        gradient = world.all_reduce(flat_gradient(split, *inputs)).asnumpy() / world.size
-        difference = relative_difference(gradient, flat_gradient(whole, *inputs).asnumpy())
-        assert difference < 10 * most, difference
+        output, gradient = whole(*inputs).float().asnumpy(), flat_gradient(whole, *inputs).asnumpy()
+        for mode in modes if frames > 1 else modes[:1]:  # compiling a graph takes long
+            ms.set_context(mode=mode)
+            difference = relative_difference(split(*inputs).float().asnumpy(), output)
+            assert difference < most, (mode, difference)
+            mean = world.all_reduce(flat_gradient(split, *inputs)).asnumpy() / world.size
+            difference = relative_difference(mean, gradient)
+            assert difference < 10 * most, (mode, difference)
+        ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
 def check_streaming(group: Group, rank: int, folder: Path) -> None:
@@ -141,6 +152,33 @@ def check_streaming(group: Group, rank: int, folder: Path) -> None:
     for _ in range(2):
         difference = relative_difference(split(*inputs).asnumpy(), whole(*inputs).asnumpy())
         assert difference < 1e-5, difference
+
+
+def check_guidance(groups: VideoGroups, dtype) -> None:
+    """Rows of guidance in different processes give the video of one process, with the same calls with step caching."""
+    ms.set_seed(5)
+    model = OpenSoraT2V_v1_3(**DIT).cast(dtype).set_train(False)
+    random = np.random.RandomState(1)
+    latents = Tensor(random.standard_normal((1, 8, 2, 8, 8)).astype(np.float32))
+    text = TextEmbedding(random.standard_normal((2, 6, 32)).astype(np.float32), np.ones((2, 6), np.int32))
+    for cache in (None, CacheSettings("easy", 1.0), CacheSettings("first_block", 0.2)):
+        alone, together = (
+            denoise(
+                model,
+                get_scheduler("DDIM", prediction_type="v_prediction"),
+                text,
+                latents,
+                8,
+                4.0,
+                None,
+                progress=False,
+                settings=DenoiseSettings(cache, (0.2, 1.0), some, compiles=False),
+            )
+            for some in (None, groups)
+        )
+        difference = relative_difference(together.latents.asnumpy(), alone.latents.asnumpy())
+        assert difference < (1e-5 if dtype == ms.float32 else 2e-2), (cache, difference)
+        assert together.model_calls == alone.model_calls, cache
 
 
 def check_decoding(group: Group) -> None:
@@ -171,13 +209,21 @@ def check_decoding(group: Group) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--sp_size", type=int, required=True)
+    parser.add_argument("--also_in_graph_mode", action="store_true", help="the collectives and the transformer")
+    parser.add_argument("--not_decoding", action="store_true", help="the collectives and the transformer alone")
     device.add_arguments(parser)
     args = parser.parse_args()
     dev = device.setup(args)
     group = sequence_group(dev, args.sp_size, heads=4)
-    check_collectives(group, dev.rank)
-    check_transformer(group, World(dev.rank, dev.world_size), dev.dtype)
-    if args.mode == ms.PYNATIVE_MODE:
+    modes = (ms.PYNATIVE_MODE, ms.GRAPH_MODE) if args.also_in_graph_mode else (ms.PYNATIVE_MODE,)
+    for mode in modes:
+        ms.set_context(mode=mode)
+        check_collectives(group, dev.rank)
+    ms.set_context(mode=ms.PYNATIVE_MODE)
+    check_transformer(group, World(dev.rank, dev.world_size), dev.dtype, modes)
+    if dev.world_size == 2:
+        check_guidance(video_groups(dev, 1, 2, heads=4), dev.dtype)
+    if not args.not_decoding:
         check_decoding(group)
         with TemporaryDirectory() as folder:
             check_streaming(group, dev.rank, Path(folder))

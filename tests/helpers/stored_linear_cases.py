@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import Optional
 
 import numpy as np
-from kernel_cases import Call, Draw, doubles
+from kernel_calls import Call, Draw, doubles
 
 GROUP = 32  # int8 weights with one scale
 

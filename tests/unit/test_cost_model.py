@@ -66,28 +66,39 @@ def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, li
     """FLOPs and bytes sent of a real forward pass, counted in the operators."""
     counts = dict.fromkeys(("linear", "text", "self", "cross"), 0)
     kind = "linear"
-    multiply, attend = layers.linear, blocks.attention
+    multiply, multiply_stacked = layers.linear, layers.stacked_linear
+    attend, attend_stacked = blocks.attention, blocks.self_attention
 
     def count_product(x, weight, bias=None):
         counts[kind] += 2 * x.size * weight.shape[0]
         return multiply(x, weight, bias)
 
+    def count_products(x, *parameters):
+        counts[kind] += sum(2 * x.size * weight.shape[0] for weight in parameters[::2])
+        return multiply_stacked(x, *parameters)
+
     def count_attention(q, k, v, bias=None):
-        counts["cross" if k.shape[1] == run.max_sequence_length else "self"] += 2 * 2 * q.size * k.shape[1]
+        counts["cross"] += 2 * 2 * q.size * k.shape[1]
         return attend(q, k, v, bias)
 
+    def count_self_attention(qkv, bias=None):
+        counts["self"] += 2 * 2 * qkv.size // 3 * qkv.shape[1]
+        return attend_stacked(qkv, bias)
+
     monkeypatch.setattr(layers, "linear", count_product)
+    monkeypatch.setattr(layers, "stacked_linear", count_products)
     monkeypatch.setattr(embeddings, "linear", count_product)  # of patches
     monkeypatch.setattr(blocks, "attention", count_attention)
+    monkeypatch.setattr(blocks, "self_attention", count_self_attention)
     model = OpenSoraT2V_v1_3(**run.config.to_dict()).set_train(False)
     member = FirstMember(run.sp_size)
     model.parallelize(member)
-    latents = ops.ones((run.batch, *run.latents), ms.float32)
+    latents = ops.ones((run.batch_size, *run.latents), ms.float32)
     text = ops.ones((run.batch, 1, run.max_sequence_length, run.config.caption_channels), ms.float32)
     kind = "text"
     states = model.text_states(text)
     kind = "linear"
-    output = model(latents, ops.ones((run.batch,), ms.float32), None, None, None, states)
+    output = model(latents, ops.ones((run.batch_size,), ms.float32), None, None, None, states)
     assert output.shape == (run.batch, run.config.out_channels, *run.latents[1:])
     return counts, member.sent
 
@@ -130,7 +141,7 @@ def test_flops_and_traffic_equal_those_of_the_model(config, size, sp_size, guida
     assert planned["cross-attention"] == counts["cross"]
     assert planned["once per prompt: linear maps of the text"] == counts["text"]
     moved = traffic(run)
-    assert moved["all-to-all of q, k, v"] == sum(sent["all_to_all_heads"]) and len(sent["all_to_all_heads"]) == 3 * 4
+    assert moved["all-to-all of q, k, v"] == sum(sent["all_to_all_heads"]) and len(sent["all_to_all_heads"]) == 4
     assert moved["all-to-all of attention's output"] == sum(sent["all_to_all_tokens"])
     assert moved["all-gather of the prediction"] == sum(sent["gather"])
 

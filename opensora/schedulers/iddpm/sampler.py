@@ -32,7 +32,7 @@ from opensora.schedulers.parameterization import Levels
 from opensora.schedulers.schedule import TRAIN_TIMESTEPS
 
 Noise = Optional[Callable[[int], Any]]  # k -> the k-th draw of a trajectory, numpy or Tensor; None: sampled
-Predict = Callable[[Tensor, int, Optional[Tensor]], Tensor]  # x, number of the call, x_mask -> the model's output
+Predict = Callable[[Tensor, float, Optional[Tensor]], Tensor]  # x, timestep, x_mask -> the model's output
 
 # Thresholds on the slope of sqrt(1 - ᾱ): timesteps above STEEP are sampled five times as often as the others; from the
 # first timestep below FLAT on, x_t hardly changes.
@@ -48,9 +48,7 @@ def combine(prompt: Tensor, null: Tensor, scale: float, channels: int) -> Tensor
     return ops.cat((null[:, :c] + scale * (prompt[:, :c] - null[:, :c]), prompt[:, c:]), 1)
 
 
-def guided(
-    model, model_args: Mapping[str, Any], timesteps: Sequence[float], scale: float, channels: Optional[int] = None
-) -> Predict:
+def guided(model, model_args: Mapping[str, Any], scale: float, channels: Optional[int] = None) -> Predict:
     """The model's output for `model_args` with classifier-free guidance on `channels` channels (None: those of x).
 
     `model_args["y"]` (n, 1, L, D) is the text; `model.null_text(n)` is concatenated to it.
@@ -58,11 +56,11 @@ def guided(
     y = model_args["y"]
     arguments = {**model_args, "y": ops.cat((y, model.null_text(y.shape[0]).astype(y.dtype)), 0)}
 
-    def predict(x: Tensor, call: int, x_mask: Optional[Tensor]) -> Tensor:
+    def predict(x: Tensor, timestep: float, x_mask: Optional[Tensor]) -> Tensor:
         if x_mask is not None:
             arguments["x_mask"] = ops.cat((x_mask, x_mask), 0)
-        timestep = Tensor(np.full(2 * x.shape[0], timesteps[call], np.float32))
-        output = model(ops.cat((x, x), 0), timestep, **arguments).astype(ms.float32)
+        timesteps = Tensor(np.full(2 * x.shape[0], timestep, np.float32))
+        output = model(ops.cat((x, x), 0), timesteps, **arguments).astype(ms.float32)
         prompt, null = ops.chunk(output, 2, 0)
         return combine(prompt, null, scale, channels or x.shape[1])
 
@@ -125,7 +123,7 @@ class IDDPM:
         progress: bool = False,
     ) -> Tensor:
         """From noise to latents; the package's docstring describes the arguments."""
-        predict = guided(model, model_args, self.call_timesteps, self.cfg_scale, self.cfg_channel)
+        predict = guided(model, model_args, self.cfg_scale, self.cfg_channel)
         return self.run(predict, latents, mask, noise, progress)
 
     def run(
@@ -161,7 +159,7 @@ class IDDPM:
         """
         sample_noise = _noise_sampler(noise, x.shape)
         first_step = None if mask is None else self.first_steps(mask, x)
-        for call, i in enumerate(reversed(range(self.num_steps))):
+        for i in reversed(range(self.num_steps)):
             before, x_mask = x, None
             if first_step is not None:
                 fresh, begins = sample_noise(), first_step == i
@@ -169,7 +167,7 @@ class IDDPM:
                     alpha, sigma = self.tables.sqrt_alphas_cumprod[i], self.tables.sqrt_one_minus_alphas_cumprod[i]
                     x = ops.where(_broadcast_frames(begins), float(alpha) * x + float(sigma) * fresh, x)
                 x_mask = Tensor(first_step > i)
-            x = self.step(predict(x, call, x_mask), i, x, sample_noise())
+            x = self.step(predict(x, float(self.tables.timestep_map[i]), x_mask), i, x, sample_noise())
             if first_step is not None:
                 x = ops.where(_broadcast_frames(first_step < i), before, x)
             yield x
@@ -306,7 +304,7 @@ class DPMSolver:
         Raises:
             UserError: a mask with conditioning frames.
         """
-        predict = guided(model, model_args, self.call_timesteps, self.cfg_scale)
+        predict = guided(model, model_args, self.cfg_scale)
         return self.run(predict, latents, mask, noise, progress)
 
     def run(
@@ -315,11 +313,9 @@ class DPMSolver:
         """As `sample`, with a function that predicts with guidance."""
         if mask is not None and np.min(mask.asnumpy() if isinstance(mask, Tensor) else mask) < 1:
             raise UserError("dpm-solver has no conditioning frames: for references use the scheduler iddpm")
-        x, steps = _as_latents(latents), enumerate(self.solver.timesteps)
-        for call, t in tqdm(
-            steps, "denoising", self.num_sampling_steps, leave=False, unit="step", disable=not progress
-        ):
-            x = self.solver.step(predict(x, call, None)[:, : x.shape[1]], t, x)
+        x = _as_latents(latents)
+        for t in tqdm(self.solver.timesteps, desc="denoising", unit="step", leave=False, disable=not progress):
+            x = self.solver.step(predict(x, float(t), None)[:, : x.shape[1]], t, x)
         return x
 
     @property

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 from opensora.pipelines import OpenSoraPipeline
+from opensora.pipelines.denoise import DenoiseSettings
 from opensora.pipelines.text import TextEmbedding
 from opensora.sample.options import parse_options
 from opensora.sample.outputs import check_same_run, plan_samples
@@ -166,7 +167,7 @@ def test_calls_for_the_same_timesteps_are_computed_once(name, order):
 
     def trajectories() -> Trajectories:
         model = Model()
-        return Trajectories(model, get_scheduler(name), 1.0, texts, noises, [None, None], 50)
+        return Trajectories(model, get_scheduler(name), 1.0, DenoiseSettings(), texts, noises, [None, None], 8)
 
     reused = trajectories()
     start, other = (999, 700, 400, 100), (999, 700, 400, 150)
@@ -203,8 +204,8 @@ def test_search_writes_a_file_for_sampling(run, flags, search_flags, release, tm
 
     finished = run(SAMPLE, *flags, "--text_prompt", "a", "--save_latents", "--timesteps", path, "--num_frames", 1)
     assert finished.returncode == 0, finished.stderr
-    stem = tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2"
-    assert json.loads(stem.with_suffix(".json").read_text())["arguments"]["timesteps"] == list(found.timesteps)
+    record = tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2.json"
+    assert json.loads(record.read_text())["arguments"]["timesteps"] == list(found.timesteps)
 
 
 @pytest.mark.parametrize(

@@ -13,8 +13,9 @@ import pytest
 import yaml
 from golden_cases import relative_difference
 from golden_release import check_golden_run, golden_pipeline
-from processes import ROOT
+from processes import ROOT, slow
 
+from opensora.cli import sample
 from opensora.datasets.media import VideoReader, read_image
 from opensora.pipelines import OpenSoraPipeline
 from opensora.sample.options import parse_options
@@ -24,11 +25,22 @@ from opensora.sample.prompt_files import read_prompts
 SAMPLE = "opensora/sample/sample.py"
 
 
+def sample_here(flags: list[str], *more) -> None:
+    """As the command does, in this process."""
+    sample.main([*flags, *map(str, more)])
+
+
 def outputs(folder) -> list[str]:
     return sorted(path.name for path in folder.iterdir())
 
 
-@pytest.mark.parametrize("name", ["release_e2e_t2v", "release_e2e_t2i"])
+# In graph mode each compiles its own graphs, which takes long; an image has the operators of a video.
+@pytest.mark.parametrize(
+    "name, mode",
+    [("release_e2e_t2v", 1), ("release_e2e_t2v", 0), ("release_e2e_t2i", 1), slow("release_e2e_t2i", 0)],
+    ids=["video-pynative", "video-graph", "image-pynative", "image-graph"],
+    indirect=["mode"],
+)
 def test_pipeline_matches_golden(name, mode):
     check_golden_run(name, golden_pipeline(OpenSoraPipeline))
 
@@ -73,6 +85,38 @@ def test_prompt_file_run_resumes(run, flags, tmp_path):
     assert (out / f"{names[1]}.mp4").read_bytes() == before
 
 
+def test_record_of_a_cached_video(run, flags, tmp_path):
+    """It holds the cache and the calls. A resumed run gives the same video; one with another cache is refused."""
+    command = [
+        SAMPLE,
+        *flags,
+        "--num_sampling_steps",
+        12,
+        "--text_prompt",
+        "a",
+        "b",
+        "--save_latents",
+        "--cache",
+        "easy:2",
+    ]
+    finished = run(*command)
+    assert finished.returncode == 0, finished.stderr
+    results = sorted((tmp_path / "out").glob("*.npy"))
+    records = [json.loads(path.with_suffix(".json").read_text()) for path in results]
+    calls = [record["model_calls"] for record in records]
+    assert len(results) == 2 and all(2 < count < 12 for count in calls)
+    assert f"calls of the transformer for a video: {sum(calls) / 2:g}, without a cache 12" in finished.stderr
+    assert records[0]["arguments"]["cache"] == "easy:2" and records[0]["device"]["compiled"] is True
+    before = results[1].read_bytes()
+    results[1].unlink()
+    assert run(*command).returncode == 0
+    assert results[1].read_bytes() == before
+    finished = run(*command[:-1], "easy:3")
+    assert finished.returncode == 1 and "was made with cache 'easy:2', not 'easy:3'" in finished.stderr
+    finished = run(*command[:-1], "esy:3")
+    assert finished.returncode == 1 and "'esy' is not a method of step caching (did you mean easy?)" in finished.stderr
+
+
 @pytest.mark.parametrize(
     "text, reason",
     [
@@ -105,14 +149,11 @@ def test_result_without_valid_record_is_rejected(text, reason, flags, tmp_path):
 
 
 @pytest.mark.parametrize("precision, most", [("fp16", 0.02), ("bf16", 0.1)])
-def test_latents_in_16_bits_are_close_to_float32(precision, most, run, flags, tmp_path):
+def test_latents_in_16_bits_are_close_to_float32(precision, most, flags, tmp_path):
     latents = {}
     for name in ("fp32", precision):
         folder = tmp_path / name
-        finished = run(
-            SAMPLE, *flags, "--text_prompt", "a", "--save_latents", "--precision", name, "--save_img_path", folder
-        )
-        assert finished.returncode == 0, finished.stderr
+        sample_here(flags, "--text_prompt", "a", "--save_latents", "--precision", name, "--save_img_path", folder)
         (path,), (record,) = folder.glob("*.npy"), folder.glob("*.json")
         latents[name] = np.load(path)
         device = json.loads(record.read_text())["device"]
@@ -121,40 +162,38 @@ def test_latents_in_16_bits_are_close_to_float32(precision, most, run, flags, tm
     assert 0 < relative_difference(latents[precision], latents["fp32"]) < most
 
 
-def test_images_of_one_prompt_form_a_grid(run, flags, tmp_path):
+def test_images_of_one_prompt_form_a_grid(flags, tmp_path):
     images_of_a_prompt = "--text_prompt a --num_frames 1 --num_samples_per_prompt 3 --video_extension png"
-    finished = run(SAMPLE, *flags, *images_of_a_prompt.split(), "--guidance_scale", 1)
-    assert finished.returncode == 0, finished.stderr
+    sample_here(flags, *images_of_a_prompt.split(), "--guidance_scale", 1)
     images = [read_image(tmp_path / f"out/EulerAncestralDiscrete_0_gs1_s2_i{k}.png") for k in range(3)]
     assert images[0].shape == (32, 64, 3) and (images[0] != images[1]).any()
     grid = read_image(tmp_path / "out/EulerAncestralDiscrete_0_gs1_s2.png")
     assert grid.shape == (67, 131, 3) and (grid[1:33, 1:65] == images[0]).all()
 
 
-def test_saved_latents_are_decoded_later(run, flags, tmp_path):
+def test_saved_latents_are_decoded_later(flags, tmp_path):
     base = [*flags, "--text_prompt", "a"]
-    for more in (["--save_latents"], ["--decode_latents"]):
-        finished = run(SAMPLE, *base, *more)
-        assert finished.returncode == 0, finished.stderr
+    for more in ("--save_latents", "--decode_latents"):
+        sample_here(base, more)
     stem = "EulerAncestralDiscrete_0_gs7.5_s2"
     assert outputs(tmp_path / "out") == [f"{stem}.json", f"{stem}.mp4", f"{stem}.npy"]
     two_runs = (tmp_path / "out" / f"{stem}.mp4").read_bytes()
-    finished = run(SAMPLE, *base, "--overwrite", "--save_memory")
-    assert finished.returncode == 0, finished.stderr
+    sample_here(base, "--overwrite", "--save_memory")
     assert (tmp_path / "out" / f"{stem}.mp4").read_bytes() == two_runs
     assert not (tmp_path / "out" / f"{stem}.npy").exists()
 
 
-def test_save_memory_resumes_between_its_stages(run, flags, tmp_path):
+def test_save_memory_resumes_between_its_stages(flags, tmp_path, capsys):
     base = [*flags, "--text_prompt", "a"]
-    run(SAMPLE, *base, "--save_latents")
+    sample_here(base, "--save_latents")
+    assert "denoising" in capsys.readouterr().err
     latents = tmp_path / "out/EulerAncestralDiscrete_0_gs7.5_s2.npy"
     np.save(latents, np.zeros_like(np.load(latents)))  # zeros reveal whether the saved latents are decoded
-    finished = run(SAMPLE, *base, "--save_memory")
-    assert finished.returncode == 0 and "denoising" not in finished.stderr and not latents.exists()
+    sample_here(base, "--save_memory")
+    assert "denoising" not in capsys.readouterr().err and not latents.exists()
     with VideoReader(latents.with_suffix(".mp4")) as video:
         from_zeros = video.read(range(5))
-    run(SAMPLE, *base, "--overwrite")
+    sample_here(base, "--overwrite")
     with VideoReader(latents.with_suffix(".mp4")) as video:
         assert (video.read(range(5)) != from_zeros).any()
 
@@ -286,15 +325,14 @@ def test_prompts_may_resemble_file_names():
         read_prompts(["a", "b\udcff"])
 
 
-def test_truncated_prompt_is_reported(run, flags):
+def test_truncated_prompt_is_reported(flags, capsys):
     texts = ["--text_prompt", "a b c d e f g h i j", "--prompt_template", "{}", "--negative_prompt", ""]
-    finished = run(SAMPLE, *flags, "--num_frames", 1, "--max_sequence_length", 8, *texts)
-    assert finished.returncode == 0, finished.stderr
-    (line,) = [line for line in finished.stderr.splitlines() if "is truncated" in line]
+    sample_here(flags, "--num_frames", 1, "--max_sequence_length", 8, *texts)
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if "is truncated" in line]
     assert "'a b c d e f g h i j'... has " in line and "truncated to 8;" in line and "--max_sequence_length" in line
 
 
-def test_template_and_negative_prompt_are_used(release, run, flags, tmp_path, monkeypatch):
+def test_template_and_negative_prompt_are_used(release, flags, tmp_path, monkeypatch):
     """Prompt template and negative prompt default to the published ones; both can be replaced."""
 
     def texts_of(**options) -> list[str]:
@@ -313,10 +351,7 @@ def test_template_and_negative_prompt_are_used(release, run, flags, tmp_path, mo
     assert alone.split() == "high quality, high aesthetic, {} %s".split()
     assert texts_of(prompt_template="photo: {}", negative_prompt="") == ["", "photo: a boat", "photo: {} %s"]
 
-    finished = run(
-        SAMPLE, *flags, "--num_frames", 1, "--text_prompt", "x", "--prompt_template", "{}", "--negative_prompt", "y"
-    )
-    assert finished.returncode == 0, finished.stderr
+    sample_here(flags, "--num_frames", 1, "--text_prompt", "x", "--prompt_template", "{}", "--negative_prompt", "y")
     (metadata,) = (tmp_path / "out").glob("*.json")
     recorded = json.dumps(json.loads(metadata.read_text()))
     assert '"prompt_template": "{}"' in recorded and '"negative_prompt": "y"' in recorded

@@ -257,7 +257,7 @@ def test_dpm_solver_recovers_the_sample(steps):
         (lambda: DPMSolver(0), "number of steps is 0"),
         (lambda: IDDPMSpeed().sample(None, None, {}), "training only"),
         (lambda: DPMSolver().training_losses(None, None, {}), "sampling only"),
-        (lambda: DPMSolver(2).sample(None, random(*SHAPE), {}, [[0, 1, 1]] * 2), "no conditioning frames"),
+        (lambda: DPMSolver(2).run(None, random(*SHAPE), [[0, 1, 1]] * 2), "no conditioning frames"),
         (lambda: last(IDDPM(2).trajectory(None, Tensor(random(*SHAPE)), [[1, 1]] * 2)), "2 x 3 frames"),
         (lambda: last(IDDPM(2).trajectory(None, Tensor(random(*SHAPE)), [[1, 1, 2]] * 2)), "1 to 2"),
         (

@@ -83,9 +83,9 @@ def test_run_writes_checkpoints_log_and_validation(folder, run):
 
 @pytest.mark.parametrize("precision, most", [("fp16", 2e-3), ("bf16", 1e-2)])
 def test_training_in_16_bits_follows_float32(precision, most, folder, uninterrupted):
-    train_here(folder, precision, f"--train_batch_size 4 --max_train_steps 8 --precision {precision}")
+    train_here(folder, precision, f"--train_batch_size 4 --max_train_steps 4 --precision {precision}")
     found, expected = (
-        np.array(rows(folder / name, ("loss", "grad_norm"))[:8], float) for name in (precision, uninterrupted.name)
+        np.array(rows(folder / name, ("loss", "grad_norm"))[:4], float) for name in (precision, uninterrupted.name)
     )
     assert (np.abs(found / expected - 1)[:, 0] < most).all() and (np.abs(found / expected - 1)[:, 1] < 10 * most).all()
     assert (found != expected).any()
@@ -105,7 +105,7 @@ def test_run_killed_repeatedly_equals_uninterrupted_run(folder, uninterrupted, r
     flags = "--train_batch_size 4 --max_train_steps 12 --checkpointing_steps 1 --resume_from_checkpoint True"
     output, argv = folder / "killed", command(folder, "killed", *flags.split())
     kills = 0
-    for unfinished in ("checkpoint-2.part", "checkpoint-5.part", "checkpoint-9.part/optimizer.safetensors"):
+    for unfinished in ("checkpoint-2.part", "checkpoint-7.part/optimizer.safetensors"):
         process = subprocess.Popen(
             [sys.executable, *argv],
             cwd=ROOT,
@@ -118,7 +118,7 @@ def test_run_killed_repeatedly_equals_uninterrupted_run(folder, uninterrupted, r
         kills += process.poll() is None
         os.killpg(process.pid, signal.SIGKILL)
         process.wait()
-    assert kills == 3 and len(checkpoints(output)) < 12
+    assert kills == 2 and len(checkpoints(output)) < 12
     newest = checkpoints(output)[0]
     with open(newest / "model" / WEIGHTS, "r+b") as file:  # flip one bit of the newest
         file.seek(-100, os.SEEK_END)

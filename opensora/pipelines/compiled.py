@@ -1,0 +1,82 @@
+"""Compilation of small transformers for the denoising loop.
+
+In PyNative mode every operator is launched by Python. A block has about `OPERATORS` of them, and launching one takes 20
+microseconds or more. That hides behind the computation of a large model, but takes most of the time of a small one,
+which therefore runs several times faster as a graph. Compiling takes up to half a second for each block, once for each
+shape, and memory that a large model needs for other things. The results are the same.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from typing import Any, Callable
+
+import mindspore as ms
+from mindspore import Tensor, nn
+
+from opensora.ops.backend import on_cpu
+from opensora.parallel.sequence import UlyssesSequenceParallel
+from opensora.utils.logs import logger
+
+OPERATORS = 25  # of a block
+PATCH = 4  # latents of a token
+SMALL = 2e7  # floating-point operations of an operator that a CPU computes in about the time of its launch
+LEAST_CALLS = 10  # compiling takes the time of several calls
+
+
+def pays(transformer: Any, latents: Tensor, rows: int, calls: int) -> bool:
+    """Whether to compile the transformer for `calls` calls with `rows` texts and latents (B, C, T, H, W)."""
+    if calls < LEAST_CALLS or not can_compile(transformer):
+        return False
+    blocks = transformer.transformer_blocks
+    weights = sum(parameter.size for block in blocks for parameter in block.get_parameters())
+    tokens = math.prod(latents.shape[2:]) / PATCH
+    return 2 * weights * tokens * rows <= SMALL * OPERATORS * len(blocks)
+
+
+def can_compile(transformer: Any) -> bool:
+    """Whether it is loaded, of one process, and in PyNative mode on a CPU, with weights in the dtype it computes in."""
+    if not isinstance(transformer, nn.Cell) or not on_cpu() or ms.get_context("mode") != ms.PYNATIVE_MODE:
+        return False
+    if transformer.is_streamed or any(
+        isinstance(cell, UlyssesSequenceParallel) or getattr(cell, "compute_dtype", None) is not None
+        for _, cell in transformer.cells_and_names()
+    ):
+        return False
+    return all(parameter.dtype in (ms.float32, ms.float16) for parameter in transformer.get_parameters())
+
+
+class Compiled:
+    """A Cell whose `construct` is compiled at the first call with inputs of new shapes."""
+
+    def __init__(self, cell: nn.Cell, name: str):
+        self._call: Callable = ms.jit(cell.construct)
+        self._name = name
+        self._shapes: set = set()
+
+    def __call__(self, *inputs: Any) -> Any:
+        shapes = shapes_of(inputs)
+        if shapes in self._shapes:
+            return self._call(*inputs)
+        logger.info(f"compiling {self._name} for inputs of {'x'.join(map(str, inputs[0].shape))}")
+        start = time.perf_counter()
+        result = self._call(*inputs)
+        ms.runtime.synchronize()
+        self._shapes.add(shapes)
+        logger.info(f"compiled in {time.perf_counter() - start:.1f} s")
+        return result
+
+
+def compiled(transformer: Any) -> Compiled:
+    """The transformer compiled, once for all its runs: it keeps its graphs, and they go with it."""
+    if not hasattr(transformer, "compiled_whole"):
+        transformer.compiled_whole = Compiled(transformer, "the transformer")
+    return transformer.compiled_whole
+
+
+def shapes_of(inputs: Any) -> Any:
+    """The shapes of all tensors in nested tuples."""
+    if isinstance(inputs, tuple):
+        return tuple(shapes_of(item) for item in inputs)
+    return tuple(inputs.shape) if isinstance(inputs, Tensor) else None
