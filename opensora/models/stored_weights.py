@@ -88,6 +88,7 @@ class WeightLoader:
             self.release(name)
         # `set_data` would convert the numbers to the parameter's dtype, and `set_dtype` the old ones first.
         parameter.assign_value(tensor(np.ascontiguousarray(held.values)))
+        parameter.has_address = False  # of opensora.ops.cpu.launch
         if layer is not None:
             layer.compute_dtype = None if held.dtype == self.dtype else self.dtype
             layer.scale = None if held.scale is None else tensor(held.scale)

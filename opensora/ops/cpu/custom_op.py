@@ -81,7 +81,7 @@ _serial_numbers = count(1)
 
 def custom_op(
     name: str, *outputs: Union[int, Callable], bprop: Optional[Callable] = None, dtypes: Optional[Sequence] = None
-) -> Kernel:
+) -> ops.Custom:
     """The operator for the kernel `name`.
 
     Args:
@@ -110,10 +110,11 @@ def custom_op(
 
     found = library()
     assert found is not None, "callers check `available` first"
-    function = getattr(found.functions, name)
-    operator = Kernel(
-        function, output_shapes, check_dtypes, f"{found.path}:{name}", infer_shape, infer_dtype, "aot", bprop=bprop
-    )
+    arguments = (f"{found.path}:{name}", infer_shape, infer_dtype, "aot", bprop)
+    if dtypes:  # stored weights of large models, which come and go: the launch takes a small part of the time
+        operator = ops.Custom(*arguments)
+    else:
+        operator = Kernel(getattr(found.functions, name), output_shapes, check_dtypes, *arguments)
     # MindSpore caches inferred shapes by an operator's name and attributes. A unique attribute prevents wrong cache
     # hits.
     operator.add_prim_attr("serial_number", next(_serial_numbers))

@@ -31,8 +31,8 @@ class Kernel(ops.Custom):
         arguments: of `ops.Custom`.
     """
 
-    def __init__(self, function: Callable, output_shapes: Callable, check_dtypes: Callable, *arguments, **options):
-        super().__init__(*arguments, **options)
+    def __init__(self, function: Callable, output_shapes: Callable, check_dtypes: Callable, *arguments):
+        super().__init__(*arguments)
         self.function = function
         self.check_dtypes = check_dtypes
         self.layout = lru_cache(256)(lambda *shapes: _layout(shapes, output_shapes(*shapes)))
@@ -40,12 +40,18 @@ class Kernel(ops.Custom):
     def __call__(self, *inputs: Tensor) -> Any:
         if _pynative_executor.requires_grad() or jit_context() or not addresses_are_exact():
             return super().__call__(*inputs)
+        new = [x for x in inputs if isinstance(x, Parameter) and not x.__dict__.get("has_address")]
+        if new:
+            # MindSpore's launch gives a parameter the address of its data; a view of it would copy the data.
+            for parameter in new:
+                parameter.has_address = True
+            return super().__call__(*inputs)
         self.check_dtypes(*[x.dtype for x in inputs])
         ndims, shapes, output_shapes = self.layout(*[x.shape for x in inputs])
         kept = [_on_device(x) for x in inputs]  # until the kernel has run
         outputs = [_empty_on_cpu(shape, inputs[0].dtype) for shape in output_shapes]
         addresses = [_address(x) for x in kept] + [y.data_ptr() for y in outputs]
-        if not all(addresses):
+        if not all(addresses):  # a parameter that was set to data without an address
             return super().__call__(*inputs)
         pointers = (ctypes.c_void_p * len(addresses))(*addresses)
         status = self.function(len(addresses), pointers, ndims, shapes, None, None, None)
@@ -76,18 +82,13 @@ _INT64_POINTER = ctypes.POINTER(ctypes.c_int64)
 
 
 def _on_device(x: Tensor) -> Tensor:
-    """x, contiguous and with an address: tensors made from numpy get one in their first operator.
-
-    A parameter may lose it again, when it is set to other data.
-    """
+    """x, contiguous and with an address: tensors made from numpy get one in their first operator."""
     if not x.is_contiguous():
         return x.contiguous()
     if "has_address" in x.__dict__:
         return x
-    view = x.reshape(x.shape)
-    if not isinstance(x, Parameter):
-        x.has_address = True
-    return view
+    x.has_address = True
+    return x.reshape(x.shape)
 
 
 def _address(x: Tensor) -> int:
