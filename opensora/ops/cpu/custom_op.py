@@ -111,7 +111,9 @@ def custom_op(
     found = library()
     assert found is not None, "callers check `available` first"
     arguments = (f"{found.path}:{name}", infer_shape, infer_dtype, "aot", bprop)
-    if dtypes:  # stored weights of large models, which come and go: the launch takes a small part of the time
+    # Not called directly: operators on stored weights, which come and go and are large, and gradients, for which
+    # MindSpore makes other tensors of the same weights. A direct call would copy them.
+    if dtypes or bprop is None:
         operator = ops.Custom(*arguments)
     else:
         operator = Kernel(getattr(found.functions, name), output_shapes, check_dtypes, *arguments)
