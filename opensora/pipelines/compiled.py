@@ -69,7 +69,7 @@ class Compiled:
 
 
 def compiled(transformer: Any) -> Compiled:
-    """The transformer compiled, once for all its runs: it keeps its graphs, and they go with it."""
+    """The transformer compiled, once for all its runs. MindSpore keeps it with its graphs until the process ends."""
     if not hasattr(transformer, "compiled_whole"):
         transformer.compiled_whole = Compiled(transformer, "the transformer")
     return transformer.compiled_whole
