@@ -40,7 +40,7 @@ def test_what_cannot_be_compiled_is_not(release):
     assert can_compile(OpenSoraT2V_v1_3.from_pretrained(folder))
     assert can_compile(OpenSoraT2V_v1_3.from_pretrained(folder, ms.float16))
     assert not can_compile(OpenSoraT2V_v1_3.from_pretrained(folder, ms.bfloat16))
-    assert not can_compile(OpenSoraT2V_v1_3.from_pretrained(folder, weights="bf16"))  # computes in float32
+    assert can_compile(OpenSoraT2V_v1_3.from_pretrained(folder, weights="bf16"))  # computes in float32
     assert not can_compile(OpenSoraT2V_v1_3.from_pretrained(folder, streamed=True))
     assert not can_compile(object())
     ms.set_context(mode=ms.GRAPH_MODE)
@@ -50,9 +50,10 @@ def test_what_cannot_be_compiled_is_not(release):
         ms.set_context(mode=ms.PYNATIVE_MODE)
 
 
-@pytest.mark.parametrize("cache", [None, "first_block:0.25"])
-def test_compiled_pipeline_gives_the_same_video(cache, release, monkeypatch, capfd):
-    pipeline = OpenSoraPipeline.from_pretrained(release / "transformer", release / "vae", release / "text")
+@pytest.mark.parametrize("cache, weights", [(None, None), ("first_block:0.25", None), (None, "q8_0")])
+def test_compiled_pipeline_gives_the_same_video(cache, weights, release, monkeypatch, capfd):
+    folders = release / "transformer", release / "vae", release / "text"
+    pipeline = OpenSoraPipeline.from_pretrained(*folders, weights=weights)
 
     def make(prompt):
         return pipeline(prompt, **SAMPLE, num_inference_steps=LEAST_CALLS, cache=cache)
