@@ -90,7 +90,7 @@ def flops(run: Run) -> dict[str, float]:
     config, rows = run.config, row_counts(run)
     inside = (2 if run.training else 0) + run.forwards  # passes through blocks, in units of a forward pass
     outside = 3 if run.training else 1
-    linear = {
+    linear: dict[str, float] = {
         over: sum(2 * rows[over] * m.maps * m.inputs * m.outputs for m in linear_maps(config) if m.over == over)
         for over in rows
     }
