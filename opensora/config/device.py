@@ -10,7 +10,7 @@ from opensora.config.options import option, seed
 TARGETS = ("Ascend", "GPU", "CPU")
 PRECISIONS = ("bf16", "fp16", "fp32")
 ALL_TO_ALL = ("native", "gather")
-MODE_HELP = "0: graph mode; 1: PyNative mode; default: PyNative mode, where a CPU compiles small transformers to sample"
+MODE_HELP = "0: graph mode; 1: PyNative mode; default: PyNative mode, but a CPU compiles small transformers to sample"
 DEVICE_HELP = "device to run on; default: Ascend where one is present, else CPU"
 
 

@@ -57,13 +57,9 @@ class Run:
         for name in ("zero_stage", "gradient_checkpointing"):
             if getattr(self, name) and not self.training:
                 raise UserError(f"--{name} is for training: add --training, or leave it out")
-        from opensora.device import Device
-        from opensora.parallel.groups import sequence_group
+        from opensora.parallel.groups import check_sp_size
 
-        # The checks of a real run; on a CPU, making the group has no other effect.
-        sequence_group(
-            Device("CPU", 1, self.precision, world_size=self.world_size), self.sp_size, self.config.num_attention_heads
-        )
+        check_sp_size(self.sp_size, self.world_size, self.config.num_attention_heads)
 
     @property
     def latents(self) -> tuple[int, int, int, int]:

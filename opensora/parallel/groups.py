@@ -93,17 +93,13 @@ class VideoGroups(NamedTuple):
         return self.video.size > 1 and not on_ascend()
 
 
-def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
-    """The group of `sp_size` consecutive ranks that contains this process.
-
-    Raises:
-        UserError: sp_size does not divide the number of processes or of attention heads.
-    """
-    world = device.world_size
-    if sp_size < 1 or world % sp_size:
-        sizes = [size for size in range(1, world + 1) if world % size == 0]
+def check_sp_size(sp_size: int, world_size: int, heads: int) -> None:
+    """Raises UserError unless sp_size divides the number of processes and of attention heads."""
+    if sp_size < 1 or world_size % sp_size:
+        sizes = [size for size in range(1, world_size + 1) if world_size % size == 0]
         raise UserError(
-            f"--sp_size {sp_size} does not divide the {world} processes; choose one of {', '.join(map(str, sizes))}"
+            f"--sp_size {sp_size} does not divide the {world_size} processes; "
+            f"choose one of {', '.join(map(str, sizes))}"
         )
     if heads % sp_size:
         sizes = [size for size in range(1, heads + 1) if heads % size == 0]
@@ -111,6 +107,15 @@ def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
             f"--sp_size {sp_size} does not divide the model's {heads} attention heads; "
             f"choose one of {', '.join(map(str, sizes))}"
         )
+
+
+def sequence_group(device: Device, sp_size: int, heads: int) -> Group:
+    """The group of `sp_size` consecutive ranks that contains this process.
+
+    Raises:
+        UserError: sp_size does not divide the number of processes or of attention heads.
+    """
+    check_sp_size(sp_size, device.world_size, heads)
     first = device.rank // sp_size * sp_size
     return _group(device, "sequence", range(first, first + sp_size))
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cache
 from typing import Any, Callable, NamedTuple, Optional
 
 import mindspore as ms
@@ -95,15 +96,15 @@ class GuidedPrediction:
         self.calls = 0
 
         *negative, positive = [rows.trimmed() for rows in text.split(2 if guidance.enabled else 1)]
-        states = text_states(transformer, positive)
+        states_of_positive = cache(lambda: text_states(transformer, positive))
         self.texts = {}  # inputs of steps with and without guidance, as far as there are such steps
         for guided in set(map(self.context, range(len(timesteps)))):
-            rows, row_states = [positive], [states]
+            rows, states = [], []
             if guided and (guidance.group is None or guidance.group.is_first):
-                rows, row_states = negative, [negative_states.of(transformer, negative[0])]
-                if guidance.group is None:
-                    rows, row_states = [*rows, positive], [*row_states, states]
-            self.texts[guided] = TextInput.join(rows, row_states)
+                rows, states = [*negative], [negative_states.of(transformer, negative[0])]
+            if not rows or guidance.group is None:
+                rows, states = [*rows, positive], [*states, states_of_positive()]
+            self.texts[guided] = TextInput.join(rows, states)
         if guidance.group is not None:
             self.gather = AllGather(guidance.group, 0)
 

@@ -18,7 +18,7 @@ from opensora.models import get_vae
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import barrier
-from opensora.parallel.groups import VideoGroups, sequence_group, shard_list, video_groups
+from opensora.parallel.groups import VideoGroups, check_sp_size, shard_list, video_groups
 from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.parallel.stream import ContextParallelStream
 from opensora.pipelines import OpenSoraInpaintPipeline, OpenSoraPipeline
@@ -120,7 +120,7 @@ def run(options: SampleOptions, device: Device) -> None:
 def _run(options: SampleOptions, device: Device) -> None:
     sp_size = device.world_size if options.sp else options.sp_size
     config = options.transformer_class.config_class.from_dict(read_config(options.model_path))
-    sequence_group(device, sp_size, config.num_attention_heads)  # refuses an sp_size before anything is read
+    check_sp_size(sp_size, device.world_size, config.num_attention_heads)
     samples = plan_samples(options, read_inputs(options))
     if not options.overwrite:
         for sample in samples:
