@@ -16,7 +16,8 @@ from typing import Any, Callable, NamedTuple, Optional
 import mindspore as ms
 
 from opensora.checkpoint.files import resolve_path
-from opensora.config.options import check_known, did_you_mean
+from opensora.config.memory import WEIGHTS
+from opensora.config.options import check_choice, check_known, did_you_mean
 from opensora.datasets.bucketed.dataset import VariableVideoTextDataset, VideoTextDataset
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, WFVAEModel, get_vae
@@ -172,16 +173,21 @@ def _model_entry(
         cache_dir: Optional[str] = None,
         local_files_only: bool = True,
         dtype=ms.float32,
+        weights: Optional[str] = None,
         **changes,
     ):
         if from_pretrained is None:
+            if weights is not None:
+                raise UserError(f"weights {weights!r} is the format of pretrained weights: give from_pretrained")
             return model(**{**preset, **changes}).cast(dtype)
+        if weights is not None:
+            check_choice("weights", weights, WEIGHTS)
         path = local_weights(from_pretrained, cache_dir)
         folder = _weights_folder(path)
         base = model.published_config(folder) if (folder / "config.json").is_file() else preset
-        return model.from_pretrained(path if path.is_file() else folder, dtype, {**base, **changes})
+        return model.from_pretrained(path if path.is_file() else folder, dtype, {**base, **changes}, weights=weights)
 
-    return Entry(kind, make, (*PRETRAINED, "dtype", *_field_names(config), *aliases), model)
+    return Entry(kind, make, (*PRETRAINED, "dtype", "weights", *_field_names(config), *aliases), model)
 
 
 def _wfvae_entry(name: str) -> Entry:

@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from opensora.config.acceleration import AccelerationOptions
 from opensora.config.device import DEVICE_HELP, MODE_HELP
+from opensora.config.lora_training import LoRATrainOptions
 from opensora.config.options import option, option_of, seed
 from opensora.errors import UserError
 
@@ -138,7 +139,12 @@ class TrainingFields:
     gradient_accumulation_steps: int = _field(1, "batches of each optimizer step, of Open-Sora-Plan's model")
     grad_checkpoint: bool = _field(False, "recompute the blocks in the backward pass: less memory, a third more work")
     grad_clip: Optional[float] = _field(None, "maximum norm of the gradient; without it there is no clipping")
-    ema_decay: float = _field(0.9999, "decay of the moving average of the weights")
+    ema_decay: float = _field(0.9999, "decay of the moving average of the weights; with `lora_rank` only if it is given")
+    lora_rank: Optional[int] = option_of(LoRATrainOptions, "lora_rank")
+    lora_alpha: Optional[float] = option_of(LoRATrainOptions, "lora_alpha")
+    lora_dropout: float = option_of(LoRATrainOptions, "lora_dropout")
+    lora_target_modules: Optional[Sequence[str]] = option_of(LoRATrainOptions, "lora_target_modules")
+    weights: Optional[str] = option_of(LoRATrainOptions, "weights")
     epochs: int = _field(1000, "length of the training, each epoch counted as long as the first")
     max_train_steps: Optional[int] = _field(None, "length of the training in optimizer steps, instead of `epochs`")
     log_every: int = _field(10, "steps between log lines")

@@ -11,7 +11,7 @@ from typing import Any, Generic, Optional, TypeVar, Union
 
 import mindspore as ms
 import numpy as np
-from mindspore import nn
+from mindspore import Parameter, nn
 from mindspore.nn.utils import no_init_parameters
 
 from opensora.checkpoint.files import config_path, find_weights, open_state, read_config
@@ -19,7 +19,7 @@ from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor, ConvertedTensor, LazyTensor, summarize
 from opensora.checkpoint.shape_check import check_class
 from opensora.errors import UserError
-from opensora.models.common.layers import WeightLayer
+from opensora.models.common.layers import ADAPTER, WeightLayer
 from opensora.models.model_config import ModelConfig
 from opensora.models.stored_weights import WeightLoader
 from opensora.models.streaming import BlockStream
@@ -62,9 +62,12 @@ class PretrainedModel(nn.Cell):
         ignored_prefixes: prefixes of tensor names that belong to modules not built here.
         dtype: the type the model computes in; norms and other statistics stay float32.
         block_list: name of the list of blocks that `from_pretrained` can stream.
+        lora_targets: ends of the names of the layers that LoRA adapts by default: queries, keys, values, outputs of
+            attention.
         resident: names of parameters of these blocks that are always loaded.
         tables: names of embedding tables whose rows can be read from the file when they are needed.
         unloaded: tensors by name of the parameters that are read from the file when they are needed, as they are held.
+        compiled_graphs: parts of the model that were compiled in PyNative mode (`opensora.pipelines.compiled`).
         keep_float32: of this class or of a Cell in it, the parameters that stay float32 whatever `dtype` is: their
             names, or True for all of the Cell.
     """
@@ -76,9 +79,14 @@ class PretrainedModel(nn.Cell):
     ignored_prefixes: tuple[str, ...] = ()
     dtype = ms.float32
     block_list = ""
+    lora_targets: tuple[str, ...] = ()
     resident: tuple[str, ...] = ()
     tables: tuple[str, ...] = ()
     unloaded: Mapping[str, LazyTensor] = {}
+
+    def __init__(self):
+        super().__init__()
+        self.compiled_graphs: dict[str, Any] = {}
 
     @classmethod
     def from_pretrained(
@@ -194,6 +202,16 @@ class PretrainedModel(nn.Cell):
             config = {"_class_name": type(self).__name__, **self.config.to_dict()}
             temporary.write_text(json.dumps(config, indent=2), encoding="utf-8")
 
+    def forget_graphs(self) -> None:
+        """Has all Cells of the model compiled anew when they are called, because they have changed."""
+        self.compiled_graphs.clear()
+        for _, cell in self.cells_and_names():
+            cell.compile_cache.clear()
+
+    def own_parameters(self) -> dict[str, Parameter]:
+        """The parameters by name, without those of adapters (`opensora.models.lora`)."""
+        return {name: p for name, p in self.parameters_and_names() if ADAPTER not in name.split(".")}
+
     def torch_buffers(self) -> dict[str, np.ndarray]:
         """Names and values of tensors that PyTorch checkpoints store and that are constants here."""
         return {}
@@ -205,7 +223,7 @@ class PretrainedModel(nn.Cell):
             UserError: a tensor is missing or has the wrong shape.
         """
         state = self.canonical_names(state)
-        selected = {name: state[name] for name, _ in self.parameters_and_names() if name in state}
+        selected = {name: state[name] for name in self.own_parameters() if name in state}
         self._check(selected, strict=True)
         return {**selected, **{name: ArrayTensor(value) for name, value in self.torch_buffers().items()}}
 
@@ -219,7 +237,7 @@ class PretrainedModel(nn.Cell):
         if any(isinstance(cell, WeightLayer) and cell.compute_dtype is not None for _, cell in self.cells_and_names()):
             raise UserError(f"{type(self).__name__} computes in another dtype than its weights have; load it anew")
         single = self.float32_parameters()
-        for name, parameter in self.parameters_and_names():
+        for name, parameter in self.own_parameters().items():
             if name not in single and parameter.dtype != dtype:
                 parameter.set_dtype(dtype)
         self.dtype = dtype
@@ -308,7 +326,7 @@ class PretrainedModel(nn.Cell):
 
     def _check(self, state: Mapping[str, LazyTensor], strict: bool) -> tuple[list[str], list[str]]:
         """(missing, unexpected) names; raises UserError for wrong shapes, wrong buffers, and if `strict` names."""
-        parameters = dict(self.parameters_and_names())
+        parameters = self.own_parameters()
         buffers = self.torch_buffers()
         missing = [name for name in parameters if name not in state]
         unexpected = [
@@ -343,7 +361,7 @@ class PretrainedModel(nn.Cell):
     def _arrays(self) -> dict[str, np.ndarray]:
         """The values of all parameters by name."""
         cells = dict(self.cells_and_names())
-        return {name: self._numpy(name, cells) for name, _ in self.parameters_and_names()}
+        return {name: self._numpy(name, cells) for name in self.own_parameters()}
 
     def _numpy(self, name: str, cells: Mapping[str, nn.Cell]) -> np.ndarray:
         """The values of a parameter, loaded or not; bfloat16 and stored weights become float32."""

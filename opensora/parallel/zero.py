@@ -206,17 +206,22 @@ def make_buckets(parameters: Mapping[str, Parameter], stage: int, world: World) 
     ]
 
 
-class GatheredTensor:
-    """A sharded tensor with the interface of a `LazyTensor`: reading it gathers it."""
+class GatheredTensor(LazyTensor):
+    """A sharded tensor: reading it gathers it."""
 
     dtype = "F32"
 
     def __init__(self, tensors: GatheredTensors, name: str, shape: tuple):
         self.tensors, self.name, self.shape = tensors, name, shape
-        self.nbytes = 4 * int(np.prod(shape))
 
     def numpy(self) -> np.ndarray:
         return self.tensors.read(self.name)
+
+    def elements(self) -> np.ndarray:
+        return self.numpy()
+
+    def values(self, start: int, count: int) -> np.ndarray:
+        return self.numpy().reshape(-1)[start : start + count]
 
     def iter_bytes(self) -> Iterator:
         yield np.ascontiguousarray(self.numpy()).reshape(-1).view(np.uint8)

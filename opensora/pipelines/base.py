@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Optional, Union
+from typing import TYPE_CHECKING, Any, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -14,11 +14,13 @@ from opensora.checkpoint.files import find_weights
 from opensora.datasets.transforms import to_uint8
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, WFVAEModel
+from opensora.models.lora import LoRAs
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.ops.backend import convolution_dtype
 from opensora.pipelines.denoise import DenoiseSettings, StepNoise, denoise
 from opensora.pipelines.lazy import LazyModel
+from opensora.pipelines.lora import LoRAMixin
 from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.text import TextEmbedding, embed_text, embed_texts
 from opensora.schedulers import Scheduler, get_scheduler
@@ -29,7 +31,7 @@ if TYPE_CHECKING:
 OUTPUT_TYPES = ("frames", "video", "latent")
 
 
-class VideoPipeline:
+class VideoPipeline(LoRAMixin):
     """Text encoder, denoising transformer and autoencoder. Subclasses set the transformer and define `__call__`.
 
     Args:
@@ -60,6 +62,8 @@ class VideoPipeline:
         self.scheduler = scheduler
         self.prompt_template, self.negative_prompt = prompt_template, negative_prompt
         self.model_calls, self.compiled = 0, False  # of the last call of `denoise`
+        self.loras = LoRAs()
+        self.transformer.after_load = self.loras.apply
 
     @classmethod
     def from_pretrained(
@@ -112,6 +116,9 @@ class VideoPipeline:
             prompt_template=prompt_template,
             negative_prompt=negative_prompt,
         )
+
+    def get_transformer(self) -> Any:
+        return self.transformer.get()
 
     def embed(self, texts: Sequence[str], max_sequence_length: int = 512) -> TextEmbedding:
         """Embeds texts without template."""

@@ -71,9 +71,21 @@ class Compiled:
 
 def compiled(transformer: Any) -> Compiled:
     """The transformer compiled, once for all its runs. MindSpore keeps it with its graphs until the process ends."""
-    if not hasattr(transformer, "compiled_whole"):
-        transformer.compiled_whole = Compiled(transformer, "the transformer")
-    return transformer.compiled_whole
+    graphs = transformer.compiled_graphs
+    if "whole" not in graphs:
+        graphs["whole"] = Compiled(Whole(transformer), "the transformer")
+    return graphs["whole"]
+
+
+class Whole(nn.Cell):
+    """The transformer in a Cell of its own, for which MindSpore has not compiled a graph yet."""
+
+    def __init__(self, transformer: Any):
+        super().__init__(auto_prefix=False)  # the transformer's parameters keep their names
+        self.transformer = transformer
+
+    def construct(self, *inputs: Any) -> Tensor:
+        return self.transformer(*inputs)
 
 
 def shapes_of(inputs: Any) -> Any:

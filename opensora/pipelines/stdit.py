@@ -13,9 +13,11 @@ from mindspore import Tensor
 
 from opensora.config.acceleration import CacheSettings
 from opensora.datasets.bucketed.dataset import IMAGE_FPS
+from opensora.models.lora import LoRAs
 from opensora.parallel.agreement import Agreement
 from opensora.pipelines.compiled import pays
 from opensora.pipelines.guidance import STDiTPrediction
+from opensora.pipelines.lora import LoRAMixin
 from opensora.pipelines.step_cache import calls_note, with_cache
 from opensora.pipelines.text import TextEncoder
 from opensora.utils.logs import logger
@@ -47,7 +49,7 @@ class ClipSize:
         return {name: Tensor(np.full(count, value, np.float32)) for name, value in values.items()}
 
 
-class STDiTPipeline:
+class STDiTPipeline(LoRAMixin):
     """The stages from texts, noise and conditioning frames to pixels; `long_video` runs them for consecutive clips.
 
     Args:
@@ -68,6 +70,10 @@ class STDiTPipeline:
         self.text_encoder, self.transformer, self.vae, self.scheduler = text_encoder, transformer, vae, scheduler
         self.cache, self.compiles = cache, compiles
         self.model_calls = 0  # of the last call of `sample`
+        self.loras = LoRAs()
+
+    def get_transformer(self) -> Any:
+        return self.transformer
 
     def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The model's text inputs for n texts: y (n, 1, L, D) and mask (n, L)."""

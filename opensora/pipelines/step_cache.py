@@ -228,10 +228,11 @@ class Stages(NamedTuple):
 
 def compiled_stages(transformer: Any) -> Stages:
     """The stages compiled, once for all runs of the transformer."""
-    if not hasattr(transformer, "compiled_in_stages"):
+    graphs = transformer.compiled_graphs
+    if "stages" not in graphs:
         names = "block 0 of the transformer", "the other blocks", "the transformer's head"
-        transformer.compiled_in_stages = Stages(*map(Compiled, Stages.of(transformer), names))
-    return transformer.compiled_in_stages
+        graphs["stages"] = Stages(*map(Compiled, Stages.of(transformer), names))
+    return graphs["stages"]
 
 
 def mean_absolute(x: Tensor) -> float:

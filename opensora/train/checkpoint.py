@@ -12,11 +12,14 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import Callable, NamedTuple, Optional, Union
 
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
+from opensora.checkpoint.lora.files import LORA_FOLDER, LORA_NAME, tensor_names, write_lora
+from opensora.checkpoint.lora.settings import LoRASettings
 from opensora.errors import UserError
+from opensora.models.lora import adapter_tensors, linear_layers, parameter_tensors
 from opensora.models.pretrained import WEIGHTS_NAME, PretrainedModel
 from opensora.train.checkpoint_folder import (
     REPLACED,
@@ -42,10 +45,35 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ModelAndOptimizer(NamedTuple):
-    """A model in training, and its optimizer."""
+    """A model in training, and its optimizer; `lora`: that of the adapters which alone are trained."""
 
     model: PretrainedModel
     optimizer: Optimizer
+    lora: Optional[LoRASettings] = None
+
+    @property
+    def folder(self) -> str:
+        """Name of the folder of the weights in a checkpoint."""
+        return "model" if self.lora is None else LORA_FOLDER
+
+    def save(self, folder: Path, weights: Mapping[str, LazyTensor], is_main: bool) -> None:
+        """Writes trained weights, or their moving averages, with what else a user of the model needs."""
+        if self.lora is None:
+            _save_model(folder, self.model, weights, is_main)
+        else:
+            pairs = adapter_tensors(weights)
+            _write(lambda: write_lora(folder / LORA_NAME, pairs, self.lora), weights, is_main)
+
+    def read(self, folder: Path) -> dict[str, LazyTensor]:
+        """The tensors that `save` wrote, by the names of the parameters; empty if there is no such folder."""
+        path = folder / (WEIGHTS_NAME if self.lora is None else LORA_NAME)
+        if not path.exists():
+            return {}
+        tensors = read_safetensors(path)
+        if self.lora is None:
+            return dict(tensors)
+        layers = [name for name, layer in linear_layers(self.model).items() if layer.lora is not None]
+        return parameter_tensors({name: [tensors[end] for end in tensor_names(name)] for name in layers})
 
 
 def save_checkpoint(
@@ -65,15 +93,17 @@ def save_checkpoint(
     """
     output_dir = Path(output_dir)
     with _new_folder(output_dir, step, is_main) as folder:
-        for prefix, (model, optimizer) in trained.items():
-            _save_model(folder / f"{prefix}model", model, optimizer.weights(), is_main)
+        for prefix, entry in trained.items():
+            optimizer = entry.optimizer
+            entry.save(folder / f"{prefix}{entry.folder}", optimizer.weights(), is_main)
             if optimizer.ema:
-                _save_model(folder / f"{prefix}model_ema", model, optimizer.ema_weights(), is_main)
+                entry.save(folder / f"{prefix}{entry.folder}_ema", optimizer.ema_weights(), is_main)
             moments = {
                 name: tensor for name, tensor in optimizer.state_tensors().items() if name.split(".", 1)[0] in MOMENTS
             }
-            _write(folder / f"{prefix}optimizer.safetensors", moments, is_main)
-        numbers = {prefix: optimizer.state_numbers() for prefix, (_, optimizer) in trained.items()}
+            path = folder / f"{prefix}optimizer.safetensors"
+            _write(lambda path=path, moments=moments: write_safetensors(path, moments), moments, is_main)
+        numbers = {prefix: entry.optimizer.state_numbers() for prefix, entry in trained.items()}
         if is_main:
             serial = 1 + max((serial_number(path, unreadable=0) for path in checkpoints(output_dir)), default=0)
             files = [*list_files(folder), STATE]
@@ -90,8 +120,9 @@ def checkpoint_bytes(trained: Mapping[str, ModelAndOptimizer]) -> int:
     """The size of a checkpoint: float32 weights, their moving averages and the two moments of AdamW."""
     return sum(
         4 * parameter.size * (4 if optimizer.ema else 3)
-        for model, optimizer in trained.values()
+        for model, optimizer, lora in trained.values()
         for parameter in model.get_parameters()
+        if lora is None or parameter.requires_grad
     )
 
 
@@ -104,12 +135,13 @@ def load_state(folder: Path, trained: Mapping[str, ModelAndOptimizer], quiet: bo
         UserError: the checkpoint belongs to another model.
     """
     state = read_state(folder)
-    for prefix, (_, optimizer) in trained.items():
+    for prefix, entry in trained.items():
+        optimizer = entry.optimizer
         tensors = dict(read_safetensors(folder / f"{prefix}optimizer.safetensors"))
-        for kind, name in (("master", "model"), ("ema", "model_ema")):
-            path = folder / f"{prefix}{name}" / WEIGHTS_NAME
-            if path.exists():
-                tensors.update({f"{kind}.{key}": tensor for key, tensor in read_safetensors(path).items()})
+        for kind, name in (("master", entry.folder), ("ema", f"{entry.folder}_ema")):
+            found = entry.read(folder / f"{prefix}{name}")
+            if found:
+                tensors.update({f"{kind}.{key}": tensor for key, tensor in found.items()})
             elif optimizer.ema and not quiet:
                 logger.warning(f"{folder} has no {prefix}{name}; averages start from its weights")
         try:
@@ -122,15 +154,16 @@ def load_state(folder: Path, trained: Mapping[str, ModelAndOptimizer], quiet: bo
 def _save_model(folder: Path, model: PretrainedModel, weights: Mapping[str, LazyTensor], is_main: bool) -> None:
     buffers = {name: ArrayTensor(value) for name, value in model.torch_buffers().items()}
     frozen = {name: ArrayTensor(p.float().asnumpy()) for name, p in model.parameters_and_names() if name not in weights}
-    _write(folder / WEIGHTS_NAME, {**buffers, **frozen, **weights}, is_main)
+    tensors = {**buffers, **frozen, **weights}
+    _write(lambda: write_safetensors(folder / WEIGHTS_NAME, tensors), tensors, is_main)
     if is_main:
         model.save_config(folder)
 
 
-def _write(path: Path, tensors: Mapping[str, LazyTensor], is_main: bool) -> None:
-    """Gathering a sharded tensor takes all processes, so those that do not write read it, too."""
+def _write(write: Callable[[], None], tensors: Mapping[str, LazyTensor], is_main: bool) -> None:
+    """Gathering a sharded tensor takes all processes, so those that do not write read it, too, in the same order."""
     if is_main:
-        write_safetensors(path, tensors)
+        write()
         return
     for tensor in tensors.values():
         tensor.numpy()

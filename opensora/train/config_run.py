@@ -13,6 +13,7 @@ from mindspore import Tensor
 
 from opensora.config.families import PLAN, STDIT, check_family
 from opensora.config.fields import TrainingFields
+from opensora.config.lora_training import LoRATrainOptions
 from opensora.config.mmengine import PLACES, check_fields, field_names
 from opensora.config.options import check_choice, from_mapping
 from opensora.datasets.t2v.options import T2VDataOptions
@@ -107,7 +108,16 @@ def _given(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def stdit_options(config: Mapping[str, Any], zero_stage: int) -> STDiTTrainOptions:
-    return from_mapping(STDiTTrainOptions, _given(config), zero_stage=zero_stage)
+    return from_mapping(
+        STDiTTrainOptions, _given(config), zero_stage=zero_stage, lora=LoRATrainOptions.of(config), ema=_ema(config)
+    )
+
+
+def _ema(config: Mapping[str, Any]) -> Optional[float]:
+    """The decay of the moving average. LoRA trains for few steps, in which an average moves little: it is optional."""
+    if config.get("lora_rank") and config.get("ema_decay") is None:
+        return None
+    return training_fields(config).ema_decay
 
 
 def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
@@ -131,6 +141,7 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
     )
     preset: Optional[str] = model.pop("type")
     pretrained = model.pop("from_pretrained", None)
+    decay = _ema(config)
     if pretrained is not None and (Path(pretrained) / "config.json").is_file():
         preset = None  # the configuration of the weights is used
     return T2VTrainOptions(
@@ -150,7 +161,8 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
         zero_stage=zero_stage,
         sp_size=fields.sp_size,
         max_grad_norm=fields.grad_clip,
-        ema=EMA(fields.ema_decay),
+        ema=None if decay is None else EMA(decay),
+        lora=LoRATrainOptions.of(config),
         seed=fields.seed,
     )
 

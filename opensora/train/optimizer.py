@@ -85,6 +85,8 @@ class Optimizer:
                 for block in blocks:
                     block.recompute()
             self.recorded = self.buckets
+        is_partly_frozen = any(not parameter.requires_grad for parameter in model.get_parameters())
+        self.needs_input_gradient = self.recorded is self.outside and is_partly_frozen
         self.differentiated: dict[nn.Cell, Callable] = {}
 
         self.exp_avg = [ops.zeros(bucket.shard_size, ms.float32) for bucket in self.buckets]
@@ -101,10 +103,16 @@ class Optimizer:
         micro-steps and the processes.
         """
         if forward not in self.differentiated:
-            self.differentiated[forward] = ms.value_and_grad(_ScaledLoss(forward), None, self.trained, has_aux=True)
+            # The backward pass of a `ShardedBlock` runs only if one of its inputs needs a gradient. If layers before the
+            # blocks are frozen, that of the latents makes sure of it.
+            position = 1 if self.needs_input_gradient else None
+            weights = self.trained or None
+            self.differentiated[forward] = ms.value_and_grad(_ScaledLoss(forward), position, weights, has_aux=True)
         with self.weights_outside_blocks():
             scale = Tensor(self.loss_scale.value, ms.float32)
             (_, outputs), gradients = self.differentiated[forward](scale, *inputs)
+        if self.needs_input_gradient:
+            gradients = gradients[1] if self.trained else ()
         self.add(gradients)
         return outputs
 

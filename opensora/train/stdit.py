@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor
 
 from opensora.config.fields import TrainingFields
+from opensora.config.lora_training import LoRATrainOptions
 from opensora.datasets.bucketed.buckets import Buckets
 from opensora.datasets.bucketed.dataset import CONDITIONING, VariableVideoTextDataset, VideoTextDataset, collate
 from opensora.datasets.bucketed.mask_ratios import MaskGenerator
@@ -20,6 +21,7 @@ from opensora.datasets.loader import Loader
 from opensora.datasets.sampler import BatchSampler, Sampler
 from opensora.device import Device, set_seed
 from opensora.errors import UserError
+from opensora.models.lora import DropoutSeed
 from opensora.parallel.process_group import World
 from opensora.pipelines.stdit import FrameNoise
 from opensora.registry import DATASET, build, build_stdit_pipeline
@@ -27,6 +29,7 @@ from opensora.schedulers.iddpm import TrainingLoss
 from opensora.train.adamw import AdamW
 from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.ema import EMA
+from opensora.train.lora import adapt, lora_settings
 from opensora.train.optimizer import Optimizer
 from opensora.train.t2v import sample_noise
 from opensora.train.trainer import StepResult
@@ -39,6 +42,10 @@ MODEL_SEED = 1024  # of initial weights, timesteps and noise; the `seed` of a co
 class STDiTTrainOptions:
     """Fields of a training config, by their names there.
 
+    Args:
+        ema: decay of the moving average of the weights; None: no average.
+        lora: None: all weights are trained.
+
     Raises:
         UserError: invalid or contradictory fields.
     """
@@ -50,10 +57,11 @@ class STDiTTrainOptions:
     num_workers: int = TrainingFields.num_workers
     grad_checkpoint: bool = TrainingFields.grad_checkpoint
     grad_clip: Optional[float] = TrainingFields.grad_clip
-    ema_decay: float = TrainingFields.ema_decay
+    ema: Optional[float] = TrainingFields.ema_decay
     zero_stage: int = 0
     sp_size: int = TrainingFields.sp_size
     seed: int = TrainingFields.seed
+    lora: Optional[LoRATrainOptions] = None
 
     def __post_init__(self):
         variable = self.dataset["type"] == "VariableVideoTextDataset"
@@ -102,24 +110,33 @@ class STDiTTraining:
         sampler = self.make_sampler(dataset, show=device.is_main)
         self.loader = Loader(dataset, sampler, collate, options.num_workers)
 
-        if checkpoint is not None:
+        lora = options.lora
+        if lora is not None:
+            if not config["model"].get("from_pretrained"):
+                raise UserError("lora_rank adapts a pretrained model: give from_pretrained of the model")
+            config = {**config, "model": {**config["model"], "weights": lora.weights}}
+        elif checkpoint is not None:
             config = {**config, "model": {**config["model"], "from_pretrained": str(checkpoint / "model")}}
         set_seed(MODEL_SEED)
         self.pipeline = build_stdit_pipeline(config, device.dtype, vae_dtype=device.vae_dtype)
         model = self.pipeline.transformer.set_train()
+        self.dropout_seed = DropoutSeed()
+        if lora is not None:
+            self.dropout_seed = adapt(model, lora, MODEL_SEED, checkpoint)
         self.dropout = model.config.class_dropout_prob
         self.loss = TrainingLoss(model, self.pipeline.scheduler)
         # Without weight decay and without warm-up of the moving averages.
         self.optimizer = Optimizer(
             model,
             AdamW(adam_epsilon=1e-8, adam_weight_decay=0.0),
-            EMA(options.ema_decay, warm_up=False),
+            None if options.ema is None else EMA(options.ema, warm_up=False),
             options.grad_clip,
             options.zero_stage,
             world,
             options.grad_checkpoint,
         )
-        self.trained = {"": ModelAndOptimizer(model, self.optimizer)}
+        settings = None if lora is None else lora_settings(lora, model)
+        self.trained = {"": ModelAndOptimizer(model, self.optimizer, settings)}
         self.batch, self.samples_per_step = 0, 0
         self.batches = iter(self.loader)
 
@@ -147,6 +164,7 @@ class STDiTTraining:
     def step(self, learning_rate: float) -> StepResult:
         batch = next(self.batches)
         self.samples_per_step = self.world.size * len(batch["text"])
+        self.dropout_seed.value = (MODEL_SEED, self.batch, 0, self.world.rank)
         loss = self.optimizer.backward(self.loss, *self.inputs(batch))
         self.batch += 1
         (loss,) = self.world.all_reduce_mean(loss.reshape(1))

@@ -22,6 +22,7 @@ from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel, get_vae
 from opensora.models.dit.config import PRESETS
+from opensora.models.lora import DropoutSeed
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import AllGather
 from opensora.parallel.groups import sequence_group
@@ -29,6 +30,7 @@ from opensora.parallel.process_group import World
 from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.pipelines.text import LENGTH_STEP
 from opensora.train.checkpoint import ModelAndOptimizer
+from opensora.train.lora import adapt, load_frozen, lora_settings
 from opensora.train.objective import DenoisingLoss, make_objective
 from opensora.train.optimizer import Optimizer
 from opensora.train.t2v_options import T2VTrainOptions
@@ -59,6 +61,9 @@ class T2VTraining:
         if text_encoder is not None:
             MT5EncoderModel.published_config(text_encoder, "--text_encoder_name_1")
         model = self.build_model(checkpoint)
+        self.dropout_seed = DropoutSeed()
+        if options.lora is not None:
+            self.dropout_seed = adapt(model, options.lora, options.seed, checkpoint)
         self.group = sequence_group(device, options.sp_size, model.config.num_attention_heads)
         if self.group.size > 1:
             model.parallelize(UlyssesSequenceParallel(self.group))
@@ -94,7 +99,8 @@ class T2VTraining:
             world,
             options.gradient_checkpointing,
         )
-        self.trained = {"": ModelAndOptimizer(model, self.optimizer)}
+        lora = None if options.lora is None else lora_settings(options.lora, model)
+        self.trained = {"": ModelAndOptimizer(model, self.optimizer, lora)}
         # The latest batch, and how many of its micro-batches were trained on.
         self.batch, self.micro_batches_done = -1, self.micro_batches_per_batch
         self.sampler_before = self.loader.sampler.state_dict()  # of the latest batch
@@ -116,6 +122,9 @@ class T2VTraining:
     def build_model(self, checkpoint: Optional[Path]) -> OpenSoraT2V_v1_3:
         """The model that the flags select, with the weights of the checkpoint, pretrained or random ones."""
         options = self.options
+        if options.lora is not None:
+            assert options.pretrained is not None, "T2VTrainOptions requires it"
+            return load_frozen(self.model_class, options.pretrained, options.model_changes, options.lora, self.device)
         if checkpoint is not None:
             return self.resume_from(checkpoint)
         if options.model in PRESETS and not options.model.startswith(self.model_class.__name__):
@@ -177,7 +186,9 @@ class T2VTraining:
     def step(self, learning_rate: float) -> StepResult:
         losses = []
         for _ in range(self.options.gradient_accumulation_steps):
-            losses.append(self.optimizer.backward(self.loss, *next(self.micro_batches)))
+            inputs = next(self.micro_batches)
+            self.dropout_seed.value = (self.options.seed, self.batch, self.micro_batches_done, self.world.rank)
+            losses.append(self.optimizer.backward(self.loss, *inputs))
         (loss,) = self.world.all_reduce_mean(ops.stack(losses).mean().reshape(1))
         norm, applied = self.optimizer.step(learning_rate)
         return StepResult({"loss": float(loss)}, norm, applied)
@@ -282,6 +293,7 @@ class T2VTraining:
         )
         loader = Loader(data.dataset, sampler, data.collate, data.num_workers)
         losses = []
+        self.dropout_seed.value = None
         with self.optimizer.weights_outside_blocks():
             for number, batch in enumerate(islice(loader, len(sampler))):
                 inputs = self.gather_batch(self.inputs(batch, VALIDATION, number))

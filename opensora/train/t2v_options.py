@@ -11,6 +11,7 @@ from typing import Any, ClassVar, Optional, TypeVar
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, PREDICTION_TYPES, VAES
+from opensora.config.lora_training import LoRATrainOptions
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.errors import UserError
@@ -113,6 +114,7 @@ class T2VTrainOptions:
         model_changes: keys of the model's config.json that flags set.
         zero_stage: ZeRO stage, 0 to 3.
         max_grad_norm: None: no clipping.
+        lora: None: all weights are trained.
 
     Raises:
         UserError: values out of range, or options that contradict each other.
@@ -148,6 +150,7 @@ class T2VTrainOptions:
     model_changes: Mapping = field(default_factory=dict)
     val_data: Optional[T2VDataOptions] = None
     zero_stage: int = 0
+    lora: Optional[LoRATrainOptions] = None
     seed: int = DeviceOptions.seed
 
     def __post_init__(self):
@@ -156,6 +159,8 @@ class T2VTrainOptions:
         )
         if self.model is None and self.pretrained is None:
             raise UserError(f"--model is missing: one of {', '.join(DIT_PRESETS)}, or a folder with a config.json")
+        if self.lora is not None and (self.pretrained is None or self.model is not None):
+            raise UserError("--lora_rank adapts pretrained weights: give their folder with --pretrained, without --model")
         shared = self.sp_size * self.train_batch_size
         if self.sp_size > 1 and shared % self.train_sp_batch_size:
             raise UserError(
@@ -168,7 +173,17 @@ class T2VTrainOptions:
             raise UserError("--text_encoder_name_1 is missing; only --text_embed_cache does without")
 
 
-OPTIONS = (TrainerOptions, T2VFlags, T2VTrainOptions, T2VDataOptions, ObjectiveOptions, AdamW, EMA, DeviceOptions)
+OPTIONS = (
+    TrainerOptions,
+    T2VFlags,
+    T2VTrainOptions,
+    T2VDataOptions,
+    ObjectiveOptions,
+    LoRATrainOptions,
+    AdamW,
+    EMA,
+    DeviceOptions,
+)
 Options = TypeVar("Options", bound=T2VTrainOptions)
 
 
@@ -194,6 +209,7 @@ def training_options(options: type[Options], args: argparse.Namespace, data: T2V
         model_changes=flags.model_changes(objective),
         val_data=replace(data, data=args.val_data, cfg=0.0, total_batch_size=0) if args.validate else None,
         zero_stage=flags.sharding_stage(),
+        lora=LoRATrainOptions.of(vars(args)),
         adamw=from_mapping(AdamW, vars(args)),
         ema=from_mapping(EMA, vars(args)) if flags.use_ema else None,
         max_grad_norm=args.max_grad_norm if flags.clip_grad else None,

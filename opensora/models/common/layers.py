@@ -25,6 +25,9 @@ from opensora.ops.precision import cast
 from opensora.ops.resample import upsample_nearest_2x
 
 
+ADAPTER = "lora"  # name of the Cell that a linear layer's adapter is
+
+
 def _uniform(shape: Sequence[int], fan_in: int) -> Parameter:
     return Parameter(initializer(Uniform(1 / math.sqrt(fan_in)), tuple(shape), ms.float32))
 
@@ -40,11 +43,13 @@ class WeightLayer(nn.Cell):
         compute_dtype: the dtype to compute in; None: that of the weight.
         scale: of int8 weights, see `opensora.ops.linear.stored_linear`.
         may_be_int8: whether the layer computes with int8 weights.
+        frozen: whether neither weight nor bias gets gradients.
     """
 
     compute_dtype: Any = None
     scale: Optional[Tensor] = None
     may_be_int8 = False
+    frozen = False
     weight: Parameter
 
     def dtype(self):
@@ -198,7 +203,7 @@ class Dropout(nn.Cell):
 
 
 class Linear(WeightLayer):
-    """x W^T + b over the last axis; weight (out, in)."""
+    """x W^T + b over the last axis; weight (out, in). An adapter (`opensora.models.lora`) adds to it."""
 
     may_be_int8 = True
 
@@ -206,6 +211,7 @@ class Linear(WeightLayer):
         super().__init__()
         self.weight = _uniform((out_features, in_features), in_features)
         self.bias = _uniform((out_features,), in_features) if bias else None
+        self.lora: Optional[nn.Cell] = None
 
     def construct(self, x: Tensor) -> Tensor:
         return self.product(x, self.bias)
@@ -214,16 +220,22 @@ class Linear(WeightLayer):
         """x W^T + bias."""
         weight = self.weight  # a Cell looks its parameters up slowly
         if self.compute_dtype is None:
-            return linear(cast(x, weight.dtype), weight, bias)
-        return stored_linear(cast(x, self.compute_dtype), weight, self.scale, bias)
+            x = cast(x, weight.dtype)
+            y = linear(x, weight, bias, self.frozen)
+        else:
+            x = cast(x, self.compute_dtype)
+            y = stored_linear(x, weight, self.scale, bias)
+        return y if self.lora is None else self.lora(x, y)
 
 
 def stacked(x: Tensor, first: Linear, second: Linear, third: Linear) -> Tensor:
     """The outputs of three layers of the same size, one after another along the batch: (B, ..., in) -> (3 B, ..., out).
 
-    On a CPU one operator computes them if the weights are stored in the dtype that they are computed in.
+    On a CPU one operator computes them if the weights are stored in the dtype that they are computed in and the layers
+    have no adapters.
     """
-    if first.compute_dtype is not None or first.bias is None:
+    plain = first.compute_dtype is None and first.bias is not None and not first.frozen
+    if not plain or first.lora is not None or second.lora is not None or third.lora is not None:
         return ops.cat((first(x), second(x), third(x)), 0)
     return stacked_linear(
         cast(x, first.dtype()), first.weight, first.bias, second.weight, second.bias, third.weight, third.bias

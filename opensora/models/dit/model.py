@@ -33,6 +33,7 @@ class OpenSoraT2V_v1_3(PretrainedModel):
     config: OpenSoraConfig
     keep_float32 = ("scale_shift_table",)
     block_list = "transformer_blocks"
+    lora_targets = ("to_q", "to_k", "to_v", "to_out.0")
 
     def __init__(self, **values):
         super().__init__()

@@ -44,6 +44,7 @@ class STDiT2(PretrainedModel):
     config_class = STDiT2Config
     config: STDiT2Config
     block_list = "blocks"
+    lora_targets = ("qkv", "q_linear", "kv_linear", "proj")
     # Tables of older files. The RoPE frequencies are computed, because 16-bit files have them rounded.
     ignored_prefixes = ("pos_embed", ROPE)
 

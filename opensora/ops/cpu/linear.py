@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from functools import cache
-from typing import Optional
+from typing import Callable, Optional
 
 import mindspore as ms
-from mindspore import Tensor
+from mindspore import Tensor, ops
 
 from opensora.ops.cpu.custom_op import custom_op
 
@@ -15,9 +15,23 @@ def _output_shape(x, weight, *bias):
     return [*x[:-1], weight[0]]
 
 
+@ops.constexpr
+def _is_graph_mode() -> bool:
+    return ms.get_context("mode") == ms.GRAPH_MODE
+
+
+def no_gradient(x: Tensor) -> Optional[Tensor]:
+    """The gradient of an input that gets none. Graph mode needs zeros, and removes them from the graph."""
+    return ops.zeros_like(x) if _is_graph_mode() else None
+
+
+def _input_grad():
+    return custom_op("linear_input_grad", lambda weight, dy: [*dy[:-1], weight[1]])
+
+
 @cache
-def _linear(has_bias: bool):
-    input_grad = custom_op("linear_input_grad", lambda weight, dy: [*dy[:-1], weight[1]])
+def _linear(has_bias: bool, frozen: bool):
+    input_grad = _input_grad()
     weight_grad = custom_op("linear_weight_grad", lambda x, dy: [dy[-1], x[-1]])
     bias_grad = custom_op("linear_bias_grad", lambda dy: [dy[-1]])
 
@@ -27,14 +41,20 @@ def _linear(has_bias: bool):
     def bias_bprop(x, weight, bias, out, dout):
         return input_grad(weight, dout), weight_grad(x, dout), bias_grad(dout)
 
+    def frozen_bprop(x, weight, out, dout):
+        return input_grad(weight, dout), no_gradient(weight)
+
+    def frozen_bias_bprop(x, weight, bias, out, dout):
+        return input_grad(weight, dout), no_gradient(weight), no_gradient(bias)
+
     if has_bias:
-        return custom_op("linear_bias", _output_shape, bprop=bias_bprop)
-    return custom_op("linear", _output_shape, bprop=bprop)
+        return custom_op("linear_bias", _output_shape, bprop=frozen_bias_bprop if frozen else bias_bprop)
+    return custom_op("linear", _output_shape, bprop=frozen_bprop if frozen else bprop)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor]) -> Tensor:
-    """x (..., in), weight (out, in), bias (out,) or None -> (..., out)."""
-    return _linear(False)(x, weight) if bias is None else _linear(True)(x, weight, bias)
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], frozen: bool) -> Tensor:
+    """x (..., in), weight (out, in), bias (out,) or None -> (..., out); `frozen`: x alone gets gradients."""
+    return _linear(False, frozen)(x, weight) if bias is None else _linear(True, frozen)(x, weight, bias)
 
 
 @cache
@@ -57,13 +77,27 @@ def stacked_linear(x: Tensor, *parameters: Tensor) -> Tensor:
 
 
 @cache
-def _stored_linear(dtype, has_bias: bool):
+def _stored_linear(dtype, has_bias: bool, widen: Callable):
+    input_grad = _input_grad()
+    scales = dtype == ms.int8
+
+    def bprop(x, weight, *others):
+        scale, dout = others[0] if scales else None, others[-1]
+        dx = input_grad(widen(weight, scale, ms.float32), dout)
+        return (dx, no_gradient(weight)) + tuple([no_gradient(other) for other in others[:-2]])
+
     name = {ms.bfloat16: "linear_bfloat16", ms.float16: "linear_float16", ms.int8: "linear_int8"}[dtype]
     dtypes = [ms.float32, dtype, *([ms.float16] if dtype == ms.int8 else []), *([ms.float32] if has_bias else [])]
-    return custom_op(name, _output_shape, dtypes=dtypes)
+    return custom_op(name, _output_shape, bprop=bprop, dtypes=dtypes)
 
 
-def stored_linear(x: Tensor, weight: Tensor, scale: Optional[Tensor], bias: Optional[Tensor]) -> Tensor:
-    """x (rows, in), bias (out,) float32, weight (out, in) of `opensora.ops.linear.stored_linear` -> (rows, out)."""
+def stored_linear(
+    x: Tensor, weight: Tensor, scale: Optional[Tensor], bias: Optional[Tensor], widen: Callable
+) -> Tensor:
+    """x (rows, in), bias (out,) float32, weight (out, in) of `opensora.ops.linear.stored_linear` -> (rows, out).
+
+    Args:
+        widen: (weight, scale, dtype) -> the weight in that dtype, for the gradient of x; nothing else gets gradients.
+    """
     inputs = [x, weight, *([] if scale is None else [scale]), *([] if bias is None else [bias])]
-    return _stored_linear(weight.dtype, bias is not None)(*inputs)
+    return _stored_linear(weight.dtype, bias is not None, widen)(*inputs)
