@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import json
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Union
 
@@ -20,6 +21,7 @@ from opensora.errors import UserError
 from opensora.utils.json_text import parse_json
 
 LONGEST_HEADER = 100_000_000  # bytes, as in the safetensors package
+METADATA = "__metadata__"  # the key of the header that is not a tensor
 
 
 def is_safetensors_file(start: bytes) -> bool:
@@ -36,29 +38,53 @@ def read_safetensors(path: Union[str, Path]) -> dict[str, FileTensor]:
     Raises:
         UserError: a damaged file, or an unsupported tensor type.
     """
+    file, start, header = _read_header(path)
+    with _naming_errors(file.path):
+        tensors = {name: _stored_tensor(file, start, entry, name) for name, entry in header.items() if name != METADATA}
+    _check_places(file, start, tensors)
+    return tensors
+
+
+def read_metadata(path: Union[str, Path]) -> dict[str, str]:
+    """The texts that a file's header holds in addition to the tensors, such as `format`, by key.
+
+    Raises:
+        UserError: a damaged header.
+    """
+    _, _, header = _read_header(path)
+    return header.get(METADATA) or {}
+
+
+def _read_header(path: Union[str, Path]) -> tuple[OpenFile, int, dict[str, Any]]:
+    """The open file, the end of its header and the header, whose metadata are checked."""
     file = OpenFile(Path(path))
     (length,) = struct.unpack("<Q", file.read(0, 8))
     if length > LONGEST_HEADER:
         raise UserError(f"{path}: not a safetensors file, or a damaged one: a header of {length} bytes")
     if length > file.size - 8:
         raise truncated(file.path, "the header")
-    try:
+    with _naming_errors(file.path):
         header = parse_json(bytes(file.read(8, length)))
         if type(header) is not dict:
             raise UserError("not a json object")
-        _check_metadata(header.pop("__metadata__", None))
-        tensors = {name: _stored_tensor(file, 8 + length, entry, name) for name, entry in header.items()}
+        _check_metadata(header.get(METADATA))
+    return file, 8 + length, header
+
+
+@contextmanager
+def _naming_errors(path: Path) -> Iterator[None]:
+    """Has errors of a header name the file."""
+    try:
+        yield
     except ValueError as error:
         if str(error).startswith(f"{path}: "):
             raise
         raise UserError(f"{path}: a damaged safetensors header ({error}); download or copy the file again") from error
-    _check_places(file, 8 + length, tensors)
-    return tensors
 
 
 def _check_metadata(notes: Any) -> None:
     if notes is not None and not (type(notes) is dict and all(type(value) is str for value in notes.values())):
-        raise UserError("__metadata__ must map strings to strings")
+        raise UserError(f"{METADATA} must map strings to strings")
 
 
 def _stored_tensor(file: OpenFile, start: int, entry: Any, name: str) -> FileTensor:
@@ -106,7 +132,11 @@ def _check_places(file: OpenFile, position: int, tensors: Mapping[str, FileTenso
 
 
 def write_safetensors(
-    path: Union[str, Path], tensors: Mapping[str, LazyTensor], progress: bool = False, check_finite: bool = False
+    path: Union[str, Path],
+    tensors: Mapping[str, LazyTensor],
+    progress: bool = False,
+    check_finite: bool = False,
+    metadata: Mapping[str, str] = {},
 ) -> None:
     """Writes a file one tensor at a time, atomically.
 
@@ -115,6 +145,7 @@ def write_safetensors(
         tensors: by name.
         progress: show a progress bar.
         check_finite: report tensors with NaN or infinity on stderr.
+        metadata: texts for the header, see `read_metadata`. `format` is always "pt", which PyTorch's readers require.
 
     Raises:
         UserError: a path that does not end in .safetensors, or a tensor type that safetensors does not have.
@@ -128,7 +159,7 @@ def write_safetensors(
             raise UserError(
                 f"{path}: {name!r:.100} is {tensor.dtype}, which safetensors does not have; convert --to bf16"
             )
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}
+    header: dict[str, Any] = {METADATA: {**metadata, "format": "pt"}}
     position = 0
     # Sorted by element size, largest first, so that every tensor is aligned to its element size.
     ordered = dict(sorted(tensors.items(), key=lambda item: -NUMPY_TYPES[item[1].dtype].itemsize))
