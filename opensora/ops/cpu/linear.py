@@ -79,16 +79,26 @@ def stacked_linear(x: Tensor, *parameters: Tensor) -> Tensor:
 @cache
 def _stored_linear(dtype, has_bias: bool, widen: Callable):
     input_grad = _input_grad()
-    scales = dtype == ms.int8
 
-    def bprop(x, weight, *others):
-        scale, dout = others[0] if scales else None, others[-1]
-        dx = input_grad(widen(weight, scale, ms.float32), dout)
-        return (dx, no_gradient(weight)) + tuple([no_gradient(other) for other in others[:-2]])
+    def dx(weight, scale, dy):
+        return input_grad(widen(weight, scale, ms.float32), dy)
 
+    def bprop(x, weight, out, dout):
+        return dx(weight, None, dout), no_gradient(weight)
+
+    def bias_bprop(x, weight, bias, out, dout):
+        return dx(weight, None, dout), no_gradient(weight), no_gradient(bias)
+
+    def int8_bprop(x, weight, scale, out, dout):
+        return dx(weight, scale, dout), no_gradient(weight), no_gradient(scale)
+
+    def int8_bias_bprop(x, weight, scale, bias, out, dout):
+        return dx(weight, scale, dout), no_gradient(weight), no_gradient(scale), no_gradient(bias)
+
+    bprops = {(False, False): bprop, (False, True): bias_bprop, (True, False): int8_bprop, (True, True): int8_bias_bprop}
     name = {ms.bfloat16: "linear_bfloat16", ms.float16: "linear_float16", ms.int8: "linear_int8"}[dtype]
     dtypes = [ms.float32, dtype, *([ms.float16] if dtype == ms.int8 else []), *([ms.float32] if has_bias else [])]
-    return custom_op(name, _output_shape, bprop=bprop, dtypes=dtypes)
+    return custom_op(name, _output_shape, bprop=bprops[dtype == ms.int8, has_bias], dtypes=dtypes)
 
 
 def stored_linear(
