@@ -180,6 +180,7 @@ class Planner:
         keeps_freed_memory: True on a CPU.
         decodes_in_chunks: False for autoencoders that decode the whole video at once.
         rates: of the machine; None: no estimate of time, and no choice of 8 bits.
+        adapters: bytes of the transformer's LoRAs.
     """
 
     files: Mapping[str, ModelFiles]
@@ -190,6 +191,7 @@ class Planner:
     decodes_in_chunks: bool = True
     keeps_freed_memory: bool = True
     rates: Optional[Rates] = None
+    adapters: float = 0.0
 
     def plan(self, run: Optional[Run], budget: float) -> MemoryPlan:
         """The first plan that fits the budget, or the last one. `run` is None for a text encoder alone."""
@@ -256,7 +258,7 @@ class Planner:
         if name == "vae":
             return sum(autoencoder_buffers(model, run, self.decodes_in_chunks).values())
         transformer = memory(run)
-        return transformer["sum"] - transformer["weights"]
+        return transformer["sum"] - transformer["weights"] + self.adapters
 
     def _with_int8(self) -> Planner:
         transformer = replace(self.files["transformer"], weights="q8_0")

@@ -189,6 +189,11 @@ class LoRAs:
             if factors is not None:
                 ops.assign(layer.lora.B, Tensor(factors[1]).astype(layer.lora.B.dtype))
 
+    @property
+    def parameters(self) -> int:
+        """The number of their elements."""
+        return sum(lora.a.size + lora.b.size for loaded in self.loaded.values() for lora in loaded.adapters.values())
+
     def _factors(self, layer: str) -> Optional[tuple[np.ndarray, np.ndarray]]:
         """The rows of A and the columns of B of all LoRAs that adapt a layer."""
         found = [lora.factors(layer) for lora in self.loaded.values() if layer in lora.adapters]

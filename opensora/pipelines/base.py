@@ -37,6 +37,7 @@ class VideoPipeline(LoRAMixin):
     Args:
         prompt_template: text around the prompt, which replaces {}; the default is that of the published weights.
         negative_prompt: guidance moves away from this text.
+        loras: LoRAs of the transformer; None: none.
 
     Raises:
         UserError: the template has no {}.
@@ -53,6 +54,7 @@ class VideoPipeline(LoRAMixin):
         scheduler: Scheduler,
         prompt_template: str = POSITIVE,
         negative_prompt: str = NEGATIVE,
+        loras: Optional[LoRAs] = None,
     ):
         check_template(prompt_template)
         self.text_encoder = text_encoder
@@ -62,7 +64,7 @@ class VideoPipeline(LoRAMixin):
         self.scheduler = scheduler
         self.prompt_template, self.negative_prompt = prompt_template, negative_prompt
         self.model_calls, self.compiled = 0, False  # of the last call of `denoise`
-        self.loras = LoRAs()
+        self.loras = loras or LoRAs()
         self.transformer.after_load = self.loras.apply
 
     @classmethod

@@ -11,10 +11,12 @@ from mindspore import Tensor
 from tqdm import tqdm
 
 from opensora.checkpoint.files import read_config
+from opensora.checkpoint.lora.files import read_lora
 from opensora.cost_model.memory_plan import MemoryPlan
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models import get_vae
+from opensora.models.lora import LoadedLoRA, LoRAs, linear_shapes
 from opensora.models.text_encoder.mt5 import MT5EncoderModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import barrier
@@ -52,9 +54,14 @@ from opensora.utils.stopwatch import Stopwatch
 
 
 def build_pipeline(
-    options: SampleOptions, device: Device, groups: VideoGroups, tokenizer: Tokenizer, plan: MemoryPlan
+    options: SampleOptions,
+    device: Device,
+    groups: VideoGroups,
+    tokenizer: Tokenizer,
+    plan: MemoryPlan,
+    loras: Optional[LoRAs] = None,
 ) -> VideoPipeline:
-    """The pipeline for a run's options; models load at first use, held as planned."""
+    """The pipeline for a run's options; models load at first use, held as planned, the transformer with the LoRAs."""
     dtype, weights = device.dtype, {**options.held_weights(), **plan.weights}
     pipeline_class: type[VideoPipeline] = OpenSoraInpaintPipeline if options.is_inpaint else OpenSoraPipeline
 
@@ -90,6 +97,7 @@ def build_pipeline(
         )
 
     return pipeline_class(
+        loras=loras,
         text_encoder=LazyModel(load_text_encoder),
         tokenizer=tokenizer,
         transformer=LazyModel(load_transformer),
@@ -97,6 +105,24 @@ def build_pipeline(
         scheduler=get_scheduler(options.sample_method, **options.scheduler_arguments()),
         prompt_template=options.prompt_template,
         negative_prompt=options.negative_prompt,
+    )
+
+
+def read_loras(options: SampleOptions) -> LoRAs:
+    """The LoRAs of --lora, checked against the layers of the transformer.
+
+    Raises:
+        FileNotFoundError: no such file.
+        UserError: not a LoRA of this transformer.
+    """
+    if options.decode_latents or not options.lora:
+        return LoRAs()
+    shapes = linear_shapes(options.transformer_class.without_weights(**read_config(options.model_path)))
+    return LoRAs(
+        {
+            f"{number}: {spec}": LoadedLoRA(read_lora(spec.path, shapes), spec.scale)
+            for number, spec in enumerate(options.lora)
+        }
     )
 
 
@@ -163,9 +189,11 @@ def _make(options: SampleOptions, device: Device, groups: VideoGroups, todo: Seq
     group = groups.video
     tokenizer = Tokenizer(options.text_encoder_name_1)
     sizes = {sample: frame_size(options, sample) for sample in todo}
-    plan = plan_run(options, device, tokenizer, texts_to_embed(options, todo), max(sizes.values()))
+    loras = read_loras(options)
+    texts = texts_to_embed(options, todo)
+    plan = plan_run(options, device, tokenizer, texts, max(sizes.values()), loras.parameters)
     options = replace(options, save_memory=plan.one_at_a_time)
-    pipeline = build_pipeline(options, device, groups, tokenizer, plan)
+    pipeline = build_pipeline(options, device, groups, tokenizer, plan, loras)
     times, model_calls = Stopwatch(), []
     if options.decode_latents:
         _check_latents(todo)

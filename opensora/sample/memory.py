@@ -20,6 +20,7 @@ from opensora.cost_model.stages import Texts
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, WFVAEModel
+from opensora.models.stored_weights import BYTES, STORED
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import smallest
 from opensora.pipelines.text import texts_per_pass, trimmed_length
@@ -34,6 +35,7 @@ def plan_run(
     tokenizer: Tokenizer,
     texts: Optional[Collection[str]],
     size: tuple[int, int],
+    lora_parameters: int = 0,
 ) -> MemoryPlan:
     """Chooses how the run holds its models, and prints the choice if --memory is given or not all of them stay loaded.
 
@@ -41,6 +43,7 @@ def plan_run(
         tokenizer: of the text encoder.
         texts: all texts that are embedded; None: not known yet.
         size: height and width of the largest frames.
+        lora_parameters: elements of the transformer's LoRAs.
 
     Raises:
         UserError: the run does not fit --memory.
@@ -73,6 +76,7 @@ def plan_run(
         one_at_a_time=options.save_memory,
         decodes_in_chunks=vae is None or options.enable_tiling or vae.config.streams_exactly,
         keeps_freed_memory=on_cpu,
+        adapters=lora_parameters * BYTES[STORED[device.dtype]],
     )
     # All processes must come to the same plan, or they would wait for each other in different stages.
     (room,) = smallest([_budget(options.memory, device) - process], device.world_size)

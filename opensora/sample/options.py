@@ -12,6 +12,7 @@ from opensora.config.acceleration import AccelerationOptions
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
+from opensora.config.lora import LoRASpec, parse_lora
 from opensora.config.memory import MemoryOptions
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option, option_of
 from opensora.datasets.masks import MaskType, check_noise_strength
@@ -59,6 +60,12 @@ class SampleOptions:
     )
     version: str = _weights("v1_3", "generation of the weights", choices=("v1_3",))
     ms_checkpoint: Optional[str] = _weights(None, "file of transformer weights, instead of those in --model_path")
+    lora: Sequence[LoRASpec] = _weights(
+        (),
+        "LoRAs of the transformer, files or folders, each with a factor of its update; default: none; the factor is 1",
+        type=parse_lora,
+        metavar="FILE[:SCALE]",
+    )
     ae: str = _weights(DEFAULT_VAE, "name of the autoencoder", choices=tuple(VAES))
     text_encoder_device: Optional[str] = _weights(
         None,
@@ -222,6 +229,7 @@ class SampleOptions:
         values = {
             **asdict(self),
             "weights": list(self.weights),
+            "lora": [str(spec) for spec in self.lora],
             "guidance_interval": list(self.guidance_interval),
             "timesteps": list(self.chosen_timesteps) or None,
         }
@@ -251,6 +259,7 @@ def check_weights(options: SampleOptions) -> SampleOptions:
         UserError: they contradict the weights, or these each other.
     """
     from opensora.checkpoint.files import find_weights
+    from opensora.checkpoint.lora.files import find_lora
     from opensora.models import MT5EncoderModel, WFVAEModel
 
     channels = VAES[options.ae][0]
@@ -269,6 +278,8 @@ def check_weights(options: SampleOptions) -> SampleOptions:
             f"--ae {options.ae} has {channels}"
         )
     if not options.decode_latents:
+        for spec in options.lora:
+            find_lora(spec.path)
         find_weights(options.ms_checkpoint or options.model_path)
         find_weights(options.text_encoder_name_1)
     if options.is_inpaint or not options.save_latents:

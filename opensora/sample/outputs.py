@@ -181,6 +181,7 @@ def _read_record(sample: Sample) -> dict:
         "condition": [],
         "weights": [],
         "text_encoder_device": None,
+        "lora": [],
         "timesteps": None,
         "cache": None,
         "guidance_interval": list(WHOLE_RANGE),
