@@ -9,6 +9,7 @@ from typing import Any, Optional
 
 from opensora.config.acceleration import AccelerationOptions
 from opensora.config.device import DEVICE_HELP, MODE_HELP
+from opensora.config.lora import LoRAOptions, parse_loras
 from opensora.config.lora_training import LoRATrainOptions
 from opensora.config.options import option, option_of, seed
 from opensora.errors import UserError
@@ -66,6 +67,7 @@ class ClipFields:
     prompt_as_path: bool = option(
         False, "name the results by their prompts, and keep those that exist already", takes_value=True
     )
+    lora: Sequence[Any] = option_of(LoRAOptions, "lora", group=None)
     cache: Optional[str] = option_of(AccelerationOptions, "cache")
     guidance_interval: tuple[float, float] = option_of(AccelerationOptions, "guidance_interval")
     loop: int = option(1, "clips of a long video, for inference-long.py")
@@ -79,6 +81,7 @@ class ClipFields:
             if isinstance(value, bool) or not isinstance(value, int) or value < 1:
                 raise UserError(f"{name} {value!r}: should be an integer of at least 1")
         AccelerationOptions(self.cache, self.guidance_interval)
+        parse_loras(self.lora)
         size = self.image_size
         if not isinstance(size, (list, tuple)) or len(size) != 2 or any(type(n) is not int or n < 8 for n in size):
             raise UserError(f"image_size {size!r}: should be height and width, integers of at least 8 pixels")

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
-from opensora.config.options import finite_float
+from opensora.config.options import finite_float, option
+from opensora.errors import UserError
 
 
 class LoRASpec(NamedTuple):
@@ -36,3 +39,31 @@ def parse_lora(text: str) -> LoRASpec:
         raise argparse.ArgumentTypeError(
             f"{text!r:.100}: the scale {scale!r:.40} should be a finite number, and no such file exists"
         ) from error
+
+
+@dataclass(frozen=True)
+class LoRAOptions:
+    """The LoRAs of a run. A config file gives their texts."""
+
+    group: ClassVar[str] = "weights"
+
+    lora: Sequence[Any] = option(
+        (),
+        "LoRAs of the transformer, files or folders, each with a factor of its update; default: none; the factor is 1",
+        type=parse_lora,
+        metavar="FILE[:SCALE]",
+    )
+
+
+def parse_loras(values: Iterable[Any]) -> list[LoRASpec]:
+    """The LoRAs of a flag or of a field of a config file.
+
+    Raises:
+        UserError: a text that `parse_lora` does not accept, or another value.
+    """
+    if isinstance(values, str):
+        values = [values]
+    try:
+        return [value if isinstance(value, LoRASpec) else parse_lora(str(value)) for value in values]
+    except argparse.ArgumentTypeError as error:
+        raise UserError(f"lora: {error}") from error

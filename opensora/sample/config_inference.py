@@ -10,6 +10,7 @@ import numpy as np
 
 from opensora.config.acceleration import WHOLE_RANGE, parse_cache
 from opensora.config.families import STDIT, check_family
+from opensora.config.lora import parse_loras
 from opensora.datasets.media import save_image, write_video
 from opensora.datasets.transforms import to_uint8
 from opensora.device import Device
@@ -18,6 +19,7 @@ from opensora.parallel.collectives import barrier
 from opensora.pipelines.denoise import DenoiseSettings
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.long_video import VideoPrompt, make_long_video
+from opensora.pipelines.lora import LoRAMixin
 from opensora.pipelines.references import read_reference
 from opensora.pipelines.sizes import check_size
 from opensora.pipelines.stdit import ClipSize
@@ -144,6 +146,7 @@ class STDiTSampler:
         self.pipeline = build_stdit_pipeline(
             config, device.dtype, (options.num_frames, *options.image_size), device.vae_dtype
         )
+        load_loras(self.pipeline, options)
         self.pipeline.cache, self.pipeline.compiles = parse_cache(options.cache), device.compiles
         self.batch_size = options.batch_size
         _, _, *latent_size = self.pipeline.latent_shape(self.size.video)
@@ -224,6 +227,7 @@ class PlanSampler:
             LazyModel(lambda: build(config["vae"], VAE, dtype=device.vae_dtype)),
             self.guided_sampler.scheduler,
         )
+        load_loras(self.pipeline, options)
         self.settings = DenoiseSettings.of(options.cache, options.guidance_interval, None, device.compiles)
 
     @staticmethod
@@ -260,6 +264,12 @@ class PlanSampler:
         if self.options.cache and self.is_main:
             logger.info(calls_note(self.pipeline.model_calls, len(self.pipeline.scheduler.timesteps)))
         return self.pipeline.decode(latents)
+
+
+def load_loras(pipeline: LoRAMixin, options: InferenceOptions) -> None:
+    """Adds the LoRAs of the options to the pipeline."""
+    for number, spec in enumerate(parse_loras(options.lora)):
+        pipeline.load_lora(spec.path, spec.scale, f"{number}: {spec}")
 
 
 class SeededNoise:

@@ -12,7 +12,7 @@ from opensora.config.acceleration import AccelerationOptions
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
-from opensora.config.lora import LoRASpec, parse_lora
+from opensora.config.lora import LoRAOptions, LoRASpec
 from opensora.config.memory import MemoryOptions
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option, option_of
 from opensora.datasets.masks import MaskType, check_noise_strength
@@ -60,12 +60,7 @@ class SampleOptions:
     )
     version: str = _weights("v1_3", "generation of the weights", choices=("v1_3",))
     ms_checkpoint: Optional[str] = _weights(None, "file of transformer weights, instead of those in --model_path")
-    lora: Sequence[LoRASpec] = _weights(
-        (),
-        "LoRAs of the transformer, files or folders, each with a factor of its update; default: none; the factor is 1",
-        type=parse_lora,
-        metavar="FILE[:SCALE]",
-    )
+    lora: Sequence[LoRASpec] = option_of(LoRAOptions, "lora", group="weights")
     ae: str = _weights(DEFAULT_VAE, "name of the autoencoder", choices=tuple(VAES))
     text_encoder_device: Optional[str] = _weights(
         None,
