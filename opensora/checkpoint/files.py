@@ -16,9 +16,10 @@ from opensora.errors import UserError
 from opensora.utils.json_text import read_json
 from opensora.utils.logs import logger
 
+WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"  # of the models that are written
 # File names that are searched for in a folder, in this order, then patterns that must match a single file.
 NAMES = (
-    "diffusion_pytorch_model.safetensors",
+    WEIGHTS_NAME,
     "diffusion_pytorch_model.safetensors.index.json",
     "model.safetensors",
     "model.safetensors.index.json",

@@ -47,6 +47,8 @@ _FLAGS: Mapping[str, tuple[type, ...]] = {
     "convert-wfvae": (commands.ConvertWFVAEOptions,),
     "merge": (commands.MergeOptions,),
     "cast": (commands.CastOptions,),
+    "fuse-lora": (commands.FuseLoRAOptions,),
+    "extract-lora": (commands.ExtractLoRAOptions,),
     "latent-scale": (commands.LatentScaleOptions,),
     "score": (commands.ScoreOptions,),
     "doctor": (commands.DoctorOptions,),

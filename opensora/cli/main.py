@@ -52,6 +52,8 @@ COMMANDS = {
     "convert mindspore": Command("opensora.cli.convert:mindspore", "MindSpore checkpoint to safetensors"),
     "merge": Command("opensora.cli.merge:main", "merge sharded safetensors into one file"),
     "cast": Command("opensora.cli.cast:main", "store float32 safetensors as float16"),
+    "fuse-lora": Command("opensora.cli.lora:fuse", "add LoRAs to the weights of a model"),
+    "extract-lora": Command("opensora.cli.lora:extract", "make a LoRA of the difference of two models"),
     "failed-ranks": Command("opensora.cli.failed_ranks:main", "print why a run under msrun failed"),
     "doctor": Command("opensora.doctor.command:main", "check this machine and say what is wrong"),
     "build-kernels": Command("opensora.cli.build_kernels:main", "compile the C++ kernels of the CPU now"),

@@ -10,6 +10,7 @@ from typing import Optional
 
 from opensora.config.device import DEVICE_HELP, TARGETS, DeviceOptions
 from opensora.config.families import DEFAULT_VAE, DIT_PRESETS
+from opensora.config.lora import LoRASpec, parse_lora
 from opensora.config.memory import WEIGHTS, MemoryOptions
 from opensora.config.options import check_at_least_one, option, option_of, seed, str2bool
 from opensora.errors import UserError
@@ -214,6 +215,40 @@ class MergeOptions:
     input_folder: str = option(help="folder of the shards", flags=("-i",))
     output_path: str = option(help="safetensors file to write", flags=("-o",))
     index_file: str = option(help="the index.json: its name in that folder or its path", flags=("-f",))
+
+
+@dataclass(frozen=True)
+class FuseLoRAOptions:
+    model_path: str = option(help="file or folder of the weights, in 16 or 32 bits, with config.json")
+    lora: Sequence[LoRASpec] = option(
+        help="files or folders of LoRAs to add, each times its scale; default of the scale: 1",
+        type=parse_lora,
+        metavar="FILE[:SCALE]",
+    )
+    output: str = option(help="folder for config.json and the weights, with the types of the source")
+
+
+@dataclass(frozen=True)
+class ExtractLoRAOptions:
+    base: str = option(help="file or folder of the weights before training")
+    tuned: str = option(help="file or folder of the trained weights")
+    output: str = option(help="safetensors file to write")
+    rank: Optional[int] = option(None, "rank of every layer; default: chosen by --energy", exclusive=True)
+    energy: Optional[float] = option(
+        None,
+        "share of the squared norm of each layer's difference to keep, such as 0.99, with the smallest rank that does; "
+        "default: chosen by --rank",
+        exclusive=True,
+    )
+
+    def __post_init__(self):
+        if (self.rank is None) == (self.energy is None):
+            raise UserError("give either --rank or --energy, such as --rank 32 or --energy 0.99")
+        check_at_least_one(self, "rank")
+        if self.energy is not None and not 0 < self.energy <= 1:
+            raise UserError(f"--energy {self.energy} should be above 0 and at most 1")
+        if Path(self.output).suffix != ".safetensors":
+            raise UserError(f"--output {self.output}: the name of the file must end in .safetensors")
 
 
 @dataclass(frozen=True)

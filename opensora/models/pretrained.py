@@ -14,7 +14,7 @@ import numpy as np
 from mindspore import Parameter, nn
 from mindspore.nn.utils import no_init_parameters
 
-from opensora.checkpoint.files import config_path, find_weights, open_state, read_config
+from opensora.checkpoint.files import WEIGHTS_NAME, config_path, find_weights, open_state, read_config
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor, ConvertedTensor, LazyTensor, summarize
 from opensora.checkpoint.shape_check import check_class
@@ -25,8 +25,6 @@ from opensora.models.stored_weights import WeightLoader
 from opensora.models.streaming import BlockStream
 from opensora.ops.linear import widened_weight
 from opensora.utils.files import atomic_write
-
-WEIGHTS_NAME = "diffusion_pytorch_model.safetensors"
 
 ModelT = TypeVar("ModelT", bound="PretrainedModel")
 

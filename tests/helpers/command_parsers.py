@@ -29,6 +29,8 @@ SCRIPTS = (
     "examples/rec_video_folder.py",
     "examples/contact_sheet.py",
     "tools/ckpt/cast_safetensors.py",
+    "tools/ckpt/extract_lora.py",
+    "tools/ckpt/fuse_lora.py",
     "tools/ckpt/merge_safetensors.py",
     "tools/ckpt/set_latent_scale.py",
     "tools/demo/draw_assets.py",

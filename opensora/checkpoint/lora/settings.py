@@ -20,7 +20,9 @@ MOST_PATTERNS = 2000
 # PEFT's patterns are regular expressions. Those of strangers are not evaluated, as they may take exponential time.
 PLAIN_PATTERN = re.compile(r"\^?(?:\w|-|\\?\.)+\$?")
 # Initializations that leave the base weights as they are. The others subtract the product from them.
-PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal")
+PLAIN_INITIALIZATIONS = (True, False, None, "gaussian", "eva", "orthogonal", "mica")
+# Options of LoraConfig under which a layer computes something else than W x + factor B A x.
+VARIANTS = ("use_dora", "use_qalora", "use_bdlora", "kasa_config", "alora_invocation_tokens")
 
 Number = TypeVar("Number", int, float)
 
@@ -166,8 +168,9 @@ def _check_features(config: Mapping[str, Any], where: str) -> None:
     kind = config.get("peft_type", "LORA")
     if not isinstance(kind, str) or kind.upper() != "LORA":
         raise UserError(f"{where}: peft_type {kind!r:.60} is not supported; it should be LORA")
-    if _flag(config, "use_dora", where):
-        raise UserError(f"{where}: use_dora: DoRA is not supported; train without it")
+    for variant in VARIANTS:
+        if config.get(variant):
+            raise UserError(f"{where}: {variant} is not supported; train without it")
     if config.get("bias") not in (None, "none") or _flag(config, "lora_bias", where):
         raise UserError(f"{where}: trained biases are not supported; train with bias none")
     start = config.get("init_lora_weights", True)

@@ -35,6 +35,8 @@ FLAG_SCRIPTS = {
     "opensora convert mindspore": "tools/model_conversion/convert_ms_to_safetensors.py",
     "opensora merge": "tools/ckpt/merge_safetensors.py",
     "opensora cast": "tools/ckpt/cast_safetensors.py",
+    "opensora fuse-lora": "tools/ckpt/fuse_lora.py",
+    "opensora extract-lora": "tools/ckpt/extract_lora.py",
     "opensora latent-scale": "tools/ckpt/set_latent_scale.py",
     "opensora plan": "opensora/cost_model/__main__.py",
     "opensora buckets": "opensora/datasets/bucketed/report.py",
