@@ -59,11 +59,20 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def save_image(path: Union[str, Path], image: np.ndarray) -> None:
-    """Writes a uint8 RGB (H, W, 3) image; the suffix selects the format."""
+def save_image(path: Union[str, Path], image: np.ndarray, comment: str = "") -> None:
+    """Writes a uint8 RGB (H, W, 3) image; the suffix selects the format. Only JPEG files keep the comment."""
     check_image_suffix(path)
     with atomic_write(path) as temporary:
-        Image.fromarray(image).save(temporary, quality=95)
+        Image.fromarray(image).save(temporary, quality=95, comment=comment)
+
+
+def read_comment(path: Union[str, Path]) -> str:
+    """The comment of a JPEG file; empty if there is none, or no such file."""
+    try:
+        with Image.open(path, formats=["JPEG"]) as image:
+            return image.info.get("comment", b"").decode()
+    except (OSError, ValueError):  # not an image, or not UTF-8
+        return ""
 
 
 def save_grid(path: Union[str, Path], rows: Sequence[np.ndarray], columns: int = 8, gap: int = 4) -> None:
@@ -104,7 +113,7 @@ def _write_labels(sheet: np.ndarray, labels: Sequence[Sequence[str]], step: int)
     return np.asarray(image)
 
 
-def _fitting(line: str, width: int, font: ImageFont.FreeTypeFont) -> str:
+def _fitting(line: str, width: int, font: Union[ImageFont.FreeTypeFont, ImageFont.ImageFont]) -> str:
     """`line`, shortened to `width` pixels."""
     line = line[:width]  # no letter is narrower than a pixel
     if font.getlength(line) <= width:

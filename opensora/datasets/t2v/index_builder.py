@@ -110,7 +110,9 @@ def _checked(items: Iterable[tuple], source: Source, report: _Report) -> list[tu
     return entries
 
 
-def _complete(entries: Sequence[tuple[int, dict]], source: Source, prober: Prober[Media], report: _Report) -> Iterator[dict]:
+def _complete(
+    entries: Sequence[tuple[int, dict]], source: Source, prober: Prober[Media], report: _Report
+) -> Iterator[dict]:
     """Completes the entries with values from their media files."""
     paths = {
         place: os.path.abspath(os.path.join(source.root, entry["path"]))

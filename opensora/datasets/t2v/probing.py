@@ -115,14 +115,16 @@ class Prober(Generic[Result]):
         results = read_files(list(missing), self._probe.read, self._probe.batch_size)
         rows: list[tuple] = []
         stored = time.monotonic()
-        for path, result in tqdm(results, self._probe.progress, len(missing), delay=1, leave=False):
-            found[path] = result
-            if not isinstance(result, str):
-                rows.append((os.fsencode(path), *missing[path], *result))
-            if time.monotonic() - stored > STORE_INTERVAL:
-                self._store(rows)
-                rows, stored = [], time.monotonic()
-        self._store(rows)
+        try:
+            for path, result in tqdm(results, self._probe.progress, len(missing), delay=1, leave=False):
+                found[path] = result
+                if not isinstance(result, str):
+                    rows.append((os.fsencode(path), *missing[path], *result))
+                if time.monotonic() - stored > STORE_INTERVAL:
+                    self._store(rows)
+                    rows, stored = [], time.monotonic()
+        finally:
+            self._store(rows)
         return found
 
     def _store(self, rows: Sequence[tuple]) -> None:
