@@ -72,7 +72,8 @@ def _advice(
     if suggested.used > used:
         yield f"suggestion: {suggested.flags.command_line()} uses {suggested.used} of {total}"
     elif not used:
-        yield f"no sample is used with any of the flags that were tried; more than {total} samples are needed"
+        least = MIN_STEPS * flags.total_batch_size
+        yield f"no flags that were tried use any sample; training needs {least} samples of one size"
 
 
 def write_report(path: Path, title: str, sections: Sequence[Section]) -> None:

@@ -22,7 +22,7 @@ from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
 
 ANNOTATION, DATA, REPORT, SHEETS = "annotation.json", "data.txt", "report.md", "contact_sheets"
-DATABASE = "files.sqlite"  # of the surveys; a folder with this file was written by this command
+DATABASE = "files.sqlite"  # of the surveys
 
 
 def prepare(options: PrepareOptions, flags: SelectionFlags) -> str:
@@ -72,16 +72,16 @@ def prepare(options: PrepareOptions, flags: SelectionFlags) -> str:
 
 
 def _media_names(root: Path) -> list[str]:
-    """The videos and images as paths in `root`, without those that this command wrote."""
+    """The videos and images as paths in `root`, without the contact sheets of earlier runs."""
     paths = list_media(root, {"videos": VIDEO_SUFFIXES, "images": IMAGE_SUFFIXES}, recursive=True)
-    names = [path.relative_to(root) for path in paths]
-    written: dict[Path, bool] = {}
-    for folder in {parent for name in names for parent in name.parents}:
-        written[folder] = (root / folder / DATABASE).is_file()
-    kept = [str(name) for name in names if not any(written[parent] for parent in name.parents)]
-    if not kept:
+    names = [str(path.relative_to(root)) for path in paths if not _is_sheet(path)]
+    if not names:
         raise UserError(f"{root}: no videos or images in this folder, apart from contact sheets of earlier runs")
-    return kept
+    return names
+
+
+def _is_sheet(path: Path) -> bool:
+    return path.parent.name == SHEETS and (path.parents[1] / DATABASE).is_file()
 
 
 def _survey(root: Path, names: Sequence[str], database: Path) -> dict[str, Union[Survey, str]]:
@@ -117,12 +117,12 @@ def _named_in_errors(output: Path) -> Iterator[None]:
 def _counts(names: Sequence[str], captions: Captions, good: Mapping[str, Survey], entries: Sequence[dict]) -> list[str]:
     images = sum(name.lower().endswith(IMAGE_SUFFIXES) for name in names)
     lines = [
-        f"{len(names) - images} videos and {images} images",
-        f"{len(captions.of)} with a caption, {len(good)} of them readable",
-        f"{len(entries)} samples",
+        f"videos: {len(names) - images}, images: {images}",
+        f"with a caption: {len(captions.of)}, of these readable: {len(good)}",
+        f"samples: {len(entries)}",
     ]
     seconds = sum(entry.get("duration", 0) for entry in entries)
-    return [*lines, f"{seconds:.1f} seconds of video"] if seconds else lines
+    return [*lines, f"seconds of video: {seconds:.1f}"] if seconds else lines
 
 
 def _file_sections(
