@@ -1,4 +1,4 @@
-"""Makes the entries of an annotation file from captions and surveys, and writes and reads that file."""
+"""Makes the entries of an annotation file from captions and surveys, and writes and reads that file and the one that lists it."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from opensora.datasets.media import IMAGE_SUFFIXES
 from opensora.datasets.prepare.captions import Caption
 from opensora.datasets.prepare.cuts import divide, scenes
 from opensora.datasets.prepare.survey import Survey
-from opensora.datasets.t2v.annotations import read_items
+from opensora.datasets.t2v.annotations import Source, read_items
 from opensora.datasets.t2v.entries import MAX_FPS, MIN_FPS
 from opensora.datasets.t2v.selection import DEFAULT_FPS
 from opensora.utils.files import atomic_write
@@ -78,6 +78,11 @@ def write_annotation(path: Path, entries: Sequence[Mapping[str, Any]]) -> None:
 def _write(path: Path, content: bytes) -> None:
     with atomic_write(path) as temporary:
         temporary.write_bytes(content)
+
+
+def write_data_file(path: Path, source: Source) -> None:
+    """Writes the file that `read_data_file` reads."""
+    _write(path, f"{source.root},{source.annotation}\n".encode())
 
 
 def read_captions(path: Path) -> dict[str, Any]:

@@ -10,9 +10,10 @@ from pathlib import Path
 from typing import NamedTuple
 
 from opensora.datasets.broken import printable
-from opensora.datasets.prepare.entries import label
+from opensora.datasets.prepare.entries import label, write_data_file
 from opensora.datasets.prepare.options import SelectionFlags
 from opensora.datasets.prepare.selection import by_num_frames, count_used, explain, select_all, suggest
+from opensora.datasets.t2v.annotations import Source
 from opensora.datasets.t2v.dataset import MIN_STEPS
 from opensora.datasets.t2v.entries import check_entry
 from opensora.datasets.t2v.index import open_index
@@ -30,16 +31,16 @@ class Section(NamedTuple):
     is_table: bool = False
 
 
-def training_sections(entries: Sequence[dict], flags: SelectionFlags) -> Iterator[Section]:
+def training_sections(entries: Sequence[dict], source: Source, flags: SelectionFlags) -> Iterator[Section]:
     """What training does with the samples under these flags.
 
     Args:
-        entries: of the annotation file that `flags.data` lists.
+        entries: of the annotation file of `source`.
     """
     checked = [check_entry(entry) for entry in entries]
     selected = select_all(checked, flags)
     used = count_used(selected)
-    yield Section(f"Samples with {flags.command_line()}", _index_table(flags).splitlines(), is_table=True)
+    yield Section(f"Samples with {flags.command_line()}", _index_table(source, flags).splitlines(), is_table=True)
     entries_of = Counter(entry["path"] for entry in entries)
     left_out = [
         f"{label(entry, entries_of)}: {explain(checked_entry, shape, flags)}"
@@ -51,10 +52,12 @@ def training_sections(entries: Sequence[dict], flags: SelectionFlags) -> Iterato
         yield Section("Other flags", list(_advice(entries, checked, selected, flags)))
 
 
-def _index_table(flags: SelectionFlags) -> str:
+def _index_table(source: Source, flags: SelectionFlags) -> str:
     """The table that training prints at its start."""
     with tempfile.TemporaryDirectory() as cache:
-        return open_index(replace(flags, cache_dir=cache)).table(MIN_STEPS * flags.total_batch_size)
+        data = Path(cache) / "data.txt"
+        write_data_file(data, source)
+        return open_index(replace(flags, data=str(data), cache_dir=cache)).table(MIN_STEPS * flags.total_batch_size)
 
 
 def _advice(

@@ -4,21 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
-from dataclasses import replace
 from pathlib import Path
 from typing import Union
 
 from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.datasets.media.folders import list_media
 from opensora.datasets.prepare.captions import Captions, find_captions
-from opensora.datasets.prepare.entries import make_entries, read_captions, write_annotation
+from opensora.datasets.prepare.entries import make_entries, read_captions, write_annotation, write_data_file
 from opensora.datasets.prepare.options import PrepareOptions, SelectionFlags
 from opensora.datasets.prepare.report import Section, changes, summarize, training_sections, write_report
 from opensora.datasets.prepare.sheets import draw_sheets
 from opensora.datasets.prepare.survey import SURVEY, Survey
+from opensora.datasets.t2v.annotations import Source, read_data_file
 from opensora.datasets.t2v.probing import Prober
 from opensora.errors import UserError
-from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
 
 ANNOTATION, DATA, REPORT, SHEETS = "annotation.json", "data.txt", "report.md", "contact_sheets"
@@ -57,14 +56,15 @@ def prepare(options: PrepareOptions, flags: SelectionFlags) -> str:
         ]
         former = read_captions(output / ANNOTATION)
         write_annotation(output / ANNOTATION, entries)
-        with atomic_write(output / DATA) as temporary:
-            temporary.write_text(f"{root},{output / ANNOTATION}\n", encoding="utf-8")
+        source = Source(str(root), None, output / ANNOTATION)
+        if not _lists(output / DATA, source):
+            write_data_file(output / DATA, source)
         shown = draw_sheets(output / SHEETS, root, entries, options.sheet_pages)
         sections = [
             Section("Files", _counts(names, captions, good, entries)),
             *_file_sections(captions, good, bad, options),
             *changes(former, {entry["path"]: entry["cap"] for entry in entries}),
-            *training_sections(entries, replace(flags, data=str(output / DATA))),
+            *training_sections(entries, source, flags),
             Section("Results", _results(output, shown, len(entries))),
         ]
         write_report(output / REPORT, f"Training data of {root}", sections)
@@ -101,6 +101,14 @@ def _without_folder(survey: Union[Survey, str], root: Path) -> Union[Survey, str
 def _reason(name: str, survey: Union[Survey, str]) -> str:
     text = survey.damage if isinstance(survey, Survey) else survey
     return text if text.startswith(f"{name}: ") else f"{name}: {text}"
+
+
+def _lists(data: Path, source: Source) -> bool:
+    """Whether a data file has a line for this source, with or without a folder of embeddings."""
+    try:
+        return source in [other._replace(embedding_root=None) for other in read_data_file(data)]
+    except (OSError, UserError):
+        return False
 
 
 @contextmanager

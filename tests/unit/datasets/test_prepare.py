@@ -182,6 +182,18 @@ def test_edits_of_the_annotation_are_kept_aside(clips):
     assert "## Captions changed since the last run\n\n- 0.mp4" in report(clips)
 
 
+def test_folder_of_embeddings_in_the_data_file_is_kept(clips):
+    prepare(clips)
+    data = clips / "prepared/data.txt"
+    with_embeddings = f"{clips},/embeddings,{clips}/prepared/annotation.json\n"
+    data.write_text(with_embeddings)
+    prepare(clips)
+    assert data.read_text() == with_embeddings
+    data.write_text("/moved,/moved/prepared/annotation.json\n")
+    prepare(clips)
+    assert data.read_text() == f"{clips},{clips}/prepared/annotation.json\n"
+
+
 def test_interrupted_run_keeps_the_former_annotation_and_what_was_read(clips, monkeypatch):
     former = prepare(clips)
     make_video(clips / "new.mp4", 20, "new")
