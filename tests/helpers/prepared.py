@@ -46,8 +46,8 @@ def make_image(path: Path, caption: str = "", size: tuple = SIZE) -> Path:
 
 
 def prepare(folder: Path, *flags: Any) -> list[dict]:
-    """Runs the command; returns the entries of the annotation file."""
-    main([str(folder), *map(str, flags)])
+    """Runs the command, without contact sheets by default; returns the entries of the annotation file."""
+    main([str(folder), "--sheet_pages", "0", *map(str, flags)])
     return entries(folder)
 
 

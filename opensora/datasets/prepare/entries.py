@@ -1,4 +1,4 @@
-"""Makes the entries of an annotation file from captions and surveys, and writes and reads that file and the one that lists it."""
+"""Makes the entries of an annotation file from captions and surveys; writes that file and the one that lists it."""
 
 from __future__ import annotations
 

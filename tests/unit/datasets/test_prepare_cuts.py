@@ -100,6 +100,11 @@ def test_repeated_frames_are_no_cuts():
     assert cuts_of(pan(20, 11, 8).repeat(3, 0)) == []
 
 
+def test_small_change_of_the_light_is_no_cut():
+    still = noise(15)
+    assert cuts_of(np.stack([still] * 20 + [still + 10] * 20).clip(0, 255).astype(np.uint8)) == []
+
+
 def test_fade_is_no_cut():
     still = noise(12)
     assert cuts_of(np.stack([still * level for level in np.linspace(1, 0, 24)]).astype(np.uint8)) == []

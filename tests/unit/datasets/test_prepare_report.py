@@ -139,7 +139,7 @@ def test_contact_sheet_shows_first_middle_and_last_frame(tmp_path):
     clips = tmp_path / "clips"
     make_two_scenes(clips / "a.mkv", 20, 15, "two scenes")
     make_image(clips / "b.png", "an image")
-    found = prepare(clips)
+    found = prepare(clips, "--sheet_pages", 10)
     page = clips / "prepared/contact_sheets/page-001.jpg"
     sheet = read_image(page).astype(int)
     assert sheet.shape == (3 * 156 + 2 * 4, 3 * 180 + 2 * 4, 3), "three rows of three frames with two lines of text"
@@ -157,7 +157,7 @@ def test_contact_sheet_shows_first_middle_and_last_frame(tmp_path):
     before = page.stat().st_mtime_ns
     assert draw_sheets(page.parent, clips, found, 10) == 3 and page.stat().st_mtime_ns == before, "nothing has changed"
     (clips / "b.txt").write_text("another caption")
-    prepare(clips)
+    prepare(clips, "--sheet_pages", 10)
     assert page.stat().st_mtime_ns > before
 
 
@@ -171,11 +171,11 @@ def test_number_of_pages_is_limited_and_stated(tmp_path, capsys):
         len(list(pages.iterdir())) == 2
         and "contact_sheets, 40 of 45 samples (--sheet_pages)" in capsys.readouterr().out
     )
-    prepare(clips, "--caption", "x")
+    prepare(clips, "--caption", "x", "--sheet_pages", 10)
     assert len(list(pages.iterdir())) == 3
     for number in range(10, 45):
         (clips / f"{number:02}.png").unlink()
-    prepare(clips, "--caption", "x")
+    prepare(clips, "--caption", "x", "--sheet_pages", 1)
     assert [path.name for path in pages.iterdir()] == ["page-001.jpg"]
     prepare(clips, "--caption", "x", "--sheet_pages", 0)
     assert list(pages.iterdir()) == []
