@@ -14,9 +14,10 @@ from opensora.config.commands import ContactSheetOptions
 def frames_of(path: str, count: int) -> np.ndarray:
     """uint8 (up to `count`, H, W, 3), evenly spaced in time."""
     from opensora.datasets.media import VideoReader
+    from opensora.datasets.media.images import evenly_spaced
 
     with VideoReader(path) as video:
-        return np.asarray(video.read(np.linspace(0, len(video) - 1, min(count, len(video)), dtype=int).tolist()))
+        return np.asarray(video.read(evenly_spaced(len(video), count)))
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:

@@ -19,6 +19,7 @@ from opensora.config.mmengine import PLACES
 from opensora.config.options import check_choice, field_table, flag_table, override_table
 from opensora.cost_model import Run, size_table
 from opensora.cost_model.memory_table import memory_table
+from opensora.datasets.prepare.options import PrepareOptions, SelectionFlags
 from opensora.sample.options import SampleOptions
 from opensora.sample.search_options import SearchOptions
 from opensora.train import t2v_options, vae_options
@@ -35,6 +36,7 @@ _FLAGS: Mapping[str, tuple[type, ...]] = {
     "sample": (SampleOptions,),
     "train-t2v": t2v_options.OPTIONS[:-1],
     "train-vae": vae_options.OPTIONS[:-1],
+    "prepare": (PrepareOptions, SelectionFlags),
     "embed": (commands.EmbedOptions,),
     "refine": (commands.RefineOptions,),
     "reconstruct": (commands.ReconstructOptions,),

@@ -42,6 +42,7 @@ COMMANDS = {
     "train-inpaint": Command("opensora.cli.train:inpaint", "train the inpaint model (image to video)"),
     "train-vae": Command("opensora.cli.train:vae", "train WFVAE"),
     "train": Command("opensora.cli.train:config", "train as a config file describes"),
+    "prepare": Command("opensora.cli.prepare:main", "make training data from a folder of clips with captions"),
     "embed": Command("opensora.cli.embed:main", "embed the captions of training data once"),
     "latent-scale": Command("opensora.cli.latent_scale:main", "measure a VAE's latents for its config.json"),
     "buckets": Command("opensora.datasets.bucketed.report:main", "show which samples fall into which bucket"),

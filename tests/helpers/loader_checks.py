@@ -12,7 +12,7 @@ from pathlib import Path
 
 import numpy as np
 
-from opensora.datasets.broken import Quarantine, read_or_replace, try_read
+from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.t2v.probing import Media
 
 
@@ -121,15 +121,6 @@ class Stuck(WhereItRuns):
         return {}
 
 
-class CrashingFiles:
-    """A dataset as in `opensora.datasets.t2v.probing`; the second file crashes the decoder."""
-
-    def __init__(self, paths: list):
-        self.paths = paths
-
-    def item(self, index: int, rng: np.random.Generator):
-        def measure() -> Media:
-            return ctypes.string_at(0) if index == 1 else Media(64, 96, 24.0, 33)
-
-        media, reason = try_read(self.paths[index], measure)
-        return reason if media is None else media
+def measure_or_crash(path: str) -> Media:
+    """Reads no file; the name "b" crashes the decoder."""
+    return ctypes.string_at(0) if path == "b" else Media(64, 96, 24.0, 33)

@@ -34,6 +34,7 @@ class RgbConverter:
 
     Attributes:
         height, width: of the converted frames.
+        orientation: the filters that make frames upright, such as "transpose=clock"; empty if they are.
         keeps_geometry: whether stored frames already have this size and orientation.
 
     Raises:
@@ -50,6 +51,7 @@ class RgbConverter:
         if any(name == "transpose" for name, _ in self._orientation):
             width, height = height, width
         self.width, self.height = width, height
+        self.orientation = ",".join(f"{name}={value}" if value else name for name, value in self._orientation)
         self.keeps_geometry = not self._orientation and (width, height) == (frame.width, frame.height)
         self._format: Optional[str] = None
         self._graph: Optional[av.filter.Graph] = None

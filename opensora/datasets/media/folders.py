@@ -1,7 +1,8 @@
-"""Lists the videos of a folder or of a csv file."""
+"""Lists the videos and images of a folder, or the videos of a csv file."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Union
 
@@ -11,24 +12,30 @@ from opensora.utils.text_files import open_csv
 
 
 def list_videos(folder: Union[str, Path], recursive: bool = False) -> list[Path]:
-    """The videos in a folder, sorted by name.
+    """The videos in a folder, sorted by name; raises as `list_media`."""
+    return list_media(folder, {"videos": VIDEO_SUFFIXES}, recursive)
+
+
+def list_media(folder: Union[str, Path], kinds: Mapping[str, Sequence[str]], recursive: bool = False) -> list[Path]:
+    """The files of some kinds in a folder, sorted by name.
+
+    Args:
+        kinds: name of a kind -> suffixes in lower case.
 
     Raises:
         FileNotFoundError: no such folder.
-        UserError: no videos in it.
+        UserError: no such files in it.
     """
-    folder = Path(folder)
+    folder, suffixes = Path(folder), tuple(suffix for group in kinds.values() for suffix in group)
     if not folder.is_dir():
         raise FileNotFoundError(f"{folder}: no such folder")
     paths = folder.rglob("*") if recursive else folder.iterdir()
-    videos = sorted(
-        path
-        for path in paths
-        if path.suffix.lower() in VIDEO_SUFFIXES and not path.name.startswith(".") and path.is_file()
+    found = sorted(
+        path for path in paths if path.suffix.lower() in suffixes and not path.name.startswith(".") and path.is_file()
     )
-    if not videos:
-        raise UserError(f"{folder}: no videos in this folder ({', '.join(VIDEO_SUFFIXES)})")
-    return videos
+    if not found:
+        raise UserError(f"{folder}: no {' or '.join(kinds)} in this folder ({', '.join(suffixes)})")
+    return found
 
 
 def listed_videos(folder: Union[str, Path], data_file: Union[str, Path], column: str = "video") -> list[Path]:

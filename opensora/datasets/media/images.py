@@ -8,12 +8,13 @@ from pathlib import Path
 from typing import Union
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageDraw, ImageFont, ImageOps
 
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+FONT_SIZE, LINE_HEIGHT = 14, 18  # pixels, of the labels of contact sheets
 
 # Pillow detects the format by content, and some of its readers start other programs (EPS runs Ghostscript).
 Image.init()
@@ -58,26 +59,68 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def save_image(path: Union[str, Path], image: np.ndarray) -> None:
-    """Writes a uint8 RGB (H, W, 3) image; the suffix selects the format."""
+def save_image(path: Union[str, Path], image: np.ndarray, comment: str = "") -> None:
+    """Writes a uint8 RGB (H, W, 3) image; the suffix selects the format. Only JPEG files keep the comment."""
     check_image_suffix(path)
     with atomic_write(path) as temporary:
-        Image.fromarray(image).save(temporary, quality=95)
+        Image.fromarray(image).save(temporary, quality=95, comment=comment)
+
+
+def read_comment(path: Union[str, Path]) -> str:
+    """The comment of a JPEG file; empty if there is none, or no such file."""
+    try:
+        with Image.open(path, formats=["JPEG"]) as image:
+            return image.info.get("comment", b"").decode()
+    except (OSError, ValueError):  # not an image, or not UTF-8
+        return ""
 
 
 def save_grid(path: Union[str, Path], rows: Sequence[np.ndarray], columns: int = 8, gap: int = 4) -> None:
     """Writes a contact sheet: one row per video (T, H, W, 3), with up to `columns` frames evenly spaced in time."""
-    strips = [
-        [video[index] for index in np.linspace(0, len(video) - 1, min(columns, len(video)), dtype=int)]
-        for video in rows
-    ]
-    height, width = (max(frame.shape[axis] for strip in strips for frame in strip) for axis in (0, 1))
-    sheet = np.full((len(strips) * (height + gap) - gap, max(map(len, strips)) * (width + gap) - gap, 3), 255, np.uint8)
+    save_image(path, draw_grid([video[evenly_spaced(len(video), columns)] for video in rows], gap))
+
+
+def evenly_spaced(frames: int, count: int) -> np.ndarray:
+    """The numbers of up to `count` frames, evenly spaced in time, with the first and the last."""
+    return np.linspace(0, frames - 1, min(count, frames), dtype=int)
+
+
+def draw_grid(strips: Sequence[np.ndarray], gap: int = 4, labels: Sequence[Sequence[str]] = ()) -> np.ndarray:
+    """A contact sheet, uint8 (H, W, 3): one row for each strip of frames, uint8 (T, H, W, 3).
+
+    Args:
+        gap: pixels between frames.
+        labels: for each row, the lines of text above it; lines that are too long are shortened.
+    """
+    height, width = (max(strip.shape[axis] for strip in strips) for axis in (1, 2))
+    band = LINE_HEIGHT * max(map(len, labels), default=0)
+    step = height + band + gap
+    sheet = np.full((len(strips) * step - gap, max(map(len, strips)) * (width + gap) - gap, 3), 255, np.uint8)
     for row, strip in enumerate(strips):
         for column, frame in enumerate(strip):
-            top, left = row * (height + gap), column * (width + gap)
+            top, left = row * step + band, column * (width + gap)
             sheet[top : top + frame.shape[0], left : left + frame.shape[1]] = frame
-    save_image(path, sheet)
+    return _write_labels(sheet, labels, step) if labels else sheet
+
+
+def _write_labels(sheet: np.ndarray, labels: Sequence[Sequence[str]], step: int) -> np.ndarray:
+    """Writes the lines of row i at the top of its `step` pixels."""
+    image, font = Image.fromarray(sheet), ImageFont.load_default(size=FONT_SIZE)
+    draw = ImageDraw.Draw(image)
+    for row, lines in enumerate(labels):
+        for number, line in enumerate(lines):
+            draw.text((2, row * step + number * LINE_HEIGHT), _fitting(line, sheet.shape[1] - 4, font), "black", font)
+    return np.asarray(image)
+
+
+def _fitting(line: str, width: int, font: Union[ImageFont.FreeTypeFont, ImageFont.ImageFont]) -> str:
+    """`line`, shortened to `width` pixels."""
+    line = line[:width]  # no letter is narrower than a pixel
+    if font.getlength(line) <= width:
+        return line
+    while line and font.getlength(f"{line}...") > width:
+        line = line[:-1]
+    return f"{line}..."
 
 
 def check_image_suffix(path: Union[str, Path]) -> None:

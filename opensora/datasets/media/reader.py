@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Optional, Union
+from typing import Callable, Optional, Union
 
 import av
 import numpy as np
@@ -22,6 +22,7 @@ BATCH = 16  # frames that `chunks` converts at a time; bounds memory
 SHORT_GAP = 16  # frames; smaller gaps are decoded without a seek
 
 Indices = Union[Sequence[int], np.ndarray]
+OnFrame = Callable[[av.VideoFrame], None]
 
 
 class VideoReader:
@@ -39,6 +40,8 @@ class VideoReader:
     Attributes:
         height, width: of the frames, after rotation and scaling to square pixels.
         fps: frames per second; 0.0 if unknown (some files with a single frame).
+        orientation: how stored frames are turned or mirrored, as FFmpeg's filters: "transpose=clock", "hflip,vflip";
+            empty if they are upright.
 
     Raises:
         FileNotFoundError: no such file.
@@ -64,7 +67,7 @@ class VideoReader:
             self.close()
             raise
         self.height, self.width = self._convert.height, self._convert.width
-        self.fps = frame_rate(self._stream.stream)
+        self.fps, self.orientation = frame_rate(self._stream.stream), self._convert.orientation
         self._decord: Optional[DecordReader] = None
         if backend == "decord" and self._convert.keeps_geometry:
             self._decord = DecordReader.open(self.path, self._packet_index(), (self.height, self.width))
@@ -94,6 +97,11 @@ class VideoReader:
         if packets is not None:
             return len(packets)
         return self._stream.stream.frames or len(self)
+
+    def visit(self, on_frame: OnFrame) -> None:
+        """Decodes the whole file and calls `on_frame` with each frame; `len` and `check` need not decode it again."""
+        self._count = None
+        self._scan(on_frame)
 
     def check(self) -> None:
         """Decodes the whole file once.
@@ -200,13 +208,13 @@ class VideoReader:
                 self._packets = packets
         return self._packets
 
-    def _scan(self) -> int:
+    def _scan(self, on_frame: OnFrame = lambda frame: None) -> int:
         """Decodes the whole file once, to find faults and to count the frames; returns their number."""
         if self._count is not None:
             return self._count
         with FrameStream(self.path) as stream:
             while stream.advance():
-                pass
+                on_frame(stream.current)
             self._count, self._damage = stream.position, stream.damage
             if self._damage is None and is_truncated(self.path, stream.container.format.name):
                 self._damage = "the file ends too early"

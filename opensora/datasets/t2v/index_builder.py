@@ -18,7 +18,7 @@ from opensora.datasets.broken import printable
 from opensora.datasets.t2v.annotations import Source, read_items
 from opensora.datasets.t2v.entries import MAX_FPS, MIN_FPS, check_entry
 from opensora.datasets.t2v.options import T2VDataOptions
-from opensora.datasets.t2v.probing import Media, Prober, signature
+from opensora.datasets.t2v.probing import MEDIA, Media, Prober, signature
 from opensora.datasets.t2v.selection import DEFAULT_FPS, REASONS, Shape, max_frames, select_entry
 from opensora.errors import UserError
 
@@ -65,7 +65,7 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
     shapes: dict[Shape, int] = {}
     shape_of, offsets, left_out = array("i"), array("q", [0]), Counter(dict.fromkeys(REASONS, 0))
     report, rng = _Report(), np.random.default_rng(SHORT_VIDEO_SEED)
-    with open(folder / "records.jsonl", "wb") as records, closing(Prober(media)) as prober:
+    with open(folder / "records.jsonl", "wb") as records, closing(Prober(media, MEDIA)) as prober:
         for number, entry in _entries(sources, prober, report):
             shape = select_entry(entry, options, rng)
             if isinstance(shape, str):
@@ -89,7 +89,7 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
     (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
 
-def _entries(sources: Sequence[Source], prober: Prober, report: _Report) -> Iterator[tuple[int, dict]]:
+def _entries(sources: Sequence[Source], prober: Prober[Media], report: _Report) -> Iterator[tuple[int, dict]]:
     """The valid entries in order, each with the number of its source; missing values are read from the media files."""
     size = sum(source.annotation.stat().st_size for source in sources)
     with tqdm(total=size, desc="annotations", unit="B", unit_scale=True, delay=1) as progress:
@@ -110,7 +110,9 @@ def _checked(items: Iterable[tuple], source: Source, report: _Report) -> list[tu
     return entries
 
 
-def _complete(entries: Sequence[tuple[int, dict]], source: Source, prober: Prober, report: _Report) -> Iterator[dict]:
+def _complete(
+    entries: Sequence[tuple[int, dict]], source: Source, prober: Prober[Media], report: _Report
+) -> Iterator[dict]:
     """Completes the entries with values from their media files."""
     paths = {
         place: os.path.abspath(os.path.join(source.root, entry["path"]))

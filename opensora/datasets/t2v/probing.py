@@ -8,22 +8,21 @@ from __future__ import annotations
 
 import os
 import sqlite3
-from collections.abc import Iterator, Sequence
-from functools import partial
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple, Optional, Union
+from typing import Callable, Generic, NamedTuple, Optional, TypeVar, Union
 
-import numpy as np
 from tqdm import tqdm
 
-from opensora.datasets import broken
-from opensora.datasets.loader import Loader
+from opensora.datasets.file_reading import BATCH_SIZE, read_files
 from opensora.datasets.media import IMAGE_SUFFIXES, VideoReader, read_image
-from opensora.datasets.sampler import BatchRequest, Sampler
+from opensora.utils.logs import logger
 
-MAX_WORKERS = 8
-BATCH_SIZE = 8
+STORE_INTERVAL = 1.0  # seconds; each time the disk is flushed
 Signature = Optional[tuple[int, int]]  # size in bytes and modification time in ns; None if there is no file
+Result = TypeVar("Result", bound=tuple)
 
 
 class Media(NamedTuple):
@@ -35,6 +34,15 @@ class Media(NamedTuple):
     frames: int
 
 
+def read_media(path: str) -> Media:
+    """The properties of a video or an image; raises as `VideoReader` and `read_image`."""
+    if path.lower().endswith(IMAGE_SUFFIXES):
+        height, width, _ = read_image(path).shape
+        return Media(height, width, 0, 0)
+    with VideoReader(path) as reader:
+        return Media(reader.height, reader.width, float(reader.fps or 0), len(reader))
+
+
 def signature(path: Union[str, Path]) -> Signature:
     """Changes when the file's content changes."""
     try:
@@ -44,99 +52,92 @@ def signature(path: Union[str, Path]) -> Signature:
     return status.st_size, status.st_mtime_ns
 
 
-class Prober:
+@dataclass(frozen=True)
+class Probe(Generic[Result]):
+    """What a `Prober` finds out about a file.
+
+    Args:
+        table: its name in the database; another one for results that are computed differently.
+        result: a `NamedTuple` of numbers and texts.
+        read: path -> result, see `read_files`.
+        progress: text of the progress bar.
+        batch_size: files that a data worker reads for one request.
+    """
+
+    table: str
+    result: Callable[..., Result]
+    read: Callable[[str], Result]
+    progress: str
+    batch_size: int = BATCH_SIZE
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        return self.result._fields  # type: ignore[attr-defined]
+
+
+MEDIA = Probe("media", Media, read_media, "files without annotated size or length")
+
+
+class Prober(Generic[Result]):
     """Probes files; results are cached in the database `path`."""
 
-    def __init__(self, path: Path):
+    def __init__(self, path: Path, probe: Probe[Result]):
+        self._probe = probe
         try:
-            self._database = _open_database(path)
+            self._database = _open_database(path, probe)
         except sqlite3.Error:  # corrupt, or on a file system without locks
             path.unlink(missing_ok=True)
             try:
-                self._database = _open_database(path)
+                self._database = _open_database(path, probe)
             except sqlite3.Error:
-                self._database = _open_database(":memory:")
+                self._database = _open_database(":memory:", probe)
 
     def close(self) -> None:
         self._database.close()
 
-    def probe(self, paths: Sequence[str]) -> dict[str, Union[Media, str]]:
-        """The properties of each file, or the reason why it cannot be read."""
-        found: dict[str, Union[Media, str]] = {}
+    def probe(self, paths: Sequence[str]) -> dict[str, Union[Result, str]]:
+        """The properties of each file, or the reason why it cannot be read. An interrupted run keeps its results."""
+        found: dict[str, Union[Result, str]] = {}
         missing: dict[str, tuple[int, int]] = {}
+        query = f"SELECT {', '.join(self._probe.columns)} FROM {self._probe.table} "
         for path in paths:
             key = signature(path)
             if key is None:
                 found[path] = f"{path}: no such file"
                 continue
-            query = "SELECT height, width, fps, frames FROM media WHERE path = ? AND size = ? AND modified = ?"
-            row = self._database.execute(query, (os.fsencode(path), *key)).fetchone()
+            row = self._database.execute(
+                query + "WHERE path = ? AND size = ? AND modified = ?", (os.fsencode(path), *key)
+            ).fetchone()
             if row:
-                found[path] = Media(*row)
+                found[path] = self._probe.result(*row)
             else:
                 missing[path] = key
-        results = _read_all(list(missing))
-        for path, result in tqdm(results, "files without annotated size or length", len(missing), delay=1, leave=False):
-            found[path] = result
-            if isinstance(result, Media):
-                self._database.execute(
-                    "INSERT OR REPLACE INTO media VALUES (?, ?, ?, ?, ?, ?, ?)",
-                    (os.fsencode(path), *missing[path], *result),
-                )
-        self._database.commit()
+        results = read_files(list(missing), self._probe.read, self._probe.batch_size)
+        rows: list[tuple] = []
+        stored = time.monotonic()
+        try:
+            for path, result in tqdm(results, self._probe.progress, len(missing), delay=1, leave=False):
+                found[path] = result
+                if not isinstance(result, str):
+                    rows.append((os.fsencode(path), *missing[path], *result))
+                if time.monotonic() - stored > STORE_INTERVAL:
+                    self._store(rows)
+                    rows, stored = [], time.monotonic()
+        finally:
+            self._store(rows)
         return found
 
+    def _store(self, rows: Sequence[tuple]) -> None:
+        places = ", ".join("?" * (3 + len(self._probe.columns)))
+        try:
+            with self._database:
+                self._database.executemany(f"INSERT OR REPLACE INTO {self._probe.table} VALUES ({places})", rows)
+        except sqlite3.Error as error:  # a full disk costs the cache, not the run
+            logger.warning(f"the properties of {len(rows)} files cannot be stored for the next run: {error}")
 
-def _open_database(path: Union[Path, str]) -> sqlite3.Connection:
+
+def _open_database(path: Union[Path, str], probe: Probe) -> sqlite3.Connection:
     database = sqlite3.connect(path)
-    database.execute(
-        "CREATE TABLE IF NOT EXISTS media (path BLOB PRIMARY KEY, size INTEGER, modified INTEGER, "
-        "height INTEGER, width INTEGER, fps REAL, frames INTEGER)"
-    )
+    columns = ", ".join(("path BLOB PRIMARY KEY", "size INTEGER", "modified INTEGER", *probe.columns))
+    database.execute(f"CREATE TABLE IF NOT EXISTS {probe.table} ({columns})")
     return database
-
-
-def _read_all(paths: Sequence[str]) -> Iterator[tuple[str, Union[Media, str]]]:
-    """Yields each path with its result; short lists use fewer workers."""
-    workers = min(MAX_WORKERS, os.cpu_count() or 1, -(-len(paths) // BATCH_SIZE))
-    for batch in Loader(_Files(paths), _InOrder(len(paths)), _collate, workers) if paths else ():
-        for place, result in zip(batch["positions"], batch["results"]):
-            yield paths[place], result
-
-
-class _Files:
-    """A dataset of files; an item is the file's `Media`, or the reason why it cannot be read."""
-
-    def __init__(self, paths: Sequence[str]):
-        self.paths = list(paths)
-
-    def item(self, index: int, rng: np.random.Generator) -> Union[Media, str]:
-        media, reason = broken.try_read(self.paths[index], partial(_measure, self.paths[index]))
-        return str(reason) if media is None else media
-
-
-def _measure(path: str) -> Media:
-    if path.lower().endswith(IMAGE_SUFFIXES):
-        height, width, _ = read_image(path).shape
-        return Media(height, width, 0, 0)
-    with VideoReader(path) as reader:
-        return Media(reader.height, reader.width, float(reader.fps or 0), len(reader))
-
-
-def _collate(items: Sequence) -> dict:
-    return {"results": list(items)}
-
-
-class _InOrder(Sampler):
-    """Yields every file once, in order."""
-
-    def __init__(self, count: int):
-        self.count = count
-
-    def upcoming(self) -> Iterator[BatchRequest]:
-        for first in range(0, self.count, BATCH_SIZE):
-            places = np.arange(first, min(first + BATCH_SIZE, self.count))
-            yield BatchRequest(places, places, places.tolist())
-
-    def advance(self) -> None:
-        pass

@@ -6,11 +6,11 @@ import shutil
 from pathlib import Path
 
 import pytest
-from loader_checks import CrashingFiles
+from loader_checks import measure_or_crash
 from made_clips import write_data_file
 from t2v_data import dataset_of, options_of, read_entries, rng
 
-from opensora.datasets.loader import Loader
+from opensora.datasets.file_reading import read_files
 from opensora.datasets.t2v import probing
 from opensora.datasets.t2v.index import open_index
 
@@ -46,7 +46,7 @@ def test_short_annotations_give_the_same_dataset(annotated_clips, short_annotati
 
 def test_files_are_probed_once(short_annotations, tmp_path, monkeypatch):
     dataset_of(short_annotations, tmp_path)
-    monkeypatch.setattr(probing, "_read_all", lambda paths: [(path, pytest.fail(path)) for path in paths])
+    monkeypatch.setattr(probing, "read_files", lambda paths, *_: [(path, pytest.fail(path)) for path in paths])
     assert len(dataset_of(short_annotations, tmp_path, num_frames=17)) == 10, "another index from the same files"
     monkeypatch.undo()
     (tmp_path / "dataset_index/media.sqlite").write_bytes(b"damaged" * 1000)
@@ -71,12 +71,8 @@ def test_unreadable_files_are_probed_again_after_a_change(annotated_clips, tmp_p
     assert len(open_index(options_of(data, tmp_path))) == 5
 
 
-def test_file_that_crashes_the_decoder_is_reported():
-    results = dict(zip("abc", [None] * 3))
-    for batch in Loader(CrashingFiles(list(results)), probing._InOrder(3), probing._collate, 1):
-        results.update(zip("abc", batch["results"]))
-    assert results == {
-        "a": probing.Media(64, 96, 24.0, 33),
-        "b": "the data worker crashed: SIGSEGV",
-        "c": probing.Media(64, 96, 24.0, 33),
-    }
+@pytest.mark.parametrize("batch_size", [1, 8])
+def test_file_that_crashes_the_decoder_is_reported(batch_size):
+    good = probing.Media(64, 96, 24.0, 33)
+    results = list(read_files(["a", "b", "c"], measure_or_crash, batch_size))
+    assert results == [("a", good), ("b", "the data worker crashed: SIGSEGV"), ("c", good)]
