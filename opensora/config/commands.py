@@ -343,7 +343,10 @@ class CostFlags:
         group=None,
     )
     weights: Sequence[str] = option_of(
-        MemoryOptions, "weights", help="with --memory: as the flag of sample.py", group=None
+        MemoryOptions,
+        "weights",
+        help="with --memory: as the flag of sample.py; with --lora_rank: format of the frozen weights",
+        group=None,
     )
     stored: str = option("bf16", "with --memory: type of the numbers in the files", choices=WEIGHTS[1:])
 

@@ -29,6 +29,7 @@ def main() -> None:
             config=config,
             sp_size=sp_size,
             world_size=max(1, sp_size) if flags.world_size is None else flags.world_size,
+            frozen_weights=flags.held_weights()["transformer"],
         )
         for sp_size in flags.sp_size
     ]

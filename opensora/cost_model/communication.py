@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from opensora.cost_model.compute import weight_bytes, with_sum
+from opensora.cost_model.compute import gradient_bytes, with_sum
 from opensora.cost_model.run import Run
 
 
@@ -29,7 +29,7 @@ def traffic(run: Run) -> dict[str, float]:
         "all-gather of the prediction": (p - 1) * prediction * (1 + p if run.training else 1),
     }
     if run.training:
-        gradients = weight_bytes(run) * (run.world_size - 1) / run.world_size
+        gradients = gradient_bytes(run) * (run.world_size - 1) / run.world_size
         if run.zero_stage == 0:
             result["all-reduce of gradients"] = 2 * gradients
         else:

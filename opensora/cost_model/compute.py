@@ -12,13 +12,17 @@ if TYPE_CHECKING:
 
 
 class LinearMap(NamedTuple):
-    """`maps` linear maps of one shape, applied to the rows of `over` (a key of `row_counts`)."""
+    """`maps` linear maps of one shape, applied to the rows of `over` (a key of `row_counts`).
+
+    `adapted`: LoRA adapts them by default.
+    """
 
     over: str
     maps: int
     inputs: int
     outputs: int
     bias: bool = True
+    adapted: bool = False
 
 
 def linear_maps(config: OpenSoraConfig) -> list[LinearMap]:
@@ -35,9 +39,9 @@ def linear_maps(config: OpenSoraConfig) -> list[LinearMap]:
         LinearMap("timestep", 1, d, 6 * d),
         LinearMap("text", 1, config.caption_channels, d),
         LinearMap("text", 1, d, d),
-        LinearMap("text", 2 * layers, config.cross_attention_dim, d, bias),  # keys and values of cross-attention
-        LinearMap("blocks", 4 * layers, d, d, bias),  # queries, keys, values; queries of cross-attention
-        LinearMap("blocks", 2 * layers, d, d),  # outputs of both attentions
+        LinearMap("text", 2 * layers, config.cross_attention_dim, d, bias, True),  # keys, values of cross-attention
+        LinearMap("blocks", 4 * layers, d, d, bias, True),  # queries, keys, values; queries of cross-attention
+        LinearMap("blocks", 2 * layers, d, d, adapted=True),  # outputs of both attentions
         LinearMap("blocks", layers, d, 4 * d),
         LinearMap("blocks", layers, 4 * d, d),
         LinearMap("output", 1, d, patch * out_channels),
@@ -50,6 +54,16 @@ def parameter_count(config: OpenSoraConfig) -> int:
     return maps + float32_count(config)
 
 
+def adapter_count(run: Run) -> int:
+    """The number of parameters of the LoRA that the run trains."""
+    return sum(m.maps * (run.lora_rank or 0) * (m.inputs + m.outputs) for m in linear_maps(run.config) if m.adapted)
+
+
+def matrix_count(config: OpenSoraConfig) -> int:
+    """The number of parameters that can be held in 8 bits: the matrices of the blocks and of the text's projection."""
+    return sum(m.maps * m.inputs * m.outputs for m in linear_maps(config) if m.over in ("text", "blocks"))
+
+
 def float32_count(config: OpenSoraConfig) -> int:
     """The number of parameters that are float32 in every precision: `adaln_single` and the shift and scale tables.
 
@@ -60,9 +74,24 @@ def float32_count(config: OpenSoraConfig) -> int:
 
 
 def weight_bytes(run: Run) -> int:
-    """Bytes of the transformer's weights, and of their gradients, which have the same dtypes."""
+    """Bytes of the transformer's weights."""
     single = float32_count(run.config)
     return (parameter_count(run.config) - single) * run.bytes + single * BYTES["fp32"]
+
+
+def trained_counts(run: Run) -> tuple[int, int]:
+    """The numbers of trained parameters with 16 bits, which have float32 master weights, and with 32 bits."""
+    count, single = adapter_count(run), 0
+    if run.lora_rank is None:
+        count, single = parameter_count(run.config), float32_count(run.config)
+    half = 0 if run.precision == "fp32" else count - single
+    return half, count - half
+
+
+def gradient_bytes(run: Run) -> int:
+    """Bytes of the gradients, which have the dtypes of the trained parameters."""
+    half, single = trained_counts(run)
+    return half * run.bytes + single * BYTES["fp32"]
 
 
 def row_counts(run: Run) -> dict[str, int]:
@@ -84,7 +113,8 @@ def row_counts(run: Run) -> dict[str, int]:
 def flops(run: Run) -> dict[str, float]:
     """Floating-point operations by kind; a multiply-add counts as two. Elementwise work and norms are not counted.
 
-    A backward pass counts as two forward passes. When sampling, the text's keys and values are computed once per
+    A backward pass counts as two forward passes; for frozen linear maps, which need no gradients of their weights, as
+    one, and for those before the first trained one as none. When sampling, the text's keys and values are computed once per
     prompt and listed separately, and the first block's self-attention is computed once for both rows of guidance.
     """
     config, rows = run.config, row_counts(run)
@@ -94,6 +124,11 @@ def flops(run: Run) -> dict[str, float]:
         over: sum(2 * rows[over] * m.maps * m.inputs * m.outputs for m in linear_maps(config) if m.over == over)
         for over in rows
     }
+    adapters = sum(
+        3 * 2 * rows[m.over] * m.maps * (run.lora_rank or 0) * (m.inputs + m.outputs)
+        for m in linear_maps(config)
+        if m.adapted
+    )
 
     shared = (run.batch - run.batch_size) / run.batch  # of the rows, the part that block 0's self-attention leaves out
     linear["blocks"] -= shared * rows["blocks"] * 4 * 2 * config.hidden_size**2
@@ -109,10 +144,12 @@ def flops(run: Run) -> dict[str, float]:
     cross = 4 * run.batch * run.own_tokens * run.max_sequence_length * config.hidden_size
 
     text = {"linear maps of the text": outside * linear["text"]}
+    maps = inside * linear["blocks"] + outside * (linear["patches"] + linear["timestep"] + linear["output"])
+    if run.lora_rank is not None:
+        maps = (inside - 1) * linear["blocks"] + linear["patches"] + linear["timestep"] + 2 * linear["output"] + adapters
+        text = {"linear maps of the text": linear["text"]}
     step = {
-        "linear maps": (
-            inside * linear["blocks"] + outside * (linear["patches"] + linear["timestep"] + linear["output"])
-        ),
+        "linear maps": maps,
         "self-attention, dense": inside * (config.num_layers - sparse_blocks - shared * (not first_is_sparse)) * dense,
         "self-attention, skiparse": inside * (sparse_blocks - shared * first_is_sparse) * sparse,
         "cross-attention": inside * config.num_layers * cross,

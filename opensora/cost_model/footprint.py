@@ -2,10 +2,19 @@
 
 from __future__ import annotations
 
-from opensora.cost_model.compute import float32_count, parameter_count, weight_bytes, with_sum
+from opensora.cost_model.compute import (
+    float32_count,
+    gradient_bytes,
+    matrix_count,
+    parameter_count,
+    trained_counts,
+    weight_bytes,
+    with_sum,
+)
 from opensora.cost_model.run import BYTES, ZERO_STAGES, Run
 from opensora.models.dit.config import OpenSoraInpaintConfig
 
+Q8_BYTES = 34 / 32  # of a weight in 8 bits, with its share of the scale
 FIRST_BLOCK_TENSORS = 4  # of `FirstBlockCache`: what block 0 and the others added in the last call, and now
 
 
@@ -15,16 +24,20 @@ def memory(run: Run) -> dict[str, float]:
     Weights, gradients and optimizer states: Rajbhandari et al. 2020 (ZeRO), section 5 and figure 1. With 16-bit weights
     Adam has 12 bytes per parameter, 4 of them float32 master weights; float32 weights need no master weights. A 16-bit
     model has both kinds (`float32_count`). With stage 3 the 16-bit weights exist for one block at a time, which gathers
-    them from the master weights; that block is not counted.
+    them from the master weights; that block is not counted. LoRA trains its adapters alone, in the precision of the
+    run; the frozen weights are on every process.
     """
-    config, count = run.config, parameter_count(run.config)
+    config, (half, single) = run.config, trained_counts(run)
     shards = [run.world_size if run.zero_stage >= stage else 1 for stage in ZERO_STAGES]
-    half = 0 if run.precision == "fp32" else count - float32_count(config)
-    result = {"weights": BYTES["fp32"] * (count - half) / shards[3] if run.zero_stage == 3 else weight_bytes(run)}
+    result: dict[str, float] = {"weights": weight_bytes(run)}
+    if run.lora_rank is not None:
+        result = {"weights": frozen_bytes(run), "adapters": gradient_bytes(run)}
+    if run.zero_stage == 3:
+        result["weights" if run.lora_rank is None else "adapters"] = BYTES["fp32"] * single / shards[3]
     if run.training:
-        result["gradients"] = weight_bytes(run) / shards[2]
+        result["gradients"] = gradient_bytes(run) / shards[2]
         result["float32 master weights"] = 4 * half / shards[1]
-        result["optimizer states"] = 8 * count / shards[1]
+        result["optimizer states"] = 8 * (half + single) / shards[1]
     guided = run.batch > run.batch_size  # the negative prompt's are also kept for the next video
     text_rows = run.batch + (run.batch_size if guided else 0)
     text = text_rows * run.max_sequence_length * config.hidden_size * run.bytes
@@ -36,6 +49,15 @@ def memory(run: Run) -> dict[str, float]:
         result["tokens of step caching"] = FIRST_BLOCK_TENSORS * elements * BYTES["fp32"]
     result["activations (estimate)"] = activations(run)
     return with_sum(result)
+
+
+def frozen_bytes(run: Run) -> float:
+    """Bytes of the frozen weights of LoRA training, in the format that they are held in; see `WeightLoader.kind`."""
+    single = float32_count(run.config)
+    others = parameter_count(run.config) - single
+    element = min(run.bytes, BYTES.get(run.frozen_weights or run.precision, run.bytes))
+    quantized = matrix_count(run.config) if run.frozen_weights == "q8_0" else 0
+    return quantized * Q8_BYTES + (others - quantized) * element + single * BYTES["fp32"]
 
 
 def activations(run: Run) -> float:

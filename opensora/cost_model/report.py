@@ -11,7 +11,7 @@ from opensora.config.commands import CostFlags
 from opensora.config.families import PLAN
 from opensora.cost_model.cards import CARDS, LINK_SHARE, Card, check_card, step_seconds
 from opensora.cost_model.communication import traffic
-from opensora.cost_model.compute import flops, parameter_count
+from opensora.cost_model.compute import adapter_count, flops, parameter_count
 from opensora.cost_model.footprint import memory
 from opensora.cost_model.run import Run, load_config
 from opensora.cost_model.stages import autoencoder, peak, stages, text_encoder
@@ -144,6 +144,8 @@ def summary(run: Run, model: str) -> str:
     """The settings that all columns of the table share."""
     batch = f"batch {run.batch_size}" + (" x 2 for guidance" if run.batch > run.batch_size else "")
     kind = f"training, ZeRO stage {run.zero_stage}" if run.training else "sampling"
+    if run.lora_rank is not None:
+        kind = f"LoRA {kind}: rank {run.lora_rank}, {adapter_count(run):,} parameters"
     return (
         f"{model}: {parameter_count(run.config):,} parameters; {run.num_frames}x{run.height}x{run.width}: "
         f"latents {'x'.join(map(str, run.latents))}, {run.tokens:,} tokens; {batch}, "

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Optional
 
 from opensora.config.device import PRECISIONS
 from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, VAES
@@ -45,16 +45,18 @@ class Run:
         choices=ZERO_STAGES,
     )
     gradient_checkpointing: bool = option(False, "in training recompute the blocks in the backward pass")
+    lora_rank: Optional[int] = option(None, "in training: train LoRA of this rank on all attention layers")
+    frozen_weights: Optional[str] = None  # how LoRA training holds the weights, one of the formats of --weights
     caches_blocks: bool = False  # with --cache first_block
 
     def __post_init__(self):
         check_size(self.num_frames, self.height, self.width, TEMPORAL_STRIDE)
-        check_at_least_one(self, "world_size", "batch_size", "max_sequence_length")
+        check_at_least_one(self, "world_size", "batch_size", "max_sequence_length", "lora_rank")
         check_choice("--precision", self.precision, PRECISIONS)
         check_choice("--zero_stage", self.zero_stage, ZERO_STAGES)
         if self.training and self.guidance_scale > 1:
             raise UserError(f"--guidance_scale {self.guidance_scale} is for sampling: leave it out, or --training")
-        for name in ("zero_stage", "gradient_checkpointing"):
+        for name in ("zero_stage", "gradient_checkpointing", "lora_rank"):
             if getattr(self, name) and not self.training:
                 raise UserError(f"--{name} is for training: add --training, or leave it out")
         from opensora.parallel.groups import check_sp_size

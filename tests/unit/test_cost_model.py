@@ -69,7 +69,7 @@ def counted_forward(run: Run, monkeypatch) -> tuple[dict[str, int], dict[str, li
     multiply, multiply_stacked = layers.linear, layers.stacked_linear
     attend, attend_stacked = blocks.attention, blocks.self_attention
 
-    def count_product(x, weight, bias=None):
+    def count_product(x, weight, bias=None, frozen=False):
         counts[kind] += 2 * x.size * weight.shape[0]
         return multiply(x, weight, bias)
 
