@@ -22,7 +22,8 @@ from opensora.models.lora import linear_shapes, select_layers
 from opensora.pipelines import OpenSoraPipeline
 from opensora.pipelines.compiled import LEAST_CALLS
 
-SAMPLE = dict(num_frames=5, height=32, width=64, max_sequence_length=64, output_type="latent")
+# Guidance multiplies rounding errors, so it is weak.
+SAMPLE = dict(num_frames=5, height=32, width=64, max_sequence_length=64, output_type="latent", guidance_scale=1.5)
 
 
 @pytest.fixture(scope="module")
@@ -109,7 +110,7 @@ def test_sample_command_takes_loras(release, tmp_path, capsys):
     flags = (
         f"--model_path {release}/transformer --ae_path {release}/vae --text_encoder_name_1 {release}/text --save_latents "
         "--num_frames 5 --height 32 --width 64 --num_sampling_steps 2 --sample_method DDIM --rescale_betas_zero_snr "
-        f"--max_sequence_length 64 --device CPU --text_prompt cat --guidance_scale 2 --save_img_path {tmp_path}"
+        f"--max_sequence_length 64 --device CPU --text_prompt cat --guidance_scale 1.5 --save_img_path {tmp_path}"
     ).split()
     loras = [f"{release}/one.safetensors:0.5", f"{release}/two.safetensors"]
     sample([*flags, "--lora", *loras])
@@ -122,7 +123,7 @@ def test_sample_command_takes_loras(release, tmp_path, capsys):
     )
     pipeline.load_lora(release / "one.safetensors", 0.5)
     pipeline.load_lora(release / "two.safetensors")
-    expected = pipeline("cat", **SAMPLE, num_inference_steps=2, guidance_scale=2, seed=(1234, 0, 0))
+    expected = pipeline("cat", **SAMPLE, num_inference_steps=2, seed=(1234, 0, 0))
     assert relative_difference(latents, expected) < 1e-6
     with pytest.raises(ValueError, match="was made with lora"):
         sample([*flags, "--lora", loras[0]])
