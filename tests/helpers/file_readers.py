@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Callable, NamedTuple
 
 import numpy as np
+from lora_files import make_adapter_config, make_kohya, make_lora, read_any_lora
 from torch_files import save_legacy, save_zip, tensor
 
 
@@ -119,43 +120,6 @@ def _make_mindspore(folder: Path) -> Path:
         data += field(1, field(1, name.encode()) + field(2, shape + field(2, b"Float32") + field(3, array.tobytes())))
     (folder / "x.ckpt").write_bytes(data)
     return folder / "x.ckpt"
-
-
-def _make_lora(folder: Path) -> Path:
-    """A file with metadata."""
-    from lora_files import random_lora
-
-    from opensora.checkpoint.lora.files import LORA_NAME, LoRASettings, write_lora
-
-    write_lora(folder / LORA_NAME, random_lora(), LoRASettings(2, 4.0, rank_pattern={"to_x": 3}))
-    return folder / LORA_NAME
-
-
-def _make_kohya_lora(folder: Path) -> Path:
-    from lora_files import DIALECTS, random_lora, tensors_of
-
-    save_zip(
-        folder / "x.pt", {name: tensor(array) for name, array in tensors_of(random_lora(), DIALECTS["kohya"]).items()}
-    )
-    return folder / "x.pt"
-
-
-def _make_adapter_config(folder: Path) -> Path:
-    """The settings of a LoRA; its tensors remain intact."""
-    from lora_files import random_lora, save_peft
-
-    from opensora.checkpoint.lora.files import LoRASettings
-
-    config = LoRASettings(2, 4.0, 0.1, ("to_q",), {"to_x": 3}, {"proj_out": 0.5}).to_config()
-    return save_peft(folder, random_lora(), **config) / "adapter_config.json"
-
-
-def _read_lora(path: Path) -> None:
-    from lora_files import MODULES
-
-    from opensora.checkpoint.lora.files import read_lora
-
-    read_lora(path if path.suffix != ".json" else path.parent, MODULES)
 
 
 def _make_config(folder: Path) -> Path:
@@ -365,9 +329,9 @@ READERS = {
     "scaled float8": Reader(_make_float8, _read_state),
     "index.json": Reader(_make_index, _read_state),
     "mindspore": Reader(_make_mindspore, _read_state),
-    "lora": Reader(_make_lora, _read_lora),
-    "lora of kohya": Reader(_make_kohya_lora, _read_lora),
-    "adapter_config.json": Reader(_make_adapter_config, _read_lora),
+    "lora": Reader(make_lora, read_any_lora),
+    "lora of kohya": Reader(make_kohya, read_any_lora),
+    "adapter_config.json": Reader(make_adapter_config, read_any_lora),
     "config.json": Reader(_make_config, _read_config),
     "spiece.model": Reader(_make_spiece, _read_tokenizer),
     **{suffix: Reader(_make_image(suffix), _read_image) for suffix in (".png", ".jpg")},

@@ -9,8 +9,9 @@ from typing import Callable, NamedTuple
 
 import numpy as np
 from safetensors.numpy import save_file
+from torch_files import as_tensors, save_zip
 
-from opensora.checkpoint.lora.files import LowRank
+from opensora.checkpoint.lora.files import LORA_NAME, LoRASettings, LowRank, read_lora, write_lora
 
 # (out, in) of linear layers with published names.
 MODULES = {
@@ -78,6 +79,29 @@ def save_peft(folder: Path, layers: Mapping[str, LowRank], **config) -> Path:
     save_file(tensors_of(layers, DIALECTS["peft"]), folder / "adapter_model.safetensors", {"format": "pt"})
     (folder / "adapter_config.json").write_text(json.dumps({"peft_type": "LORA", **config}))
     return folder
+
+
+def make_lora(folder: Path) -> Path:
+    """A file that this project wrote, with metadata."""
+    write_lora(folder / LORA_NAME, random_lora(), LoRASettings(2, 4.0, rank_pattern={"to_x": 3}))
+    return folder / LORA_NAME
+
+
+def make_kohya(folder: Path) -> Path:
+    """A PyTorch file."""
+    save_zip(folder / "x.pt", as_tensors(tensors_of(random_lora(), DIALECTS["kohya"])))
+    return folder / "x.pt"
+
+
+def make_adapter_config(folder: Path) -> Path:
+    """The settings in a folder of PEFT."""
+    config = LoRASettings(2, 4.0, 0.1, ("to_q",), {"to_x": 3}, {"proj_out": 0.5}).to_config()
+    return save_peft(folder, random_lora(), **config) / "adapter_config.json"
+
+
+def read_any_lora(path: Path) -> None:
+    """Reads one of these files, or the folder of an adapter_config.json."""
+    read_lora(path.parent if path.suffix == ".json" else path, MODULES)
 
 
 def same_layers(found: Mapping[str, LowRank], expected: Mapping[str, LowRank]) -> bool:
