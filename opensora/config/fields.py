@@ -142,7 +142,9 @@ class TrainingFields:
     gradient_accumulation_steps: int = _field(1, "batches of each optimizer step, of Open-Sora-Plan's model")
     grad_checkpoint: bool = _field(False, "recompute the blocks in the backward pass: less memory, a third more work")
     grad_clip: Optional[float] = _field(None, "maximum norm of the gradient; without it there is no clipping")
-    ema_decay: float = _field(0.9999, "decay of the moving average of the weights; with `lora_rank` only if it is given")
+    ema_decay: float = _field(
+        0.9999, "decay of the moving average of the weights; with `lora_rank` only if it is given"
+    )
     lora_rank: Optional[int] = option_of(LoRATrainOptions, "lora_rank")
     lora_alpha: Optional[float] = option_of(LoRATrainOptions, "lora_alpha")
     lora_dropout: float = option_of(LoRATrainOptions, "lora_dropout")

@@ -146,7 +146,9 @@ def flops(run: Run) -> dict[str, float]:
     text = {"linear maps of the text": outside * linear["text"]}
     maps = inside * linear["blocks"] + outside * (linear["patches"] + linear["timestep"] + linear["output"])
     if run.lora_rank is not None:
-        maps = (inside - 1) * linear["blocks"] + linear["patches"] + linear["timestep"] + 2 * linear["output"] + adapters
+        maps = (
+            (inside - 1) * linear["blocks"] + linear["patches"] + linear["timestep"] + 2 * linear["output"] + adapters
+        )
         text = {"linear maps of the text": linear["text"]}
     step = {
         "linear maps": maps,

@@ -96,7 +96,9 @@ def select_layers(names: Iterable[str], targets: Sequence[str]) -> list[str]:
             raise UserError(f"--lora_target_modules {targets[0]!r}: not a regular expression: {error}") from error
         chosen = [name for name in names if pattern.fullmatch(name)]
         if not chosen:
-            raise UserError(f"--lora_target_modules {targets[0]!r} matches none of the linear layers, such as {names[0]}")
+            raise UserError(
+                f"--lora_target_modules {targets[0]!r} matches none of the linear layers, such as {names[0]}"
+            )
         return chosen
     for target in targets:
         if not any(_ends_with(name, target) for name in names):
@@ -112,9 +114,7 @@ def _ends_with(name: str, target: str) -> bool:
     return name == target or name.endswith(f".{target}")
 
 
-def initial_adapters(
-    shapes: Mapping[str, tuple[int, int]], rank: int, alpha: float, seed: int
-) -> dict[str, LowRank]:
+def initial_adapters(shapes: Mapping[str, tuple[int, int]], rank: int, alpha: float, seed: int) -> dict[str, LowRank]:
     """New adapters of layers (out, in): A is uniform as in PEFT (Kaiming with a = sqrt(5)), B is zero."""
     adapters = {}
     for number, (name, (outputs, inputs)) in enumerate(shapes.items()):

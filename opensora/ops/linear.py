@@ -61,9 +61,7 @@ def stored_linear(x: Tensor, weight: Tensor, scale: Optional[Tensor], bias: Opti
     if not gemm_available(ms.float32):
         return linear(x, widened_weight(weight, scale, x.dtype), bias, True)
     rows = x.reshape(-1, x.shape[-1]).astype(ms.float32)
-    y = kernels.stored_linear(
-        rows, weight, scale, None if bias is None else bias.astype(ms.float32), widened_weight
-    )
+    y = kernels.stored_linear(rows, weight, scale, None if bias is None else bias.astype(ms.float32), widened_weight)
     return y.astype(x.dtype).reshape(x.shape[:-1] + (weight.shape[0],))
 
 

@@ -160,7 +160,9 @@ class T2VTrainOptions:
         if self.model is None and self.pretrained is None:
             raise UserError(f"--model is missing: one of {', '.join(DIT_PRESETS)}, or a folder with a config.json")
         if self.lora is not None and (self.pretrained is None or self.model is not None):
-            raise UserError("--lora_rank adapts pretrained weights: give their folder with --pretrained, without --model")
+            raise UserError(
+                "--lora_rank adapts pretrained weights: give their folder with --pretrained, without --model"
+            )
         shared = self.sp_size * self.train_batch_size
         if self.sp_size > 1 and shared % self.train_sp_batch_size:
             raise UserError(

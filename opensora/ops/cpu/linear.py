@@ -95,7 +95,12 @@ def _stored_linear(dtype, has_bias: bool, widen: Callable):
     def int8_bias_bprop(x, weight, scale, bias, out, dout):
         return dx(weight, scale, dout), no_gradient(weight), no_gradient(scale), no_gradient(bias)
 
-    bprops = {(False, False): bprop, (False, True): bias_bprop, (True, False): int8_bprop, (True, True): int8_bias_bprop}
+    bprops = {
+        (False, False): bprop,
+        (False, True): bias_bprop,
+        (True, False): int8_bprop,
+        (True, True): int8_bias_bprop,
+    }
     name = {ms.bfloat16: "linear_bfloat16", ms.float16: "linear_float16", ms.int8: "linear_int8"}[dtype]
     dtypes = [ms.float32, dtype, *([ms.float16] if dtype == ms.int8 else []), *([ms.float32] if has_bias else [])]
     return custom_op(name, _output_shape, bprop=bprops[dtype == ms.int8, has_bias], dtypes=dtypes)

@@ -125,7 +125,9 @@ def test_layers_are_selected_as_in_peft():
     default = select_layers(names, OpenSoraT2V_v1_3.lora_targets)
     assert len(default) == 8 * DIT["num_layers"] and all(".attn" in name for name in default)
     assert select_layers(names, ["proj_out"]) == ["proj_out"]
-    assert select_layers(names, ["attn1.to_q"]) == [f"transformer_blocks.{i}.attn1.to_q" for i in range(DIT["num_layers"])]
+    assert select_layers(names, ["attn1.to_q"]) == [
+        f"transformer_blocks.{i}.attn1.to_q" for i in range(DIT["num_layers"])
+    ]
     assert select_layers(names, [r"transformer_blocks\.1\..*(to_k|net\.2)"]) == [
         f"transformer_blocks.1.{end}" for end in ("attn1.to_k", "attn2.to_k", "ff.net.2")
     ]
