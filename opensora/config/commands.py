@@ -6,11 +6,11 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from opensora.config.device import DEVICE_HELP, TARGETS, DeviceOptions
 from opensora.config.families import DEFAULT_VAE, DIT_PRESETS
-from opensora.config.lora import LoRASpec, parse_lora
+from opensora.config.lora import LoRAOptions, LoRASpec, parse_lora
 from opensora.config.memory import WEIGHTS, MemoryOptions
 from opensora.config.options import check_at_least_one, option, option_of, seed, str2bool
 from opensora.errors import UserError
@@ -23,6 +23,7 @@ MAX_NEW_TOKENS = 512
 PRECISIONS = ("q8_0", "bf16", "fp16", "fp32")  # of converted weights
 WEIGHT_FORMATS = ("safetensors", "gguf")
 CARDS = ("910a", "910b", "910_93")
+NEW_COLORS = ("pink",)  # see `opensora.demo.scenes`
 
 
 @dataclass(frozen=True)
@@ -284,6 +285,11 @@ class ScoreOptions:
     guidance_scale: Sequence[float] = option((1.0, 4.0), "guidance scales to score")
     num_sampling_steps: int = option(50, "steps of the sampler")
     output_dir: Optional[str] = option(None, "also write contact sheets and the scores as json to this folder")
+    lora: Sequence[Any] = option_of(LoRAOptions, "lora", group=None)
+    new_color: Optional[str] = option(
+        None, "also score prompts with this color, which the model can only know from fine-tuning", choices=NEW_COLORS
+    )
+    new_count: int = option(20, "prompts with --new_color")
 
 
 @dataclass(frozen=True)
@@ -297,6 +303,17 @@ class DemoDataOptions:
     clips: int = option(4000, "clips for training")
     pictures: int = option(6000, "images for training")
     held_out: int = option(100, "clips of combinations that training never sees")
+
+
+@dataclass(frozen=True)
+class NewClipsOptions:
+    output_dir: str = option(help="folder for the clips and captions")
+    color: str = option("pink", "the color of the shapes", choices=NEW_COLORS)
+    clips: int = option(10, "number of clips")
+    seed: int = option(0, "seed of their content", type=seed)
+
+    def __post_init__(self):
+        check_at_least_one(self, "clips")
 
 
 @dataclass(frozen=True)

@@ -7,7 +7,7 @@ import math
 import cv2
 import numpy as np
 
-from opensora.demo.scenes import COLORS, DIRECTIONS, FRAMES, SIDE, Scene
+from opensora.demo.scenes import DIRECTIONS, FRAMES, PALETTE, SIDE, Scene
 
 SUPERSAMPLING = 8  # shapes are drawn this much larger, then downsampled
 TURN = 2 * math.pi / 3  # rotation during a clip
@@ -56,7 +56,7 @@ def _draw(scene: Scene, center: np.ndarray, radius: float, angle: float) -> np.n
         outline = center + radius * _corners(scene.shape, angle)
         cv2.fillPoly(mask, [np.rint(outline * SUPERSAMPLING).astype(np.int32)], (1.0,))
     coverage = np.asarray(cv2.resize(mask, (SIDE, SIDE), interpolation=cv2.INTER_AREA))[..., None]
-    frame = coverage * COLORS[scene.color] + (1 - coverage) * COLORS[scene.background]
+    frame = coverage * PALETTE[scene.color] + (1 - coverage) * PALETTE[scene.background]
     return np.rint(frame).astype(np.uint8)
 
 

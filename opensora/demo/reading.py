@@ -7,12 +7,13 @@ determines the kind of shape, and the outline's change over time the motion.
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
 
-from opensora.demo.scenes import COLORS, Scene
+from opensora.demo.scenes import COLORS, PALETTE, Scene
 
 MIN_COLOR_DISTANCE = 80  # between a pixel of the shape and the background, RGB
 MIN_AREA = 0.01  # of a shape, as a fraction of the frame
@@ -32,8 +33,8 @@ class Outline(NamedTuple):
     points: np.ndarray  # complex, of the contour, relative to the center
 
 
-def read_scene(video: np.ndarray) -> Optional[Scene]:
-    """The scene of a video, uint8 RGB (T, H, W, 3).
+def read_scene(video: np.ndarray, colors: Collection[str] = tuple(COLORS)) -> Optional[Scene]:
+    """The scene of a video, uint8 RGB (T, H, W, 3), in one of the colors.
 
     Its motion is None for a still shape. None if fewer than half of the frames show a shape.
     """
@@ -45,29 +46,30 @@ def read_scene(video: np.ndarray) -> Optional[Scene]:
                 video[:, :, :2].reshape(-1, 3),
                 video[:, :, -2:].reshape(-1, 3),
             ]
-        )
+        ),
+        colors,
     )
     masks = [_mask(frame, background) for frame in video]
     outlines = [outline for outline in map(_outline, masks) if outline is not None]
     if 2 * len(outlines) < len(video):
         return None
     inside = [frame[cv2.erode(mask, np.ones((3, 3))) > 0] for frame, mask in zip(video, masks)]
-    color = _nearest_color(np.concatenate(inside), COLORS.keys() - {background})
+    color = _nearest_color(np.concatenate(inside), set(colors) - {background})
     shape = _shape(outlines)
     return Scene(color, shape, background, _motion(outlines, shape))
 
 
-def _nearest_color(pixels: np.ndarray, known=COLORS.keys()) -> str:
+def _nearest_color(pixels: np.ndarray, known: Collection[str]) -> str:
     """The name of the most common color."""
     names = sorted(known)
-    palette = np.array([COLORS[name] for name in names], float)
+    palette = np.array([PALETTE[name] for name in names], float)
     nearest = np.linalg.norm(pixels[:, None] - palette, axis=-1).argmin(1)
     return names[np.bincount(nearest, minlength=len(names)).argmax()]
 
 
 def _mask(frame: np.ndarray, background: str) -> np.ndarray:
     """uint8 (H, W): the largest connected region of another color."""
-    different = np.linalg.norm(frame.astype(float) - COLORS[background], axis=-1) > MIN_COLOR_DISTANCE
+    different = np.linalg.norm(frame.astype(float) - PALETTE[background], axis=-1) > MIN_COLOR_DISTANCE
     _, labels, statistics, _ = cv2.connectedComponentsWithStats(different.astype(np.uint8))
     if len(statistics) < 2:
         return np.zeros(frame.shape[:2], np.uint8)

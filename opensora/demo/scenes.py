@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import product
-from typing import Optional
+from typing import Optional, TypeVar
 
 import numpy as np
 
@@ -18,10 +19,13 @@ COLORS = {  # RGB
     "black": (20, 20, 20),
     "white": (240, 240, 240),
 }
+NEW_COLORS = {"pink": (250, 130, 190)}  # in no training data of the demo model: fine-tuning teaches them
+PALETTE = {**COLORS, **NEW_COLORS}
 SHAPES = ("circle", "square", "triangle", "star")
 DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}  # x, y
 MOTIONS = (*DIRECTIONS, "turns", "grows", "shrinks")
 FRAMES, SIDE, FPS = 17, 64, 8
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
@@ -64,7 +68,21 @@ def scenes(held_out: bool) -> list[Scene]:
 def sample_scenes(count: int, held_out: bool, rng: np.random.Generator) -> list[Scene]:
     """`count` scenes in random order; scenes repeat only after all have occurred."""
     every = scenes(held_out)
-    return [every[i] for _ in range(-(-count // len(every))) for i in rng.permutation(len(every))][:count]
+    return _balanced(every, count, rng)
+
+
+def new_scenes(color: str, count: int, rng: np.random.Generator) -> list[Scene]:
+    """`count` scenes with shapes of a new color; each shape, background and motion is about as frequent as the others."""
+    backgrounds, shapes, motions = (_balanced(values, count, rng) for values in (tuple(COLORS), SHAPES, MOTIONS))
+    return [
+        Scene(color, "square" if shape == "circle" and motion == "turns" else shape, background, motion)  # visible
+        for shape, background, motion in zip(shapes, backgrounds, motions)
+    ]
+
+
+def _balanced(values: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
+    """`count` of the values in random order; a value repeats only after all have occurred."""
+    return [values[i] for _ in range(-(-count // len(values))) for i in rng.permutation(len(values))][:count]
 
 
 def _with_article(word: str) -> str:

@@ -2,14 +2,15 @@
 
     python -m opensora.demo.score --count 100 --guidance_scale 1 4
 
-Half of the prompts are combinations of color, shape and background that are excluded from training.
+Half of the prompts are combinations of color, shape and background that are excluded from training. With --new_color
+there are further ones, in a color that was learned by fine-tuning.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
@@ -20,7 +21,7 @@ from tqdm import tqdm
 from opensora.config.command_line import parse_flags, run_main
 from opensora.config.commands import ScoreOptions
 from opensora.config.device import DeviceOptions
-from opensora.demo.scenes import DIRECTIONS, FRAMES, SIDE, Scene, sample_scenes
+from opensora.demo.scenes import COLORS, DIRECTIONS, FRAMES, NEW_COLORS, SIDE, Scene, new_scenes, sample_scenes
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
 
@@ -35,11 +36,11 @@ MAX_TOKENS = 24  # per prompt, as in training
 ASPECTS = ("color", "background", "shape", "direction", "motion", "everything")
 
 
-def judge(scene: Scene, video: np.ndarray) -> dict[str, bool]:
+def judge(scene: Scene, video: np.ndarray, colors: Collection[str] = tuple(COLORS)) -> dict[str, bool]:
     """Which aspects of the scene a video, uint8 (T, H, W, 3), matches. `direction` is only for scenes with one."""
     from opensora.demo.reading import read_scene
 
-    found = read_scene(video)
+    found = read_scene(video, colors)
     matches = {
         name: found is not None and getattr(found, name) == getattr(scene, name)
         for name in ("color", "background", "shape", "motion")
@@ -103,7 +104,7 @@ def score(
     seed: int,
     sheet: Optional[Path],
 ) -> dict[str, dict[str, float]]:
-    """Accuracy on prompts with combinations seen in training, and on held-out ones."""
+    """Accuracy on prompts with combinations seen in training, on held-out ones and on those with a new color."""
     videos = list(
         tqdm(
             make_videos(pipeline, scenes, guidance_scale, steps, seed),
@@ -116,11 +117,12 @@ def score(
         from opensora.datasets.media import save_grid
 
         save_grid(sheet, videos[:16])
-    judgements = [judge(scene, video) for scene, video in zip(scenes, videos)]
-    return {
-        name: accuracy([judgement for scene, judgement in zip(scenes, judgements) if scene.is_held_out == is_held_out])
-        for name, is_held_out in (("seen", False), ("held out", True))
-    }
+    colors = [*COLORS, *sorted({scene.color for scene in scenes} & NEW_COLORS.keys())]
+    judgements: dict[str, list[dict[str, bool]]] = {}
+    for scene, video in zip(scenes, videos):
+        kind = "new color" if scene.color in NEW_COLORS else "held out" if scene.is_held_out else "seen"
+        judgements.setdefault(kind, []).append(judge(scene, video, colors))
+    return {kind: accuracy(of_kind) for kind, of_kind in judgements.items()}
 
 
 def main() -> None:
@@ -146,7 +148,11 @@ def score_model(args: argparse.Namespace, dev: Device, folder: Optional[Path]) -
         negative_prompt="",
         vae_dtype=dev.vae_dtype,
     )
+    for spec in args.lora:
+        pipeline.load_lora(*spec)
     scenes = prompts(args.count, args.seed)
+    if args.new_color:
+        scenes += new_scenes(args.new_color, args.new_count, np.random.default_rng(args.seed))
     results = {}
     for scale in args.guidance_scale:
         sheet = folder / f"guidance_{scale:g}.png" if folder else None
