@@ -43,6 +43,7 @@ COMMANDS = {
     "train-vae": Command("opensora.cli.train:vae", "train WFVAE"),
     "train": Command("opensora.cli.train:config", "train as a config file describes"),
     "embed": Command("opensora.cli.embed:main", "embed the captions of training data once"),
+    "encode": Command("opensora.cli.encode:main", "encode training data once, to train from latents"),
     "latent-scale": Command("opensora.cli.latent_scale:main", "measure a VAE's latents for its config.json"),
     "buckets": Command("opensora.datasets.bucketed.report:main", "show which samples fall into which bucket"),
     "plan": Command("opensora.cost_model.command:main", "count memory, compute and communication"),
