@@ -28,9 +28,9 @@ ARGUMENTS = {
     # They change the following steps, but the state of the checkpoint stays valid.
     "listed": """
         adam_beta1 adam_beta2 adam_epsilon adam_weight_decay add_noise_to_condition batch_size betas cfg clip_grad
-        default_text_ratio disc_start disc_weight dtype ema_decay ema_start_step enable_tiling grad_clip
-        gradient_accumulation_steps init_loss_scale kl_weight latent_cache logvar_init lpips_path lr lr_scheduler
-        lr_warmup_steps mask_config mask_ratios max_grad_norm model.enable_flashattn model.from_pretrained multi_resolution noise_offset
+        default_text_ratio disc_start disc_weight dtype ema_decay ema_start_step enable_tiling grad_clip latent_cache
+        gradient_accumulation_steps init_loss_scale kl_weight logvar_init lpips_path lr lr_scheduler lr_warmup_steps
+        mask_config mask_ratios max_grad_norm model.enable_flashattn model.from_pretrained multi_resolution noise_offset
         optim perceptual_weight precision pretrained pretrained_model_name_or_path processes start_learning_rate
         train_batch_size train_sp_batch_size use_ema vae.enable_tiling vae.micro_batch_size vae_fp32 vae_precision
         wavelet_weight weight_decay

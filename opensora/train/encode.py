@@ -6,7 +6,7 @@ from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -41,7 +41,7 @@ from opensora.train.latent_cache import autoencoder_digest
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 from opensora.utils.logs import logger
 
-OTHER_OUTPUT = "give the same value, or choose another --output"
+OTHER_OUTPUT = "use the same, or choose another --output"
 NAMES = {dtype: name for name, dtype in PRECISIONS.items()}
 
 
@@ -80,11 +80,8 @@ def make_dataset(options: EncodeOptions, tokenizer: Optional[Tokenizer], quiet: 
 
 def new_manifest(options: EncodeOptions, vae: WFVAEModel, text_encoder: Mapping) -> Manifest:
     """The manifest of a cache that has no files yet."""
-    autoencoder = {
-        "config": vae.config.to_dict(),
-        "digest": autoencoder_digest(options.ae_path),
-        "precision": NAMES[vae.dtype],
-    }
+    config = {key: list(value) if isinstance(value, tuple) else value for key, value in vae.config.to_dict().items()}
+    autoencoder = {"config": config, "digest": autoencoder_digest(options.ae_path), "precision": NAMES[vae.dtype]}
     encoding = {f"--{name}": getattr(options, name) for name in ("crops", "seed", "enable_tiling")}
     return Manifest(options.settings, encoding, autoencoder, text_encoder)
 
@@ -96,13 +93,16 @@ def prepare(folder: Path, manifest: Manifest) -> None:
         check_same(folder, before.settings, manifest.settings, OTHER_OUTPUT)
         check_same(folder, before.encoding, manifest.encoding, OTHER_OUTPUT)
         for name in ("autoencoder", "text_encoder"):
-            recorded, now = (
-                {f"{key} of the {name}": one for key, one in getattr(each, name).items()} for each in (before, manifest)
-            )
+            recorded, now = (_labeled(name, getattr(each, name)) for each in (before, manifest))
             check_same(folder, recorded, now, OTHER_OUTPUT)
     else:
         manifest.write(folder)
     remove_incomplete(folder)
+
+
+def _labeled(model: str, description: Mapping) -> dict[str, Any]:
+    """The digest and the precision of a model, by names for error messages."""
+    return {f"{name} of the {model.replace('_', ' ')}": description[name] for name in ("precision", "digest")}
 
 
 def finish(folder: Path, manifest: Manifest, dataset: T2VDataset) -> None:
