@@ -9,10 +9,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from latent_caches import encode_flags, files, training_flags, without_models
-from made_clips import make_clips
+from latent_caches import encode_flags, files, make_training_folder, training_flags, without_models
 from processes import ROOT, msrun
-from tiny_models import make_release
 from training_runs import rows
 
 from opensora.datasets.latents.cache import LatentCache
@@ -22,10 +20,7 @@ PROGRAM = "tests/helpers/latent_caches.py"
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory) -> Path:
-    folder = tmp_path_factory.mktemp("latents")
-    make_release(folder / "release")
-    make_clips(folder / "data", videos=16, images=16, frames=5, size=(32, 32))
-    return folder
+    return make_training_folder(tmp_path_factory.mktemp("latents"))
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +31,7 @@ def uninterrupted(folder) -> Path:
 
 def test_killed_run_resumes_with_the_same_files(folder, uninterrupted):
     output, command = folder / "killed", [sys.executable, PROGRAM, *encode_flags(folder, "killed")]
-    for wanted in ("texts-0000-00040.safetensors", "latents-0000-00004.safetensors", "latents-0000-00009.json"):
+    for wanted in ("texts-0000-00030.safetensors", "latents-0000-00004.safetensors", "latents-0000-00009.json"):
         process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         while process.poll() is None and not (output / wanted).exists():
             time.sleep(0.0005)
@@ -49,7 +44,7 @@ def test_killed_run_resumes_with_the_same_files(folder, uninterrupted):
     (output / "latents-0000-00013.safetensors").write_bytes(b"not listed")
     finished = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     assert finished.returncode == 0, finished.stderr
-    assert files(output) == files(uninterrupted) and len(files(output)) > 100
+    assert files(output) == files(uninterrupted) and len(files(output)) > 80
 
 
 def is_complete(folder: Path) -> bool:

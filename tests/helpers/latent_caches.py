@@ -5,6 +5,7 @@ python tests/helpers/latent_caches.py FLAGS
 
 from __future__ import annotations
 
+import json
 import sys
 from pathlib import Path
 
@@ -15,6 +16,8 @@ from opensora.process.supervision import supervise  # noqa: E402
 if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
+from made_clips import make_clips  # noqa: E402
+from tiny_models import make_release  # noqa: E402
 from training_runs import MASK_CONFIG, inpaint_command, t2v_command  # noqa: E402
 
 from opensora.cli import encode  # noqa: E402
@@ -23,6 +26,22 @@ from opensora.datasets.latents import shards  # noqa: E402
 
 SMALL_SHARD = 4096  # bytes
 WITHOUT_MODELS = ("--ae_path", "--text_encoder_name_1")
+
+
+def make_training_folder(folder: Path, videos: int = 16) -> Path:
+    """A release of tiny models, and clips that have exactly the frames of a sample.
+
+    The first and the last video have quality sentences, and the second sample has a list of captions.
+    """
+    make_release(folder / "release")
+    data = make_clips(folder / "data", videos=videos, images=16, frames=5, size=(32, 32))
+    annotation = data.parent / "annotation.json"
+    entries = json.loads(annotation.read_text())
+    entries[1]["cap"] = ["one", "another <b>caption</b>"]
+    for entry in entries[1 : max(1, videos - 1)]:
+        del entry["aesthetic"]
+    annotation.write_text(json.dumps(entries))
+    return folder
 
 
 def encode_flags(folder: Path, output: str, *more) -> list[str]:

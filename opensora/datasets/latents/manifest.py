@@ -27,6 +27,13 @@ from opensora.utils.json_text import read_json
 
 MANIFEST = "manifest.json"
 FORMAT = 1  # version of the files
+REQUIRED: dict[str, set[str]] = {
+    "settings": set(),
+    "encoding": {"--crops"},
+    "autoencoder": {"config", "digest", "precision"},
+    "text_encoder": {"digest", "width", "knows_chinese", "precision"},
+    "files": set(),
+}
 
 
 @dataclass(frozen=True)
@@ -67,10 +74,10 @@ class Manifest:
         names = {item.name for item in dataclasses.fields(cls)}
         if not isinstance(content, dict) or content.get("format") != FORMAT or set(content) != names:
             raise UserError(f"{path}: not a manifest of version {FORMAT}; run opensora encode with another --output")
-        kinds = {"settings": dict, "encoding": dict, "autoencoder": dict, "text_encoder": dict, "files": dict}
-        if not all(isinstance(content[name], kind) for name, kind in {**kinds, "index": str}.items()):
-            raise UserError(f"{path}: a damaged manifest; run opensora encode with another --output")
-        for name in content["files"]:
+        for name, keys in REQUIRED.items():
+            if not isinstance(content[name], dict) or not keys <= set(content[name]):
+                raise UserError(f"{path}: {name} is damaged; run opensora encode with another --output")
+        for name in (*content["files"], str(content["index"])):
             if Path(name).name != name:
                 raise UserError(f"{path}: {name!r:.100} is not the name of a file in the folder")
         return cls(**content)
@@ -81,8 +88,11 @@ class Manifest:
 
 
 def data_settings(options: T2VDataOptions) -> dict[str, Any]:
-    """The flags of the data that latents and texts depend on."""
-    names = (*SELECTION_OPTIONS, "model_max_length", "text_embed_cache")
+    """The flags of the data that latents and texts depend on.
+
+    `sp_size` is not among them. It may only shorten clips, and then the samples differ (`SampleIndex.digest`).
+    """
+    names = (*(name for name in SELECTION_OPTIONS if name != "sp_size"), "model_max_length", "text_embed_cache")
     settings = {"--dataset": "t2v", **{f"--{name}": getattr(options, name) for name in names}}
     if isinstance(options, InpaintDataOptions):
         masks = {f"--mask_config: {name}": value for name, value in asdict(options.mask).items()}
