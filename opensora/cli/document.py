@@ -22,7 +22,7 @@ from opensora.cost_model.memory_table import memory_table
 from opensora.datasets.prepare.options import PrepareOptions, SelectionFlags
 from opensora.sample.options import SampleOptions
 from opensora.sample.search_options import SearchOptions
-from opensora.train import t2v_options, vae_options
+from opensora.train import encode_options, t2v_options, vae_options
 from opensora.train.inpaint_options import INPAINT_OPTIONS
 from opensora.utils.files import atomic_write
 
@@ -64,6 +64,7 @@ def tables() -> dict[str, str]:
     return {
         **{name: flag_table(*classes) for name, classes in _FLAGS.items()},
         "train-inpaint": flag_table(*INPAINT_OPTIONS, without=(t2v_options.T2VDataOptions, *t2v_options.OPTIONS)),
+        "encode": flag_table(*encode_options.OPTIONS, without=(encode_options.InpaintDataOptions, DeviceOptions)),
         "search-steps": flag_table(SearchOptions, without=(SampleOptions,)),
         "inference-fields": field_table(*inference),
         "training-fields": field_table(*training),

@@ -44,6 +44,7 @@ COMMANDS = {
     "train": Command("opensora.cli.train:config", "train as a config file describes"),
     "prepare": Command("opensora.cli.prepare:main", "make training data from a folder of clips with captions"),
     "embed": Command("opensora.cli.embed:main", "embed the captions of training data once"),
+    "encode": Command("opensora.cli.encode:main", "encode training data once, to train from latents"),
     "latent-scale": Command("opensora.cli.latent_scale:main", "measure a VAE's latents for its config.json"),
     "buckets": Command("opensora.datasets.bucketed.report:main", "show which samples fall into which bucket"),
     "plan": Command("opensora.cost_model.command:main", "count memory, compute and communication"),

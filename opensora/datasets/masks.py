@@ -7,7 +7,7 @@ not import MindSpore, because data workers use it.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, fields
 from enum import Enum
 from pathlib import Path
@@ -152,6 +152,23 @@ def mask_pixels(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """Blackens pixels (..., T, H, W) in [-1, 1] where `mask` is 1; the mask is (T,) or broadcasts to `pixels`."""
     mask = mask[:, None, None] if mask.ndim == 1 else mask
     return np.where(mask < 0.5, pixels, np.float32(BLACK))
+
+
+def condition_pixels(
+    pixels: np.ndarray, masks: np.ndarray, rngs: Optional[Sequence[np.random.Generator]] = None
+) -> np.ndarray:
+    """The conditioning frames of videos (B, 3, T, H, W) in [-1, 1]; the other frames are black.
+
+    Args:
+        masks: (B, 1, T, 1, 1).
+        rngs: one for each video, for `add_noise_to_condition`; None: no noise.
+    """
+    known = mask_pixels(pixels, masks)
+    if rngs is None:
+        return known
+    return np.concatenate(
+        [add_noise_to_condition(known[i : i + 1], masks[i : i + 1], rng) for i, rng in enumerate(rngs)]
+    )
 
 
 class MaskCompressor:

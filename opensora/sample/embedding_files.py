@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple, Optional, Union
 
-import mindspore as ms
 import numpy as np
 from tqdm import tqdm
 
@@ -25,6 +23,7 @@ from opensora.datasets.t2v.text_embeddings import (
     save_embedding,
 )
 from opensora.errors import UserError
+from opensora.models.model_digest import model_digest
 from opensora.pipelines.text import embed_texts
 from opensora.utils.logs import logger
 
@@ -89,25 +88,12 @@ def _texts_of(item: Any) -> Iterator[tuple[Optional[int], str]]:
     return enumerate(entry["cap"]) if isinstance(entry["cap"], list) else iter([(None, entry["cap"])])
 
 
-def encoder_digest(encoder) -> str:
-    """A digest of a model's configuration and weights, the same whether they are loaded or streamed."""
-    values = [repr(sorted(encoder.config.to_dict().items())).encode()]
-    float32 = encoder.float32_parameters()
-    for name, parameter in encoder.parameters_and_names():
-        checksum = 0
-        for chunk in encoder.values(name):
-            checksum = zlib.crc32(np.ascontiguousarray(chunk, np.float32).data, checksum)
-        dtype = ms.float32 if name in float32 else encoder.dtype
-        values.append(f"{parameter.name} {parameter.shape} {dtype} {checksum}".encode())
-    return digest(*values)
-
-
 def embed_captions(captions: Sequence[Caption], encoder, tokenizer, max_length: int, batch_size: int) -> None:
     """Writes missing and outdated embeddings, so that an interrupted run can resume.
 
     Damaged files are replaced, and files of another caption, text encoder, tokenizer, precision or `max_length`.
     """
-    encoder_id = encoder_digest(encoder)
+    encoder_id = model_digest(encoder)
     todo: list[tuple[Caption, Origin]] = []
     for caption in captions:
         ids, mask = tokenizer([caption.text], max_length)

@@ -23,13 +23,14 @@ ARGUMENTS = {
         gradient_checkpointing jit_level load log_every log_interval max_device_memory max_train_steps mode
         num_bucket_build_workers num_workers output_dir outputs parallel_mode plugin print_losses
         resume_from_checkpoint sp_size start_from_scratch use_parallel val_batch_size val_data val_interval
-        val_interval_steps validate wandb zero_stage
+        val_interval_steps val_latent_cache validate wandb zero_stage
     """,
     # They change the following steps, but the state of the checkpoint stays valid.
     "listed": """
         adam_beta1 adam_beta2 adam_epsilon adam_weight_decay add_noise_to_condition batch_size betas cfg clip_grad
         default_text_ratio disc_start disc_weight dtype ema_decay ema_start_step enable_tiling grad_clip
-        gradient_accumulation_steps init_loss_scale kl_weight logvar_init lora_dropout lpips_path lr lr_scheduler lr_warmup_steps
+        gradient_accumulation_steps init_loss_scale kl_weight latent_cache logvar_init lora_dropout lpips_path lr
+        lr_scheduler lr_warmup_steps
         mask_config mask_ratios max_grad_norm model.enable_flashattn model.from_pretrained multi_resolution noise_offset
         optim perceptual_weight precision pretrained pretrained_model_name_or_path processes start_learning_rate
         train_batch_size train_sp_batch_size use_ema vae.enable_tiling vae.micro_batch_size vae_fp32 vae_precision
@@ -49,7 +50,7 @@ ARGUMENTS = {
 EFFECTS = {name: effect for effect, names in ARGUMENTS.items() for name in names.split()}
 # Paths (some may also be a preset): the same relative path in another folder is another file.
 PATHS = frozenset(
-    """ae_path data data_file_path data_path from_pretrained lpips_path mask_config model model_config
+    """ae_path data data_file_path data_path from_pretrained latent_cache lpips_path mask_config model model_config
                      pretrained pretrained_model_name_or_path text_encoder_name_1 video_path""".split()
 )
 FIXED_RATES = ("constant", "constant_with_warmup")  # schedules that do not depend on the number of steps

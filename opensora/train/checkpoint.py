@@ -28,7 +28,6 @@ from opensora.train.checkpoint_folder import (
     UNFINISHED,
     checkpoint_path,
     checkpoints,
-    checksum,
     free_name,
     is_intact,
     list_files,
@@ -38,7 +37,7 @@ from opensora.train.checkpoint_folder import (
     serial_number,
 )
 from opensora.train.optimizer import Optimizer
-from opensora.utils.files import sync
+from opensora.utils.files import checksum, sync
 from opensora.utils.logs import logger
 
 MOMENTS = ("exp_avg", "exp_avg_sq")

@@ -12,7 +12,6 @@ written last, whatever its step.
 
 from __future__ import annotations
 
-import hashlib
 import json
 import math
 import os
@@ -23,6 +22,7 @@ from typing import Optional, Union
 
 from opensora.errors import UserError
 from opensora.models.pretrained import WEIGHTS_NAME
+from opensora.utils.files import checksum
 from opensora.utils.logs import logger
 
 UNFINISHED, REPLACED, STATE, SUMS = ".part", ".old", "state.json", "SHA256SUMS"
@@ -159,17 +159,6 @@ def serial_number(folder: Path, unreadable: float) -> float:
 def list_files(folder: Path) -> list[str]:
     """The files in a folder, at any depth, sorted."""
     return sorted(path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file())
-
-
-def checksum(path: Path) -> str:
-    """The SHA-256 of a file."""
-    if path.exists() and not path.is_file():  # reading a pipe or a device might block
-        raise UserError(f"{path.name} is not a file")
-    with open(path, "rb") as file:
-        digest = hashlib.sha256()
-        while chunk := file.read(1 << 22):
-            digest.update(chunk)
-    return digest.hexdigest()
 
 
 def free_name(path: Path) -> Path:

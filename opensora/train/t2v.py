@@ -6,7 +6,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -14,6 +14,9 @@ from mindspore import Tensor, ops
 
 from opensora.checkpoint.files import find_weights, open_state, read_config
 from opensora.checkpoint.shape_check import check_class
+from opensora.datasets.latents.cache import LatentCache
+from opensora.datasets.latents.dataset import LatentDataset
+from opensora.datasets.latents.manifest import data_settings
 from opensora.datasets.loader import Loader
 from opensora.datasets.sampler import BatchSampler
 from opensora.datasets.t2v.dataset import T2VDataset
@@ -21,6 +24,7 @@ from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel, get_vae
+from opensora.models.common.distribution import DiagonalGaussian
 from opensora.models.dit.config import PRESETS
 from opensora.models.lora import DropoutSeed
 from opensora.models.text_encoder.tokenizer import Tokenizer
@@ -30,6 +34,7 @@ from opensora.parallel.process_group import World
 from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.pipelines.text import LENGTH_STEP
 from opensora.train.checkpoint import ModelAndOptimizer
+from opensora.train.latent_cache import cached_posterior, check_cache, open_cache
 from opensora.train.lora import adapt, load_frozen, lora_settings
 from opensora.train.objective import DenoisingLoss, make_objective
 from opensora.train.optimizer import Optimizer
@@ -53,11 +58,16 @@ class T2VTraining:
 
     model_class: type[OpenSoraT2V_v1_3] = OpenSoraT2V_v1_3
     dataset_class: type[T2VDataset] = T2VDataset
+    latent_dataset_class: type[LatentDataset] = LatentDataset
 
     def __init__(self, options: T2VTrainOptions, device: Device, world: World, checkpoint: Optional[Path]):
         self.options, self.device, self.world = options, device, world
-        WFVAEModel.published_config(options.ae_path, "--ae_path")
-        text_encoder = None if options.data.text_embed_cache else options.text_encoder_name_1
+        if options.ae_path is not None:
+            WFVAEModel.published_config(options.ae_path, "--ae_path")
+        self.cache = open_cache(options.latent_cache, self.cache_settings)
+        val_cache = open_cache(options.val_latent_cache if options.val_data else None, self.cache_settings)
+        uses_states = self.cache is not None or options.data.text_embed_cache
+        text_encoder = None if uses_states else options.text_encoder_name_1
         if text_encoder is not None:
             MT5EncoderModel.published_config(text_encoder, "--text_encoder_name_1")
         model = self.build_model(checkpoint)
@@ -71,12 +81,13 @@ class T2VTraining:
         # Before the large frozen models are loaded, so that errors in the data are reported at once.
         tokenizer = None if text_encoder is None else Tokenizer(text_encoder)
         data = replace(options.data, total_batch_size=self.samples_per_step)
-        self.loader = self.make_loader(data, tokenizer, options.train_batch_size)
+        self.loader = self.make_loader(data, tokenizer, options.train_batch_size, self.cache)
         self.val_loader: Optional[Loader] = None
         if options.val_data is not None:
-            self.val_loader = self.make_loader(options.val_data, tokenizer, options.val_batch_size)
-        self.vae = get_vae(options.ae, options.ae_path, ms.float32 if options.vae_fp32 else device.vae_dtype)
-        self.vae.set_train(False).enable_tiling(options.enable_tiling)
+            self.val_loader = self.make_loader(options.val_data, tokenizer, options.val_batch_size, val_cache)
+        for cache in filter(None, (self.cache, val_cache)):
+            check_cache(cache, options, model.config.caption_channels, device)
+        self.vae = self.load_vae()
         self.text_encoder = None
         if text_encoder is not None:
             self.text_encoder = MT5EncoderModel.from_pretrained(text_encoder, dtype=device.dtype)
@@ -176,9 +187,29 @@ class T2VTraining:
             )
         return model
 
-    def make_loader(self, data: T2VDataOptions, tokenizer: Optional[Tokenizer], batch_size: int) -> Loader:
-        options, world = self.options, self.world
-        dataset = self.dataset_class(data, tokenizer, quiet=not self.device.is_main)
+    @property
+    def cache_settings(self) -> dict[str, Any]:
+        """The flags that a latent cache must have been made with."""
+        return {**data_settings(self.options.data), "--ae": self.options.ae}
+
+    def load_vae(self) -> WFVAEModel:
+        """The autoencoder; for a latent cache without weights, because it only scales the latents."""
+        options = self.options
+        if self.cache is not None:
+            return WFVAEModel.without_weights(**self.cache.manifest.autoencoder["config"])
+        assert options.ae_path is not None, "T2VTrainOptions requires it"
+        vae = get_vae(options.ae, options.ae_path, ms.float32 if options.vae_fp32 else self.device.vae_dtype)
+        vae.set_train(False).enable_tiling(options.enable_tiling)
+        return vae
+
+    def make_loader(
+        self, data: T2VDataOptions, tokenizer: Optional[Tokenizer], batch_size: int, cache: Optional[LatentCache]
+    ) -> Loader:
+        options, world, quiet = self.options, self.world, not self.device.is_main
+        if cache is None:
+            dataset = self.dataset_class(data, tokenizer, quiet)
+        else:
+            dataset = self.latent_dataset_class(data, cache, quiet)
         check_same_samples(world, dataset)
         sampler = BatchSampler(dataset.buckets, batch_size, world.rank, world.size, options.seed)
         return Loader(dataset, sampler, dataset.collate(batch_size), options.dataloader_num_workers)
@@ -237,7 +268,7 @@ class T2VTraining:
         generators = [np.random.default_rng([seed, purpose, number, int(position)]) for position in positions]
         uniform = np.array([generator.random() for generator in generators])
         timesteps = self.objective.timesteps(uniform, positions, self.world.size * len(positions))
-        latents = self.encode(batch["pixels"], generators)
+        latents = self.sample(self.posterior(batch), generators)
         eps = sample_noise(generators, latents.shape[1:])
         if self.options.objective.noise_offset:
             eps += np.float32(self.options.objective.noise_offset) * sample_noise(
@@ -257,9 +288,14 @@ class T2VTraining:
         """Conditioning that is concatenated with the noisy latents."""
         return None
 
-    def encode(self, pixels: np.ndarray, generators: Sequence[np.random.Generator]) -> Tensor:
-        """Videos (B, 3, T, H, W) in [-1, 1] -> normalized samples of their posterior, of about unit variance."""
-        posterior = self.vae.encode(Tensor(pixels))
+    def posterior(self, batch: Mapping) -> DiagonalGaussian:
+        """The posterior of the batch's videos, from their pixels or from the latent cache."""
+        if self.cache is None:
+            return self.vae.encode(Tensor(batch["pixels"]))
+        return cached_posterior(batch["moments"][:, : 2 * self.vae.config.latent_dim])
+
+    def sample(self, posterior: DiagonalGaussian, generators: Sequence[np.random.Generator]) -> Tensor:
+        """Normalized samples of the posterior of each video, of about unit variance."""
         noise = Tensor(sample_noise(generators, posterior.mean.shape[1:]))
         return self.vae.normalize(posterior.sample(noise))
 

@@ -121,7 +121,7 @@ class T2VTrainOptions:
     """
 
     data: T2VDataOptions
-    ae_path: str = _model(help="folder of the autoencoder")
+    ae_path: Optional[str] = _model(None, "folder of the autoencoder; not needed with --latent_cache")
     model: Optional[str] = _model(
         None, f"{', '.join(DIT_PRESETS)}, or a folder with a config.json; default: that of --pretrained"
     )
@@ -133,7 +133,11 @@ class T2VTrainOptions:
     ae: str = _model(DEFAULT_VAE, "name of the autoencoder", choices=tuple(VAES))
     enable_tiling: bool = _model(False, "encode in chunks along time")
     vae_fp32: bool = _model(False, "run the autoencoder in float32 whatever the precision")
-    text_encoder_name_1: Optional[str] = _model(None, "folder of mT5; not needed with --text_embed_cache")
+    text_encoder_name_1: Optional[str] = _model(
+        None, "folder of mT5; not needed with --text_embed_cache or --latent_cache"
+    )
+    latent_cache: Optional[str] = _data(None, "folder that opensora encode made from --data, instead of both models")
+    val_latent_cache: Optional[str] = _data(None, "folder that opensora encode made from --val_data")
     objective: ObjectiveOptions = ObjectiveOptions()
     train_batch_size: int = _data(1, "samples of one process per micro-step")
     val_batch_size: int = _data(1, "held-out samples of one process at a time")
@@ -171,8 +175,12 @@ class T2VTrainOptions:
             )
         if self.sp_size > 1 and self.train_batch_size > 1 and not self.data.group_data:
             raise UserError("--sp_size with --train_batch_size above 1 needs --group_data: padding cannot be split")
-        if self.text_encoder_name_1 is None and not self.data.text_embed_cache:
-            raise UserError("--text_encoder_name_1 is missing; only --text_embed_cache does without")
+        if self.latent_cache is None and self.ae_path is None:
+            raise UserError("--ae_path is missing; only --latent_cache does without")
+        if self.latent_cache is None and self.text_encoder_name_1 is None and not self.data.text_embed_cache:
+            raise UserError("--text_encoder_name_1 is missing; only --text_embed_cache and --latent_cache do without")
+        if self.val_data is not None and (self.latent_cache is None) != (self.val_latent_cache is None):
+            raise UserError("--validate needs both of --latent_cache and --val_latent_cache, or neither")
 
 
 OPTIONS = (

@@ -1,8 +1,9 @@
-"""Atomic writes, and file locks that end with the process that holds them."""
+"""Atomic writes, checksums, and file locks that end with the process that holds them."""
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import secrets
@@ -10,6 +11,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Optional, Union
+
+from opensora.errors import UserError
 
 RANDOM_SUFFIX = "[0-9a-f]{8}"
 
@@ -25,7 +28,7 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
     """
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_abandoned(path)
+    remove_abandoned(path.parent, re.escape(path.stem), re.escape(path.suffix))
     temporary, descriptor = _new_temporary(path)
     try:
         yield temporary
@@ -36,6 +39,17 @@ def atomic_write(path: Union[str, Path]) -> Iterator[Path]:
         with suppress(FileNotFoundError):
             temporary.unlink()
         os.close(descriptor)
+
+
+def checksum(path: Path) -> str:
+    """The SHA-256 of a file."""
+    if path.exists() and not path.is_file():  # reading a pipe or a device might block
+        raise UserError(f"{path.name} is not a file")
+    with open(path, "rb") as file:
+        digest = hashlib.sha256()
+        while chunk := file.read(1 << 22):
+            digest.update(chunk)
+    return digest.hexdigest()
 
 
 def sync(path: Union[str, Path]) -> None:
@@ -89,13 +103,18 @@ def _new_temporary(path: Path) -> tuple[Path, int]:
         os.close(descriptor)
 
 
-def _remove_abandoned(path: Path) -> None:
-    name = re.compile(rf"\.{re.escape(path.stem)}\.{RANDOM_SUFFIX}\.part{re.escape(path.suffix)}")
-    for found in os.listdir(path.parent):
+def remove_abandoned(folder: Path, stem: str = ".+", suffix: str = r"(\.\w+)?") -> None:
+    """Removes temporary files of `atomic_write` in a folder whose processes were killed.
+
+    Args:
+        stem, suffix: regular expressions for the name of the target; by default of every target.
+    """
+    name = re.compile(rf"\.{stem}\.{RANDOM_SUFFIX}\.part{suffix}")
+    for found in os.listdir(folder):
         if not name.fullmatch(found):
             continue
         with suppress(OSError):  # another process removed it first
-            descriptor = lock_file(path.with_name(found), create=False)
+            descriptor = lock_file(folder / found, create=False)
             if descriptor is not None:
-                path.with_name(found).unlink()
+                (folder / found).unlink()
                 os.close(descriptor)

@@ -50,6 +50,7 @@ SCRIPTS = (
     "benchmarks/full_size.py",
     "benchmarks/convolution_onednn.py",
     "benchmarks/dataset_index.py",
+    "benchmarks/latent_cache.py",
     "benchmarks/mindspore_steps.py",
     "benchmarks/weight_formats.py",
 )

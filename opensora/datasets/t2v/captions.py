@@ -42,8 +42,21 @@ def add_quality_sentence(text: str, score: Optional[float], is_video: bool, rng:
     The models learn quality from these sentences, and prompts request it with them. A score that is None, NaN or
     infinite is ignored.
     """
-    if score is None or not math.isfinite(score) or LOW_SCORE < score < HIGH_SCORE:
+    sentences = _quality_sentences(score, is_video)
+    if not sentences:
         return text
-    sentences = LOW_QUALITY if score <= LOW_SCORE else HIGH_QUALITY
-    sentence = sentences[rng.integers(len(sentences))].format(kind="video" if is_video else "image")
+    sentence = sentences[rng.integers(len(sentences))]
     return f"{text} {sentence}" if rng.random() < 0.5 else f"{sentence} {text}"
+
+
+def all_with_quality_sentence(text: str, score: Optional[float], is_video: bool) -> list[str]:
+    """The possible results of `add_quality_sentence`: twenty texts, or `text` alone if no sentence is added."""
+    sentences = _quality_sentences(score, is_video)
+    return [f"{text} {one}" for one in sentences] + [f"{one} {text}" for one in sentences] or [text]
+
+
+def _quality_sentences(score: Optional[float], is_video: bool) -> list[str]:
+    if score is None or not math.isfinite(score) or LOW_SCORE < score < HIGH_SCORE:
+        return []
+    sentences = LOW_QUALITY if score <= LOW_SCORE else HIGH_QUALITY
+    return [sentence.format(kind="video" if is_video else "image") for sentence in sentences]

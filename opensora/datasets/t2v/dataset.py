@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, Optional
 
 import numpy as np
 
 from opensora.datasets.broken import Quarantine, read_or_replace
 from opensora.datasets.collate import PadAndStack
 from opensora.datasets.sampler import group
-from opensora.datasets.t2v.captions import add_quality_sentence
+from opensora.datasets.t2v.captions import add_quality_sentence, all_with_quality_sentence
 from opensora.datasets.t2v.embedding_check import check_embeddings
 from opensora.datasets.t2v.index import SampleIndex, open_index
 from opensora.datasets.t2v.options import T2VDataOptions
@@ -37,12 +39,10 @@ class T2VDataset:
     """
 
     def __init__(self, options: T2VDataOptions, tokenizer: Any, quiet: bool = False):
-        if (tokenizer is None) != options.text_embed_cache:
-            raise UserError("give either a tokenizer or text_embed_cache")
         self.options, self.tokenizer = options, tokenizer
         self.index: SampleIndex = open_index(options)
         self.min_samples = MIN_STEPS * options.total_batch_size
-        notes = self._check_embeddings() if options.text_embed_cache else []
+        notes = self._check_texts()
         if not len(self):
             raise UserError(
                 f"{options.data}: no sample is left to train on: {self.index.explain_exclusions(self.min_samples)}"
@@ -101,28 +101,53 @@ class T2VDataset:
         def same_shape() -> np.ndarray:
             return np.flatnonzero(self.index.shape_of == self.index.shape_of[index])
 
-        return read_or_replace(self._read, self._name, index, same_shape, rng, self.quarantine)
+        return read_or_replace(self._read, self.name, index, same_shape, rng, self.quarantine)
+
+    def frames(self, index: int, rng: np.random.Generator) -> dict:
+        """The part of a sample that the autoencoder encodes, such as `pixels`; raises whatever a reader raises."""
+        record = self.index.record(index)
+        return {"pixels": read_pixels(self._path(record), record, self.shape(index), self.options, rng)}
+
+    def texts(self, index: int) -> Iterator[str]:
+        """Every text that may be tokenized for a sample; it needs a tokenizer."""
+        record = self.index.record(index)
+        for caption in [record["cap"]] if isinstance(record["cap"], str) else record["cap"]:
+            for text in all_with_quality_sentence(caption, record.get("aes"), "num_frames" in record):
+                yield clean_caption(text, self.knows_chinese)
+        yield from self._replacement_texts(record)
+
+    def embeddings(self, index: int) -> Iterator[tuple[str, Path]]:
+        """With `text_embed_cache`, the captions of a sample and the empty text, each with the file of its embedding.
+
+        Captions without a usable embedding are left out.
+        """
+        record = self.index.record(index)
+        root = self.index.sources[record["source"]].embeddings
+        captions = [(None, record["cap"])] if isinstance(record["cap"], str) else enumerate(record["cap"])
+        for number, caption in captions:
+            with suppress(ValueError, OSError):
+                yield caption, find_embedding(root, record["path"], number, caption)[0]
+        yield "", root / EMPTY_TEXT
 
     def _read(self, index: int, rng: np.random.Generator) -> dict:
-        record = self.index.record(index)
-        text = self._embedding(record, rng) if self.options.text_embed_cache else self._tokens(record, rng)
-        return {"pixels": read_pixels(self._path(record), record, self._shape(index), self.options, rng), **text}
+        text = self._text(self.index.record(index), rng)
+        return {**self.frames(index, rng), **text}
 
-    def _tokens(self, record: dict, rng: np.random.Generator) -> dict:
-        caption = record["cap"]
-        if not isinstance(caption, str):
-            caption = caption[rng.integers(len(caption))]
-        caption = add_quality_sentence(caption, record.get("aes"), "num_frames" in record, rng)
-        caption = clean_caption(caption, self.tokenizer.knows_chinese)
-        text = caption if self._keeps_text(rng) else self._replacement_text(record, rng)
-        ids, mask = self.tokenizer([text], self.options.model_max_length)
+    def _text(self, record: dict, rng: np.random.Generator) -> dict:
+        """The caption, or what replaces it, for the text encoder or as its states."""
+        caption, number = draw_caption(record, rng)
+        if self.options.text_embed_cache:
+            return self._embedding(record, caption, number, rng)
+        ids, mask = self.tokenizer([self._final_text(record, caption, rng)], self.options.model_max_length)
         return {"input_ids": ids, "cond_mask": mask}
 
-    def _embedding(self, record: dict, rng: np.random.Generator) -> dict:
-        caption, number = record["cap"], None
-        if not isinstance(caption, str):
-            number = int(rng.integers(len(caption)))
-            caption = caption[number]
+    def _final_text(self, record: dict, caption: str, rng: np.random.Generator) -> str:
+        """The text that is tokenized, for a caption of the sample."""
+        caption = add_quality_sentence(caption, record.get("aes"), "num_frames" in record, rng)
+        caption = clean_caption(caption, self.knows_chinese)
+        return caption if self._keeps_text(rng) else self._replacement_text(record, rng)
+
+    def _embedding(self, record: dict, caption: str, number: Optional[int], rng: np.random.Generator) -> dict:
         root = self.index.sources[record["source"]].embeddings
         file = find_embedding(root, record["path"], number, caption)[0] if self._keeps_text(rng) else root / EMPTY_TEXT
         states, mask = load_embedding(file)
@@ -140,8 +165,21 @@ class T2VDataset:
         """Replaces a dropped caption (classifier-free guidance)."""
         return ""
 
-    def _check_embeddings(self) -> list[str]:
+    def _replacement_texts(self, record: dict) -> list[str]:
+        """The possible results of `_replacement_text`."""
+        return [""]
+
+    @property
+    def knows_chinese(self) -> bool:
+        """Whether the text encoder has Chinese characters."""
+        return self.tokenizer.knows_chinese
+
+    def _check_texts(self) -> list[str]:
         """Returns notes to print; raises UserError or FileNotFoundError for unusable embeddings."""
+        if (self.tokenizer is None) != self.options.text_embed_cache:
+            raise UserError("give either a tokenizer or text_embed_cache")
+        if not self.options.text_embed_cache:
+            return []
         for source in self.index.sources:
             if source.embedding_root is None:
                 raise UserError(
@@ -150,13 +188,25 @@ class T2VDataset:
                 )
         return check_embeddings(self.index, self.options.model_max_length)
 
-    def _shape(self, index: int) -> Shape:
+    def shape(self, index: int) -> Shape:
         return self.index.shapes[self.index.shape_of[index]]
+
+    def path(self, index: int) -> Path:
+        """The media file of a sample."""
+        return self._path(self.index.record(index))
 
     def _path(self, record: dict) -> Path:
         return Path(self.index.sources[record["source"]].root) / record["path"]
 
-    def _name(self, index: int) -> str:
+    def name(self, index: int) -> str:
         """The sample's name in the list of broken samples; several samples may share a file."""
         record = self.index.record(index)
         return f"{self._path(record)}@{record['start']}" if "start" in record else str(self._path(record))
+
+
+def draw_caption(record: dict, rng: np.random.Generator) -> tuple[str, Optional[int]]:
+    """The caption of a record and None, or a random one of its list of captions and its number."""
+    if isinstance(record["cap"], str):
+        return record["cap"], None
+    number = int(rng.integers(len(record["cap"])))
+    return record["cap"][number], number

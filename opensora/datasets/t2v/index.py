@@ -93,6 +93,15 @@ class SampleIndex:
         """A checksum of the selected samples, below 2^24 so that it is exact in float32."""
         return zlib.crc32(self.shape_of.tobytes(), zlib.crc32(self._offsets.tobytes())) & 0xFFFFFF
 
+    def digest(self) -> str:
+        """SHA-256 of the selected samples: their folders, annotations and shapes."""
+        digest = hashlib.sha256(json.dumps([self.shapes, [source.root for source in self.sources]]).encode())
+        digest.update(self.shape_of.tobytes())
+        with open(self.folder / "records.jsonl", "rb") as file:
+            while chunk := file.read(1 << 22):
+                digest.update(chunk)
+        return digest.hexdigest()
+
     def is_current(self) -> bool:
         """Whether the files that were unreadable when the index was built are unchanged."""
         return all(signature(path) == (before and tuple(before)) for path, before in self._unreadable)

@@ -20,8 +20,8 @@ class InpaintDataset(T2VDataset):
         super().__init__(options, tokenizer, quiet)
         self.masks = MaskProcessor(options.mask.min_clear_ratio, options.mask.max_clear_ratio)
 
-    def _read(self, index: int, rng: np.random.Generator) -> dict:
-        sample = super()._read(index, rng)
+    def frames(self, index: int, rng: np.random.Generator) -> dict:
+        sample = super().frames(index, rng)
         frames = sample["pixels"].shape[1]
         mask_type = self.options.mask.draw(frames == 1, rng)
         return {**sample, "known_mask": self.masks(mask_type, frames, rng)}
@@ -30,3 +30,6 @@ class InpaintDataset(T2VDataset):
         if rng.random() >= self.options.default_text_ratio:
             return ""
         return DEFAULT_TEXT.format("video" if "num_frames" in record else "image")
+
+    def _replacement_texts(self, record: dict) -> list[str]:
+        return ["", DEFAULT_TEXT.format("video" if "num_frames" in record else "image")]

@@ -36,6 +36,19 @@ def test_frames_are_padded_to_whole_patches():
     assert batch["attention_mask"][0].sum() == 7 * 3 * 4 and batch["attention_mask"].shape == (1, 8, 4, 4)
 
 
+def test_latents_are_padded_like_the_pixels_they_were_made_from():
+    shapes = [(5, 32, 64), (29, 64, 32)]
+    pixels = PadAndStack((29, 64, 72), patch=(2, 2, 2))
+    found = pixels([item(np.ones((3, *shape), np.float32)) for shape in shapes])
+    moments = [np.ones((16, (t - 1) // 4 + 1, h // 8, w // 8), np.float32) for t, h, w in shapes]
+    latents = pixels.for_latents("moments")([{"moments": one, "replaced": 0} for one in moments])
+    assert latents["moments"].shape == (2, 16, 8, 8, 10)
+    assert np.array_equal(latents["attention_mask"], found["attention_mask"])
+    assert all((one == mask).all() for one, mask in zip(latents["moments"][:, 0], latents["attention_mask"]))
+    grouped = PadAndStack(None).for_latents("moments")([{"moments": moments[0]}])
+    assert grouped["moments"].shape == (1, 16, 2, 4, 8) and grouped["attention_mask"] is None
+
+
 def test_stack_sums_replaced():
     batch = stack([{"a": np.full(3, k)} for k in range(2)])
     assert batch["a"].tolist() == [[0, 0, 0], [1, 1, 1]] and batch["replaced"] == 0

@@ -13,7 +13,7 @@ from t2v_data import dataset_of, options_of, read_entries, rng, with_entry
 
 from opensora.datasets import transforms
 from opensora.datasets.broken import run_with_timeout
-from opensora.datasets.t2v.captions import HIGH_QUALITY, LOW_QUALITY, add_quality_sentence
+from opensora.datasets.t2v.captions import HIGH_QUALITY, LOW_QUALITY, add_quality_sentence, all_with_quality_sentence
 from opensora.datasets.t2v.dataset import T2VDataset
 
 
@@ -62,8 +62,9 @@ def test_quality_sentence_is_added_before_or_after():
         texts = {add_quality_sentence("A cat.", score, False, rng(seed)) for seed in range(300)}
         sentences = [sentence.format(kind="image") for sentence in sentences]
         after, before = ({form.format(sentence) for sentence in sentences} for form in ("A cat. {}", "{} A cat."))
-        assert texts == after | before
+        assert texts == after | before == set(all_with_quality_sentence("A cat.", score, False))
     assert {add_quality_sentence("A cat.", score, True, rng()) for score in (None, 4.26, 5.74)} == {"A cat."}
+    assert all_with_quality_sentence("A cat.", float("nan"), True) == ["A cat."]
 
 
 def test_broken_sample_is_replaced_and_listed(annotated_clips, tmp_path, monkeypatch):

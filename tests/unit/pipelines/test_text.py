@@ -8,12 +8,12 @@ from golden_cases import relative_difference
 from tiny_models import make_release
 
 from opensora.models import MT5EncoderModel
+from opensora.models.model_digest import model_digest
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.pipelines import text as text_module
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.t2v import OpenSoraPipeline
 from opensora.pipelines.text import TextEmbedding, embed_text, embed_texts
-from opensora.sample.embedding_files import encoder_digest
 
 # Tokens are bytes: lengths of 2 to 131, which are rounded up to 64, 128 and 192.
 TEXTS = ["a", "", "fog over the sea " * 4, "x" * 63, "x" * 64, "two words", "z" * 130, "b"]
@@ -100,7 +100,7 @@ def test_prompts_of_a_run_are_embedded_once(encoder, tokenizer, monkeypatch):
 def test_digest_of_an_encoder(release):
     """It identifies the numbers, not where they are."""
     digests = {
-        options: encoder_digest(MT5EncoderModel.from_pretrained(release / "text", **dict(options)))
+        options: model_digest(MT5EncoderModel.from_pretrained(release / "text", **dict(options)))
         for options in (
             (),
             (("weights", "as_stored"),),
