@@ -8,12 +8,12 @@ import resource
 
 import numpy as np
 import pytest
-from safetensors import SafetensorError
+from safetensors import SafetensorError, safe_open
 from safetensors.numpy import load_file
 from torch_files import refused_cheaply
 
 from opensora.checkpoint.element_types import NUMPY_TYPES, is_finite, is_finite_chunk
-from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
+from opensora.checkpoint.formats.safetensors import read_metadata, read_safetensors, write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor
 
 
@@ -152,3 +152,15 @@ def test_non_finite_values_are_detected_in_every_type(kind, bad):
     values[-1] = bad
     assert not is_finite_chunk(values.tobytes(), kind)
     assert is_finite(np.full(1000, 3e38, np.float32)), "finite values with an infinite sum"
+
+
+def test_metadata_are_those_of_the_reference(tmp_path):
+    path, metadata = tmp_path / "x.safetensors", {"lora": '{"r": 2}', "ü": "\n"}
+    write_safetensors(path, {"w": ArrayTensor(np.zeros(3, np.float32))}, metadata=metadata)
+    with safe_open(path, "np") as file:
+        assert file.metadata() == read_metadata(path) == {**metadata, "format": "pt"}
+    write_header(path, json.dumps({"a": entry(0, 32)}))
+    assert read_metadata(path) == {} and set(read_safetensors(path)) == {"a"}
+    write_header(path, json.dumps({"a": entry(0, 32), "__metadata__": {"format": 3}}))
+    with pytest.raises(ValueError, match="x.safetensors: a damaged safetensors header"):
+        read_metadata(path)
