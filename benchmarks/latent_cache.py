@@ -45,9 +45,8 @@ def step_times(folder: Path, output: str, steps: int, flags: Sequence[str]) -> t
     schedule = f"--max_train_steps {steps} --train_batch_size {BATCH} --output_dir {folder / output}".split()
     model = ("--pretrained", DEMO_MODEL / "transformer")
     data = ("--data", folder / "data/train.txt", "--cache_dir", folder / "cache", *DATA.split())
-    run(
-        "-m", "opensora.cli", "train-t2v", *data, *TRAINING.split(), *schedule, *model, *flags, OMP_WAIT_POLICY="ACTIVE"
-    )
+    command = ("-m", "opensora.cli", "train-t2v", *data, *TRAINING.split(), *schedule, *model, *flags)
+    run(*command, OMP_WAIT_POLICY="ACTIVE")
     with open(folder / output / "train_log.csv", newline="") as file:
         rows = list(csv.DictReader(file))[WARM_UP:]
     seconds = [BATCH / float(row["samples_per_second"]) for row in rows]

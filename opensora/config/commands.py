@@ -23,7 +23,7 @@ MAX_NEW_TOKENS = 512
 PRECISIONS = ("q8_0", "bf16", "fp16", "fp32")  # of converted weights
 WEIGHT_FORMATS = ("safetensors", "gguf")
 CARDS = ("910a", "910b", "910_93")
-NEW_COLORS = ("pink",)  # see `opensora.demo.scenes`
+NEW_COLORS = ("cyan",)  # see `opensora.demo.scenes`
 
 
 @dataclass(frozen=True)
@@ -308,7 +308,7 @@ class DemoDataOptions:
 @dataclass(frozen=True)
 class NewClipsOptions:
     output_dir: str = option(help="folder for the clips and captions")
-    color: str = option("pink", "the color of the shapes", choices=NEW_COLORS)
+    color: str = option("cyan", "the color of the shapes", choices=NEW_COLORS)
     clips: int = option(10, "number of clips")
     seed: int = option(0, "seed of their content", type=seed)
 

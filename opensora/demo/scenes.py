@@ -19,7 +19,7 @@ COLORS = {  # RGB
     "black": (20, 20, 20),
     "white": (240, 240, 240),
 }
-NEW_COLORS = {"pink": (250, 130, 190)}  # in no training data of the demo model: fine-tuning teaches them
+NEW_COLORS = {"cyan": (60, 210, 230)}  # in no training data of the demo model: fine-tuning teaches them
 PALETTE = {**COLORS, **NEW_COLORS}
 SHAPES = ("circle", "square", "triangle", "star")
 DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}  # x, y

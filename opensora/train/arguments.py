@@ -40,7 +40,7 @@ ARGUMENTS = {
     "refused": """
         ae ae_path bucket_config cogvideox_scheduler data data_file_path dataset disc_loss drop_short_ratio
         dynamic_sample force_resolution freeze_encoder group_data hw_stride interpolation_scale_h interpolation_scale_t
-        interpolation_scale_w logit_mean logit_std lora_alpha lora_rank lora_target_modules loss_type max_height max_hxw max_width min_hxw mode_scale model
+        interpolation_scale_w logit_mean logit_std lora_alpha lora_rank lora_target_modules loss_type max_height max_hxw max_width min_hxw min_steps_per_size mode_scale model
         model_config model_max_length model_name num_frames prediction_type rescale_betas_zero_snr resolution
         rf_scheduler sample_rate scheduler seed snr_gamma sparse1d sparse_n speed_factor text_embed_cache text_encoder
         text_encoder_name_1 train_fps use_discriminator v1_5_scheduler vae video_column video_num_frames video_path

@@ -43,7 +43,9 @@ class EncodeOptions:
     ae: str = option_of(T2VTrainOptions, "ae")
     enable_tiling: bool = option_of(T2VTrainOptions, "enable_tiling")
     vae_fp32: bool = option_of(T2VTrainOptions, "vae_fp32")
-    text_encoder_name_1: Optional[str] = option_of(T2VTrainOptions, "text_encoder_name_1")
+    text_encoder_name_1: Optional[str] = option_of(
+        T2VTrainOptions, "text_encoder_name_1", help="folder of mT5; not needed with --text_embed_cache"
+    )
     crops: int = option(1, "random clips of each sample; the inpaint model gets as many masks of each")
     batch_size: int = option(1, "clips of one size, and texts, that a process encodes together")
     dataloader_num_workers: int = option_of(T2VTrainOptions, "dataloader_num_workers")

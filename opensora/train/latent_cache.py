@@ -20,17 +20,34 @@ from opensora.train.t2v_options import T2VTrainOptions
 REMEDY = "give the same value, or make another cache with opensora encode"
 
 
-def open_cache(folder: Optional[str], settings: Mapping[str, Any]) -> Optional[LatentCache]:
-    """The cache in a folder; None: the run has none.
+def open_caches(
+    options: T2VTrainOptions, settings: Mapping[str, Any]
+) -> tuple[Optional[LatentCache], Optional[LatentCache]]:
+    """The caches of the training data and of the validation data; None: the run reads pixels, or does not validate.
 
     Args:
-        settings: the flags of the run that the cache must have been made with.
+        settings: the flags of the run that the caches must have been made with.
 
     Raises:
-        FileNotFoundError, UserError: no complete cache, or one that was made with other settings.
+        FileNotFoundError, UserError: no complete cache, or one that was made with other settings or models.
     """
-    if folder is None:
-        return None
+    if options.latent_cache is None:
+        return None, None
+    cache = _open(options.latent_cache, settings)
+    if options.val_data is None or options.val_latent_cache is None:
+        return cache, None
+    val_cache = _open(options.val_latent_cache, settings)
+    for name in ("autoencoder", "text_encoder"):
+        first, second = (getattr(one.manifest, name)["digest"] for one in (cache, val_cache))
+        if first != second:
+            raise UserError(
+                f"--val_latent_cache {options.val_latent_cache}: made with another {name} than --latent_cache "
+                f"{options.latent_cache}; make both with the same"
+            )
+    return cache, val_cache
+
+
+def _open(folder: str, settings: Mapping[str, Any]) -> LatentCache:
     cache = LatentCache(folder)
     check_same(cache.folder, cache.manifest.settings, settings, REMEDY)
     return cache

@@ -34,7 +34,7 @@ from opensora.parallel.process_group import World
 from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.pipelines.text import LENGTH_STEP
 from opensora.train.checkpoint import ModelAndOptimizer
-from opensora.train.latent_cache import cached_posterior, check_cache, open_cache
+from opensora.train.latent_cache import cached_posterior, check_cache, open_caches
 from opensora.train.lora import adapt, load_frozen, lora_settings
 from opensora.train.objective import DenoisingLoss, make_objective
 from opensora.train.optimizer import Optimizer
@@ -64,8 +64,7 @@ class T2VTraining:
         self.options, self.device, self.world = options, device, world
         if options.ae_path is not None:
             WFVAEModel.published_config(options.ae_path, "--ae_path")
-        self.cache = open_cache(options.latent_cache, self.cache_settings)
-        val_cache = open_cache(options.val_latent_cache if options.val_data else None, self.cache_settings)
+        self.cache, val_cache = open_caches(options, self.cache_settings)
         uses_states = self.cache is not None or options.data.text_embed_cache
         text_encoder = None if uses_states else options.text_encoder_name_1
         if text_encoder is not None:

@@ -108,5 +108,7 @@ def check_same(folder: Path, recorded: Mapping[str, Any], now: Mapping[str, Any]
 
 
 def _shown(value: Any) -> str:
+    if value is None:
+        return "(not given)"
     text = value if isinstance(value, str) else json.dumps(value)
     return text if len(text) <= 100 else f"{text[:97]}..."

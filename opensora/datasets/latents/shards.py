@@ -116,8 +116,10 @@ def exact_tensor(values: np.ndarray, precision: str) -> LazyTensor:
         precision: of the model: fp32, fp16 or bf16.
     """
     tensor = ArrayTensor(values)
-    if precision == "fp16" and np.array_equal(values, values.astype(np.float16)):
-        return ArrayTensor(values.astype(np.float16))
+    if precision == "fp16":
+        with np.errstate(over="ignore"):
+            half = values.astype(np.float16)
+        return ArrayTensor(half) if np.array_equal(values, half) else tensor
     if precision == "bf16" and not (values.view(np.uint32) & 0xFFFF).any():
         return ConvertedTensor(tensor, "BF16")
     return tensor

@@ -14,7 +14,6 @@ from opensora.datasets.prepare.entries import label, write_data_file
 from opensora.datasets.prepare.options import SelectionFlags
 from opensora.datasets.prepare.selection import by_num_frames, count_used, explain, select_all, suggest
 from opensora.datasets.t2v.annotations import Source
-from opensora.datasets.t2v.dataset import MIN_STEPS
 from opensora.datasets.t2v.entries import check_entry
 from opensora.datasets.t2v.index import open_index
 from opensora.datasets.t2v.selection import MAX_DURATION, Shape
@@ -57,7 +56,7 @@ def _index_table(source: Source, flags: SelectionFlags) -> str:
     with tempfile.TemporaryDirectory() as cache:
         data = Path(cache) / "data.txt"
         write_data_file(data, source)
-        return open_index(replace(flags, data=str(data), cache_dir=cache)).table(MIN_STEPS * flags.total_batch_size)
+        return open_index(replace(flags, data=str(data), cache_dir=cache)).table(flags.min_samples)
 
 
 def _advice(
@@ -75,8 +74,7 @@ def _advice(
     if suggested.used > used:
         yield f"suggestion: {suggested.flags.command_line()} uses {suggested.used} of {total}"
     elif not used:
-        least = MIN_STEPS * flags.total_batch_size
-        yield f"no flags that were tried use any sample; training needs {least} samples of one size"
+        yield f"no flags that were tried use any sample; training needs {flags.min_samples} samples of one size"
 
 
 def write_report(path: Path, title: str, sections: Sequence[Section]) -> None:

@@ -12,7 +12,6 @@ import numpy as np
 
 from opensora.datasets import transforms
 from opensora.datasets.prepare.options import SelectionFlags
-from opensora.datasets.t2v.dataset import MIN_STEPS
 from opensora.datasets.t2v.index_builder import SHORT_VIDEO_SEED
 from opensora.datasets.t2v.selection import DEFAULT_FPS, MAX_ASPECT, Shape, max_frames, select_entry
 from opensora.datasets.temporal_sampling import MIN_FRAMES, resample
@@ -37,9 +36,9 @@ def select_all(entries: Sequence[dict], flags: SelectionFlags) -> list[Union[Sha
     """
     rng = np.random.default_rng(SHORT_VIDEO_SEED)
     selected = [select_entry(entry, flags, rng) for entry in entries]
-    counts, least = Counter(shape for shape in selected if isinstance(shape, Shape)), MIN_STEPS * flags.total_batch_size
+    counts, least = Counter(shape for shape in selected if isinstance(shape, Shape)), flags.min_samples
     return [
-        f"of a size with few samples: {shape} has {counts[shape]}, needs {least} ({MIN_STEPS} steps)"
+        f"of a size with few samples: {shape} has {counts[shape]}, needs {least} (--min_steps_per_size {flags.min_steps_per_size})"
         if isinstance(shape, Shape) and counts[shape] < least
         else shape
         for shape in selected

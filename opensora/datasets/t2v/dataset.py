@@ -23,8 +23,6 @@ from opensora.datasets.t2v.text_embeddings import EMPTY_TEXT, find_embedding, lo
 from opensora.errors import UserError
 from opensora.utils.logs import logger
 
-MIN_STEPS = 4  # optimizer steps; shapes with fewer samples are excluded
-
 
 class T2VDataset:
     """Samples by number. Reading changes no state, so any process may read any sample.
@@ -41,11 +39,13 @@ class T2VDataset:
     def __init__(self, options: T2VDataOptions, tokenizer: Any, quiet: bool = False):
         self.options, self.tokenizer = options, tokenizer
         self.index: SampleIndex = open_index(options)
-        self.min_samples = MIN_STEPS * options.total_batch_size
+        self.min_samples = options.min_samples
         notes = self._check_texts()
         if not len(self):
+            remedy = "; --min_steps_per_size 0 uses sizes of few samples, too" if len(self.index) else ""
             raise UserError(
                 f"{options.data}: no sample is left to train on: {self.index.explain_exclusions(self.min_samples)}"
+                f"{remedy}"
             )
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_samples.tsv")
         if not quiet:

@@ -19,7 +19,7 @@ class T2VDataOptions:
     min_hxw to max_hxw pixels.
 
     Args:
-        total_batch_size: samples of an optimizer step; sizes with fewer samples than 4 steps need are left out.
+        total_batch_size: samples of an optimizer step.
         ae_stride_t, ae_stride: strides of the autoencoder in time and space.
         patch_size_t, patch_size: patch of the transformer in time and space.
 
@@ -42,6 +42,9 @@ class T2VDataOptions:
     drop_short_ratio: float = option(1.0, "probability of dropping a video with fewer than --num_frames frames")
     group_data: bool = option(False, "all samples of a batch have one size")
     total_batch_size: int = 1
+    min_steps_per_size: int = option(
+        4, "leave out sizes whose samples do not suffice for so many optimizer steps; 0: use all, and repeat samples"
+    )
     cfg: float = option(0.1, "probability of dropping a caption, for classifier-free guidance")
     model_max_length: int = option(512, "maximum number of tokens of a caption")
     text_embed_cache: bool = option(
@@ -80,9 +83,16 @@ class T2VDataOptions:
                 f"speed_factor {self.speed_factor}, train_fps {self.train_fps}: the first should be at "
                 f"least 1, the second positive"
             )
+        if self.min_steps_per_size < 0:
+            raise UserError(f"min_steps_per_size {self.min_steps_per_size}: should be 0 or more")
         for name in ("cfg", "drop_short_ratio"):
             if not 0 <= getattr(self, name) <= 1:
                 raise UserError(f"{name} {getattr(self, name)}: a probability should be between 0 and 1")
+
+    @property
+    def min_samples(self) -> int:
+        """The fewest samples of a size that is used."""
+        return max(1, self.min_steps_per_size * self.total_batch_size)
 
     @property
     def area_limit(self) -> int:

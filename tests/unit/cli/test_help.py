@@ -63,6 +63,7 @@ def test_every_command_is_listed():
     elsewhere = {
         "opensora/sample/options.py",
         "opensora/sample/search_options.py",
+        "opensora/train/encode_options.py",
         "opensora/train/t2v_options.py",
         "opensora/train/inpaint_options.py",
         "opensora/train/vae_options.py",

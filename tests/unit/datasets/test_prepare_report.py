@@ -50,11 +50,11 @@ FORCED = SelectionFlags(num_frames=29, force_resolution=True, max_height=256, ma
             "fewer pixels than min_hxw: height x width 96x128, needs 25600 pixels after resizing",
         ),
         (image((30, 20)), SelectionFlags(), "smaller than hw_stride: height x width 30x20, needs 32 in both"),
-        (image(), SelectionFlags(), "of a size with few samples: 1x256x352 has 1, needs 4 (4 steps)"),
+        (image(), SelectionFlags(), "of a size with few samples: 1x256x352 has 1, needs 4 (--min_steps_per_size 4)"),
         (
             image(),
             SelectionFlags(total_batch_size=8),
-            "of a size with few samples: 1x256x352 has 1, needs 32 (4 steps)",
+            "of a size with few samples: 1x256x352 has 1, needs 32 (--min_steps_per_size 4)",
         ),
     ],
 )
@@ -83,10 +83,10 @@ def test_report_is_what_training_does(tmp_path):
     lines = text.split("## Left out by these flags\n\n")[1].split("\n\n")[0].splitlines()
     assert lines == [
         "- 0.mp4: too short: 5 frames at 24 fps, needs 29",
-        "- 0.png: of a size with few samples: 1x64x96 has 3, needs 4 (4 steps)",
+        "- 0.png: of a size with few samples: 1x64x96 has 3, needs 4 (--min_steps_per_size 4)",
         "- 1.mp4: too short: 28 frames at 24 fps, needs 29",
-        "- 1.png: of a size with few samples: 1x64x96 has 3, needs 4 (4 steps)",
-        "- 2.png: of a size with few samples: 1x64x96 has 3, needs 4 (4 steps)",
+        "- 1.png: of a size with few samples: 1x64x96 has 3, needs 4 (--min_steps_per_size 4)",
+        "- 2.png: of a size with few samples: 1x64x96 has 3, needs 4 (--min_steps_per_size 4)",
         "- 5.mp4: too long: 150 frames at 24 fps, at most 145",
         "- 7.mp4, frames 31 to 50: too short: 20 frames at 24 fps, needs 29",
         "- wide.png: too elongated: height x width 32x160, at most 2:1",

@@ -124,7 +124,7 @@ def test_models_in_16_bits_are_stored_exactly(tmp_path):
     np.testing.assert_allclose(losses(folder / "fp16_cached"), losses(folder / "fp16_pixels"), rtol=1e-3)
 
 
-def test_validation_uses_a_cache_of_its_own(folder, cache, from_pixels):
+def test_validation_uses_a_cache_of_its_own(folder, others, cache):
     flags = ("--max_train_steps", 2, "--validate", "--val_data", folder / "data/merge_data.txt")
     with pytest.raises(ValueError, match="needs both of --latent_cache and --val_latent_cache, or neither"):
         train(training_flags(folder, "none", *flags, "--latent_cache", cache))
@@ -135,6 +135,9 @@ def test_validation_uses_a_cache_of_its_own(folder, cache, from_pixels):
         for name in ("validated", "validated_pixels")
     ]
     assert results[0] == pytest.approx(results[1], rel=1e-6)
+    other = encode_here(folder, "cache_of_another_vae", "--ae_path", folder / "other_vae")
+    with pytest.raises(ValueError, match=f"^--val_latent_cache {other}: made with another autoencoder than --latent"):
+        train(training_flags(folder, "none", *flags, "--latent_cache", cache, "--val_latent_cache", other))
 
 
 def test_padded_batches_have_the_losses_of_pixels(folder):
@@ -268,6 +271,8 @@ def test_broken_media_are_left_out(tmp_path, capfd):
     train(training_flags(tmp_path, "pixels", "--max_train_steps", 8))
     assert_same_losses(tmp_path / "cached", tmp_path / "pixels", 8)
     shutil.rmtree(clips)
+    train(training_flags(tmp_path, "without_media", "--latent_cache", cache, "--max_train_steps", 2))
+    assert losses(tmp_path / "without_media")[0, 0] == losses(tmp_path / "cached")[0, 0]
     with pytest.raises(ValueError, match="none of 32 samples could be read. The first: .*no such file"):
         encode_here(tmp_path, "none", "--cache_dir", tmp_path / "new_cache")
     assert not (tmp_path / "new_cache/broken_samples.tsv").exists()
