@@ -94,7 +94,7 @@ def summarize(report: Path, sections: Sequence[Section]) -> str:
     """The sections for a terminal, long ones shortened."""
     lines = []
     for section in filter(_has_lines, sections):
-        lines.append(f"{section.title}:" if section.is_table else f"{section.title} ({len(section.lines)}):")
+        lines.append(f"{section.title}:")
         shown = len(section.lines) if section.is_table else MAX_SHOWN
         lines += [f"  {printable(line)}" for line in section.lines[:shown]]
         if len(section.lines) > shown:

@@ -125,7 +125,9 @@ def test_slow_read_times_out():
 
 
 def test_sizes_of_few_samples_are_left_out_unless_all_are_wanted(annotated_clips, tmp_path):
-    with pytest.raises(ValueError, match="no sample is left.*10 of a size with fewer than 28 samples.*_per_size 0 uses"):
+    with pytest.raises(
+        ValueError, match="no sample is left.*10 of a size with fewer than 28 samples.*_per_size 0 uses"
+    ):
         dataset_of(annotated_clips, tmp_path, total_batch_size=7)
     assert len(dataset_of(annotated_clips, tmp_path, total_batch_size=70, min_steps_per_size=0)) == 10
 
