@@ -114,8 +114,8 @@ def flops(run: Run) -> dict[str, float]:
     """Floating-point operations by kind; a multiply-add counts as two. Elementwise work and norms are not counted.
 
     A backward pass counts as two forward passes; for frozen linear maps, which need no gradients of their weights, as
-    one, and for those before the first trained one as none. When sampling, the text's keys and values are computed once per
-    prompt and listed separately, and the first block's self-attention is computed once for both rows of guidance.
+    one, and for those before the first trained one as none. When sampling, the text's keys and values are computed once
+    per prompt and listed separately, and the first block's self-attention is computed once for both rows of guidance.
     """
     config, rows = run.config, row_counts(run)
     inside = (2 if run.training else 0) + run.forwards  # passes through blocks, in units of a forward pass
@@ -146,9 +146,8 @@ def flops(run: Run) -> dict[str, float]:
     text = {"linear maps of the text": outside * linear["text"]}
     maps = inside * linear["blocks"] + outside * (linear["patches"] + linear["timestep"] + linear["output"])
     if run.lora_rank is not None:
-        maps = (
-            (inside - 1) * linear["blocks"] + linear["patches"] + linear["timestep"] + 2 * linear["output"] + adapters
-        )
+        outside_maps = linear["patches"] + linear["timestep"] + 2 * linear["output"]
+        maps = (inside - 1) * linear["blocks"] + outside_maps + adapters
         text = {"linear maps of the text": linear["text"]}
     step = {
         "linear maps": maps,

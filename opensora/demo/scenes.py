@@ -72,7 +72,7 @@ def sample_scenes(count: int, held_out: bool, rng: np.random.Generator) -> list[
 
 
 def new_scenes(color: str, count: int, rng: np.random.Generator) -> list[Scene]:
-    """`count` scenes with shapes of a new color; each shape, background and motion is about as frequent as the others."""
+    """`count` scenes with shapes of a new color. Each shape, background and motion is about as frequent as others."""
     backgrounds, shapes, motions = (_balanced(values, count, rng) for values in (tuple(COLORS), SHAPES, MOTIONS))
     return [
         Scene(color, "square" if shape == "circle" and motion == "turns" else shape, background, motion)  # visible

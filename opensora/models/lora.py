@@ -1,7 +1,7 @@
 """Low-rank adaptation, LoRA (Hu et al. 2021, arXiv:2106.09685): adapters of the linear layers of a model.
 
-An adapted layer computes W x + b + factor B A x, with A (r, in), B (out, r) and factor = alpha / r. W stays as it is, so
-it may be stored in fewer bits (`opensora.models.stored_weights`).
+An adapted layer computes W x + b + factor B A x, with A (r, in), B (out, r) and factor = alpha / r. W stays as it is.
+It may be stored in fewer bits (`opensora.models.stored_weights`).
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Optional, Union
+from typing import Optional
 
 import mindspore as ms
 import numpy as np
@@ -168,7 +168,7 @@ class LoadedLoRA:
 
 @dataclass
 class LoRAs:
-    """The LoRAs of a model in inference, by name. The updates of a layer are added up as one of the sum of their ranks."""
+    """The LoRAs of a model in inference, by name. The updates of a layer are one update of the sum of their ranks."""
 
     loaded: dict[str, LoadedLoRA] = field(default_factory=dict)
 
@@ -186,7 +186,7 @@ class LoRAs:
         """Sets the scales of LoRAs that were applied; compiled graphs have them, too."""
         for name, layer in linear_layers(model).items():
             factors = self._factors(name)
-            if factors is not None:
+            if factors is not None and layer.lora is not None:
                 ops.assign(layer.lora.B, Tensor(factors[1]).astype(layer.lora.B.dtype))
 
     @property

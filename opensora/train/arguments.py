@@ -30,21 +30,20 @@ ARGUMENTS = {
         adam_beta1 adam_beta2 adam_epsilon adam_weight_decay add_noise_to_condition batch_size betas cfg clip_grad
         default_text_ratio disc_start disc_weight dtype ema_decay ema_start_step enable_tiling grad_clip
         gradient_accumulation_steps init_loss_scale kl_weight latent_cache logvar_init lora_dropout lpips_path lr
-        lr_scheduler lr_warmup_steps
-        mask_config mask_ratios max_grad_norm model.enable_flashattn model.from_pretrained multi_resolution noise_offset
-        optim perceptual_weight precision pretrained pretrained_model_name_or_path processes start_learning_rate
-        train_batch_size train_sp_batch_size use_ema vae.enable_tiling vae.micro_batch_size vae_fp32 vae_precision
-        wavelet_weight weight_decay weights
+        lr_scheduler lr_warmup_steps mask_config mask_ratios max_grad_norm model.enable_flashattn model.from_pretrained
+        multi_resolution noise_offset optim perceptual_weight precision pretrained pretrained_model_name_or_path
+        processes start_learning_rate train_batch_size train_sp_batch_size use_ema vae.enable_tiling
+        vae.micro_batch_size vae_fp32 vae_precision wavelet_weight weight_decay weights
     """,
     # They make the state invalid: it belongs to another model, task or data.
     "refused": """
         ae ae_path bucket_config cogvideox_scheduler data data_file_path dataset disc_loss drop_short_ratio
         dynamic_sample force_resolution freeze_encoder group_data hw_stride interpolation_scale_h interpolation_scale_t
-        interpolation_scale_w logit_mean logit_std lora_alpha lora_rank lora_target_modules loss_type max_height max_hxw max_width min_hxw min_steps_per_size mode_scale model
-        model_config model_max_length model_name num_frames prediction_type rescale_betas_zero_snr resolution
-        rf_scheduler sample_rate scheduler seed snr_gamma sparse1d sparse_n speed_factor text_embed_cache text_encoder
-        text_encoder_name_1 train_fps use_discriminator v1_5_scheduler vae video_column video_num_frames video_path
-        wavelet_loss weighting_scheme
+        interpolation_scale_w logit_mean logit_std lora_alpha lora_rank lora_target_modules loss_type max_height max_hxw
+        max_width min_hxw min_steps_per_size mode_scale model model_config model_max_length model_name num_frames
+        prediction_type rescale_betas_zero_snr resolution rf_scheduler sample_rate scheduler seed snr_gamma sparse1d
+        sparse_n speed_factor text_embed_cache text_encoder text_encoder_name_1 train_fps use_discriminator
+        v1_5_scheduler vae video_column video_num_frames video_path wavelet_loss weighting_scheme
     """,
 }
 EFFECTS = {name: effect for effect, names in ARGUMENTS.items() for name in names.split()}
@@ -53,6 +52,7 @@ PATHS = frozenset(
     """ae_path data data_file_path data_path from_pretrained latent_cache lpips_path mask_config model model_config
                      pretrained pretrained_model_name_or_path text_encoder_name_1 video_path""".split()
 )
+BASE_WEIGHTS = ("pretrained", "model.from_pretrained")
 FIXED_RATES = ("constant", "constant_with_warmup")  # schedules that do not depend on the number of steps
 
 
@@ -120,6 +120,8 @@ def check_arguments(checkpoint: Path, now: Mapping[str, Any], allow: bool, quiet
 def _effect(name: str, now: Mapping[str, Any]) -> str:
     if name == "max_train_steps" and now.get("lr_scheduler", FIXED_RATES[0]) not in FIXED_RATES:
         return "listed"
+    if name in BASE_WEIGHTS and now.get("lora_rank"):  # which the checkpoint does not have
+        return "refused"
     return EFFECTS.get(name) or EFFECTS.get(name.split(".")[0], "listed")
 
 

@@ -12,7 +12,7 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Callable, NamedTuple, Optional, Union
+from typing import Any, Callable, NamedTuple, Optional, Union
 
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor
@@ -60,19 +60,18 @@ class ModelAndOptimizer(NamedTuple):
         if self.lora is None:
             _save_model(folder, self.model, weights, is_main)
         else:
-            pairs = adapter_tensors(weights)
-            _write(lambda: write_lora(folder / LORA_NAME, pairs, self.lora), weights, is_main)
+            _write(weights, is_main, write_lora, folder / LORA_NAME, adapter_tensors(weights), self.lora)
 
     def read(self, folder: Path) -> dict[str, LazyTensor]:
         """The tensors that `save` wrote, by the names of the parameters; empty if there is no such folder."""
         path = folder / (WEIGHTS_NAME if self.lora is None else LORA_NAME)
         if not path.exists():
             return {}
-        tensors = read_safetensors(path)
+        tensors: dict[str, LazyTensor] = dict(read_safetensors(path))
         if self.lora is None:
-            return dict(tensors)
+            return tensors
         layers = [name for name, layer in linear_layers(self.model).items() if layer.lora is not None]
-        return parameter_tensors({name: [tensors[end] for end in tensor_names(name)] for name in layers})
+        return parameter_tensors({name: tuple(tensors[one] for one in tensor_names(name)) for name in layers})
 
 
 def save_checkpoint(
@@ -100,8 +99,7 @@ def save_checkpoint(
             moments = {
                 name: tensor for name, tensor in optimizer.state_tensors().items() if name.split(".", 1)[0] in MOMENTS
             }
-            path = folder / f"{prefix}optimizer.safetensors"
-            _write(lambda path=path, moments=moments: write_safetensors(path, moments), moments, is_main)
+            _write(moments, is_main, write_safetensors, folder / f"{prefix}optimizer.safetensors", moments)
         numbers = {prefix: entry.optimizer.state_numbers() for prefix, entry in trained.items()}
         if is_main:
             serial = 1 + max((serial_number(path, unreadable=0) for path in checkpoints(output_dir)), default=0)
@@ -136,7 +134,7 @@ def load_state(folder: Path, trained: Mapping[str, ModelAndOptimizer], quiet: bo
     state = read_state(folder)
     for prefix, entry in trained.items():
         optimizer = entry.optimizer
-        tensors = dict(read_safetensors(folder / f"{prefix}optimizer.safetensors"))
+        tensors: dict[str, LazyTensor] = dict(read_safetensors(folder / f"{prefix}optimizer.safetensors"))
         for kind, name in (("master", entry.folder), ("ema", f"{entry.folder}_ema")):
             found = entry.read(folder / f"{prefix}{name}")
             if found:
@@ -154,15 +152,18 @@ def _save_model(folder: Path, model: PretrainedModel, weights: Mapping[str, Lazy
     buffers = {name: ArrayTensor(value) for name, value in model.torch_buffers().items()}
     frozen = {name: ArrayTensor(p.float().asnumpy()) for name, p in model.parameters_and_names() if name not in weights}
     tensors = {**buffers, **frozen, **weights}
-    _write(lambda: write_safetensors(folder / WEIGHTS_NAME, tensors), tensors, is_main)
+    _write(tensors, is_main, write_safetensors, folder / WEIGHTS_NAME, tensors)
     if is_main:
         model.save_config(folder)
 
 
-def _write(write: Callable[[], None], tensors: Mapping[str, LazyTensor], is_main: bool) -> None:
-    """Gathering a sharded tensor takes all processes, so those that do not write read it, too, in the same order."""
+def _write(tensors: Mapping[str, LazyTensor], is_main: bool, write: Callable[..., None], *arguments: Any) -> None:
+    """Calls `write`, which reads the tensors in their order, on the main process.
+
+    Gathering a sharded tensor takes all processes, so the others read them, too.
+    """
     if is_main:
-        write()
+        write(*arguments)
         return
     for tensor in tensors.values():
         tensor.numpy()

@@ -36,8 +36,8 @@ def load_frozen(
         if name in config and config[name] != value:
             flag = "--rf_scheduler" if value is None else f"--{name} {value}"
             raise UserError(
-                f"{flag} contradicts {config_path(source)}, whose {name} is {config[name]}: LoRA adapts the model as it "
-                f"was trained; use --{name} {config[name]}"
+                f"{flag} contradicts {config_path(source)}, whose {name} is {config[name]}: LoRA adapts the model as "
+                f"it was trained; use --{name} {config[name]}"
             )
     model = model_class.from_pretrained(source, device.dtype, {**config, **changes}, weights=options.weights)
     if device.is_main:

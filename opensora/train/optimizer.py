@@ -103,8 +103,8 @@ class Optimizer:
         micro-steps and the processes.
         """
         if forward not in self.differentiated:
-            # The backward pass of a `ShardedBlock` runs only if one of its inputs needs a gradient. If layers before the
-            # blocks are frozen, that of the latents makes sure of it.
+            # The backward pass of a `ShardedBlock` runs only if one of its inputs needs a gradient. If layers before
+            # the blocks are frozen, that of the latents makes sure of it.
             position = 1 if self.needs_input_gradient else None
             weights = self.trained or None
             self.differentiated[forward] = ms.value_and_grad(_ScaledLoss(forward), position, weights, has_aux=True)

@@ -66,8 +66,8 @@ class VAETraining:
             )
             self.disc_loss = DiscriminatorLoss(discriminator, options.loss)
             self.trained["discriminator_"] = ModelAndOptimizer(discriminator, self.disc_optimizer)
-        for _, optimizer in self.trained.values():
-            optimizer.loss_scale.start(options.init_loss_scale)
+        for entry in self.trained.values():
+            entry.optimizer.loss_scale.start(options.init_loss_scale)
         self.loss = GeneratorLoss(self.vae, options.loss, lpips, discriminator)
         # The latest value of each: autoencoder and discriminator alternate. None before the first.
         self.logged: dict[str, Optional[float]] = dict.fromkeys(self.names_logged())

@@ -36,10 +36,11 @@ def select_all(entries: Sequence[dict], flags: SelectionFlags) -> list[Union[Sha
     """
     rng = np.random.default_rng(SHORT_VIDEO_SEED)
     selected = [select_entry(entry, flags, rng) for entry in entries]
-    counts, least = Counter(shape for shape in selected if isinstance(shape, Shape)), flags.min_samples
+    counts = Counter(shape for shape in selected if isinstance(shape, Shape))
     return [
-        f"of a size with few samples: {shape} has {counts[shape]}, needs {least} (--min_steps_per_size {flags.min_steps_per_size})"
-        if isinstance(shape, Shape) and counts[shape] < least
+        f"of a size with few samples: {shape} has {counts[shape]}, needs {flags.min_samples} "
+        f"(--min_steps_per_size {flags.min_steps_per_size})"
+        if isinstance(shape, Shape) and counts[shape] < flags.min_samples
         else shape
         for shape in selected
     ]

@@ -95,7 +95,8 @@ def _stored_linear(dtype, has_bias: bool, widen: Callable):
     def int8_bias_bprop(x, weight, scale, bias, out, dout):
         return dx(weight, scale, dout), no_gradient(weight), no_gradient(scale), no_gradient(bias)
 
-    bprops = {
+    # Four functions, because graph mode takes none with a variable number of arguments.
+    bprops: dict[tuple[bool, bool], Callable] = {
         (False, False): bprop,
         (False, True): bias_bprop,
         (True, False): int8_bprop,

@@ -167,6 +167,7 @@ def make_inpaint(folder: Path) -> None:
         ("--lora_dropout 1", "--lora_dropout 1.0"),
         ("--model OpenSoraT2V_v1_3-2B/122", "--lora_rank adapts pretrained weights"),
         ("--resume_from_checkpoint {folder}/uninterrupted/checkpoint-6 --lora_rank 3", "lora_rank 2 -> 3"),
+        ("--resume_from_checkpoint {folder}/uninterrupted/checkpoint-6 --pretrained {folder}", "pretrained .* ->"),
         (
             "--resume_from_checkpoint {folder}/uninterrupted/checkpoint-6 --lora_rank 3 --allow_changed_arguments True",
             "has adapters of other layers or of another rank",
