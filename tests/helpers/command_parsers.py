@@ -35,6 +35,7 @@ SCRIPTS = (
     "tools/ckpt/set_latent_scale.py",
     "tools/demo/draw_assets.py",
     "tools/demo/make_data.py",
+    "tools/demo/make_new_clips.py",
     "tools/demo/make_text_encoder.py",
     "tools/make_full_size_release.py",
     "tools/search_steps.py",

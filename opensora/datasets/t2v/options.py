@@ -43,7 +43,7 @@ class T2VDataOptions:
     group_data: bool = option(False, "all samples of a batch have one size")
     total_batch_size: int = 1
     min_steps_per_size: int = option(
-        4, "leave out sizes whose samples do not suffice for so many optimizer steps; 0: use all, and repeat samples"
+        4, "leave out sizes with samples for fewer optimizer steps than this; 0: use all sizes, and repeat samples"
     )
     cfg: float = option(0.1, "probability of dropping a caption, for classifier-free guidance")
     model_max_length: int = option(512, "maximum number of tokens of a caption")

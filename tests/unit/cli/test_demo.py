@@ -14,12 +14,25 @@ from processes import ROOT
 
 from opensora.checkpoint.formats.safetensors import read_safetensors, write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor
+from opensora.config import commands
 from opensora.config.commands import DEMO_MODEL
 from opensora.datasets.media import VideoReader, read_image, write_video
 from opensora.datasets.vae import VAEDataOptions, VAEDataset
 from opensora.demo.drawing import draw_clip, draw_image
 from opensora.demo.reading import read_scene
-from opensora.demo.scenes import COLORS, DIRECTIONS, FRAMES, MOTIONS, SHAPES, SIDE, Scene, sample_scenes, scenes
+from opensora.demo.scenes import (
+    COLORS,
+    DIRECTIONS,
+    FRAMES,
+    MOTIONS,
+    NEW_COLORS,
+    SHAPES,
+    SIDE,
+    Scene,
+    new_scenes,
+    sample_scenes,
+    scenes,
+)
 from opensora.demo.score import accuracy, judge, make_videos, prompts
 from opensora.models import MT5EncoderModel, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
@@ -45,6 +58,31 @@ def test_captions_and_held_out_scenes():
     for pair in (("color", "shape"), ("color", "background"), ("shape", "background")):
         of = attrgetter(*pair)
         assert set(map(of, held_out)) <= set(map(of, seen))
+
+
+def test_new_colors_are_read_as_such(rng):
+    """Clips for fine-tuning have new colors only; with these known, no clip of the other colors is read otherwise."""
+    assert set(commands.NEW_COLORS) == NEW_COLORS.keys() and not NEW_COLORS.keys() & COLORS.keys()
+    for color in NEW_COLORS:
+        drawn = new_scenes(color, 40, rng)
+        assert {scene.color for scene in drawn} == {color}
+        for values, name in ((COLORS, "background"), (SHAPES, "shape"), (MOTIONS, "motion")):
+            counts = [sum(getattr(scene, name) == value for scene in drawn) for value in values]
+            assert min(counts) >= 3, name
+        for scene in [*drawn, *sample_scenes(40, False, rng)]:
+            assert read_scene(draw_clip(scene, rng), [*COLORS, color]) == scene
+
+
+def test_clips_of_a_new_color_are_drawn_with_captions(tmp_path, run):
+    finished = run("tools/demo/make_new_clips.py", "--output_dir", tmp_path, "--clips", 3)
+    assert finished.returncode == 0, finished.stderr
+    videos = sorted(tmp_path.glob("*.mp4"))
+    assert len(videos) == 3
+    for path in videos:
+        assert path.with_suffix(".txt").read_text().strip() == path.stem.replace("_", " ")
+        with VideoReader(path) as video:
+            found = read_scene(np.asarray(video.read(range(FRAMES))), [*COLORS, "cyan"])
+            assert found is not None and found.caption() == path.stem.replace("_", " ")
 
 
 def test_drawn_clips_are_recognized(rng, tmp_path):

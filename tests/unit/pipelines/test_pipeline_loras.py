@@ -108,7 +108,8 @@ def test_sample_command_takes_loras(release, tmp_path, capsys):
     """The latents are those of the pipeline; the record names the LoRAs; other LoRAs need another folder."""
     flags = (
         f"--model_path {release}/transformer --ae_path {release}/vae --text_encoder_name_1 {release}/text "
-        "--save_latents --num_frames 5 --height 32 --width 64 --num_sampling_steps 2 --sample_method DDIM --rescale_betas_zero_snr "
+        "--save_latents --num_frames 5 --height 32 --width 64 --num_sampling_steps 2 --sample_method DDIM "
+        "--rescale_betas_zero_snr "
         f"--max_sequence_length 64 --device CPU --text_prompt cat --guidance_scale 1.5 --save_img_path {tmp_path}"
     ).split()
     loras = [f"{release}/one.safetensors:0.5", f"{release}/two.safetensors"]
