@@ -59,9 +59,16 @@ def adapter_count(run: Run) -> int:
     return sum(m.maps * (run.lora_rank or 0) * (m.inputs + m.outputs) for m in linear_maps(run.config) if m.adapted)
 
 
-def matrix_count(config: OpenSoraConfig) -> int:
-    """The number of parameters that can be held in 8 bits: the matrices of the blocks and of the text's projection."""
-    return sum(m.maps * m.inputs * m.outputs for m in linear_maps(config) if m.over in ("text", "blocks"))
+def matrix_counts(config: OpenSoraConfig) -> tuple[int, int]:
+    """The numbers of elements of all matrices that need not be float32, and of those that may be held in 8 bits.
+
+    The latter are the matrices of the blocks and of the text's projection.
+    """
+    counts = {over: 0 for over in ("patches", "text", "blocks", "output")}
+    for m in linear_maps(config):
+        if m.over in counts:
+            counts[m.over] += m.maps * m.inputs * m.outputs
+    return sum(counts.values()), counts["text"] + counts["blocks"]
 
 
 def float32_count(config: OpenSoraConfig) -> int:

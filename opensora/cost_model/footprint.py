@@ -2,15 +2,7 @@
 
 from __future__ import annotations
 
-from opensora.cost_model.compute import (
-    float32_count,
-    gradient_bytes,
-    matrix_count,
-    parameter_count,
-    trained_counts,
-    weight_bytes,
-    with_sum,
-)
+from opensora.cost_model.compute import gradient_bytes, matrix_counts, trained_counts, weight_bytes, with_sum
 from opensora.cost_model.run import BYTES, ZERO_STAGES, Run
 from opensora.models.dit.config import OpenSoraInpaintConfig
 
@@ -53,11 +45,12 @@ def memory(run: Run) -> dict[str, float]:
 
 def frozen_bytes(run: Run) -> float:
     """Bytes of the frozen weights of LoRA training, in the format that they are held in; see `WeightLoader.kind`."""
-    single = float32_count(run.config)
-    others = parameter_count(run.config) - single
+    matrices, quantizable = matrix_counts(run.config)
     element = min(run.bytes, BYTES.get(run.frozen_weights or run.precision, run.bytes))
-    quantized = matrix_count(run.config) if run.frozen_weights == "q8_0" else 0
-    return quantized * Q8_BYTES + (others - quantized) * element + single * BYTES["fp32"]
+    saved = matrices * (run.bytes - element)
+    if run.frozen_weights == "q8_0":
+        saved = quantizable * (run.bytes - Q8_BYTES)
+    return weight_bytes(run) - saved
 
 
 def activations(run: Run) -> float:

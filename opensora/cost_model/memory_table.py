@@ -21,7 +21,7 @@ PROCESS_BYTES = 460e6 + LOADED_LATER  # of sample.py on a CPU, measured
 SIZES = ((1, 256, 256), (1, 640, 640), (17, 256, 256), (29, 480, 640), (93, 352, 640), (93, 640, 640))
 
 
-class _Unread(LazyTensor):
+class Unread(LazyTensor):
     """A tensor of which only the shape and the type are known."""
 
     def __init__(self, shape: Sequence[int], dtype: str):
@@ -54,7 +54,7 @@ def published_planner(run: Run, stored: str, on_cpu: bool, weights: Mapping[str,
     files = {}
     for name, model in _models(run.config).items():
         kind = "F32" if name == "vae" else TYPES[stored]
-        tensors = {parameter: _Unread(value.shape, kind) for parameter, value in model.parameters_and_names()}
+        tensors = {parameter: Unread(value.shape, kind) for parameter, value in model.parameters_and_names()}
         files[name] = ModelFiles(model, tensors, PRECISIONS[run.precision], weights.get(name))
     texts = Texts(run.max_sequence_length)
     return Planner(files, PROCESS_BYTES if on_cpu else 0.0, texts, keeps_freed_memory=on_cpu)

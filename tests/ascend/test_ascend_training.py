@@ -16,7 +16,7 @@ from model_runs import drawn
 from standins import Machine, attention, norms
 from standins.machine import A2, A3, FIRST_GENERATION
 from tiny_models import VAE, make_release
-from training_runs import MASK_CONFIG, inpaint_command, rows, state, t2v_command, vae_command
+from training_runs import MASK_CONFIG, inpaint_command, lora_command, rows, state, t2v_command, vae_command
 from workflow_configs import STDIT, run_training, training_config, write_workflow_files
 
 from opensora.cli import train
@@ -58,6 +58,13 @@ def train_t2v(folder: Path, output: str, *flags) -> Path:
     return folder / output
 
 
+def train_lora(folder: Path, output: str, *flags) -> Path:
+    """Adapters of frozen weights in 8 bits."""
+    more = [*SHORT, "--train_batch_size", 2, "--weights", "q8_0"]
+    train.t2v(lora_command(folder, output, *more, *flags)[1:])
+    return folder / output
+
+
 def train_padded_t2v(folder: Path, output: str, *flags) -> Path:
     """Batches of clips of two sizes."""
     padded = [*SHORT, "--train_batch_size", 4, "--data", folder / "both.txt", "--max_hxw", 2048]
@@ -93,6 +100,7 @@ def train_stdit(folder: Path, output: str, *flags) -> Path:
 
 TRAINERS: dict[str, Callable] = {
     "t2v": train_t2v,
+    "lora": train_lora,
     "padded-t2v": train_padded_t2v,
     "inpaint": train_inpaint,
     "stdit": train_stdit,
@@ -122,7 +130,8 @@ def check(found: Path, expected: Path, precision: str) -> None:
     print(f"{found.name}: {numbers[0].tolist()} {numbers[1].tolist()}")
     assert np.allclose(*numbers, rtol=MOST[precision])
     if precision == "fp32" and "STDiT" not in found.name:
-        weights, others = (state(next(output.glob("checkpoint-*")) / "model") for output in (found, expected))
+        kind = "lora" if "lora" in found.name else "model"
+        weights, others = (state(next(output.glob("checkpoint-*")) / kind) for output in (found, expected))
         assert weights.keys() == others.keys() and len(others) > 20
         largest = max(np.abs(value - others[name]).max() for name, value in weights.items())
         assert largest < LEARNING_RATE / 20
@@ -131,11 +140,11 @@ def check(found: Path, expected: Path, precision: str) -> None:
 @pytest.mark.parametrize(
     "name, chip",
     [
-        *product(("t2v", "padded-t2v", "inpaint", "stdit"), (A2,)),
+        *product(("t2v", "lora", "padded-t2v", "inpaint", "stdit"), (A2,)),
         ("t2v", FIRST_GENERATION),
         *(
             pytest.param(*case, marks=pytest.mark.slow)
-            for case in [("t2v", A3), *product(("padded-t2v", "inpaint", "stdit"), (FIRST_GENERATION,))]
+            for case in [("t2v", A3), *product(("lora", "padded-t2v", "inpaint", "stdit"), (FIRST_GENERATION,))]
         ),
     ],
 )

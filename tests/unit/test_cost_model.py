@@ -15,11 +15,16 @@ from tiny_models import TEXT as TEXT_ENCODER
 from opensora.config import commands
 from opensora.cost_model import Run, float32_count, flops, load_config, memory, parameter_count, three_digits, traffic
 from opensora.cost_model.cards import CARDS, LINK_SHARE, check_card, step_seconds
+from opensora.cost_model.compute import adapter_count
+from opensora.cost_model.memory_plan import ModelFiles
+from opensora.cost_model.memory_table import Unread
 from opensora.cost_model.stages import _cached_elements, model_bytes, peak, stages
+from opensora.device import PRECISIONS
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.common import layers
 from opensora.models.dit import blocks, embeddings
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
+from opensora.models.lora import initial_adapters, linear_shapes, select_layers
 from opensora.models.wfvae.blocks import CausalConv3d
 from opensora.parallel.sequence import NoSequenceParallel, UlyssesSequenceParallel
 
@@ -193,6 +198,33 @@ def test_training_traffic_depends_on_the_stage():
 
     assert [gradients(stage, 4) for stage in range(4)] == pytest.approx([1.5, 1.5, 1.5, 2.25])
     assert gradients(2, 1) == 0
+
+
+@pytest.mark.parametrize("weights", [None, "fp32", "bf16", "q8_0"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+def test_lora_counts_equal_those_of_the_model(precision, weights):
+    """The parameters of the default adapters, and the bytes of the frozen weights as they are held."""
+    run = Run(CONFIG, training=True, lora_rank=3, frozen_weights=weights, precision=precision)
+    model = OpenSoraT2V_v1_3.without_weights(**DIT)
+    shapes = linear_shapes(model)
+    trained = initial_adapters({name: shapes[name] for name in select_layers(shapes, model.lora_targets)}, 3, 3, 0)
+    assert adapter_count(run) == sum(lora.a.size + lora.b.size for lora in trained.values())
+    stored = {"fp32": "F32", "bf16": "BF16"}[precision]
+    tensors = {name: Unread(parameter.shape, stored) for name, parameter in model.parameters_and_names()}
+    held = ModelFiles(model, tensors, PRECISIONS[precision], weights or precision).hold("transformer", False, 0, False)
+    counted = memory(run)
+    assert counted["weights"] == held.total
+    assert counted["optimizer states"] == 8 * adapter_count(run)
+    assert counted["float32 master weights"] == (0 if precision == "fp32" else 4 * adapter_count(run))
+
+
+def test_lora_needs_less_than_training_all_weights():
+    whole, lora = (Run(load_config(PRESET), training=True, lora_rank=rank) for rank in (None, 64))
+    states = ("gradients", "float32 master weights", "optimizer states")
+    assert sum(memory(lora)[name] for name in states) < 0.05 * sum(memory(whole)[name] for name in states)
+    assert 0.6 < flops(lora)["sum"] / flops(whole)["sum"] < 0.9
+    shared = [traffic(replace(run, world_size=2)) for run in (whole, lora)]
+    assert shared[1]["all-reduce of gradients"] < 0.05 * shared[0]["all-reduce of gradients"]
 
 
 def test_gradient_checkpointing_trades_flops_for_memory():
