@@ -13,7 +13,14 @@ from opensora.checkpoint.lora.settings import LoRASettings
 from opensora.config.lora_training import LoRATrainOptions
 from opensora.device import Device
 from opensora.errors import UserError
-from opensora.models.lora import DropoutSeed, add_trainable, initial_adapters, linear_shapes, select_layers
+from opensora.models.lora import (
+    DropoutSeed,
+    add_trainable,
+    initial_adapters,
+    linear_layers,
+    linear_shapes,
+    select_layers,
+)
 from opensora.models.pretrained import PretrainedModel
 from opensora.utils.logs import logger
 
@@ -41,7 +48,8 @@ def load_frozen(
             )
     model = model_class.from_pretrained(source, device.dtype, {**config, **changes}, weights=options.weights)
     if device.is_main:
-        size = sum(parameter.nbytes for parameter in model.get_parameters())
+        scales = [layer.scale for layer in linear_layers(model).values() if layer.scale is not None]
+        size = sum(tensor.nbytes for tensor in (*model.get_parameters(), *scales))
         logger.info(f"{source}: {size / 1e9:.2f} GB of frozen weights")
     return model
 

@@ -91,7 +91,9 @@ def find_lora(path: PathLike) -> Path:
             f"give the path of the LoRA"
         )
     if not found:
-        raise FileNotFoundError(f"{path}: no LoRA in this folder ({', '.join(NAMES[:2])})")
+        checkpoint = next((each for each in sorted(path.glob("checkpoint-*")) if (each / LORA_FOLDER).is_dir()), None)
+        hint = "" if checkpoint is None else f"; give the path of a checkpoint in it, such as {checkpoint}"
+        raise FileNotFoundError(f"{path}: no LoRA in this folder ({', '.join(NAMES[:2])}){hint}")
     return found[0]
 
 

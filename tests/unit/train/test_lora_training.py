@@ -73,6 +73,8 @@ def test_checkpoint_holds_the_adapters_alone(folder, uninterrupted):
     sizes = {name: tensor.size for name, tensor in state(checkpoint).items()}
     assert sum(sizes.values()) == 4 * elements  # the weights, their averages and two moments
     assert losses(uninterrupted).shape == (6,)
+    with pytest.raises(FileNotFoundError, match="no LoRA in this folder.*such as .*uninterrupted/checkpoint-6"):
+        read_lora(uninterrupted, linear_shapes(model))
 
 
 def test_killed_run_resumes_exactly(folder, run):
