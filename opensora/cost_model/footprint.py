@@ -47,7 +47,7 @@ def frozen_bytes(run: Run) -> float:
     """Bytes of the frozen weights of LoRA training, in the format that they are held in; see `WeightLoader.kind`."""
     matrices, quantizable = matrix_counts(run.config)
     element = min(run.bytes, BYTES.get(run.frozen_weights or run.precision, run.bytes))
-    saved = matrices * (run.bytes - element)
+    saved: float = matrices * (run.bytes - element)
     if run.frozen_weights == "q8_0":
         saved = quantizable * (run.bytes - Q8_BYTES)
     return weight_bytes(run) - saved
