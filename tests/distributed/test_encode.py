@@ -55,6 +55,7 @@ def is_complete(folder: Path) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_two_processes_make_and_use_the_same_cache(folder, uninterrupted):
     """Each process writes its own shards; training on two processes that share videos has the losses of one cache."""
     finished, logs = msrun(2, folder / "logs", PROGRAM, *encode_flags(folder, "two", "--use_parallel", "True"))
