@@ -221,6 +221,7 @@ class RotaryTransformer(VideoTransformer):
         t, h, w = grid
         cos = rope_cos(t, h, w, self.config.attention_head_dim, self.scales)
         sin = rope_sin(t, h, w, self.config.attention_head_dim, self.scales)
+        modulation = repeat_rows(modulation, x.shape[0])
         attn_masks = self.self_attn_masks(attention_mask, x.shape[0], t * h * w, dtype)
         for i, block in enumerate(self.blocks_to_run[first:end]):
             rows = x.shape[0]
