@@ -75,11 +75,11 @@ def test_published_sizes(model, preset, count):
 
 
 @pytest.mark.parametrize(
-    "length, key, scale",
-    [(5, {}, 1), (17, {}, 3), (17, {"use_rope": False}, 1), (56, {"use_rope": False}, 3), (129, {"use_rope": False}, 8)],
+    "length, use_rope, scale", [(5, None, 1), (17, None, 3), (17, False, 1), (56, False, 3), (129, False, 8)]
 )
-def test_scale_of_frames_depends_on_the_generation(length, key, scale):
-    assert LatteConfig.from_dict({**LATTE, "use_rope": None, "video_length": length, **key}).temporal_scale == scale
+def test_scale_of_frames_depends_on_the_generation(length, use_rope, scale):
+    config = LatteConfig.from_dict({**LATTE, "use_rope": use_rope, "video_length": length})
+    assert config.temporal_scale == scale
 
 
 @pytest.mark.parametrize("model, config", [(LatteT2V, LATTE), (OpenSoraT2V, OPENSORA_V1_2)])

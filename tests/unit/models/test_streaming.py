@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from processes import slow
 from stored_models import KINDS, STREAMABLE, drawn_state, outputs, same, write_model
 
 from opensora.checkpoint.formats.safetensors import write_safetensors
@@ -18,10 +19,7 @@ from opensora.models.pretrained import PretrainedModel
 from opensora.models.stored_weights import WeightLoader
 
 
-@pytest.fixture(
-    scope="module",
-    params=[name if name in ("mt5", "dit", "latte") else pytest.param(name, marks=pytest.mark.slow) for name in STREAMABLE],
-)
+@pytest.fixture(scope="module", params=[name if name in ("mt5", "dit", "latte") else slow(name) for name in STREAMABLE])
 def name(request) -> str:
     return request.param
 
