@@ -7,13 +7,12 @@ from dataclasses import dataclass
 from typing import ClassVar, Optional
 
 import mindspore as ms
-import numpy as np
-from mindspore import Tensor, ops
+from mindspore import Tensor
 
 from opensora.errors import UserError
-from opensora.models.common.embeddings import position_embedding_1d, position_embedding_2d
 from opensora.models.common.images import join_images, split_images
 from opensora.models.dit.config import Transformer2DConfig
+from opensora.models.dit.embeddings import frame_positions, time_positions
 from opensora.models.dit.transformer import RotaryTransformer
 
 SCALE_HEIGHT, SCALE_WIDTH, SCALE_FRAMES = 30, 40, 16  # the latent size at which the default scales are 1
@@ -75,20 +74,6 @@ class OpenSoraV1_2Config(Transformer2DConfig):
         return t, h, w
 
 
-@ops.constexpr
-def _frame_positions(rows: int, columns: int, training_size: tuple, scales: tuple, dim: int) -> Tensor:
-    """Embedding of the positions in a frame, (rows columns, dim) float32; sizes in tokens."""
-    h, w = (np.arange(n) * trained / n / s for n, trained, s in zip((rows, columns), training_size, scales))
-    return Tensor(position_embedding_2d(h, w, dim))
-
-
-@ops.constexpr
-def _time_positions(frames: int, training_frames: int, scale: float, dim: int) -> Tensor:
-    """Embedding of the frames, (frames, 1, dim) float32."""
-    positions = np.arange(frames) * training_frames / frames / scale
-    return Tensor(position_embedding_1d(positions, dim)[:, None])
-
-
 class OpenSoraT2V(RotaryTransformer):
     """Predicts noise from noisy latents, conditioned on the timestep and the text.
 
@@ -140,11 +125,11 @@ class OpenSoraT2V(RotaryTransformer):
             return tokens
         b, _, dim = tokens.shape
         t, p = hidden_states.shape[2], self.config.patch_size
-        rows, columns = hidden_states.shape[3] // p, hidden_states.shape[4] // p
+        grid = hidden_states.shape[3] // p, hidden_states.shape[4] // p
         scale_t, scale_h, scale_w = self.added_scales
         x = tokens.reshape(b, t, -1, dim).astype(ms.float32)
-        x = x + _frame_positions(rows, columns, self.training_size, (scale_h, scale_w), dim)
-        return (x + _time_positions(t, self.training_frames, scale_t, dim)).reshape(b, -1, dim)
+        x = x + frame_positions(grid, self.training_size, (scale_h, scale_w), dim)
+        return (x + time_positions(t, self.training_frames, scale_t, dim)).reshape(b, -1, dim)
 
 
 # Published configurations by name, as keys of `OpenSoraV1_2Config`.

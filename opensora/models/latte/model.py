@@ -11,9 +11,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 
-from opensora.models.common.embeddings import position_embedding_1d, position_embedding_2d
 from opensora.models.common.images import join_images, split_images
 from opensora.models.common.rows import repeat_rows
+from opensora.models.dit.embeddings import frame_positions, time_positions
 from opensora.models.dit.transformer import VideoTransformer
 from opensora.models.latte.blocks import SpatialBlock, TemporalBlock
 from opensora.models.latte.config import LatteConfig
@@ -22,22 +22,6 @@ from opensora.ops.attention import prepare_attention_mask
 
 NULL_TEXT, NULL_TEXT_LENGTH = "caption_projection.y_embedding", 120
 TEMPORAL = "temporal_"  # before the name of the list of spatial blocks: that of the temporal blocks
-
-
-@ops.constexpr
-def _frame_positions(rows: int, columns: int, base: int, scale: int, dim: int) -> Tensor:
-    """Embedding of the positions in a frame of rows x columns tokens, (rows columns, dim) float32.
-
-    They are scaled to a square of `base` tokens, and divided by `scale`.
-    """
-    h, w = (np.arange(n) * base / n / scale for n in (rows, columns))
-    return Tensor(position_embedding_2d(h, w, dim))
-
-
-@ops.constexpr
-def _time_positions(frames: int, scale: int, dim: int) -> Tensor:
-    """Embedding of the frames, (frames, 1, dim) float32."""
-    return Tensor(position_embedding_1d(np.arange(frames) / scale, dim)[:, None])
 
 
 class LatteT2V(VideoTransformer):
@@ -58,9 +42,9 @@ class LatteT2V(VideoTransformer):
         self.temporal_transformer_blocks = nn.CellList([TemporalBlock(config) for _ in range(config.num_layers)])
         self.blocks_to_run: Union[tuple, BlockStream] = tuple(self.ordered_blocks())
         self.block_count = 2 * config.num_layers
-        # Graph mode reads no properties.
-        self.base = config.training_size()[0] // config.patch_size
-        self.spatial_scale, self.temporal_scale = config.spatial_scale, config.temporal_scale
+        # Graph mode reads no properties. Both axes have the training size of the first one.
+        self.training_size = (config.training_size()[0] // config.patch_size,) * 2
+        self.spatial_scales, self.temporal_scale = (config.spatial_scale,) * 2, config.temporal_scale
 
     def make_block(self, index: int) -> SpatialBlock:
         return SpatialBlock(self.config)
@@ -115,8 +99,8 @@ class LatteT2V(VideoTransformer):
                 modulation = repeat_rows(modulation, x.shape[0])
             else:
                 if index == 1:
-                    frames = ops.tile(_time_positions(t, self.temporal_scale, x.shape[2]), (1, h * w, 1))
-                    x = x + self.sequence.split(frames.reshape(1, t * h * w, -1))
+                    positions = ops.tile(time_positions(t, t, self.temporal_scale, x.shape[2]), (1, h * w, 1))
+                    x = x + self.sequence.split(positions.reshape(1, t * h * w, -1))
                 x = block(x, modulation, t, h * w)
         return x
 
@@ -127,8 +111,8 @@ class LatteT2V(VideoTransformer):
             raise ValueError(f"{t} latent frames, but the model has positions for video_length {length}, or for 1")
         x = self.pos_embed(hidden_states).astype(ms.float32)
         b, _, dim = x.shape
-        rows, columns = hidden_states.shape[3] // p, hidden_states.shape[4] // p
-        positions = _frame_positions(rows, columns, self.base, self.spatial_scale, dim)
+        grid = hidden_states.shape[3] // p, hidden_states.shape[4] // p
+        positions = frame_positions(grid, self.training_size, self.spatial_scales, dim)
         return (x.reshape(b, t, -1, dim) + positions).reshape(b, -1, dim)
 
     def ordered_blocks(self) -> list[nn.Cell]:
