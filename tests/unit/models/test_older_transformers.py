@@ -10,7 +10,6 @@ import pytest
 from golden_cases import case, case_names, gradient_difference, relative_difference
 from golden_models import PLAN_V1_CASES, build, dit_inputs, plan_v1_rows
 from mindspore import Tensor, nn
-from processes import slow
 from safetensors.numpy import load_file
 from stored_models import LATTE, OPENSORA_V1_2
 
@@ -30,24 +29,14 @@ from opensora.pipelines.text import TextEmbedding
 from opensora.train.optimizer import Optimizer
 
 CASES = [*case_names("latte_", PLAN_V1_CASES), *case_names("opensora_v1_2_", PLAN_V1_CASES)]
-COMPILED = ("latte_v1_1_latent_mask", "latte_v1_1_joint", "opensora_v1_2_abs", "opensora_v1_2_padded")
 VIDEOS = ("latte_v1_1_latent_mask", "opensora_v1_2_padded")  # with masks of latents and text
 TOLERANCE = {"fp16": 3e-3, "bf16": 3e-2}
 
 
-@pytest.mark.parametrize("name", CASES)
-def test_output_matches_reference(name):
+@pytest.mark.parametrize("mode", [1, 0], ids=["pynative", "graph"], indirect=True)
+@pytest.mark.parametrize("name", CASES)  # consecutive modes of a case share its model
+def test_output_matches_reference(name, mode):
     rows = plan_v1_rows(name)
-    assert max(rows.values()) < 1e-4, rows
-
-
-@pytest.mark.parametrize("name", [name if name in COMPILED else slow(name) for name in CASES])
-def test_output_matches_reference_in_graph_mode(name):
-    ms.set_context(mode=ms.GRAPH_MODE)
-    try:
-        rows = plan_v1_rows(name)
-    finally:
-        ms.set_context(mode=ms.PYNATIVE_MODE)
     assert max(rows.values()) < 1e-4, rows
 
 
