@@ -133,6 +133,8 @@ ARCH_SPECS = {
     "WFVAEModel": WFVAE,
     "OpenSoraT2V_v1_3": OPENSORA,
     "OpenSoraInpaint_v1_3": OPENSORA,
+    "OpenSoraT2V": OPENSORA,
+    "LatteT2V": OPENSORA,
     "MT5EncoderModel": T5,
 }
 OTHER_NAMES = {"shared.weight": "encoder.embed_tokens.weight"}  # of tied weights, which files may have under one name

@@ -9,6 +9,8 @@ MODELS = {
     "WFVAEModel": "opensora.models.wfvae.model",
     "OpenSoraT2V_v1_3": "opensora.models.dit.model",
     "OpenSoraInpaint_v1_3": "opensora.models.dit.inpaint",
+    "OpenSoraT2V": "opensora.models.dit.v1_2",
+    "LatteT2V": "opensora.models.latte.model",
     "STDiT2": "opensora.models.stdit.model",
     "VideoAutoencoderKL": "opensora.models.autoencoder_kl.model",
     "MT5EncoderModel": "opensora.models.text_encoder.mt5",

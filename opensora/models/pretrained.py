@@ -280,15 +280,19 @@ class PretrainedModel(nn.Cell):
         """The stream of the blocks in `block_list`."""
         if ms.get_context("mode") != ms.PYNATIVE_MODE:
             raise UserError("blocks are read from the file in PyNative mode only: use --mode 1, or more --memory")
-        blocks = dict(self.cells_and_names())[self.block_list]
+        blocks = self.ordered_blocks()
         tensors = [
             {name: state[name] for name in loader.parameters if self.block_of(name) == str(index) and name in state}
             for index in range(len(blocks))
         ]
         return BlockStream(blocks, tensors, loader, source)
 
+    def ordered_blocks(self) -> list[nn.Cell]:
+        """The blocks in the order of their computation, which are streamed, recomputed and sharded one by one."""
+        return list(dict(self.cells_and_names())[self.block_list]) if self.block_list else []
+
     def block_of(self, name: str) -> Optional[str]:
-        """The index in `block_list` of the block that the parameter `name` is streamed with; None: it is loaded."""
+        """The index in `ordered_blocks` of the block that the parameter `name` is streamed with; None: it is loaded."""
         prefix = f"{self.block_list}."
         if not self.block_list or not name.startswith(prefix) or name in self.resident:
             return None
@@ -298,7 +302,7 @@ class PretrainedModel(nn.Cell):
         """Has the embedding tables read their rows from these tensors when they are needed."""
 
     def replace_blocks(self, blocks: Any) -> None:
-        """Computes with other blocks in place of those in `block_list`: an iterable of Cells."""
+        """Computes with other blocks in place of `ordered_blocks`: an iterable of Cells."""
         raise NotImplementedError(f"{type(self).__name__} has no list of blocks")
 
     @property

@@ -36,8 +36,8 @@ def inverse_frequencies(dim: int) -> np.ndarray:
 def _angles(frames: int, height: int, width: int, head_dim: int, scales: tuple) -> np.ndarray:
     """Angles (T H W, 1, 3, head_dim / 6) for positions in row-major order, axes (t, h, w).
 
-    An axis that is as long as an earlier one gets that axis' scale. The released model caches its tables by length and
-    so has this bug; it has an effect only if the scales differ.
+    An axis that is as long as an earlier one gets that axis' scale. The released models cache their tables by length
+    and so have this bug; it has an effect only if the scales differ.
     """
     if head_dim % 6:
         raise UserError(f"attention_head_dim {head_dim} is not a multiple of 6, which 3-D rope needs")

@@ -30,7 +30,7 @@ def pays(transformer: Any, latents: Tensor, rows: int, calls: int) -> bool:
     """Whether to compile the transformer for `calls` calls with `rows` texts and latents (B, C, T, H, W)."""
     if calls < LEAST_CALLS or not can_compile(transformer):
         return False
-    blocks = transformer.transformer_blocks
+    blocks = transformer.ordered_blocks()
     weights = sum(parameter.size for block in blocks for parameter in block.get_parameters())
     tokens = math.prod(latents.shape[2:]) / PATCH
     return 2 * weights * tokens * rows <= SMALL * OPERATORS * len(blocks)

@@ -195,7 +195,7 @@ class OtherBlocks(nn.Cell):
     def __init__(self, transformer: Any):
         super().__init__(auto_prefix=False)
         self.transformer = transformer
-        self.end = len(transformer.transformer_blocks)
+        self.end = len(transformer.ordered_blocks())
 
     def construct(self, x: Tensor, *inputs: Any) -> Tensor:
         _, prepared = self.transformer.prepare(*inputs)

@@ -69,7 +69,7 @@ class Optimizer:
 
         parameters = {name: p for name, p in model.parameters_and_names() if p.requires_grad}
         _check_same(parameters.values(), world)
-        blocks = list(getattr(model, "transformer_blocks", ()))
+        blocks = model.ordered_blocks()
         self.outside, inside = _group(parameters, blocks, stage, world)
         self.buckets = [*self.outside, *(bucket for buckets in inside for bucket in buckets)]
         if stage == 3 or (stage == 2 and gradient_checkpointing and not graph_mode):

@@ -9,7 +9,16 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / 
 
 from golden_cases import case_names  # noqa: E402
 from golden_iddpm import MEASURES  # noqa: E402
-from golden_models import OPENSORA_CASES, dit_rows, mt5_rows, sd_vae_rows, stdit_rows, wfvae_rows  # noqa: E402
+from golden_models import (  # noqa: E402
+    OPENSORA_CASES,
+    PLAN_V1_CASES,
+    dit_rows,
+    mt5_rows,
+    plan_v1_rows,
+    sd_vae_rows,
+    stdit_rows,
+    wfvae_rows,
+)
 from golden_schedulers import golden_rows  # noqa: E402
 
 # What measures the cases whose names begin so, and the file that describes them.
@@ -21,6 +30,7 @@ KINDS += [
     (prefix, measure, OPENSORA_CASES)
     for prefix, measure in (("stdit2_", stdit_rows), ("sd_vae_", sd_vae_rows), *MEASURES.items())
 ]
+KINDS += [(prefix, plan_v1_rows, PLAN_V1_CASES) for prefix in ("latte_", "opensora_v1_2_")]
 
 
 def main() -> None:

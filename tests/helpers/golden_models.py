@@ -11,8 +11,10 @@ from golden_cases import case, given, load_case, relative_difference, weight
 from mindspore import Tensor, ops
 
 from opensora.models import (
+    LatteT2V,
     MT5EncoderModel,
     OpenSoraInpaint_v1_3,
+    OpenSoraT2V,
     OpenSoraT2V_v1_3,
     STDiT2,
     VideoAutoencoderKL,
@@ -22,10 +24,13 @@ from opensora.models.stdit.embeddings import grid_angles, position_embedding
 from opensora.schedulers.iddpm.sampler import guided
 
 OPENSORA_CASES = "opensora_cases.json"
+PLAN_V1_CASES = "plan_v1_cases.json"  # Open-Sora-Plan v1.0 to v1.2
 MODELS = {
     "WFVAEModel": WFVAEModel,
     "OpenSoraT2V_v1_3": OpenSoraT2V_v1_3,
     "OpenSoraInpaint_v1_3": OpenSoraInpaint_v1_3,
+    "OpenSoraT2V": OpenSoraT2V,
+    "LatteT2V": LatteT2V,
     "MT5EncoderModel": MT5EncoderModel,
     "STDiT2": STDiT2,
     "STDiT2+forward_with_cfg": STDiT2,
@@ -73,24 +78,40 @@ def wfvae_rows(name: str) -> dict[str, float]:
     }
 
 
-def dit_rows(name: str) -> dict[str, float]:
-    """Relative difference of a DiT case's output at latents whose mask is 1."""
-    inputs, reference = case(name)["inputs"], load_case(name)["output"]
+def dit_inputs(name: str, file: str = "cases.json") -> dict:
+    """The arguments of the model in a case of a transformer of Open-Sora-Plan, by name."""
+    inputs = case(name, file)["inputs"]
     latents = given(name, "hidden_states", inputs["hidden_states"]["shape"])
     text = given(name, "encoder_hidden_states", inputs["encoder_hidden_states"]["shape"])
-    text_mask = np.stack([[np.arange(text.shape[2]) < kept] for kept in inputs["text_tokens_kept"]])
-    visible = np.ones((latents.shape[0],) + latents.shape[2:], np.float32)
-    mask = None
+    arguments = {
+        "hidden_states": Tensor(latents),
+        "timestep": Tensor(inputs["timestep"], ms.int64),
+        "encoder_hidden_states": Tensor(text),
+    }
     if inputs["latent_hw_kept"] is not None:
+        visible = np.ones((latents.shape[0],) + latents.shape[2:], np.float32)
         for sample, (h, w) in zip(visible, inputs["latent_hw_kept"]):
             sample[:, h:] = 0
             sample[:, :, w:] = 0
-        mask = Tensor(visible)
-    output = same_model(name)(
-        Tensor(latents), Tensor(inputs["timestep"], ms.int64), Tensor(text), mask, Tensor(text_mask.astype(np.float32))
-    )
-    kept = visible[:, None]
-    return {"output": relative_difference(output.asnumpy() * kept, reference * kept)}
+        arguments["attention_mask"] = Tensor(visible)
+    if inputs["text_tokens_kept"] is not None:
+        kept = np.arange(text.shape[-2]) < np.array(inputs["text_tokens_kept"])[..., None]
+        arguments["encoder_attention_mask"] = Tensor(kept.reshape(text.shape[:-1]).astype(np.float32))
+    options = ("use_image_num", "enable_temporal_attentions")
+    return {**arguments, **{key: inputs[key] for key in options if key in inputs}}
+
+
+def dit_rows(name: str, file: str = "cases.json") -> dict[str, float]:
+    """Relative difference of the output at latents whose mask is 1, in a case of a transformer of Open-Sora-Plan."""
+    arguments, reference = dit_inputs(name, file), load_case(name)["output"]
+    output = same_model(name, file)(**arguments).asnumpy()
+    kept = arguments["attention_mask"].asnumpy()[:, None] if "attention_mask" in arguments else 1
+    return {"output": relative_difference(output * kept, reference * kept)}
+
+
+def plan_v1_rows(name: str) -> dict[str, float]:
+    """`dit_rows` of Open-Sora-Plan v1.0 to v1.2."""
+    return dit_rows(name, PLAN_V1_CASES)
 
 
 def mt5_rows(name: str) -> dict[str, float]:

@@ -24,7 +24,8 @@ from tiny_models import DIT, VAE  # noqa: E402
 from opensora import device  # noqa: E402
 from opensora.config.acceleration import CacheSettings  # noqa: E402
 from opensora.config.command_line import run_main  # noqa: E402
-from opensora.models import OpenSoraT2V_v1_3, WFVAEModel  # noqa: E402
+from opensora.models import LatteT2V, OpenSoraT2V_v1_3, WFVAEModel  # noqa: E402
+from opensora.models.pretrained import PretrainedModel  # noqa: E402
 from opensora.parallel.collectives import AllGather, AllReduce, AllToAll, Broadcast, ReduceScatter  # noqa: E402
 from opensora.parallel.groups import Group, VideoGroups, sequence_group, video_groups  # noqa: E402
 from opensora.parallel.process_group import World  # noqa: E402
@@ -33,6 +34,18 @@ from opensora.parallel.stream import ContextParallelStream  # noqa: E402
 from opensora.pipelines.denoise import DenoiseSettings, denoise  # noqa: E402
 from opensora.pipelines.text import TextEmbedding  # noqa: E402
 from opensora.schedulers import get_scheduler  # noqa: E402
+
+THREE_LAYERS = {**DIT, "num_layers": 3}  # two dense blocks, one sparse
+LATTE = dict(
+    num_attention_heads=4,
+    attention_head_dim=24,
+    in_channels=4,
+    num_layers=2,
+    cross_attention_dim=96,
+    caption_channels=32,
+    sample_size=[8, 8],
+    video_length=3,
+)
 
 
 def member_input(rank: int) -> np.ndarray:
@@ -110,18 +123,19 @@ def flat_gradient(model: nn.Cell, *inputs: Tensor) -> Tensor:
     return ops.cat([gradient.reshape(-1).astype(ms.float32) for gradient in gradients])
 
 
-def check_transformer(group: Group, world: World, dtype, modes: Sequence[int]) -> None:
+def check_transformer(
+    model: type[PretrainedModel], config: dict, group: Group, world: World, dtype, modes: Sequence[int]
+) -> None:
     """The transformer with sequence parallelism equals the one without, and so do the mean gradients of a group."""
     ms.set_seed(5)
-    config = {**DIT, "num_layers": 3}  # two dense blocks, one sparse
-    whole, split = (OpenSoraT2V_v1_3(**config).cast(dtype).set_train(False) for _ in range(2))
+    whole, split = (model(**config).cast(dtype).set_train(False) for _ in range(2))
     split.load_torch_state(whole.torch_state())
     split.parallelize(UlyssesSequenceParallel(group))
     most = 1e-5 if dtype == ms.float32 else 1e-2
     random = np.random.RandomState(1)
     timestep = Tensor([500.0, 30.0])
     for frames, size in ((1, 8), (3, 10)):  # 25 tokens a frame do not divide
-        latents = Tensor(random.standard_normal((2, 8, frames, size, size)).astype(np.float32))
+        latents = Tensor(random.standard_normal((2, config["in_channels"], frames, size, size)).astype(np.float32))
         text = Tensor(random.standard_normal((2, 1, 6, 32)).astype(np.float32))
         inputs = latents, timestep, text
         output, gradient = whole(*inputs).float().asnumpy(), flat_gradient(whole, *inputs).asnumpy()
@@ -220,7 +234,9 @@ def main() -> None:
         ms.set_context(mode=mode)
         check_collectives(group, dev.rank)
     ms.set_context(mode=ms.PYNATIVE_MODE)
-    check_transformer(group, World(dev.rank, dev.world_size), dev.dtype, modes)
+    world = World(dev.rank, dev.world_size)
+    check_transformer(OpenSoraT2V_v1_3, THREE_LAYERS, group, world, dev.dtype, modes)
+    check_transformer(LatteT2V, LATTE, group, world, dev.dtype, modes[:1])
     if dev.world_size == 2:
         check_guidance(video_groups(dev, 1, 2, heads=4), dev.dtype)
     if not args.not_decoding:

@@ -18,8 +18,10 @@ from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor, ConvertedTensor
 from opensora.checkpoint.quantized import Q8_BLOCK
 from opensora.models import (
+    LatteT2V,
     MT5EncoderModel,
     OpenSoraInpaint_v1_3,
+    OpenSoraT2V,
     OpenSoraT2V_v1_3,
     STDiT2,
     VideoAutoencoderKL,
@@ -41,7 +43,7 @@ def tensor(name: str, *shape: int) -> Tensor:
 
 
 def denoise(model: PretrainedModel) -> list[Tensor]:
-    latents = tensor("latents", 1, 20 if isinstance(model, OpenSoraInpaint_v1_3) else 8, 2, 4, 4)
+    latents = tensor("latents", 1, 20 if isinstance(model, OpenSoraInpaint_v1_3) else model.config.in_channels, 2, 4, 4)
     text, mask = tensor("text", 1, 1, 6, 32), Tensor(np.float32([[[1, 1, 1, 1, 0, 0]]]))
     return [model(latents, Tensor([500.0]), text, None, mask)]
 
@@ -68,9 +70,14 @@ def encode_and_decode_frames(model: PretrainedModel) -> list[Tensor]:
 
 STDIT = dict(input_sq_size=64, hidden_size=96, depth=3, num_heads=4, caption_channels=32, model_max_length=6)
 THREE_BLOCKS = {**DIT, "num_layers": 3}  # one of them sparse
+_SMALL = dict(num_attention_heads=4, attention_head_dim=24, num_layers=3, cross_attention_dim=96, caption_channels=32)
+OPENSORA_V1_2 = dict(**_SMALL, sample_size=[8, 8], sample_size_t=2, use_rope=True)
+LATTE = dict(**_SMALL, sample_size=[8, 8], video_length=2, use_rope=False)
 KINDS = {
     "mt5": Kind(MT5EncoderModel, {**TEXT, "num_layers": 3}, encode_text),
     "dit": Kind(OpenSoraT2V_v1_3, THREE_BLOCKS, denoise),
+    "opensora_v1_2": Kind(OpenSoraT2V, OPENSORA_V1_2, denoise),
+    "latte": Kind(LatteT2V, LATTE, denoise),
     "inpaint": Kind(OpenSoraInpaint_v1_3, THREE_BLOCKS, denoise),
     "stdit2": Kind(STDiT2, {**STDIT, "qk_norm": True}, denoise_stdit),
     "wfvae": Kind(WFVAEModel, VAE, encode_and_decode),

@@ -1,1 +1,1 @@
-"""The diffusion transformers of Open-Sora-Plan v1.3."""
+"""The diffusion transformers of Open-Sora-Plan v1.2 and v1.3."""

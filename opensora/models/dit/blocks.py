@@ -8,7 +8,7 @@ from mindspore import Tensor, nn
 
 from opensora.models.common.layers import Linear, LinearGELU, scale_shift_table, stacked
 from opensora.models.common.rows import repeat_rows, text_rows
-from opensora.models.dit.config import OpenSoraConfig
+from opensora.models.dit.config import TransformerConfig
 from opensora.models.dit.skiparse import Skiparse
 from opensora.ops.attention import attention, self_attention
 from opensora.ops.norms import gated_residual, modulated_layer_norm
@@ -23,7 +23,7 @@ SHIFT_ATTN, GATE_ATTN, SHIFT_FF, GATE_FF = 0, 2, 3, 5
 class Projections(nn.Cell):
     """An attention layer's projections: queries from (B, S, D), keys and values from (B, L, key_dim), output."""
 
-    def __init__(self, config: OpenSoraConfig, key_dim: int):
+    def __init__(self, config: TransformerConfig, key_dim: int):
         super().__init__()
         width, bias = config.hidden_size, config.attention_bias
         self.to_q = Linear(width, width, bias)
@@ -47,9 +47,10 @@ class SelfAttention(Projections):
     With sequence parallelism, x holds a shard of the tokens, and attention runs on all tokens of a shard of the heads.
     """
 
-    def __init__(self, config: OpenSoraConfig, block: int):
+    def __init__(self, config: TransformerConfig, block: int):
         super().__init__(config, config.hidden_size)
-        self.skiparse = Skiparse(config.sparse_n, block % 2 == 1) if config.is_sparse(block) else None
+        groups = config.attention_groups(block)
+        self.skiparse = Skiparse(groups, block % 2 == 1) if groups > 1 else None
         self.sequence = NoSequenceParallel()
 
     def construct(self, x: Tensor, attn_mask: Optional[Tensor], cos: Tensor, sin: Tensor) -> Tensor:
@@ -72,7 +73,7 @@ class CrossAttention(Projections):
     Queries are independent of each other, so skiparse blocks need no rearrangement here.
     """
 
-    def __init__(self, config: OpenSoraConfig):
+    def __init__(self, config: TransformerConfig):
         super().__init__(config, config.cross_attention_dim)
 
     def keys_values(self, text: Tensor):
@@ -106,17 +107,46 @@ class FeedForward(nn.Cell):
         return self.net[2](self.net[0](x))
 
 
-class TransformerBlock(nn.Cell):
+class ModulatedBlock(nn.Cell):
+    """The parts of a block: self-attention, cross-attention and MLP, which AdaLN modulates except cross-attention.
+
+    x (B, S, D) and modulation (B, 6, D) are float32.
+    """
+
+    keep_float32 = ("scale_shift_table",)
+    attn1: nn.Cell
+    attn2: CrossAttention
+    ff: FeedForward
+    eps: float
+
+    def self_attend(self, x: Tensor, modulation: Tensor, *inputs) -> Tensor:
+        """x plus self-attention; `inputs` are those of `attn1` after the tokens."""
+        h = modulated_layer_norm(x, modulation, SHIFT_ATTN, self.eps)
+        h = cast(h, self.attn1.to_q.dtype())  # once for q, k and v
+        return gated_residual(x, modulation, GATE_ATTN, self.attn1(h, *inputs))
+
+    def cross_attend(self, x: Tensor, text: Union[Tensor, tuple], text_mask: Optional[Tensor]) -> Tensor:
+        """x plus cross-attention, with a row for each text: (B, S, D) -> (R, S, D)."""
+        x = repeat_rows(x, text_rows(text))
+        return x + cast(self.attn2(x, text, text_mask), x.dtype)
+
+    def feed_forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """x plus the MLP; x may have more rows than `modulation`, see `repeat_rows`."""
+        modulation = repeat_rows(modulation, x.shape[0])
+        h = modulated_layer_norm(x, modulation, SHIFT_FF, self.eps)
+        return gated_residual(x, modulation, GATE_FF, self.ff(h))
+
+
+class TransformerBlock(ModulatedBlock):
     """Self-attention, cross-attention and MLP with AdaLN modulation.
 
     x (B, S, D) and modulation (B, 6, D), float32, text (R, L, D) or the pair of its keys and values -> (R, S, D)
     float32. R is a multiple of B: what precedes the cross-attention is computed once for all texts of a video.
     """
 
-    keep_float32 = ("scale_shift_table",)
     differentiable = (0, 1, 5)  # the inputs that receive gradients: x, modulation, text
 
-    def __init__(self, config: OpenSoraConfig, block: int):
+    def __init__(self, config: TransformerConfig, block: int):
         super().__init__()
         self.attn1 = SelfAttention(config, block)
         self.attn2 = CrossAttention(config)
@@ -135,10 +165,6 @@ class TransformerBlock(nn.Cell):
         text_mask: Optional[Tensor],
     ) -> Tensor:
         modulation = self.scale_shift_table + modulation
-        dtype = self.attn1.to_q.dtype()
-        h = cast(modulated_layer_norm(x, modulation, SHIFT_ATTN, self.eps), dtype)  # once for q, k and v
-        x = gated_residual(x, modulation, GATE_ATTN, self.attn1(h, attn_mask, cos, sin))
-        x, modulation = repeat_rows(x, text_rows(text)), repeat_rows(modulation, text_rows(text))
-        x = x + cast(self.attn2(x, text, text_mask), x.dtype)
-        h = modulated_layer_norm(x, modulation, SHIFT_FF, self.eps)
-        return gated_residual(x, modulation, GATE_FF, self.ff(h))
+        x = self.self_attend(x, modulation, attn_mask, cos, sin)
+        x = self.cross_attend(x, text, text_mask)
+        return self.feed_forward(x, modulation)

@@ -1,10 +1,16 @@
-"""Embeddings of the transformer's inputs: patches of latents, the timestep, the text."""
+"""Embeddings of the transformer's inputs: patches of latents, their positions, the timestep, the text."""
 
 from __future__ import annotations
 
+import numpy as np
 from mindspore import Tensor, nn, ops
 
-from opensora.models.common.embeddings import TIMESTEP_CHANNELS, SinusoidalEmbedding
+from opensora.models.common.embeddings import (
+    TIMESTEP_CHANNELS,
+    SinusoidalEmbedding,
+    position_embedding_1d,
+    position_embedding_2d,
+)
 from opensora.models.common.layers import Conv2d, Linear, LinearGELU
 from opensora.ops.layout import permute
 from opensora.ops.linear import linear
@@ -26,6 +32,25 @@ class PatchEmbed2D(nn.Cell):
         x = permute(x.reshape(b, c, t, h // p, p, w // p, p), (0, 2, 3, 5, 1, 4, 6))  # B T H/p W/p C p p
         patches = x.reshape(b, t * (h // p) * (w // p), c * p * p).astype(weight.dtype)
         return linear(patches, weight.reshape(-1, c * p * p), self.proj.bias)
+
+
+@ops.constexpr
+def frame_positions(grid: tuple, trained: tuple, scales: tuple, dim: int) -> Tensor:
+    """Sinusoidal embedding of the positions in a frame, (rows columns, dim) float32, row-major.
+
+    Args:
+        grid: rows and columns of tokens.
+        trained: those in training, to which the positions are stretched.
+        scales: what they are divided by then.
+    """
+    rows, columns = (np.arange(n) * full / n / scale for n, full, scale in zip(grid, trained, scales))
+    return Tensor(position_embedding_2d(rows, columns, dim))
+
+
+@ops.constexpr
+def time_positions(frames: int, trained: int, scale: float, dim: int) -> Tensor:
+    """Sinusoidal embedding of the frames, (frames, 1, dim) float32; arguments as of `frame_positions`."""
+    return Tensor(position_embedding_1d(np.arange(frames) * trained / frames / scale, dim)[:, None])
 
 
 class TimestepEmbedder(nn.Cell):

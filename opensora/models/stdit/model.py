@@ -248,11 +248,6 @@ class STDiT2(PretrainedModel):
         """The null text, repeated n times: (n, 1, L, caption_channels)."""
         return ops.tile(self.y_embedder.y_embedding, (n, 1, 1, 1))
 
-    @property
-    def transformer_blocks(self) -> nn.CellList:
-        """The blocks, under the name that training uses for recompute and sharding."""
-        return self.blocks
-
     def replace_blocks(self, blocks: Iterable) -> None:
         """Runs other Cells in place of the transformer blocks: a stream, or wrappers that gather sharded weights."""
         self.blocks_to_run = blocks if isinstance(blocks, BlockStream) else tuple(blocks)

@@ -72,6 +72,7 @@ def held_type(key: str, layer: WeightLayer, stored: str, wanted: str) -> str:
         *product(["mt5"], ["F32", "BF16", "F16", "Q8_0", "I8"], WEIGHTS),
         *product(OTHERS, ["BF16"], ["as_stored", "q8_0"]),
         ("dit", "Q8_0", "as_stored"),  # in a GGUF file
+        ("opensora_v1_2", "Q8_0", "as_stored"),
         *(slow(*case) for case in product(OTHERS, ["BF16"], ["fp32", "bf16", "fp16"])),
         *(slow(*case) for case in product(OTHERS, ["F32", "F16", "I8"], ["as_stored"])),
     ],

@@ -9,6 +9,7 @@ from pathlib import Path
 import mindspore as ms
 import numpy as np
 import pytest
+from processes import slow
 from stored_models import KINDS, STREAMABLE, drawn_state, outputs, same, write_model
 
 from opensora.checkpoint.formats.safetensors import write_safetensors
@@ -18,10 +19,7 @@ from opensora.models.pretrained import PretrainedModel
 from opensora.models.stored_weights import WeightLoader
 
 
-@pytest.fixture(
-    scope="module",
-    params=[name if name in ("mt5", "dit") else pytest.param(name, marks=pytest.mark.slow) for name in STREAMABLE],
-)
+@pytest.fixture(scope="module", params=[name if name in ("mt5", "dit", "latte") else slow(name) for name in STREAMABLE])
 def name(request) -> str:
     return request.param
 
@@ -59,17 +57,14 @@ def test_two_blocks_are_held_at_most(name, path, weights, monkeypatch):
     blocks, most, count = set(), 0, 0
     read, release = WeightLoader.read, WeightLoader.release
 
-    def block_of(key: str) -> str:
-        return key.removeprefix(f"{model.block_list}.").split(".")[0]
-
     def noted_read(self, key, *arguments, **options):
         nonlocal most, count
-        blocks.add(block_of(key))
+        blocks.add(model.block_of(key))
         most, count = max(most, len(blocks)), count + 1
         return read(self, key, *arguments, **options)
 
     def noted_release(self, key):
-        blocks.discard(block_of(key))
+        blocks.discard(model.block_of(key))
         release(self, key)
 
     monkeypatch.setattr(WeightLoader, "read", noted_read)
@@ -148,7 +143,7 @@ def test_nan_is_reported_once(name, tmp_path, capsys):
 
 
 def test_text_states_read_their_layers_only(path, name, monkeypatch):
-    if name not in ("dit", "inpaint"):
+    if name not in ("dit", "inpaint", "opensora_v1_2", "latte"):
         pytest.skip("has no text states")
     model, loaded = stream(name, path), KINDS[name].model.from_pretrained(path, weights="as_stored")
     keys: list[str] = []
@@ -162,7 +157,7 @@ def test_text_states_read_their_layers_only(path, name, monkeypatch):
     text = ms.Tensor(np.random.RandomState(0).standard_normal((1, 1, 6, 32)).astype(np.float32))
     for found, expected in zip(model.text_states(text), loaded.text_states(text)):
         assert all(np.array_equal(one.asnumpy(), other.asnumpy()) for one, other in zip(found, expected))
-    assert len(keys) == 4 * len(blocks_of(model)) and all(".attn2.to_k." in k or ".attn2.to_v." in k for k in keys)
+    assert len(keys) == 4 * model.config.num_layers and all(".attn2.to_k." in k or ".attn2.to_v." in k for k in keys)
     assert held_bytes(model) == 0 and readers() == []
 
 
