@@ -19,7 +19,7 @@ from opensora.models.common.layers import Conv2d, Conv3d
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.skiparse import Skiparse
 from opensora.models.text_encoder.config import MT5Config
-from opensora.models.wfvae.blocks import AttnBlock3DFix
+from opensora.models.common.video_blocks import AttnBlock3DFix
 
 FLOAT = 4
 

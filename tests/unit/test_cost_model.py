@@ -20,7 +20,7 @@ from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.common import layers
 from opensora.models.dit import blocks, embeddings
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
-from opensora.models.wfvae.blocks import CausalConv3d
+from opensora.models.common.video_blocks import CausalConv3d
 from opensora.parallel.sequence import NoSequenceParallel, UlyssesSequenceParallel
 
 PRESET = "OpenSoraT2V_v1_3-2B/122"
