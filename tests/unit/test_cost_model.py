@@ -18,9 +18,9 @@ from opensora.cost_model.cards import CARDS, LINK_SHARE, check_card, step_second
 from opensora.cost_model.stages import _cached_elements, model_bytes, peak, stages
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.common import layers
+from opensora.models.common.video_blocks import CausalConv3d
 from opensora.models.dit import blocks, embeddings
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
-from opensora.models.common.video_blocks import CausalConv3d
 from opensora.parallel.sequence import NoSequenceParallel, UlyssesSequenceParallel
 
 PRESET = "OpenSoraT2V_v1_3-2B/122"

@@ -5,12 +5,7 @@ from __future__ import annotations
 from mindspore import Tensor
 
 from opensora.models.common.layers import Conv2d
-from opensora.models.common.video_blocks import (
-    AttnBlock3DFix,
-    CausalConv3d,
-    ResnetBlock2D,
-    ResnetBlock3D,
-)
+from opensora.models.common.video_blocks import AttnBlock3DFix, CausalConv3d, ResnetBlock2D, ResnetBlock3D
 from opensora.ops.layout import swap_frames_channels
 
 

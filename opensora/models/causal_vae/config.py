@@ -60,7 +60,12 @@ class CausalVAEConfig(ModelConfig):
 
     # The first three are of training; images of any size are encoded whatever `resolution` is.
     ignored: ClassVar[tuple] = ("lr", "loss_type", "loss_params", "resolution", "in_channels", "out_channels")
-    fixed: ClassVar[dict] = {"attn_resolutions": (), "double_z": True, "q_conv": "CausalConv3d", "use_quant_layer": True}
+    fixed: ClassVar[dict] = {
+        "attn_resolutions": (),
+        "double_z": True,
+        "q_conv": "CausalConv3d",
+        "use_quant_layer": True,
+    }
     choices: ClassVar[dict] = {
         "encoder_conv_in": CONVOLUTIONS,
         "encoder_conv_out": CONVOLUTIONS,

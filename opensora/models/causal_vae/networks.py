@@ -29,7 +29,9 @@ class Encoder(StreamingSequential):
         channels = config.level_channels
         levels = []
         for i, (before, after) in enumerate(zip((config.hidden_size, *channels), channels)):
-            level = _resnet_blocks(config.encoder_resnet_blocks[i], before, after, config.num_res_blocks, config.dropout)
+            level = _resnet_blocks(
+                config.encoder_resnet_blocks[i], before, after, config.num_res_blocks, config.dropout
+            )
             spatial, temporal = config.encoder_spatial_downsample[i], config.encoder_temporal_downsample[i]
             if spatial:
                 level["downsample"] = SPATIAL_DOWNSAMPLE[spatial](after)

@@ -131,8 +131,5 @@ SPATIAL_UPSAMPLE: Table = {
     "SpatialUpsample2x": SpatialUpsample2x,
     "Spatial2xTime2x3DUpsample": _spatial2x_time2x_upsample,
 }
-TEMPORAL_UPSAMPLE: Table = {
-    "TimeUpsample2x": lambda channels: TimeUpsample2x(),
-    "TimeUpsampleRes2x": TimeUpsampleRes2x,
-}
+TEMPORAL_UPSAMPLE: Table = {"TimeUpsample2x": lambda channels: TimeUpsample2x(), "TimeUpsampleRes2x": TimeUpsampleRes2x}
 SPACE_AND_TIME = ("Spatial2xTime2x3DDownsample", "Spatial2xTime2x3DUpsample")  # change time too

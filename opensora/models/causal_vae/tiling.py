@@ -118,7 +118,8 @@ def _in_tiles(
     """Transforms tiles of height and width `size`, blends `blended` rows and columns of the results and joins them."""
     step = _step(size, overlap)
     height, width = x.shape[ROWS], x.shape[COLUMNS]
-    rows, above = [], []  # `above`: the tiles of the previous row, blended
+    rows: list[Tensor] = []
+    above: list[Tensor] = []  # the tiles of the previous row, blended
     for top in range(0, height, step):
         strip = _up_to(x, ROWS, top, top + size)
         row: list[Tensor] = []

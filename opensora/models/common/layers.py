@@ -24,7 +24,6 @@ from opensora.ops.norms import channel_layer_norm, group_norm, rms_norm
 from opensora.ops.precision import cast
 from opensora.ops.resample import upsample_nearest_2x
 
-
 ADAPTER = "lora"  # name of the Cell that a linear layer's adapter is
 NO_PADDING = (0, 0, 0, 0)
 
