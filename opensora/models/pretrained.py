@@ -58,7 +58,7 @@ class PretrainedModel(nn.Cell):
         published_as: other names of the model class in a config.json.
         aliases: further torch names of parameters (tied weights), mapped to the parameter's name.
         ignored_prefixes: prefixes of tensor names that belong to modules not built here.
-        preferred_weights: pattern of the files that come first in a folder of weights (`checkpoint.files.find_weights`).
+        preferred_weights: pattern of the files that come first in a folder (`checkpoint.files.find_weights`).
         dtype: the type the model computes in; norms and other statistics stay float32.
         block_list: name of the list of blocks that `from_pretrained` can stream.
         lora_targets: ends of the names of the layers that LoRA adapts by default: queries, keys, values, outputs of

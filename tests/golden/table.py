@@ -9,7 +9,16 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / 
 
 from golden_cases import case_names  # noqa: E402
 from golden_iddpm import MEASURES  # noqa: E402
-from golden_models import OPENSORA_CASES, dit_rows, mt5_rows, sd_vae_rows, stdit_rows, wfvae_rows  # noqa: E402
+from golden_models import (  # noqa: E402
+    CAUSAL_VAE_CASES,
+    OPENSORA_CASES,
+    causal_vae_rows,
+    dit_rows,
+    mt5_rows,
+    sd_vae_rows,
+    stdit_rows,
+    wfvae_rows,
+)
 from golden_schedulers import golden_rows  # noqa: E402
 
 # What measures the cases whose names begin so, and the file that describes them.
@@ -17,6 +26,7 @@ KINDS = [
     (prefix, measure, "cases.json")
     for prefix, measure in (("wfvae_", wfvae_rows), ("dit_", dit_rows), ("inpaint_", dit_rows), ("mt5_", mt5_rows))
 ]
+KINDS += [(f"causalvae_v1_{generation}", causal_vae_rows, CAUSAL_VAE_CASES) for generation in range(3)]
 KINDS += [
     (prefix, measure, OPENSORA_CASES)
     for prefix, measure in (("stdit2_", stdit_rows), ("sd_vae_", sd_vae_rows), *MEASURES.items())

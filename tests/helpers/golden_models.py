@@ -11,6 +11,7 @@ from golden_cases import case, given, load_case, relative_difference, weight
 from mindspore import Tensor, ops
 
 from opensora.models import (
+    CausalVAEModel,
     MT5EncoderModel,
     OpenSoraInpaint_v1_3,
     OpenSoraT2V_v1_3,
@@ -18,11 +19,14 @@ from opensora.models import (
     VideoAutoencoderKL,
     WFVAEModel,
 )
+from opensora.models.causal_vae.tiling import Tiling
 from opensora.models.stdit.embeddings import grid_angles, position_embedding
 from opensora.schedulers.iddpm.sampler import guided
 
 OPENSORA_CASES = "opensora_cases.json"
+CAUSAL_VAE_CASES = "causalvae_cases.json"
 MODELS = {
+    "CausalVAEModel": CausalVAEModel,
     "WFVAEModel": WFVAEModel,
     "OpenSoraT2V_v1_3": OpenSoraT2V_v1_3,
     "OpenSoraInpaint_v1_3": OpenSoraInpaint_v1_3,
@@ -71,6 +75,23 @@ def wfvae_rows(name: str) -> dict[str, float]:
         key: relative_difference(value.asnumpy(), reference.get(key, reference[key.replace("tiled_", "")]))
         for key, value in outputs.items()
     }
+
+
+def causal_vae_rows(name: str) -> dict[str, float]:
+    """Relative difference of every output of a CausalVAE case."""
+    description, reference = case(name, CAUSAL_VAE_CASES), load_case(name)
+    vae, prefix = same_model(name, CAUSAL_VAE_CASES), ""
+    if "tiling" in description:
+        prefix, only_in_space = "tiled_", {"tile_sample_min_size_t": None, "tile_latent_min_size_t": None}
+        vae.enable_tiling(tiling=Tiling(**{**only_in_space, **description["tiling"]}))
+    posterior = vae.encode(Tensor(np.clip(given(name, "x", description["inputs"]["x"]["shape"]), -3, 3) / 3))
+    stride = description.get("decode_stride", {"height": 1, "width": 1})
+    outputs = {
+        "mean": posterior.mean,
+        "logvar": posterior.logvar,
+        "decode": vae.decode(posterior.mean)[..., :: stride["height"], :: stride["width"]],
+    }
+    return {key: relative_difference(value.asnumpy(), reference[prefix + key]) for key, value in outputs.items()}
 
 
 def dit_rows(name: str) -> dict[str, float]:

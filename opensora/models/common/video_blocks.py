@@ -130,7 +130,7 @@ class PointwiseConv3d(nn.Cell):
 
 
 class ResnetBlock2D(nn.Cell):
-    """Residual block of twice (norm, SiLU, 2-D convolution) on each frame; a 1x1 shortcut if the channel count changes."""
+    """Residual block of twice (norm, SiLU, convolution) on each frame; a 1x1 shortcut if the channel count changes."""
 
     def __init__(self, in_channels: int, out_channels: int, norm_type: str, dropout: float):
         super().__init__()
