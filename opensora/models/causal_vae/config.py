@@ -22,7 +22,7 @@ from opensora.models.model_config import ModelConfig
 
 @dataclass(frozen=True)
 class CausalVAEConfig(ModelConfig):
-    """Fields are the keys of config.json; the defaults are those of all three generations, a model of v1.0.
+    """Fields are the keys of config.json. The defaults, the same in all three generations, make a model of v1.0.
 
     Lists have one value for each level, from the full resolution to that of the latents; "" means that the level has no
     such layer. The layers that change time in v1.0 have no weights. So weights load with any choice of them, and only
