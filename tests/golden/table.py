@@ -11,8 +11,10 @@ from golden_cases import case_names  # noqa: E402
 from golden_iddpm import MEASURES  # noqa: E402
 from golden_models import (  # noqa: E402
     CAUSAL_VAE_CASES,
+    DISCRIMINATOR_CASES,
     OPENSORA_CASES,
     causal_vae_rows,
+    discriminator_rows,
     dit_rows,
     mt5_rows,
     sd_vae_rows,
@@ -26,7 +28,7 @@ KINDS = [
     (prefix, measure, "cases.json")
     for prefix, measure in (("wfvae_", wfvae_rows), ("dit_", dit_rows), ("inpaint_", dit_rows), ("mt5_", mt5_rows))
 ]
-KINDS += [(f"causalvae_v1_{generation}", causal_vae_rows, CAUSAL_VAE_CASES) for generation in range(3)]
+KINDS += [("causalvae_", causal_vae_rows, CAUSAL_VAE_CASES), ("causalvae_", discriminator_rows, DISCRIMINATOR_CASES)]
 KINDS += [
     (prefix, measure, OPENSORA_CASES)
     for prefix, measure in (("stdit2_", stdit_rows), ("sd_vae_", sd_vae_rows), *MEASURES.items())

@@ -20,11 +20,13 @@ from opensora.models import (
     WFVAEModel,
 )
 from opensora.models.causal_vae.tiling import Tiling
+from opensora.models.discriminator import NLayerDiscriminator
 from opensora.models.stdit.embeddings import grid_angles, position_embedding
 from opensora.schedulers.iddpm.sampler import guided
 
 OPENSORA_CASES = "opensora_cases.json"
 CAUSAL_VAE_CASES = "causalvae_cases.json"
+DISCRIMINATOR_CASES = "discriminator_cases.json"
 MODELS = {
     "CausalVAEModel": CausalVAEModel,
     "WFVAEModel": WFVAEModel,
@@ -92,6 +94,22 @@ def causal_vae_rows(name: str) -> dict[str, float]:
         "decode": vae.decode(posterior.mean)[..., :: stride["height"], :: stride["width"]],
     }
     return {key: relative_difference(value.asnumpy(), reference[prefix + key]) for key, value in outputs.items()}
+
+
+def discriminator_rows(name: str) -> dict[str, float]:
+    """Relative difference of the logits in training, of the statistics that it updates, and of the logits with them."""
+    description, reference = case(name, DISCRIMINATOR_CASES), load_case(name)
+    network = NLayerDiscriminator(**description["config"])
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    state = {
+        key: value if key.endswith(statistics) else weight(name, key, value.shape)
+        for key, value in network.torch_state().items()
+    }
+    network.load_torch_state(state)
+    x = Tensor(np.clip(given(name, "x", description["inputs"]["x"]["shape"]), -3, 3) / 3)
+    outputs = {"train": network.set_train()(x).asnumpy(), "eval": network.set_train(False)(x).asnumpy()}
+    outputs.update(network.torch_state())
+    return {key: relative_difference(outputs[key], value) for key, value in reference.items()}
 
 
 def dit_rows(name: str) -> dict[str, float]:

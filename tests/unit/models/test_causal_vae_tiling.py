@@ -16,7 +16,7 @@ from opensora.models import CausalVAEModel
 from opensora.models.causal_vae.tiling import PUBLISHED_TILING, Tiling, windows
 from opensora.parallel.stream import LocalStream
 
-TILED = [name for name in case_names("causalvae_v1", CAUSAL_VAE_CASES) if "tiled" in name]
+TILED = [name for name in case_names("causalvae_", CAUSAL_VAE_CASES) if "tiled" in name]
 TILING = Tiling(32, 4, 9, 3, 0.25)
 
 
