@@ -16,10 +16,10 @@ from benchmarks.cases import SAMPLING_STEPS, Case
 from opensora.cost_model import SPATIAL_STRIDE, TEMPORAL_STRIDE, Run, linear_maps, row_counts
 from opensora.models import WFVAEModel
 from opensora.models.common.layers import Conv2d, Conv3d
+from opensora.models.common.video_blocks import AttnBlock3DFix
 from opensora.models.dit.config import OpenSoraConfig
 from opensora.models.dit.skiparse import Skiparse
 from opensora.models.text_encoder.config import MT5Config
-from opensora.models.wfvae.blocks import AttnBlock3DFix
 
 FLOAT = 4
 

@@ -128,8 +128,12 @@ def _pipeline_hint(folder: Path) -> str:
     return f"the folder holds {kind}; name one of its folders: {', '.join(models[:6])}"
 
 
-def find_weights(path: Union[str, Path]) -> Path:
+def find_weights(path: Union[str, Path], preferred: str = "") -> Path:
     """The file of weights at a path, which may be the file or its folder.
+
+    Args:
+        path: the file or its folder.
+        preferred: a pattern of files that come before those of `NAMES`; of several the last by name is taken.
 
     Raises:
         FileNotFoundError: no such path, or no weights in the folder.
@@ -138,6 +142,8 @@ def find_weights(path: Union[str, Path]) -> Path:
     path = resolve_path(path)
     if path.is_file():
         return path
+    if preferred and (first := sorted(path.glob(preferred))):
+        return first[-1]
     for name in NAMES:
         if (path / name).is_file():
             return path / name

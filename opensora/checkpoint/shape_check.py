@@ -45,6 +45,24 @@ WFVAE = ArchSpec(
         ),
     )
 )
+CAUSAL_VAE = ArchSpec(
+    sizes=(
+        ExpectedDim("encoder.conv_out.conv.weight", 0, "z_channels", lambda c: 2 * c.get("z_channels", 4)),
+        ExpectedDim("quant_conv.conv.weight", 0, "embed_dim", lambda c: 2 * c.get("embed_dim", 4)),
+        ExpectedDim(
+            "decoder.norm_out.weight",
+            0,
+            "hidden_size * hidden_size_mult[0]",
+            lambda c: c.get("hidden_size", 128) * c.get("hidden_size_mult", [1])[0],
+        ),
+        ExpectedDim(
+            "encoder.norm_out.weight",
+            0,
+            "hidden_size * hidden_size_mult[-1]",
+            lambda c: c.get("hidden_size", 128) * c.get("hidden_size_mult", [4])[-1],
+        ),
+    )
+)
 OPENSORA = ArchSpec(
     sizes=(
         ExpectedDim(
@@ -131,6 +149,7 @@ def _with_article(name: str) -> str:
 # By the class name in this project.
 ARCH_SPECS = {
     "WFVAEModel": WFVAE,
+    "CausalVAEModel": CAUSAL_VAE,
     "OpenSoraT2V_v1_3": OPENSORA,
     "OpenSoraInpaint_v1_3": OPENSORA,
     "OpenSoraT2V": OPENSORA,

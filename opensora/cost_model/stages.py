@@ -103,7 +103,7 @@ def autoencoder_buffers(model: WFVAEModel, run: Run, in_chunks: bool = True) -> 
 
 def _cached_elements(model: PretrainedModel, h: int, w: int) -> int:
     """Elements of the frames that the decoder's causal convolutions cache, for latents of h x w."""
-    from opensora.models.wfvae.blocks import CausalConv3d
+    from opensora.models.common.video_blocks import CausalConv3d
 
     decoder = model.decoder
     *up2, double2, last2 = decoder.up2.cell_list

@@ -7,6 +7,7 @@ import importlib
 # The classes that a config.json can name, and their modules.
 MODELS = {
     "WFVAEModel": "opensora.models.wfvae.model",
+    "CausalVAEModel": "opensora.models.causal_vae.model",
     "OpenSoraT2V_v1_3": "opensora.models.dit.model",
     "OpenSoraInpaint_v1_3": "opensora.models.dit.inpaint",
     "OpenSoraT2V": "opensora.models.dit.v1_2",

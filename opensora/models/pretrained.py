@@ -58,6 +58,7 @@ class PretrainedModel(nn.Cell):
         published_as: other names of the model class in a config.json.
         aliases: further torch names of parameters (tied weights), mapped to the parameter's name.
         ignored_prefixes: prefixes of tensor names that belong to modules not built here.
+        preferred_weights: pattern of the files that come first in a folder (`checkpoint.files.find_weights`).
         dtype: the type the model computes in; norms and other statistics stay float32.
         block_list: name of the list of blocks that `from_pretrained` can stream.
         lora_targets: ends of the names of the layers that LoRA adapts by default: queries, keys, values, outputs of
@@ -75,6 +76,7 @@ class PretrainedModel(nn.Cell):
     published_as: tuple[str, ...] = ()
     aliases: Mapping[str, str] = {}
     ignored_prefixes: tuple[str, ...] = ()
+    preferred_weights = ""
     dtype = ms.float32
     block_list = ""
     lora_targets: tuple[str, ...] = ()
@@ -125,9 +127,9 @@ class PretrainedModel(nn.Cell):
             try:
                 config = cls.published_config(path)
             except FileNotFoundError:
-                find_weights(path)  # its error is the better one if the weights are missing too
+                find_weights(path, cls.preferred_weights)  # its error is better if the weights are missing too
                 raise
-        source = find_weights(path)
+        source = find_weights(path, cls.preferred_weights)
         state = open_state(source, use_ema)
         with naming_errors(source):
             model = cls.without_weights(**config)

@@ -19,12 +19,16 @@ from opensora.ops.precision import float32_on_cpu
 
 @float32_on_cpu
 def conv2d(x: Tensor, weight: Tensor, bias: Tensor, stride: int = 1, padding: Sequence[int] = (0, 0, 0, 0)) -> Tensor:
-    """2-D convolution of every frame: x (B, T, C, H, W), weight (O, C, k, k), zeros (top, bottom, left, right)."""
+    """2-D convolution of every frame: x (B, T, C, H, W), zeros (top, bottom, left, right).
+
+    The weight is (O, C, k, k), or (O, C, 1, k, k).
+    """
     if gemm_available(x.dtype) and kernels.supports(weight, stride):
         frames = x if stride == 1 else x.reshape((-1, 1) + x.shape[2:])  # the kernel's stride includes time
-        weight = weight.reshape(weight.shape[:2] + (1,) + weight.shape[2:])
+        weight = weight.reshape(weight.shape[:2] + (1,) + weight.shape[-2:])
         y = kernels.conv3d(frames, weight, bias, stride, tuple(padding))
         return y.reshape(x.shape[:2] + y.shape[2:])
+    weight = weight.reshape(weight.shape[:2] + weight.shape[-2:])
     y = _convolve(x.reshape((-1,) + x.shape[2:]), weight, stride, padding)
     return _unfold(ops.bias_add(y, bias), x.shape[1])
 

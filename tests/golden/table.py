@@ -10,8 +10,12 @@ sys.path[:0] = [str(Path(__file__).parents[2]), str(Path(__file__).parents[1] / 
 from golden_cases import case_names  # noqa: E402
 from golden_iddpm import MEASURES  # noqa: E402
 from golden_models import (  # noqa: E402
+    CAUSAL_VAE_CASES,
+    DISCRIMINATOR_CASES,
     OPENSORA_CASES,
     PLAN_V1_CASES,
+    causal_vae_rows,
+    discriminator_rows,
     dit_rows,
     mt5_rows,
     plan_v1_rows,
@@ -26,6 +30,7 @@ KINDS = [
     (prefix, measure, "cases.json")
     for prefix, measure in (("wfvae_", wfvae_rows), ("dit_", dit_rows), ("inpaint_", dit_rows), ("mt5_", mt5_rows))
 ]
+KINDS += [("causalvae_", causal_vae_rows, CAUSAL_VAE_CASES), ("causalvae_", discriminator_rows, DISCRIMINATOR_CASES)]
 KINDS += [
     (prefix, measure, OPENSORA_CASES)
     for prefix, measure in (("stdit2_", stdit_rows), ("sd_vae_", sd_vae_rows), *MEASURES.items())

@@ -11,6 +11,7 @@ from golden_cases import case, given, load_case, relative_difference, weight
 from mindspore import Tensor, ops
 
 from opensora.models import (
+    CausalVAEModel,
     LatteT2V,
     MT5EncoderModel,
     OpenSoraInpaint_v1_3,
@@ -20,12 +21,17 @@ from opensora.models import (
     VideoAutoencoderKL,
     WFVAEModel,
 )
+from opensora.models.causal_vae.tiling import Tiling
+from opensora.models.discriminator import NLayerDiscriminator
 from opensora.models.stdit.embeddings import grid_angles, position_embedding
 from opensora.schedulers.iddpm.sampler import guided
 
 OPENSORA_CASES = "opensora_cases.json"
 PLAN_V1_CASES = "plan_v1_cases.json"  # Open-Sora-Plan v1.0 to v1.2
+CAUSAL_VAE_CASES = "causalvae_cases.json"
+DISCRIMINATOR_CASES = "discriminator_cases.json"
 MODELS = {
+    "CausalVAEModel": CausalVAEModel,
     "WFVAEModel": WFVAEModel,
     "OpenSoraT2V_v1_3": OpenSoraT2V_v1_3,
     "OpenSoraInpaint_v1_3": OpenSoraInpaint_v1_3,
@@ -76,6 +82,39 @@ def wfvae_rows(name: str) -> dict[str, float]:
         key: relative_difference(value.asnumpy(), reference.get(key, reference[key.replace("tiled_", "")]))
         for key, value in outputs.items()
     }
+
+
+def causal_vae_rows(name: str) -> dict[str, float]:
+    """Relative difference of every output of a CausalVAE case."""
+    description, reference = case(name, CAUSAL_VAE_CASES), load_case(name)
+    vae, prefix = same_model(name, CAUSAL_VAE_CASES), ""
+    if "tiling" in description:
+        prefix, only_in_space = "tiled_", {"tile_sample_min_size_t": None, "tile_latent_min_size_t": None}
+        vae.enable_tiling(tiling=Tiling(**{**only_in_space, **description["tiling"]}))
+    posterior = vae.encode(Tensor(np.clip(given(name, "x", description["inputs"]["x"]["shape"]), -3, 3) / 3))
+    stride = description.get("decode_stride", {"height": 1, "width": 1})
+    outputs = {
+        "mean": posterior.mean,
+        "logvar": posterior.logvar,
+        "decode": vae.decode(posterior.mean)[..., :: stride["height"], :: stride["width"]],
+    }
+    return {key: relative_difference(value.asnumpy(), reference[prefix + key]) for key, value in outputs.items()}
+
+
+def discriminator_rows(name: str) -> dict[str, float]:
+    """Relative difference of the logits in training, of the statistics that it updates, and of the logits with them."""
+    description, reference = case(name, DISCRIMINATOR_CASES), load_case(name)
+    network = NLayerDiscriminator(**description["config"])
+    statistics = ("running_mean", "running_var", "num_batches_tracked")
+    state = {
+        key: value if key.endswith(statistics) else weight(name, key, value.shape)
+        for key, value in network.torch_state().items()
+    }
+    network.load_torch_state(state)
+    x = Tensor(np.clip(given(name, "x", description["inputs"]["x"]["shape"]), -3, 3) / 3)
+    outputs = {"train": network.set_train()(x).asnumpy(), "eval": network.set_train(False)(x).asnumpy()}
+    outputs.update(network.torch_state())
+    return {key: relative_difference(outputs[key], value) for key, value in reference.items()}
 
 
 def dit_inputs(name: str, file: str = "cases.json") -> dict:

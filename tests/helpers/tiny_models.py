@@ -40,6 +40,32 @@ DIT = dict(
     sparse_n=4,
 )
 TEXT = dict(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
+# CausalVAE of each generation, with its layers and tiny widths.
+_CAUSAL_VAE = dict(hidden_size=32, hidden_size_mult=[1, 1, 1, 1], num_res_blocks=1)
+_CAUSAL_VAE_FIX = dict(
+    encoder_conv_in="Conv2d",
+    encoder_resnet_blocks=["ResnetBlock2D", "ResnetBlock2D", "ResnetBlock3D", "ResnetBlock3D"],
+    encoder_attention="AttnBlock3DFix",
+    decoder_attention="AttnBlock3DFix",
+)
+CAUSAL_VAE = {
+    "v1.0": {**_CAUSAL_VAE, "encoder_temporal_downsample": ["TimeDownsample2x", "TimeDownsample2x", "", ""]},
+    "v1.1": {
+        **_CAUSAL_VAE,
+        **_CAUSAL_VAE_FIX,
+        "encoder_spatial_downsample": ["Downsample", "Downsample", "Downsample", ""],
+        "encoder_temporal_downsample": ["", "TimeDownsampleRes2x", "TimeDownsampleRes2x", ""],
+        "decoder_temporal_upsample": ["", "", "TimeUpsampleRes2x", "TimeUpsampleRes2x"],
+    },
+    "v1.2": {
+        **_CAUSAL_VAE,
+        **_CAUSAL_VAE_FIX,
+        "encoder_spatial_downsample": ["Downsample", *["Spatial2xTime2x3DDownsample"] * 2, ""],
+        "encoder_temporal_downsample": [""] * 4,
+        "decoder_spatial_upsample": ["", "SpatialUpsample2x", *["Spatial2xTime2x3DUpsample"] * 2],
+        "decoder_temporal_upsample": [""] * 4,
+    },
+}
 
 
 def make_release(folder: Path) -> Path:

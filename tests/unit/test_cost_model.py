@@ -22,10 +22,10 @@ from opensora.cost_model.stages import _cached_elements, model_bytes, peak, stag
 from opensora.device import PRECISIONS
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.common import layers
+from opensora.models.common.video_blocks import CausalConv3d
 from opensora.models.dit import blocks, embeddings
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
 from opensora.models.lora import initial_adapters, linear_shapes, select_layers
-from opensora.models.wfvae.blocks import CausalConv3d
 from opensora.parallel.sequence import NoSequenceParallel, UlyssesSequenceParallel
 
 PRESET = "OpenSoraT2V_v1_3-2B/122"

@@ -8,11 +8,9 @@ from __future__ import annotations
 from mindspore import Tensor, nn
 
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
-from opensora.models.common.layers import Conv2d, Downsample, GroupNorm, Linear, Upsample
+from opensora.models.common.layers import NO_PADDING, Conv2d, Downsample, GroupNorm, Linear, Upsample
 from opensora.ops.attention import attention
 from opensora.ops.layout import permute
-
-NO_PADDING = (0, 0, 0, 0)
 
 
 class ResnetBlock2D(nn.Cell):

@@ -10,10 +10,10 @@ import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from opensora.checkpoint.lazy_tensor import LazyTensor
-from opensora.models.autoencoder_kl.blocks import NO_PADDING, Decoder, Encoder
+from opensora.models.autoencoder_kl.blocks import Decoder, Encoder
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
 from opensora.models.common.distribution import DiagonalGaussian
-from opensora.models.common.layers import Conv2d
+from opensora.models.common.layers import NO_PADDING, Conv2d
 from opensora.models.pretrained import PretrainedModel
 
 SCALE = 0.18215  # scales latents to about unit variance

@@ -25,6 +25,7 @@ from opensora.ops.precision import cast
 from opensora.ops.resample import upsample_nearest_2x
 
 ADAPTER = "lora"  # name of the Cell that a linear layer's adapter is
+NO_PADDING = (0, 0, 0, 0)
 
 
 def _uniform(shape: Sequence[int], fan_in: int) -> Parameter:
@@ -69,7 +70,7 @@ class Conv3d(WeightLayer):
         out_channels: int,
         kernel_size: int = 3,
         stride: int = 1,
-        padding: Sequence[int] = (0, 0, 0, 0),
+        padding: Sequence[int] = NO_PADDING,
     ):
         super().__init__()
         fan_in = in_channels * kernel_size**3
@@ -86,7 +87,10 @@ class Conv3d(WeightLayer):
 
 
 class Conv2d(WeightLayer):
-    """2-D convolution of each frame of (B, T, C, H, W); zero `padding` (top, bottom, left, right)."""
+    """2-D convolution of each frame of (B, T, C, H, W); zero `padding` (top, bottom, left, right).
+
+    With `frame_axis` the weight has the shape (O, C, 1, k, k) of a 3-D convolution over one frame.
+    """
 
     def __init__(
         self,
@@ -95,10 +99,12 @@ class Conv2d(WeightLayer):
         kernel_size: int = 3,
         stride: int = 1,
         padding: Sequence[int] = (1, 1, 1, 1),
+        frame_axis: bool = False,
     ):
         super().__init__()
         fan_in = in_channels * kernel_size**2
-        self.weight = _uniform((out_channels, in_channels, kernel_size, kernel_size), fan_in)
+        frames = (1,) if frame_axis else ()
+        self.weight = _uniform((out_channels, in_channels) + frames + (kernel_size, kernel_size), fan_in)
         self.bias = _uniform((out_channels,), fan_in)
         self.stride = stride
         self.padding = tuple(padding)

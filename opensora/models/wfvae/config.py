@@ -8,8 +8,8 @@ from typing import ClassVar, Optional
 
 from opensora.config.options import check_choice
 from opensora.errors import UserError
+from opensora.models.common.video_blocks import NORM_TYPES, T_INTERPOLATIONS
 from opensora.models.model_config import ModelConfig
-from opensora.models.wfvae.blocks import NORM_TYPES, T_INTERPOLATIONS
 
 L1_BLOCKS = {
     # (downsample block, its wavelet, upsample block, its wavelet): whether level 1 halves time

@@ -6,13 +6,12 @@ Li et al. 2024, arXiv:2411.17459.
 from __future__ import annotations
 
 import mindspore as ms
-from mindspore import Tensor, nn
+from mindspore import Tensor, nn, ops
 
 from opensora.models.common.layers import Conv2d, Upsample
-from opensora.models.wfvae.blocks import (
+from opensora.models.common.video_blocks import (
     AttnBlock3DFix,
     CausalConv3d,
-    DelayLine,
     ResnetBlock3D,
     Spatial2xTime2x3DUpsample,
     StreamingSequential,
@@ -91,7 +90,7 @@ class Decoder(nn.Cell):
         self.stream = LocalStream()
 
     def construct(self, z: Tensor, cache=None, last: bool = True):
-        """Returns (video, level-1 and level-2 coefficients, new cache); `blocks` describes cache and last."""
+        """Returns (video, level-1 and level-2 coefficients, new cache); `video_blocks` describes cache and last."""
         h, low, l1, l2, new_cache = self.backbone(z, cache, last)
         video = self.to_video(h, low, cache is None and self.stream.index == 0)
         if not last:
@@ -127,6 +126,27 @@ class Decoder(nn.Cell):
         """The last layer and the inverse wavelet transform, to (B, 3, T, H, W)."""
         video = self.inverse_wavelet_transform_out(_add_to_low_band(self.conv_out(h).astype(ms.float32), low), first)
         return swap_frames_channels(video)
+
+
+class DelayLine(nn.Cell):
+    """Delays a stream by `delay` frames: the last frames of a chunk are output at the start of the next one."""
+
+    def __init__(self, delay: int):
+        super().__init__()
+        self.delay = delay
+        self.stream = LocalStream()
+
+    def construct(self, x: Tensor, cache=None, last: bool = True):
+        if self.delay == 0:
+            return x, ()
+        end, new_cache = x.shape[1] - self.delay, ()
+        if self.stream.is_shared or not last:
+            cache, new_cache = self.stream.exchange_halo(x[:, end:], cache)
+        if not last:
+            x = x[:, :end]
+        if cache is not None:
+            x = ops.cat((cache, x), 1)
+        return x, new_cache
 
 
 def _add_to_low_band(coefficients: Tensor, low: Tensor) -> Tensor:

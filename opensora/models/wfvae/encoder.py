@@ -9,7 +9,7 @@ import mindspore as ms
 from mindspore import Tensor, nn
 
 from opensora.models.common.layers import Conv2d, Downsample
-from opensora.models.wfvae.blocks import (
+from opensora.models.common.video_blocks import (
     AttnBlock3DFix,
     CausalConv3d,
     ResnetBlock2D,
@@ -43,7 +43,7 @@ class Encoder(nn.Cell):
         self.down1 = StreamingSequential(
             [
                 Conv2d(24, base),
-                *[ResnetBlock2D(base, norm, dropout) for _ in range(config.encoder_num_resblocks)],
+                *[ResnetBlock2D(base, base, norm, dropout) for _ in range(config.encoder_num_resblocks)],
                 Spatial2xTime2x3DDownsample(base) if temporal_l1 else Downsample(base),
             ]
         )
@@ -65,7 +65,7 @@ class Encoder(nn.Cell):
         self.conv_out = CausalConv3d(base * 4, config.latent_dim * 2)
 
     def construct(self, x: Tensor, cache=None, last: bool = True):
-        """Returns (moments, level-1 and level-2 coefficients, new cache); `blocks` describes cache and last."""
+        """Returns (moments, level-1 and level-2 coefficients, new cache); `video_blocks` describes cache and last."""
         first = cache is None
         cache_down1, cache_down2, cache_mid, cache_out = (None,) * 4 if first else cache
 

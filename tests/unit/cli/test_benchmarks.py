@@ -19,8 +19,8 @@ from benchmarks.work import WORK, Work, attention, convolution, linear, transfor
 from opensora.cost_model import Run, flops
 from opensora.models import WFVAEModel
 from opensora.models.common.layers import Conv2d, Conv3d
+from opensora.models.common.video_blocks import AttnBlock3DFix
 from opensora.models.dit.config import OpenSoraConfig
-from opensora.models.wfvae.blocks import AttnBlock3DFix
 from opensora.ops.cpu.build import library
 from opensora.ops.cpu.custom_op import ONEDNN, has_sgemm
 

@@ -1,4 +1,4 @@
-"""Building blocks of WFVAE, all on (B, T, C, H, W).
+"""Building blocks of the causal video autoencoders, all on (B, T, C, H, W).
 
 Streaming. A long clip is processed in consecutive chunks along time, and the concatenated outputs equal the output for
 the whole clip. Layers that depend on earlier frames (causal convolutions, temporal upsampling) keep a cache between
@@ -15,14 +15,16 @@ the cache comes from the process that holds the previous chunk.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import OrderedDict
+from collections.abc import Mapping, Sequence
+from typing import Union
 
-from mindspore import Tensor, nn, ops
+from mindspore import Tensor, nn
 
-from opensora.models.common.layers import ChannelLayerNorm, Conv2d, Conv3d, Dropout, GroupNorm
+from opensora.models.common.layers import NO_PADDING, ChannelLayerNorm, Conv2d, Conv3d, Dropout, GroupNorm
 from opensora.ops.attention import attention
 from opensora.ops.layout import concat, permute, slice_axis
-from opensora.ops.resample import nearest_2x, upsample_bilinear_2x, upsample_linear_2x
+from opensora.ops.resample import double_later_frames, nearest_2x, upsample_bilinear_2x, upsample_linear_2x
 from opensora.parallel.stream import LocalStream
 
 NORM_TYPES = ("groupnorm", "layernorm")
@@ -48,13 +50,17 @@ class LayerNorm(nn.Cell):
 
 
 class StreamingSequential(nn.SequentialCell):
-    """A sequence of cells; the cache is a tuple with one item for each cell that streams."""
+    """A sequence of cells; the cache is a tuple with one item for each cell that streams.
+
+    Args:
+        cells: in the order of their computation; a mapping gives their names in parameters, otherwise 0, 1, ...
+    """
 
     streams = True
 
-    def __init__(self, cells: Sequence[nn.Cell]):
-        super().__init__(*cells)
-        self.streaming = tuple(getattr(cell, "streams", False) for cell in cells)
+    def __init__(self, cells: Union[Sequence[nn.Cell], Mapping[str, nn.Cell]]):
+        super().__init__(OrderedDict(cells) if isinstance(cells, Mapping) else list(cells))
+        self.streaming = tuple(getattr(cell, "streams", False) for cell in self.cell_list)
 
     def construct(self, x: Tensor, cache=None, last: bool = True):
         new_cache: tuple = ()
@@ -124,19 +130,24 @@ class PointwiseConv3d(nn.Cell):
 
 
 class ResnetBlock2D(nn.Cell):
-    """Residual block of twice (norm, SiLU, 2-D convolution), frame by frame; the channel count does not change."""
+    """Residual block of twice (norm, SiLU, convolution) on each frame; a 1x1 shortcut if the channel count changes."""
 
-    def __init__(self, channels: int, norm_type: str, dropout: float):
+    def __init__(self, in_channels: int, out_channels: int, norm_type: str, dropout: float):
         super().__init__()
-        self.norm1 = normalize(channels, norm_type, silu=True, per_frame=True)
-        self.conv1 = Conv2d(channels, channels)
-        self.norm2 = normalize(channels, norm_type, silu=True, per_frame=True)
+        self.norm1 = normalize(in_channels, norm_type, silu=True, per_frame=True)
+        self.conv1 = Conv2d(in_channels, out_channels)
+        self.norm2 = normalize(out_channels, norm_type, silu=True, per_frame=True)
         self.dropout = Dropout(dropout)
-        self.conv2 = Conv2d(channels, channels)
+        self.conv2 = Conv2d(out_channels, out_channels)
+        self.has_shortcut = in_channels != out_channels
+        if self.has_shortcut:
+            self.nin_shortcut = Conv2d(in_channels, out_channels, 1, padding=NO_PADDING)
 
     def construct(self, x: Tensor) -> Tensor:
         h = self.conv1(self.norm1(x))
         h = self.conv2(self.dropout(self.norm2(h)))
+        if self.has_shortcut:
+            x = self.nin_shortcut(x)
         return x + h
 
 
@@ -177,14 +188,18 @@ class AttnBlock3DFix(nn.Cell):
         self.proj_out = PointwiseConv3d(channels, channels)
 
     def construct(self, x: Tensor) -> Tensor:
-        b, t, c, h, w = x.shape
         y = self.norm(x)
-        q, k, v = [
-            permute(projected.reshape(b * t, 1, c, h * w), (0, 3, 1, 2))  # B T C H W -> (B T) (H W) 1 C
-            for projected in (self.q(y), self.k(y), self.v(y))
-        ]
-        y = permute(attention(q, k, v), (0, 2, 3, 1)).reshape(b, t, c, h, w)
-        return x + self.proj_out(y)
+        q, k, v = self.tokens(self.q(y)), self.tokens(self.k(y)), self.tokens(self.v(y))
+        return x + self.proj_out(self.frames(attention(q, k, v), x.shape))
+
+    def tokens(self, x: Tensor) -> Tensor:
+        """(B, T, C, H, W) -> (B T, H W, 1, C)."""
+        b, t, c, h, w = x.shape
+        return permute(x.reshape(b * t, 1, c, h * w), (0, 3, 1, 2))
+
+    def frames(self, tokens: Tensor, shape: tuple) -> Tensor:
+        """The inverse of `tokens`, to (B, T, C, H, W) = `shape`."""
+        return permute(tokens, (0, 2, 3, 1)).reshape(shape)
 
 
 class Spatial2xTime2x3DDownsample(nn.Cell):
@@ -229,33 +244,11 @@ class Spatial2xTime2x3DUpsample(nn.Cell):
             previous, new_cache = self.stream.exchange_halo(slice_axis(x, 1, tail, tail + 1), previous)
         delayed = 0 if last else self.delay
         if previous is None:
-            y = slice_axis(x, 1, 0, 1)
-            if frames > 1:
-                doubled = self.t_upsample(slice_axis(x, 1, 1, frames), 1)
-                y = concat(y, slice_axis(doubled, 1, 0, 2 * (frames - 1) - delayed), 1)
+            y = double_later_frames(x, self.t_upsample)
+            if delayed and frames > 1:
+                y = slice_axis(y, 1, 0, 2 * frames - 1 - delayed)
         else:
             doubled = self.t_upsample(concat(previous, x, 1), 1)
             y = slice_axis(doubled, 1, 2 - self.delay, 2 * (frames + 1) - delayed)
         y, conv_cache = self.conv(upsample_bilinear_2x(y), conv_cache, last)
         return y, () if last else (new_cache, conv_cache)
-
-
-class DelayLine(nn.Cell):
-    """Delays a stream by `delay` frames: the last frames of a chunk are output at the start of the next one."""
-
-    def __init__(self, delay: int):
-        super().__init__()
-        self.delay = delay
-        self.stream = LocalStream()
-
-    def construct(self, x: Tensor, cache=None, last: bool = True):
-        if self.delay == 0:
-            return x, ()
-        end, new_cache = x.shape[1] - self.delay, ()
-        if self.stream.is_shared or not last:
-            cache, new_cache = self.stream.exchange_halo(x[:, end:], cache)
-        if not last:
-            x = x[:, :end]
-        if cache is not None:
-            x = ops.cat((cache, x), 1)
-        return x, new_cache
