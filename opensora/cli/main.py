@@ -52,6 +52,7 @@ COMMANDS = {
     "convert wfvae": Command("opensora.cli.convert:wfvae", "WFVAE checkpoint of PyTorch to safetensors"),
     "convert torch": Command("opensora.cli.convert:torch", "weights of torch.save to safetensors"),
     "convert mindspore": Command("opensora.cli.convert:mindspore", "MindSpore checkpoint to safetensors"),
+    "inspect": Command("opensora.cli.inspect:main", "say what files and folders of weights hold"),
     "merge": Command("opensora.cli.merge:main", "merge sharded safetensors into one file"),
     "cast": Command("opensora.cli.cast:main", "store float32 safetensors as float16"),
     "fuse-lora": Command("opensora.cli.lora:fuse", "add LoRAs to the weights of a model"),

@@ -306,6 +306,13 @@ class DemoDataOptions:
 
 
 @dataclass(frozen=True)
+class InspectOptions:
+    paths: Sequence[str] = option(
+        help="files of weights, folders of models, or folders of such folders", positional=True
+    )
+
+
+@dataclass(frozen=True)
 class NewClipsOptions:
     output_dir: str = option(help="folder for the clips and captions")
     color: str = option("cyan", "the color of the shapes", choices=NEW_COLORS)
