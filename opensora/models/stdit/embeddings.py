@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -21,7 +21,7 @@ SMALL = 0.02  # standard deviation of the initial weights of the timestep and te
 
 
 def make_linear(
-    in_features: int, out_features: int, weight: Optional[Initializer] = None, kind: type[Linear] = Linear
+    in_features: int, out_features: int, weight: Union[str, Initializer, None] = None, kind: type[Linear] = Linear
 ) -> Linear:
     """A linear layer with zero bias; the default initialization is Xavier-uniform (Glorot & Bengio 2010)."""
     layer = kind(in_features, out_features)
@@ -124,12 +124,12 @@ class ScalarEmbedder(nn.Cell):
 
 
 class Modulation(nn.SequentialCell):
-    """Shifts, scales and gates of all blocks from the embedding of the timestep: (B, D) -> (B, `rows` D) float32."""
+    """Shifts, scales and gates from the embedding of the timestep or of all conditions: (B, D) -> (B, `rows` D) float32."""
 
     keep_float32 = True
 
-    def __init__(self, width: int, rows: int):
-        super().__init__(nn.SiLU(), make_linear(width, rows * width, Normal(SMALL)))
+    def __init__(self, width: int, rows: int, weight: Union[str, Initializer, None] = None):
+        super().__init__(nn.SiLU(), make_linear(width, rows * width, weight or Normal(SMALL)))
 
 
 class CaptionEmbedder(nn.Cell):
