@@ -140,11 +140,7 @@ class FixedSizeTransformer(HpcaitechTransformer):
         width = config.hidden_size
         # Graph mode reads no properties.
         self.width, self.input_size, self.grid = width, tuple(config.input_size), config.grid
-        self.spatial_base, self.space_scale, self.time_scale = (
-            config.spatial_base,
-            config.space_scale,
-            config.time_scale,
-        )
+        self.spatial_base, self.space_scale, self.time_scale = config.spatial_base, space_scale, time_scale
         self.x_embedder = PatchEmbed3D(config.patch_size, config.in_channels, width)
         self.t_embedder = ScalarEmbedder(width, Normal(SMALL))
 

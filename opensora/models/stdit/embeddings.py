@@ -124,7 +124,7 @@ class ScalarEmbedder(nn.Cell):
 
 
 class Modulation(nn.SequentialCell):
-    """Shifts, scales and gates from the embedding of the timestep or of all conditions: (B, D) -> (B, `rows` D) float32."""
+    """Shifts, scales and gates from the embedding of the timestep or the condition: (B, D) -> (B, `rows` D) float32."""
 
     keep_float32 = True
 
