@@ -2,13 +2,24 @@
 
 from __future__ import annotations
 
+import mindspore as ms
 from mindspore import Tensor, nn
 
 from opensora.models.common.layers import Embedding
 from opensora.models.dit_xl.config import DiTConfig
 from opensora.models.stdit.blocks import EPS, ModulatedBlock, SelfAttention
-from opensora.models.stdit.embeddings import SMALL, Mlp, Modulation, make_linear
+from opensora.models.stdit.embeddings import SMALL, Mlp, make_linear
 from opensora.ops.norms import modulated_layer_norm
+
+
+def make_modulation(width: int, rows: int) -> nn.SequentialCell:
+    """The layers from a condition (B, C) to shifts, scales and gates (B, `rows` C), which are initially zero."""
+    return nn.SequentialCell(nn.SiLU(), make_linear(width, rows * width, "zeros"))
+
+
+def split_modulation(modulation: Tensor, rows: int) -> Tensor:
+    """(B, `rows` C) -> (B, 1, `rows`, C) float32."""
+    return modulation.reshape(modulation.shape[0], 1, rows, -1).astype(ms.float32)
 
 
 class DiTBlock(ModulatedBlock):
@@ -25,10 +36,10 @@ class DiTBlock(ModulatedBlock):
         width = config.hidden_size
         self.attn = SelfAttention(width, config.num_heads, along_time)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
-        self.adaLN_modulation = Modulation(width, 6, "zeros")
+        self.adaLN_modulation = make_modulation(width, 6)
 
     def construct(self, x: Tensor, condition: Tensor) -> Tensor:
-        modulation = self.adaLN_modulation(condition).reshape(condition.shape[0], 1, 6, -1)
+        modulation = split_modulation(self.adaLN_modulation(condition), 6)
         return self.feed_forward(self.self_attend(x, modulation), modulation)
 
 
@@ -38,10 +49,10 @@ class FinalLayer(nn.Cell):
     def __init__(self, width: int, outputs: int):
         super().__init__()
         self.linear = make_linear(width, outputs, "zeros")
-        self.adaLN_modulation = Modulation(width, 2, "zeros")
+        self.adaLN_modulation = make_modulation(width, 2)
 
     def construct(self, x: Tensor, condition: Tensor) -> Tensor:
-        modulation = self.adaLN_modulation(condition).reshape(condition.shape[0], 1, 2, -1)
+        modulation = split_modulation(self.adaLN_modulation(condition), 2)
         return self.linear(modulated_layer_norm(x, modulation, 0, EPS))
 
 

@@ -124,12 +124,12 @@ class ScalarEmbedder(nn.Cell):
 
 
 class Modulation(nn.SequentialCell):
-    """Shifts, scales and gates from the embedding of the timestep or the condition: (B, D) -> (B, `rows` D) float32."""
+    """Shifts, scales and gates of all blocks from the embedding of the timestep: (B, D) -> (B, `rows` D) float32."""
 
     keep_float32 = True
 
-    def __init__(self, width: int, rows: int, weight: Union[str, Initializer, None] = None):
-        super().__init__(nn.SiLU(), make_linear(width, rows * width, weight or Normal(SMALL)))
+    def __init__(self, width: int, rows: int):
+        super().__init__(nn.SiLU(), make_linear(width, rows * width, Normal(SMALL)))
 
 
 class CaptionEmbedder(nn.Cell):
