@@ -6,7 +6,6 @@ from collections.abc import Iterable, Mapping
 from typing import Union
 
 import mindspore as ms
-import numpy as np
 from mindspore import Tensor, nn, ops
 
 from opensora.checkpoint.lazy_tensor import LazyTensor
@@ -15,17 +14,11 @@ from opensora.models.pretrained import PretrainedModel
 from opensora.models.streaming import BlockStream
 from opensora.models.text_encoder.clip_config import CLIPTextConfig
 from opensora.ops.activations import gelu, quick_gelu
-from opensora.ops.attention import MASK_VALUE, unscaled_attention
+from opensora.ops.attention import causal_attention
 from opensora.ops.linear import rows_at
 
 INITIAL_STD = 0.02  # of the embeddings
 TOKENS = "text_model.embeddings.token_embedding.weight"
-
-
-@ops.constexpr
-def causal_bias(length: int) -> Tensor:
-    """The bias (1, 1, L, L) float32 that hides later tokens; a constant in graph mode."""
-    return Tensor(np.triu(np.full((1, 1, length, length), MASK_VALUE, np.float32), 1))
 
 
 class SelfAttention(nn.Cell):
@@ -36,13 +29,13 @@ class SelfAttention(nn.Cell):
         width = config.hidden_size
         self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
         self.v_proj, self.out_proj = Linear(width, width), Linear(width, width)
-        self.heads, self.scale = config.num_attention_heads, (width // config.num_attention_heads) ** -0.5
+        self.heads = config.num_attention_heads
 
     def construct(self, x: Tensor) -> Tensor:
         b, length, _ = x.shape
-        q, k, v = self.q_proj(x) * self.scale, self.k_proj(x), self.v_proj(x)
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         heads = b, length, self.heads, -1
-        y = unscaled_attention(q.reshape(heads), k.reshape(heads), v.reshape(heads), causal_bias(length))
+        y = causal_attention(q.reshape(heads), k.reshape(heads), v.reshape(heads))
         return self.out_proj(y.reshape(b, length, -1))
 
 

@@ -116,9 +116,7 @@ def test_training_of_stdit_starts_from_an_image_model(tmp_path, capsys):
     save_zip(tmp_path / "x.pth", {"state_dict": {key: tensor(value) for key, value in image.items()}})
     model = STDiT.from_pretrained(tmp_path / "x.pth", **{**config, "model_max_length": 20})
     found = model.torch_state()
-    assert "8 parameters are missing (blocks.0.attn_temp" in capsys.readouterr().err.replace(
-        "12 parameters", "8 parameters"
-    )
+    assert "12 parameters are missing (blocks.0.attn_temp" in capsys.readouterr().err
     assert not found["blocks.1.attn_temp.proj.weight"].any() and found["blocks.1.attn_temp.qkv.weight"].any()
     null = "y_embedder.y_embedding"
     assert (found[null] == state[null][np.minimum(np.arange(20), 11)]).all()
@@ -211,7 +209,7 @@ def test_freeze():
 def test_latents_of_another_size_are_rejected(mode):
     for name, size in (("stdit1_video", (4, 8, 8)), ("dit_xl_text", (2, 8, 8)), ("pixart_ms", (1, 12, 12))):
         inputs = {**hpcaitech_v1_inputs(name), "x": Tensor(np.zeros((1, 4, *size), np.float32))}
-        with pytest.raises(ValueError, match=r"latents of \(. *, 8|12, 8|12\) frames, rows and columns"):
+        with pytest.raises(ValueError, match=r"latents of \(\d, .*\) frames, rows and columns"):
             class_of(name)(**config_of(name))(**inputs)
 
 
