@@ -25,6 +25,8 @@ def activation_cases() -> list[Case]:
     return [
         Case("activations.gelu_tanh", activations.gelu_tanh, exact.gelu_tanh, [x]),
         Case("activations.bias_gelu_tanh", activations.bias_gelu_tanh, lambda x, b: exact.gelu_tanh(x + b), [x, bias]),
+        Case("activations.gelu", activations.gelu, exact.gelu, [x]),
+        Case("activations.quick_gelu", activations.quick_gelu, lambda x: x / (1 + np.exp(-1.702 * x)), [x]),
         Case("activations.gated_gelu_tanh", activations.gated_gelu_tanh, lambda x, y: exact.gelu_tanh(x) * y, [x, x]),
     ]
 
@@ -58,6 +60,12 @@ def attention_cases() -> list[Case]:
             attention.unscaled_attention,
             unscaled,
             [given(2, TOKENS, HEADS, WIDTH, scale=0.3), k, k, position_bias],
+        ),
+        Case(
+            "attention.causal_attention",
+            attention.causal_attention,
+            lambda q, k, v: masked(q, k, v, np.triu(np.full((TOKENS, TOKENS), attention.MASK_VALUE), 1)),
+            [q, q, q],
         ),
         Case(
             "attention.mask_to_bias",
