@@ -25,6 +25,8 @@ def activation_cases() -> list[Case]:
     return [
         Case("activations.gelu_tanh", activations.gelu_tanh, exact.gelu_tanh, [x]),
         Case("activations.bias_gelu_tanh", activations.bias_gelu_tanh, lambda x, b: exact.gelu_tanh(x + b), [x, bias]),
+        Case("activations.gelu", activations.gelu, exact.gelu, [x]),
+        Case("activations.quick_gelu", activations.quick_gelu, lambda x: x / (1 + np.exp(-1.702 * x)), [x]),
         Case("activations.gated_gelu_tanh", activations.gated_gelu_tanh, lambda x, y: exact.gelu_tanh(x) * y, [x, x]),
     ]
 
@@ -58,6 +60,12 @@ def attention_cases() -> list[Case]:
             attention.unscaled_attention,
             unscaled,
             [given(2, TOKENS, HEADS, WIDTH, scale=0.3), k, k, position_bias],
+        ),
+        Case(
+            "attention.causal_attention",
+            attention.causal_attention,
+            lambda q, k, v: masked(q, k, v, np.triu(np.full((TOKENS, TOKENS), attention.MASK_VALUE), 1)),
+            [q, q, q],
         ),
         Case(
             "attention.mask_to_bias",
@@ -113,10 +121,23 @@ def linear_cases() -> list[Case]:
     half, int8 = fixed(numbers / 1024), fixed(numbers)  # exact in 16 bits
     scale = fixed(np.random.default_rng(1).choice([2**-10, 2**-9, 3 * 2**-9], (80, 2)))
     wide = lambda q, scale: q * scale.repeat(linear.GROUP, 1)  # noqa: E731
-    grouped = given(3, 11, 2 * linear.GROUP)
+    # Of layers with stored weights, the input alone gets a gradient.
+    grouped, offsets = given(3, 11, 2 * linear.GROUP), fixed(np.linspace(-1, 1, 80))
     return [
         Case("linear.linear", linear.linear, lambda x, w, b: x @ w.T + b, [x, weight, bias]),
         Case("linear.linear without bias", linear.linear, lambda x, w: x @ w.T, [x, weight]),
+        Case(
+            "linear.linear frozen",
+            lambda x, w, b: linear.linear(x, w.astype(x.dtype), b.astype(x.dtype), frozen=True),
+            lambda x, w, b: x @ w.T + b,
+            [grouped, half, offsets],
+        ),
+        Case(
+            "linear.add_low_rank",
+            lambda y, x, a, b: linear.add_low_rank(y, x, a, b, 0.5),
+            lambda y, x, a, b: y + 0.5 * (x @ a.T) @ b.T,
+            [given(3, 11, 80), x, given(4, WIDTH, scale=0.1), given(80, 4, scale=0.5)],
+        ),
         Case(
             "linear.stacked_linear",
             lambda x, a, b, c, bias: linear.stacked_linear(x, a, bias, b, bias, c, bias),
@@ -127,15 +148,13 @@ def linear_cases() -> list[Case]:
             "linear.stored_linear",
             lambda x, w, b: linear.stored_linear(x, w.astype(ms.float16), None, b),
             lambda x, w, b: x @ w.T + b,
-            [grouped, half, bias],
-            backward=False,
+            [grouped, half, offsets],
         ),
         Case(
             "linear.stored_linear int8",
             lambda x, q, scale, b: linear.stored_linear(x, q.astype(ms.int8), scale.astype(ms.float16), b),
             lambda x, q, scale, b: x @ wide(q, scale).T + b,
-            [grouped, int8, scale, bias],
-            backward=False,
+            [grouped, int8, scale, offsets],
         ),
         Case(
             "linear.widened_weight",

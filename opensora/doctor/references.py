@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Optional
 
 import numpy as np
+
+
+def gelu(x: np.ndarray) -> np.ndarray:
+    """x times the normal distribution function of x."""
+    return x * (1 + np.vectorize(math.erf)(x / math.sqrt(2))) / 2
 
 
 def gelu_tanh(x: np.ndarray) -> np.ndarray:
@@ -81,6 +87,13 @@ def linear_2x(x: np.ndarray, axis: int) -> np.ndarray:
     before, after = np.concatenate((x[:1], x[:-1])), np.concatenate((x[1:], x[-1:]))
     y = np.stack((0.75 * x + 0.25 * before, 0.75 * x + 0.25 * after), 1).reshape((-1,) + x.shape[1:])
     return np.moveaxis(y, 0, axis)
+
+
+def causal_windows(x: np.ndarray) -> np.ndarray:
+    """Every second frame and the two before it; the first frame is repeated."""
+    padded = np.concatenate((x[:, :1], x[:, :1], x), 1)
+    windows = np.stack([padded[:, k : k + 3] for k in range(0, x.shape[1], 2)], 1)
+    return windows.reshape((-1, 3) + x.shape[2:])
 
 
 def inverse_frequencies(dim: int) -> np.ndarray:

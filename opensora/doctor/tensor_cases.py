@@ -73,6 +73,14 @@ def resample_cases() -> list[Case]:
             lambda x: exact.linear_2x(exact.linear_2x(x, 3), 4),
             [x],
         ),
+        Case(
+            "resample.double_later_frames",
+            lambda x: resample.double_later_frames(x, resample.upsample_linear_2x),
+            lambda x: np.concatenate((x[:, :1], exact.linear_2x(x[:, 1:], 1)), 1),
+            [x],
+        ),
+        Case("resample.causal_windows", resample.causal_windows, exact.causal_windows, [x]),
+        Case("resample.mean_of_windows", resample.mean_of_windows, lambda x: x.mean(1, keepdims=True), [x]),
     ]
 
 

@@ -12,9 +12,16 @@ MODELS = {
     "OpenSoraInpaint_v1_3": "opensora.models.dit.inpaint",
     "OpenSoraT2V": "opensora.models.dit.v1_2",
     "LatteT2V": "opensora.models.latte.model",
+    "STDiT": "opensora.models.stdit.v1_0",
     "STDiT2": "opensora.models.stdit.model",
+    "DiT": "opensora.models.dit_xl.model",
+    "Latte": "opensora.models.dit_xl.model",
+    "PixArt": "opensora.models.pixart.model",
+    "PixArtMS": "opensora.models.pixart.model",
     "VideoAutoencoderKL": "opensora.models.autoencoder_kl.model",
     "MT5EncoderModel": "opensora.models.text_encoder.mt5",
+    "T5EncoderModel": "opensora.models.text_encoder.mt5",
+    "CLIPTextModel": "opensora.models.text_encoder.clip",
 }
 _MODULES = {**MODELS, "get_vae": "opensora.models.vaes"}
 

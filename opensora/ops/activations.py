@@ -40,3 +40,15 @@ def bias_gelu_tanh(x: Tensor, bias: Tensor) -> Tensor:
 def gated_gelu_tanh(x: Tensor, y: Tensor) -> Tensor:
     """`gelu_tanh` of x, times y (Shazeer 2020, arXiv:2002.05202, GEGLU)."""
     return gelu_tanh(x) * y
+
+
+@float32_on_cpu
+def gelu(x: Tensor) -> Tensor:
+    """x Phi(x), with the normal distribution function Phi (Hendrycks & Gimpel 2016, eq. 1)."""
+    return x * 0.5 * (1 + ops.erf(x * 0.7071067811865476))
+
+
+@float32_on_cpu
+def quick_gelu(x: Tensor) -> Tensor:
+    """x sigmoid(1.702 x), the coarser approximation of GELU that CLIP has (Hendrycks & Gimpel 2016, section 2)."""
+    return x * ops.sigmoid(x * 1.702)

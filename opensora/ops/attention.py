@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import Optional
 
 import mindspore as ms
+import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.ops.backend import uses_fused
@@ -92,6 +93,21 @@ def unscaled_attention(q: Tensor, k: Tensor, v: Tensor, bias: Tensor) -> Tensor:
     if gemm_available(q.dtype):
         return kernels.attention(q, k, v, bias, 1.0)
     return _attend(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), ops.stop_gradient(bias), 1.0).swapaxes(1, 2)
+
+
+@float32_on_cpu
+def causal_attention(q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+    """`attention` of queries to the keys at the same and earlier positions alone; q, k, v (B, S, N, D)."""
+    scale, bias = q.shape[-1] ** -0.5, _causal_bias(q.shape[1])
+    if gemm_available(q.dtype):
+        return kernels.attention(q, k, v, bias, scale)
+    return _attend(q.swapaxes(1, 2), k.swapaxes(1, 2), v.swapaxes(1, 2), bias, scale).swapaxes(1, 2)
+
+
+@ops.constexpr
+def _causal_bias(length: int) -> Tensor:
+    """The bias (1, 1, S, S) float32 that hides later keys."""
+    return Tensor(np.triu(np.full((1, 1, length, length), MASK_VALUE, np.float32), 1))
 
 
 @ops.constexpr

@@ -12,15 +12,19 @@ from golden_iddpm import MEASURES  # noqa: E402
 from golden_models import (  # noqa: E402
     CAUSAL_VAE_CASES,
     DISCRIMINATOR_CASES,
+    HPCAITECH_V1_CASES,
     OPENSORA_CASES,
     PLAN_V1_CASES,
     causal_vae_rows,
+    clip_text_rows,
     discriminator_rows,
     dit_rows,
+    hpcaitech_v1_rows,
     mt5_rows,
     plan_v1_rows,
     sd_vae_rows,
     stdit_rows,
+    t5_rows,
     wfvae_rows,
 )
 from golden_schedulers import golden_rows  # noqa: E402
@@ -36,6 +40,10 @@ KINDS += [
     for prefix, measure in (("stdit2_", stdit_rows), ("sd_vae_", sd_vae_rows), *MEASURES.items())
 ]
 KINDS += [(prefix, plan_v1_rows, PLAN_V1_CASES) for prefix in ("latte_", "opensora_v1_2_")]
+
+HPCAITECH_V1_PREFIXES = ("stdit1_", "dit_xl_", "latte_hpc_", "pixart_")
+KINDS += [(prefix, hpcaitech_v1_rows, HPCAITECH_V1_CASES) for prefix in HPCAITECH_V1_PREFIXES]
+KINDS += [("t5_", t5_rows, HPCAITECH_V1_CASES), ("clip_text_", clip_text_rows, HPCAITECH_V1_CASES)]
 
 
 def main() -> None:

@@ -12,12 +12,19 @@ from mindspore import Tensor, ops
 
 from opensora.models import (
     CausalVAEModel,
+    CLIPTextModel,
+    DiT,
+    Latte,
     LatteT2V,
     MT5EncoderModel,
     OpenSoraInpaint_v1_3,
     OpenSoraT2V,
     OpenSoraT2V_v1_3,
+    PixArt,
+    PixArtMS,
+    STDiT,
     STDiT2,
+    T5EncoderModel,
     VideoAutoencoderKL,
     WFVAEModel,
 )
@@ -28,6 +35,7 @@ from opensora.schedulers.iddpm.sampler import guided
 
 OPENSORA_CASES = "opensora_cases.json"
 PLAN_V1_CASES = "plan_v1_cases.json"  # Open-Sora-Plan v1.0 to v1.2
+HPCAITECH_V1_CASES = "open_sora_v1_0_cases.json"  # Open-Sora v1.0 and its text encoders
 CAUSAL_VAE_CASES = "causalvae_cases.json"
 DISCRIMINATOR_CASES = "discriminator_cases.json"
 MODELS = {
@@ -38,6 +46,13 @@ MODELS = {
     "OpenSoraT2V": OpenSoraT2V,
     "LatteT2V": LatteT2V,
     "MT5EncoderModel": MT5EncoderModel,
+    "T5EncoderModel": T5EncoderModel,
+    "CLIPTextModel": CLIPTextModel,
+    "STDiT": STDiT,
+    "DiT": DiT,
+    "Latte": Latte,
+    "PixArt": PixArt,
+    "PixArtMS": PixArtMS,
     "STDiT2": STDiT2,
     "STDiT2+forward_with_cfg": STDiT2,
     "VideoAutoencoderKL(AutoencoderKL)": VideoAutoencoderKL,
@@ -153,14 +168,51 @@ def plan_v1_rows(name: str) -> dict[str, float]:
     return dit_rows(name, PLAN_V1_CASES)
 
 
-def mt5_rows(name: str) -> dict[str, float]:
-    """Relative difference of an mT5 case's states at tokens whose mask is 1."""
+def mt5_rows(name: str, file: str = "cases.json") -> dict[str, float]:
+    """Relative difference of a T5 case's states at tokens whose mask is 1."""
     reference = load_case(name)
     ids = reference["input_ids"].astype(np.int32)
-    mask = np.stack([np.arange(ids.shape[1]) < kept for kept in case(name)["inputs"]["attention_kept"]])
-    states = build(name)(Tensor(ids), Tensor(mask.astype(np.int32)))
+    mask = np.stack([np.arange(ids.shape[1]) < kept for kept in case(name, file)["inputs"]["attention_kept"]])
+    states = same_model(name, file)(Tensor(ids), Tensor(mask.astype(np.int32)))
     kept = mask[..., None]
     return {"last_hidden_state": relative_difference(states.asnumpy() * kept, reference["last_hidden_state"] * kept)}
+
+
+def t5_rows(name: str) -> dict[str, float]:
+    """`mt5_rows` of T5 v1.1."""
+    return mt5_rows(name, HPCAITECH_V1_CASES)
+
+
+def clip_text_rows(name: str) -> dict[str, float]:
+    """Relative difference of every output of a case of CLIP's text encoder."""
+    reference = load_case(name)
+    outputs = same_model(name, HPCAITECH_V1_CASES)(Tensor(reference["input_ids"].astype(np.int32)))
+    names = "last_hidden_state", "pooler_output"
+    return {key: relative_difference(value.asnumpy(), reference[key]) for key, value in zip(names, outputs)}
+
+
+def hpcaitech_v1_inputs(name: str) -> dict:
+    """The arguments of the model in a case of a transformer of Open-Sora v1.0, by name."""
+    inputs = case(name, HPCAITECH_V1_CASES)["inputs"]
+    arguments = {key: Tensor(given(name, key, inputs[key]["shape"])) for key in ("x", "y") if key in inputs}
+    arguments["timestep"] = Tensor(np.array(inputs["timestep"], np.float32))
+    if "labels" in inputs:
+        arguments["y"] = Tensor(np.array(inputs["labels"], np.int32))
+    if inputs.get("text_tokens_kept") is not None:
+        kept = np.arange(inputs["y"]["shape"][2]) < np.array(inputs["text_tokens_kept"])[:, None]
+        arguments["mask"] = Tensor(kept.astype(np.int32))
+    if "x_mask" in inputs:
+        arguments["x_mask"] = Tensor(np.array(inputs["x_mask"], bool))
+    if "data_info" in inputs:
+        sizes = inputs["data_info"].items()
+        arguments["data_info"] = {key: Tensor(np.array(value, np.float32)) for key, value in sizes}
+    return arguments
+
+
+def hpcaitech_v1_rows(name: str) -> dict[str, float]:
+    """Relative difference of the output in a case of a transformer of Open-Sora v1.0."""
+    output = same_model(name, HPCAITECH_V1_CASES)(**hpcaitech_v1_inputs(name))
+    return {"output": relative_difference(output.asnumpy(), load_case(name)["output"])}
 
 
 def stdit_inputs(name: str) -> dict:

@@ -16,10 +16,11 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, Uniform, initializer
 
+from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.errors import UserError
 from opensora.ops.activations import bias_gelu_tanh
 from opensora.ops.conv import conv2d, conv3d
-from opensora.ops.linear import linear, stacked_linear, stored_linear, widened_weight
+from opensora.ops.linear import linear, rows_at, stacked_linear, stored_linear, widened_weight
 from opensora.ops.norms import channel_layer_norm, group_norm, rms_norm
 from opensora.ops.precision import cast
 from opensora.ops.resample import upsample_nearest_2x
@@ -190,6 +191,21 @@ class RMSNorm(nn.Cell):
         return rms_norm(x, self.weight, self.eps)
 
 
+class LayerNorm(nn.Cell):
+    """LayerNorm over the last axis of (..., D) (Ba et al. 2016, arXiv:1607.06450, eq. 4)."""
+
+    keep_float32 = True
+
+    def __init__(self, dim: int, eps: float = 1e-5):
+        super().__init__()
+        self.weight = _filled("ones", dim)
+        self.bias = _filled("zeros", dim)
+        self.eps = eps
+
+    def construct(self, x: Tensor) -> Tensor:
+        return channel_layer_norm(x.reshape(*x.shape, 1, 1), self.weight, self.bias, self.eps).reshape(x.shape)
+
+
 class Dropout(nn.Cell):
     """In training, zeroes elements with probability `p` and divides the others by 1 - p (Srivastava et al. 2014).
 
@@ -252,6 +268,23 @@ class LinearGELU(Linear):
 
     def construct(self, x: Tensor) -> Tensor:
         return bias_gelu_tanh(self.product(x, None), self.bias)
+
+
+class Embedding(nn.Cell):
+    """Looks up rows of `weight` (rows, width), or of `file_table`, of which it reads only these rows, as `dtype`."""
+
+    file_table: Optional[LazyTensor] = None
+    dtype = ms.float32
+
+    def __init__(self, rows: int, width: int, std: float = 1.0):
+        super().__init__()
+        self.weight = Parameter(initializer(Normal(std), (rows, width), ms.float32))
+
+    def construct(self, indices: Tensor) -> Tensor:
+        if self.file_table is not None:
+            rows = self.file_table.rows(indices.asnumpy().reshape(-1)).astype(np.float32, copy=False)
+            return Tensor(rows).astype(self.dtype).reshape(indices.shape + (-1,))
+        return rows_at(self.weight, indices)
 
 
 def scale_shift_table(rows: int, dim: int) -> Parameter:

@@ -1,4 +1,4 @@
-"""The diffusion transformer of Open-Sora v1.1.
+"""The diffusion transformers STDiT2 of Open-Sora v1.1 and STDiT of v1.0 (`v1_0`), and the base of v1.0's others.
 
 STDiT2(**config)                            keys of `STDiT2Config`; PRESETS["STDiT2-XL/2"] is the published size
 STDiT2.from_pretrained(path, dtype=ms.float32, use_ema=True, **config)

@@ -1,4 +1,4 @@
-"""The transformer block of STDiT2: spatial, temporal and cross-attention, MLP.
+"""The transformer blocks of PixArt (self-attention, cross-attention, MLP) and STDiT2 (also attention along time).
 
 Letters: B batch, T frames, S tokens of a frame, L tokens of the text, C width, N heads, D width of a head; F is T if
 the timestep differs between frames (conditioning frames have 0), else 1.
@@ -12,7 +12,7 @@ from mindspore import Tensor, nn
 
 from opensora.models.common.layers import RMSNorm, scale_shift_table
 from opensora.models.common.rows import repeat_rows, text_rows
-from opensora.models.stdit.config import STDiT2Config
+from opensora.models.stdit.config import CaptionedConfig, STDiT2Config
 from opensora.models.stdit.embeddings import Mlp, make_linear
 from opensora.ops.attention import attention
 from opensora.ops.layout import permute, select, unstack
@@ -28,27 +28,27 @@ SHIFT_TIME, GATE_TIME = 0, 2
 class SelfAttention(nn.Cell):
     """Attention within each frame, or `along_time` within each spatial position. (B, T, S, C) -> (B, T, S, C).
 
-    Temporal attention applies RoPE before the query and key norms; the published weights were trained in that order.
+    RoPE, if its cosines and sines are given, comes before the query and key norms; the published weights were trained
+    in that order.
     """
 
-    def __init__(self, config: STDiT2Config, along_time: bool, proj: str):
+    def __init__(self, width: int, heads: int, along_time: bool, proj: str = "xavier_uniform", qk_norm: bool = False):
         super().__init__()
-        width = config.hidden_size
-        self.heads = config.num_heads
+        self.heads = heads
         self.along_time = along_time
         self.qkv = make_linear(width, 3 * width)
         self.proj = make_linear(width, width, proj)
-        self.qk_norm = config.qk_norm
-        if config.qk_norm:
-            self.q_norm = RMSNorm(config.head_dim)
-            self.k_norm = RMSNorm(config.head_dim)
+        self.qk_norm = qk_norm
+        if qk_norm:
+            self.q_norm = RMSNorm(width // heads)
+            self.k_norm = RMSNorm(width // heads)
 
-    def construct(self, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    def construct(self, x: Tensor, cos: Optional[Tensor] = None, sin: Optional[Tensor] = None) -> Tensor:
         b, t, s, c = x.shape
         qkv = self.qkv(x).reshape(b, t, s, 3, self.heads, -1)
         qkv = permute(qkv, (3, 0, 2, 1, 4, 5) if self.along_time else (3, 0, 1, 2, 4, 5))  # 3, B S T N D or B T S N D
         q, k, v = unstack(qkv.reshape(3, -1, *qkv.shape[3:]))
-        if self.along_time:
+        if cos is not None:
             q, k = apply_interleaved_rope(q, cos, sin), apply_interleaved_rope(k, cos, sin)
         if self.qk_norm:
             q, k = self.q_norm(q), self.k_norm(k)
@@ -63,10 +63,9 @@ class CrossAttention(nn.Cell):
     attn_mask is of `prepare_attention_mask`.
     """
 
-    def __init__(self, config: STDiT2Config):
+    def __init__(self, width: int, heads: int):
         super().__init__()
-        width = config.hidden_size
-        self.heads = config.num_heads
+        self.heads = heads
         self.q_linear = make_linear(width, width)
         self.kv_linear = make_linear(width, 2 * width)
         self.proj = make_linear(width, width, "zeros")
@@ -83,7 +82,60 @@ class CrossAttention(nn.Cell):
         return self.proj(attention(q, k, v, attn_mask).reshape(b, t, s, c))
 
 
-class STDiT2Block(nn.Cell):
+class ModulatedBlock(nn.Cell):
+    """The parts of a PixArt block (Chen et al. 2023, arXiv:2310.00426, section 2.3), for subclasses that have them.
+
+    x is (B, T, S, C), the modulation (B, F, 6, C), both float32.
+    """
+
+    keep_float32: tuple[str, ...] = ("scale_shift_table",)
+
+    def modulated(self, modulation: Tensor) -> Tensor:
+        """(B, F, 1, 6 C) -> (B, F, 6, C), with the offsets of this block."""
+        return self.scale_shift_table + modulation.reshape(*modulation.shape[:2], 6, -1)
+
+    def self_attend(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Adds self-attention within each frame."""
+        h = modulated_layer_norm(x, modulation, SHIFT_SPACE, EPS)
+        return gated_residual(x, modulation, GATE_SPACE, self.attn(h))
+
+    def cross_attend(self, x: Tensor, text: Union[Tensor, tuple], text_mask: Optional[Tensor]) -> Tensor:
+        """Adds cross-attention to the text."""
+        return x + self.cross_attn(x, text, text_mask).astype(x.dtype)
+
+    def feed_forward(self, x: Tensor, modulation: Tensor) -> Tensor:
+        """Adds the MLP."""
+        h = modulated_layer_norm(x, modulation, SHIFT_MLP, EPS)
+        return gated_residual(x, modulation, GATE_MLP, self.mlp(h))
+
+
+class CaptionedBlock(ModulatedBlock):
+    """Has the parts of a PixArt block; subclasses compute with them."""
+
+    def __init__(self, config: CaptionedConfig):
+        super().__init__()
+        width, heads = config.hidden_size, config.num_heads
+        self.scale_shift_table = scale_shift_table(6, width)
+        self.attn = SelfAttention(width, heads, along_time=False)
+        self.cross_attn = CrossAttention(width, heads)
+        self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
+
+
+class PixArtBlock(CaptionedBlock):
+    """Self-attention within each frame, cross-attention to the text, MLP.
+
+    x (B, T, S, C) and modulation (B, 1, 1, 6 C), both float32, text (B, L, C) -> (B, T, S, C).
+    """
+
+    differentiable = (0, 1, 2)  # the inputs that receive gradients: x, modulation, text
+
+    def construct(self, x: Tensor, modulation: Tensor, text: Tensor, text_mask: Optional[Tensor]) -> Tensor:
+        modulation = self.modulated(modulation)
+        x = self.self_attend(x, modulation)
+        return self.feed_forward(self.cross_attend(x, text, text_mask), modulation)
+
+
+class STDiT2Block(ModulatedBlock):
     """x (B, T, S, C), modulations (B, F, 1, 6 C) and (B, F, 1, 3 C), text (R, L, C), text_mask -> (R, T, S, C).
 
     x and the modulations are float32. The text may be the pair of its keys and values. R is a multiple of B: what
@@ -95,12 +147,12 @@ class STDiT2Block(nn.Cell):
 
     def __init__(self, config: STDiT2Config):
         super().__init__()
-        width = config.hidden_size
+        width, heads = config.hidden_size, config.num_heads
         self.scale_shift_table = scale_shift_table(6, width)
         self.scale_shift_table_temporal = scale_shift_table(3, width)
-        self.attn = SelfAttention(config, along_time=False, proj="xavier_uniform")
-        self.attn_temp = SelfAttention(config, along_time=True, proj="zeros")
-        self.cross_attn = CrossAttention(config)
+        self.attn = SelfAttention(width, heads, along_time=False, qk_norm=config.qk_norm)
+        self.attn_temp = SelfAttention(width, heads, along_time=True, proj="zeros", qk_norm=config.qk_norm)
+        self.cross_attn = CrossAttention(width, heads)
         self.mlp = Mlp(width, int(width * config.mlp_ratio), width)
 
     def construct(
@@ -113,17 +165,14 @@ class STDiT2Block(nn.Cell):
         cos: Tensor,
         sin: Tensor,
     ) -> Tensor:
-        modulation = self.scale_shift_table + modulation.reshape(*modulation.shape[:2], 6, -1)
+        modulation = self.modulated(modulation)
         temporal = self.scale_shift_table_temporal + temporal.reshape(*temporal.shape[:2], 3, -1)
 
-        h = modulated_layer_norm(x, modulation, SHIFT_SPACE, EPS)
-        x = gated_residual(x, modulation, GATE_SPACE, self.attn(h, cos, sin))
+        x = self.self_attend(x, modulation)
         h = modulated_layer_norm(x, temporal, SHIFT_TIME, EPS)
         x = gated_residual(x, temporal, GATE_TIME, self.attn_temp(h, cos, sin))
         x, modulation = repeat_rows(x, text_rows(text)), repeat_rows(modulation, text_rows(text))
-        x = x + self.cross_attn(x, text, text_mask).astype(x.dtype)
-        h = modulated_layer_norm(x, modulation, SHIFT_MLP, EPS)
-        return gated_residual(x, modulation, GATE_MLP, self.mlp(h))
+        return self.feed_forward(self.cross_attend(x, text, text_mask), modulation)
 
 
 class FinalLayer(nn.Cell):

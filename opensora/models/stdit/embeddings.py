@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -21,7 +21,7 @@ SMALL = 0.02  # standard deviation of the initial weights of the timestep and te
 
 
 def make_linear(
-    in_features: int, out_features: int, weight: Optional[Initializer] = None, kind: type[Linear] = Linear
+    in_features: int, out_features: int, weight: Union[str, Initializer, None] = None, kind: type[Linear] = Linear
 ) -> Linear:
     """A linear layer with zero bias; the default initialization is Xavier-uniform (Glorot & Bengio 2010)."""
     layer = kind(in_features, out_features)

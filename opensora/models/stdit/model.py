@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
-from pathlib import Path
-from typing import Any, Optional, Union
+from collections.abc import Mapping
+from typing import Optional, Union
 
 import mindspore as ms
 import numpy as np
 from mindspore import Tensor, nn, ops
 from mindspore.common.initializer import Normal
 
-from opensora.checkpoint.files import find_weights, open_state, resolve_path
-from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, summarize
+from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.errors import UserError
 from opensora.models.common.rows import repeat_rows, text_rows
-from opensora.models.pretrained import PretrainedModel
+from opensora.models.stdit.base import HpcaitechTransformer
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.stdit.embeddings import (
@@ -28,14 +26,12 @@ from opensora.models.stdit.embeddings import (
 )
 from opensora.models.streaming import BlockStream
 from opensora.ops.attention import prepare_attention_mask
-from opensora.ops.layout import permute
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
-from opensora.utils.logs import logger
 
-NULL_TEXT, ROPE = "y_embedder.y_embedding", "rope.freqs"
+ROPE = "rope.freqs"
 
 
-class STDiT2(PretrainedModel):
+class STDiT2(HpcaitechTransformer):
     """Predicts noise and its variance from noisy latents, conditioned on timestep, text, size, length and frame rate.
 
     Letters: B batch, C channels, T H W latent frames, height, width; t h w tokens; L tokens of the text.
@@ -43,17 +39,15 @@ class STDiT2(PretrainedModel):
 
     config_class = STDiT2Config
     config: STDiT2Config
-    block_list = "blocks"
-    lora_targets = ("qkv", "q_linear", "kv_linear", "proj")
-    # Tables of older files. The RoPE frequencies are computed, because 16-bit files have them rounded.
-    ignored_prefixes = ("pos_embed", ROPE)
+    # The RoPE frequencies are computed, because 16-bit files have them rounded.
+    ignored_prefixes = (*HpcaitechTransformer.ignored_prefixes, ROPE)
 
     def __init__(self, **values):
         super().__init__()
         self.config = config = STDiT2Config.from_dict(values)
         width, patch = config.hidden_size, tuple(config.patch_size)
         # Graph mode reads no properties.
-        self.head_dim, self.out_channels, self.depth = config.head_dim, config.out_channels, config.depth
+        self.head_dim, self.depth = config.head_dim, config.depth
         self.x_embedder = PatchEmbed3D(patch, config.in_channels, width)
         self.positions = FramePositions(width, config.input_sq_size)
         self.t_embedder = ScalarEmbedder(width, Normal(SMALL))
@@ -67,7 +61,7 @@ class STDiT2(PretrainedModel):
         self.blocks = nn.CellList([STDiT2Block(config) for _ in range(config.depth)])
         self.blocks_to_run: Union[tuple, BlockStream] = tuple(self.blocks)
         self.final_layer = FinalLayer(width, int(np.prod(patch)) * config.out_channels)
-        self._freeze(config.freeze)
+        self.freeze(config.freeze)
 
     def construct(
         self,
@@ -238,83 +232,15 @@ class STDiT2(PretrainedModel):
             states = states + (block.cross_attn.keys_values(text),)
         return states
 
-    def unpatchify(self, x: Tensor, t: int, h: int, w: int) -> Tensor:
-        """Patches (B, t, h w, pt ph pw C) -> (B, C, T, H, W)."""
-        (pt, ph, pw), c = self.x_embedder.patch_size, self.out_channels
-        x = permute(x.reshape(-1, t, h, w, pt, ph, pw, c), (0, 7, 1, 4, 2, 5, 3, 6))  # B C t pt h ph w pw
-        return x.reshape(-1, c, t * pt, h * ph, w * pw)
-
-    def null_text(self, n: int) -> Tensor:
-        """The null text, repeated n times: (n, 1, L, caption_channels)."""
-        return ops.tile(self.y_embedder.y_embedding, (n, 1, 1, 1))
-
-    def replace_blocks(self, blocks: Iterable) -> None:
-        """Runs other Cells in place of the transformer blocks: a stream, or wrappers that gather sharded weights."""
-        self.blocks_to_run = blocks if isinstance(blocks, BlockStream) else tuple(blocks)
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        path: Union[str, Path],
-        dtype=ms.float32,
-        config: Optional[Mapping[str, Any]] = None,
-        use_ema: bool = True,
-        weights: Optional[str] = None,
-        streamed: bool = False,
-        **changes: Any,
-    ) -> STDiT2:
-        """As `PretrainedModel.from_pretrained`; `path` may also be a training run with its weights in `model/`.
-
-        Parameters that the file lacks keep their initial values, which is reported on stderr.
-
-        Args:
-            changes: override config.json; the whole configuration if there is none, as for Open-Sora's files.
-
-        Raises:
-            FileNotFoundError: no weights.
-            UserError: damaged files, or weights of another model or another size.
-        """
-        path = resolve_path(path)
-        source = find_weights(path / "model" if (path / "model").is_dir() else path)
-        if config is None:
-            config = cls.published_config(source) if (source.parent / "config.json").is_file() else {}
-        config = {**config, **changes}
-        state = open_state(source, use_ema)
-        try:
-            model = cls.without_weights(**config)
-            missing, unexpected = model._check(model.canonical_names(state), strict=False)
-            if len(missing) == len(model.parameters_dict()):
-                raise UserError(f"holds none of the weights of {cls.__name__}")
-            if missing:
-                model = cls(**config)
-            model._fill(state, dtype, strict=False, source=source, weights=weights, streamed=streamed)
-        except ValueError as error:
-            raise UserError(f"{source}: {error}") from error
-        if missing or unexpected:
-            logger.warning(
-                f"{source}: {summarize('parameters are missing', missing)} and keep their initial values; "
-                f"{summarize('tensors are not used', unexpected)}"
-            )
-        return model
-
     def torch_buffers(self) -> dict[str, np.ndarray]:
         return {ROPE: inverse_frequencies(self.config.head_dim).astype(np.float32)}
 
     def canonical_names(self, state: Mapping[str, LazyTensor]) -> dict[str, LazyTensor]:
-        """Also adapts the null text to `model_max_length`: truncates it, or repeats its last row."""
+        """Also checks that the file's RoPE frequencies are those of the configured heads."""
         heads = self.config.num_heads
         if ROPE in state and tuple(state[ROPE].shape) != (self.config.head_dim // 2,):
             raise UserError(
                 f"{ROPE} has {state[ROPE].shape[0]} frequencies, which do not match {heads} heads "
                 f"(num_heads) of {self.config.head_dim} channels"
             )
-        state = super().canonical_names(state)
-        if NULL_TEXT in state and state[NULL_TEXT].shape[0] != self.config.model_max_length:
-            rows = np.minimum(np.arange(self.config.model_max_length), state[NULL_TEXT].shape[0] - 1)
-            state[NULL_TEXT] = ArrayTensor(state[NULL_TEXT].numpy()[rows])
-        return state
-
-    def _freeze(self, which: Optional[str]) -> None:
-        for name, parameter in self.parameters_and_names():
-            if which == "not_temporal" and "attn_temp" not in name or which == "text" and "cross_attn" in name:
-                parameter.requires_grad = False
+        return super().canonical_names(state)

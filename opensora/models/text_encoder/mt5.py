@@ -9,17 +9,15 @@ from typing import Optional
 
 import mindspore as ms
 import numpy as np
-from mindspore import Parameter, Tensor, nn, ops
-from mindspore.common.initializer import Normal, initializer
+from mindspore import Tensor, nn, ops
 
 from opensora.checkpoint.lazy_tensor import LazyTensor
-from opensora.models.common.layers import Linear, RMSNorm
+from opensora.models.common.layers import Embedding, Linear, RMSNorm
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.streaming import BlockStream
 from opensora.models.text_encoder.config import MT5Config
 from opensora.ops.activations import gated_gelu_tanh
 from opensora.ops.attention import mask_to_bias, unscaled_attention
-from opensora.ops.linear import rows_at
 
 FLOAT16_LIMIT = 64504.0
 
@@ -44,23 +42,6 @@ def _buckets(length: int, count: int, max_distance: int) -> np.ndarray:
 def position_buckets(length: int, count: int, max_distance: int) -> Tensor:
     """`_buckets` as a graph-mode constant."""
     return Tensor(_buckets(length, count, max_distance))
-
-
-class Embedding(nn.Cell):
-    """Looks up rows of `weight` (rows, width), or of `file_table`, of which it reads only these rows, as `dtype`."""
-
-    file_table: Optional[LazyTensor] = None
-    dtype = ms.float32
-
-    def __init__(self, rows: int, width: int):
-        super().__init__()
-        self.weight = Parameter(initializer(Normal(1.0), (rows, width), ms.float32))
-
-    def construct(self, indices: Tensor) -> Tensor:
-        if self.file_table is not None:
-            rows = self.file_table.rows(indices.asnumpy().reshape(-1)).astype(np.float32, copy=False)
-            return Tensor(rows).astype(self.dtype).reshape(indices.shape + (-1,))
-        return rows_at(self.weight, indices)
 
 
 class SelfAttention(nn.Cell):
@@ -208,3 +189,6 @@ class MT5EncoderModel(PretrainedModel):
     def _open_tables(self, tables: Mapping[str, LazyTensor]) -> None:
         for name in self.tables:
             self.encoder.embed_tokens.file_table, self.encoder.embed_tokens.dtype = tables[name], self.dtype
+
+
+T5EncoderModel = MT5EncoderModel  # T5 v1.1 differs in its vocabulary alone
