@@ -80,6 +80,33 @@ KINDS = {
         WITH_CONFIG,
         "blocks.0.scale_shift_table_temporal",
     ),
+    "STDiT": Kind(
+        "Open-Sora v1.0, text to video",
+        _transformer(4, "AutoencoderKL", "T5 v1.1 xxl", 4096),
+        API,
+        "blocks.0.attn_temp.qkv.weight",
+    ),
+    "PixArtMS": Kind(
+        "PixArt-alpha of several sizes, text to image",
+        _transformer(4, "AutoencoderKL", "T5 v1.1 xxl", 4096),
+        API,
+        "csize_embedder.mlp.0.weight",
+    ),
+    "PixArt": Kind(
+        "PixArt-alpha, text to image",
+        _transformer(4, "AutoencoderKL", "T5 v1.1 xxl", 4096),
+        API,
+        "blocks.0.cross_attn.q_linear.weight",
+    ),
+    "DiT": Kind(
+        "DiT or Latte, whose tensors have the same names; conditioned on a class or on CLIP's text",
+        _transformer(4, "AutoencoderKL", "CLIPTextModel", 768),
+        API,
+        "blocks.0.adaLN_modulation.1.weight",
+    ),
+    "CLIPTextModel": Kind(
+        "CLIP, text encoder", lambda config: "DiT and Latte", API, "text_model.embeddings.token_embedding.weight"
+    ),
     "WFVAEModel": Kind(
         "Open-Sora-Plan v1.3, autoencoder",
         _autoencoder(8, "latent_dim", "OpenSoraT2V_v1_3, OpenSoraInpaint_v1_3"),

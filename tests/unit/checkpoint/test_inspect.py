@@ -6,6 +6,8 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from golden_cases import case
+from golden_models import HPCAITECH_V1_CASES, build
 from lora_files import random_lora
 from stored_models import KINDS, write_model
 from tiny_models import make_release
@@ -84,3 +86,16 @@ def test_what_is_no_model(tmp_path):
     for path, words in ((tmp_path / "empty", "no weights in this folder"), (Path("nowhere"), "no such file")):
         with pytest.raises(FileNotFoundError, match=words):
             inspect(path)
+
+
+@pytest.mark.parametrize(
+    "name", ["stdit1_xmask", "pixart_video", "pixart_ms", "dit_xl_2x2", "latte_hpc_text", "clip_text_tiny"]
+)
+def test_models_of_open_sora_v1_0_are_recognized(name, tmp_path):
+    """Their files have no config.json."""
+    build(name, HPCAITECH_V1_CASES).save_pretrained(tmp_path)
+    (tmp_path / "config.json").unlink()
+    (described,) = inspect(tmp_path)
+    model = case(name, HPCAITECH_V1_CASES)["model"]
+    assert described.name == ("DiT" if model == "Latte" else model)
+    assert f"from opensora.models import {described.name}" in described.lines["used by"]
