@@ -52,7 +52,7 @@ def _linear(has_bias: bool, frozen: bool):
     return custom_op("linear", _output_shape, bprop=frozen_bprop if frozen else bprop)
 
 
-def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], frozen: bool) -> Tensor:
+def linear(x: Tensor, weight: Tensor, bias: Optional[Tensor], frozen: bool = False) -> Tensor:
     """x (..., in), weight (out, in), bias (out,) or None -> (..., out); `frozen`: x alone gets gradients."""
     return _linear(False, frozen)(x, weight) if bias is None else _linear(True, frozen)(x, weight, bias)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from functools import partial
 
 import mindspore as ms
 import numpy as np
@@ -17,8 +18,7 @@ from opensora.ops.activations import bias_gelu_tanh, gelu_tanh
 from opensora.ops.attention import attention, mask_to_bias, self_attention, unscaled_attention
 from opensora.ops.conv import conv2d, conv3d
 from opensora.ops.cpu import build, custom_op
-from opensora.ops.cpu.linear import linear as linear_kernel
-from opensora.ops.cpu.linear import stored_linear as stored_kernel
+from opensora.ops.cpu import linear as linear_kernels
 from opensora.ops.layout import concat, permute, slice_axis, split
 from opensora.ops.linear import linear, stacked_linear, stored_linear, widened_weight
 from opensora.ops.norms import channel_layer_norm, gated_residual, group_norm, modulated_layer_norm, rms_norm
@@ -307,6 +307,7 @@ def test_stored_weights(stored, compute, has_bias, mode, monkeypatch):
 def test_inputs_of_another_dtype_are_refused():
     """A kernel reads the bytes of whatever it is given."""
     x, weight, scale = normal(3, 64), Tensor(np.ones((5, 64), np.int8)), Tensor(np.ones((5, 2), np.float16))
+    stored_kernel = partial(linear_kernels.stored_linear, widen=widened_weight)
     for call in (
         lambda: stored_kernel(x.astype(ms.float16), weight.astype(ms.bfloat16), None, None),
         lambda: stored_kernel(x, weight.astype(ms.float16), None, normal(5).astype(ms.float16)),
@@ -317,7 +318,7 @@ def test_inputs_of_another_dtype_are_refused():
         with pytest.raises(TypeError, match="linear_.*: inputs of .*Float32.* are required, not "):
             call().asnumpy()
     with pytest.raises(TypeError, match="linear: inputs of one dtype are required, not "):
-        linear_kernel(x, weight, None).asnumpy()
+        linear_kernels.linear(x, weight, None).asnumpy()
 
 
 def test_large_scores_and_fully_hidden_keys():
