@@ -124,6 +124,7 @@ def test_models_in_16_bits_are_stored_exactly(tmp_path):
     np.testing.assert_allclose(losses(folder / "fp16_cached"), losses(folder / "fp16_pixels"), rtol=1e-3)
 
 
+@pytest.mark.slow
 def test_validation_uses_a_cache_of_its_own(folder, others, cache):
     flags = ("--max_train_steps", 2, "--validate", "--val_data", folder / "data/merge_data.txt")
     with pytest.raises(ValueError, match="needs both of --latent_cache and --val_latent_cache, or neither"):
@@ -140,6 +141,7 @@ def test_validation_uses_a_cache_of_its_own(folder, others, cache):
         train(training_flags(folder, "none", *flags, "--latent_cache", cache, "--val_latent_cache", other))
 
 
+@pytest.mark.slow
 def test_padded_batches_have_the_losses_of_pixels(folder):
     """Images are padded to the length of the videos, which changes nothing before the padding: WFVAE is causal."""
     size = ("--max_height", 32, "--max_width", 32)
