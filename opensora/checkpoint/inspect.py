@@ -162,7 +162,7 @@ def inspect(path: Union[str, Path]) -> list[Description]:
 
     Raises:
         FileNotFoundError: no such path, or no weights.
-        UserError: damaged weights, of a path that names them itself.
+        UserError: the weights at the path itself are damaged.
     """
     path = resolve_path(path)
     try:

@@ -43,13 +43,13 @@ def parse_lora(text: str) -> LoRASpec:
 
 @dataclass(frozen=True)
 class LoRAOptions:
-    """The LoRAs of a run. A config file gives their texts."""
+    """The LoRAs of a run. In a config file they are strings."""
 
     group: ClassVar[str] = "weights"
 
     lora: Sequence[Any] = option(
         (),
-        "LoRAs of the transformer, files or folders, each with a factor of its update; default: none; the factor is 1",
+        "LoRA files or folders to apply to the transformer, each with a scale; default: none; a missing scale is 1",
         type=parse_lora,
         metavar="FILE[:SCALE]",
     )

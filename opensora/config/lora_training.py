@@ -11,7 +11,7 @@ from opensora.config.memory import WEIGHTS
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option
 from opensora.errors import UserError
 
-_NAME = re.compile(r"[\w.]+")
+PLAIN_NAME = re.compile(r"[\w.]+")  # of a layer; anything else is a regular expression
 
 
 @dataclass(frozen=True)
@@ -76,4 +76,4 @@ class LoRATrainOptions:
         given = self.lora_target_modules or ()
         given = [given] if isinstance(given, str) else given
         names = [name.strip() for text in given for name in text.split(",")]  # commas separate names, too
-        return tuple(names if all(map(_NAME.fullmatch, names)) else given)
+        return tuple(names if all(map(PLAIN_NAME.fullmatch, names)) else given)

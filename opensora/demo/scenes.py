@@ -19,7 +19,7 @@ COLORS = {  # RGB
     "black": (20, 20, 20),
     "white": (240, 240, 240),
 }
-NEW_COLORS = {"cyan": (60, 210, 230)}  # in no training data of the demo model: fine-tuning teaches them
+NEW_COLORS = {"cyan": (60, 210, 230)}  # not in the demo model's training data
 PALETTE = {**COLORS, **NEW_COLORS}
 SHAPES = ("circle", "square", "triangle", "star")
 DIRECTIONS = {"moves left": (-1, 0), "moves right": (1, 0), "moves up": (0, -1), "moves down": (0, 1)}  # x, y
@@ -74,8 +74,8 @@ def sample_scenes(count: int, held_out: bool, rng: np.random.Generator) -> list[
 def new_scenes(color: str, count: int, rng: np.random.Generator) -> list[Scene]:
     """`count` scenes with shapes of a new color. Each shape, background and motion is about as frequent as others."""
     backgrounds, shapes, motions = (_balanced(values, count, rng) for values in (tuple(COLORS), SHAPES, MOTIONS))
-    return [
-        Scene(color, "square" if shape == "circle" and motion == "turns" else shape, background, motion)  # visible
+    return [  # a circle that turns looks still
+        Scene(color, "square" if shape == "circle" and motion == "turns" else shape, background, motion)
         for shape, background, motion in zip(shapes, backgrounds, motions)
     ]
 

@@ -16,6 +16,7 @@ import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 
 from opensora.checkpoint.lora.files import LowRank
+from opensora.config.lora_training import PLAIN_NAME
 from opensora.config.options import did_you_mean
 from opensora.errors import UserError
 from opensora.models.common.layers import ADAPTER, Linear, WeightLayer
@@ -24,7 +25,6 @@ from opensora.ops.linear import add_low_rank
 from opensora.ops.precision import cast
 
 A, B = (f".{ADAPTER}.{factor}" for factor in "AB")  # ends of the names of the parameters
-_PLAIN_NAME = re.compile(r"[\w.]+")
 
 
 class LowRankUpdate(nn.Cell):
@@ -89,7 +89,7 @@ def select_layers(names: Iterable[str], targets: Sequence[str]) -> list[str]:
         UserError: a target selects nothing, or is not a regular expression.
     """
     names = list(names)
-    if len(targets) == 1 and not _PLAIN_NAME.fullmatch(targets[0]):
+    if len(targets) == 1 and not PLAIN_NAME.fullmatch(targets[0]):
         try:
             pattern = re.compile(targets[0])
         except re.error as error:

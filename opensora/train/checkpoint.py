@@ -44,7 +44,7 @@ MOMENTS = ("exp_avg", "exp_avg_sq")
 
 
 class ModelAndOptimizer(NamedTuple):
-    """A model in training, and its optimizer; `lora`: that of the adapters which alone are trained."""
+    """A model in training, and its optimizer; `lora`: the settings of the adapters, if only these are trained."""
 
     model: PretrainedModel
     optimizer: Optimizer

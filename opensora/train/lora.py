@@ -54,12 +54,16 @@ def load_frozen(
     return model
 
 
-def adapt(model: PretrainedModel, options: LoRATrainOptions, seed: int, checkpoint: Optional[Path]) -> DropoutSeed:
-    """Adds the adapters to a model, new ones or those of a checkpoint; see `add_trainable`.
+def adapt(
+    model: PretrainedModel, options: Optional[LoRATrainOptions], seed: int, checkpoint: Optional[Path]
+) -> DropoutSeed:
+    """Adds the adapters to a model, new ones or those of a checkpoint; see `add_trainable`. None: the model has none.
 
     Raises:
         UserError: a target names no linear layer, or the checkpoint has other adapters.
     """
+    if options is None:
+        return DropoutSeed()
     shapes = linear_shapes(model)
     layers = select_layers(shapes, target_modules(options, model))
     adapters = initial_adapters({name: shapes[name] for name in layers}, options.rank, options.alpha, seed)
@@ -82,7 +86,9 @@ def target_modules(options: LoRATrainOptions, model: PretrainedModel) -> tuple[s
     return options.targets or model.lora_targets
 
 
-def lora_settings(options: LoRATrainOptions, model: PretrainedModel) -> LoRASettings:
-    """What the files of the adapters record."""
+def lora_settings(options: Optional[LoRATrainOptions], model: PretrainedModel) -> Optional[LoRASettings]:
+    """What the files of the adapters record; None if there are none."""
+    if options is None:
+        return None
     targets = target_modules(options, model)
     return LoRASettings(options.rank, options.alpha, options.lora_dropout, targets)

@@ -21,7 +21,6 @@ from opensora.datasets.loader import Loader
 from opensora.datasets.sampler import BatchSampler, Sampler
 from opensora.device import Device, set_seed
 from opensora.errors import UserError
-from opensora.models.lora import DropoutSeed
 from opensora.parallel.process_group import World
 from opensora.pipelines.stdit import FrameNoise
 from opensora.registry import DATASET, build, build_stdit_pipeline
@@ -120,9 +119,7 @@ class STDiTTraining:
         set_seed(MODEL_SEED)
         self.pipeline = build_stdit_pipeline(config, device.dtype, vae_dtype=device.vae_dtype)
         model = self.pipeline.transformer.set_train()
-        self.dropout_seed = DropoutSeed()
-        if lora is not None:
-            self.dropout_seed = adapt(model, lora, MODEL_SEED, checkpoint)
+        self.dropout_seed = adapt(model, lora, MODEL_SEED, checkpoint)
         self.dropout = model.config.class_dropout_prob
         self.loss = TrainingLoss(model, self.pipeline.scheduler)
         # Without weight decay and without warm-up of the moving averages.
@@ -135,8 +132,7 @@ class STDiTTraining:
             world,
             options.grad_checkpoint,
         )
-        settings = None if lora is None else lora_settings(lora, model)
-        self.trained = {"": ModelAndOptimizer(model, self.optimizer, settings)}
+        self.trained = {"": ModelAndOptimizer(model, self.optimizer, lora_settings(lora, model))}
         self.batch, self.samples_per_step = 0, 0
         self.batches = iter(self.loader)
 

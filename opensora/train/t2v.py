@@ -26,7 +26,6 @@ from opensora.errors import UserError
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel, get_vae
 from opensora.models.common.distribution import DiagonalGaussian
 from opensora.models.dit.config import PRESETS
-from opensora.models.lora import DropoutSeed
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.parallel.collectives import AllGather
 from opensora.parallel.groups import sequence_group
@@ -70,9 +69,7 @@ class T2VTraining:
         if text_encoder is not None:
             MT5EncoderModel.published_config(text_encoder, "--text_encoder_name_1")
         model = self.build_model(checkpoint)
-        self.dropout_seed = DropoutSeed()
-        if options.lora is not None:
-            self.dropout_seed = adapt(model, options.lora, options.seed, checkpoint)
+        self.dropout_seed = adapt(model, options.lora, options.seed, checkpoint)
         self.group = sequence_group(device, options.sp_size, model.config.num_attention_heads)
         if self.group.size > 1:
             model.parallelize(UlyssesSequenceParallel(self.group))
@@ -109,8 +106,7 @@ class T2VTraining:
             world,
             options.gradient_checkpointing,
         )
-        lora = None if options.lora is None else lora_settings(options.lora, model)
-        self.trained = {"": ModelAndOptimizer(model, self.optimizer, lora)}
+        self.trained = {"": ModelAndOptimizer(model, self.optimizer, lora_settings(options.lora, model))}
         # The latest batch, and how many of its micro-batches were trained on.
         self.batch, self.micro_batches_done = -1, self.micro_batches_per_batch
         self.sampler_before = self.loader.sampler.state_dict()  # of the latest batch
