@@ -16,11 +16,12 @@ from typing import Any, Callable, NamedTuple, Optional
 import mindspore as ms
 
 from opensora.checkpoint.files import resolve_path
+from opensora.config.families import VAES
 from opensora.config.memory import WEIGHTS
 from opensora.config.options import check_choice, check_known, did_you_mean
 from opensora.datasets.bucketed.dataset import VariableVideoTextDataset, VideoTextDataset
 from opensora.errors import UserError
-from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, WFVAEModel, get_vae
+from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, get_vae
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
 from opensora.models.dit.config import PRESETS as DIT_PRESETS
 from opensora.models.dit.config import OpenSoraConfig
@@ -29,7 +30,7 @@ from opensora.models.pretrained import PretrainedModel
 from opensora.models.stdit.config import PRESETS as STDIT_PRESETS
 from opensora.models.stdit.config import STDiT2Config
 from opensora.models.text_encoder.tokenizer import Tokenizer
-from opensora.models.vaes import VAES
+from opensora.models.vaes import vae_class
 from opensora.ops.backend import convolution_dtype
 from opensora.pipelines.stdit import STDiTPipeline
 from opensora.pipelines.text import TextEncoder
@@ -190,7 +191,7 @@ def _model_entry(
     return Entry(kind, make, (*PRETRAINED, "dtype", "weights", *_field_names(config), *aliases), model)
 
 
-def _wfvae_entry(name: str) -> Entry:
+def _video_vae_entry(name: str) -> Entry:
     def make(
         from_pretrained: Optional[str] = None,
         cache_dir: Optional[str] = None,
@@ -200,11 +201,11 @@ def _wfvae_entry(name: str) -> Entry:
     ):
         if from_pretrained is None:
             raise UserError(f"{name}: the field from_pretrained is missing: the folder of the autoencoder")
-        vae: WFVAEModel = get_vae(name, local_weights(from_pretrained, cache_dir), dtype)
+        vae = get_vae(name, local_weights(from_pretrained, cache_dir), dtype)
         vae.enable_tiling(enable_tiling)
         return vae
 
-    return Entry(VAE, make, (*PRETRAINED, "dtype", "enable_tiling"), WFVAEModel)
+    return Entry(VAE, make, (*PRETRAINED, "dtype", "enable_tiling"), vae_class(name))
 
 
 def _text_encoder_entry(name: str, default_length: int, always_float32: bool) -> Entry:
@@ -250,7 +251,7 @@ REGISTRY: dict[str, Entry] = {
         if name.startswith(OpenSoraT2V_v1_3.__name__)
     },
     "VideoAutoencoderKL": _model_entry(VAE, VideoAutoencoderKL, AutoencoderKLConfig, {}),
-    **{name: _wfvae_entry(name) for name in VAES},
+    **{name: _video_vae_entry(name) for name in VAES},
     "t5": _text_encoder_entry("t5", 120, always_float32=True),
     "mt5": _text_encoder_entry("mt5", 512, always_float32=False),
     **{name: Entry(SCHEDULER, sampler, _field_names(sampler)) for name, sampler in SAMPLERS.items()},

@@ -11,8 +11,10 @@ from typing import Any, NamedTuple
 from opensora.config.options import check_choice
 from opensora.errors import UserError
 
-# Autoencoder -> (latent channels, temporal stride, spatial stride).
+# Autoencoder -> (latent channels, temporal stride, spatial stride). Names start with that of the class.
 VAES = {
+    "CausalVAEModel_4x8x8": (4, 4, 8),  # of v1.0 and v1.1
+    "CausalVAEModel_D4_4x8x8": (4, 4, 8),  # of v1.2
     "WFVAEModel_D8_4x8x8": (8, 4, 8),
     "WFVAEModel_D16_4x8x8": (16, 4, 8),
     "WFVAEModel_D32_4x8x8": (32, 4, 8),
@@ -57,7 +59,11 @@ FAMILIES = {
         dataset=("VariableVideoTextDataset", "VideoTextDataset"),
     ),
     PLAN: Family(
-        vae=tuple(VAES), text_encoder=("mt5", "t5"), samplers=SAMPLERS, objectives=SAMPLERS, dataset=("T2VDataset",)
+        vae=tuple(name for name in VAES if name.startswith("WFVAE")),
+        text_encoder=("mt5", "t5"),
+        samplers=SAMPLERS,
+        objectives=SAMPLERS,
+        dataset=("T2VDataset",),
     ),
 }
 

@@ -10,13 +10,46 @@ import mindspore as ms
 from opensora.config.families import VAES
 from opensora.config.options import check_choice
 from opensora.errors import UserError
-from opensora.models.wfvae.config import WFVAEConfig
+from opensora.models.causal_vae.model import CausalVAEModel
 from opensora.models.wfvae.model import WFVAEModel
+
+VAE = Union[CausalVAEModel, WFVAEModel]
+CLASSES: tuple[type[VAE], ...] = (CausalVAEModel, WFVAEModel)
+
+
+def vae_class(name: str) -> type[VAE]:
+    """The class of the autoencoder `name`, a key of `VAES`.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    check_choice("--ae", name, VAES)
+    return next(cls for cls in CLASSES if name.startswith(cls.__name__))
+
+
+def published_vae_config(name: str, path: Union[str, Path], flag: str = "--ae_path") -> dict:
+    """The values in the config.json of the autoencoder `name`.
+
+    Args:
+        flag: the command-line flag of `path`, for errors.
+
+    Raises:
+        FileNotFoundError: no config.json.
+        UserError: an unknown name, or a config.json of another class or with another latent shape.
+    """
+    cls = vae_class(name)
+    values = cls.published_config(path, flag)
+    config = cls.config_class.from_dict(values)
+    found = (config.latent_dim, config.temporal_stride, config.spatial_stride)
+    if found != VAES[name]:
+        channels, t, s = found
+        raise UserError(f"{path} holds a {cls.__name__}_D{channels}_{t}x{s}x{s}, not the {name} of --ae")
+    return values
 
 
 def get_vae(
     name: str, path: Union[str, Path], dtype=ms.float32, checkpoint: Optional[str] = None, weights: Optional[str] = None
-) -> WFVAEModel:
+) -> VAE:
     """Loads the autoencoder `name`.
 
     Args:
@@ -29,11 +62,5 @@ def get_vae(
     Raises:
         UserError: an unknown name, or a config.json whose latent shape does not match the name.
     """
-    check_choice("--ae", name, VAES)
-    values = WFVAEModel.published_config(path)
-    config = WFVAEConfig.from_dict(values)
-    found = (config.latent_dim, config.temporal_stride, config.spatial_stride)
-    if found != VAES[name]:
-        channels, t, s = found
-        raise UserError(f"{path} holds a WFVAEModel_D{channels}_{t}x{s}x{s}, not the {name} of --ae")
-    return WFVAEModel.from_pretrained(checkpoint or path, dtype=dtype, config=values, weights=weights)
+    values = published_vae_config(name, path)
+    return vae_class(name).from_pretrained(checkpoint or path, dtype=dtype, config=values, weights=weights)

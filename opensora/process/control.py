@@ -33,6 +33,7 @@ class RankProcesses:
         launcher: the process id of the parent.
         launcher_waits: whether it is an msrun that waits for its processes, so that they must not outlive it. False
             if the parent has ended: the kernel clears its command line before the parent changes.
+        ranks_here: the least number of ranks on this machine.
         name: identifies the run in the names of its processes.
     """
 
@@ -43,6 +44,8 @@ class RankProcesses:
             Path(argument).name == "msrun" or argument.startswith("mindspore.parallel") for argument in arguments[:4]
         )
         self.launcher_waits = is_msrun and flag_value(arguments, "--join").lower() in ("true", "1")
+        on_one_machine = os.environ.get("MS_SCHED_HOST", "").startswith("127.")
+        self.ranks_here = int(os.environ.get("MS_WORKER_NUM", 1)) if on_one_machine else 1
         self.name = str(launcher) if self.launcher_waits else f"p{os.environ.get('MS_SCHED_PORT', '')[:5]}"
 
     def launcher_is_alive(self) -> bool:
@@ -53,7 +56,8 @@ class RankProcesses:
         """Whether this process is a rank of an msrun with --join=True that ended before the process could look.
 
         A rank of such an msrun stays in its session, or its log is shown by a `tail` (--tail_worker_log). An msrun that
-        does not wait makes each rank the leader of a session and shows no logs.
+        does not wait makes each rank the leader of a session and shows no logs. Between the start of a rank and that of
+        its `tail` nothing tells the two apart; `Supervisor.ranks_are_missing` ends what an msrun killed then leaves.
         """
         return (
             not self.launcher_waits

@@ -33,7 +33,7 @@ SHUTDOWN_SECONDS = 10.0  # a worker has to end after it reported its status
 STOPPED_SECONDS = 3.0  # a worker has to end after another rank stopped
 SCHEDULER_PERIOD = 5.0  # seconds between two checks of the scheduler's supervisor whether the ranks are still alive
 
-RANKS_SECONDS = 30.0  # after which the scheduler of an msrun that has ended must have ranks
+RANKS_SECONDS = 30.0  # after which the scheduler of an msrun that has ended must have all its ranks
 
 STOP, KILL = b"s", b"k"  # requests of the front
 LONG_STOP, SHORT_STOP, STATUS = "long stop", "short stop", "status "  # reports of the worker; STATUS and a number
@@ -79,7 +79,7 @@ class Supervisor:
         self.saves_first = False
         self.stop_requested = self.kill_requested = False
         self.deadline = math.inf
-        self.saw_ranks, self.started = False, time.monotonic()  # the scheduler's
+        self.most_ranks, self.started = 0, time.monotonic()  # the scheduler's
 
     def supervise(self, requests: int, reports: int, mask: set) -> NoReturn:
         woken, wake = os.pipe()
@@ -120,7 +120,8 @@ class Supervisor:
         """The longest time to wait for the next event."""
         seconds = max(0.0, self.deadline - time.monotonic())
         if self.is_scheduler:
-            seconds = min(seconds, SCHEDULER_PERIOD if self.saw_ranks and not self.stop_requested else 0.2)
+            complete = self.most_ranks >= self.run.ranks_here and not self.stop_requested
+            seconds = min(seconds, SCHEDULER_PERIOD if complete else 0.2)
         return None if seconds == math.inf else seconds
 
     def handle_request(self, data: bytes) -> None:
@@ -171,16 +172,23 @@ class Supervisor:
 
     def watch_ranks(self) -> None:
         """The scheduler is not needed once the ranks of this machine, which end together with all others, are gone."""
-        if self.run.other_supervisors():
-            self.saw_ranks = True
-        elif self.saw_ranks or self.stop_requested or self.ranks_are_missing():
-            self.reported = 0
-            self.end_within(0.5 if self.stop_requested else SHUTDOWN_SECONDS)
+        ranks = len(self.run.other_supervisors())
+        self.most_ranks = max(self.most_ranks, ranks)
+        if self.ranks_are_missing():
+            self.run.signal_supervisors(RANK_STOPPED)
+        elif ranks or not (self.most_ranks or self.stop_requested):
+            return
+        self.reported = 0
+        self.end_within(0.5 if self.stop_requested else SHUTDOWN_SECONDS)
 
     def ranks_are_missing(self) -> bool:
-        """Whether an msrun that has ended started this scheduler, but none of its ranks began to work."""
+        """Whether an msrun that has ended started this scheduler, but some of its ranks never began to work.
+
+        It was killed while it started them: those that it did start would wait for the others.
+        """
         age = time.monotonic() - self.started
-        return not self.run.launcher_waits and started_by_msrun() and age > RANKS_SECONDS
+        incomplete = self.most_ranks < self.run.ranks_here and age > RANKS_SECONDS
+        return incomplete and not self.run.launcher_waits and started_by_msrun()
 
     def end_within(self, seconds: float) -> None:
         self.deadline = min(self.deadline, time.monotonic() + seconds)

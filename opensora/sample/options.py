@@ -255,7 +255,8 @@ def check_weights(options: SampleOptions) -> SampleOptions:
     """
     from opensora.checkpoint.files import find_weights
     from opensora.checkpoint.lora.files import find_lora
-    from opensora.models import MT5EncoderModel, WFVAEModel
+    from opensora.models import MT5EncoderModel
+    from opensora.models.vaes import published_vae_config
 
     channels = VAES[options.ae][0]
     transformer = options.transformer_class.published_config(
@@ -266,12 +267,7 @@ def check_weights(options: SampleOptions) -> SampleOptions:
             f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
             f"--ae {options.ae} makes {channels}"
         )
-    vae = WFVAEModel.published_config(options.ae_path, "--ae_path")
-    if vae.get("latent_dim", 8) != channels:
-        raise UserError(
-            f"{options.ae_path} holds an autoencoder of {vae.get('latent_dim', 8)} latent channels, "
-            f"--ae {options.ae} has {channels}"
-        )
+    published_vae_config(options.ae, options.ae_path)
     if not options.decode_latents:
         for spec in options.lora:
             find_lora(spec.path)

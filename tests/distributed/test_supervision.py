@@ -186,6 +186,26 @@ def test_rank_ends_if_its_launcher_died_before_the_start(prefix, msrun_set, view
     assert bool(left) != ends and (tmp_path / "rank1.pid").exists() != ends
 
 
+@pytest.mark.slow
+def test_ranks_of_an_incomplete_start_end(tmp_path):
+    """An msrun that was killed between the start of a rank and that of its log viewer."""
+    common = {**os.environ, **dict.fromkeys(SET_BY_MSRUN, "0"), "MS_WORKER_NUM": "2", "MS_SCHED_HOST": "127.0.0.1"}
+    port = str(free_port())
+    for role in ("MS_SCHED", "MS_WORKER"):
+        command = f"exec setsid {sys.executable} tests/helpers/supervised.py {tmp_path} graceful"
+        # The shell exits immediately, so another process has adopted the rank before it starts.
+        subprocess.run(
+            ["sh", "-c", f"(sleep 0.5; {command} > {tmp_path}/{role} 2>&1) &"],
+            cwd=ROOT,
+            env={**common, "MS_ROLE": role, "MS_SCHED_PORT": port},
+        )
+    deadline = time.monotonic() + RANKS_SECONDS + 30
+    while not (tmp_path / "rank0.ready").exists() or processes_naming(tmp_path):
+        assert time.monotonic() < deadline, (processes_naming(tmp_path), (tmp_path / "MS_WORKER").read_text())
+        time.sleep(0.1)
+    assert (tmp_path / "rank0.saved").exists()
+
+
 @pytest.mark.parametrize(
     "generation, shown",
     [
