@@ -344,6 +344,6 @@ def check_same_samples(world: World, dataset: T2VDataset) -> None:
     first = int(world.all_reduce(Tensor([float(own if world.rank == 0 else 0)])).asnumpy()[0])
     if own != first:
         raise UserError(
-            f"{dataset.options.data}: this process and the first one have selected different samples: check whether "
+            f"{dataset.options.file}: this process and the first one have selected different samples: check whether "
             f"annotations or files have changed since the start, and whether all machines see the same files"
         )
