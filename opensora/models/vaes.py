@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional, Union
 
@@ -64,3 +65,21 @@ def get_vae(
     """
     values = published_vae_config(name, path)
     return vae_class(name).from_pretrained(checkpoint or path, dtype=dtype, config=values, weights=weights)
+
+
+def enable_tiling(vae: VAE, use_tiling: bool, overlap: Optional[float] = None) -> None:
+    """Switches tiling on or off.
+
+    Args:
+        overlap: the share of a tile that the next one repeats; None: that of the published model. Only CausalVAE has
+            tiles in space.
+
+    Raises:
+        UserError: tiles that do not meet, or an overlap for another model or without tiling.
+    """
+    if overlap is None:
+        vae.enable_tiling(use_tiling)
+        return
+    if not isinstance(vae, CausalVAEModel):
+        raise UserError(f"--tile_overlap_factor {overlap}: {type(vae).__name__} has no tiles in space; leave it out")
+    vae.enable_tiling(use_tiling, replace(vae.tiling, tile_overlap_factor=overlap))

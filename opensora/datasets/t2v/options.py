@@ -169,10 +169,17 @@ class T2VDataOptions:
 
     def of_images(self) -> T2VDataOptions:
         """The options of the images in `image_data`."""
-        others = {name: None for name in (*FORMS, "image_data")}
-        others["video_data"] = self.image_data
         return replace(
-            self, **others, use_image_num=0, use_img_from_vid=False, num_frames=1, sample_rate=1, min_steps_per_size=0
+            self,
+            data=None,
+            data_path=None,
+            video_data=self.image_data,
+            image_data=None,
+            use_image_num=0,
+            use_img_from_vid=False,
+            num_frames=1,
+            sample_rate=1,
+            min_steps_per_size=0,
         )
 
     @property

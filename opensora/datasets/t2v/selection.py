@@ -68,7 +68,7 @@ def select_entry(entry: dict, options: T2VDataOptions, rng: np.random.Generator)
 
 
 def _older_shape(entry: dict, options: T2VDataOptions) -> Union[Shape, str]:
-    """The shape of a sample of v1.0 or v1.1: every aspect ratio is cropped, and of `frame_idx` the first frame counts."""
+    """As `select_entry`, for a sample of v1.0 or v1.1: any aspect; of `frame_idx` the first frame counts alone."""
     size = options.max_height, options.max_width
     if "num_frames" not in entry:
         return Shape(1, *size)

@@ -177,8 +177,10 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tens
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    # sigmoid(2 y) = (1 + tanh(y)) / 2; the CPU operator tanh has errors up to 1e-4.
-    return ops.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    # tanh(y) = 2 sigmoid(2 y) - 1; the CPU operator tanh has errors up to 1e-4. The sum 1 + tanh rounds small
+    # probabilities to multiples of 2^-24, as in the published implementations: some become 0 and are clamped.
+    tanh = 2 * ops.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)) - 1
+    return 0.5 * (1 + tanh)
 
 
 def _broadcast_frames(mask: Tensor) -> Tensor:

@@ -250,7 +250,7 @@ def test_contradictory_flags_are_rejected(folder, flags, words):
 
 def test_processes_with_different_samples_are_rejected():
     """As if files had changed between the starts of two processes."""
-    dataset = SimpleNamespace(index=SimpleNamespace(fingerprint=0xFFFFFF), options=SimpleNamespace(data="data.txt"))
+    dataset = SimpleNamespace(index=SimpleNamespace(fingerprint=0xFFFFFF), options=SimpleNamespace(file="data.txt"))
     check_same_samples(World(), dataset)
     others = SimpleNamespace(rank=1, all_reduce=lambda x: Tensor([5.0]))
     with pytest.raises(ValueError, match="data.txt: this process and the first one have selected different samples"):
