@@ -80,8 +80,8 @@ def vae_command(folder: Path, output: str, *more) -> list[str]:
     ]
 
 
-def lora_command(folder: Path, output: str, *more) -> list[str]:
+def lora_command(folder: Path, output: str, *more, generation: str = "v1.3") -> list[str]:
     """Trains a LoRA of the transformer of the release."""
-    argv = t2v_command(folder, output, "--lora_rank", 2, "--lora_alpha", 4, *more)
+    argv = t2v_command(folder, output, "--lora_rank", 2, "--lora_alpha", 4, *more, generation=generation)
     argv[argv.index("--model")] = "--pretrained"
     return argv
