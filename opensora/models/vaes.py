@@ -8,6 +8,8 @@ from typing import Optional, Union
 
 import mindspore as ms
 
+from opensora.checkpoint.files import read_config
+from opensora.checkpoint.shape_check import check_class, published_class
 from opensora.config.families import VAES
 from opensora.config.options import check_choice
 from opensora.errors import UserError
@@ -26,6 +28,19 @@ def vae_class(name: str) -> type[VAE]:
     """
     check_choice("--ae", name, VAES)
     return next(cls for cls in CLASSES if name.startswith(cls.__name__))
+
+
+def configured_class(path: Union[str, Path]) -> type[VAE]:
+    """The class of the autoencoder that a config.json describes; WFVAE if it names none.
+
+    Raises:
+        FileNotFoundError: no config.json.
+        UserError: it is of another model.
+    """
+    config = read_config(path)
+    names = {cls.__name__: cls for cls in CLASSES}
+    check_class(config, path, (WFVAEModel.__name__, *names))
+    return names.get(published_class(config) or "", WFVAEModel)
 
 
 def published_vae_config(name: str, path: Union[str, Path], flag: str = "--ae_path") -> dict:

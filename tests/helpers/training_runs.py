@@ -68,13 +68,13 @@ def inpaint_command(folder, output, *more) -> list[str]:
     return [script.replace("t2v_diffusers", "inpaint"), *rest]
 
 
-def vae_command(folder: Path, output: str, *more) -> list[str]:
-    """Trains a tiny WFVAE on the clips of `folder`."""
+def vae_command(folder: Path, output: str, *more, config: str = "config.json") -> list[str]:
+    """Trains the tiny autoencoder of a configuration in `folder` on the clips of `folder`."""
     return [
         "opensora/train/train_causalvae.py",
-        *f"--model_config {folder}/config.json --video_path {folder}/data/clips --output_dir {folder} "
+        *f"--model_config {folder}/{config} --video_path {folder}/data/clips --output_dir {folder} "
         f"--exp_name {output} --cache_dir {folder}/cache --video_num_frames 5 --resolution 32 --train_batch_size 2 "
-        "--perceptual_weight 0 --wavelet_loss --use_discriminator --disc_start 2 --use_ema "
+        "--perceptual_weight 0 --use_discriminator --disc_start 2 --use_ema "
         "--start_learning_rate 3e-4 --dataloader_num_workers 1 --device CPU --log_interval 2".split(),
         *map(str, more),
     ]

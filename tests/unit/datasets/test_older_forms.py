@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -76,12 +77,8 @@ def test_short_videos_are_left_out(annotated_clips, tmp_path):
 
 def test_smaller_copy_is_preferred_and_a_broken_one_replaced(annotated_clips, tmp_path):
     lists = write_lists(annotated_clips, tmp_path)
-    clips = tmp_path / "clips"
-    clips.symlink_to(annotated_clips.parent / "clips", target_is_directory=True)
     own = tmp_path / "own"
-    own.mkdir()
-    for path in clips.iterdir():
-        (own / path.name).write_bytes(path.read_bytes())
+    shutil.copytree(annotated_clips.parent / "clips", own)
     (tmp_path / "video_data.txt").write_text(f"{own},{tmp_path / 'video.json'}\n")
     with write_video(own / "0_resize_1080p.mp4", 24) as write:
         write(moving_square(FRAMES, 48, 72, (250, 250, 250)))
