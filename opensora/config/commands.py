@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Optional
 
 from opensora.config.device import DEVICE_HELP, TARGETS, DeviceOptions
-from opensora.config.families import DEFAULT_VAE, DIT_PRESETS
+from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, PLAN_V1_2
 from opensora.config.lora import LoRAOptions, LoRASpec, parse_lora
 from opensora.config.memory import WEIGHTS, MemoryOptions
 from opensora.config.options import check_at_least_one, option, option_of, seed, str2bool
@@ -354,7 +354,7 @@ class DoctorOptions:
 class CostFlags:
     """Flags of `python -m opensora.cost_model` that are not fields of `opensora.cost_model.Run`."""
 
-    model: str = option(help=f"folder with a config.json, or {', '.join(DIT_PRESETS)}")
+    model: str = option(help=f"folder with a config.json, or {', '.join((*DIT_PRESETS, PLAN_V1_2))}")
     sp_size: Sequence[int] = option((1,), "processes that share a sequence; several numbers give several columns")
     world_size: Optional[int] = option(None, "number of processes; default: --sp_size")
     card: Optional[str] = option(None, "also count time and memory on one of these NPUs", choices=CARDS)

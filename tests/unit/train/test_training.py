@@ -231,6 +231,15 @@ def test_older_generation_learns_and_resumes_exactly(folder, older):
     assert_same(folder / f"{generation}-resumed/checkpoint-{OLDER_STEPS}", whole / f"checkpoint-{OLDER_STEPS}")
 
 
+@pytest.mark.slow
+def test_older_generation_in_graph_mode(folder, older):
+    generation, whole = older
+    train_here(folder, f"{generation}-graph", f"{JOINT} --train_batch_size 4 --max_train_steps 3 --mode 0", generation)
+    columns = ("loss", "grad_norm")
+    graph, expected = (np.array(rows(path, columns)[:3], float) for path in (folder / f"{generation}-graph", whole))
+    assert np.allclose(graph, expected, rtol=1e-4)
+
+
 def test_older_generation_on_two_processes_equals_one(folder, older, parallel_runs):
     """With sequence parallelism and ZeRO; one process trains to the end."""
     generation, whole = older
