@@ -50,7 +50,7 @@ class Run:
     caches_blocks: bool = False  # with --cache first_block
 
     def __post_init__(self):
-        check_size(self.num_frames, self.height, self.width, TEMPORAL_STRIDE)
+        check_size(self.num_frames, self.height, self.width, TEMPORAL_STRIDE, SPATIAL_STRIDE * self.config.patch_size)
         check_at_least_one(self, "world_size", "batch_size", "max_sequence_length", "lora_rank")
         check_choice("--precision", self.precision, PRECISIONS)
         check_choice("--zero_stage", self.zero_stage, ZERO_STAGES)
