@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
-from opensora.checkpoint.files import config_path, read_config
+from opensora.checkpoint.files import read_config, resolve_path
 from opensora.config.families import VAES
 from opensora.config.generations import (
     GENERATIONS,
@@ -55,7 +55,8 @@ def folder_and_generation(path: str, version: Optional[str]) -> tuple[str, str]:
     """
     if version is not None and SIZE_NAME.fullmatch(version):
         # In v1.0, --model_path is the folder of the release and --version the subfolder of the weights.
-        if not config_path(path).exists() and config_path(Path(path) / version).exists():
+        folder = resolve_path(path)
+        if not (folder / "config.json").is_file() and (folder / version / "config.json").is_file():
             path = str(Path(path) / version)
         version = None
     elif version is not None:

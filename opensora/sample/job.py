@@ -67,7 +67,7 @@ def build_pipeline(
     pipeline_class: type[VideoPipeline] = OpenSoraInpaintPipeline if options.is_inpaint else OpenSoraPipeline
 
     def load_transformer():
-        transformer = pipeline_class.transformer_class.from_pretrained(
+        transformer = options.transformer_class.from_pretrained(
             options.ms_checkpoint or options.model_path,
             dtype=dtype,
             config=read_config(options.model_path),
