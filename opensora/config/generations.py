@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Optional
 
 from opensora.config.families import DEFAULT_VAE
@@ -14,6 +14,7 @@ from opensora.config.options import check_choice
 from opensora.config.prompts import NEGATIVE, POSITIVE, POSITIVE_V1_2
 from opensora.errors import UserError
 
+SIZE_STEP, OLDER_SIZE_STEP = 32, 16  # heights and widths are multiples of it: in v1.3, and before
 # Settings of a run that a generation does not change; the names are those of the options of sample.py.
 COMMON_SETTINGS: dict[str, Any] = {
     "num_frames": 93,
@@ -60,7 +61,7 @@ class Generation:
     text_encoder: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     image_settings: Mapping[str, Any] = field(default_factory=dict)
-    size_step: int = 16
+    size_step: int = OLDER_SIZE_STEP
     zero_snr: bool = False
     cleanings: int = 2
     cuts_texts: bool = False
@@ -124,7 +125,7 @@ GENERATIONS = {
             DEFAULT_VAE,
             "mT5-xxl",
             {"prompt_template": POSITIVE, "prediction_type": "v_prediction", "fps": 18},
-            size_step=32,
+            size_step=SIZE_STEP,
             zero_snr=True,
             cleanings=0,
             diffusers_spacing=False,
@@ -164,8 +165,8 @@ def get_generation(name: str) -> Generation:
     return GENERATIONS[name]
 
 
-def training_settings(config: Mapping[str, Any], generation: Generation) -> dict[str, int]:
-    """The number and size of the frames that a transformer was trained with, as options; nothing that is not there.
+def as_trained(generation: Generation, config: Mapping[str, Any]) -> Generation:
+    """The generation with the number and size of frames that a transformer was trained with, as far as they are known.
 
     Args:
         config: of the transformer.
@@ -173,13 +174,15 @@ def training_settings(config: Mapping[str, Any], generation: Generation) -> dict
     Raises:
         UserError: they are no numbers.
     """
+    if generation.name == LATEST:  # trained with frames of any size
+        return generation
     found: dict[str, int] = {}
     size, frames = config.get("sample_size"), config.get("video_length", config.get("sample_size_t"))
     try:
         if size is not None:
             found.update(height=8 * int(size[0]), width=8 * int(size[1]))
-        if frames is not None and generation.name != "v1_3":
+        if frames is not None:
             found["num_frames"] = 4 * (int(frames) - 1) + 1
     except (TypeError, ValueError, LookupError) as error:
         raise UserError(f"sample_size {size!r:.60}, frames {frames!r:.60}: should be whole numbers") from error
-    return found
+    return replace(generation, settings={**generation.settings, **found})

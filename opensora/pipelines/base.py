@@ -11,7 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from opensora.checkpoint.files import find_weights, read_config
-from opensora.config.generations import GENERATIONS, LATEST, Generation, generation_of
+from opensora.config.generations import GENERATIONS, LATEST, Generation, as_trained, generation_of
 from opensora.config.prompts import check_template
 from opensora.datasets.transforms import to_uint8
 from opensora.errors import UserError
@@ -105,7 +105,8 @@ class VideoPipeline(LoRAMixin):
         Raises:
             FileNotFoundError, UserError: a folder holds no model, or a different one.
         """
-        generation = generation_of(read_config(model_path)) or GENERATIONS[LATEST]
+        config = read_config(model_path)
+        generation = as_trained(generation_of(config) or GENERATIONS[LATEST], config)
         transformer_class = cls.transformer_class_of(generation)
         vae_model = vae_class(generation.vae)
         for model, folder in ((transformer_class, model_path), (vae_model, ae_path), (MT5EncoderModel, text_encoder)):

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from opensora.config.generations import SIZE_STEP
 from opensora.errors import UserError
 
-SIZE_STEP = 32
 MIN_HXW, MAX_HXW = 102400, 236544  # pixels of a frame: the range that the published weights were trained on
 
 

@@ -10,14 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from opensora.checkpoint.files import read_config, resolve_path
 from opensora.config.families import VAES
-from opensora.config.generations import (
-    GENERATIONS,
-    LATEST,
-    autoencoder_of,
-    generation_of,
-    get_generation,
-    training_settings,
-)
+from opensora.config.generations import GENERATIONS, LATEST, as_trained, autoencoder_of, generation_of, get_generation
 from opensora.errors import UserError
 
 if TYPE_CHECKING:
@@ -33,16 +26,16 @@ def generation_settings(args: argparse.Namespace) -> dict[str, Any]:
         UserError: --version is neither a generation nor a size, or contradicts the weights.
         FileNotFoundError: no config.json.
     """
-    path, version = folder_and_generation(args.model_path, args.version)
+    given = getattr(args, "version", None)  # not a flag of every command
+    path, version = folder_and_generation(args.model_path, given)
     if version == LATEST:
         return {}
-    generation = get_generation(version)
-    trained = training_settings(read_config(path), generation)
-    named = SIZE_NAME.fullmatch(args.version or "")
+    generation = as_trained(get_generation(version), read_config(path))
+    is_image = getattr(args, "force_images", False) or 1 in (args.num_frames, generation.settings["num_frames"])
+    settings = {"ae": generation.vae, **generation.settings_for(is_image)}
+    named = SIZE_NAME.fullmatch(given or "")
     if named:
-        trained.update(zip(("num_frames", "height", "width"), map(int, named.groups())))
-    is_image = args.force_images or 1 in (args.num_frames, trained.get("num_frames"))
-    settings = {"ae": generation.vae, **generation.settings_for(is_image), **trained}
+        settings.update(zip(("num_frames", "height", "width"), map(int, named.groups())))
     del settings["prediction_type"]  # a config.json may name another one
     return settings
 
@@ -91,13 +84,13 @@ def check_autoencoder(options: SampleOptions, transformer: Mapping[str, Any]) ->
             f"{options.model_path} holds a transformer of {options.generation.release}, {options.ae_path} an "
             f"autoencoder of {' or '.join(GENERATIONS[name].release for name in found)}: use weights of one generation"
         )
-    vae = published_vae_config(options.ae, options.ae_path)
     channels = VAES[options.ae][0]
     if transformer.get("in_channels", channels) != channels:
         raise UserError(
             f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
             f"--ae {options.ae} makes {channels}"
         )
+    vae = published_vae_config(options.ae, options.ae_path)
     tiling = options.tiling()
     if options.enable_tiling and tiling is not None:
         config = CausalVAEModel.config_class.from_dict(vae)

@@ -10,6 +10,7 @@ import pytest
 from opensora.cli import sample
 from opensora.cli.tiny_release import LAYOUTS, write_release
 from opensora.datasets.media import VideoReader, read_image
+from opensora.pipelines import OpenSoraPipeline
 from opensora.sample.options import parse_options
 
 SMALL = ["--device", "CPU", "--text_prompt", "A red circle"]
@@ -58,6 +59,20 @@ def test_image_is_made_with_a_cache(version, transformer, releases, tmp_path):
     (path,) = tmp_path.glob("*.jpg")
     assert read_image(path).shape == (48, 32, 3)
     assert json.loads(path.with_suffix(".json").read_text())["model_calls"] < 12
+
+
+@pytest.mark.parametrize("version", ["v1_0", "v1_2"])
+def test_pipeline_knows_the_generation(version, releases):
+    layout = LAYOUTS[version]
+    folder = releases / layout.release
+    pipeline = OpenSoraPipeline.from_pretrained(
+        folder / next(iter(layout.transformers)), folder / "vae", releases / layout.text_encoder
+    )
+    assert pipeline.generation.name == version
+    frames = pipeline("A red circle", height=32, width=48, num_inference_steps=1, cache="easy")
+    assert frames.shape == (1, {"v1_0": 17, "v1_2": 93}[version], 32, 48, 3)
+    with pytest.raises(ValueError, match="height 40 is not a multiple of 16"):
+        pipeline("A red circle", height=40)
 
 
 def options_of(*flags):
