@@ -8,7 +8,7 @@
 # --nproc_per_node N, or the variable WORKERS, is the number of processes on this machine (8).
 # scripts/_launch.sh lists the environment variables.
 set -euo pipefail
-WEIGHTS=${WEIGHTS:-LanguageBind/Open-Sora-Plan-v1.0.0/65x512x512}
+WEIGHTS=${WEIGHTS:-LanguageBind/Open-Sora-Plan-v1.0.0}
 TEXT_ENCODER=${TEXT_ENCODER:-DeepFloyd/t5-v1_1-xxl}
 source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
 stage=${STAGE:-17x256x256}
