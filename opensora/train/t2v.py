@@ -62,9 +62,9 @@ class T2VTraining:
     def __init__(self, options: T2VTrainOptions, device: Device, world: World, checkpoint: Optional[Path]):
         self.options, self.device, self.world = options, device, world
         self.recipe = recipe = choose_recipe(options, self.model_classes, checkpoint)
+        self.cache, val_cache = open_caches(options, self.cache_settings)
         if options.ae_path is not None:
             published_vae_config(options.ae, options.ae_path)
-        self.cache, val_cache = open_caches(options, self.cache_settings)
         uses_states = self.cache is not None or options.data.text_embed_cache
         text_encoder = None if uses_states else options.text_encoder_name_1
         if text_encoder is not None:
@@ -305,7 +305,8 @@ def sample_noise(generators: Sequence[np.random.Generator], shape: tuple) -> np.
 
 def check_one_length(dataset: T2VDataset, batch_size: int) -> None:
     """Raises UserError for samples that a model with positions for one number of frames does not take."""
-    options, shapes = dataset.options, dataset.index.shapes
+    options, index = dataset.options, dataset.index
+    shapes = [shape for shape, count in zip(index.shapes, index.shape_counts) if count >= dataset.min_samples]
     for shape in shapes:
         if shape.frames not in (1, options.num_frames):
             raise UserError(

@@ -121,7 +121,9 @@ class Samples:
 
     def __init__(self, *frames: int, group_data: bool = True):
         self.options = SimpleNamespace(num_frames=17, group_data=group_data, file="data.txt")
-        self.index = SimpleNamespace(shapes=[Shape(count, 64, 64) for count in frames])
+        shapes = [Shape(count, 64, 64) for count in (*frames, 29)]  # of the last there are too few to be used
+        self.index = SimpleNamespace(shapes=shapes, shape_counts=[8] * len(frames) + [1])
+        self.min_samples = 4
 
 
 def test_model_of_one_length_refuses_others():
