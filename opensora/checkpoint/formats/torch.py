@@ -14,14 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
 from opensora.checkpoint.element_types import NUMPY_TYPES, element_count
-from opensora.checkpoint.formats.torch_pickle import (
-    SCRIPT_TYPES,
-    Foreign,
-    Harmful,
-    ScriptObject,
-    call,
-    read_pickle,
-)
+from opensora.checkpoint.formats.torch_pickle import SCRIPT_TYPES, Foreign, Harmful, ScriptObject, call, read_pickle
 from opensora.checkpoint.lazy_tensor import FileTensor, contiguous_strides
 from opensora.checkpoint.open_file import OpenFile, ScatteredFile, truncated
 from opensora.errors import UserError

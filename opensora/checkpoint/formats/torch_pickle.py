@@ -96,13 +96,7 @@ HARMFUL_NAMES = frozenset(
 # Of the module "torch.jit._pickle": they return their first argument, whose type TorchScript has to record.
 SCRIPT_TYPES = frozenset(
     f"torch.jit._pickle.{name}"
-    for name in (
-        "build_intlist",
-        "build_doublelist",
-        "build_boollist",
-        "build_tensorlist",
-        "restore_type_tag",
-    )
+    for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
 )
 SCRIPT_CLASSES = "__torch__."  # prefix of the names of a TorchScript program's own classes
 HARMFUL_PACKAGES = (

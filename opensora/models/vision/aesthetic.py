@@ -30,8 +30,8 @@ class AestheticHead(PretrainedModel):
     def __init__(self, **values):
         super().__init__()
         self.config = AestheticHeadConfig.from_dict(values)
-        self.weight = Linear(self.config.width, 1).weight
-        self.bias = Linear(self.config.width, 1).bias
+        layer = Linear(self.config.width, 1)
+        self.weight, self.bias = layer.weight, layer.bias
 
     @classmethod
     def load(cls, path: Union[str, Path]) -> AestheticHead:

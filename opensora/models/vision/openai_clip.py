@@ -62,7 +62,7 @@ def _in_block(layer: str, name: str, tensor: LazyTensor) -> dict[str, LazyTensor
     module, _, kind = name.rpartition(".")
     if name.startswith(STACKED):
         parts = np.split(tensor.numpy(), 3)
-        return {f"{layer}.self_attn.{q}_proj.{name[len(STACKED):]}": ArrayTensor(x) for q, x in zip("qkv", parts)}
+        return {f"{layer}.self_attn.{q}_proj.{name[len(STACKED) :]}": ArrayTensor(x) for q, x in zip("qkv", parts)}
     return {f"{layer}.{IN_BLOCK.get(module, module)}.{kind}": tensor}
 
 
