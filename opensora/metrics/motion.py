@@ -33,8 +33,8 @@ def motion_amount(videos: Sequence[np.ndarray]) -> np.ndarray:
 def _motion(video: np.ndarray) -> float:
     if len(video) < 2:
         raise UserError("a video of one frame does not move; motion needs two frames")
-    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
-    height, width = transforms.short_side(*video.shape[1:3], SIDE)
+    flow = cv2.DISOpticalFlow.create(cv2.DISOPTICAL_FLOW_PRESET_FAST)
+    height, width = transforms.short_side(video.shape[1], video.shape[2], SIDE)
     previous, lengths = None, []
     for frame in video:
         gray = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (width, height), interpolation=cv2.INTER_AREA)

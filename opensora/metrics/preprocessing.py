@@ -33,7 +33,7 @@ def clip_transformers(frames: np.ndarray, size: int = SIZE) -> np.ndarray:
 def clip_vbench(frames: np.ndarray, size: int = SIZE) -> np.ndarray:
     """As VBench for videos: bicubic without antialiasing on floats, which may leave the range of pixels."""
     pixels = _channels_first(frames)
-    height, width = transforms.short_side(*pixels.shape[-2:], size)
+    height, width = transforms.short_side(pixels.shape[-2], pixels.shape[-1], size)
     resized = interpolate(pixels, bicubic_weights(pixels.shape[-2], height), bicubic_weights(pixels.shape[-1], width))
     return _normalize(transforms.crop(resized, _rounded_center_box(height, width, size, size)), CLIP_MEAN, CLIP_STD)
 
@@ -41,7 +41,7 @@ def clip_vbench(frames: np.ndarray, size: int = SIZE) -> np.ndarray:
 def dino_vbench(frames: np.ndarray, size: int = SIZE) -> np.ndarray:
     """As VBench for DINO: bilinear without antialiasing to a shorter side of `size`, no crop."""
     pixels = _channels_first(frames)
-    height, width = transforms.short_side(*pixels.shape[-2:], size)
+    height, width = transforms.short_side(pixels.shape[-2], pixels.shape[-1], size)
     resized = interpolate(pixels, linear_weights(pixels.shape[-2], height), linear_weights(pixels.shape[-1], width))
     return _normalize(resized, IMAGENET_MEAN, IMAGENET_STD)
 
@@ -76,7 +76,7 @@ CLIP_PREPROCESSING: dict[str, Callable[..., np.ndarray]] = {
 
 
 def _clip_pillow(frames: np.ndarray, size: int, center_box: Callable[..., Box]) -> np.ndarray:
-    height, width = transforms.short_side(*frames.shape[1:3], size)
+    height, width = transforms.short_side(frames.shape[1], frames.shape[2], size)
     resized = [np.asarray(Image.fromarray(frame).resize((width, height), Image.Resampling.BICUBIC)) for frame in frames]
     pixels = _channels_first(np.stack(resized))
     return _normalize(transforms.crop(pixels, center_box(height, width, size, size)), CLIP_MEAN, CLIP_STD)

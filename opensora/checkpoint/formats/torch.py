@@ -136,7 +136,8 @@ def is_torch_file(start: bytes) -> bool:
 def read_torch_file(path: Union[str, Path]) -> Any:
     """The content of a torch file: dicts, lists, tuples, strings and numbers, with a `FileTensor` for every tensor.
 
-    OrderedDicts become dicts, and a TorchScript program its state dict; objects of other classes become `torch_pickle.Foreign`, without content. Time and memory
+    OrderedDicts become dicts, and a TorchScript program its state dict. Objects of other classes become
+    `torch_pickle.Foreign`, without content. Time and memory
     are bounded by the file's length, not by sizes that the file claims.
 
     Raises:

@@ -337,7 +337,11 @@ def _foreign(module: str, attribute: str) -> Foreign:
 
 
 def call(functions: Mapping[str, Callable], function: Any, arguments: Any) -> Any:
-    """The result of a call in a pickle, a `Foreign` unless `functions` or a TorchScript program has it. Raises TypeError for an invalid call."""
+    """The result of a call in a pickle: of `functions`, or else a `ScriptObject` or `Foreign`.
+
+    Raises:
+        TypeError: an invalid call.
+    """
     if type(function) is not Foreign or type(arguments) is not tuple:
         raise TypeError("a call of an object that is not a function")
     if function.name.startswith(SCRIPT_CLASSES):

@@ -12,6 +12,7 @@ from opensora.checkpoint.files import open_state
 from opensora.models.common.layers import Linear
 from opensora.models.model_config import ModelConfig
 from opensora.models.pretrained import PretrainedModel
+from opensora.ops.linear import linear
 
 
 @dataclass(frozen=True)
@@ -46,4 +47,4 @@ class AestheticHead(PretrainedModel):
         return cls.from_pretrained(path, config={"width": width})
 
     def construct(self, features: Tensor) -> Tensor:
-        return features.matmul(self.weight[0]) + self.bias[0]
+        return linear(features, self.weight, self.bias).reshape(-1)

@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Union
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 

@@ -11,13 +11,11 @@ from pathlib import Path
 from typing import Union
 
 import mindspore as ms
-import numpy as np
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
 from opensora.checkpoint.files import open_state
 from opensora.checkpoint.lazy_tensor import LazyTensor
-from opensora.errors import UserError
 from opensora.models.common.layers import Conv3d
 from opensora.models.model_config import ModelConfig
 from opensora.models.pretrained import PretrainedModel
