@@ -75,7 +75,7 @@ def clip_score(
 
 def logit_factor(network: CLIPModel) -> float:
     """exp(logit_scale), 100 in the published models."""
-    return float(np.exp(network.logit_scale.asnumpy()))
+    return float(np.exp(network.logit_scale.asnumpy().item()))
 
 
 def text_features(input_ids: np.ndarray, network: CLIPModel) -> np.ndarray:

@@ -51,6 +51,8 @@ class CLIPConfig(ModelConfig):
 class VisionEmbeddings(nn.Cell):
     """Pixels (B, 3, H, W) -> the class token and the patches, with their positions, (B, 1 + n, D)."""
 
+    keep_float32 = ("class_embedding",)
+
     def __init__(self, config: CLIPVisionConfig):
         super().__init__()
         self.class_embedding = Parameter(initializer(Normal(INITIAL_STD), (config.hidden_size,), ms.float32))

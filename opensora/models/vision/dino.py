@@ -113,6 +113,7 @@ class DINO(PretrainedModel):
 
     config_class = DINOConfig
     config: DINOConfig
+    keep_float32 = ("cls_token", "pos_embed")
     ignored_prefixes = ("head.",)  # of the training
 
     def __init__(self, **values):
@@ -139,7 +140,7 @@ class DINO(PretrainedModel):
 
     def construct(self, pixels: Tensor) -> Tensor:
         x = self.patch_embed(pixels)
-        token = ops.tile(self.cls_token.astype(x.dtype), (x.shape[0], 1, 1))
+        token = ops.tile(self.cls_token, (x.shape[0], 1, 1)).astype(x.dtype)
         positions = self.positions(pixels.shape[2] // self.patch_size, pixels.shape[3] // self.patch_size)
         x = ops.cat((token, x), 1) + positions
         for block in self.blocks:
