@@ -39,6 +39,7 @@ def _motion(video: np.ndarray) -> float:
     for frame in video:
         gray = cv2.resize(cv2.cvtColor(frame, cv2.COLOR_RGB2GRAY), (width, height), interpolation=cv2.INTER_AREA)
         if previous is not None:
-            lengths.append(np.linalg.norm(flow.calc(previous, gray, None), axis=-1).mean())
+            motion = flow.calc(previous, gray, None)  # type: ignore[call-overload]
+            lengths.append(np.linalg.norm(motion, axis=-1).mean())
         previous = gray
     return float(np.mean(lengths)) / SIDE * 100
