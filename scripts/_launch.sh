@@ -3,6 +3,7 @@
 #
 #   launch COMMAND.py FLAGS...                          any command
 #   sample WEIGHTS_FOLDER DEFAULT_OUTPUT FLAGS...       sampling with Open-Sora-Plan v1.3
+#   sample_older RELEASE WEIGHTS_FOLDER TEXT_ENCODER FLAGS...    sampling with Open-Sora-Plan v1.0.0, v1.1.0 or v1.2.0
 #   train COMMAND.py CONFIG.yaml DEFAULT_OUTPUT FLAGS...    training of a diffusion transformer
 #   train_wfvae DEFAULT_OUTPUT FLAGS...                 training of WFVAE
 #
@@ -99,6 +100,20 @@ sample() {
         --device "${DEVICE:-Ascend}" \
         --precision bf16 \
         "${@:3}"
+}
+
+# PROMPTS is one prompt or a .txt file with one prompt per line.
+sample_older() {
+    local release=${WEIGHTS:-LanguageBind/Open-Sora-Plan-$1}
+    launch opensora/sample/sample.py \
+        --model_path "$release/$2" \
+        --ae_path "$release/vae" \
+        --text_encoder_name "${TEXT_ENCODER:-$3}" \
+        --text_prompt "${PROMPTS:-examples/sora.txt}" \
+        --save_img_path "${OUTPUT:-./sample_videos/$1_$2}" \
+        --fps 24 \
+        --device "${DEVICE:-Ascend}" \
+        "${@:4}"
 }
 
 # Sets the defaults of PROMPTS and CONDITIONS for sampling with the inpaint model: prompt.txt and

@@ -10,6 +10,7 @@ from typing import Any, Optional
 
 from opensora.config.device import DEVICE_HELP, TARGETS, DeviceOptions
 from opensora.config.families import DEFAULT_VAE, DIT_PRESETS
+from opensora.config.generations import GENERATIONS, LATEST
 from opensora.config.lora import LoRAOptions, LoRASpec, parse_lora
 from opensora.config.memory import WEIGHTS, MemoryOptions
 from opensora.config.options import check_at_least_one, option, option_of, seed, str2bool
@@ -339,6 +340,12 @@ class FullSizeReleaseOptions:
 
     def __post_init__(self):
         check_at_least_one(self, "layers", "text_layers")
+
+
+@dataclass(frozen=True)
+class TinyReleaseOptions:
+    output_dir: Path = option(help="folder for the weights")
+    version: str = option(LATEST, "generation of the release", choices=tuple(GENERATIONS))
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Optional
 
 from opensora.config.device import PRECISIONS
 from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, VAES
+from opensora.config.generations import OLDER_SIZE_STEP, SIZE_STEP
 from opensora.config.options import check_at_least_one, check_choice, option
 from opensora.errors import UserError
 from opensora.pipelines.sizes import check_size
@@ -50,7 +51,10 @@ class Run:
     caches_blocks: bool = False  # with --cache first_block
 
     def __post_init__(self):
-        check_size(self.num_frames, self.height, self.width, TEMPORAL_STRIDE)
+        from opensora.models.dit.config import Transformer2DConfig
+
+        step = OLDER_SIZE_STEP if isinstance(self.config, Transformer2DConfig) else SIZE_STEP
+        check_size(self.num_frames, self.height, self.width, TEMPORAL_STRIDE, step)
         check_at_least_one(self, "world_size", "batch_size", "max_sequence_length", "lora_rank")
         check_choice("--precision", self.precision, PRECISIONS)
         check_choice("--zero_stage", self.zero_stage, ZERO_STAGES)
