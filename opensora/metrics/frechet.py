@@ -60,4 +60,5 @@ def frechet_distance(real: FeatureStatistics, generated: FeatureStatistics) -> f
     product = root @ second @ root
     eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
     trace = np.trace(first) + np.trace(second) - 2 * np.sqrt(np.maximum(eigenvalues, 0)).sum()
-    return float(np.square(real.mean - generated.mean).sum() + trace)
+    distance = float(np.square(real.mean - generated.mean).sum() + trace)
+    return max(distance, 0.0)  # rounding may make that of equal sets negative

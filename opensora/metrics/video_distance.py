@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor
 
+from opensora.config.commands import FVD_PROTOCOLS
 from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.metrics import preprocessing
@@ -14,7 +15,6 @@ from opensora.metrics.frechet import FeatureStatistics, frechet_distance
 from opensora.models.vision.i3d import I3D
 from opensora.utils.logs import logger
 
-PROTOCOLS = ("styleganv", "videogpt")
 LEAST_FRAMES = 10
 FEW_VIDEOS = 256  # below, FVD depends on the number of videos more than on their quality
 
@@ -43,7 +43,7 @@ def fvd(
 
 def fvd_features(video: np.ndarray, network: I3D, protocol: str = "styleganv") -> np.ndarray:
     """The features (400,) of a video (T, H, W, 3); see `fvd`."""
-    check_choice("the protocol of FVD", protocol, PROTOCOLS)
+    check_choice("the protocol of FVD", protocol, FVD_PROTOCOLS)
     if len(video) < LEAST_FRAMES:
         raise UserError(f"a video of {len(video)} frames; FVD needs {LEAST_FRAMES} frames at least")
     return network(Tensor(prepare(video, protocol)[None])).asnumpy()[0]
