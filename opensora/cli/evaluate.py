@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Optional
 
 from opensora.config.command_line import parse_flags
-from opensora.config.commands import EvaluateOptions
+from opensora.config.evaluation import EvaluateOptions
 from opensora.config.options import from_mapping
 
 

@@ -1,4 +1,4 @@
-"""The picture of an evaluation, drawn with Pillow: a panel for each metric.
+"""The curves of an evaluation, drawn with Pillow: a panel for each metric.
 
 With several folders, a panel shows the value of each folder in the order given. With one folder, it shows the values of
 all videos from the lowest to the highest.
@@ -24,7 +24,7 @@ SHARPNESS = 2  # drawn larger by this factor, then reduced, for smooth lines
 
 
 def draw_curves(results: Sequence[FolderResult], path: Path) -> None:
-    """Writes the picture."""
+    """Writes an image with a panel for each metric."""
     panels = {metric: (label, values) for metric, (label, values) in _panels(results).items() if values}
     columns = min(COLUMNS, len(panels))
     rows = -(-len(panels) // columns)

@@ -11,7 +11,7 @@ from typing import Any, Callable, Optional
 
 import numpy as np
 
-from opensora.config.commands import PAIR_METRICS, EvaluateOptions
+from opensora.config.evaluation import PAIR_METRICS, EvaluateOptions
 from opensora.datasets.media import VideoReader
 from opensora.eval.networks import Networks
 from opensora.eval.pairs import Pair, Sampling, frames_of_pair

@@ -9,7 +9,7 @@ from threading import Lock
 import numpy as np
 
 from opensora.checkpoint.files import resolve_path
-from opensora.config.commands import EvaluateOptions
+from opensora.config.evaluation import EvaluateOptions
 from opensora.models.lpips import LPIPS
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.models.vision.aesthetic import AestheticHead

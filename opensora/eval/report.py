@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 import opensora
-from opensora.config.commands import EvaluateOptions
+from opensora.config.evaluation import EvaluateOptions
 from opensora.eval.curves import draw_curves
 from opensora.utils.files import atomic_write
 

@@ -11,7 +11,7 @@ from typing import Any, Optional, Union
 import numpy as np
 from tqdm import tqdm
 
-from opensora.config.commands import PAIR_METRICS, EvaluateOptions
+from opensora.config.evaluation import PAIR_METRICS, EvaluateOptions
 from opensora.datasets.media.folders import list_videos
 from opensora.errors import UserError
 from opensora.eval.measure import Video, VideoMeasure

@@ -12,8 +12,8 @@ import numpy as np
 from PIL import Image
 
 from opensora.datasets import transforms
-from opensora.datasets.interpolation import bicubic_weights, interpolate, linear_weights
 from opensora.datasets.transforms import Box
+from opensora.utils.interpolation import bicubic_weights, interpolate, linear_weights
 
 SIZE = 224
 CLIP_MEAN, CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)

@@ -81,7 +81,7 @@ def consistency(features: np.ndarray) -> float:
 
 
 def mean_over_frames(per_video: Sequence[float], frames: Sequence[int]) -> float:
-    """VBench's number from the consistencies of videos with so many frames: a longer video weighs more."""
+    """VBench's number from the consistencies of videos and their numbers of frames: a longer video weighs more."""
     return float(np.average(per_video, weights=np.asarray(frames) - 1))
 
 

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 from mindspore import Tensor
 
-from opensora.config.commands import FVD_PROTOCOLS
+from opensora.config.evaluation import FVD_PROTOCOLS
 from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.metrics import preprocessing

@@ -11,7 +11,6 @@ from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
 from opensora.checkpoint.files import open_state
-from opensora.datasets.interpolation import bicubic_weights
 from opensora.errors import UserError
 from opensora.models.common.layers import LayerNorm, Linear
 from opensora.models.model_config import ModelConfig
@@ -20,6 +19,7 @@ from opensora.models.vision.patches import PatchEmbedding
 from opensora.ops.activations import gelu
 from opensora.ops.attention import self_attention
 from opensora.ops.layout import permute
+from opensora.utils.interpolation import bicubic_weights
 
 INITIAL_STD = 0.02
 SIZE_OFFSET = 0.1  # of the published interpolation, see `DINO.positions`
