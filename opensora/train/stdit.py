@@ -183,22 +183,25 @@ class STDiTTraining:
         latents = pipeline.vae.encode(Tensor(batch["video"]), frame_noise)
         noise = Tensor(sample_noise(generators, latents.shape[1:]))
         timesteps = Tensor(pipeline.scheduler.timesteps(uniform))
+        conditions = {
+            **self.text(batch, text_draws < self.dropout),
+            **{name: Tensor(batch[name]) for name in CONDITIONING},
+            "x_mask": None if mask is None else mask > 0,
+        }
         return (
             latents,
             noise,
             timesteps,
-            *self.text(batch, text_draws < self.dropout),
-            *(Tensor(batch[name]) for name in CONDITIONING),
             mask,
+            *(conditions.get(name) for name in self.pipeline.transformer.conditions),
         )
 
-    def text(self, batch: Mapping, dropped: np.ndarray) -> tuple[Tensor, Tensor]:
-        """States (B, 1, L, D), with the unconditional ones for dropped captions, and mask (B, L)."""
-        embedding = self.pipeline.text_encoder(batch["text"])
-        states = embedding.states[:, None]
+    def text(self, batch: Mapping, dropped: np.ndarray) -> dict[str, Tensor]:
+        """The model's text inputs; those of dropped captions are the unconditional ones."""
+        inputs = self.pipeline.text_encoder.inputs(batch["text"])
         if dropped.any():
-            states[dropped] = self.pipeline.transformer.null_text(1).float().asnumpy()
-        return Tensor(states), Tensor(embedding.mask)
+            inputs["y"][dropped] = self.pipeline.transformer.null_text(1).asnumpy()
+        return {name: Tensor(value) for name, value in inputs.items()}
 
     def state_dict(self) -> dict:
         return {"sampler": self.loader.sampler.state_dict(), "batch": self.batch}
