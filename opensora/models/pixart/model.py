@@ -16,20 +16,46 @@ from opensora.models.stdit.captioned import CaptionedTransformer
 from opensora.models.stdit.embeddings import ScalarEmbedder
 
 
-class PixArt(CaptionedTransformer):
-    """Predicts noise and its variance from noisy latents, conditioned on the timestep and the text.
-
-    Letters: B batch, C channels, T H W latent frames, height, width; L tokens of the text.
-    """
+class PixArtTransformer(CaptionedTransformer):
+    """What PixArt and PixArtMS have in common."""
 
     config_class: type[PixArtConfig] = PixArtConfig
     config: PixArtConfig
-    conditions = ("y", "mask", "text_states", "modulation")
 
     def __init__(self, **values):
         config = self.config_class.from_dict(values)
         super().__init__(config, [PixArtBlock(config) for _ in range(config.depth)])
         self.has_positions_in_time = not config.no_temporal_pos_emb
+
+    def prepare_modulated(
+        self, x: Tensor, y: Optional[Tensor], mask: Optional[Tensor], text_states: Optional[tuple], modulation: tuple
+    ) -> tuple:
+        """`prepare` with the modulation of the timestep."""
+        tokens, grid = self.embed(x)
+        if self.has_positions_in_time:
+            tokens = tokens + self.positions_in_time()
+        b, t, s, width = tokens.shape
+        text_states, text_mask = self.embed_text(y, mask, text_states, t * s)
+        time, of_time = modulation
+        shared = of_time.expand_dims(1).expand_dims(1)  # B 1 1 6D
+        return tokens.reshape(b, 1, t * s, width), (shared, text_states, text_mask, (grid, time, None, None))
+
+    def run_blocks(self, tokens: Tensor, first: int, end: int, inputs: tuple) -> Tensor:
+        """The tokens (R, 1, t h w, D) after block `end` - 1, from those before block `first`: B rows for block 0."""
+        modulation, text_states, text_mask, _ = inputs
+        for i, block in enumerate(self.blocks_to_run[first:end]):
+            modulation = repeat_rows(modulation, tokens.shape[0])
+            tokens = block(tokens, modulation, text_states[first + i], text_mask)
+        return tokens
+
+
+class PixArt(PixArtTransformer):
+    """Predicts noise and its variance from noisy latents, conditioned on the timestep and the text.
+
+    Letters: B batch, C channels, T H W latent frames, height, width; L tokens of the text.
+    """
+
+    conditions = ("y", "mask", "text_states", "modulation")
 
     def construct(
         self,
@@ -67,35 +93,20 @@ class PixArt(CaptionedTransformer):
         text_states: Optional[tuple] = None,
         modulation: Optional[tuple] = None,
     ) -> tuple:
-        """The tokens (B, 1, t h w, D) before block 0, and what `run_blocks` and `head` need; arguments as of
-        `construct`."""
+        """The tokens (B, 1, t h w, D) before block 0, and what `run_blocks` and `head` need.
+
+        Arguments are as of `construct`.
+        """
         if modulation is None:
             modulation = self.modulations(timestep)
         return self.prepare_modulated(x, y, mask, text_states, modulation)
 
-    def prepare_modulated(
-        self, x: Tensor, y: Optional[Tensor], mask: Optional[Tensor], text_states: Optional[tuple], modulation: tuple
-    ) -> tuple:
-        """`prepare` with the modulation of the timestep."""
-        tokens, grid = self.embed(x)
-        if self.has_positions_in_time:
-            tokens = tokens + self.positions_in_time()
-        b, t, s, width = tokens.shape
-        text_states, text_mask = self.embed_text(y, mask, text_states, t * s)
-        time, of_time = modulation
-        shared = of_time.expand_dims(1).expand_dims(1)  # B 1 1 6D
-        return tokens.reshape(b, 1, t * s, width), (shared, text_states, text_mask, (grid, time, None, None))
-
-    def run_blocks(self, tokens: Tensor, first: int, end: int, inputs: tuple) -> Tensor:
-        """The tokens (R, 1, t h w, D) after block `end` - 1, from those before block `first`: B rows for block 0."""
-        modulation, text_states, text_mask, _ = inputs
-        for i, block in enumerate(self.blocks_to_run[first:end]):
-            modulation = repeat_rows(modulation, tokens.shape[0])
-            tokens = block(tokens, modulation, text_states[first + i], text_mask)
-        return tokens
+    def modulations(self, timestep: Tensor) -> tuple:
+        """The embeddings of timesteps (n,), (n, D), and the modulations of all blocks, (n, 6 D)."""
+        return self.modulations_of(self.t_embedder(timestep))
 
 
-class PixArtMS(PixArt):
+class PixArtMS(PixArtTransformer):
     """PixArt for images of several sizes: conditioned on height, width and aspect ratio, too.
 
     Latents may have any height and width that give as many patches as `input_size` does.
@@ -156,8 +167,7 @@ class PixArtMS(PixArt):
     def modulations(self, timestep: Tensor, height: Tensor, width: Tensor, ar: Tensor) -> tuple:
         """As `PixArt.modulations`, with what the size of the samples, (B,) each, adds; n is a multiple of B."""
         size = ops.cat((self.csize_embedder(height), self.csize_embedder(width), self.ar_embedder(ar)), 1)
-        time = self.t_embedder(timestep) + repeat_rows(size, timestep.shape[0])
-        return time, self.t_block(time)
+        return self.modulations_of(self.t_embedder(timestep) + repeat_rows(size, timestep.shape[0]))
 
     def check_size(self, size: tuple) -> None:
         (t, h, w), (pt, ph, pw), (frames, rows, columns) = size, self.x_embedder.patch_size, self.grid

@@ -32,9 +32,8 @@ class CaptionedTransformer(FixedSizeTransformer):
         self.final_layer = FinalLayer(width, math.prod(config.patch_size) * config.out_channels)
         self.freeze(config.freeze)
 
-    def modulations(self, timestep: Tensor) -> tuple:
-        """The embeddings of timesteps (n,), (n, D), and the modulations of all blocks, (n, 6 D)."""
-        time = self.t_embedder(timestep)
+    def modulations_of(self, time: Tensor) -> tuple:
+        """The embeddings of timesteps (n, D), and with them the modulations of all blocks, (n, 6 D)."""
         return time, self.t_block(time)
 
     def head(self, tokens: Tensor, inputs: tuple) -> Tensor:

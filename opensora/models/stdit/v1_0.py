@@ -106,7 +106,10 @@ class STDiT(CaptionedTransformer):
         modulation: Optional[tuple] = None,
         modulation_of_zero: Optional[tuple] = None,
     ) -> tuple:
-        """The tokens (B, t, h w, D) before block 0, and what `run_blocks` and `head` need; arguments as of `construct`."""
+        """The tokens (B, t, h w, D) before block 0, and what `run_blocks` and `head` need.
+
+        Arguments are as of `construct`.
+        """
         tokens, grid = self.embed(x)
         if modulation is None:
             modulation = self.modulations(timestep)
@@ -122,6 +125,10 @@ class STDiT(CaptionedTransformer):
             spatial = ops.where(frames, temporal, of_zero.expand_dims(1).expand_dims(1))  # B T 1 6D
         text_states, text_mask = self.embed_text(y, mask, text_states, tokens.shape[1] * tokens.shape[2])
         return tokens, (spatial, temporal, text_states, text_mask, (grid, time, x_mask, t0))
+
+    def modulations(self, timestep: Tensor) -> tuple:
+        """The embeddings of timesteps (n,), (n, D), and the modulations of all blocks, (n, 6 D)."""
+        return self.modulations_of(self.t_embedder(timestep))
 
     def run_blocks(self, tokens: Tensor, first: int, end: int, inputs: tuple) -> Tensor:
         """The tokens (R, t, h w, D) after block `end` - 1, from those before block `first`: B rows for block 0."""
