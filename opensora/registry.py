@@ -193,7 +193,7 @@ def _weights_folder(path: Path) -> Path:
 
 
 def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
-    """The path, or the Hugging Face Hub's cached download of that name.
+    """The path, or the Hugging Face Hub's cached download of that name: ORG/REPOSITORY or a file in it.
 
     Raises:
         FileNotFoundError: neither exists on this machine.
@@ -202,15 +202,19 @@ def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
         return resolve_path(name)
     except FileNotFoundError:
         pass
+    repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
+    hint = ""
+    if len(name.split("/")) > 1:
+        hint = f", or download them: huggingface-cli download {repository} {file} --local-dir {repository}"
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, cache_dir=cache_dir, local_files_only=True))
-    except (ImportError, OSError, ValueError) as error:  # package not installed, not downloaded, not a repository name
-        raise FileNotFoundError(
-            f"{name}: no such file or folder; give the path of the weights, or download them: "
-            f"huggingface-cli download {name} --local-dir {name}"
-        ) from error
+        path = Path(snapshot_download(repository, cache_dir=cache_dir, local_files_only=True)) / file
+        if path.exists():
+            return path
+    except (ImportError, OSError, ValueError):  # package not installed, not downloaded, not a repository name
+        pass
+    raise FileNotFoundError(f"{name}: no such file or folder; give the path of the weights{hint.replace('  ', ' ')}")
 
 
 def _field_names(config: Any) -> tuple[str, ...]:

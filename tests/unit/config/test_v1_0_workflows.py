@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +21,7 @@ from v1_0_configs import (
 )
 from workflow_configs import run_inference, run_training
 
+from opensora.cli.convert import main as convert
 from opensora.datasets.media import VideoReader, read_image
 from opensora.registry import build, build_stdit_pipeline, check_folders, check_size
 from opensora.sample import config_inference
@@ -150,6 +152,28 @@ def test_registered_fields(name, models):
     assert pipeline.transformer.config.input_size == (4, 4, 4)
     with pytest.raises(ValueError, match="no field 'space_scal"):
         build({**components["model"], "space_scal": 1})
+
+
+@pytest.mark.parametrize("name", ["stdit", "pixart", "latte_classes"])
+def test_converted_files(name, models, tmp_path):
+    """With a config.json, which the published files do not have; position embeddings are not needed."""
+    config, workflow = tmp_path / "config.json", WORKFLOWS[name]
+    values = {**SIZE, **workflow.fields, "caption_channels": 32, "model_max_length": 24}
+    config.write_text(json.dumps({"_class_name": workflow.model.__name__, **values}))
+    arguments = ["--src", str(models / f"{name}.pth"), "--config", str(config)]
+    convert([*arguments, "--target", str(tmp_path / "model.safetensors"), "--to", "fp32"])
+    model = {
+        **v1_0_components(models, name)["model"],
+        "input_size": (2, 4, 4),
+        "caption_channels": 32,
+        "model_max_length": 24,
+    }
+    original, converted = build(model), build({**model, "from_pretrained": str(tmp_path)})
+    found = converted.torch_state()
+    assert all((found[key] == value).all() for key, value in original.torch_state().items())
+    config.write_text(json.dumps({"_class_name": workflow.model.__name__, **values, "depth": 3}))
+    with pytest.raises(ValueError, match="depth is 3, but .* has 2 layers"):
+        convert([*arguments, "--target", str(tmp_path / "other.safetensors")])
 
 
 def test_clip_and_classes(models):
