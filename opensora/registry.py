@@ -8,6 +8,7 @@ The other keys are fields of that type. Weights are local files; nothing is down
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -54,6 +55,8 @@ from opensora.schedulers.iddpm import SAMPLERS
 
 MODEL, VAE, TEXT_ENCODER, SCHEDULER, DATASET = "model", "vae", "text_encoder", "scheduler", "dataset"
 PRETRAINED = ("from_pretrained", "cache_dir", "local_files_only")
+# A repository of the Hugging Face Hub, or a file in it.
+HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(/(?P<file>.+))?")
 
 
 class Entry(NamedTuple):
@@ -161,19 +164,25 @@ def check_size(config: Mapping[str, Any], video_size: Sequence[int]) -> None:
         FileNotFoundError: a folder is not on this machine.
         UserError: the size, or another field, is invalid.
     """
-    entry, values = check_component(config[MODEL], MODEL)
-    assert entry.model is not None, "models are loaded from files"
-    changes = {name: value for name, value in values.items() if name not in (*PRETRAINED, "dtype", "weights")}
-    folder = _weights_folder(local_weights(config[VAE]["from_pretrained"], config[VAE].get("cache_dir")))
-    vae = AutoencoderKLConfig.from_dict(VideoAutoencoderKL.published_config(folder))
-    base = _base_config(entry.model, entry.preset, values.get("from_pretrained"), values.get("cache_dir"))
+    _, vae = _configuration(config[VAE])
+    model_class, model = _configuration(config[MODEL])
+    latent_size = AutoencoderKLConfig.from_dict(vae).latent_size(video_size)
     try:
-        entry.model.config_class.from_dict({**base, **changes, "input_size": vae.latent_size(video_size)})
+        model_class.config_class.from_dict({**model, "input_size": latent_size})
     except UserError as error:
         frames, height, width = video_size
         raise UserError(
             f"{config[MODEL]['type']} with num_frames {frames} and image_size {height, width}: {error}"
         ) from error
+
+
+def _configuration(component: Mapping[str, Any]) -> tuple[type[PretrainedModel], dict[str, Any]]:
+    """The class of a model, and its config.json or preset, overridden by the fields of a config."""
+    entry, values = check_component(component)
+    assert entry.model is not None, "a component that is loaded from files"
+    changes = {name: value for name, value in values.items() if name not in (*PRETRAINED, "dtype", "weights")}
+    base = _base_config(entry.model, entry.preset, values.get("from_pretrained"), values.get("cache_dir"))
+    return entry.model, {**base, **changes}
 
 
 def _base_config(
@@ -202,10 +211,10 @@ def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
         return resolve_path(name)
     except FileNotFoundError:
         pass
-    repository, file = "/".join(name.split("/")[:2]), "/".join(name.split("/")[2:])
-    hint = ""
-    if len(name.split("/")) > 1:
-        hint = f", or download them: huggingface-cli download {repository} {file} --local-dir {repository}"
+    found = HUB_NAME.fullmatch(name)
+    if found is None:
+        raise FileNotFoundError(f"{name}: no such file or folder; give the path of the weights")
+    repository, file = found["repository"], found["file"] or ""
     try:
         from huggingface_hub import snapshot_download
 
@@ -214,7 +223,11 @@ def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
             return path
     except (ImportError, OSError, ValueError):  # package not installed, not downloaded, not a repository name
         pass
-    raise FileNotFoundError(f"{name}: no such file or folder; give the path of the weights{hint.replace('  ', ' ')}")
+    download = " ".join(filter(None, ("huggingface-cli download", repository, file)))
+    raise FileNotFoundError(
+        f"{name}: no such file or folder; give the path of the weights, or download them: {download} --local-dir "
+        f"{repository}"
+    )
 
 
 def _field_names(config: Any) -> tuple[str, ...]:
