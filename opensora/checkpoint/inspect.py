@@ -15,6 +15,7 @@ from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.checkpoint.lora.files import read_settings
 from opensora.checkpoint.lora.names import FACTOR
 from opensora.checkpoint.shape_check import MODEL_TYPES, published_class
+from opensora.config.generations import GENERATIONS, autoencoder_of, generation_of
 from opensora.errors import UserError
 
 DEPTH = 3  # of subfolders that are searched for models
@@ -28,7 +29,7 @@ class Kind(NamedTuple):
     Attributes:
         what: generation and task.
         partners: a config -> what the model is used with.
-        command: how it is used, with {path}, {name} and {config} for the path, the class and a config file.
+        command: how it is used, with {path} and {config} for the path and a config file.
         mark: a tensor that earlier kinds do not have; kinds are tried in order.
     """
 
@@ -53,7 +54,6 @@ def _autoencoder(default: int, key: str, models: str) -> Callable[[Config], str]
 
 
 SAMPLE = "opensora sample {flag} {path} ..."
-API = "Python only: from opensora.models import {name}; {name}.from_pretrained({path!r})"
 WITH_CONFIG = "opensora inference {config} --ckpt-path {path}"
 KINDS = {
     "OpenSoraInpaint_v1_3": Kind(
@@ -65,7 +65,7 @@ KINDS = {
     "LatteT2V": Kind(
         "Open-Sora-Plan v1.0 or v1.1, text to video",
         _transformer(4, "CausalVAEModel", "T5 v1.1 xxl", 4096),
-        API,
+        SAMPLE.replace("{flag}", "--model_path"),
         "temporal_transformer_blocks.0.attn1.to_q.weight",
     ),
     "OpenSoraT2V_v1_3": Kind(
@@ -73,7 +73,11 @@ KINDS = {
         _transformer(8, "WFVAEModel", "mT5-xxl", 4096),
         SAMPLE.replace("{flag}", "--model_path"),
     ),
-    "OpenSoraT2V": Kind("Open-Sora-Plan v1.2, text to video", _transformer(4, "CausalVAEModel", "mT5-xxl", 4096), API),
+    "OpenSoraT2V": Kind(
+        "Open-Sora-Plan v1.2, text to video",
+        _transformer(4, "CausalVAEModel", "mT5-xxl", 4096),
+        SAMPLE.replace("{flag}", "--model_path"),
+    ),
     "STDiT2": Kind(
         "Open-Sora v1.1, text to video",
         _transformer(4, "AutoencoderKL", "T5 v1.1 xxl", 4096),
@@ -125,7 +129,7 @@ KINDS = {
     "CausalVAEModel": Kind(
         "Open-Sora-Plan v1.0 to v1.2, autoencoder",
         _autoencoder(4, "embed_dim", "LatteT2V, OpenSoraT2V"),
-        API,
+        SAMPLE.replace("{flag}", "--ae_path"),
         "encoder.mid.attn_1.q.conv.weight",
     ),
     "AutoencoderKL": Kind(
@@ -218,13 +222,21 @@ def describe(path: Path) -> Description:
     lines = {} if config else {"config.json": "missing; the class is found out from the tensors"}
     kind = KINDS.get(name or "")
     if kind is not None:
-        lines["is"] = kind.what
+        lines["is"] = _with_release(kind.what, config)
     lines.update(_size(state))
     if kind is not None:
         lines["goes with"] = kind.partners(config)
         place = source if path.is_file() else path
-        lines["used by"] = kind.command.format(path=str(place), name=name, config=config_file(name or "", state))
+        lines["used by"] = kind.command.format(path=str(place), config=config_file(name or "", state))
     return Description(source, name, lines)
+
+
+def _with_release(what: str, config: Config) -> str:
+    """`Kind.what` with the release that the config.json tells, in place of several."""
+    generation = generation_of(config)
+    known = (generation.name,) if generation else autoencoder_of(config)
+    task = what.rpartition(", ")[2]
+    return f"{GENERATIONS[known[0]].release}, {task}" if len(known) == 1 else what
 
 
 def recognize(state: Mapping[str, LazyTensor]) -> Optional[str]:

@@ -7,7 +7,7 @@ import os
 import signal
 import sys
 import traceback
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Callable, NoReturn, Optional
 
@@ -46,16 +46,28 @@ class _LogLevel(argparse.Action):
 
 
 def parse_flags(
-    description: str, classes: Iterable[type], argv: Optional[Sequence[str]] = None, yaml_file: bool = False
+    description: str,
+    classes: Iterable[type],
+    argv: Optional[Sequence[str]] = None,
+    yaml_file: bool = False,
+    defaults: Optional[Callable[[argparse.Namespace], Mapping[str, Any]]] = None,
 ) -> argparse.Namespace:
     """The parsed flags of a command, which are the options of these classes.
 
     Args:
         yaml_file: the command accepts `--config FILE.yaml`, see `parse_with_config`.
+        defaults: called with the parsed flags, returns defaults that depend on them and that replace those of the
+            options. Flags that were given, on the command line or in the file, stay.
     """
-    parser = CommandParser(description=description)
-    add_flags(parser, *classes)
-    return parse_with_config(parser, argv) if yaml_file else parser.parse_args(argv)
+
+    def parse(changed: Mapping[str, Any]) -> argparse.Namespace:
+        parser = CommandParser(description=description)
+        add_flags(parser, *classes)
+        parser.set_defaults(**changed)
+        return parse_with_config(parser, argv) if yaml_file else parser.parse_args(argv)
+
+    args = parse({})
+    return parse(defaults(args)) if defaults else args
 
 
 class DefaultsFormatter(argparse.RawDescriptionHelpFormatter):

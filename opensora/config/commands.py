@@ -9,7 +9,8 @@ from pathlib import Path
 from typing import Any, Optional
 
 from opensora.config.device import DEVICE_HELP, TARGETS, DeviceOptions
-from opensora.config.families import DEFAULT_VAE, DIT_PRESETS
+from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, PLAN_V1_2
+from opensora.config.generations import GENERATIONS, LATEST
 from opensora.config.lora import LoRAOptions, LoRASpec, parse_lora
 from opensora.config.memory import WEIGHTS, MemoryOptions
 from opensora.config.options import check_at_least_one, option, option_of, seed, str2bool
@@ -17,7 +18,6 @@ from opensora.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "examples/demo_model"
-METRICS = ("psnr", "ssim", "lpips")
 PUBLISHED_REFINER = "LanguageBind/Open-Sora-Plan-v1.3.0/prompt_refiner"
 MAX_NEW_TOKENS = 512
 PRECISIONS = ("q8_0", "bf16", "fp16", "fp32")  # of converted weights
@@ -91,26 +91,6 @@ class TextEncoderProcessOptions:
     output_folder: str = option(help="folder for the states")
     weights: Optional[str] = option(None, "format of the weights in memory; default: as_stored", choices=WEIGHTS)
     processes: int = option(1, "processes that share the machine's memory")
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    metric: str = option(help="metric to compute", choices=METRICS)
-    real_video_dir: str = option(help="folder of the real videos")
-    generated_video_dir: str = option(help="folder of the generated videos, with the names of the real ones")
-    num_frames: Optional[int] = option(None, "frames compared per video; default: all of the generated one")
-    sample_rate: int = option(1, "take every n-th frame of the real videos")
-    resolution: Optional[int] = option(None, "resize the shorter side to this; default: no resizing")
-    crop_size: Optional[int] = option(None, "then crop the center to a square of this size; default: no crop")
-    subset_size: int = option(0, "compare only the first n pairs; 0: all")
-    batch_size: int = option(16, "frames of a video held in memory at a time")
-    num_workers: int = option(2, "pairs compared at the same time")
-    lpips_path: str = option(
-        "pretrained/lpips_alex.pth", "weights of LPIPS with AlexNet, in the format of the PyTorch package lpips"
-    )
-
-    def __post_init__(self):
-        check_at_least_one(self, "num_frames", "sample_rate", "resolution", "crop_size", "batch_size")
 
 
 @dataclass(frozen=True)
@@ -342,6 +322,12 @@ class FullSizeReleaseOptions:
 
 
 @dataclass(frozen=True)
+class TinyReleaseOptions:
+    output_dir: Path = option(help="folder for the weights")
+    version: str = option(LATEST, "generation of the release", choices=tuple(GENERATIONS))
+
+
+@dataclass(frozen=True)
 class DoctorOptions:
     device: Optional[str] = option(None, DEVICE_HELP, choices=TARGETS)
     only: Optional[Sequence[str]] = option(None, "names of the checks to run, see --list; default: all")
@@ -354,7 +340,7 @@ class DoctorOptions:
 class CostFlags:
     """Flags of `python -m opensora.cost_model` that are not fields of `opensora.cost_model.Run`."""
 
-    model: str = option(help=f"folder with a config.json, or {', '.join(DIT_PRESETS)}")
+    model: str = option(help=f"folder with a config.json, or {', '.join((*DIT_PRESETS, PLAN_V1_2))}")
     sp_size: Sequence[int] = option((1,), "processes that share a sequence; several numbers give several columns")
     world_size: Optional[int] = option(None, "number of processes; default: --sp_size")
     card: Optional[str] = option(None, "also count time and memory on one of these NPUs", choices=CARDS)

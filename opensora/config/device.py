@@ -26,6 +26,7 @@ class DeviceOptions:
         None,
         "dtype of the models; default: bf16 on Ascend (fp16 on its first generation, 910A), fp32 on a CPU",
         choices=PRECISIONS,
+        flags=("--mixed_precision",),
     )
     vae_precision: Optional[str] = option(
         None,

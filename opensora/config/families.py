@@ -23,6 +23,7 @@ VAES = {
 DEFAULT_VAE = "WFVAEModel_D8_4x8x8"
 PLAN, PLAN_INPAINT = "OpenSoraT2V_v1_3-2B/122", "OpenSoraInpaint_v1_3-2B/122"
 DIT_PRESETS = (PLAN, PLAN_INPAINT)
+PLAN_V1_2, PLAN_V1_1 = OLDER_PRESETS = ("OpenSoraT2V-ROPE-L/122", "LatteT2V-XL/122")  # Open-Sora-Plan v1.2, v1.1
 SAMPLERS = (
     "EulerAncestralDiscrete",
     "EulerDiscrete",

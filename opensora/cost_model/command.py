@@ -12,6 +12,7 @@ from opensora.config.options import from_mapping
 from opensora.cost_model.cards import check_card
 from opensora.cost_model.report import card_table, summary, table
 from opensora.cost_model.run import Run, load_config
+from opensora.errors import UserError
 
 
 def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
@@ -21,6 +22,8 @@ def parse_args(argv: Optional[Sequence[str]] = None) -> argparse.Namespace:
 def main() -> None:
     args = vars(parse_args())
     flags = from_mapping(CostFlags, args)
+    from opensora.models.dit.config import OpenSoraConfig  # imports MindSpore
+
     config = load_config(flags.model)
     runs = [
         from_mapping(
@@ -34,6 +37,8 @@ def main() -> None:
         for sp_size in flags.sp_size
     ]
     if flags.memory is not None:
+        if not isinstance(config, OpenSoraConfig):
+            raise UserError(f"--memory plans the models of v1.3, and --model {flags.model} is of v1.2; leave it out")
         from opensora.cost_model.memory_table import planned  # imports MindSpore
 
         plan = planned(

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 from opensora.cost_model.run import BYTES, Run
 
 if TYPE_CHECKING:
-    from opensora.models.dit.config import OpenSoraConfig
+    from opensora.models.dit.config import TransformerConfig
 
 
 class LinearMap(NamedTuple):
@@ -25,7 +25,7 @@ class LinearMap(NamedTuple):
     adapted: bool = False
 
 
-def linear_maps(config: OpenSoraConfig) -> list[LinearMap]:
+def linear_maps(config: TransformerConfig) -> list[LinearMap]:
     """All linear maps of the transformer, in the order of its data flow."""
     from opensora.models.dit.embeddings import TIMESTEP_CHANNELS
 
@@ -48,7 +48,7 @@ def linear_maps(config: OpenSoraConfig) -> list[LinearMap]:
     ]
 
 
-def parameter_count(config: OpenSoraConfig) -> int:
+def parameter_count(config: TransformerConfig) -> int:
     """The number of the transformer's parameters."""
     maps = sum(m.maps * m.outputs * (m.inputs + m.bias) for m in linear_maps(config) if m.over != "timestep")
     return maps + float32_count(config)
@@ -59,7 +59,7 @@ def adapter_count(run: Run) -> int:
     return sum(m.maps * (run.lora_rank or 0) * (m.inputs + m.outputs) for m in linear_maps(run.config) if m.adapted)
 
 
-def matrix_counts(config: OpenSoraConfig) -> tuple[int, int]:
+def matrix_counts(config: TransformerConfig) -> tuple[int, int]:
     """The numbers of elements of all matrices that need not be float32, and of those that may be held in 8 bits.
 
     The latter are the matrices of the blocks and of the text's projection.
@@ -71,7 +71,7 @@ def matrix_counts(config: OpenSoraConfig) -> tuple[int, int]:
     return sum(counts.values()), counts["text"] + counts["blocks"]
 
 
-def float32_count(config: OpenSoraConfig) -> int:
+def float32_count(config: TransformerConfig) -> int:
     """The number of parameters that are float32 in every precision: `adaln_single` and the shift and scale tables.
 
     The transformer's norms have no parameters.
@@ -141,13 +141,14 @@ def flops(run: Run) -> dict[str, float]:
     linear["blocks"] -= shared * rows["blocks"] * 4 * 2 * config.hidden_size**2
 
     width = config.hidden_size // run.sp_size
-    sparse_blocks = sum(config.is_sparse(i) for i in range(config.num_layers))
-    first_is_sparse = config.is_sparse(0)
+    groups = [config.attention_groups(i) for i in range(config.num_layers)]
+    sparse_blocks, n = sum(count > 1 for count in groups), max(groups)
+    first_is_sparse = groups[0] > 1
     from opensora.models.dit.skiparse import Skiparse
 
-    padded = run.tokens + Skiparse(config.sparse_n, group_skip=False).padding(run.tokens)
+    padded = run.tokens + Skiparse(n, group_skip=False).padding(run.tokens)
     dense = 4 * run.batch * run.tokens**2 * width  # scores, and their product with the values
-    sparse = 4 * run.batch * padded**2 // config.sparse_n * width  # n groups of S / n tokens
+    sparse = 4 * run.batch * padded**2 // n * width  # n groups of S / n tokens
     cross = 4 * run.batch * run.own_tokens * run.max_sequence_length * config.hidden_size
 
     text = {"linear maps of the text": outside * linear["text"]}

@@ -7,13 +7,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
 from opensora.config.device import PRECISIONS
-from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, VAES
+from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, PLAN_V1_2, VAES
+from opensora.config.generations import OLDER_SIZE_STEP, SIZE_STEP
 from opensora.config.options import check_at_least_one, check_choice, option
 from opensora.errors import UserError
 from opensora.pipelines.sizes import check_size
 
 if TYPE_CHECKING:
-    from opensora.models.dit.config import OpenSoraConfig
+    from opensora.models.dit.config import TransformerConfig
 
 _, TEMPORAL_STRIDE, SPATIAL_STRIDE = VAES[DEFAULT_VAE]
 BYTES = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -28,7 +29,7 @@ class Run:
         UserError: an unsupported size, an sp_size that does not divide processes or heads, or contradictory settings.
     """
 
-    config: OpenSoraConfig
+    config: TransformerConfig
     num_frames: int = option(93, "frames of a video, 4n+1")
     height: int = option(352, "frame height in pixels")
     width: int = option(640, "frame width in pixels")
@@ -50,7 +51,10 @@ class Run:
     caches_blocks: bool = False  # with --cache first_block
 
     def __post_init__(self):
-        check_size(self.num_frames, self.height, self.width, TEMPORAL_STRIDE)
+        from opensora.models.dit.config import Transformer2DConfig
+
+        step = OLDER_SIZE_STEP if isinstance(self.config, Transformer2DConfig) else SIZE_STEP
+        check_size(self.num_frames, self.height, self.width, TEMPORAL_STRIDE, step)
         check_at_least_one(self, "world_size", "batch_size", "max_sequence_length", "lora_rank")
         check_choice("--precision", self.precision, PRECISIONS)
         check_choice("--zero_stage", self.zero_stage, ZERO_STAGES)
@@ -100,20 +104,28 @@ class Run:
         return 2 if self.gradient_checkpointing else 1
 
 
-def load_config(model: str) -> OpenSoraConfig:
-    """The configuration of a preset, or of the config.json at a path.
+def load_config(model: str) -> TransformerConfig:
+    """The configuration of a preset, or of the config.json at a path, of Open-Sora-Plan v1.2 or v1.3.
 
     Raises:
         UserError: neither of them, or a config.json of another model.
     """
     from opensora.checkpoint.files import read_config
+    from opensora.checkpoint.shape_check import check_class, published_class
+    from opensora.models.dit import v1_2
     from opensora.models.dit.config import PRESETS, OpenSoraConfig
 
     if model in PRESETS:
         return OpenSoraConfig.from_dict(PRESETS[model])
+    if model in v1_2.PRESETS:
+        return v1_2.OpenSoraV1_2Config.from_dict(v1_2.PRESETS[model])
     if not Path(model).exists():
-        raise UserError(f"--model {model}: neither a folder nor one of {', '.join(DIT_PRESETS)}")
+        raise UserError(f"--model {model}: neither a folder nor one of {', '.join((*DIT_PRESETS, PLAN_V1_2))}")
+    config = read_config(model)
+    counted = (name.split("-")[0] for name in (*DIT_PRESETS, PLAN_V1_2))
+    check_class(config, model, tuple(counted), "--model")
+    is_v1_2 = published_class(config) == PLAN_V1_2.split("-")[0]
     try:
-        return OpenSoraConfig.from_dict(read_config(model))
+        return (v1_2.OpenSoraV1_2Config if is_v1_2 else OpenSoraConfig).from_dict(config)
     except ValueError as error:
         raise UserError(f"--model {model}: {error}") from error

@@ -14,9 +14,10 @@ from opensora.cost_model.footprint import memory
 from opensora.cost_model.run import BYTES, Run
 
 if TYPE_CHECKING:
+    from opensora.models.causal_vae.model import CausalVAEModel
     from opensora.models.pretrained import PretrainedModel
     from opensora.models.text_encoder.mt5 import MT5EncoderModel
-    from opensora.models.wfvae.model import WFVAEModel
+    from opensora.models.vaes import VAE
 
 TEXT_ENCODER = {"vocab_size": 250112, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24, "num_heads": 64}
 AUTOENCODER = {"latent_dim": 8, "norm_type": "layernorm", "t_interpolation": "trilinear", "connect_res_layer_num": 2}
@@ -83,15 +84,20 @@ def autoencoder(run: Run) -> dict[str, float]:
     return with_sum({"weights": model_bytes(model, run.bytes), **autoencoder_buffers(model, run)})
 
 
-def autoencoder_buffers(model: WFVAEModel, run: Run, in_chunks: bool = True) -> dict[str, float]:
+def autoencoder_buffers(model: VAE, run: Run, in_chunks: bool = True) -> dict[str, float]:
     """Bytes of the autoencoder, besides its weights, while it decodes the first chunk, the largest one.
+
+    Args:
+        in_chunks: along time; a CausalVAE decodes in tiles then.
 
     Working set: the input of the largest norm, of the block after the last upsampling, in the run's precision and three
     times in float32 (the norm's input, the centered and the normalized one). Cached frames: the end of every causal
     convolution's input, which the next chunk needs.
     """
-    from opensora.models.wfvae.model import DECODE_CHUNK
+    from opensora.models.wfvae.model import DECODE_CHUNK, WFVAEModel
 
+    if not isinstance(model, WFVAEModel):
+        return _causal_vae_buffers(model, run, in_chunks)
     _, t, h, w = run.latents
     frames = 2 * min(t, 1 + DECODE_CHUNK) - 1 if in_chunks else run.num_frames
     largest = run.batch_size * frames * 2 * model.config.base_channels * (4 * h) * (4 * w)
@@ -99,6 +105,19 @@ def autoencoder_buffers(model: WFVAEModel, run: Run, in_chunks: bool = True) -> 
         "cached frames": run.batch_size * _cached_elements(model, h, w) * run.bytes if t > 1 else 0,
         "working set (estimate)": largest * (run.bytes + 3 * BYTES["fp32"]),
     }
+
+
+def _causal_vae_buffers(model: CausalVAEModel, run: Run, in_tiles: bool) -> dict[str, float]:
+    """`autoencoder_buffers` of a CausalVAE: the largest norm's input has the channels of level 1 in full resolution."""
+    _, t, h, w = run.latents
+    tiling, config = model.tiling, model.config
+    if in_tiles:
+        h, w = min(h, tiling.tile_latent_min_size), min(w, tiling.tile_latent_min_size)
+        t = min(t, tiling.tile_latent_min_size_t or t)
+    frames = config.temporal_stride * (t - 1) + 1
+    area = config.spatial_stride**2 * h * w
+    largest = run.batch_size * frames * config.level_channels[min(1, len(config.level_channels) - 1)] * area
+    return {"working set (estimate)": largest * (run.bytes + 3 * BYTES["fp32"])}
 
 
 def _cached_elements(model: PretrainedModel, h: int, w: int) -> int:

@@ -17,7 +17,7 @@ def sample_indices(num_frames: int, sample_rate: int = 1) -> np.ndarray:
 
 
 def sample_window(available: int, num_frames: int, sample_rate: int, position: float) -> np.ndarray:
-    """`num_frames` frame numbers, evenly spaced over a window of num_frames * sample_rate frames (VAE training).
+    """`num_frames` frame numbers, evenly spaced over a window of num_frames * sample_rate frames.
 
     Args:
         available: frames of the video. A video shorter than the window is used as a whole; frames may repeat.

@@ -51,22 +51,28 @@ def make_release(folder: Path) -> None:
     """Writes the folders `transformer`, `vae` and `text`, the last with a tokenizer of single bytes."""
     with_weights(OpenSoraT2V_v1_3(**DIT)).save_pretrained(folder / "transformer")
     with_weights(WFVAEModel(**VAE)).save_pretrained(folder / "vae")
-    with_weights(MT5EncoderModel(**TEXT)).save_pretrained(folder / "text")
+    write_text_encoder(folder / "text")
+
+
+def write_text_encoder(folder: Path) -> Path:
+    """Writes a text encoder with a tokenizer of single bytes; returns the folder."""
+    with_weights(MT5EncoderModel(**TEXT)).save_pretrained(folder)
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     special = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     vocabulary = {name: number for number, name in enumerate([*special.values(), *alphabet])}
     tokenizer = Tokenizer(models.BPE(vocabulary, [], unk_token="<unk>"))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
     tokenizer.post_processor = processors.TemplateProcessing(single="$A </s>", special_tokens=[("</s>", 1)])
-    tokenizer.save(str(folder / "text/tokenizer.json"))
+    tokenizer.save(str(folder / "tokenizer.json"))
     settings = {"tokenizer_class": "PreTrainedTokenizerFast", **special}
-    (folder / "text/tokenizer_config.json").write_text(json.dumps(settings))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    return folder
 
 
 def with_weights(model: PretrainedModel) -> PretrainedModel:
     """The model with weights of variance 1 / fan-in, biases of 0.1 N(0, 1), and scales of norms near 1."""
     state = {}
-    for name, parameter in model.parameters_and_names():
+    for name, parameter in model.own_parameters().items():
         value = np.random.default_rng(crc32(name.encode())).standard_normal(parameter.shape)
         is_matrix = value.ndim > 1
         fan_in = value[0].size if is_matrix else 1

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Optional, Union
 
 import mindspore as ms
 
+from opensora.checkpoint.files import read_config
+from opensora.checkpoint.shape_check import check_class, published_class
 from opensora.config.families import VAES
 from opensora.config.options import check_choice
 from opensora.errors import UserError
@@ -25,6 +28,19 @@ def vae_class(name: str) -> type[VAE]:
     """
     check_choice("--ae", name, VAES)
     return next(cls for cls in CLASSES if name.startswith(cls.__name__))
+
+
+def configured_class(path: Union[str, Path]) -> type[VAE]:
+    """The class of the autoencoder that a config.json describes; WFVAE if it names none.
+
+    Raises:
+        FileNotFoundError: no config.json.
+        UserError: it is of another model.
+    """
+    config = read_config(path)
+    names = {cls.__name__: cls for cls in CLASSES}
+    check_class(config, path, (WFVAEModel.__name__, *names))
+    return names.get(published_class(config) or "", WFVAEModel)
 
 
 def published_vae_config(name: str, path: Union[str, Path], flag: str = "--ae_path") -> dict:
@@ -64,3 +80,21 @@ def get_vae(
     """
     values = published_vae_config(name, path)
     return vae_class(name).from_pretrained(checkpoint or path, dtype=dtype, config=values, weights=weights)
+
+
+def enable_tiling(vae: VAE, use_tiling: bool, overlap: Optional[float] = None) -> None:
+    """Switches tiling on or off.
+
+    Args:
+        overlap: the share of a tile that the next one repeats; None: that of the published model. Only CausalVAE has
+            tiles in space.
+
+    Raises:
+        UserError: tiles that do not meet, or an overlap for another model or without tiling.
+    """
+    if overlap is None:
+        vae.enable_tiling(use_tiling)
+        return
+    if not isinstance(vae, CausalVAEModel):
+        raise UserError(f"--tile_overlap_factor {overlap}: {type(vae).__name__} has no tiles in space; leave it out")
+    vae.enable_tiling(use_tiling, replace(vae.tiling, tile_overlap_factor=overlap))

@@ -10,20 +10,23 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
-from opensora.checkpoint.files import find_weights
+from opensora.checkpoint.files import find_weights, read_config
+from opensora.config.generations import GENERATIONS, LATEST, Generation, as_trained, generation_of
+from opensora.config.prompts import check_template
 from opensora.datasets.transforms import to_uint8
 from opensora.errors import UserError
-from opensora.models import MT5EncoderModel, WFVAEModel
+from opensora.models import MT5EncoderModel
 from opensora.models.lora import LoRAs
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.models.vaes import vae_class
 from opensora.ops.backend import convolution_dtype
 from opensora.pipelines.denoise import DenoiseSettings, StepNoise, denoise
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.lora import LoRAMixin
-from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
-from opensora.pipelines.text import TextEmbedding, embed_text, embed_texts
-from opensora.schedulers import Scheduler, get_scheduler
+from opensora.pipelines.published import cleaned_text, make_scheduler
+from opensora.pipelines.text import TextEmbedding, embed_cut, embed_text, embed_texts
+from opensora.schedulers import Scheduler
 
 if TYPE_CHECKING:
     from typing_extensions import Self
@@ -35,9 +38,10 @@ class VideoPipeline(LoRAMixin):
     """Text encoder, denoising transformer and autoencoder. Subclasses set the transformer and define `__call__`.
 
     Args:
-        prompt_template: text around the prompt, which replaces {}; the default is that of the published weights.
-        negative_prompt: guidance moves away from this text.
+        prompt_template: text around the prompt, which replaces {}; None: that of the published weights.
+        negative_prompt: guidance moves away from this text; None: as above.
         loras: LoRAs of the transformer; None: none.
+        generation: of the weights; it decides how prompts are embedded.
 
     Raises:
         UserError: the template has no {}.
@@ -52,10 +56,14 @@ class VideoPipeline(LoRAMixin):
         transformer: LazyModel,
         vae: LazyModel,
         scheduler: Scheduler,
-        prompt_template: str = POSITIVE,
-        negative_prompt: str = NEGATIVE,
+        prompt_template: Optional[str] = None,
+        negative_prompt: Optional[str] = None,
         loras: Optional[LoRAs] = None,
+        generation: Generation = GENERATIONS[LATEST],
     ):
+        self.generation = generation
+        prompt_template = self.default("prompt_template", prompt_template)
+        negative_prompt = self.default("negative_prompt", negative_prompt)
         check_template(prompt_template)
         self.text_encoder = text_encoder
         self.tokenizer = tokenizer
@@ -73,17 +81,20 @@ class VideoPipeline(LoRAMixin):
         model_path: Union[str, Path],
         ae_path: Union[str, Path],
         text_encoder: Union[str, Path],
-        sample_method: str = "EulerAncestralDiscrete",
-        prediction_type: str = "v_prediction",
-        rescale_betas_zero_snr: bool = True,
+        sample_method: Optional[str] = None,
+        prediction_type: Optional[str] = None,
+        rescale_betas_zero_snr: Optional[bool] = None,
         dtype=ms.float32,
-        prompt_template: str = POSITIVE,
-        negative_prompt: str = NEGATIVE,
+        prompt_template: Optional[str] = None,
+        negative_prompt: Optional[str] = None,
         vae_dtype=None,
         weights: Optional[str] = None,
         streamed: bool = False,
     ) -> Self:
         """Creates a pipeline from folders in the published layout; models load at first use.
+
+        Sampler, prediction type, template and negative prompt are by default those of the weights' generation
+        (`opensora.config.generations`).
 
         Args:
             dtype: float32, float16 or bfloat16, in which text encoder and transformer compute.
@@ -94,52 +105,79 @@ class VideoPipeline(LoRAMixin):
         Raises:
             FileNotFoundError, UserError: a folder holds no model, or a different one.
         """
-        for model, folder in (
-            (cls.transformer_class, model_path),
-            (WFVAEModel, ae_path),
-            (MT5EncoderModel, text_encoder),
-        ):
+        config = read_config(model_path)
+        generation = as_trained(generation_of(config) or GENERATIONS[LATEST], config)
+        transformer_class = cls.transformer_class_of(generation)
+        vae_model = vae_class(generation.vae)
+        for model, folder in ((transformer_class, model_path), (vae_model, ae_path), (MT5EncoderModel, text_encoder)):
             model.published_config(folder)
-            find_weights(folder)
+            find_weights(folder, model.preferred_weights)
+        settings = generation.settings_for(is_image=False)
+        zero_snr = generation.zero_snr if rescale_betas_zero_snr is None else rescale_betas_zero_snr
         return cls(
             text_encoder=LazyModel(
                 lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype, weights=weights, streamed=streamed)
             ),
             tokenizer=Tokenizer(text_encoder),
             transformer=LazyModel(
-                lambda: cls.transformer_class.from_pretrained(model_path, dtype, weights=weights, streamed=streamed)
+                lambda: transformer_class.from_pretrained(model_path, dtype, weights=weights, streamed=streamed)
             ),
             vae=LazyModel(
-                lambda: WFVAEModel.from_pretrained(ae_path, vae_dtype or convolution_dtype(dtype), weights=weights)
+                lambda: vae_model.from_pretrained(ae_path, vae_dtype or convolution_dtype(dtype), weights=weights)
             ),
-            scheduler=get_scheduler(
-                sample_method, prediction_type=prediction_type, rescale_betas_zero_snr=rescale_betas_zero_snr
+            scheduler=make_scheduler(
+                generation,
+                sample_method or settings["sample_method"],
+                prediction_type=prediction_type or settings["prediction_type"],
+                rescale_betas_zero_snr=zero_snr,
             ),
             prompt_template=prompt_template,
             negative_prompt=negative_prompt,
+            generation=generation,
         )
+
+    @classmethod
+    def transformer_class_of(cls, generation: Generation) -> type[PretrainedModel]:
+        """The class of the transformer of this pipeline's task."""
+        return cls.transformer_class
+
+    def default(self, name: str, given: Any, is_image: bool = False) -> Any:
+        """The value of a setting: the given one, or that of the generation if it is None."""
+        return self.generation.settings_for(is_image)[name] if given is None else given
 
     def get_transformer(self) -> Any:
         return self.transformer.get()
 
-    def embed(self, texts: Sequence[str], max_sequence_length: int = 512) -> TextEmbedding:
+    def embed(self, texts: Sequence[str], max_sequence_length: Optional[int] = None) -> TextEmbedding:
         """Embeds texts without template."""
-        return embed_text(self.text_encoder.get(), self.tokenizer, texts, max_sequence_length)
+        length = self.default("max_sequence_length", max_sequence_length)
+        return embed_text(self.text_encoder.get(), self.tokenizer, texts, length)
 
-    def embed_prompt(self, prompt: str, guidance_scale: float, max_sequence_length: int = 512) -> TextEmbedding:
+    def embed_prompt(
+        self, prompt: str, guidance_scale: float, max_sequence_length: Optional[int] = None
+    ) -> TextEmbedding:
         """Embeds a prompt in its template for `denoise`; with guidance, the negative prompt comes first."""
         return self.embed_prompts([prompt], guidance_scale, max_sequence_length)[0]
 
     def embed_prompts(
-        self, prompts: Sequence[str], guidance_scale: float, max_sequence_length: int = 512
+        self, prompts: Sequence[str], guidance_scale: float, max_sequence_length: Optional[int] = None
     ) -> list[TextEmbedding]:
         """`embed_prompt` for several prompts. Every text is embedded once, without its padding."""
-        templates = [self.prompt_template.replace("{}", prompt) for prompt in prompts]
-        rows = [[self.negative_prompt, text] if guidance_scale > 1 else [text] for text in templates]
+        max_length = self.default("max_sequence_length", max_sequence_length)
+        templates = [self.text_of(prompt) for prompt in prompts]
+        negatives = [cleaned_text(self.generation, self.negative_prompt)] if guidance_scale > 1 else []
+        if self.generation.cuts_texts:
+            encoder = self.text_encoder.get()
+            return [embed_cut(encoder, self.tokenizer, text, negatives, max_length) for text in templates]
+        rows = [[*negatives, text] for text in templates]
         texts = list(dict.fromkeys(text for row in rows for text in row))
         encoder = self.text_encoder.get()
-        embedded = dict(zip(texts, embed_texts(encoder, self.tokenizer, texts, max_sequence_length)))
+        embedded = dict(zip(texts, embed_texts(encoder, self.tokenizer, texts, max_length)))
         return [TextEmbedding.concatenate([embedded[text] for text in row]) for row in rows]
+
+    def text_of(self, prompt: str) -> str:
+        """A prompt in its template, as the text encoder gets it."""
+        return cleaned_text(self.generation, self.prompt_template.replace("{}", prompt))
 
     def denoise(
         self,

@@ -118,6 +118,8 @@ class GuidedPrediction:
         text = self.texts[guided]
         modulation = ms.mutable((self.modulation[step : step + 1], self.embedded[step : step + 1]))
         output = self.predict(x, None, None, None, text.mask, text.states, modulation, self.condition)
+        if output.shape[1] > x.shape[1]:  # followed by a predicted variance, which samplers do not use
+            output = output[:, : x.shape[1]]
         output = output.astype(ms.float32)
         self.calls += 1
         if not guided:

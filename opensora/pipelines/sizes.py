@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from opensora.config.generations import SIZE_STEP
 from opensora.errors import UserError
 
-SIZE_STEP = 32
 MIN_HXW, MAX_HXW = 102400, 236544  # pixels of a frame: the range that the published weights were trained on
 
 
-def check_size(num_frames: int, height: int, width: int, temporal_stride: int = 4) -> None:
-    """Raises UserError, with the nearest valid values, for an unsupported size."""
+def check_size(num_frames: int, height: int, width: int, temporal_stride: int = 4, step: int = SIZE_STEP) -> None:
+    """Raises UserError, with the nearest valid values, for an unsupported size.
+
+    Args:
+        step: height and width are multiples of it.
+    """
     problems = []
     if num_frames < 1 or (num_frames - 1) % temporal_stride:
         low = max(0, num_frames - 1) // temporal_stride * temporal_stride + 1
@@ -17,8 +21,8 @@ def check_size(num_frames: int, height: int, width: int, temporal_stride: int = 
             f"num_frames {num_frames} is not {temporal_stride}n+1 (nearest: {low}, {low + temporal_stride})"
         )
     for name, value in (("height", height), ("width", width)):
-        if value < SIZE_STEP or value % SIZE_STEP:
-            low = max(SIZE_STEP, value // SIZE_STEP * SIZE_STEP)
-            problems.append(f"{name} {value} is not a multiple of {SIZE_STEP} (nearest: {low}, {low + SIZE_STEP})")
+        if value < step or value % step:
+            low = max(step, value // step * step)
+            problems.append(f"{name} {value} is not a multiple of {step} (nearest: {low}, {low + step})")
     if problems:
         raise UserError("; ".join(problems))

@@ -8,9 +8,12 @@ from typing import Optional, Union
 import numpy as np
 from mindspore import Tensor
 
+from opensora import models
 from opensora.config.acceleration import WHOLE_RANGE
+from opensora.config.generations import Generation
 from opensora.config.options import check_choice
 from opensora.models import OpenSoraT2V_v1_3
+from opensora.models.pretrained import PretrainedModel
 from opensora.pipelines.base import OUTPUT_TYPES, VideoPipeline
 from opensora.pipelines.denoise import DenoiseSettings, StepNoise
 from opensora.pipelines.sizes import check_size
@@ -21,16 +24,20 @@ class OpenSoraPipeline(VideoPipeline):
 
     transformer_class = OpenSoraT2V_v1_3
 
+    @classmethod
+    def transformer_class_of(cls, generation: Generation) -> type[PretrainedModel]:
+        return getattr(models, generation.transformer)
+
     def __call__(
         self,
         prompt: str,
-        num_frames: int = 93,
-        height: int = 352,
-        width: int = 640,
-        num_inference_steps: int = 100,
-        guidance_scale: float = 7.5,
+        num_frames: Optional[int] = None,
+        height: Optional[int] = None,
+        width: Optional[int] = None,
+        num_inference_steps: Optional[int] = None,
+        guidance_scale: Optional[float] = None,
         seed: Union[int, Sequence[int]] = 1234,
-        max_sequence_length: int = 512,
+        max_sequence_length: Optional[int] = None,
         latents: Optional[Union[np.ndarray, Tensor]] = None,
         step_noise: Optional[StepNoise] = None,
         output_type: str = "frames",
@@ -40,9 +47,11 @@ class OpenSoraPipeline(VideoPipeline):
     ) -> np.ndarray:
         """Generates one video, or an image if num_frames is 1.
 
+        Arguments that are None have the values of the generation of the weights (`opensora.config.generations`).
+
         Args:
             prompt: the text, inserted into `prompt_template`.
-            num_frames: 4n + 1. height, width: multiples of 32.
+            num_frames: 4n + 1. height, width: multiples of 32, before v1.3 of 16.
             guidance_scale: 1 or less disables guidance.
             seed: of the initial noise and of the sampler's noise.
             latents: initial noise of unit variance, (1, C, 1 + n, height / 8, width / 8); None: sampled.
@@ -60,14 +69,19 @@ class OpenSoraPipeline(VideoPipeline):
         """
         settings = DenoiseSettings.of(cache, guidance_interval)
         check_choice("output_type", output_type, OUTPUT_TYPES)
-        check_size(num_frames, height, width)
+        num_frames = self.default("num_frames", num_frames)
+        is_image = num_frames == 1
+        height, width = self.default("height", height), self.default("width", width)
+        steps = self.default("num_sampling_steps", num_inference_steps, is_image)
+        guidance_scale = self.default("guidance_scale", guidance_scale, is_image)
+        check_size(num_frames, height, width, step=self.generation.size_step)
         text = self.embed_prompt(prompt, guidance_scale, max_sequence_length)
         latents = self.denoise(
             text,
             num_frames,
             height,
             width,
-            num_inference_steps,
+            steps,
             guidance_scale,
             seed,
             latents,

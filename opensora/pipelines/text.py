@@ -96,6 +96,20 @@ def embed_texts(
             yield TextEmbedding(some.float().asnumpy(), some_mask)
 
 
+def embed_cut(
+    encoder: MT5EncoderModel, tokenizer: Tokenizer, text: str, others: Sequence[str], max_length: int
+) -> TextEmbedding:
+    """The embeddings of `others`, then of a text, all cut to the tokens of the text (see `Generation.cuts_texts`).
+
+    The mask has no padding: the states at the padded positions of a shorter text are part of its embedding.
+    """
+    ids, mask = tokenizer([*others, text], max_length)
+    length = int(mask[-1].sum())
+    (states,) = encoder.encode([(Tensor(ids[:, :length]), Tensor(mask[:, :length]))])
+    states = states.float().asnumpy()
+    return TextEmbedding(states, np.ones(states.shape[:2], np.int32))
+
+
 def texts_per_pass(batch_size: int) -> int:
     """Texts, in whole batches, that a streamed text encoder embeds each time it reads its weights."""
     return -(-TEXTS_PER_PASS // batch_size) * batch_size

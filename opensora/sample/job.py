@@ -28,8 +28,10 @@ from opensora.pipelines.base import VideoPipeline
 from opensora.pipelines.conditioning import ConditioningFrames, read_conditioning_frames
 from opensora.pipelines.denoise import DenoiseSettings
 from opensora.pipelines.lazy import LazyModel
+from opensora.pipelines.published import cleaned_text, make_scheduler
 from opensora.pipelines.step_cache import calls_note
 from opensora.pipelines.text import note_if_truncated
+from opensora.sample.generation import set_tiling
 from opensora.sample.host_text_encoder import HostTextEncoder
 from opensora.sample.memory import plan_run
 from opensora.sample.options import SampleOptions
@@ -46,7 +48,6 @@ from opensora.sample.outputs import (
 )
 from opensora.sample.prompt_files import read_inputs
 from opensora.sample.refiner import refine_prompts
-from opensora.schedulers import get_scheduler
 from opensora.utils.folder_lock import check_free_space, exclusive_folder
 from opensora.utils.logs import logger
 from opensora.utils.memory import process_memory
@@ -66,7 +67,7 @@ def build_pipeline(
     pipeline_class: type[VideoPipeline] = OpenSoraInpaintPipeline if options.is_inpaint else OpenSoraPipeline
 
     def load_transformer():
-        transformer = pipeline_class.transformer_class.from_pretrained(
+        transformer = options.transformer_class.from_pretrained(
             options.ms_checkpoint or options.model_path,
             dtype=dtype,
             config=read_config(options.model_path),
@@ -79,7 +80,7 @@ def build_pipeline(
 
     def load_vae():
         vae = get_vae(options.ae, options.ae_path, device.vae_dtype, weights=weights["vae"])
-        vae.enable_tiling(options.enable_tiling)
+        set_tiling(options, vae)
         # Graph mode compiles the first, middle and last chunk separately, with different collectives.
         is_graph = device.mode == ms.GRAPH_MODE
         if groups.video.size > 1 and not is_graph and (vae.use_tiling or vae.config.streams_exactly):
@@ -102,9 +103,10 @@ def build_pipeline(
         tokenizer=tokenizer,
         transformer=LazyModel(load_transformer),
         vae=LazyModel(load_vae),
-        scheduler=get_scheduler(options.sample_method, **options.scheduler_arguments()),
+        scheduler=make_scheduler(options.generation, options.sample_method, **options.scheduler_arguments()),
         prompt_template=options.prompt_template,
         negative_prompt=options.negative_prompt,
+        generation=options.generation,
     )
 
 
@@ -315,12 +317,14 @@ def texts_to_embed(options: SampleOptions, samples: Sequence[Sample]) -> Optiona
     if options.caption_refiner or options.decode_latents:
         return None
     prompts = dict.fromkeys(sample.prompt for sample in samples)
-    return [options.negative_prompt, *(options.prompt_template.replace("{}", prompt) for prompt in prompts)]
+    texts = [options.negative_prompt, *(options.prompt_template.replace("{}", prompt) for prompt in prompts)]
+    return [cleaned_text(options.generation, text) for text in texts]
 
 
 def _note_truncated_texts(options: SampleOptions, pipeline: VideoPipeline, prompts: Iterable[str]) -> None:
-    texts = [pipeline.prompt_template.replace("{}", prompt) for prompt in prompts]
-    for text in dict.fromkeys([*texts, pipeline.negative_prompt] if options.guidance_scale > 1 else texts):
+    texts = [pipeline.text_of(prompt) for prompt in prompts]
+    negative = cleaned_text(pipeline.generation, pipeline.negative_prompt)
+    for text in dict.fromkeys([*texts, negative] if options.guidance_scale > 1 else texts):
         note_if_truncated(
             pipeline.tokenizer, text, options.max_sequence_length, "raise --max_sequence_length or shorten it"
         )

@@ -19,11 +19,13 @@ from opensora.cost_model.run import Run
 from opensora.cost_model.stages import Texts
 from opensora.device import Device
 from opensora.errors import UserError
-from opensora.models import MT5EncoderModel, WFVAEModel
+from opensora.models import MT5EncoderModel
 from opensora.models.stored_weights import BYTES, STORED
 from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.models.vaes import vae_class
 from opensora.parallel.collectives import smallest
 from opensora.pipelines.text import texts_per_pass, trimmed_length
+from opensora.sample.generation import set_tiling
 from opensora.sample.options import SampleOptions
 from opensora.utils.logs import logger
 from opensora.utils.memory import available_memory, process_memory
@@ -169,7 +171,8 @@ def _open(options: SampleOptions, device: Device) -> dict[str, ModelFiles]:
             options.ms_checkpoint or options.model_path, read_config(options.model_path)
         )
     if options.is_inpaint or not options.save_latents:
-        opened["vae"] = WFVAEModel.open(options.ae_path)
+        opened["vae"] = vae_class(options.ae).open(options.ae_path)
+        set_tiling(options, opened["vae"].model)
     return {
         name: ModelFiles(found.model, found.tensors, device.vae_dtype if name == "vae" else device.dtype, weights[name])
         for name, found in opened.items()

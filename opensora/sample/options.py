@@ -12,22 +12,26 @@ from opensora.config.acceleration import AccelerationOptions
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
+from opensora.config.generations import GENERATIONS, LATEST, Generation, get_generation
 from opensora.config.lora import LoRAOptions, LoRASpec
 from opensora.config.memory import MemoryOptions
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option, option_of
+from opensora.config.prompts import check_template
 from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.errors import UserError
-from opensora.pipelines.prompts import NEGATIVE, POSITIVE, check_template
 from opensora.pipelines.sizes import MAX_HXW, check_size
+from opensora.sample.generation import check_autoencoder, check_frames, folder_and_generation, generation_settings
 from opensora.sample.timesteps_file import read_timesteps
 from opensora.utils.logs import logger
 from opensora.utils.text_files import check_characters
 
+TEXT_TYPES = ("t2v", "dit")  # the second is the published name of v1.2
 INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same task
 CONDITION_FLAGS = ("conditional_pixel_values_path", "mask_type", "crop_for_hw", "noise_strength", "keep_condition")
 V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")  # of tables and json objects that hold prompts
 
+_DEFAULTS = GENERATIONS[LATEST].settings_for(is_image=False)
 _weights, _output, _condition, _sampling, _memory = (
     partial(option, group=group)
     for group in (
@@ -50,15 +54,23 @@ class SampleOptions:
 
     model_path: str = _weights(help="folder of the diffusion transformer")
     ae_path: str = _weights(help="folder of the autoencoder")
-    text_encoder_name_1: str = _weights(help="folder of mT5 or T5 v1.1, with its tokenizer")
+    text_encoder_name_1: str = _weights(
+        help="folder of mT5 or T5 v1.1, with its tokenizer", flags=("--text_encoder_name",)
+    )
     text_prompt: Sequence[str] = _output(
         help="prompts, or one file of them: .txt with one prompt per line, .csv with a column or "
         f".json or .jsonl with objects that have {' or '.join(PROMPT_COLUMNS)}"
     )
     model_type: str = _weights(
-        "t2v", "t2v: conditioned on text alone; inpaint or i2v: on text and frames", choices=("t2v", *INPAINT_TYPES)
+        "t2v",
+        "t2v, in v1.2 dit: conditioned on text alone; inpaint or i2v: on text and frames",
+        choices=(*TEXT_TYPES, *INPAINT_TYPES),
     )
-    version: str = _weights("v1_3", "generation of the weights", choices=("v1_3",))
+    version: Optional[str] = _weights(
+        None,
+        f"generation of the weights, {', '.join(GENERATIONS)}, or with v1.0 and v1.1 FRAMESxHEIGHTxWIDTH, which also "
+        "names the subfolder of --model_path; default: that of the weights",
+    )
     ms_checkpoint: Optional[str] = _weights(None, "file of transformer weights, instead of those in --model_path")
     lora: Sequence[LoRASpec] = option_of(LoRAOptions, "lora", group="weights")
     ae: str = _weights(DEFAULT_VAE, "name of the autoencoder", choices=tuple(VAES))
@@ -71,14 +83,18 @@ class SampleOptions:
     caption_refiner: Optional[str] = _weights(None, "folder of a language model that rewrites the prompts first")
 
     prompt_template: str = _output(
-        POSITIVE, "text around each prompt, with {} for the prompt; default: that of the published weights"
+        _DEFAULTS["prompt_template"],
+        "text around each prompt, with {} for the prompt; default: that of the published weights",
     )
-    negative_prompt: str = _output(NEGATIVE, "negative prompt of guidance; default: that of the published weights")
+    negative_prompt: str = _output(
+        _DEFAULTS["negative_prompt"], "negative prompt of guidance; default: that of the published weights"
+    )
     save_img_path: str = _output("./sample_videos", "folder for the results")
-    num_frames: int = _output(93, "frames of a video, 4n+1; 1 makes images")
-    height: int = _output(352, "frame height in pixels, a multiple of 32")
-    width: int = _output(640, "frame width in pixels, a multiple of 32")
-    fps: int = _output(18, "frame rate of the video files")
+    num_frames: int = _output(_DEFAULTS["num_frames"], "frames of a video, 4n+1; 1 makes images")
+    force_images: bool = _output(False, "make images: --num_frames 1")
+    height: int = _output(_DEFAULTS["height"], "frame height in pixels, a multiple of 32, before v1.3 of 16")
+    width: int = _output(_DEFAULTS["width"], "frame width in pixels, a multiple of 32, before v1.3 of 16")
+    fps: int = _output(_DEFAULTS["fps"], "frame rate of the video files")
     num_samples_per_prompt: int = _output(1, "samples of each prompt, which differ in their noise")
     video_extension: str = _output("mp4", "file type; jpg and png are for images", choices=("mp4", "gif", "jpg", "png"))
     overwrite: bool = _output(False, "replace results that exist already")
@@ -103,20 +119,20 @@ class SampleOptions:
         False, "copy the conditioning frames into the result; otherwise it only resembles them"
     )
 
-    sample_method: str = _sampling("EulerAncestralDiscrete", "the sampler", choices=SAMPLERS)
-    num_sampling_steps: int = _sampling(100, "steps of the sampler")
+    sample_method: str = _sampling(_DEFAULTS["sample_method"], "the sampler", choices=SAMPLERS)
+    num_sampling_steps: int = _sampling(_DEFAULTS["num_sampling_steps"], "steps of the sampler")
     timesteps: Optional[str] = _sampling(
         None,
         "file with the timesteps at which the steps start, instead of --num_sampling_steps; search_steps.py writes it",
         metavar="FILE",
     )
-    guidance_scale: float = _sampling(7.5, "classifier-free guidance scale; 1: no guidance")
+    guidance_scale: float = _sampling(_DEFAULTS["guidance_scale"], "classifier-free guidance scale; 1: no guidance")
     guidance_interval: tuple[float, float] = option_of(AccelerationOptions, "guidance_interval")
     cache: Optional[str] = option_of(AccelerationOptions, "cache")
-    max_sequence_length: int = _sampling(512, "maximum number of text tokens")
+    max_sequence_length: int = _sampling(_DEFAULTS["max_sequence_length"], "maximum number of text tokens")
     prediction_type: Optional[str] = _sampling(
         None,
-        "prediction type of the weights; default: that of their config.json, else v_prediction",
+        "prediction type of the weights; default: that of their config.json, else v_prediction, before v1.3 epsilon",
         choices=PREDICTION_TYPES,
     )
     rescale_betas_zero_snr: bool = _sampling(
@@ -128,12 +144,17 @@ class SampleOptions:
 
     enable_tiling: bool = _memory(
         False,
-        "decode in chunks along time even where that changes the result (group norm); with layer norm, as in the "
-        "published weights, decoding is always chunked and exact",
+        "decode in chunks along time, and before v1.3 in tiles, even where that changes the result (group norm); with "
+        "layer norm, as in the published weights of v1.3, decoding is always chunked and exact",
+    )
+    tile_overlap_factor: Optional[float] = _memory(
+        None, "share of a tile that its neighbor repeats, with --enable_tiling before v1.3; default: the published one"
     )
     memory: Optional[int] = option_of(MemoryOptions, "memory")
     weights: Sequence[str] = option_of(MemoryOptions, "weights")
-    save_memory: bool = _memory(False, "load text encoder, transformer and autoencoder one at a time")
+    save_memory: bool = _memory(
+        False, "load text encoder, transformer and autoencoder one at a time; smaller tiles in v1.2"
+    )
     save_latents: bool = _memory(False, "stop before decoding and write the latents as .npy")
     decode_latents: bool = _memory(False, "only decode the files of --save_latents")
     sp_size: int = _memory(1, "processes of msrun that share each video; other groups make other videos")
@@ -149,7 +170,11 @@ class SampleOptions:
 
     def __post_init__(self):
         check_choice("--ae", self.ae, VAES)
-        check_size(self.num_frames, self.height, self.width, VAES[self.ae][1])
+        if self.version is not None:
+            get_generation(self.version)
+        if self.force_images:
+            object.__setattr__(self, "num_frames", 1)
+        check_size(self.num_frames, self.height, self.width, VAES[self.ae][1], self.generation.size_step)
         check_at_least_one(
             self, "num_sampling_steps", "num_samples_per_prompt", "max_sequence_length", "fps", "sp_size"
         )
@@ -170,6 +195,7 @@ class SampleOptions:
         if self.sp and self.sp_size > 1:
             raise UserError("--sp is --sp_size with the number of all processes: use one of them")
         self.held_weights()
+        self._check_generation_flags()
         self._check_condition_flags()
 
     def held_weights(self) -> Mapping[str, Optional[str]]:
@@ -179,6 +205,35 @@ class SampleOptions:
     def embeds_on_host(self, target: str) -> bool:
         """Whether the text encoder runs in another process, given the target of this one."""
         return self.text_encoder_device is not None and self.text_encoder_device != target
+
+    @property
+    def generation(self) -> Generation:
+        """The generation of the weights."""
+        return GENERATIONS[self.version or LATEST]
+
+    def tiling(self) -> Optional[Any]:
+        """The tiles in space and time of --enable_tiling; None where the generation has none.
+
+        Raises:
+            UserError: --tile_overlap_factor is out of range.
+        """
+        from opensora.models.causal_vae.tiling import PUBLISHED_TILING
+
+        name = self.generation.saving_tiling if self.save_memory else self.generation.tiling
+        if name is None:
+            return None
+        tiling = PUBLISHED_TILING[name]
+        if self.tile_overlap_factor is not None:
+            tiling = replace(tiling, tile_overlap_factor=self.tile_overlap_factor)
+        return tiling
+
+    def _check_generation_flags(self) -> None:
+        if self.is_inpaint and self.generation.name != LATEST:
+            raise UserError(
+                f"--model_type {self.model_type} is for v1.3: no weights of {self.generation.release} take frames"
+            )
+        if self.tile_overlap_factor is not None and self.generation.tiling is None:
+            raise UserError(f"--tile_overlap_factor: the autoencoder of {self.generation.release} has no tiles")
 
     def _check_condition_flags(self) -> None:
         if not self.is_inpaint:
@@ -200,9 +255,9 @@ class SampleOptions:
 
     @property
     def transformer_class(self) -> Any:
-        from opensora.models import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3
+        from opensora import models
 
-        return OpenSoraInpaint_v1_3 if self.is_inpaint else OpenSoraT2V_v1_3
+        return models.OpenSoraInpaint_v1_3 if self.is_inpaint else getattr(models, self.generation.transformer)
 
     @property
     def is_image(self) -> bool:
@@ -213,7 +268,7 @@ class SampleOptions:
         return ".jpg" if self.is_image and self.video_extension in ("mp4", "gif") else f".{self.video_extension}"
 
     def scheduler_arguments(self) -> dict:
-        """Keyword arguments of `get_scheduler`."""
+        """Keyword arguments of `make_scheduler`."""
         return {
             "prediction_type": self.prediction_type,
             "rescale_betas_zero_snr": self.rescale_betas_zero_snr,
@@ -243,7 +298,9 @@ def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[SampleOptions, 
         (SampleOptions, DeviceOptions),
         argv,
         yaml_file=True,
+        defaults=generation_settings,
     )
+    args.model_path, args.version = folder_and_generation(args.model_path, args.version)
     return check_weights(from_mapping(SampleOptions, vars(args))), args
 
 
@@ -256,18 +313,12 @@ def check_weights(options: SampleOptions) -> SampleOptions:
     from opensora.checkpoint.files import find_weights
     from opensora.checkpoint.lora.files import find_lora
     from opensora.models import MT5EncoderModel
-    from opensora.models.vaes import published_vae_config
 
-    channels = VAES[options.ae][0]
     transformer = options.transformer_class.published_config(
         options.model_path, f"--model_path with --model_type {options.model_type}"
     )
-    if transformer.get("in_channels", channels) != channels:
-        raise UserError(
-            f"{options.model_path} works on latents of {transformer['in_channels']} channels, "
-            f"--ae {options.ae} makes {channels}"
-        )
-    published_vae_config(options.ae, options.ae_path)
+    check_autoencoder(options, transformer)
+    check_frames(options, transformer)
     if not options.decode_latents:
         for spec in options.lora:
             find_lora(spec.path)
@@ -285,22 +336,25 @@ def check_weights(options: SampleOptions) -> SampleOptions:
             f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
             f"{options.text_encoder_name_1} gives {text.get('d_model')}"
         )
-    options = replace(options, prediction_type=options.prediction_type or recorded or "v_prediction")
+    default = options.generation.settings["prediction_type"]
+    options = replace(options, prediction_type=options.prediction_type or recorded or default)
     return _with_timesteps(options, options.timesteps) if options.timesteps else options
 
 
 def _with_timesteps(options: SampleOptions, path: str) -> SampleOptions:
     """The options with the timesteps of a file, which determine the number of steps."""
-    from opensora.schedulers import get_scheduler
+    from opensora.pipelines.published import make_scheduler
 
     chosen = read_timesteps(path)
     chosen.check_settings(options, path)
     try:
-        get_scheduler(options.sample_method, **options.scheduler_arguments()).set_timesteps(timesteps=chosen.timesteps)
+        make_scheduler(options.generation, options.sample_method, **options.scheduler_arguments()).set_timesteps(
+            timesteps=chosen.timesteps
+        )
     except UserError as error:
         raise UserError(f"{path}: {error}") from error
     steps = len(chosen.timesteps)
-    if options.num_sampling_steps not in (steps, SampleOptions.num_sampling_steps):
+    if options.num_sampling_steps not in (steps, _DEFAULTS["num_sampling_steps"]):
         logger.warning(f"{path} has {steps} timesteps: --num_sampling_steps {options.num_sampling_steps} is not used")
     return replace(options, chosen_timesteps=chosen.timesteps, num_sampling_steps=steps)
 

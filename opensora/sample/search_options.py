@@ -14,6 +14,7 @@ from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
 from opensora.config.options import from_mapping, option, option_of
 from opensora.errors import UserError
+from opensora.sample.generation import folder_and_generation, generation_settings
 from opensora.sample.options import SampleOptions, check_weights
 
 
@@ -93,7 +94,9 @@ def parse_search(argv: Optional[Sequence[str]] = None) -> tuple[SearchOptions, S
         (SearchOptions, DeviceOptions),
         argv,
         yaml_file=True,
+        defaults=generation_settings,
     )
+    args.model_path, args.version = folder_and_generation(args.model_path, None)
     search = from_mapping(SearchOptions, vars(args))
     options = from_mapping(SampleOptions, vars(args), num_sampling_steps=search.steps, save_latents=True)
     return search, check_weights(options), args

@@ -20,7 +20,7 @@ ARGUMENTS = {
         all_to_all allow_changed_arguments cache_dir checkpointing_steps checkpoints_total_limit ckpt_every config
         dataloader_num_workers dataset.cache_dir device epochs eval_data_file_path eval_lpips eval_num_frames
         eval_num_video_log eval_resolution eval_sample_rate eval_subset_size eval_video_path exp_name grad_checkpoint
-        gradient_checkpointing jit_level load log_every log_interval max_device_memory max_train_steps mode
+        gradient_checkpointing jit_level load log_every log_interval max_device_memory max_train_steps mode model_name
         num_bucket_build_workers num_workers output_dir outputs parallel_mode plugin print_losses
         resume_from_checkpoint sp_size start_from_scratch use_parallel val_batch_size val_data val_interval
         val_interval_steps val_latent_cache validate wandb zero_stage
@@ -32,25 +32,26 @@ ARGUMENTS = {
         gradient_accumulation_steps init_loss_scale kl_weight latent_cache logvar_init lora_dropout lpips_path lr
         lr_scheduler lr_warmup_steps mask_config mask_ratios max_grad_norm model.enable_flashattn model.from_pretrained
         multi_resolution noise_offset optim perceptual_weight precision pretrained pretrained_model_name_or_path
-        processes start_learning_rate train_batch_size train_sp_batch_size use_ema vae.enable_tiling
+        processes start_learning_rate tile_overlap_factor train_batch_size train_sp_batch_size use_ema vae.enable_tiling
         vae.micro_batch_size vae_fp32 vae_precision wavelet_weight weight_decay weights
     """,
     # They make the state invalid: it belongs to another model, task or data.
     "refused": """
-        ae ae_path bucket_config cogvideox_scheduler data data_file_path dataset disc_loss drop_short_ratio
-        dynamic_sample force_resolution freeze_encoder group_data hw_stride interpolation_scale_h interpolation_scale_t
-        interpolation_scale_w logit_mean logit_std lora_alpha lora_rank lora_target_modules loss_type max_height max_hxw
-        max_width min_hxw min_steps_per_size mode_scale model model_config model_max_length model_name num_frames
-        prediction_type rescale_betas_zero_snr resolution rf_scheduler sample_rate scheduler seed snr_gamma sparse1d
-        sparse_n speed_factor text_embed_cache text_encoder text_encoder_name_1 train_fps use_discriminator
-        v1_5_scheduler vae video_column video_num_frames video_path wavelet_loss weighting_scheme
+        ae ae_path bucket_config cogvideox_scheduler data data_file_path data_path dataset disc_cls disc_loss
+        drop_short_ratio dynamic_sample force_resolution freeze_encoder group_data hw_stride image_data
+        interpolation_scale_h interpolation_scale_t interpolation_scale_w logit_mean logit_std lora_alpha lora_rank
+        lora_target_modules loss_type max_height max_hxw max_image_size max_width min_hxw min_steps_per_size mode_scale
+        model model_config model_max_length num_frames prediction_type rescale_betas_zero_snr resolution rf_scheduler
+        sample_rate scheduler seed snr_gamma sparse1d sparse_n speed_factor text_embed_cache text_encoder
+        text_encoder_name_1 train_fps use_discriminator use_image_num use_img_from_vid use_rope v1_5_scheduler vae
+        video_column video_data video_num_frames video_path wavelet_loss weighting_scheme
     """,
 }
 EFFECTS = {name: effect for effect, names in ARGUMENTS.items() for name in names.split()}
 # Paths (some may also be a preset): the same relative path in another folder is another file.
 PATHS = frozenset(
-    """ae_path data data_file_path data_path from_pretrained latent_cache lpips_path mask_config model model_config
-                     pretrained pretrained_model_name_or_path text_encoder_name_1 video_path""".split()
+    """ae_path data data_file_path data_path from_pretrained image_data latent_cache lpips_path mask_config model
+       model_config pretrained pretrained_model_name_or_path text_encoder_name_1 video_data video_path""".split()
 )
 BASE_WEIGHTS = ("pretrained", "model.from_pretrained")
 FIXED_RATES = ("constant", "constant_with_warmup")  # schedules that do not depend on the number of steps

@@ -32,8 +32,8 @@ from opensora.datasets.t2v.inpaint import InpaintDataset
 from opensora.datasets.t2v.options import InpaintDataOptions
 from opensora.device import PRECISIONS, Device
 from opensora.errors import UserError
-from opensora.models import WFVAEModel, get_vae
 from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.models.vaes import VAE, enable_tiling, get_vae, published_vae_config
 from opensora.parallel.collectives import barrier
 from opensora.train.encode_options import EncodeOptions
 from opensora.train.encode_texts import text_source
@@ -52,12 +52,12 @@ def encode(options: EncodeOptions, device: Device) -> None:
         UserError: invalid data; the folder holds another cache; a media file has changed; nothing can be read.
         OSError: a missing file, or too little disk space. What is complete is kept, and the next run resumes.
     """
-    WFVAEModel.published_config(options.ae_path, "--ae_path")
+    published_vae_config(options.ae, options.ae_path)
     tokenizer = None if options.data.text_embed_cache else Tokenizer(options.text_encoder_name_1 or "")
     dataset = make_dataset(options, tokenizer, quiet=not device.is_main)
     texts = text_source(options, dataset, device)
     vae = get_vae(options.ae, options.ae_path, ms.float32 if options.vae_fp32 else device.vae_dtype)
-    vae.set_train(False).enable_tiling(options.enable_tiling)
+    enable_tiling(vae.set_train(False), options.enable_tiling, options.tile_overlap_factor)
     manifest = new_manifest(options, vae, texts.description)
     with exclusive_folder(options.output, device.is_main) as folder:
         if device.is_main:
@@ -78,11 +78,16 @@ def make_dataset(options: EncodeOptions, tokenizer: Optional[Tokenizer], quiet: 
     return T2VDataset(options.data, tokenizer, quiet)
 
 
-def new_manifest(options: EncodeOptions, vae: WFVAEModel, text_encoder: Mapping) -> Manifest:
+def new_manifest(options: EncodeOptions, vae: VAE, text_encoder: Mapping) -> Manifest:
     """The manifest of a cache that has no files yet."""
     config = {key: list(value) if isinstance(value, tuple) else value for key, value in vae.config.to_dict().items()}
-    autoencoder = {"config": config, "digest": autoencoder_digest(options.ae_path), "precision": NAMES[vae.dtype]}
+    autoencoder = {
+        "config": config,
+        "digest": autoencoder_digest(options.ae, options.ae_path),
+        "precision": NAMES[vae.dtype],
+    }
     encoding = {f"--{name}": getattr(options, name) for name in ("crops", "seed", "enable_tiling")}
+    encoding["--tile_overlap_factor"] = options.tile_overlap_factor
     return Manifest(options.settings, encoding, autoencoder, text_encoder)
 
 
@@ -129,7 +134,7 @@ def finish(folder: Path, manifest: Manifest, dataset: T2VDataset) -> None:
 class LatentEncoder:
     """Encodes the samples of this process, in order of their shapes, except those that earlier runs encoded."""
 
-    def __init__(self, options: EncodeOptions, dataset: T2VDataset, vae: WFVAEModel, device: Device):
+    def __init__(self, options: EncodeOptions, dataset: T2VDataset, vae: VAE, device: Device):
         self.options, self.dataset, self.vae, self.device = options, dataset, vae, device
         self.broken: dict[int, str] = {}
         order = np.argsort(dataset.index.shape_of, kind="stable")[device.rank :: device.world_size]

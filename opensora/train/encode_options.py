@@ -42,9 +42,10 @@ class EncodeOptions:
     ae_path: str = option(help="folder of the autoencoder", group="model")
     ae: str = option_of(T2VTrainOptions, "ae")
     enable_tiling: bool = option_of(T2VTrainOptions, "enable_tiling")
+    tile_overlap_factor: Optional[float] = option_of(T2VTrainOptions, "tile_overlap_factor")
     vae_fp32: bool = option_of(T2VTrainOptions, "vae_fp32")
     text_encoder_name_1: Optional[str] = option_of(
-        T2VTrainOptions, "text_encoder_name_1", help="folder of mT5; not needed with --text_embed_cache"
+        T2VTrainOptions, "text_encoder_name_1", help="folder of mT5 or T5; not needed with --text_embed_cache"
     )
     crops: int = option(1, "random clips of each sample; the inpaint model gets as many masks of each")
     batch_size: int = option(1, "clips of one size, and texts, that a process encodes together")
@@ -55,6 +56,8 @@ class EncodeOptions:
 
     def __post_init__(self):
         check_at_least_one(self, "crops", "batch_size")
+        if self.data.use_image_num:
+            raise UserError("--use_image_num: a latent cache has no images beside videos; leave it out")
         if self.text_encoder_name_1 is None and not self.data.text_embed_cache:
             raise UserError("--text_encoder_name_1 is missing; only --text_embed_cache does without")
         if self.add_noise_to_condition and not self.is_inpaint:

@@ -22,16 +22,13 @@ class InpaintTraining(T2VTraining):
     """`T2VTraining` with conditioning frames: their latents and the mask are concatenated with the noisy latents."""
 
     options: InpaintTrainOptions
-    model_class = OpenSoraInpaint_v1_3
+    model_classes = (OpenSoraInpaint_v1_3.__name__,)
     dataset_class = InpaintDataset
     latent_dataset_class = InpaintLatentDataset
 
     @property
     def cache_settings(self) -> dict[str, Any]:
         return {**super().cache_settings, "--add_noise_to_condition": self.options.add_noise_to_condition}
-
-    def init_from(self, source: str, config: Mapping) -> OpenSoraInpaint_v1_3:
-        return OpenSoraInpaint_v1_3.init_from(source, self.device.dtype, config)
 
     def condition(self, batch: Mapping, generators: Sequence[np.random.Generator]) -> Tensor:
         """Latents of the conditioning frames and the compressed mask, (B, C + 4, t, h, w)."""

@@ -12,7 +12,7 @@ from opensora.datasets.latents.cache import LatentCache
 from opensora.datasets.latents.manifest import check_same
 from opensora.device import Device
 from opensora.errors import UserError
-from opensora.models import MT5EncoderModel, WFVAEModel
+from opensora.models import MT5EncoderModel, get_vae
 from opensora.models.common.distribution import DiagonalGaussian
 from opensora.models.model_digest import model_digest
 from opensora.train.t2v_options import T2VTrainOptions
@@ -69,7 +69,7 @@ def check_cache(cache: LatentCache, options: T2VTrainOptions, channels: int, dev
             f"{cache.folder}: its texts have {width} channels, the transformer needs caption_channels {channels}"
         )
     if device.is_main and options.ae_path is not None:
-        now = {f"--ae_path {options.ae_path}, digest": autoencoder_digest(options.ae_path)}
+        now = {f"--ae_path {options.ae_path}, digest": autoencoder_digest(options.ae, options.ae_path)}
         check_same(cache.folder, dict.fromkeys(now, manifest.autoencoder["digest"]), now, REMEDY)
     if device.is_main and options.text_encoder_name_1 is not None and not options.data.text_embed_cache:
         path = options.text_encoder_name_1
@@ -83,9 +83,9 @@ def cached_posterior(moments: np.ndarray) -> DiagonalGaussian:
     return DiagonalGaussian(Tensor(np.ascontiguousarray(moments)))
 
 
-def autoencoder_digest(path: str) -> str:
-    """A digest of the stored weights, whatever the precision of the run."""
-    return model_digest(WFVAEModel.from_pretrained(path))
+def autoencoder_digest(name: str, path: str) -> str:
+    """A digest of the stored weights of the autoencoder `name`, whatever the precision of the run."""
+    return model_digest(get_vae(name, path))
 
 
 def text_encoder_digest(path: str) -> str:

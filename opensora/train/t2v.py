@@ -12,34 +12,34 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
-from opensora.checkpoint.files import find_weights, open_state, read_config
-from opensora.checkpoint.shape_check import check_class
 from opensora.datasets.latents.cache import LatentCache
 from opensora.datasets.latents.dataset import LatentDataset
 from opensora.datasets.latents.manifest import data_settings
 from opensora.datasets.loader import Loader
 from opensora.datasets.sampler import BatchSampler
 from opensora.datasets.t2v.dataset import T2VDataset
+from opensora.datasets.t2v.joint import JointDataset
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.device import Device
 from opensora.errors import UserError
-from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel, get_vae
+from opensora.models import LatteT2V, MT5EncoderModel, OpenSoraT2V, OpenSoraT2V_v1_3
 from opensora.models.common.distribution import DiagonalGaussian
-from opensora.models.dit.config import PRESETS
+from opensora.models.common.images import join_images
 from opensora.models.text_encoder.tokenizer import Tokenizer
+from opensora.models.vaes import VAE, enable_tiling, get_vae, published_vae_config, vae_class
 from opensora.parallel.collectives import AllGather
 from opensora.parallel.groups import sequence_group
 from opensora.parallel.process_group import World
 from opensora.parallel.sequence import UlyssesSequenceParallel
 from opensora.pipelines.text import LENGTH_STEP
 from opensora.train.checkpoint import ModelAndOptimizer
+from opensora.train.initial_model import build_model, choose_recipe
 from opensora.train.latent_cache import cached_posterior, check_cache, open_caches
-from opensora.train.lora import adapt, load_frozen, lora_settings
-from opensora.train.objective import DenoisingLoss, make_objective
+from opensora.train.lora import adapt, lora_settings
+from opensora.train.objective import make_loss, make_objective
 from opensora.train.optimizer import Optimizer
 from opensora.train.t2v_options import T2VTrainOptions
 from opensora.train.trainer import StepResult
-from opensora.utils.logs import logger
 
 TRAINING, VALIDATION = 0, 1  # the purpose of noise, a component of its seed
 ATTENTION_MASK = -2  # its index among the inputs of the loss
@@ -55,20 +55,21 @@ class T2VTraining:
         checkpoint: replaces the pretrained weights.
     """
 
-    model_class: type[OpenSoraT2V_v1_3] = OpenSoraT2V_v1_3
+    model_classes: Sequence[str] = (OpenSoraT2V_v1_3.__name__, OpenSoraT2V.__name__, LatteT2V.__name__)
     dataset_class: type[T2VDataset] = T2VDataset
     latent_dataset_class: type[LatentDataset] = LatentDataset
 
     def __init__(self, options: T2VTrainOptions, device: Device, world: World, checkpoint: Optional[Path]):
         self.options, self.device, self.world = options, device, world
+        self.recipe = recipe = choose_recipe(options, self.model_classes, checkpoint)
         if options.ae_path is not None:
-            WFVAEModel.published_config(options.ae_path, "--ae_path")
+            published_vae_config(options.ae, options.ae_path)
         self.cache, val_cache = open_caches(options, self.cache_settings)
         uses_states = self.cache is not None or options.data.text_embed_cache
         text_encoder = None if uses_states else options.text_encoder_name_1
         if text_encoder is not None:
             MT5EncoderModel.published_config(text_encoder, "--text_encoder_name_1")
-        model = self.build_model(checkpoint)
+        model = build_model(recipe, options, device, checkpoint)
         self.dropout_seed = adapt(model, options.lora, options.seed, checkpoint)
         self.group = sequence_group(device, options.sp_size, model.config.num_attention_heads)
         if self.group.size > 1:
@@ -76,7 +77,8 @@ class T2VTraining:
             self.gather = AllGather(self.group, 0)
         # Before the large frozen models are loaded, so that errors in the data are reported at once.
         tokenizer = None if text_encoder is None else Tokenizer(text_encoder)
-        data = replace(options.data, total_batch_size=self.samples_per_step)
+        cfg = recipe.dropped if options.data.cfg is None else options.data.cfg
+        data = replace(options.data, total_batch_size=self.samples_per_step, cfg=cfg)
         self.loader = self.make_loader(data, tokenizer, options.train_batch_size, self.cache)
         self.val_loader: Optional[Loader] = None
         if options.val_data is not None:
@@ -95,8 +97,8 @@ class T2VTraining:
                     f"caption_channels {model.config.caption_channels}"
                 )
 
-        self.objective = make_objective(options.objective)
-        self.loss = DenoisingLoss(model.set_train())
+        self.objective = make_objective(options.objective, recipe.learned_variance)
+        self.loss = make_loss(self.objective, model.set_train(), options.data.use_image_num)
         self.optimizer = Optimizer(
             model,
             options.adamw,
@@ -125,76 +127,19 @@ class T2VTraining:
     def samples_per_step(self) -> int:
         return self.micro_batch_size * self.group.count * self.options.gradient_accumulation_steps
 
-    def build_model(self, checkpoint: Optional[Path]) -> OpenSoraT2V_v1_3:
-        """The model that the flags select, with the weights of the checkpoint, pretrained or random ones."""
-        options = self.options
-        if options.lora is not None:
-            assert options.pretrained is not None, "T2VTrainOptions requires it"
-            return load_frozen(self.model_class, options.pretrained, options.model_changes, options.lora, self.device)
-        if checkpoint is not None:
-            return self.resume_from(checkpoint)
-        if options.model in PRESETS and not options.model.startswith(self.model_class.__name__):
-            raise UserError(f"--model {options.model}: this command trains {self.model_class.__name__}")
-        source = options.pretrained
-        if options.model in PRESETS:
-            config = PRESETS[options.model]
-        else:
-            folder = options.model or source
-            assert folder is not None, "T2VTrainOptions requires one of the two"
-            config = read_config(folder)
-            check_class(
-                config,
-                folder,
-                (self.model_class.__name__, OpenSoraT2V_v1_3.__name__),
-                "--model" if options.model else "--pretrained",
-            )
-        config = {**config, **options.model_changes}
-        if source is not None:
-            return self.init_from(source, config)
-        return self.model_class(**config).cast(self.device.dtype)
-
-    def resume_from(self, checkpoint: Path) -> OpenSoraT2V_v1_3:
-        """The model of a checkpoint; flags that differ from its configuration are an error."""
-        source = checkpoint / "model"
-        config = read_config(source)
-        for name, value in self.options.model_changes.items():
-            if config.get(name) != value:
-                raise UserError(
-                    f"{checkpoint}: was trained with {name} {config.get(name)}, now it is {value}: resume "
-                    f"with the same flags, or start a new run with --pretrained {source}"
-                )
-        return self.model_class.from_pretrained(source, self.device.dtype, config)
-
-    def init_from(self, source: str, config: Mapping) -> OpenSoraT2V_v1_3:
-        """A model with those pretrained weights that fit it; the others are random."""
-        model = self.model_class(**config).cast(self.device.dtype)
-        state = open_state(find_weights(source))
-        try:
-            missing, unexpected = model.load_torch_state(state, strict=False)
-        except ValueError as error:
-            raise UserError(
-                f"{source}: {error}; name the folder of its config.json, or its preset, with --model"
-            ) from error
-        if self.device.is_main and (missing or unexpected):
-            logger.warning(
-                f"{source}: {len(missing)} parameters are not in it and are initialized randomly, {len(unexpected)} of "
-                f"its tensors are not used"
-            )
-        return model
-
     @property
     def cache_settings(self) -> dict[str, Any]:
         """The flags that a latent cache must have been made with."""
         return {**data_settings(self.options.data), "--ae": self.options.ae}
 
-    def load_vae(self) -> WFVAEModel:
+    def load_vae(self) -> VAE:
         """The autoencoder; for a latent cache without weights, because it only scales the latents."""
         options = self.options
         if self.cache is not None:
-            return WFVAEModel.without_weights(**self.cache.manifest.autoencoder["config"])
+            return vae_class(options.ae).without_weights(**self.cache.manifest.autoencoder["config"])
         assert options.ae_path is not None, "T2VTrainOptions requires it"
         vae = get_vae(options.ae, options.ae_path, ms.float32 if options.vae_fp32 else self.device.vae_dtype)
-        vae.set_train(False).enable_tiling(options.enable_tiling)
+        enable_tiling(vae.set_train(False), options.enable_tiling, options.tile_overlap_factor)
         return vae
 
     def make_loader(
@@ -202,10 +147,12 @@ class T2VTraining:
     ) -> Loader:
         options, world, quiet = self.options, self.world, not self.device.is_main
         if cache is None:
-            dataset = self.dataset_class(data, tokenizer, quiet)
+            dataset = (JointDataset if data.use_image_num else self.dataset_class)(data, tokenizer, quiet)
         else:
             dataset = self.latent_dataset_class(data, cache, quiet)
         check_same_samples(world, dataset)
+        if self.recipe.one_length:
+            check_one_length(dataset, batch_size)
         sampler = BatchSampler(dataset.buckets, batch_size, world.rank, world.size, options.seed)
         return Loader(dataset, sampler, dataset.collate(batch_size), options.dataloader_num_workers)
 
@@ -270,6 +217,10 @@ class T2VTraining:
                 generators, (latents.shape[1], 1, 1, 1)
             )
         mask = batch["attention_mask"]
+        if mask is not None and "images" in batch:
+            mask = np.concatenate(
+                [mask, np.ones((len(mask), batch["images"].shape[2], *mask.shape[2:]), np.float32)], 1
+            )
         return (
             latents,
             Tensor(eps),
@@ -285,9 +236,19 @@ class T2VTraining:
 
     def posterior(self, batch: Mapping) -> DiagonalGaussian:
         """The posterior of the batch's videos, from their pixels or from the latent cache."""
+        if "images" in batch:
+            return self.joint_posterior(batch["pixels"], batch["images"])
         if self.cache is None:
             return self.vae.encode(Tensor(batch["pixels"]))
         return cached_posterior(batch["moments"][:, : 2 * self.vae.config.latent_dim])
+
+    def joint_posterior(self, videos: np.ndarray, images: np.ndarray) -> DiagonalGaussian:
+        """The posterior of videos (B, 3, T, H, W), and after their frames of images (B, 3, N, H, W)."""
+        b, c, n, h, w = images.shape
+        single = np.ascontiguousarray(images.swapaxes(1, 2).reshape(b * n, c, 1, h, w))
+        first, others = self.vae.encode(Tensor(videos)), self.vae.encode(Tensor(single))
+        mean, logvar = join_images(first.mean, others.mean), join_images(first.logvar, others.logvar)
+        return DiagonalGaussian(ops.cat((mean, logvar), 1))
 
     def sample(self, posterior: DiagonalGaussian, generators: Sequence[np.random.Generator]) -> Tensor:
         """Normalized samples of the posterior of each video, of about unit variance."""
@@ -295,7 +256,10 @@ class T2VTraining:
         return self.vae.normalize(posterior.sample(noise))
 
     def text(self, batch: Mapping) -> tuple[Tensor, Tensor]:
-        """States (B, 1, L, D) and mask (B, 1, L); L is truncated to the longest caption, except in a group."""
+        """States (B, 1 + N, L, D) and mask (B, 1 + N, L) of the captions of a video and of N images beside it.
+
+        L is truncated to the longest caption, except in a group.
+        """
         mask = batch["cond_mask"]
         length = mask.shape[-1]
         if self.group.size == 1:
@@ -303,8 +267,9 @@ class T2VTraining:
         mask = Tensor(np.ascontiguousarray(mask[..., :length]))
         if self.text_encoder is None:
             return Tensor(np.ascontiguousarray(batch["cond"][:, :, :length])), mask
-        ids = Tensor(np.ascontiguousarray(batch["input_ids"][:, 0, :length]))
-        return self.text_encoder(ids, mask[:, 0]).expand_dims(1), mask
+        ids = Tensor(np.ascontiguousarray(batch["input_ids"][..., :length]))
+        states = self.text_encoder(ids.reshape(-1, length), mask.reshape(-1, length))
+        return states.reshape(mask.shape + (-1,)), mask
 
     def gather_batch(self, inputs: tuple) -> tuple:
         """The samples of all members of the group, in order of rank."""
@@ -338,12 +303,28 @@ def sample_noise(generators: Sequence[np.random.Generator], shape: tuple) -> np.
     return np.stack([generator.standard_normal(shape, dtype=np.float32) for generator in generators])
 
 
+def check_one_length(dataset: T2VDataset, batch_size: int) -> None:
+    """Raises UserError for samples that a model with positions for one number of frames does not take."""
+    options, shapes = dataset.options, dataset.index.shapes
+    for shape in shapes:
+        if shape.frames not in (1, options.num_frames):
+            raise UserError(
+                f"{options.file}: has samples of {shape}, but the model has positions for {options.num_frames} frames "
+                "alone: leave shorter videos out with --drop_short_ratio 1"
+            )
+    if len(shapes) > 1 and batch_size > 1 and not options.group_data:
+        raise UserError(
+            f"{options.file}: has samples of {len(shapes)} sizes, and the model takes no padded batches: use "
+            "--group_data"
+        )
+
+
 def check_same_samples(world: World, dataset: T2VDataset) -> None:
     """Raises UserError if this process has selected other samples than the first one, such as after files changed."""
     own = dataset.index.fingerprint
     first = int(world.all_reduce(Tensor([float(own if world.rank == 0 else 0)])).asnumpy()[0])
     if own != first:
         raise UserError(
-            f"{dataset.options.data}: this process and the first one have selected different samples: check whether "
+            f"{dataset.options.file}: this process and the first one have selected different samples: check whether "
             f"annotations or files have changed since the start, and whether all machines see the same files"
         )

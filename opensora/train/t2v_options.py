@@ -10,7 +10,7 @@ from typing import Any, ClassVar, Optional, TypeVar
 
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
-from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, PREDICTION_TYPES, VAES
+from opensora.config.families import DEFAULT_VAE, DIT_PRESETS, OLDER_PRESETS, PREDICTION_TYPES, VAES
 from opensora.config.lora_training import LoRATrainOptions
 from opensora.config.options import check_at_least_one, check_choice, from_mapping, option
 from opensora.datasets.t2v.options import T2VDataOptions
@@ -20,6 +20,8 @@ from opensora.train.ema import EMA
 from opensora.train.trainer_options import TrainerOptions
 
 WEIGHTING_SCHEMES = ("logit_normal", "mode", "sigma_sqrt", "cosmap")
+
+PRESETS = (*DIT_PRESETS, *OLDER_PRESETS)
 
 _model, _data, _optimizer, _parallel = (
     partial(option, group=group) for group in ("model", "data", "optimizer", "parallel")
@@ -70,6 +72,11 @@ class T2VFlags:
 
     dataset: str = _data("t2v", "kind of dataset", choices=("t2v",))
     val_data: Optional[str] = _data(None, "held-out data for --validate, in the form of --data")
+    use_rope: Optional[bool] = _model(
+        None,
+        "rotary positions of OpenSoraT2V (v1.2), or added ones; default: as in its configuration",
+        takes_value=True,
+    )
     sparse1d: bool = _model(False, "skiparse attention", takes_value=True)
     sparse_n: int = _model(2, "skiparse factor: each token attends to one n-th of the sequence")
     interpolation_scale_t: float = _model(1.0, "interpolation scale of the rotary positions in time")
@@ -98,7 +105,9 @@ class T2VFlags:
 
     def model_changes(self, objective: ObjectiveOptions) -> dict[str, Any]:
         """Keys of the model's config.json that flags set."""
+        rope = {} if self.use_rope is None else {"use_rope": self.use_rope}
         return {
+            **rope,
             "sparse1d": self.sparse1d,
             "sparse_n": self.sparse_n,
             "prediction_type": None if objective.rf_scheduler else objective.prediction_type,
@@ -123,18 +132,23 @@ class T2VTrainOptions:
     data: T2VDataOptions
     ae_path: Optional[str] = _model(None, "folder of the autoencoder; not needed with --latent_cache")
     model: Optional[str] = _model(
-        None, f"{', '.join(DIT_PRESETS)}, or a folder with a config.json; default: that of --pretrained"
+        None, f"{', '.join(PRESETS)}, or a folder with a config.json; default: that of --pretrained"
     )
     pretrained: Optional[str] = _model(
         None,
-        "initial weights: a folder, a .safetensors or a torch file",
+        "initial weights: a folder, a .safetensors or a torch file; what they lack is random",
         flags=("--pretrained_transformer_model_path",),
     )
     ae: str = _model(DEFAULT_VAE, "name of the autoencoder", choices=tuple(VAES))
-    enable_tiling: bool = _model(False, "encode in chunks along time")
+    enable_tiling: bool = _model(False, "encode in chunks along time, with CausalVAE in tiles")
+    tile_overlap_factor: Optional[float] = _model(
+        None, "of CausalVAE: share of a tile that the next one repeats; default: that of the published model"
+    )
     vae_fp32: bool = _model(False, "run the autoencoder in float32 whatever the precision")
     text_encoder_name_1: Optional[str] = _model(
-        None, "folder of mT5; not needed with --text_embed_cache or --latent_cache"
+        None,
+        "folder of mT5 or T5; not needed with --text_embed_cache or --latent_cache",
+        flags=("--text_encoder_name",),
     )
     latent_cache: Optional[str] = _data(None, "folder that opensora encode made from --data, instead of both models")
     val_latent_cache: Optional[str] = _data(None, "folder that opensora encode made from --val_data")
@@ -162,7 +176,7 @@ class T2VTrainOptions:
             self, "train_batch_size", "val_batch_size", "gradient_accumulation_steps", "train_sp_batch_size"
         )
         if self.model is None and self.pretrained is None:
-            raise UserError(f"--model is missing: one of {', '.join(DIT_PRESETS)}, or a folder with a config.json")
+            raise UserError(f"--model is missing: one of {', '.join(PRESETS)}, or a folder with a config.json")
         if self.lora is not None and (self.pretrained is None or self.model is not None):
             raise UserError(
                 "--lora_rank adapts pretrained weights: give their folder with --pretrained, without --model"
@@ -175,6 +189,8 @@ class T2VTrainOptions:
             )
         if self.sp_size > 1 and self.train_batch_size > 1 and not self.data.group_data:
             raise UserError("--sp_size with --train_batch_size above 1 needs --group_data: padding cannot be split")
+        if self.latent_cache is not None and self.data.use_image_num:
+            raise UserError("--use_image_num needs the pixels of videos and images: leave out --latent_cache")
         if self.latent_cache is None and self.ae_path is None:
             raise UserError("--ae_path is missing; only --latent_cache does without")
         if self.latent_cache is None and self.text_encoder_name_1 is None and not self.data.text_embed_cache:
@@ -217,7 +233,7 @@ def training_options(options: type[Options], args: argparse.Namespace, data: T2V
         data=data,
         objective=objective,
         model_changes=flags.model_changes(objective),
-        val_data=replace(data, data=args.val_data, cfg=0.0, total_batch_size=0) if args.validate else None,
+        val_data=replace(data, **{data.form: args.val_data}, cfg=0.0, total_batch_size=0) if args.validate else None,
         zero_stage=flags.sharding_stage(),
         lora=LoRATrainOptions.of(vars(args)),
         adamw=from_mapping(AdamW, vars(args)),

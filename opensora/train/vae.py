@@ -1,4 +1,4 @@
-"""Training of WFVAE on videos, with an optional discriminator."""
+"""Training of a video autoencoder, with an optional discriminator."""
 
 from __future__ import annotations
 
@@ -19,16 +19,19 @@ from opensora.datasets.vae import VAEDataset
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.metrics import lpips, psnr, ssim
-from opensora.models import WFVAEModel
-from opensora.models.discriminator import NLayerDiscriminator3D
+from opensora.models.discriminator import NLayerDiscriminator, NLayerDiscriminator3D, PatchDiscriminator
 from opensora.models.lpips import LPIPS
+from opensora.models.vaes import VAE, configured_class
 from opensora.parallel.process_group import World
 from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.optimizer import Optimizer
 from opensora.train.trainer import StepResult
 from opensora.train.vae_loss import DiscriminatorLoss, GeneratorLoss
-from opensora.train.vae_options import VAETrainOptions
+from opensora.train.vae_options import DISCRIMINATORS, VAETrainOptions
 
+DISCRIMINATOR_CLASSES: dict[str, type[PatchDiscriminator]] = dict(
+    zip(DISCRIMINATORS, (NLayerDiscriminator, NLayerDiscriminator3D))
+)
 TRAINING = 0  # the purpose of noise, a component of its seed; validation uses the posterior's mean
 
 
@@ -52,8 +55,9 @@ class VAETraining:
 
         self.vae = self.build_vae(checkpoint).set_train()
         if options.freeze_encoder:
-            for parameter in self.vae.encoder.get_parameters():
-                parameter.requires_grad = False
+            for name, parameter in self.vae.parameters_and_names():
+                if name.startswith(("encoder.", "quant_conv.")):
+                    parameter.requires_grad = False
         self.optimizer = Optimizer(
             self.vae, options.adamw, options.ema, options.max_grad_norm, options.zero_stage, world
         )
@@ -78,20 +82,27 @@ class VAETraining:
     def samples_per_step(self) -> int:
         return self.options.train_batch_size * self.world.size * self.options.gradient_accumulation_steps
 
-    def build_vae(self, checkpoint: Optional[Path]) -> WFVAEModel:
+    def build_vae(self, checkpoint: Optional[Path]) -> VAE:
+        """The autoencoder that the flags select, with the weights of the checkpoint, pretrained or random ones."""
         options = self.options
         source = checkpoint / "model" if checkpoint else options.pretrained_model_name_or_path
-        config = WFVAEModel.published_config(source if checkpoint else options.model_config or source)
+        described = source if checkpoint else options.model_config or source
+        assert described is not None, "VAETrainOptions requires one of them"
+        model = configured_class(described)
+        if options.model_name is not None and not model.__name__.startswith(options.model_name):
+            raise UserError(f"--model_name {options.model_name}: {described} describes a {model.__name__}")
+        config = model.published_config(described)
         if source is None:
-            return WFVAEModel(**config).cast(self.device.vae_dtype)
-        return WFVAEModel.from_pretrained(source, dtype=self.device.vae_dtype, config=config)
+            return model(**config).cast(self.device.vae_dtype)
+        return model.from_pretrained(source, dtype=self.device.vae_dtype, config=config)
 
-    def build_discriminator(self, checkpoint: Optional[Path]) -> NLayerDiscriminator3D:
+    def build_discriminator(self, checkpoint: Optional[Path]) -> PatchDiscriminator:
         # The operator Conv3D is documented for float16 and float32 only.
         dtype = ms.float16 if self.device.vae_dtype == ms.float16 else ms.float32
+        discriminator = DISCRIMINATOR_CLASSES[self.options.disc_cls]
         if checkpoint is None:
-            return NLayerDiscriminator3D().cast(dtype)
-        return NLayerDiscriminator3D.from_pretrained(checkpoint / "discriminator_model", dtype=dtype)
+            return discriminator().cast(dtype)
+        return discriminator.from_pretrained(checkpoint / "discriminator_model", dtype=dtype)
 
     def names_logged(self) -> list[str]:
         names = ["loss"] + ["discriminator_loss"] * self.options.use_discriminator

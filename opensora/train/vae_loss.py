@@ -1,4 +1,4 @@
-"""The losses of WFVAE training: of the autoencoder (the generator) and of the discriminator.
+"""The losses of VAE training: of the autoencoder (the generator) and of the discriminator.
 
 The generator's loss is (Esser et al. 2021, arXiv:2012.09841; Li et al. 2024, arXiv:2411.17459, section 3.3)
 
@@ -7,6 +7,8 @@ The generator's loss is (Esser et al. 2021, arXiv:2012.09841; Li et al. 2024, ar
 with the reconstruction error and its perceptual distance (nll), the posterior's KL divergence (KL), the difference of
 the wavelet coefficients in encoder and decoder (WL), and the adversarial loss (g). The weight w balances the gradients
 of nll and g at the decoder's last layer W: w = disc_weight |d nll / dW| / |d g / dW|.
+
+CausalVAE has no wavelet coefficients, and its loss no WL.
 
 nll and g depend on the model only through the reconstruction. Therefore the gradients of each with respect to the
 reconstruction are computed first. Propagated from the reconstruction to W, they give the two norms. One backward pass
@@ -18,21 +20,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Optional
+from typing import Optional, Union
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
 from opensora.errors import UserError
+from opensora.models.causal_vae import networks
 from opensora.models.common.distribution import DiagonalGaussian
-from opensora.models.discriminator import NLayerDiscriminator3D
+from opensora.models.discriminator import PatchDiscriminator
 from opensora.models.lpips import LPIPS
-from opensora.models.wfvae.decoder import Decoder
+from opensora.models.vaes import VAE
+from opensora.models.wfvae import decoder
 from opensora.models.wfvae.model import WFVAEModel
-from opensora.ops.conv import conv2d
 from opensora.ops.layout import swap_frames_channels
 from opensora.train.vae_options import VAELossOptions
 
+LastLayer = Union[decoder.LastLayer, networks.LastLayer]
 FRAMES = 4  # compared at a time: bounds memory for any number and length of clips
 
 
@@ -71,22 +75,24 @@ class GeneratorLoss(nn.Cell):
 
     def __init__(
         self,
-        vae: WFVAEModel,
+        vae: VAE,
         options: VAELossOptions,
         lpips: Optional[LPIPS] = None,
-        discriminator: Optional[NLayerDiscriminator3D] = None,
+        discriminator: Optional[PatchDiscriminator] = None,
     ):
         """
         Raises:
-            UserError: graph mode, or a perceptual_weight without LPIPS.
+            UserError: graph mode, a perceptual_weight without LPIPS, or a wavelet loss of a model without wavelets.
         """
         super().__init__(auto_prefix=False)
         if ms.get_context("mode") == ms.GRAPH_MODE:
             raise UserError("the VAE is trained in PyNative mode: use --mode 1")
         if options.perceptual_weight > 0 and lpips is None:
             raise UserError(f"perceptual_weight {options.perceptual_weight} needs the weights of LPIPS")
+        if options.wavelet_loss and not isinstance(vae, WFVAEModel):
+            raise UserError(f"--wavelet_loss: {type(vae).__name__} has no wavelet coefficients; leave it out")
         self.vae, self.options = vae, options
-        self.reconstruction_loss = AdaptiveAdversarialLoss(vae.decoder, options, lpips, discriminator)
+        self.reconstruction_loss = AdaptiveAdversarialLoss(vae.last_layer(), options, lpips, discriminator)
 
     def construct(self, video: Tensor, noise: Optional[Tensor] = None, adversarial: bool = False) -> tuple:
         posterior, *encoder_levels = self.vae.encode_with_coefficients(video)
@@ -104,12 +110,12 @@ class GeneratorLoss(nn.Cell):
         decoder_levels: Sequence[Tensor],
         adversarial: bool,
     ) -> tuple:
-        """The loss of given outputs of the VAE; levels are wavelet coefficients (B, C, T, H, W) of two sizes."""
+        """The loss of given outputs of the VAE; levels are wavelet coefficients (B, C, T, H, W), if there are any."""
         loss, _, d_weight, g = self.reconstruction_loss(reconstruction, video, last_input, adversarial)
         nll = loss - d_weight * g
         kl = posterior.kl().mean()
         differences = [a - b for a, b in zip(encoder_levels, decoder_levels)]
-        wavelet = sum(ops.abs(difference).sum() for difference in differences) / video.shape[0]
+        wavelet = sum((ops.abs(difference).sum() for difference in differences), Tensor(0.0)) / video.shape[0]
         loss = loss + self.options.kl_weight * kl
         if self.options.wavelet_loss:
             loss = loss + self.options.wavelet_weight * wavelet
@@ -131,19 +137,19 @@ class AdaptiveAdversarialLoss(nn.Cell):
 
     def __init__(
         self,
-        decoder: Decoder,
+        last_layer: LastLayer,
         options: VAELossOptions,
         lpips: Optional[LPIPS],
-        discriminator: Optional[NLayerDiscriminator3D],
+        discriminator: Optional[PatchDiscriminator],
     ):
         super().__init__(auto_prefix=False)
         self.options = options
-        self.last_weight = decoder.conv_out.weight
+        self.last_weight = last_layer.weight
         self.error = ms.jit(ms.value_and_grad(FrameError(options, lpips)))
         self.adversarial = None
         if discriminator is not None:
             self.adversarial = ms.jit(ms.value_and_grad(AdversarialLoss(discriminator)))
-        self.last_weight_gradient = ms.jit(ms.grad(LastLayerGrad(decoder)))
+        self.last_weight_gradient = ms.jit(ms.grad(LastLayerGrad(last_layer)))
 
     def construct(self, reconstruction: Tensor, video: Tensor, last_input: Tensor, adversarial: bool) -> tuple:
         nll, gradient = self._likelihood(reconstruction, video)
@@ -198,31 +204,37 @@ class FrameError(nn.Cell):
 class AdversarialLoss(nn.Cell):
     """g: the negated mean of the discriminator's logits of a reconstruction."""
 
-    def __init__(self, discriminator: NLayerDiscriminator3D):
+    def __init__(self, discriminator: PatchDiscriminator):
         super().__init__(auto_prefix=False)
         self.discriminator = discriminator
 
     def construct(self, reconstruction: Tensor) -> Tensor:
-        return -self.discriminator(reconstruction).mean()
+        return -logits(self.discriminator, reconstruction).mean()
 
 
 class LastLayerGrad(nn.Cell):
     """A scalar whose gradient with respect to the last layer's `weight`, float32, is that of a loss.
 
-    The decoder is linear from its last layer on, and the other inputs of the video do not depend on the weight.
+    The decoder is linear from its last layer on, and what else the video consists of does not depend on the weight.
 
     Args:
         gradient: of the loss with respect to the video.
     """
 
-    def __init__(self, decoder: Decoder):
+    def __init__(self, last_layer: LastLayer):
         super().__init__(auto_prefix=False)
-        self.bias, self.padding = decoder.conv_out.bias, decoder.conv_out.padding
-        self.to_video = decoder.inverse_wavelet_transform_out
+        self.last_layer = last_layer
 
     def construct(self, weight: Tensor, last_input: Tensor, gradient: Tensor) -> Tensor:
-        video = self.to_video(conv2d(last_input, weight, self.bias.astype(ms.float32), 1, self.padding))
-        return (video.swapaxes(1, 2) * gradient).sum()
+        return (self.last_layer(weight, last_input) * gradient).sum()
+
+
+def logits(discriminator: PatchDiscriminator, video: Tensor) -> Tensor:
+    """The discriminator's logits of a video (B, 3, T, H, W), or of each of its frames."""
+    if discriminator.dims == 2:
+        b, c, t, h, w = video.shape
+        video = swap_frames_channels(video).reshape(b * t, c, h, w)
+    return discriminator(video)
 
 
 class DiscriminatorLoss(nn.Cell):
@@ -230,11 +242,11 @@ class DiscriminatorLoss(nn.Cell):
 
     metrics = ("logits_real", "logits_fake")
 
-    def __init__(self, discriminator: NLayerDiscriminator3D, options: VAELossOptions):
+    def __init__(self, discriminator: PatchDiscriminator, options: VAELossOptions):
         super().__init__(auto_prefix=False)
         self.discriminator = discriminator
         self.loss = DISC_LOSSES[options.disc_loss]
 
     def construct(self, video: Tensor, reconstruction: Tensor) -> tuple:
-        real, fake = self.discriminator(video), self.discriminator(reconstruction)
+        real, fake = logits(self.discriminator, video), logits(self.discriminator, reconstruction)
         return self.loss(real, fake), (ops.stop_gradient(real.mean()), ops.stop_gradient(fake.mean()))

@@ -19,11 +19,18 @@ from opensora.train.ema import EMA
 from opensora.train.trainer_options import TrainerOptions
 
 EVAL_STEPS = 1000  # the published interval between validations
+MODEL_NAMES = ("WFVAE", "CausalVAE")
+DISCRIMINATORS = ("LPIPSWithDiscriminator", "LPIPSWithDiscriminator3D")  # of frames, and of videos
 LOSS_TYPES, DISC_LOSSES = ("l1", "l2"), ("hinge", "vanilla")
 
 _model, _data, _losses, _optimizer = (
     partial(option, group=group) for group in ("model", "data", "losses", "optimizer")
 )
+
+
+def _class_name(text: str) -> str:
+    """The name of a class, which published commands give with its module."""
+    return text.rpartition(".")[2]
 
 
 @dataclass(frozen=True)
@@ -75,7 +82,6 @@ class VAEFlags:
     """Flags that `VAETrainOptions` holds in another form."""
 
     exp_name: Optional[str] = _model(None, "subfolder of --output_dir for this run")
-    model_name: str = _model("WFVAE", "class of the autoencoder", choices=("WFVAE",))
     eval_video_path: Optional[str] = _data(None, "folder of held-out videos, for --validate")
     eval_data_file_path: Optional[str] = _data(
         None, "csv file that lists the held-out videos; default: all in the folder"
@@ -119,10 +125,21 @@ class VAETrainOptions:
     model_config: Optional[str] = _model(
         None, "json file of the model configuration; default: that of the pretrained weights"
     )
-    pretrained_model_name_or_path: Optional[str] = _model(None, "initial weights: folder or file")
+    pretrained_model_name_or_path: Optional[str] = _model(
+        None, "initial weights: folder or file", flags=("--load_from_checkpoint",)
+    )
+    model_name: Optional[str] = _model(
+        None, "class of the autoencoder; default: that of its configuration", choices=MODEL_NAMES
+    )
     freeze_encoder: bool = _model(False, "train the decoder alone", takes_value=True)
     lpips_path: str = _losses("pretrained/lpips_vgg-426bf45c.ckpt", "weights of LPIPS, with VGG")
     use_discriminator: bool = _losses(False, "train with a discriminator", takes_value=True)
+    disc_cls: str = _losses(
+        DISCRIMINATORS[1],
+        "published loss: LPIPSWithDiscriminator has a discriminator of frames, LPIPSWithDiscriminator3D one of videos",
+        choices=DISCRIMINATORS,
+        type=_class_name,
+    )
     print_losses: bool = _losses(False, "log every term of the losses", takes_value=True)
     eval_subset_size: int = _data(100, "maximum number of held-out videos to measure")
     eval_num_video_log: int = _data(2, "number of videos shown in TensorBoard")
@@ -130,7 +147,9 @@ class VAETrainOptions:
         None, "weights of LPIPS with AlexNet; default: LPIPS is not measured", metavar="FILE"
     )
     train_batch_size: int = _data(1, "clips of one process per micro-step", flags=("--batch_size",))
-    dataloader_num_workers: int = _data(4, "processes that read videos", flags=("--dataset_num_worker",))
+    dataloader_num_workers: int = _data(
+        4, "processes that read videos", flags=("--dataset_num_worker", "--num_workers")
+    )
     gradient_accumulation_steps: int = _optimizer(1, "micro-steps of each optimizer step")
     init_loss_scale: float = _optimizer(65536.0, "initial loss scale, in fp16")
     zero_stage: int = _optimizer(
@@ -155,7 +174,7 @@ OPTIONS = (VAETrainerOptions, VAEFlags, VAETrainOptions, VAEDataOptions, VAELoss
 
 def parse_options(argv: Optional[Sequence[str]] = None) -> tuple[TrainerOptions, VAETrainOptions, argparse.Namespace]:
     """Raises UserError for flags that contradict each other."""
-    args = parse_flags("Trains WFVAE on videos.", OPTIONS, argv, yaml_file=True)
+    args = parse_flags("Trains WFVAE or CausalVAE on videos.", OPTIONS, argv, yaml_file=True)
     flags, data = from_mapping(VAEFlags, vars(args)), from_mapping(VAEDataOptions, vars(args))
     if args.validate and flags.eval_video_path is None:
         raise UserError("--validate needs --eval_video_path")

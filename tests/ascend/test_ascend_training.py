@@ -83,7 +83,7 @@ def train_vae(folder: Path, output: str, *flags) -> Path:
     """A step of the autoencoder with the discriminator's loss, then one of the discriminator."""
     # Gradients of biases before norms are zero, apart from rounding, and others have a magnitude of 1000.
     steps = "--dataloader_num_workers 0 --adam_epsilon 10 --max_steps 2 --disc_start 0 --init_loss_scale 16".split()
-    train.vae(vae_command(folder, output, *steps, "--print_losses", *flags)[1:])
+    train.vae(vae_command(folder, output, *steps, "--wavelet_loss", "--print_losses", *flags)[1:])
     return folder / output
 
 

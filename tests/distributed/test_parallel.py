@@ -16,6 +16,7 @@ from processes import ROOT, free_port, msrun, msrun_command, slow
 from raw_frames import max_level_difference
 from tiny_models import make_release
 
+from opensora.cli.tiny_release import LAYOUTS, write_release
 from opensora.datasets.media import VideoReader
 
 
@@ -42,17 +43,29 @@ def release(tmp_path_factory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def sampled(release, tmp_path_factory) -> Callable[[int, str], tuple[list[str], Path]]:
-    """`sampled(num_frames, kind)`: a command without its folder, and the folder of its results on one process."""
+def sampled(release, tmp_path_factory) -> Callable[[int, str, str], tuple[list[str], Path]]:
+    """`sampled(num_frames, kind, version)`: a command without its folder, and its results' folder on one process."""
     folder = tmp_path_factory.mktemp("one")
 
+    def weights(version: str) -> str:
+        if version == "v1_3":
+            return (
+                f"--model_path {release}/transformer --ae_path {release}/vae --text_encoder_name_1 {release}/text "
+                "--rescale_betas_zero_snr"
+            )
+        write_release(folder, version)
+        layout = LAYOUTS[version]
+        return (
+            f"--model_path {folder / layout.release / next(iter(layout.transformers))} --ae_path "
+            f"{folder / layout.release}/vae --text_encoder_name {folder / layout.text_encoder} --enable_tiling"
+        )
+
     @cache
-    def sample(num_frames: int, kind: str) -> tuple[list[str], Path]:
-        command = f"tests/helpers/raw_frames.py opensora/sample/sample.py --model_path {release}/transformer \
-            --ae_path {release}/vae --text_encoder_name_1 {release}/text --num_frames {num_frames} --height 32 \
-            --width 64 --num_sampling_steps 2 --max_sequence_length 64 --rescale_betas_zero_snr --device CPU \
-            --text_prompt a b c {'--save_latents' if kind == '.npy' else ''}".split()
-        output = folder / f"{num_frames}{kind}"
+    def sample(num_frames: int, kind: str, version: str) -> tuple[list[str], Path]:
+        command = f"tests/helpers/raw_frames.py opensora/sample/sample.py {weights(version)} \
+            --num_frames {num_frames} --height 32 --width 64 --num_sampling_steps 2 --max_sequence_length 64 \
+            --device CPU --text_prompt a b c {'--save_latents' if kind == '.npy' else ''}".split()
+        output = folder / f"{version}-{num_frames}{kind}"
         subprocess.run([sys.executable, *command, "--save_img_path", output], cwd=ROOT, check=True)
         return command, output
 
@@ -60,19 +73,22 @@ def sampled(release, tmp_path_factory) -> Callable[[int, str], tuple[list[str], 
 
 
 @pytest.mark.parametrize(
-    "workers, sp_size, num_frames, kind",
+    "workers, sp_size, num_frames, kind, version",
     [
-        (2, 1, 5, ".npy"),
-        (2, 2, 5, ".npy"),
-        (4, 2, 13, ".mp4"),
-        *[slow(workers, workers, frames, ".npy") for workers in (2, 4) for frames in (1, 17, 29, 93)],
-        slow(4, 1, 17, ".npy"),
-        slow(4, 2, 29, ".npy"),
-        slow(4, 4, 93, ".mp4"),
+        (2, 1, 5, ".npy", "v1_3"),
+        (2, 2, 5, ".npy", "v1_3"),
+        (4, 2, 13, ".mp4", "v1_3"),
+        (2, 2, 17, ".npy", "v1_0"),
+        (2, 2, 41, ".mp4", "v1_2"),
+        *[slow(workers, workers, frames, ".npy", "v1_3") for workers in (2, 4) for frames in (1, 17, 29, 93)],
+        slow(4, 1, 17, ".npy", "v1_3"),
+        slow(4, 2, 29, ".npy", "v1_3"),
+        slow(4, 4, 93, ".mp4", "v1_3"),
+        slow(4, 2, 65, ".mp4", "v1_1"),
     ],
 )
-def test_parallel_sampling_equals_one_process(workers, sp_size, num_frames, kind, sampled, tmp_path):
-    command, alone = sampled(num_frames, kind)
+def test_parallel_sampling_equals_one_process(workers, sp_size, num_frames, kind, version, sampled, tmp_path):
+    command, alone = sampled(num_frames, kind, version)
     parallel = f"--save_img_path {tmp_path}/many --use_parallel True --sp_size {sp_size}".split()
     finished, logs = msrun(workers, tmp_path / "logs", *command, *parallel)
     assert finished.returncode == 0, logs[0][-3000:]
@@ -81,7 +97,7 @@ def test_parallel_sampling_equals_one_process(workers, sp_size, num_frames, kind
     for name in names:
         one, many = alone / name, tmp_path / "many" / name
         if name.endswith(".mp4.npy"):
-            if "Discrete_gs" in name:
+            if name.startswith(("EulerAncestralDiscrete_gs", "PNDM_gs")):
                 continue  # the grid of all videos, made from what was compressed
             assert (
                 len(np.load(one)) == num_frames and max_level_difference(many.with_suffix(""), one.with_suffix("")) <= 1

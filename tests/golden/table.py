@@ -27,6 +27,7 @@ from golden_models import (  # noqa: E402
     t5_rows,
     wfvae_rows,
 )
+from golden_pipelines import PIPELINE_CASES, pipeline_rows  # noqa: E402
 from golden_schedulers import golden_rows  # noqa: E402
 
 # What measures the cases whose names begin so, and the file that describes them.
@@ -44,6 +45,7 @@ KINDS += [(prefix, plan_v1_rows, PLAN_V1_CASES) for prefix in ("latte_", "openso
 HPCAITECH_V1_PREFIXES = ("stdit1_", "dit_xl_", "latte_hpc_", "pixart_")
 KINDS += [(prefix, hpcaitech_v1_rows, HPCAITECH_V1_CASES) for prefix in HPCAITECH_V1_PREFIXES]
 KINDS += [("t5_", t5_rows, HPCAITECH_V1_CASES), ("clip_text_", clip_text_rows, HPCAITECH_V1_CASES)]
+KINDS += [("pipeline_", pipeline_rows, PIPELINE_CASES)]
 
 
 def main() -> None:

@@ -38,6 +38,7 @@ SCRIPTS = (
     "tools/demo/make_new_clips.py",
     "tools/demo/make_text_encoder.py",
     "tools/make_full_size_release.py",
+    "tools/make_tiny_release.py",
     "tools/search_steps.py",
     "tools/model_conversion/convert_ms_to_safetensors.py",
     "tools/model_conversion/convert_pytorch_ckpt_to_safetensors.py",

@@ -17,7 +17,7 @@ if __name__ == "__main__":
     supervise()  # under msrun, before MindSpore is imported
 
 from made_clips import make_clips  # noqa: E402
-from tiny_models import make_release  # noqa: E402
+from tiny_models import make_older_release  # noqa: E402
 from training_runs import MASK_CONFIG, inpaint_command, t2v_command  # noqa: E402
 
 from opensora.cli import encode  # noqa: E402
@@ -33,7 +33,7 @@ def make_training_folder(folder: Path, videos: int = 16) -> Path:
 
     The first and the last video have quality sentences, and the second sample has a list of captions.
     """
-    make_release(folder / "release")
+    make_older_release(folder / "release")
     data = make_clips(folder / "data", videos=videos, images=16, frames=5, size=(32, 32))
     annotation = data.parent / "annotation.json"
     entries = json.loads(annotation.read_text())
@@ -60,11 +60,12 @@ def encode_here(folder: Path, output: str, *more) -> Path:
     return folder / output
 
 
-def training_flags(folder: Path, output: str, *more, inpaint: bool = False) -> list[str]:
+def training_flags(folder: Path, output: str, *more, inpaint: bool = False, generation: str = "v1.3") -> list[str]:
     """The flags of a training from pixels, or from the cache that `more` names."""
     if inpaint:
-        more = ("--mask_config", MASK_CONFIG, *more)
-    command = (inpaint_command if inpaint else t2v_command)(folder, output, *more)
+        command = inpaint_command(folder, output, "--mask_config", MASK_CONFIG, *more)
+    else:
+        command = t2v_command(folder, output, *more, generation=generation)
     return [*command[1:], *"--dataloader_num_workers 0 --train_batch_size 4".split()]
 
 

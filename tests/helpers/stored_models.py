@@ -11,7 +11,7 @@ import numpy as np
 from golden_cases import case, given, weight
 from golden_models import OPENSORA_CASES
 from mindspore import Tensor
-from tiny_models import DIT, TEXT, VAE
+from tiny_models import DIT, LATTE, OPENSORA_V1_2, TEXT, VAE
 
 from opensora.checkpoint.convert import convert
 from opensora.checkpoint.formats.safetensors import write_safetensors
@@ -70,9 +70,6 @@ def encode_and_decode_frames(model: PretrainedModel) -> list[Tensor]:
 
 STDIT = dict(input_sq_size=64, hidden_size=96, depth=3, num_heads=4, caption_channels=32, model_max_length=6)
 THREE_BLOCKS = {**DIT, "num_layers": 3}  # one of them sparse
-_SMALL = dict(num_attention_heads=4, attention_head_dim=24, num_layers=3, cross_attention_dim=96, caption_channels=32)
-OPENSORA_V1_2 = dict(**_SMALL, sample_size=[8, 8], sample_size_t=2, use_rope=True)
-LATTE = dict(**_SMALL, sample_size=[8, 8], video_length=2, use_rope=False)
 KINDS = {
     "mt5": Kind(MT5EncoderModel, {**TEXT, "num_layers": 3}, encode_text),
     "dit": Kind(OpenSoraT2V_v1_3, THREE_BLOCKS, denoise),

@@ -14,7 +14,7 @@ from torch_files import as_tensors, save_zip
 
 from opensora.checkpoint.formats.safetensors import write_safetensors
 from opensora.checkpoint.lazy_tensor import ArrayTensor
-from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
+from opensora.models import CausalVAEModel, LatteT2V, MT5EncoderModel, OpenSoraT2V, OpenSoraT2V_v1_3, WFVAEModel
 
 VAE = dict(
     base_channels=8,
@@ -39,6 +39,9 @@ DIT = dict(
     sparse1d=True,
     sparse_n=4,
 )
+_OLDER = dict(num_attention_heads=4, attention_head_dim=24, num_layers=3, cross_attention_dim=96, caption_channels=32)
+OPENSORA_V1_2 = dict(**_OLDER, sample_size=[8, 8], sample_size_t=2, use_rope=True)
+LATTE = dict(**_OLDER, sample_size=[8, 8], video_length=2, use_rope=False)
 TEXT = dict(vocab_size=300, d_model=32, d_kv=8, d_ff=64, num_layers=2, num_heads=4, feed_forward_proj="gated-gelu")
 # CausalVAE of each generation, with its layers and tiny widths.
 _CAUSAL_VAE = dict(hidden_size=32, hidden_size_mult=[1, 1, 1, 1], num_res_blocks=1)
@@ -82,6 +85,17 @@ def make_release(folder: Path) -> Path:
     tokenizer.save(str(folder / "text/tokenizer.json"))
     tokens = {"pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
     write_json(folder / "text/tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast", **tokens)
+    return folder
+
+
+def make_older_release(folder: Path) -> Path:
+    """As `make_release`, with the folders `transformer_v1_1` and `transformer_v1_2`, `vae_v1_1` and `vae_v1_2`, too."""
+    make_release(folder)
+    LatteT2V(**LATTE).save_pretrained(folder / "transformer_v1_1")
+    OpenSoraT2V(**OPENSORA_V1_2).save_pretrained(folder / "transformer_v1_2")
+    for generation in ("v1.1", "v1.2"):
+        vae = CausalVAEModel(**CAUSAL_VAE[generation])
+        vae.save_pretrained(folder / f"vae_{generation.replace('.', '_')}")
     return folder
 
 

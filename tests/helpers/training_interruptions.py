@@ -17,7 +17,7 @@ from pathlib import Path
 import psutil
 from made_clips import make_clips
 from processes import ROOT, msrun_command
-from tiny_models import make_release
+from tiny_models import make_older_release
 from training_runs import assert_same, rows
 from training_runs import t2v_command as flags
 
@@ -25,18 +25,22 @@ from opensora.train.checkpoint_folder import checkpoints, find_corruption
 
 STEPS = 12
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
+JOINT = ["--train_batch_size", 4, *"--max_image_size 32 --use_image_num 2 --use_img_from_vid".split()]
+# Processes, flags and generation of the models.
 LAYOUTS = {
-    "single": (1, ["--train_batch_size", 4]),
-    "ddp": (2, ["--train_batch_size", 2, "--use_parallel", "True", "--zero_stage", 2]),
-    "sp": (2, ["--train_batch_size", 2, "--use_parallel", "True", "--sp_size", 2, "--train_sp_batch_size", 4]),
+    "single": (1, ["--train_batch_size", 4], "v1.3"),
+    "ddp": (2, ["--train_batch_size", 2, "--use_parallel", "True", "--zero_stage", 2], "v1.3"),
+    "sp": (2, ["--train_batch_size", 2, "--use_parallel", "True", "--sp_size", 2, "--train_sp_batch_size", 4], "v1.3"),
+    "v1.1": (1, JOINT, "v1.1"),
+    "v1.2": (1, JOINT, "v1.2"),
 }
 
 
 def start(folder: Path, layout: str, output: str) -> subprocess.Popen:
-    workers, more = LAYOUTS[layout]
+    workers, more, generation = LAYOUTS[layout]
     common = f"--max_train_steps {STEPS} --checkpointing_steps 3 --checkpoints_total_limit 2 \
         --resume_from_checkpoint True"
-    argv = flags(folder, output, *common.split(), *more)
+    argv = flags(folder, output, *common.split(), *more, generation=generation)
     command = (
         dict(args=[sys.executable, *argv], cwd=ROOT)
         if workers == 1
@@ -100,7 +104,7 @@ def trial(folder: Path, layout: str, output: str, longest: float, rng: random.Ra
 def interruptions(folder: Path, layout: str, wanted: int, seed: int) -> Counter:
     """Trials until `wanted` signals were sent; returns the number of each."""
     if not (folder / "release").exists():
-        make_release(folder / "release")
+        make_older_release(folder / "release")
         make_clips(folder / "data", videos=24, images=16, frames=9, size=(32, 32))
     rng, sent, begin = random.Random(seed), Counter(), time.monotonic()
     assert start(folder, layout, f"{layout}-reference").wait(300) == 0

@@ -12,14 +12,24 @@ from opensora.checkpoint.formats.safetensors import read_safetensors
 T2V_SCRIPT = "opensora/train/train_t2v_diffusers.py"
 
 
-def t2v_command(folder: Path, output: str, *more) -> list[str]:
+# The models of each generation in `make_older_release`, and their objective.
+GENERATIONS = {
+    "v1.3": "--model {release}/transformer --ae_path {release}/vae --sparse1d --sparse_n 4 "
+    "--prediction_type v_prediction --rescale_betas_zero_snr --snr_gamma 5",
+    "v1.2": "--model {release}/transformer_v1_2 --ae CausalVAEModel_D4_4x8x8 --ae_path {release}/vae_v1_2 "
+    "--snr_gamma 5 --noise_offset 0.02",
+    "v1.1": "--model {release}/transformer_v1_1 --ae CausalVAEModel_4x8x8 --ae_path {release}/vae_v1_1",
+}
+
+
+def t2v_command(folder: Path, output: str, *more, generation: str = "v1.3") -> list[str]:
     """Trains a tiny text-to-video model on the release and the clips of `folder`."""
     return [
         T2V_SCRIPT,
-        *f"--data {folder}/data/merge_data.txt --model {folder}/release/transformer --ae_path {folder}/release/vae "
+        *GENERATIONS[generation].format(release=folder / "release").split(),
+        *f"--data {folder}/data/merge_data.txt "
         f"--text_encoder_name_1 {folder}/release/text --cache_dir {folder}/cache --output_dir {folder}/{output} "
-        "--num_frames 5 --max_hxw 1024 --group_data --sparse1d --sparse_n 4 --model_max_length 64 "
-        "--prediction_type v_prediction --rescale_betas_zero_snr --snr_gamma 5 --use_ema "
+        "--num_frames 5 --max_hxw 1024 --group_data --model_max_length 64 --use_ema "
         "--start_learning_rate 1e-3 --dataloader_num_workers 1 --device CPU --log_interval 4".split(),
         *map(str, more),
     ]
@@ -58,20 +68,20 @@ def inpaint_command(folder, output, *more) -> list[str]:
     return [script.replace("t2v_diffusers", "inpaint"), *rest]
 
 
-def vae_command(folder: Path, output: str, *more) -> list[str]:
-    """Trains a tiny WFVAE on the clips of `folder`."""
+def vae_command(folder: Path, output: str, *more, config: str = "config.json") -> list[str]:
+    """Trains the tiny autoencoder of a configuration in `folder` on the clips of `folder`."""
     return [
         "opensora/train/train_causalvae.py",
-        *f"--model_config {folder}/config.json --video_path {folder}/data/clips --output_dir {folder} "
+        *f"--model_config {folder}/{config} --video_path {folder}/data/clips --output_dir {folder} "
         f"--exp_name {output} --cache_dir {folder}/cache --video_num_frames 5 --resolution 32 --train_batch_size 2 "
-        "--perceptual_weight 0 --wavelet_loss --use_discriminator --disc_start 2 --use_ema "
+        "--perceptual_weight 0 --use_discriminator --disc_start 2 --use_ema "
         "--start_learning_rate 3e-4 --dataloader_num_workers 1 --device CPU --log_interval 2".split(),
         *map(str, more),
     ]
 
 
-def lora_command(folder: Path, output: str, *more) -> list[str]:
+def lora_command(folder: Path, output: str, *more, generation: str = "v1.3") -> list[str]:
     """Trains a LoRA of the transformer of the release."""
-    argv = t2v_command(folder, output, "--lora_rank", 2, "--lora_alpha", 4, *more)
+    argv = t2v_command(folder, output, "--lora_rank", 2, "--lora_alpha", 4, *more, generation=generation)
     argv[argv.index("--model")] = "--pretrained"
     return argv

@@ -13,6 +13,7 @@ from tiny_models import DIT, VAE
 from tiny_models import TEXT as TEXT_ENCODER
 
 from opensora.config import commands
+from opensora.config.families import PLAN_V1_2
 from opensora.cost_model import Run, float32_count, flops, load_config, memory, parameter_count, three_digits, traffic
 from opensora.cost_model.cards import CARDS, LINK_SHARE, check_card, step_seconds
 from opensora.cost_model.compute import adapter_count
@@ -20,10 +21,10 @@ from opensora.cost_model.memory_plan import ModelFiles
 from opensora.cost_model.memory_table import Unread
 from opensora.cost_model.stages import _cached_elements, model_bytes, peak, stages
 from opensora.device import PRECISIONS
-from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
+from opensora.models import MT5EncoderModel, OpenSoraT2V, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.common import layers
 from opensora.models.common.video_blocks import CausalConv3d
-from opensora.models.dit import blocks, embeddings
+from opensora.models.dit import blocks, embeddings, v1_2
 from opensora.models.dit.config import PRESETS, OpenSoraConfig
 from opensora.models.lora import initial_adapters, linear_shapes, select_layers
 from opensora.parallel.sequence import NoSequenceParallel, UlyssesSequenceParallel
@@ -164,6 +165,24 @@ def test_preset_equals_the_published_model():
     run = Run(load_config(PRESET))
     assert run.latents == (8, 24, 44, 80) and run.tokens == 24 * 22 * 40
     assert Run(load_config(PRESET), sp_size=8, world_size=8).own_tokens == 24 * 22 * 40 // 8
+
+
+def test_model_of_v1_2_is_counted(run, tmp_path):
+    """It has dense attention alone, and other autoencoders."""
+    model = OpenSoraT2V.without_weights(**v1_2.PRESETS[PLAN_V1_2])
+    config = load_config(PLAN_V1_2)
+    assert parameter_count(config) == sum(p.size for p in model.get_parameters())
+    model.save_config(tmp_path)
+    assert load_config(str(tmp_path)) == config
+    cost = flops(Run(config, num_frames=29, height=480, width=640))
+    assert cost["self-attention, skiparse"] == 0 and Run(config, num_frames=29, height=480, width=640).latents[0] == 4
+    assert cost["self-attention, dense"] == 32 * 4 * (8 * 30 * 40) ** 2 * 2304
+    finished = run("opensora/cost_model/__main__.py", "--model", PLAN_V1_2, "--memory", "20GB")
+    assert finished.stderr.endswith(
+        f"--memory plans the models of v1.3, and --model {PLAN_V1_2} is of v1.2; leave it out\n"
+    )
+    with pytest.raises(ValueError, match="latte_v1_0.json: holds a LatteT2V .*; --model needs an OpenSoraT2V_v1_3"):
+        load_config(str(ROOT / "scripts/train_configs/latte_v1_0.json"))
 
 
 @pytest.mark.parametrize("dtype", [ms.float16, ms.float32])

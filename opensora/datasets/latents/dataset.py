@@ -56,8 +56,8 @@ class LatentDataset(T2VDataset):
     def _check_texts(self) -> list[str]:
         if self.cache.manifest.samples != self.index.digest():
             raise UserError(
-                f"--data {self.options.data}: {self.cache.folder} was made from other samples, captions or folders, or "
-                f"with another --sp_size; run opensora encode again, which encodes what is new"
+                f"--{self.options.form} {self.options.file}: {self.cache.folder} was made from other samples, captions "
+                f"or folders, or with another --sp_size; run opensora encode again, which encodes what is new"
             )
         return []
 

@@ -94,6 +94,7 @@ def data_settings(options: T2VDataOptions) -> dict[str, Any]:
     """
     names = (*(name for name in SELECTION_OPTIONS if name != "sp_size"), "model_max_length", "text_embed_cache")
     settings = {"--dataset": "t2v", **{f"--{name}": getattr(options, name) for name in names}}
+    settings["--sample_rate"] = options.sample_rate if options.is_older else None
     if isinstance(options, InpaintDataOptions):
         masks = {f"--mask_config: {name}": value for name, value in asdict(options.mask).items()}
         settings.update({"--dataset": "inpaint", **masks})

@@ -68,13 +68,20 @@ class SelectionFlags(T2VDataOptions):
 
     group: ClassVar[str] = "the run of training whose samples are reported"
 
-    data: str = ""
+    data: Optional[str] = ""
+    data_path: Optional[str] = None
+    video_data: Optional[str] = None
+    sample_rate: int = 1
+    use_image_num: int = 0
+    use_img_from_vid: bool = False
+    image_data: Optional[str] = None
+    max_image_size: Optional[int] = None
     max_hxw: Optional[int] = option_of(T2VDataOptions, "max_hxw", 102400)
     group_data: bool = False
     total_batch_size: int = option(
         1, "samples of an optimizer step: processes x --train_batch_size x --gradient_accumulation_steps"
     )
-    cfg: float = 0.1
+    cfg: Optional[float] = None
     model_max_length: int = 512
     text_embed_cache: bool = False
     cache_dir: str = ""

@@ -23,6 +23,8 @@ from opensora.datasets.t2v.text_embeddings import EMPTY_TEXT, find_embedding, lo
 from opensora.errors import UserError
 from opensora.utils.logs import logger
 
+RESIZED = "_resize_1080p.mp4"  # a smaller copy of a video beside it, which v1.1 preferred
+
 
 class T2VDataset:
     """Samples by number. Reading changes no state, so any process may read any sample.
@@ -44,7 +46,7 @@ class T2VDataset:
         if not len(self):
             remedy = "; --min_steps_per_size 0 uses sizes of few samples, too" if len(self.index) else ""
             raise UserError(
-                f"{options.data}: no sample is left to train on: {self.index.explain_exclusions(self.min_samples)}"
+                f"{options.file}: no sample is left to train on: {self.index.explain_exclusions(self.min_samples)}"
                 f"{remedy}"
             )
         self.quarantine = Quarantine(Path(options.cache_dir) / "broken_samples.tsv")
@@ -76,7 +78,7 @@ class T2VDataset:
             for shape, count in zip(self.index.shapes, self.index.shape_counts):
                 if count >= self.min_samples and any(side > limit for side, limit in zip(shape, size)):
                     raise UserError(
-                        f"{options.data}: has samples of {shape}, but without group_data batches are padded "
+                        f"{options.file}: has samples of {shape}, but without group_data batches are padded "
                         f"to num_frames, max_height and max_width, {size}: increase them"
                     )
         return PadAndStack(
@@ -113,7 +115,7 @@ class T2VDataset:
         record = self.index.record(index)
         for caption in [record["cap"]] if isinstance(record["cap"], str) else record["cap"]:
             for text in all_with_quality_sentence(caption, record.get("aes"), "num_frames" in record):
-                yield clean_caption(text, self.knows_chinese)
+                yield self._clean(text)
         yield from self._replacement_texts(record)
 
     def embeddings(self, index: int) -> Iterator[tuple[str, Path]]:
@@ -144,8 +146,13 @@ class T2VDataset:
     def _final_text(self, record: dict, caption: str, rng: np.random.Generator) -> str:
         """The text that is tokenized, for a caption of the sample."""
         caption = add_quality_sentence(caption, record.get("aes"), "num_frames" in record, rng)
-        caption = clean_caption(caption, self.knows_chinese)
+        caption = self._clean(caption)
         return caption if self._keeps_text(rng) else self._replacement_text(record, rng)
+
+    def _clean(self, text: str) -> str:
+        """The text as the published models got it: v1.0 and v1.1 cleaned the result once more."""
+        text = clean_caption(text, self.knows_chinese)
+        return clean_caption(text, self.knows_chinese) if self.options.is_older else text
 
     def _embedding(self, record: dict, caption: str, number: Optional[int], rng: np.random.Generator) -> dict:
         root = self.index.sources[record["source"]].embeddings
@@ -159,7 +166,7 @@ class T2VDataset:
         return {"cond": states, "cond_mask": mask}
 
     def _keeps_text(self, rng: np.random.Generator) -> bool:
-        return rng.random() >= self.options.cfg
+        return rng.random() >= self.options.dropped
 
     def _replacement_text(self, record: dict, rng: np.random.Generator) -> str:
         """Replaces a dropped caption (classifier-free guidance)."""
@@ -183,7 +190,7 @@ class T2VDataset:
         for source in self.index.sources:
             if source.embedding_root is None:
                 raise UserError(
-                    f"{self.options.data}: text_embed_cache requires `root,embedding_root,annotation.json` "
+                    f"{self.options.file}: text_embed_cache requires `root,embedding_root,annotation.json` "
                     f"in every line; {source.annotation} has no embedding_root"
                 )
         return check_embeddings(self.index, self.options.model_max_length)
@@ -196,7 +203,11 @@ class T2VDataset:
         return self._path(self.index.record(index))
 
     def _path(self, record: dict) -> Path:
-        return Path(self.index.sources[record["source"]].root) / record["path"]
+        path = Path(self.index.sources[record["source"]].root) / record["path"]
+        if self.options.video_data is not None and "num_frames" in record:
+            resized = path.with_name(f"{path.stem}{RESIZED}")
+            return resized if resized.is_file() else path
+        return path
 
     def name(self, index: int) -> str:
         """The sample's name in the list of broken samples; several samples may share a file."""

@@ -135,7 +135,7 @@ class SampleIndex:
 
 
 def open_index(options: T2VDataOptions) -> SampleIndex:
-    """Opens the index of `options.data` in the cache; builds it if it does not exist.
+    """Opens the index of `options.file` in the cache; builds it if it does not exist.
 
     One process per machine builds it while the others wait. Faulty entries of annotation files are excluded and
     counted.
@@ -144,7 +144,7 @@ def open_index(options: T2VDataOptions) -> SampleIndex:
         UserError: an unreadable annotation file, or all entries are faulty.
         OSError: an annotation file does not exist, or the cache is not writable.
     """
-    sources = read_data_file(options.data)
+    sources = read_sources(options)
     cache = Path(options.cache_dir).resolve() / "dataset_index"
     cache.mkdir(parents=True, exist_ok=True)
     folder = cache / _key(options, sources)
@@ -156,6 +156,15 @@ def open_index(options: T2VDataOptions) -> SampleIndex:
             _build(folder, sources, options)
             index = SampleIndex(folder)
     return index
+
+
+def read_sources(options: T2VDataOptions) -> list[Source]:
+    """The annotation files that list the samples. Raises as `read_data_file`."""
+    if options.data_path is None:
+        return read_data_file(options.file)
+    if not os.path.isfile(options.data_path):
+        raise FileNotFoundError(f"--data_path {options.data_path}: no such file")
+    return [Source("", None, Path(options.data_path))]
 
 
 def _open_current(folder: Path) -> Optional[SampleIndex]:
@@ -173,7 +182,8 @@ def _key(options: T2VDataOptions, sources: Sequence[Source]) -> str:
         [*map(str, source), source.annotation.stat().st_size, source.annotation.stat().st_mtime_ns]
         for source in sources
     ]
-    text = json.dumps([FORMAT, [getattr(options, name) for name in SELECTION_OPTIONS], files])
+    names = (*SELECTION_OPTIONS, "form", "sample_rate")
+    text = json.dumps([FORMAT, [getattr(options, name) for name in names], files])
     return hashlib.sha256(text.encode()).hexdigest()[:16]
 
 

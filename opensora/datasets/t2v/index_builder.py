@@ -66,7 +66,7 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
     shape_of, offsets, left_out = array("i"), array("q", [0]), Counter(dict.fromkeys(REASONS, 0))
     report, rng = _Report(), np.random.default_rng(SHORT_VIDEO_SEED)
     with open(folder / "records.jsonl", "wb") as records, closing(Prober(media, MEDIA)) as prober:
-        for number, entry in _entries(sources, prober, report):
+        for number, entry in _entries(sources, prober, report, options):
             shape = select_entry(entry, options, rng)
             if isinstance(shape, str):
                 left_out[shape] += 1
@@ -76,7 +76,7 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
             shape_of.append(shapes.setdefault(shape, len(shapes)))
     left_out["faulty entry"] = report.faulty
     if report.faulty and report.faulty == len(shape_of) + sum(left_out.values()):
-        raise UserError(f"{options.data}: none of {report.faulty} entries can be used; {'; '.join(report.lines())}")
+        raise UserError(f"{options.file}: none of {report.faulty} entries can be used; {'; '.join(report.lines())}")
     np.save(folder / "shapes.npy", np.asarray(shape_of))
     np.save(folder / "offsets.npy", np.asarray(offsets))
     summary = {
@@ -89,14 +89,16 @@ def write_index(folder: Path, sources: Sequence[Source], options: T2VDataOptions
     (folder / "summary.json").write_text(json.dumps(summary, indent=1), encoding="utf-8")
 
 
-def _entries(sources: Sequence[Source], prober: Prober[Media], report: _Report) -> Iterator[tuple[int, dict]]:
+def _entries(
+    sources: Sequence[Source], prober: Prober[Media], report: _Report, options: T2VDataOptions
+) -> Iterator[tuple[int, dict]]:
     """The valid entries in order, each with the number of its source; missing values are read from the media files."""
     size = sum(source.annotation.stat().st_size for source in sources)
     with tqdm(total=size, desc="annotations", unit="B", unit_scale=True, delay=1) as progress:
         for number, source in enumerate(sources):
             items = enumerate(read_items(source.annotation, progress.update))
             for chunk in iter(lambda: list(islice(items, CHUNK)), []):
-                for entry in _complete(_checked(chunk, source, report), source, prober, report):
+                for entry in _complete(_checked(chunk, source, report), source, prober, report, options.is_older):
                     yield number, entry
 
 
@@ -111,13 +113,13 @@ def _checked(items: Iterable[tuple], source: Source, report: _Report) -> list[tu
 
 
 def _complete(
-    entries: Sequence[tuple[int, dict]], source: Source, prober: Prober[Media], report: _Report
+    entries: Sequence[tuple[int, dict]], source: Source, prober: Prober[Media], report: _Report, is_older: bool
 ) -> Iterator[dict]:
     """Completes the entries with values from their media files."""
     paths = {
         place: os.path.abspath(os.path.join(source.root, entry["path"]))
         for place, entry in entries
-        if _is_incomplete(entry)
+        if (_lacks_length(entry) if is_older else _is_incomplete(entry))
     }
     found = prober.probe(list(paths.values())) if paths else {}
     for place, entry in entries:
@@ -136,6 +138,11 @@ def _is_incomplete(entry: dict) -> bool:
     return entry["resolution"] is None or ("num_frames" in entry and not (entry["num_frames"] and entry["fps"]))
 
 
+def _lacks_length(entry: dict) -> bool:
+    """Whether a sample of v1.0 or v1.1 has to be opened: its size and frame rate have no effect."""
+    return entry["cap"] is not None and "num_frames" in entry and not entry["num_frames"]
+
+
 def _completed(entry: dict, media: Media) -> dict:
     entry = {**entry, "resolution": entry["resolution"] or {"height": media.height, "width": media.width}}
     if "num_frames" in entry:
@@ -147,13 +154,18 @@ def _completed(entry: dict, media: Media) -> dict:
 
 def _record(entry: dict, source: int, options: T2VDataOptions) -> dict:
     """The values of an entry that reading the sample requires."""
-    record = {"source": source, "path": entry["path"], "cap": entry["cap"]}
+    caption = entry["cap"]
+    if options.is_older and not isinstance(caption, str):
+        caption = caption[0]  # v1.0 used no other
+    record = {"source": source, "path": entry["path"], "cap": caption}
     if entry["aes"] is not None:
         record["aes"] = entry["aes"]
     if entry["crop"]:
         record["crop"] = entry["crop"]
     if "num_frames" in entry:
         fps = entry["fps"] or float(DEFAULT_FPS)
-        frames = min(entry["num_frames"], max_frames(fps, options)) if entry["is_range"] else entry["num_frames"]
+        frames = entry["num_frames"]
+        if entry["is_range"]:
+            frames = options.num_frames if options.is_older else min(frames, max_frames(fps, options))
         record.update(start=entry["start"], num_frames=frames, fps=fps)
     return record

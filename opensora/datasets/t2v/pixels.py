@@ -12,7 +12,7 @@ from opensora.datasets import transforms
 from opensora.datasets.media import BATCH, VideoReader, read_image
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.datasets.t2v.selection import Shape
-from opensora.datasets.temporal_sampling import resample, sample_frames
+from opensora.datasets.temporal_sampling import resample, sample_frames, sample_window
 from opensora.errors import UserError
 
 
@@ -54,10 +54,14 @@ def _frames(path: Path, record: dict, options: T2VDataOptions, rng: np.random.Ge
     if "num_frames" not in record:
         yield read_image(path)[None]
         return
-    available = resample(record["start"], record["num_frames"], record["fps"], options.train_fps)
-    numbers = sample_frames(
-        available, options.num_frames, rng, options.speed_factor, options.ae_stride_t, options.sp_size
-    )
+    if options.is_older:
+        window = sample_window(record["num_frames"], options.num_frames, options.sample_rate, rng.random())
+        numbers = record["start"] + window
+    else:
+        available = resample(record["start"], record["num_frames"], record["fps"], options.train_fps)
+        numbers = sample_frames(
+            available, options.num_frames, rng, options.speed_factor, options.ae_stride_t, options.sp_size
+        )
     with VideoReader(path) as reader:
         yield from reader.chunks(numbers, BATCH)
 

@@ -56,6 +56,8 @@ def select_entry(entry: dict, options: T2VDataOptions, rng: np.random.Generator)
     """As `select`, for an entry returned by `check_entry`."""
     if entry["cap"] is None:
         return "no caption"
+    if options.is_older:
+        return _older_shape(entry, options)
     if entry["resolution"] is None:
         return "no resolution"
     size = _frame_size(entry["resolution"]["height"], entry["resolution"]["width"], options)
@@ -63,6 +65,18 @@ def select_entry(entry: dict, options: T2VDataOptions, rng: np.random.Generator)
         return size
     frames = _frame_count(entry, options, rng) if "num_frames" in entry else 1
     return frames if isinstance(frames, str) else Shape(frames, *size)
+
+
+def _older_shape(entry: dict, options: T2VDataOptions) -> Union[Shape, str]:
+    """As `select_entry`, for a sample of v1.0 or v1.1: any aspect; of `frame_idx` the first frame counts alone."""
+    size = options.max_height, options.max_width
+    if "num_frames" not in entry:
+        return Shape(1, *size)
+    if not entry["num_frames"]:
+        return "no num_frames"
+    if not entry["is_range"] and entry["num_frames"] < options.num_frames:
+        return "too short"
+    return Shape(options.num_frames, *size)
 
 
 def max_frames(fps: float, options: T2VDataOptions) -> int:

@@ -10,7 +10,7 @@ from mindspore import Tensor, ops
 
 from opensora.errors import UserError
 from opensora.models.causal_vae.config import CausalVAEConfig
-from opensora.models.causal_vae.networks import Decoder, Encoder
+from opensora.models.causal_vae.networks import Decoder, Encoder, LastLayer
 from opensora.models.causal_vae.tiling import Tiling, windows
 from opensora.models.common.distribution import DiagonalGaussian
 from opensora.models.common.video_blocks import PointwiseConv3d
@@ -102,6 +102,21 @@ class CausalVAEModel(PretrainedModel):
             start, end = chunks[min(first + self.stream.index, len(chunks) - 1)]
             chunk = _added_frames(self.tiling.decode(_window(z, start, end), self._video), start)
             yield from self.stream.gather_in_order(chunk, len(chunks) - first)
+
+    def encode_with_coefficients(self, x: Tensor) -> tuple[DiagonalGaussian]:
+        """The posterior. As `WFVAEModel.encode_with_coefficients`, but this model has no wavelet coefficients."""
+        self._check_video(x)
+        return (DiagonalGaussian(self._moments(x)),)
+
+    def decode_with_coefficients(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """The video and the input of the last layer."""
+        self._check_latents(z)
+        video, h = self.decoder.with_last_input(self.post_quant_conv(swap_frames_channels(z)))
+        return swap_frames_channels(video.astype(ms.float32)), h
+
+    def last_layer(self) -> LastLayer:
+        """The last layer of the decoder as a function of its weight."""
+        return LastLayer(self.decoder.conv_out)
 
     def normalize(self, z: Tensor) -> Tensor:
         """Scales samples of the posterior to latents of about unit variance, as the diffusion model uses them."""

@@ -6,7 +6,9 @@ an empty cache.
 
 from __future__ import annotations
 
-from mindspore import nn
+from typing import Union
+
+from mindspore import Tensor, nn
 
 from opensora.models.causal_vae.blocks import ATTENTIONS, CONVOLUTIONS, RESNET_BLOCKS
 from opensora.models.causal_vae.config import CausalVAEConfig
@@ -16,8 +18,10 @@ from opensora.models.causal_vae.resample import (
     TEMPORAL_DOWNSAMPLE,
     TEMPORAL_UPSAMPLE,
 )
-from opensora.models.common.layers import GroupNorm
-from opensora.models.common.video_blocks import StreamingSequential
+from opensora.models.common.layers import Conv2d, GroupNorm
+from opensora.models.common.video_blocks import CausalConv3d, StreamingSequential
+from opensora.ops.conv import conv2d, conv3d
+from opensora.ops.layout import swap_frames_channels
 
 NORM = "groupnorm"
 
@@ -74,6 +78,31 @@ class Decoder(StreamingSequential):
                 "conv_out": CONVOLUTIONS[config.decoder_conv_out](channels[0], 3),
             }
         )
+
+    def with_last_input(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """The video and the input of the last layer, (B, T, C, H, W)."""
+        last_input = x
+        for cell, streams in zip(self.cell_list, self.streaming):
+            last_input, x = x, cell(x)[0] if streams else cell(x)
+        return x, last_input
+
+
+class LastLayer(nn.Cell):
+    """The decoder's last layer as a function of its weight and its input: (B, T, C, H, W) -> (B, 3, T, H, W)."""
+
+    def __init__(self, layer: Union[CausalConv3d, Conv2d]):
+        super().__init__(auto_prefix=False)
+        self.is_causal = isinstance(layer, CausalConv3d)
+        self.convolution = layer.conv if isinstance(layer, CausalConv3d) else layer
+        self.weight, self.bias, self.padding = self.convolution.weight, self.convolution.bias, self.convolution.padding
+
+    def construct(self, weight: Tensor, x: Tensor) -> Tensor:
+        bias = self.bias.astype(weight.dtype)
+        if self.is_causal:
+            y = conv3d(x, weight, bias, 1, self.padding, None, 2)
+        else:
+            y = conv2d(x, weight, bias, 1, self.padding)
+        return swap_frames_channels(y)
 
 
 def _resnet_blocks(name: str, before: int, after: int, count: int, dropout: float) -> dict[str, nn.Cell]:

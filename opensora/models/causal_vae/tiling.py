@@ -87,7 +87,7 @@ PUBLISHED_TILING = {
     "v1.1": Tiling(256, 32, 65, 17, 0.25),
     "v1.2": Tiling(256, 32, 33, 16, 0.125),
     "v1.2 sampling": Tiling(512, 64, 29, 8, 0.125),
-    "v1.2 sampling, save_memory": Tiling(256, 32, 29, 8, 0.125),
+    "v1.2 saving memory": Tiling(256, 32, 29, 8, 0.125),
 }
 
 

@@ -19,6 +19,7 @@ from opensora.models.common.video_blocks import (
 )
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.models.wfvae.wavelet import InverseHaarTransform2D, InverseHaarTransform3D
+from opensora.ops.conv import conv2d
 from opensora.ops.layout import concat, slice_axis, split, swap_frames_channels
 from opensora.parallel.stream import LocalStream
 
@@ -126,6 +127,22 @@ class Decoder(nn.Cell):
         """The last layer and the inverse wavelet transform, to (B, 3, T, H, W)."""
         video = self.inverse_wavelet_transform_out(_add_to_low_band(self.conv_out(h).astype(ms.float32), low), first)
         return swap_frames_channels(video)
+
+
+class LastLayer(nn.Cell):
+    """The decoder's last layer as a function of its weight and its input: (B, T, C, H, W) -> (B, 3, T, H, W).
+
+    What the low band adds to the video is left out.
+    """
+
+    def __init__(self, decoder: Decoder):
+        super().__init__(auto_prefix=False)
+        layer = decoder.conv_out
+        self.weight, self.bias, self.padding = layer.weight, layer.bias, layer.padding
+        self.to_video = decoder.inverse_wavelet_transform_out
+
+    def construct(self, weight: Tensor, x: Tensor) -> Tensor:
+        return swap_frames_channels(self.to_video(conv2d(x, weight, self.bias.astype(weight.dtype), 1, self.padding)))
 
 
 class DelayLine(nn.Cell):

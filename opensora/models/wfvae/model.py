@@ -13,7 +13,7 @@ from opensora.errors import UserError
 from opensora.models.common.distribution import DiagonalGaussian
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.wfvae.config import WFVAEConfig
-from opensora.models.wfvae.decoder import Decoder
+from opensora.models.wfvae.decoder import Decoder, LastLayer
 from opensora.models.wfvae.encoder import Encoder
 from opensora.parallel.stream import LocalStream
 
@@ -94,6 +94,10 @@ class WFVAEModel(PretrainedModel):
         self._check_latents(z)
         h, low, l1, l2, _ = self.decoder.backbone(z)
         return self.decoder.to_video(h, low), l1, l2, h
+
+    def last_layer(self) -> LastLayer:
+        """The last layer of the decoder as a function of its weight."""
+        return LastLayer(self.decoder)
 
     def decode_chunks(self, z: Tensor) -> Iterator[Tensor]:
         """Yields the output of `decode` with tiling in consecutive chunks (B, 3, t, 8h, 8w).

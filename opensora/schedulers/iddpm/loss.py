@@ -75,21 +75,29 @@ class DiffusionLoss(nn.Cell):
 
         Conditioning frames are excluded. mse or vb is None if the loss does not include it.
         """
+        error, bound = self.terms(output, x0, x, noise, t)
+        vb = None if bound is None else self.bound_weight * _mean(bound, mask)
+        if error is None:
+            return vb, None, vb
+        mse = _mean(error, mask)
+        if vb is None:
+            return mse, mse, None
+        return mse + vb, mse, vb
+
+    def terms(self, output: Tensor, x0: Tensor, x: Tensor, noise: Tensor, t: Tensor) -> tuple:
+        """The squared error and the bound of every element (B, C, T, H, W); None for what the loss does not include."""
         output = output.astype(ms.float32)
         variance = None
         if self.learn_sigma:
             output, variance = ops.chunk(output, 2, 1)
         if self.use_kl:
-            bound = self.bound_weight * _mean(self.bound(output, variance, x0, x, t), mask)
-            return bound, None, bound
+            return None, self.bound(output, variance, x0, x, t)
         error = (output - (x0 if self.predict_xstart else noise)).square()
         if self.weights is not None:
             error = gather(self.weights, t) * error
-        mse = _mean(error, mask)
         if not self.learn_sigma:
-            return mse, mse, None
-        bound = self.bound_weight * _mean(self.bound(ops.stop_gradient(output), variance, x0, x, t), mask)
-        return mse + bound, mse, bound
+            return error, None
+        return error, self.bound(ops.stop_gradient(output), variance, x0, x, t)
 
     def bound(self, prediction: Tensor, variance: Optional[Tensor], x0: Tensor, x: Tensor, t: Tensor) -> Tensor:
         """The term of the variational bound at t (Ho et al. 2020, eq. 5), in bits, for every element."""
@@ -153,8 +161,10 @@ def discretized_log_likelihood(x: Tensor, mean: Tensor, log_std: Tensor) -> Tens
 
 
 def _normal_cdf(x: Tensor) -> Tensor:
-    # sigmoid(2 y) = (1 + tanh(y)) / 2; the CPU operator tanh has errors up to 1e-4.
-    return ops.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x))
+    # tanh(y) = 2 sigmoid(2 y) - 1; the CPU operator tanh has errors up to 1e-4. The sum 1 + tanh rounds small
+    # probabilities to multiples of 2^-24, as in the published implementations: some become 0 and are clamped.
+    tanh = 2 * ops.sigmoid(2 * math.sqrt(2 / math.pi) * (x + 0.044715 * x * x * x)) - 1
+    return 0.5 * (1 + tanh)
 
 
 def _broadcast_frames(mask: Tensor) -> Tensor:

@@ -44,7 +44,11 @@ def test_flags_are_parsed_before_mindspore_is_imported(command, flag, status, ru
 
 
 def test_contradicting_flags_are_reported_before_mindspore_is_imported(run, tmp_path):
-    sample = "opensora/sample/sample.py --model_path x --ae_path x --text_encoder_name_1 x --text_prompt x --height 100"
+    (tmp_path / "config.json").write_text('{"_class_name": "OpenSoraT2V_v1_3"}')
+    sample = (
+        f"opensora/sample/sample.py --model_path {tmp_path} --ae_path x --text_encoder_name_1 x --text_prompt x "
+        "--height 100"
+    )
     train = f"opensora/train/train_causalvae.py --output_dir {tmp_path} --video_path x --validate"
     for command, message in ((sample, "height 100 is not a multiple of 32"), (train, "needs --eval_video_path")):
         finished = run("-c", WITHOUT_MINDSPORE, *command.split())

@@ -14,6 +14,8 @@ import pytest
 import yaml
 from command_parsers import ROOT, parser_of
 
+from opensora.train.t2v_options import parse_options
+
 TEXT = "scripts/text_condition"
 VAE = "scripts/causalvae"
 MULTI_DEVICE = [
@@ -229,6 +231,41 @@ def test_published_stages_of_the_diffusion_model(stubs, folder):
     assert all(Path(ROOT, args.data).is_file() for args in (dense, stage2, stage3))
 
 
+@pytest.mark.parametrize(
+    "script, stage, expected",
+    [
+        ("v1_0", "17x256x256", dict(num_frames=17, max_image_size=256, train_batch_size=4, use_image_num=4)),
+        ("v1_0", "65x512x512", dict(num_frames=65, max_image_size=512, train_batch_size=2, use_image_num=16)),
+        ("v1_1", "65x512x512", dict(num_frames=65, max_image_size=512, train_batch_size=2, use_image_num=4)),
+        ("v1_1", "221x512x512", dict(num_frames=221, sp_size=8, train_batch_size=1, use_image_num=4)),
+        ("v1_2", "1x320x240", dict(num_frames=1, max_height=240, max_width=320, max_train_steps=146_000)),
+        ("v1_2", "29x640x480", dict(num_frames=29, max_height=480, sp_size=8, train_sp_batch_size=2)),
+        ("v1_2", "93x1280x720", dict(num_frames=93, max_width=1280, max_train_steps=3_000, train_batch_size=1)),
+    ],
+)
+def test_published_stages_of_older_generations(stubs, monkeypatch, script, stage, expected):
+    command = composed(f"{TEXT}/npu/train_{script}.sh", STAGE=stage)
+    args = parsed(command)
+    shared = dict(start_learning_rate=1e-4, snr_gamma=5.0, noise_offset=0.02, ema_decay=0.999, cfg=0.1)
+    if script != "v1_2":
+        shared = dict(start_learning_rate=2e-5, use_ema=False, cfg=0.0, model_max_length=300, max_train_steps=1_000_000)
+    assert {name: getattr(args, name) for name in {**shared, **expected}} == {**shared, **expected}
+    on_gpu = parsed(composed(f"{TEXT}/gpu/train_{script}.sh", STAGE=stage, DEVICE="CPU"))
+    different = {name for name, value in vars(args).items() if value != getattr(on_gpu, name)}
+    assert different <= {"device", "tile_overlap_factor"}
+    monkeypatch.chdir(ROOT)
+    parse_options(split(command)[2])  # which checks that the settings agree
+
+
+@pytest.mark.parametrize("folder", ["npu", "gpu"])
+def test_unknown_stage_is_refused(folder):
+    script = f"{TEXT}/{folder}/train_v1_0.sh"
+    variables = {**os.environ, "STAGE": "9x9x9", "DEVICE": "CPU"}
+    finished = subprocess.run(["bash", script], cwd=ROOT, env=variables, capture_output=True, text=True)
+    assert finished.returncode == 2
+    assert finished.stderr == "error: STAGE 9x9x9: should be 17x256x256, 65x256x256 or 65x512x512\n"
+
+
 def test_published_inpaint_training(stubs):
     args = parsed(composed(f"{TEXT}/npu/train_inpaint_v1_3.sh"))
     assert (args.snr_gamma, args.train_fps, args.max_hxw, args.min_hxw, args.num_frames) == (
@@ -350,20 +387,13 @@ def test_pictures_of_the_guides_are_those_that_the_tool_draws(tmp_path):
 
 
 @pytest.mark.parametrize(
-    "name", ["merge_data", "merge_data_embedded", "image_data_v1_2", "merge_data_train", "merge_data_val"]
+    "name",
+    [
+        *("merge_data", "merge_data_embedded", "image_data_v1_2", "merge_data_train", "merge_data_val"),
+        *("video_data_v1_1", "image_data_v1_1"),
+    ],
 )
 def test_data_files_of_the_guides(name):
     lines = (ROOT / f"scripts/train_data/{name}.txt").read_text().splitlines()
     sources = [line.split(",") for line in lines if not line.startswith("#")]
     assert sources and all(len(source) in (2, 3) and source[-1].endswith(".json") for source in sources)
-
-
-def test_perceptual_loss_is_off_unless_asked_for():
-    assert parser_of("opensora/train/train_causalvae.py").get_default("perceptual_weight") == 0
-
-
-def test_missing_lpips_weights_name_the_published_file(tmp_path):
-    from opensora.models.lpips import LPIPS
-
-    with pytest.raises(FileNotFoundError, match="https://download-mindspore.osinfra.cn/.*/lpips_vgg-426bf45c.ckpt"):
-        LPIPS.load(tmp_path / "lpips_vgg-426bf45c.ckpt")

@@ -11,7 +11,15 @@ import pytest
 
 from opensora.cli.document import PAGES, TABLE, documented, tables
 from opensora.config.command_line import CommandParser
-from opensora.config.families import DIT_PRESETS, FAMILIES, PREDICTION_TYPES, SAMPLERS, VAES, check_family
+from opensora.config.families import (
+    DIT_PRESETS,
+    FAMILIES,
+    OLDER_PRESETS,
+    PREDICTION_TYPES,
+    SAMPLERS,
+    VAES,
+    check_family,
+)
 from opensora.config.options import (
     add_flags,
     check_at_least_one,
@@ -26,7 +34,9 @@ from opensora.config.options import (
 from opensora.datasets.t2v.options import T2VDataOptions
 from opensora.datasets.vae_options import VAEDataOptions
 from opensora.errors import UserError
+from opensora.models.dit import v1_2
 from opensora.models.dit.config import PRESETS
+from opensora.models.latte import config as latte_config
 from opensora.models.wfvae.config import WFVAEConfig
 from opensora.registry import REGISTRY
 from opensora.schedulers import PREDICTION_TYPES as SCHEDULER_PREDICTION_TYPES
@@ -131,6 +141,7 @@ def test_names_are_those_of_the_objects():
     """The names are listed apart from the objects, which need MindSpore."""
     assert SAMPLERS == tuple(SCHEDULERS)
     assert set(DIT_PRESETS) == set(PRESETS)
+    assert set(OLDER_PRESETS) == {*v1_2.PRESETS, *latte_config.PRESETS}
     assert PREDICTION_TYPES == SCHEDULER_PREDICTION_TYPES
     assert (DISC_LOSS_NAMES, LOSS_TYPE_NAMES) == (tuple(DISC_LOSSES), tuple(LOSS_TYPES))
     default = WFVAEConfig()

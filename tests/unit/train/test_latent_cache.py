@@ -14,7 +14,7 @@ from made_clips import make_clips, moving_square
 from processes import ROOT
 from tiny_models import TEXT, VAE
 from training_program import train
-from training_runs import MASK_CONFIG, assert_same, rows
+from training_runs import GENERATIONS, MASK_CONFIG, assert_same, rows
 
 from opensora.checkpoint.formats.safetensors import read_safetensors
 from opensora.cli import embed
@@ -69,6 +69,20 @@ def test_losses_equal_those_from_pixels_without_the_models(folder, cache, from_p
     flags = training_flags(folder, "cached", "--latent_cache", cache, *"--max_train_steps 12 --cfg 0.4".split())
     train(without_models(flags))
     assert_same_losses(folder / "cached", from_pixels, 12)
+
+
+@pytest.mark.parametrize("generation", ["v1.1", "v1.2"])
+def test_losses_of_older_generations_equal_those_from_pixels(generation, folder):
+    words = iter(GENERATIONS[generation].format(release=folder / "release").split())
+    autoencoder = [word for flag in words for word in (flag, next(words)) if flag.startswith("--ae")]
+    cache = encode_here(folder, f"cache_{generation}", *autoencoder)
+    steps = ("--max_train_steps", 4)
+    for output, more in (("pixels", ()), ("cached", ("--latent_cache", cache))):
+        train(training_flags(folder, f"{generation}-{output}", *steps, *more, generation=generation))
+    assert_same_losses(folder / f"{generation}-cached", folder / f"{generation}-pixels", 4)
+    with pytest.raises(ValueError, match="^--use_image_num needs the pixels of videos and images"):
+        joint = "--max_image_size 32 --use_image_num 2 --use_img_from_vid".split()
+        train(training_flags(folder, "none", "--latent_cache", cache, *joint, generation=generation))
 
 
 def test_resumed_run_equals_an_uninterrupted_one(folder, cache, from_pixels):

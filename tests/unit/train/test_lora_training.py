@@ -15,13 +15,13 @@ import pytest
 from golden_cases import relative_difference
 from made_clips import make_clips
 from processes import ROOT, msrun
-from tiny_models import make_release
+from tiny_models import make_older_release
 from training_program import train
 from training_runs import MASK_CONFIG, assert_same_tensors, lora_command, rows, state
 from workflow_configs import inference_config, run_inference, run_training, training_config, write_workflow_files
 
 from opensora.checkpoint.lora.files import read_lora, read_settings
-from opensora.models import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, STDiT2
+from opensora.models import LatteT2V, OpenSoraInpaint_v1_3, OpenSoraT2V, OpenSoraT2V_v1_3, STDiT2
 from opensora.models.lora import linear_shapes
 from opensora.train.checkpoint_folder import checkpoints
 
@@ -37,14 +37,14 @@ PARALLEL_RUNS = {
 def folder(tmp_path_factory) -> Path:
     """A release of tiny models, and clips to train on."""
     folder = tmp_path_factory.mktemp("lora")
-    make_release(folder / "release")
+    make_older_release(folder / "release")
     make_clips(folder / "data", videos=16, images=8, frames=9, size=(32, 32))
     return folder
 
 
-def train_here(folder: Path, output: str, *flags) -> Path:
+def train_here(folder: Path, output: str, *flags, generation: str = "v1.3") -> Path:
     """As the command does, in this process."""
-    train(lora_command(folder, output, "--dataloader_num_workers", 0, *flags)[1:])
+    train(lora_command(folder, output, "--dataloader_num_workers", 0, *flags, generation=generation)[1:])
     return folder / output
 
 
@@ -121,6 +121,21 @@ def test_two_processes_equal_one(folder, uninterrupted):
         for tensor, value in state(folder / name / "checkpoint-6").items():
             if tensor.startswith("lora"):
                 assert relative_difference(value, expected[tensor]) < 1e-4, (name, tensor)
+
+
+@pytest.mark.parametrize("generation, model, layers", [("v1.1", LatteT2V, 12 * 3), ("v1.2", OpenSoraT2V, 8 * 3)])
+def test_models_of_older_generations_are_adapted_too(generation, model, layers, folder):
+    """With 8-bit weights, and resumed exactly."""
+    flags = "--weights q8_0 --train_batch_size 4 --start_learning_rate 1e-2 --max_train_steps"
+    whole = train_here(folder, f"{generation}-whole", *flags.split(), 8, generation=generation)
+    assert losses(whole)[-1] < losses(whole)[0]
+    for steps in (3, 8):
+        resumed = (*flags.split(), steps, "--resume_from_checkpoint", "True")
+        output = train_here(folder, f"{generation}-resumed", *resumed, generation=generation)
+    assert_same_tensors(output / "checkpoint-8", whole / "checkpoint-8")
+    weights = model.from_pretrained(folder / f"release/transformer_{generation.replace('.', '_')}")
+    adapters = read_lora(whole / "checkpoint-8", linear_shapes(weights))
+    assert len(adapters) == layers and all(lora.b.any() for lora in adapters.values())
 
 
 def test_inpaint_model_is_adapted_too(folder, run):

@@ -9,7 +9,7 @@ import pytest
 from golden_cases import case, case_names, given, load_case, relative_difference
 from mindspore import Tensor, nn
 
-from opensora.train.objective import DenoisingLoss, Diffusion, ObjectiveOptions, make_objective
+from opensora.train.objective import DenoisingLoss, Diffusion, ObjectiveOptions, make_loss, make_objective
 
 CASES = "training_cases.json"
 TOLERANCE = 1e-5
@@ -30,14 +30,21 @@ def options_of(description: dict) -> ObjectiveOptions:
 
 
 class Answer(nn.Cell):
-    """A model with a fixed prediction that records its input."""
+    """A model with a fixed prediction."""
 
     def __init__(self, prediction: np.ndarray):
         super().__init__()
         self.prediction = Tensor(prediction)
 
     def construct(self, x, timestep, text, mask, text_mask):
-        self.shown, self.timestep = x, timestep
+        return self.prediction
+
+
+class Recorder(Answer):
+    """An answer that records its input, in PyNative mode."""
+
+    def construct(self, x, timestep, text, mask, text_mask):
+        self.shown = x
         return self.prediction
 
 
@@ -59,7 +66,7 @@ def test_loss_matches_reference(name):
         mask = Tensor(mask)
     if description["inpaint"]:
         condition = Tensor(np.concatenate([drawn["masked_latents"], drawn["mask_channels"]], 1))
-    model = Answer(drawn["model_pred"])
+    model = Recorder(drawn["model_pred"])
     coefficients = objective.coefficients(steps)
     loss = DenoisingLoss(model)(
         Tensor(drawn["latents"]), Tensor(eps), *map(Tensor, coefficients), None, None, mask, condition
@@ -75,6 +82,32 @@ def test_loss_matches_reference(name):
         assert relative_difference(target, expected["target"]) < TOLERANCE
     if "timestep_values" in expected:
         assert (coefficients.timestep == expected["timestep_values"]).all()
+
+
+@pytest.mark.parametrize("name", case_names("latte_train_loss", CASES))
+def test_loss_with_learned_variance_matches_reference(name, mode):
+    """Sample by sample: t 0 has the likelihood of the data, and masked latents count as zeros."""
+    inputs, expected = case(name, CASES)["inputs"], load_case(name)
+    x0, noise, output = (given(name, key, inputs[key]["shape"]) for key in ("x_start", "noise", "model_output"))
+    mask = np.ones((len(x0), *x0.shape[2:]), np.float32)
+    for row, (h, w) in zip(mask, inputs["latent_hw_kept"] or ()):
+        row[:, h:], row[:, :, w:] = 0, 0
+    objective = make_objective(ObjectiveOptions(), learned_variance=True)
+    losses = []
+    for i, timestep in enumerate(inputs["t"]):
+        one = slice(i, i + 1)
+        loss = make_loss(objective, Answer(output[one]))
+        coefficients = map(Tensor, objective.coefficients(np.array([timestep])))
+        latents = (Tensor(np.float32(0.5) * x0[one]), Tensor(noise[one]))
+        kept = None if inputs["latent_hw_kept"] is None else Tensor(mask[one])
+        losses.append(float(loss(*latents, *coefficients, Tensor(0.0), None, kept, None)))
+    # At t 0 the reference's float32 leaves few digits of small probabilities.
+    assert relative_difference(np.array(losses), expected["loss"]) < 1e-4
+
+
+def test_learned_variance_has_one_objective():
+    with pytest.raises(ValueError, match="leave out --prediction_type, --snr_gamma"):
+        make_objective(ObjectiveOptions(snr_gamma=5.0), learned_variance=True)
 
 
 @pytest.mark.parametrize("schedule", ["linear", "linear_zsnr", "v1_5", "v1_5_zsnr", "cogvideox_zsnr"])

@@ -9,14 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 from made_clips import make_clips
-from tiny_models import VAE
+from tiny_models import CAUSAL_VAE, VAE
 from training_runs import rows, state
 from training_runs import vae_command as command
 
-from opensora.models import WFVAEModel
+from opensora.models import CausalVAEModel, WFVAEModel
+from opensora.models.lpips import LPIPS
 from opensora.train.trainer import run as run_training
 from opensora.train.vae import VAETraining
-from opensora.train.vae_options import parse_options
+from opensora.train.vae_options import VAELossOptions, parse_options
 
 
 @pytest.fixture(scope="module")
@@ -28,8 +29,9 @@ def folder(tmp_path_factory) -> Path:
 
 
 def flags(folder: Path, eval_steps: int) -> list[str]:
-    return f"--max_steps 12 --checkpointing_steps 7 --print_losses --validate --eval_video_path {folder}/data/clips \
-        --eval_num_frames 5 --eval_resolution 32 --eval_steps {eval_steps}".split()
+    return f"--max_steps 12 --checkpointing_steps 7 --wavelet_loss --print_losses --validate \
+        --eval_video_path {folder}/data/clips --eval_num_frames 5 --eval_resolution 32 \
+        --eval_steps {eval_steps}".split()
 
 
 @pytest.fixture(scope="module")
@@ -56,7 +58,7 @@ def test_run_trains_both_networks_and_validates(whole):
 @pytest.mark.parametrize("precision, most", [("fp16", 0.05), ("bf16", 0.2)])
 def test_training_in_16_bits_follows_float32(precision, most, folder, whole, run):
     """The loss, a sum over pixels, is so large that the default loss scale would first overflow."""
-    more = f"--max_steps 6 --print_losses --precision {precision} --init_loss_scale 16".split()
+    more = f"--wavelet_loss --max_steps 6 --print_losses --precision {precision} --init_loss_scale 16".split()
     finished = run(*command(folder, precision, *more))
     assert finished.returncode == 0, finished.stderr
     columns = ("nll_loss", "kl_loss", "wl_loss", "grad_norm")
@@ -76,6 +78,35 @@ def test_resumed_run_equals_uninterrupted_run(folder, whole):
     weights = state(folder / "resumed/checkpoint-12/model")
     for name, value in state(whole / "checkpoint-12/model").items():
         assert np.allclose(weights[name], value, atol=1e-2 * np.abs(value).max()), name
+
+
+@pytest.mark.parametrize(
+    "generation, more",
+    [
+        ("v1.0", "--disc_cls opensora.models.ae.videobase.losses.LPIPSWithDiscriminator"),
+        ("v1.2", "--model_name CausalVAE"),
+    ],
+)
+def test_causal_vae_learns_and_resumes(generation, more, folder):
+    (folder / f"{generation}.json").write_text(json.dumps({"_class_name": "CausalVAEModel", **CAUSAL_VAE[generation]}))
+    more = f"{more} --checkpointing_steps 3 --betas 0.5 0.9 --weight_decay 0 --clip_grad --dataloader_num_workers 0"
+    columns = ("step", "loss", "discriminator_loss", "grad_norm")
+    for output, steps in (("whole", 6), ("parts", 3), ("parts", 6)):
+        flags = f"--max_steps {steps} --resume_from_checkpoint True {more}".split()
+        argv = command(folder, f"{generation}-{output}", *flags, config=f"{generation}.json")
+        run_training(VAETraining, *parse_options(argv[1:]))
+    log, resumed = (np.array(rows(folder / f"{generation}-{name}", columns)[3:], float) for name in ("whole", "parts"))
+    assert np.allclose(log, resumed, rtol=1e-2)  # see test_resumed_run_equals_uninterrupted_run
+    losses = [float(loss) for (loss,) in rows(folder / f"{generation}-whole", ("loss",))]
+    assert losses[2] < losses[0] and (log[:, 2] > 0).all()
+    saved = folder / f"{generation}-whole/checkpoint-6"
+    assert CausalVAEModel.from_pretrained(saved / "model_ema").config.temporal_stride == 4
+
+
+def test_class_of_the_configuration_must_be_the_named_one(folder):
+    with pytest.raises(ValueError, match="--model_name CausalVAE: .*config.json describes a WFVAEModel"):
+        argv = command(folder, "none", "--model_name", "CausalVAE", "--dataloader_num_workers", 0)
+        run_training(VAETraining, *parse_options(argv[1:]))
 
 
 def test_trained_weights_reconstruct_a_folder_of_videos(folder, whole, run):
@@ -105,3 +136,12 @@ def test_missing_lpips_weights_are_reported(folder, run):
     finished = run(*command(folder, "none", "--perceptual_weight", 1, "--lpips_path", folder / "lpips.ckpt"))
     assert finished.returncode == 1
     assert f"error: {folder / 'lpips.ckpt'}: no such file" in finished.stderr
+
+
+def test_perceptual_loss_is_off_unless_asked_for():
+    assert VAELossOptions.perceptual_weight == 0
+
+
+def test_missing_lpips_weights_name_the_published_file(tmp_path):
+    with pytest.raises(FileNotFoundError, match="https://download-mindspore.osinfra.cn/.*/lpips_vgg-426bf45c.ckpt"):
+        LPIPS.load(tmp_path / "lpips_vgg-426bf45c.ckpt")

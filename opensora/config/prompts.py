@@ -1,6 +1,11 @@
-"""Prompt template and negative prompt of the published Open-Sora-Plan v1.3 weights, white space included."""
+"""Prompt templates and negative prompts of the published Open-Sora-Plan weights, white space included."""
 
 from opensora.errors import UserError
+
+POSITIVE_V1_2 = """
+    (masterpiece), (best quality), (ultra-detailed), 
+    {}. 
+    """
 
 POSITIVE = """
     high quality, high aesthetic, {}

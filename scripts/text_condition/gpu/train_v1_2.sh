@@ -1,0 +1,7 @@
+#!/usr/bin/env bash
+# Published run on GPUs of ../npu/train_v1_2.sh, which describes the stages and the variables:
+#     STAGE=... PRETRAINED=... bash scripts/text_condition/gpu/train_v1_2.sh [more flags]
+# Images are encoded with overlapping tiles, unlike on NPUs.
+# MindSpore 2.7 has no build for GPUs. The script exits with an error unless DEVICE is Ascend or CPU.
+set -euo pipefail
+DEVICE=${DEVICE:-GPU} exec bash "$(dirname "${BASH_SOURCE[0]}")/../npu/train_v1_2.sh" --tile_overlap_factor 0.125 "$@"

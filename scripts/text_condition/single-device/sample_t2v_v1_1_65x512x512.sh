@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Text-to-video sampling with Open-Sora-Plan v1.1: 65 frames of 512x512; with --force_images images.
+#     bash scripts/text_condition/single-device/sample_t2v_v1_1_65x512x512.sh [more flags]
+# PROMPTS is one prompt or a .txt file with one prompt per line.
+# scripts/_launch.sh lists the environment variables.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
+
+sample_older v1.1.0 65x512x512 DeepFloyd/t5-v1_1-xxl \
+    --version 65x512x512 \
+    --num_frames 65 --height 512 --width 512 \
+    --ae CausalVAEModel_4x8x8 \
+    --sample_method PNDM --num_sampling_steps 150 --guidance_scale 7.5 \
+    --enable_tiling --tile_overlap_factor 0.25 \
+    --precision fp16 \
+    "$@"

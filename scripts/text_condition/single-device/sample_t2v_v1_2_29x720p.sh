@@ -1,0 +1,16 @@
+#!/usr/bin/env bash
+# Text-to-video sampling with Open-Sora-Plan v1.2: 29 frames of 720x1280.
+#     bash scripts/text_condition/single-device/sample_t2v_v1_2_29x720p.sh [more flags]
+# PROMPTS is one prompt or a .txt file with one prompt per line.
+# scripts/_launch.sh lists the environment variables.
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/../../_launch.sh"
+
+sample_older v1.2.0 29x720p google/mt5-xxl \
+    --model_type dit \
+    --num_frames 29 --height 720 --width 1280 \
+    --ae CausalVAEModel_D4_4x8x8 \
+    --sample_method EulerAncestralDiscrete --num_sampling_steps 100 --guidance_scale 7.5 --max_sequence_length 512 \
+    --enable_tiling --tile_overlap_factor 0.125 --save_memory \
+    --precision bf16 \
+    "$@"
