@@ -29,7 +29,7 @@ class Kind(NamedTuple):
     Attributes:
         what: generation and task.
         partners: a config -> what the model is used with.
-        command: how it is used, with {path}, {name} and {config} for the path, the class and a config file.
+        command: how it is used, with {path} and {config} for the path and a config file.
         mark: a tensor that earlier kinds do not have; kinds are tried in order.
     """
 
@@ -54,7 +54,6 @@ def _autoencoder(default: int, key: str, models: str) -> Callable[[Config], str]
 
 
 SAMPLE = "opensora sample {flag} {path} ..."
-API = "Python only: from opensora.models import {name}; {name}.from_pretrained({path!r})"
 WITH_CONFIG = "opensora inference {config} --ckpt-path {path}"
 KINDS = {
     "OpenSoraInpaint_v1_3": Kind(
@@ -228,7 +227,7 @@ def describe(path: Path) -> Description:
     if kind is not None:
         lines["goes with"] = kind.partners(config)
         place = source if path.is_file() else path
-        lines["used by"] = kind.command.format(path=str(place), name=name, config=config_file(name or "", state))
+        lines["used by"] = kind.command.format(path=str(place), config=config_file(name or "", state))
     return Description(source, name, lines)
 
 
