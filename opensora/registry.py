@@ -8,6 +8,7 @@ The other keys are fields of that type. Weights are local files; nothing is down
 from __future__ import annotations
 
 import inspect
+import re
 from collections.abc import Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
@@ -21,33 +22,56 @@ from opensora.config.memory import WEIGHTS
 from opensora.config.options import check_choice, check_known, did_you_mean
 from opensora.datasets.bucketed.dataset import VariableVideoTextDataset, VideoTextDataset
 from opensora.errors import UserError
-from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, STDiT2, VideoAutoencoderKL, get_vae
+from opensora.models import (
+    CLIPTextModel,
+    DiT,
+    Latte,
+    MT5EncoderModel,
+    OpenSoraT2V_v1_3,
+    PixArt,
+    PixArtMS,
+    STDiT,
+    STDiT2,
+    VideoAutoencoderKL,
+    get_vae,
+)
 from opensora.models.autoencoder_kl.config import AutoencoderKLConfig
-from opensora.models.dit.config import PRESETS as DIT_PRESETS
-from opensora.models.dit.config import OpenSoraConfig
-from opensora.models.model_config import ModelConfig
+from opensora.models.dit.config import PRESETS as PLAN_PRESETS
+from opensora.models.dit_xl.config import LATTE_PRESETS
+from opensora.models.dit_xl.config import PRESETS as DIT_PRESETS
+from opensora.models.pixart.config import MS_PRESETS
+from opensora.models.pixart.config import PRESETS as PIXART_PRESETS
 from opensora.models.pretrained import PretrainedModel
-from opensora.models.stdit.config import PRESETS as STDIT_PRESETS
-from opensora.models.stdit.config import STDiT2Config
+from opensora.models.stdit.config import PRESETS as STDIT2_PRESETS
+from opensora.models.stdit.config import V1_0_PRESETS
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.models.vaes import vae_class
 from opensora.ops.backend import convolution_dtype
 from opensora.pipelines.stdit import STDiTPipeline
 from opensora.pipelines.text import TextEncoder
+from opensora.pipelines.text_conditions import ClassLabels, PooledTextEncoder
 from opensora.schedulers import SCHEDULERS, GuidedSampler, ScheduleOptions, get_scheduler
 from opensora.schedulers.iddpm import SAMPLERS
 
 MODEL, VAE, TEXT_ENCODER, SCHEDULER, DATASET = "model", "vae", "text_encoder", "scheduler", "dataset"
 PRETRAINED = ("from_pretrained", "cache_dir", "local_files_only")
+# A repository of the Hugging Face Hub, or a file in it.
+HUB_NAME = re.compile(r"(?P<repository>\w[\w.-]*/\w[\w.-]*)(/(?P<file>.+))?")
 
 
 class Entry(NamedTuple):
-    """A registered type: `make` takes its fields as keywords. `model` is the class that `from_pretrained` loads."""
+    """A registered type: `make` takes its fields as keywords.
+
+    Attributes:
+        model: the class that `from_pretrained` loads.
+        preset: the configuration of a model without a config.json.
+    """
 
     kind: str
     make: Callable[..., Any]
     fields: tuple[str, ...]
     model: Optional[type[PretrainedModel]] = None
+    preset: Mapping[str, Any] = {}
 
 
 def build(config: Optional[Mapping[str, Any]], kind: Optional[str] = None, **context) -> Any:
@@ -74,7 +98,7 @@ def build_stdit_pipeline(
     video_size: Sequence[Optional[int]] = (None, None, None),
     vae_dtype=None,
 ) -> STDiTPipeline:
-    """Builds the components of an Open-Sora v1.1 config, with the model's dimensions set by the other components.
+    """Builds the components of an Open-Sora config, with the model's dimensions set by the other components.
 
     Args:
         config: with `model`, `vae`, `text_encoder` and `scheduler`.
@@ -84,14 +108,15 @@ def build_stdit_pipeline(
     scheduler = build(config["scheduler"], SCHEDULER)  # first, because its errors should not wait for the models
     vae = build(config["vae"], VAE, dtype=vae_dtype or convolution_dtype(dtype)).set_train(False)
     text_encoder = build(config["text_encoder"], TEXT_ENCODER, dtype=dtype)
+    text = {} if text_encoder.width is None else {"caption_channels": text_encoder.width}
     model = build(
         config["model"],
         MODEL,
         dtype=dtype,
         input_size=vae.get_latent_size(video_size),
         in_channels=vae.out_channels,
-        caption_channels=text_encoder.width,
         model_max_length=text_encoder.max_length,
+        **text,
     ).set_train(False)
     return STDiTPipeline(text_encoder, model, vae, scheduler)
 
@@ -129,6 +154,47 @@ def check_folders(config: Mapping[str, Any]) -> None:
                 entry.model.published_config(folder, "from_pretrained of " + component["type"])
 
 
+def check_size(config: Mapping[str, Any], video_size: Sequence[int]) -> None:
+    """Checks that the model of an Open-Sora config accepts videos of a size, before any weights are loaded.
+
+    Args:
+        video_size: frames, height and width.
+
+    Raises:
+        FileNotFoundError: a folder is not on this machine.
+        UserError: the size, or another field, is invalid.
+    """
+    _, vae = _configuration(config[VAE])
+    model_class, model = _configuration(config[MODEL])
+    latent_size = AutoencoderKLConfig.from_dict(vae).latent_size(video_size)
+    try:
+        model_class.config_class.from_dict({**model, "input_size": latent_size})
+    except UserError as error:
+        frames, height, width = video_size
+        raise UserError(
+            f"{config[MODEL]['type']} with num_frames {frames} and image_size {height, width}: {error}"
+        ) from error
+
+
+def _configuration(component: Mapping[str, Any]) -> tuple[type[PretrainedModel], dict[str, Any]]:
+    """The class of a model, and its config.json or preset, overridden by the fields of a config."""
+    entry, values = check_component(component)
+    assert entry.model is not None, "a component that is loaded from files"
+    changes = {name: value for name, value in values.items() if name not in (*PRETRAINED, "dtype", "weights")}
+    base = _base_config(entry.model, entry.preset, values.get("from_pretrained"), values.get("cache_dir"))
+    return entry.model, {**base, **changes}
+
+
+def _base_config(
+    model: type[PretrainedModel], preset: Mapping[str, Any], from_pretrained: Optional[str], cache_dir: Optional[str]
+) -> Mapping[str, Any]:
+    """The config.json of pretrained weights, or the preset if there is none."""
+    if from_pretrained is None:
+        return preset
+    folder = _weights_folder(local_weights(from_pretrained, cache_dir))
+    return model.published_config(folder) if (folder / "config.json").is_file() else preset
+
+
 def _weights_folder(path: Path) -> Path:
     """The folder of the weights at a path, which may be a training checkpoint."""
     inner = path / "model" if (path / "model").is_dir() else path
@@ -136,7 +202,7 @@ def _weights_folder(path: Path) -> Path:
 
 
 def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
-    """The path, or the Hugging Face Hub's cached download of that name.
+    """The path, or the Hugging Face Hub's cached download of that name: ORG/REPOSITORY or a file in it.
 
     Raises:
         FileNotFoundError: neither exists on this machine.
@@ -145,28 +211,30 @@ def local_weights(name: str, cache_dir: Optional[str] = None) -> Path:
         return resolve_path(name)
     except FileNotFoundError:
         pass
+    found = HUB_NAME.fullmatch(name)
+    if found is None:
+        raise FileNotFoundError(f"{name}: no such file or folder; give the path of the weights")
+    repository, file = found["repository"], found["file"] or ""
     try:
         from huggingface_hub import snapshot_download
 
-        return Path(snapshot_download(name, cache_dir=cache_dir, local_files_only=True))
-    except (ImportError, OSError, ValueError) as error:  # package not installed, not downloaded, not a repository name
-        raise FileNotFoundError(
-            f"{name}: no such file or folder; give the path of the weights, or download them: "
-            f"huggingface-cli download {name} --local-dir {name}"
-        ) from error
+        path = Path(snapshot_download(repository, cache_dir=cache_dir, local_files_only=True)) / file
+        if path.exists():
+            return path
+    except (ImportError, OSError, ValueError):  # package not installed, not downloaded, not a repository name
+        pass
+    download = " ".join(filter(None, ("huggingface-cli download", repository, file)))
+    raise FileNotFoundError(
+        f"{name}: no such file or folder; give the path of the weights, or download them: {download} --local-dir "
+        f"{repository}"
+    )
 
 
 def _field_names(config: Any) -> tuple[str, ...]:
     return tuple(field.name for field in fields(config))
 
 
-def _model_entry(
-    kind: str,
-    model: type[PretrainedModel],
-    config: type[ModelConfig],
-    preset: Mapping[str, Any],
-    aliases: tuple[str, ...] = (),
-) -> Entry:
+def _model_entry(kind: str, model: type[PretrainedModel], preset: Mapping[str, Any]) -> Entry:
     """A model with the fields of its configuration, which override the config.json of the weights, or the preset."""
 
     def make(
@@ -184,11 +252,13 @@ def _model_entry(
         if weights is not None:
             check_choice("weights", weights, WEIGHTS)
         path = local_weights(from_pretrained, cache_dir)
-        folder = _weights_folder(path)
-        base = model.published_config(folder) if (folder / "config.json").is_file() else preset
-        return model.from_pretrained(path if path.is_file() else folder, dtype, {**base, **changes}, weights=weights)
+        base = _base_config(model, preset, from_pretrained, cache_dir)
+        source = path if path.is_file() else _weights_folder(path)
+        return model.from_pretrained(source, dtype, {**base, **changes}, weights=weights)
 
-    return Entry(kind, make, (*PRETRAINED, "dtype", "weights", *_field_names(config), *aliases), model)
+    respelled = getattr(model.config_class, "respelled", {})
+    fields = (*PRETRAINED, "dtype", "weights", *_field_names(model.config_class), *respelled)
+    return Entry(kind, make, fields, model, preset)
 
 
 def _video_vae_entry(name: str) -> Entry:
@@ -227,6 +297,26 @@ def _text_encoder_entry(name: str, default_length: int, always_float32: bool) ->
     return Entry(TEXT_ENCODER, make, (*PRETRAINED, "dtype", "model_max_length", "shardformer"), MT5EncoderModel)
 
 
+def _make_clip(
+    from_pretrained: Optional[str] = None,
+    cache_dir: Optional[str] = None,
+    local_files_only: bool = True,
+    model_max_length: int = 77,
+) -> PooledTextEncoder:
+    if from_pretrained is None:
+        raise UserError("clip: the field from_pretrained is missing: the folder of the text encoder")
+    path = local_weights(from_pretrained, cache_dir)
+    # Small enough for float32, whatever the model's dtype.
+    return PooledTextEncoder(CLIPTextModel.from_pretrained(path, ms.float32), Tokenizer(path), model_max_length)
+
+
+def _make_classes(num_classes: Optional[int] = None, model_max_length: int = 1) -> ClassLabels:
+    """`model_max_length` has no effect: classes are not texts."""
+    if type(num_classes) is not int or num_classes < 1:
+        raise UserError(f"classes: num_classes {num_classes!r} should be the number of classes, 1 or more")
+    return ClassLabels(num_classes)
+
+
 def _sampler_entry(name: str) -> Entry:
     """An Open-Sora-Plan sampler."""
 
@@ -236,26 +326,33 @@ def _sampler_entry(name: str) -> Entry:
     return Entry(SCHEDULER, make, ("num_sampling_steps", "cfg_scale", *_field_names(ScheduleOptions)))
 
 
-def _dataset_entry(dataset: Callable[..., Any]) -> Entry:
-    return Entry(DATASET, dataset, tuple(inspect.signature(dataset).parameters))
+def _parameters(make: Callable[..., Any]) -> tuple[str, ...]:
+    return tuple(inspect.signature(make).parameters)
 
 
 REGISTRY: dict[str, Entry] = {
     **{
-        name: _model_entry(MODEL, STDiT2, STDiT2Config, preset, tuple(STDiT2Config.respelled))
-        for name, preset in STDIT_PRESETS.items()
+        name: _model_entry(MODEL, model, preset)
+        for model, presets in (
+            (STDiT2, STDIT2_PRESETS),
+            (STDiT, V1_0_PRESETS),
+            (DiT, DIT_PRESETS),
+            (Latte, LATTE_PRESETS),
+            (PixArt, PIXART_PRESETS),
+            (PixArtMS, MS_PRESETS),
+            (OpenSoraT2V_v1_3, PLAN_PRESETS),
+        )
+        for name, preset in presets.items()
+        if name.startswith(model.__name__)
     },
-    **{
-        name: _model_entry(MODEL, OpenSoraT2V_v1_3, OpenSoraConfig, preset)
-        for name, preset in DIT_PRESETS.items()
-        if name.startswith(OpenSoraT2V_v1_3.__name__)
-    },
-    "VideoAutoencoderKL": _model_entry(VAE, VideoAutoencoderKL, AutoencoderKLConfig, {}),
+    "VideoAutoencoderKL": _model_entry(VAE, VideoAutoencoderKL, {}),
     **{name: _video_vae_entry(name) for name in VAES},
     "t5": _text_encoder_entry("t5", 120, always_float32=True),
     "mt5": _text_encoder_entry("mt5", 512, always_float32=False),
+    "clip": Entry(TEXT_ENCODER, _make_clip, _parameters(_make_clip), CLIPTextModel),
+    "classes": Entry(TEXT_ENCODER, _make_classes, _parameters(_make_classes)),
     **{name: Entry(SCHEDULER, sampler, _field_names(sampler)) for name, sampler in SAMPLERS.items()},
     **{name: _sampler_entry(name) for name in SCHEDULERS},
-    "VideoTextDataset": _dataset_entry(VideoTextDataset),
-    "VariableVideoTextDataset": _dataset_entry(VariableVideoTextDataset),
+    "VideoTextDataset": Entry(DATASET, VideoTextDataset, _parameters(VideoTextDataset)),
+    "VariableVideoTextDataset": Entry(DATASET, VariableVideoTextDataset, _parameters(VariableVideoTextDataset)),
 }

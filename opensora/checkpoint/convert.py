@@ -39,7 +39,10 @@ PRECISIONS = {
 }
 SMALL_TENSOR = 1024  # values, up to which a tensor stays float32
 # Names with one of these components stay float32: the conditioning on time, and the bias of T5's attention.
-FLOAT32_NAMES = ("adaln_single", "scale_shift_table", "relative_attention_bias")
+FLOAT32_NAMES = (
+    *("adaln_single", "scale_shift_table", "relative_attention_bias"),
+    *("t_embedder", "csize_embedder", "ar_embedder", "fl_embedder", "fps_embedder", "t_block", "t_block_temp"),
+)
 T5_CLASS = "MT5EncoderModel"
 T5_DECODER = ("decoder.", "lm_head.")
 T5_CONTEXT = 512  # tokens that T5 was trained with

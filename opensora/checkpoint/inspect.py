@@ -29,7 +29,7 @@ class Kind(NamedTuple):
     Attributes:
         what: generation and task.
         partners: a config -> what the model is used with.
-        command: how it is used, with {path} and {name} for the path and the class.
+        command: how it is used, with {path} and {config} for the path and a config file.
         mark: a tensor that earlier kinds do not have; kinds are tried in order.
     """
 
@@ -54,8 +54,7 @@ def _autoencoder(default: int, key: str, models: str) -> Callable[[Config], str]
 
 
 SAMPLE = "opensora sample {flag} {path} ..."
-API = "Python only: from opensora.models import {name}; {name}.from_pretrained({path!r})"
-WITH_CONFIG = "opensora inference CONFIG.py --ckpt-path {path}"
+WITH_CONFIG = "opensora inference {config} --ckpt-path {path}"
 KINDS = {
     "OpenSoraInpaint_v1_3": Kind(
         "Open-Sora-Plan v1.3, image to video and inpainting",
@@ -88,29 +87,38 @@ KINDS = {
     "STDiT": Kind(
         "Open-Sora v1.0, text to video",
         _transformer(4, "AutoencoderKL", "T5 v1.1 xxl", 4096),
-        API,
+        WITH_CONFIG,
         "blocks.0.attn_temp.qkv.weight",
     ),
     "PixArtMS": Kind(
         "PixArt-alpha of several sizes, text to image",
         _transformer(4, "AutoencoderKL", "T5 v1.1 xxl", 4096),
-        API,
+        WITH_CONFIG,
         "csize_embedder.mlp.0.weight",
     ),
     "PixArt": Kind(
         "PixArt-alpha, text to image",
         _transformer(4, "AutoencoderKL", "T5 v1.1 xxl", 4096),
-        API,
+        WITH_CONFIG,
         "blocks.0.cross_attn.q_linear.weight",
     ),
+    "Latte": Kind(
+        "Latte, class or text to video",
+        _transformer(4, "AutoencoderKL", "CLIPTextModel", 512),
+        WITH_CONFIG,
+        "temp_embed",  # of the published file; Open-Sora's own have the names of DiT
+    ),
     "DiT": Kind(
-        "DiT or Latte, whose tensors have the same names; conditioned on a class or on CLIP's text",
-        _transformer(4, "AutoencoderKL", "CLIPTextModel", 768),
-        API,
+        "DiT, class or text to image or video; without a config.json maybe Latte, whose tensors have the same names",
+        _transformer(4, "AutoencoderKL", "CLIPTextModel", 512),
+        WITH_CONFIG,
         "blocks.0.adaLN_modulation.1.weight",
     ),
     "CLIPTextModel": Kind(
-        "CLIP, text encoder", lambda config: "DiT and Latte", API, "text_model.embeddings.token_embedding.weight"
+        "CLIP, text encoder",
+        lambda config: "DiT and Latte",
+        "opensora inference CONFIG.py, with text_encoder = dict(type='clip', from_pretrained={path!r})",
+        "text_model.embeddings.token_embedding.weight",
     ),
     "WFVAEModel": Kind(
         "Open-Sora-Plan v1.3, autoencoder",
@@ -126,7 +134,7 @@ KINDS = {
     ),
     "AutoencoderKL": Kind(
         "Stable Diffusion, autoencoder of images",
-        _autoencoder(4, "latent_channels", "STDiT2"),
+        _autoencoder(4, "latent_channels", "STDiT2, STDiT, DiT, Latte, PixArt"),
         "opensora inference CONFIG.py, with vae = dict(type='VideoAutoencoderKL', from_pretrained={path!r})",
         "encoder.down_blocks.0.resnets.0.conv1.weight",
     ),
@@ -138,6 +146,17 @@ KINDS = {
     ),
 }
 OTHER_NAMES = {**MODEL_TYPES, "VideoAutoencoderKL": "AutoencoderKL"}  # of classes in config.json
+# Where a class has its config files, and their names, of which the first is the default.
+CONFIG_FILES = {
+    "STDiT2": ("opensora-v1-1", ("video",)),
+    "STDiT": ("opensora-v1-0", ("16x256x256", "16x512x512", "64x512x512")),
+    "DiT": ("dit", ("16x256x256", "1x256x256-class")),
+    "Latte": ("latte", ("16x256x256", "16x256x256-class")),
+    "PixArt": ("pixart", ("1x256x256", "1x512x512", "16x256x256")),
+    "PixArtMS": ("pixart", ("1x1024x1024",)),
+}
+CLASSES = "y_embedder.embedding_table.weight"  # of models that are conditioned on classes
+TOKEN_SIDE = 16  # pixels
 OPTIMIZER = "optimizer.safetensors"  # of a checkpoint of a training, whose subfolders hold the models
 DIFFUSION = "transformer_blocks.0.attn1.to_q.weight"  # of the transformers of Open-Sora-Plan
 LATENTS_OF_V1_2 = 4
@@ -208,7 +227,7 @@ def describe(path: Path) -> Description:
     if kind is not None:
         lines["goes with"] = kind.partners(config)
         place = source if path.is_file() else path
-        lines["used by"] = kind.command.format(path=str(place), name=name)
+        lines["used by"] = kind.command.format(path=str(place), config=config_file(name or "", state))
     return Description(source, name, lines)
 
 
@@ -229,6 +248,29 @@ def recognize(state: Mapping[str, LazyTensor]) -> Optional[str]:
         channels = state["pos_embed.proj.weight"].shape[1]
         return "OpenSoraT2V" if channels == LATENTS_OF_V1_2 else "OpenSoraT2V_v1_3"
     return None
+
+
+def config_file(name: str, state: Mapping[str, LazyTensor]) -> str:
+    """The config file of a class for inference, chosen by the position embeddings and the condition of its weights."""
+    if name not in CONFIG_FILES:
+        return "CONFIG.py"
+    folder, names = CONFIG_FILES[name]
+    if CLASSES in state:
+        fitting = [each for each in names if each.endswith("-class")]
+    else:
+        fitting = [each for each in names if each == _trained_size(state)]
+    return f"configs/{folder}/inference/{[*fitting, names[0]][0]}.py"
+
+
+def _trained_size(state: Mapping[str, LazyTensor]) -> str:
+    """Frames, height and width of the position embeddings in a file, such as 16x256x256; 0 where it has none."""
+    frames, tokens = 1, 0
+    if "pos_embed_temporal" in state and len(state["pos_embed_temporal"].shape) == 3:
+        frames = state["pos_embed_temporal"].shape[1]
+    if "pos_embed" in state and len(state["pos_embed"].shape) == 3:
+        tokens = state["pos_embed"].shape[1]
+    side = TOKEN_SIDE * math.isqrt(tokens)
+    return f"{frames}x{side}x{side}"
 
 
 def _config(path: Path) -> Config:

@@ -20,10 +20,11 @@ class ExpectedDim(NamedTuple):
 
 
 class ArchSpec(NamedTuple):
-    """The checked sizes of an architecture; `layers` is the name prefix of its `num_layers` layers."""
+    """The checked sizes of an architecture; `layers` is the name prefix of its layers, whose number is a key."""
 
     sizes: tuple[ExpectedDim, ...]
     layers: Optional[str] = None
+    layers_key: str = "num_layers"
 
 
 WFVAE = ArchSpec(
@@ -90,6 +91,18 @@ T5 = ArchSpec(
     ),
     layers="encoder.block.",
 )
+# The transformers of Open-Sora v1.0 and v1.1; those conditioned on classes have no caption_channels.
+_HPCAITECH_SIZES = (
+    ExpectedDim("x_embedder.proj.weight", 0, "hidden_size", lambda c: c.get("hidden_size", 1152)),
+    ExpectedDim("x_embedder.proj.weight", 1, "in_channels", lambda c: c.get("in_channels", 4)),
+)
+DIT = ArchSpec(_HPCAITECH_SIZES, "blocks.", "depth")
+STDIT = DIT._replace(
+    sizes=(
+        *_HPCAITECH_SIZES,
+        ExpectedDim("y_embedder.y_proj.fc1.weight", 1, "caption_channels", lambda c: c.get("caption_channels", 4096)),
+    )
+)
 
 # Descriptions, in errors, of models of other projects and versions.
 OTHER_MODELS = {
@@ -155,6 +168,12 @@ ARCH_SPECS = {
     "OpenSoraT2V": OPENSORA,
     "LatteT2V": OPENSORA,
     "MT5EncoderModel": T5,
+    "STDiT": STDIT,
+    "STDiT2": STDIT,
+    "PixArt": STDIT,
+    "PixArtMS": STDIT,
+    "DiT": DIT,
+    "Latte": DIT,
 }
 OTHER_NAMES = {"shared.weight": "encoder.embed_tokens.weight"}  # of tied weights, which files may have under one name
 MODEL_TYPES = {"mt5": "MT5EncoderModel", "t5": "MT5EncoderModel"}  # names that transformers writes
@@ -189,5 +208,7 @@ def check_shapes(
             raise UserError(f"{config_path}: {keys} gives {size!r}, but {tensor} in {src} has the shape {shape}")
     if spec.layers:
         count = len({name[len(spec.layers) :].split(".")[0] for name in state if name.startswith(spec.layers)})
-        if count != config.get("num_layers"):
-            raise UserError(f"{config_path}: num_layers is {config.get('num_layers')!r}, but {src} has {count} layers")
+        if count != config.get(spec.layers_key):
+            raise UserError(
+                f"{config_path}: {spec.layers_key} is {config.get(spec.layers_key)!r}, but {src} has {count} layers"
+            )

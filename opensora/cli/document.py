@@ -14,6 +14,7 @@ from pathlib import Path
 
 from opensora.config import commands
 from opensora.config.device import DeviceOptions
+from opensora.config.evaluation import EvaluateOptions
 from opensora.config.fields import INFERENCE, TRAINING
 from opensora.config.mmengine import PLACES
 from opensora.config.options import check_choice, field_table, flag_table, override_table
@@ -43,7 +44,7 @@ _FLAGS: Mapping[str, tuple[type, ...]] = {
     "reconstruct-video": (commands.RecVideoOptions,),
     "reconstruct-image": (commands.RecImageOptions,),
     "reconstruct-folder": (commands.RecFolderOptions,),
-    "evaluate": (commands.EvaluateOptions,),
+    "evaluate": (EvaluateOptions,),
     "plan": (commands.CostFlags, Run),
     "convert": (commands.ConvertAnyOptions,),
     "convert-wfvae": (commands.ConvertWFVAEOptions,),

@@ -18,7 +18,6 @@ from opensora.errors import UserError
 
 ROOT = Path(__file__).resolve().parents[2]
 DEMO_MODEL = ROOT / "examples/demo_model"
-METRICS = ("psnr", "ssim", "lpips")
 PUBLISHED_REFINER = "LanguageBind/Open-Sora-Plan-v1.3.0/prompt_refiner"
 MAX_NEW_TOKENS = 512
 PRECISIONS = ("q8_0", "bf16", "fp16", "fp32")  # of converted weights
@@ -92,26 +91,6 @@ class TextEncoderProcessOptions:
     output_folder: str = option(help="folder for the states")
     weights: Optional[str] = option(None, "format of the weights in memory; default: as_stored", choices=WEIGHTS)
     processes: int = option(1, "processes that share the machine's memory")
-
-
-@dataclass(frozen=True)
-class EvaluateOptions:
-    metric: str = option(help="metric to compute", choices=METRICS)
-    real_video_dir: str = option(help="folder of the real videos")
-    generated_video_dir: str = option(help="folder of the generated videos, with the names of the real ones")
-    num_frames: Optional[int] = option(None, "frames compared per video; default: all of the generated one")
-    sample_rate: int = option(1, "take every n-th frame of the real videos")
-    resolution: Optional[int] = option(None, "resize the shorter side to this; default: no resizing")
-    crop_size: Optional[int] = option(None, "then crop the center to a square of this size; default: no crop")
-    subset_size: int = option(0, "compare only the first n pairs; 0: all")
-    batch_size: int = option(16, "frames of a video held in memory at a time")
-    num_workers: int = option(2, "pairs compared at the same time")
-    lpips_path: str = option(
-        "pretrained/lpips_alex.pth", "weights of LPIPS with AlexNet, in the format of the PyTorch package lpips"
-    )
-
-    def __post_init__(self):
-        check_at_least_one(self, "num_frames", "sample_rate", "resolution", "crop_size", "batch_size")
 
 
 @dataclass(frozen=True)

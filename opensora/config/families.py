@@ -21,7 +21,7 @@ VAES = {
     "WFVAEModel_D32_8x8x8": (32, 8, 8),
 }
 DEFAULT_VAE = "WFVAEModel_D8_4x8x8"
-STDIT, PLAN, PLAN_INPAINT = "STDiT2-XL/2", "OpenSoraT2V_v1_3-2B/122", "OpenSoraInpaint_v1_3-2B/122"
+PLAN, PLAN_INPAINT = "OpenSoraT2V_v1_3-2B/122", "OpenSoraInpaint_v1_3-2B/122"
 DIT_PRESETS = (PLAN, PLAN_INPAINT)
 PLAN_V1_2, PLAN_V1_1 = OLDER_PRESETS = ("OpenSoraT2V-ROPE-L/122", "LatteT2V-XL/122")  # Open-Sora-Plan v1.2, v1.1
 SAMPLERS = (
@@ -42,23 +42,43 @@ PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
 
 
 class Family(NamedTuple):
-    """The types that a model can be combined with in a config file; `objectives` are the schedulers of training."""
+    """The types that a model can be combined with in a config file; `objectives` are the schedulers of training.
+
+    Attributes:
+        conditioning_frames: the model can continue given frames.
+        fixed_size: the model is built for one number of frames, height and width.
+    """
 
     vae: tuple[str, ...]
     text_encoder: tuple[str, ...]
     samplers: tuple[str, ...]
     objectives: tuple[str, ...]
     dataset: tuple[str, ...]
+    conditioning_frames: bool = False
+    fixed_size: bool = False
 
 
+_STDIT2 = Family(
+    vae=("VideoAutoencoderKL",),
+    text_encoder=("t5", "mt5"),
+    samplers=("iddpm", "dpm-solver"),
+    objectives=("iddpm", "iddpm-speed"),
+    dataset=("VariableVideoTextDataset", "VideoTextDataset"),
+    conditioning_frames=True,
+)
+_STDIT = _STDIT2._replace(dataset=("VideoTextDataset",), fixed_size=True)
+_PIXART = _STDIT._replace(conditioning_frames=False)
+_DIT = _PIXART._replace(text_encoder=("clip", "classes"))
 FAMILIES = {
-    STDIT: Family(
-        vae=("VideoAutoencoderKL",),
-        text_encoder=("t5", "mt5"),
-        samplers=("iddpm", "dpm-solver"),
-        objectives=("iddpm", "iddpm-speed"),
-        dataset=("VariableVideoTextDataset", "VideoTextDataset"),
-    ),
+    "STDiT2-XL/2": _STDIT2,
+    "STDiT-XL/2": _STDIT,
+    "STDiT-XL/2x2": _STDIT._replace(conditioning_frames=False),  # its patches have two frames each
+    "DiT-XL/2": _DIT,
+    "DiT-XL/2x2": _DIT,
+    "Latte-XL/2": _DIT,
+    "Latte-XL/2x2": _DIT,
+    "PixArt-XL/2": _PIXART,
+    "PixArtMS-XL/2": _PIXART,
     PLAN: Family(
         vae=tuple(name for name in VAES if name.startswith("WFVAE")),
         text_encoder=("mt5", "t5"),
@@ -83,3 +103,16 @@ def check_family(config: Mapping[str, Any], training: bool) -> None:
                 f"{name} type {config[name]['type']!r} is incompatible with the model {model}; choose from "
                 f"{', '.join(types)}"
             )
+    if "classes" in family.text_encoder:
+        _check_condition(config["model"], config["text_encoder"])
+
+
+def _check_condition(model: Mapping[str, Any], text_encoder: Mapping[str, Any]) -> None:
+    """Raises UserError if a model is conditioned on something else than the text encoder makes."""
+    needed = f"label_{text_encoder.get('num_classes')}" if text_encoder["type"] == "classes" else "text"
+    condition = model.get("condition", "text")
+    if condition != needed:
+        raise UserError(
+            f"model.condition {condition!r} is incompatible with the text_encoder {text_encoder['type']!r}: it should "
+            f"be {needed!r}, or for 'label_N' the text_encoder dict(type='classes', num_classes=N)"
+        )

@@ -53,7 +53,7 @@ class ClipFields:
 
     num_frames: int = option(help="frames of a clip; 1 makes images")
     image_size: tuple[int, int] = option(help="height and width in pixels")
-    fps: int = option(help="frame rate that the model is conditioned on")
+    fps: int = option(help="frame rate, on which STDiT2 is conditioned; files play at it divided by frame_interval")
     save_dir: str = option(help="folder for the results")
     frame_interval: int = _field(1, "files play at `fps // frame_interval`; 3 for weights trained on every third frame")
     divide_fps: bool = _field(
@@ -137,7 +137,7 @@ class TrainingFields:
         '`"zero1"`, `"zero3"`, `"ddp"`',
     )
     sp_size: int = _field(
-        1, "consecutive processes that share the samples of a batch (STDiT2) or each video (Open-Sora-Plan)"
+        1, "consecutive processes that share the samples of a batch (Open-Sora) or each video (Open-Sora-Plan)"
     )
     gradient_accumulation_steps: int = _field(1, "batches of each optimizer step, of Open-Sora-Plan's model")
     grad_checkpoint: bool = _field(False, "recompute the blocks in the backward pass: less memory, a third more work")

@@ -6,14 +6,18 @@ import argparse
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, ClassVar
 
 from opensora.config.options import finite_float, option
 from opensora.errors import UserError
 
 
-class LoRASpec(NamedTuple):
-    """A LoRA to apply: its file or folder, and what its change is multiplied by, which may be negative or 0."""
+@dataclass(frozen=True)
+class LoRASpec:
+    """A LoRA to apply: its file or folder, and what its change is multiplied by, which may be negative or 0.
+
+    Not a tuple: MMEngine's dicts of fields, where flags go, rebuild tuples.
+    """
 
     path: Path
     scale: float = 1.0

@@ -1,22 +1,18 @@
-"""Metrics of generated videos against real videos of the same file names, in constant memory."""
+"""Generated videos and the real videos of the same file names, frame by frame in constant memory."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
-from multiprocessing.pool import ThreadPool
 from pathlib import Path
-from typing import Callable, Optional, Union
+from typing import Optional, Union
 
 import numpy as np
-from tqdm import tqdm
 
 from opensora.datasets import transforms
 from opensora.datasets.media import BATCH, VideoReader, sample_indices
 from opensora.datasets.media.folders import list_videos
 from opensora.errors import UserError
-
-Metric = Callable[[np.ndarray, np.ndarray], np.ndarray]  # two (T, 3, H, W) in [0, 1] -> (T,)
 
 
 @dataclass(frozen=True)
@@ -103,32 +99,3 @@ def frames_of_pair(pair: Pair, sampling: Sampling) -> Iterator[tuple[np.ndarray,
                     f"{a.shape[2]}x{a.shape[3]}; use --resolution and --crop_size"
                 )
             yield a, b
-
-
-def measure(metric: Metric, pair: Pair, sampling: Sampling) -> np.ndarray:
-    """The metric of each frame, (num_frames,)."""
-    return np.concatenate([metric(real, generated) for real, generated in frames_of_pair(pair, sampling)])
-
-
-def measure_all(
-    metric: Metric, pairs: list[Pair], sampling: Sampling, num_workers: int = 1
-) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """Measures `num_workers` pairs concurrently: (name -> values per frame), (name -> reason for skipping).
-
-    Raises:
-        UserError: nothing could be measured.
-    """
-
-    def measure_or_reason(pair: Pair) -> tuple[str, Union[np.ndarray, str]]:
-        try:
-            return pair.name, measure(metric, pair, sampling)
-        except (ValueError, OSError) as error:
-            return pair.name, str(error)
-
-    with ThreadPool(max(1, num_workers)) as pool:
-        results = dict(tqdm(pool.imap(measure_or_reason, pairs), total=len(pairs), unit="video"))
-    values = {name: result for name, result in results.items() if not isinstance(result, str)}
-    skipped = {name: result for name, result in results.items() if isinstance(result, str)}
-    if not values:
-        raise UserError(f"none of {len(pairs)} pairs could be measured; first error: {next(iter(skipped.values()))}")
-    return values, skipped

@@ -1,20 +1,28 @@
-"""Image quality metrics, pure functions of frames in [0, 1]: `from opensora.metrics import psnr, ssim, lpips`."""
+"""Metrics of images and videos, pure functions of arrays: `from opensora.metrics import psnr, fvd`."""
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import importlib
 
-from opensora.metrics.psnr_ssim import psnr, ssim
+_MODULES = {
+    "psnr": "psnr_ssim",
+    "ssim": "psnr_ssim",
+    "lpips": "perceptual",
+    "fvd": "video_distance",
+    "clip_score": "clip_similarity",
+    "clipsim": "clip_similarity",
+    "temporal_flickering": "vbench",
+    "background_consistency": "vbench",
+    "subject_consistency": "vbench",
+    "aesthetic_quality": "vbench",
+    "motion_amount": "motion",
+}
 
-if TYPE_CHECKING:
-    from opensora.metrics.perceptual import lpips
-
-__all__ = ["psnr", "ssim", "lpips"]
+__all__ = list(_MODULES)
 
 
 def __getattr__(name: str):
-    if name != "lpips":
+    if name not in _MODULES:
         raise AttributeError(f"module 'opensora.metrics' has no attribute {name!r}")
-    from opensora.metrics.perceptual import lpips  # imports MindSpore, which takes seconds and which psnr does not need
-
-    return lpips
+    # Most modules import MindSpore, which takes seconds and which psnr and ssim do not need.
+    return getattr(importlib.import_module(f"opensora.metrics.{_MODULES[name]}"), name)

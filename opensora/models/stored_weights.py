@@ -87,7 +87,8 @@ class WeightLoader:
         if parameter.has_init:
             self.release(name)
         # `set_data` would convert the numbers to the parameter's dtype, and `set_dtype` the old ones first.
-        parameter.assign_value(tensor(np.ascontiguousarray(held.values)))
+        # np.ascontiguousarray gives scalars an axis.
+        parameter.assign_value(tensor(np.ascontiguousarray(held.values).reshape(held.values.shape)))
         parameter.has_address = False  # of opensora.ops.cpu.launch
         if layer is not None:
             layer.compute_dtype = None if held.dtype == self.dtype else self.dtype

@@ -130,11 +130,12 @@ class GuidedPrediction:
 
 
 class STDiTPrediction:
-    """Predictions of STDiT2 for n clips of one size: `prediction(x, call, x_mask)`; see `GuidedPrediction`.
+    """Predictions of Open-Sora's transformers for n clips of one size: `prediction(x, call, x_mask)`; see
+    `GuidedPrediction`.
 
     Args:
-        text: y (n, 1, L, D) and mask (n, L).
-        size: the model's other inputs, each (n,).
+        text: y, texts or classes (n, ...), and for padded texts their mask (n, L).
+        size: numbers that some models are conditioned on, each (n,).
         sampler: of `opensora.schedulers.iddpm`.
     """
 
@@ -146,16 +147,16 @@ class STDiTPrediction:
         size: Mapping[str, Tensor],
         sampler: Any,
     ):
-        self.predict, self.size, self.mask, self.sampler = predict, size, text["mask"], sampler
+        self.predict, self.names, self.sampler = predict, transformer.conditions, sampler
         self.clips = text["y"].shape[0]
         null = transformer.text_states(transformer.null_text(1).astype(text["y"].dtype))
         pairs = zip(transformer.text_states(text["y"]), null)
-        self.text_states = ms.mutable(
-            tuple(
-                tuple(ops.cat((of_text, repeat_rows(of_null, self.clips)), 0) for of_text, of_null in zip(*pair))
-                for pair in pairs
-            )
+        text_states = tuple(
+            tuple(ops.cat((of_text, repeat_rows(of_null, self.clips)), 0) for of_text, of_null in zip(*pair))
+            for pair in pairs
         )
+        size = {name: size[name] for name in self.names if name in size}
+        self.inputs = {"mask": text.get("mask"), **size, "text_states": ms.mutable(text_states)}
         timesteps = np.repeat(np.array(sampler.call_timesteps, np.float32), self.clips)
         self.modulations = transformer.modulations(Tensor(timesteps), **size)
         self.modulation_of_zero = ms.mutable(transformer.modulations(Tensor(np.zeros(self.clips, np.float32)), **size))
@@ -168,18 +169,10 @@ class STDiTPrediction:
     def __call__(self, x: Tensor, call: int, x_mask: Optional[Tensor]) -> Tensor:
         """The model's output (n, C', T, h, w), float32, with guidance, for the latents x (n, C, T, h, w)."""
         rows = slice(call * self.clips, (call + 1) * self.clips)
-        modulation = ms.mutable(tuple(table[rows] for table in self.modulations))
-        output = self.predict(
-            x,
-            None,
-            None,
-            self.mask,
-            x_mask,
-            *(self.size[name] for name in ("num_frames", "height", "width", "ar", "fps")),
-            self.text_states,
-            modulation,
-            None if x_mask is None else self.modulation_of_zero,
-        )
+        inputs = {**self.inputs, "modulation": ms.mutable(tuple(table[rows] for table in self.modulations))}
+        if x_mask is not None:
+            inputs.update(x_mask=x_mask, modulation_of_zero=self.modulation_of_zero)
+        output = self.predict(x, None, *(inputs.get(name) for name in self.names))
         self.calls += 1
         prompt, null = ops.chunk(output.astype(ms.float32), 2, 0)
         return combine(prompt, null, self.sampler.cfg_scale, self.sampler.cfg_channel or x.shape[1])

@@ -1,4 +1,4 @@
-"""Open-Sora v1.1: single clips from texts, with STDiT2, Stable Diffusion's autoencoder and T5."""
+"""Open-Sora v1.0 and v1.1: single clips from texts or classes, with Stable Diffusion's autoencoder."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from opensora.pipelines.compiled import pays
 from opensora.pipelines.guidance import STDiTPrediction
 from opensora.pipelines.lora import LoRAMixin
 from opensora.pipelines.step_cache import calls_note, with_cache
-from opensora.pipelines.text import TextEncoder
+from opensora.pipelines.text_conditions import Conditioner
 from opensora.utils.logs import logger
 
 
@@ -60,7 +60,7 @@ class STDiTPipeline(LoRAMixin):
 
     def __init__(
         self,
-        text_encoder: TextEncoder,
+        text_encoder: Conditioner,
         transformer,
         vae,
         scheduler,
@@ -76,9 +76,8 @@ class STDiTPipeline(LoRAMixin):
         return self.transformer
 
     def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The model's text inputs for n texts: y (n, 1, L, D) and mask (n, L)."""
-        embedding = self.text_encoder(texts)
-        return {"y": Tensor(embedding.states[:, None]), "mask": Tensor(embedding.mask)}
+        """The model's text inputs for n texts."""
+        return {name: Tensor(values) for name, values in self.text_encoder.inputs(texts).items()}
 
     def latent_shape(self, video_size: Sequence[int]) -> tuple[int, int, int, int]:
         """(frames, height, width) of a video -> (C, T, h, w) of its latents."""

@@ -152,3 +152,12 @@ class TextEncoder:
     def __call__(self, texts: Sequence[str]) -> TextEmbedding:
         """Embeds texts without template."""
         return embed_text(self.encoder, self.tokenizer, texts, self.max_length)
+
+    def inputs(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
+        """The inputs of Open-Sora's transformers for n texts: y (n, 1, L, D) and mask (n, L)."""
+        embedding = self(texts)
+        return {"y": embedding.states[:, None], "mask": embedding.mask}
+
+    def note_if_truncated(self, text: str, remedy: str) -> None:
+        """Prints a note to stderr if `text` has too many tokens."""
+        note_if_truncated(self.tokenizer, text, self.max_length, remedy)

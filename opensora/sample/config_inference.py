@@ -9,7 +9,7 @@ from typing import Any, Protocol
 import numpy as np
 
 from opensora.config.acceleration import WHOLE_RANGE, parse_cache
-from opensora.config.families import STDIT, check_family
+from opensora.config.families import FAMILIES, PLAN, check_family
 from opensora.config.lora import parse_loras
 from opensora.datasets.media import save_image, write_video
 from opensora.datasets.transforms import to_uint8
@@ -21,11 +21,12 @@ from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.long_video import VideoPrompt, make_long_video
 from opensora.pipelines.lora import LoRAMixin
 from opensora.pipelines.references import read_reference
-from opensora.pipelines.sizes import check_size
+from opensora.pipelines.sizes import check_size as check_plan_size
 from opensora.pipelines.stdit import ClipSize
 from opensora.pipelines.step_cache import calls_note
 from opensora.pipelines.t2v import OpenSoraPipeline
 from opensora.pipelines.text import note_if_truncated
+from opensora.pipelines.text_conditions import class_numbers
 from opensora.registry import (
     MODEL,
     SCHEDULER,
@@ -35,6 +36,7 @@ from opensora.registry import (
     build_stdit_pipeline,
     check_component,
     check_folders,
+    check_size,
 )
 from opensora.sample.inference_options import (
     InferenceOptions,
@@ -47,6 +49,8 @@ from opensora.utils.folder_lock import check_free_space, exclusive_folder
 from opensora.utils.logs import logger
 
 REMEDY = "raise model_max_length of text_encoder, if the model allows it, or shorten the text"
+NEEDS_CONDITIONING_FRAMES = "inference-long.py needs a model with conditioning frames: STDiT2-XL/2, not {}"
+HAS_NO_FRAME_RATE = "divide_fps: the model {} is not conditioned on a frame rate; leave it out"
 NOISE, ENCODER, REFERENCE = 0, 1, 2  # purpose of random numbers, a component of their seed
 
 
@@ -88,8 +92,7 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
     requests = plan_requests(config, options, long)
     for note in without_effect(options, requests) if device.is_main else ():
         logger.warning(f"{note}")
-    is_stdit = config["model"]["type"] == STDIT
-    sampler_class: type[RequestSampler] = STDiTSampler if is_stdit else PlanSampler
+    sampler_class: type[RequestSampler] = PlanSampler if config["model"]["type"] == PLAN else STDiTSampler
     sampler_class.check(config, options, requests, long)
     with exclusive_folder(options.save_dir, device.is_main):
         if device.is_main:
@@ -98,6 +101,8 @@ def run(config: Mapping[str, Any], device: Device, long: bool) -> None:
             check_free_space(options.save_dir, options.bytes_per_sample * missing)
         barrier(device.world_size)  # the first process locks the folder before the others start
         check_folders(config)
+        if FAMILIES[config["model"]["type"]].fixed_size:
+            check_size(config, (options.num_frames, *options.image_size))
         _sample_all(sampler_class(config, options, device, long), options, requests, device)
         barrier(device.world_size)  # and unlocks it after all have finished
 
@@ -138,7 +143,7 @@ def write(options: InferenceOptions, requests: Sequence[Request], number: int, c
 
 
 class STDiTSampler:
-    """Open-Sora v1.1."""
+    """Open-Sora v1.0 and v1.1."""
 
     def __init__(self, config: Mapping[str, Any], options: InferenceOptions, device: Device, long: bool):
         self.options, self.long, self.is_main = options, long, device.is_main
@@ -159,10 +164,19 @@ class STDiTSampler:
 
     @staticmethod
     def check(config: Mapping[str, Any], options: InferenceOptions, requests: Sequence[Request], long: bool) -> None:
-        """Raises UserError if the scheduler does not support conditioning frames that the requests need."""
+        """Raises UserError for what the model or the scheduler does not support, and for texts that are no classes."""
         build(config["scheduler"], SCHEDULER)
+        model, text_encoder = config["model"]["type"], config["text_encoder"]
         if tuple(options.guidance_interval) != WHOLE_RANGE:
-            raise UserError(f"guidance_interval: {STDIT} does not support it; leave it out")
+            raise UserError(f"guidance_interval: {model} does not support it; leave it out")
+        family = FAMILIES[model]
+        if long and not family.conditioning_frames:
+            raise UserError(NEEDS_CONDITIONING_FRAMES.format(model))
+        if family.fixed_size and options.divide_fps:
+            raise UserError(HAS_NO_FRAME_RATE.format(model))
+        if text_encoder["type"] == "classes":
+            classes = build(text_encoder, TEXT_ENCODER).num_classes
+            class_numbers([text for request in requests for text in request.texts], classes)
         has_conditioning = options.loop > 1 or any(request.groups for request in requests)
         if long and has_conditioning and config["scheduler"]["type"] != "iddpm":
             raise UserError(
@@ -175,9 +189,8 @@ class STDiTSampler:
         return map(to_frames, self._decoded_clips(requests, noise))  # map keeps no reference to the previous clip
 
     def note_truncated_texts(self, request: Request) -> None:
-        encoder = self.pipeline.text_encoder
         for text in dict.fromkeys(request.texts):
-            note_if_truncated(encoder.tokenizer, text, encoder.max_length, REMEDY)
+            self.pipeline.text_encoder.note_if_truncated(text, REMEDY)
 
     def _decoded_clips(self, requests: Sequence[Request], noise: SeededNoise) -> Iterator[np.ndarray]:
         if self.long:
@@ -233,15 +246,11 @@ class PlanSampler:
     @staticmethod
     def check(config: Mapping[str, Any], options: InferenceOptions, requests: Sequence[Request], long: bool) -> None:
         """Raises UserError for options that the model does not support."""
-        check_size(options.num_frames, *options.image_size)
+        check_plan_size(options.num_frames, *options.image_size)
         if long:
-            raise UserError(
-                f"inference-long.py needs a model with conditioning frames: STDiT2-XL/2, not {config['model']['type']}"
-            )
+            raise UserError(NEEDS_CONDITIONING_FRAMES.format(config["model"]["type"]))
         if options.divide_fps:
-            raise UserError(
-                f"divide_fps: the model {config['model']['type']} is not conditioned on a frame rate; leave it out"
-            )
+            raise UserError(HAS_NO_FRAME_RATE.format(config["model"]["type"]))
 
     def note_truncated_texts(self, request: Request) -> None:
         text = self.pipeline.prompt_template.replace("{}", request.prompt)

@@ -11,7 +11,7 @@ from typing import Any, Optional
 
 from mindspore import Tensor
 
-from opensora.config.families import PLAN, STDIT, check_family
+from opensora.config.families import FAMILIES, PLAN, check_family
 from opensora.config.fields import TrainingFields
 from opensora.config.lora_training import LoRATrainOptions
 from opensora.config.mmengine import PLACES, check_fields, field_names
@@ -36,11 +36,11 @@ from opensora.utils.logs import logger
 NEEDED = ("model.type", "vae.type", "text_encoder.type", "scheduler.type", "dataset.type", "outputs", "lr")
 # `plugin` -> ZeRO stage.
 PLUGINS = {"ddp": 0, "zero1": 1, "zero2": 2, "zero2-seq": 2, "zero3": 3}
-# Fields that have no effect on the training of a model, and their accepted values.
-UNREAD: dict[str, dict[str, Any]] = {
-    STDIT: {"gradient_accumulation_steps": 1, "validate": False},
-    PLAN: {"bucket_config": None, "mask_ratios": None, "validate": False},
-}
+# Fields that have no effect on the training of Open-Sora-Plan's model, of the others, and of those of them without
+# conditioning frames; with their accepted values.
+UNREAD_BY_PLAN: dict[str, Any] = {"bucket_config": None, "mask_ratios": None, "validate": False}
+UNREAD: dict[str, Any] = {"gradient_accumulation_steps": 1, "validate": False}
+UNREAD_WITHOUT_FRAMES: dict[str, Any] = {"mask_ratios": None}
 # Samplers of Open-Sora-Plan whose weights were trained with another objective.
 OBJECTIVES = {"CogVideoX": {"cogvideox_scheduler": True}, "FlowMatchEulerDiscrete": {"rf_scheduler": True}}
 
@@ -59,7 +59,7 @@ def run(config: Mapping[str, Any], device: Device) -> None:
     _check_unread(config)
     fields = training_fields(config)
     check_choice("plugin", fields.plugin, PLUGINS)
-    make_options = stdit_options if config["model"]["type"] == STDIT else plan_options
+    make_options = plan_options if config["model"]["type"] == PLAN else stdit_options
     options = make_options(config, PLUGINS[fields.plugin])
     checkpoint = find_load(config.get("load"))
     world = World(device.rank, device.world_size)
@@ -88,8 +88,12 @@ def run(config: Mapping[str, Any], device: Device) -> None:
 
 def _check_unread(config: Mapping[str, Any]) -> None:
     """Raises UserError for fields that the config's model does not support, and for unknown fields of components."""
-    is_stdit, model = config["model"]["type"] == STDIT, config["model"]["type"]
-    for name, accepted in UNREAD[model].items():
+    model = config["model"]["type"]
+    is_stdit = model != PLAN
+    unread = UNREAD if is_stdit else UNREAD_BY_PLAN
+    if is_stdit and not FAMILIES[model].conditioning_frames:
+        unread = {**unread, **UNREAD_WITHOUT_FRAMES}
+    for name, accepted in unread.items():
         if config.get(name) and config[name] != accepted:
             raise UserError(f"{name} {config[name]!r} has no effect on the training of {model}; leave it out")
     for kind in (VAE, TEXT_ENCODER, *((MODEL, SCHEDULER, DATASET) if is_stdit else ())):  # `plan_options` has the rest

@@ -1,4 +1,4 @@
-"""Training of STDiT2, the transformer of Open-Sora v1.1, from a config file."""
+"""Training of the transformers of Open-Sora v1.0 and v1.1 from a config file."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import Any, Optional
 import numpy as np
 from mindspore import Tensor
 
+from opensora.config.families import FAMILIES
 from opensora.config.fields import TrainingFields
 from opensora.config.lora_training import LoRATrainOptions
 from opensora.datasets.bucketed.buckets import Buckets
@@ -22,8 +23,10 @@ from opensora.datasets.sampler import BatchSampler, Sampler
 from opensora.device import Device, set_seed
 from opensora.errors import UserError
 from opensora.parallel.process_group import World
+from opensora.pipelines.prompt_syntax import clean_prompt
 from opensora.pipelines.stdit import FrameNoise
-from opensora.registry import DATASET, build, build_stdit_pipeline
+from opensora.pipelines.text_conditions import class_numbers
+from opensora.registry import DATASET, TEXT_ENCODER, build, build_stdit_pipeline, check_size
 from opensora.schedulers.iddpm import TrainingLoss
 from opensora.train.adamw import AdamW
 from opensora.train.checkpoint import ModelAndOptimizer
@@ -83,7 +86,7 @@ class STDiTTrainOptions:
 class STDiTTraining:
     """See `opensora.train.trainer.Training`; there is no validation.
 
-    STDiT2 has no sequence parallelism: `sp_size` consecutive ranks share the samples of a batch.
+    The models have no sequence parallelism: `sp_size` consecutive ranks share the samples of a batch.
 
     Args:
         config: with `model`, `vae`, `text_encoder` and `scheduler`.
@@ -108,6 +111,14 @@ class STDiTTraining:
         dataset: VideoTextDataset = build(options.dataset, DATASET)
         sampler = self.make_sampler(dataset, show=device.is_main)
         self.loader = Loader(dataset, sampler, collate, options.num_workers)
+        video_size: tuple = (None, None, None)
+        is_v1_0 = FAMILIES[config["model"]["type"]].fixed_size
+        self.cleans_captions = is_v1_0  # as its text encoder did; v1.1 expects clean captions in the table
+        if is_v1_0:
+            video_size = dataset.shape
+            check_size(config, video_size)
+        if config["text_encoder"]["type"] == "classes":
+            class_numbers(dataset.table.texts, build(config["text_encoder"], TEXT_ENCODER).num_classes)
 
         lora = options.lora
         if lora is not None:
@@ -117,7 +128,7 @@ class STDiTTraining:
         elif checkpoint is not None:
             config = {**config, "model": {**config["model"], "from_pretrained": str(checkpoint / "model")}}
         set_seed(MODEL_SEED)
-        self.pipeline = build_stdit_pipeline(config, device.dtype, vae_dtype=device.vae_dtype)
+        self.pipeline = build_stdit_pipeline(config, device.dtype, video_size, device.vae_dtype)
         model = self.pipeline.transformer.set_train()
         self.dropout_seed = adapt(model, lora, MODEL_SEED, checkpoint)
         self.dropout = model.config.class_dropout_prob
@@ -183,22 +194,28 @@ class STDiTTraining:
         latents = pipeline.vae.encode(Tensor(batch["video"]), frame_noise)
         noise = Tensor(sample_noise(generators, latents.shape[1:]))
         timesteps = Tensor(pipeline.scheduler.timesteps(uniform))
+        conditions = {
+            **self.text(batch, text_draws < self.dropout),
+            **{name: Tensor(batch[name]) for name in CONDITIONING},
+            "x_mask": None if mask is None else mask > 0,
+        }
         return (
             latents,
             noise,
             timesteps,
-            *self.text(batch, text_draws < self.dropout),
-            *(Tensor(batch[name]) for name in CONDITIONING),
             mask,
+            *(conditions.get(name) for name in self.pipeline.transformer.conditions),
         )
 
-    def text(self, batch: Mapping, dropped: np.ndarray) -> tuple[Tensor, Tensor]:
-        """States (B, 1, L, D), with the unconditional ones for dropped captions, and mask (B, L)."""
-        embedding = self.pipeline.text_encoder(batch["text"])
-        states = embedding.states[:, None]
+    def text(self, batch: Mapping, dropped: np.ndarray) -> dict[str, Tensor]:
+        """The model's text inputs; those of dropped captions are the unconditional ones."""
+        texts = batch["text"]
+        if self.cleans_captions:
+            texts = [clean_prompt(text) for text in texts]
+        inputs = self.pipeline.text_encoder.inputs(texts)
         if dropped.any():
-            states[dropped] = self.pipeline.transformer.null_text(1).float().asnumpy()
-        return Tensor(states), Tensor(embedding.mask)
+            inputs["y"][dropped] = self.pipeline.transformer.null_text(1).asnumpy()
+        return {name: Tensor(value) for name, value in inputs.items()}
 
     def state_dict(self) -> dict:
         return {"sampler": self.loader.sampler.state_dict(), "batch": self.batch}
@@ -209,4 +226,4 @@ class STDiTTraining:
         self.batches = iter(self.loader)
 
     def validate(self) -> tuple[Mapping[str, float], Mapping[str, np.ndarray]]:
-        raise UserError("the training of STDiT2 has no validation; leave out validate")
+        raise UserError("the training of Open-Sora's models has no validation; leave out validate")

@@ -36,14 +36,14 @@ def load_case(name: str) -> dict[str, np.ndarray]:
     return load_file(GOLDEN / f"{name}.safetensors")
 
 
-def _normal(case_name: str, kind: str, name: str, shape) -> np.ndarray:
+def normal(case_name: str, kind: str, name: str, shape) -> np.ndarray:
     seed = zlib.crc32(f"{case_name}/{kind}/{name}".encode())
     return np.random.RandomState(seed).standard_normal(tuple(shape)).astype(np.float32)
 
 
 def weight(case_name: str, name: str, shape) -> np.ndarray:
     """A parameter by its torch name: scales near 1, biases near 0, matrices divided by sqrt(fan in)."""
-    n = _normal(case_name, "w", name, shape)
+    n = normal(case_name, "w", name, shape)
     if len(shape) == 1:
         return (1.0 + 0.1 * n if name.endswith(".weight") else 0.1 * n).astype(np.float32)
     return (n / np.sqrt(int(np.prod(shape[1:])))).astype(np.float32)
@@ -51,7 +51,7 @@ def weight(case_name: str, name: str, shape) -> np.ndarray:
 
 def given(case_name: str, name: str, shape) -> np.ndarray:
     """An input of a case: N(0, 1) float32."""
-    return _normal(case_name, "x", name, shape)
+    return normal(case_name, "x", name, shape)
 
 
 def relative_difference(actual, reference: np.ndarray) -> float:

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Callable, NamedTuple, Union
 
 from opensora.checkpoint.element_types import NUMPY_TYPES, element_count
-from opensora.checkpoint.formats.torch_pickle import Foreign, Harmful, call, read_pickle
+from opensora.checkpoint.formats.torch_pickle import SCRIPT_TYPES, Foreign, Harmful, ScriptObject, call, read_pickle
 from opensora.checkpoint.lazy_tensor import FileTensor, contiguous_strides
 from opensora.checkpoint.open_file import OpenFile, ScatteredFile, truncated
 from opensora.errors import UserError
@@ -24,6 +24,7 @@ ZIP_START = b"PK\x03\x04"
 LOCAL_HEADER = 30  # bytes before an entry's name
 LONGEST_PICKLE = 128 << 20  # bytes; 100,000 tensors take 15 MB
 FIRST_READ = 8 << 10  # bytes of a legacy file that are read first for its pickles; more if they do not suffice
+DEEPEST_MODULE = 100  # levels of the modules of a TorchScript program
 SMALL_VIEW = 1 << 20  # bytes up to which an expanded tensor may be larger than its storage
 
 STORAGE_TYPES = {
@@ -123,6 +124,7 @@ FUNCTIONS: dict[str, Callable] = {
     "torch._utils._rebuild_parameter_with_state": _first,
     "torch._tensor._rebuild_from_type_v2": _rebuild_from_type,
     "torch.Size": _first,
+    **dict.fromkeys(SCRIPT_TYPES, _first),
 }
 
 
@@ -134,7 +136,8 @@ def is_torch_file(start: bytes) -> bool:
 def read_torch_file(path: Union[str, Path]) -> Any:
     """The content of a torch file: dicts, lists, tuples, strings and numbers, with a `FileTensor` for every tensor.
 
-    OrderedDicts become dicts; objects of other classes become `torch_pickle.Foreign`, without content. Time and memory
+    OrderedDicts become dicts, and a TorchScript program its state dict. Objects of other classes become
+    `torch_pickle.Foreign`, without content. Time and memory
     are bounded by the file's length, not by sizes that the file claims.
 
     Raises:
@@ -170,8 +173,6 @@ def _read_zip(file: OpenFile) -> Any:
     if content is None:
         raise UserError(f"{path}: a zip file, but not written by torch.save")
     folder = content[: -len("data.pkl")]
-    if folder + "constants.pkl" in entries:
-        raise UserError(f"{path}: a TorchScript program, not weights; save the model's state dict instead")
     if any(info.compress_type != zipfile.ZIP_STORED for info in entries.values()):
         raise UserError(f"{path}: a compressed zip file, which torch.save never writes")
     _check_places(file, entries.values())
@@ -205,7 +206,27 @@ def _read_zip(file: OpenFile) -> Any:
             raise truncated(path, f"storage {key:.80}")
         return _Storage(file, place(name), numel, tag)
 
-    return read_pickle(read(content), 0, FUNCTIONS, _storage_finder(find_storage))[0]
+    found = read_pickle(read(content), 0, FUNCTIONS, _storage_finder(find_storage))[0]
+    return _script_state(found) if type(found) is ScriptObject else found
+
+
+def _script_state(program: ScriptObject) -> dict[str, Any]:
+    """The state dict of a TorchScript program (torch.jit.save): its tensors by the paths to them."""
+    state: dict[str, Any] = {}
+    pending, seen = [("", program)], {id(program)}
+    while pending:
+        prefix, module = pending.pop()
+        if prefix.count(".") > DEEPEST_MODULE:
+            raise UserError(f"modules are nested deeper than {DEEPEST_MODULE} levels")
+        submodules = []
+        for name, value in module.attributes.items():
+            if type(value) is FileTensor:
+                state[f"{prefix}{name}"] = value
+            elif type(value) is ScriptObject and id(value) not in seen:
+                seen.add(id(value))
+                submodules.append((f"{prefix}{name}.", value))
+        pending += reversed(submodules)  # in the order of their definition
+    return state
 
 
 def _check_places(file: OpenFile, entries) -> None:

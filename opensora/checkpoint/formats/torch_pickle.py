@@ -2,8 +2,9 @@
 
 A pickle is a program for a stack machine; the standard unpickler lets it import and call any Python function. This one
 supports the opcodes of protocols 2 to 5 and builds only dicts, lists, tuples, strings, bytes, numbers, and the results
-of a few functions that the caller provides. All other objects (argparse.Namespace, an optimizer, random states) become
-a `Foreign` without content, so that the weights in the same file can still be read.
+of a few functions that the caller provides. Objects of TorchScript classes, which only group attributes, become a
+`ScriptObject`. All other objects (argparse.Namespace, an optimizer, random states) become a `Foreign` without content,
+so that the weights in the same file can still be read.
 
 Time and memory are linear in the length of any pickle: values are never compared, hashed (except short keys), copied
 or printed as a whole, so deeply nested repeated tuples cost nothing.
@@ -92,6 +93,12 @@ HARMFUL_NAMES = frozenset(
         "operator.methodcaller",
     )
 )
+# Of the module "torch.jit._pickle": they return their first argument, whose type TorchScript has to record.
+SCRIPT_TYPES = frozenset(
+    f"torch.jit._pickle.{name}"
+    for name in ("build_intlist", "build_doublelist", "build_boollist", "build_tensorlist", "restore_type_tag")
+)
+SCRIPT_CLASSES = "__torch__."  # prefix of the names of a TorchScript program's own classes
 HARMFUL_PACKAGES = (
     "torch.hub.",
     "torch.jit.",
@@ -126,6 +133,15 @@ class Foreign:
 
     def __init__(self, name: str):
         self.name = name
+
+
+class ScriptObject:
+    """An object of a TorchScript program: its attributes by name, among them tensors and further objects."""
+
+    __slots__ = ("attributes",)
+
+    def __init__(self) -> None:
+        self.attributes: dict[str, Any] = {}
 
 
 class Harmful(UserError):
@@ -270,8 +286,10 @@ def read_pickle(
             push(int.from_bytes(sized(UINT8), "little", signed=True))
         elif op in BYTES:
             push(sized(BYTES[op]))
-        elif op == BUILD:  # the state of an object is ignored
-            pop()
+        elif op == BUILD:  # the state of other objects is ignored
+            state = pop()
+            if type(stack[-1]) is ScriptObject and type(state) is dict:
+                stack[-1].attributes = state
         elif op == EMPTY_SET:
             push(Foreign("builtins.set"))
         elif op == ADDITEMS:
@@ -312,15 +330,22 @@ def _foreign(module: str, attribute: str) -> Foreign:
         and root in HARMFUL_BUILTINS
         or text in HARMFUL_NAMES
         or text.startswith(HARMFUL_PACKAGES)
+        and text not in SCRIPT_TYPES
     ):
         raise Harmful(text)
     return Foreign(text)
 
 
 def call(functions: Mapping[str, Callable], function: Any, arguments: Any) -> Any:
-    """The result of a call in a pickle, a `Foreign` unless `functions` has it. Raises TypeError for an invalid call."""
+    """The result of a call in a pickle: of `functions`, or else a `ScriptObject` or `Foreign`.
+
+    Raises:
+        TypeError: an invalid call.
+    """
     if type(function) is not Foreign or type(arguments) is not tuple:
         raise TypeError("a call of an object that is not a function")
+    if function.name.startswith(SCRIPT_CLASSES):
+        return ScriptObject()
     known = functions.get(function.name)
     if known is None:
         return Foreign(function.name)

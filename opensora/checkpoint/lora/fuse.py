@@ -84,10 +84,10 @@ def fuse_loras(model_path: PathLike, loras: Sequence[LoRASpec], output: PathLike
     _check_types(state, source)
     modules = linear_layers(state)
     changes: dict[str, list[Change]] = {}
-    for path, scale in loras:
-        for module, layer in read_lora(path, modules).items():
-            if scale * layer.factor:
-                changes.setdefault(f"{module}.weight", []).append(Change(layer, scale))
+    for spec in loras:
+        for module, layer in read_lora(spec.path, modules).items():
+            if spec.scale * layer.factor:
+                changes.setdefault(f"{module}.weight", []).append(Change(layer, spec.scale))
     fused = {
         name: FusedTensor(tensor, changes[name], f"{output}: {name}") if name in changes else tensor
         for name, tensor in state.items()

@@ -82,9 +82,11 @@ class VideoTextDataset:
         Raises:
             UserError: too many samples are broken.
         """
-        return self._read_or_replace(int(index), range(len(self)), self._shape(), rng)
+        return self._read_or_replace(int(index), range(len(self)), self.shape, rng)
 
-    def _shape(self) -> Shape:
+    @property
+    def shape(self) -> Shape:
+        """Frames, height and width of the samples."""
         height, width = self.image_size or (None, None)
         if not self.num_frames or self.num_frames < 1 or height is None or width is None:
             raise UserError(
@@ -94,7 +96,7 @@ class VideoTextDataset:
         return self.num_frames, height, width
 
     def _check_shape(self, transform_name: str) -> None:
-        _, height, width = self._shape()
+        _, height, width = self.shape
         if transform_name == "center" and height != width:
             raise UserError(
                 f"transform_name 'center' crops squares, but image_size is {height, width}: use 'resize_crop'"

@@ -3,7 +3,8 @@
     path, text                       the file, relative to the working directory, and its caption
     num_frames, height, width        of the file; required for buckets
 
-Other columns are ignored.
+Other columns are ignored. A csv file without a header, as of Open-Sora v1.0, has path and text in its first two
+columns; it is recognized by the suffix of the first path.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ from typing import Union
 import numpy as np
 
 from opensora.datasets.broken import printable
+from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.errors import UserError
 from opensora.utils.numbers import is_missing, whole_number
 from opensora.utils.text_files import open_csv
@@ -78,9 +80,19 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[list]:
         yield from _parquet_rows(path, columns)
         return
     with open_csv(path) as rows:
-        _check_columns(path, columns, rows.fieldnames or ())
+        first = rows.fieldnames or ()
+        if columns == TEXT_COLUMNS and _is_sample(first):
+            rows.fieldnames = TEXT_COLUMNS
+            yield list(first[:2])
+        else:
+            _check_columns(path, columns, first)
         for row in rows:
             yield [row[column] for column in columns]
+
+
+def _is_sample(row: Sequence[str]) -> bool:
+    """Whether the first row of a csv file is not its header."""
+    return len(row) > 1 and "path" not in row and Path(row[0]).suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES
 
 
 def _parquet_rows(path: Path, columns: Sequence[str]) -> Iterator[list]:

@@ -78,3 +78,12 @@ class AutoencoderKLConfig(ModelConfig):
     @property
     def spatial_stride(self) -> int:
         return 2 ** (len(self.block_out_channels) - 1)
+
+    @property
+    def patch_size(self) -> tuple[int, int, int]:
+        """Pixels of a latent along T, H, W."""
+        return 1, self.spatial_stride, self.spatial_stride
+
+    def latent_size(self, video_size: Sequence[Optional[int]]) -> tuple:
+        """(T, H, W) of a video -> (T, H // 8, W // 8) of its latents; None (unknown) remains None."""
+        return tuple(size if size is None else size // stride for size, stride in zip(video_size, self.patch_size))

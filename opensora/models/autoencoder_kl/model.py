@@ -87,12 +87,12 @@ class VideoAutoencoderKL(PretrainedModel):
 
     def get_latent_size(self, input_size: Sequence[Optional[int]]) -> tuple:
         """(T, H, W) of a video -> (T, H // 8, W // 8) of its latents; None (unknown) remains None."""
-        return tuple(size if size is None else size // stride for size, stride in zip(input_size, self.patch_size))
+        return self.config.latent_size(input_size)
 
     @property
     def patch_size(self) -> tuple[int, int, int]:
         """Pixels of a latent along T, H, W."""
-        return 1, self.config.spatial_stride, self.config.spatial_stride
+        return self.config.patch_size
 
     @property
     def out_channels(self) -> int:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import ClassVar, Optional
 
 from opensora.errors import UserError
-from opensora.models.stdit.config import SIZE_XL, FixedSizeConfig
+from opensora.models.stdit.config import SIZE_XL, SIZE_XL_2X2, FixedSizeConfig
 
 TEXT, LABEL = "text", re.compile(r"label_([1-9]\d{0,6})")
 
@@ -56,7 +56,6 @@ class LatteConfig(DiTConfig):
     fixed: ClassVar[dict] = {**DiTConfig.fixed, "no_temporal_pos_emb": False}
 
 
-_SIZE_2X2 = {**SIZE_XL, "patch_size": (2, 2, 2)}
 # Published configurations by name, as keys of the configurations.
-PRESETS = {"DiT-XL/2": SIZE_XL, "DiT-XL/2x2": _SIZE_2X2}
-LATTE_PRESETS = {"Latte-XL/2": SIZE_XL, "Latte-XL/2x2": _SIZE_2X2}
+PRESETS = {"DiT-XL/2": SIZE_XL, "DiT-XL/2x2": SIZE_XL_2X2}
+LATTE_PRESETS = {"Latte-XL/2": SIZE_XL, "Latte-XL/2x2": SIZE_XL_2X2}

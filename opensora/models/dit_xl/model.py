@@ -7,11 +7,12 @@ section 3.2, variant 1) alternates attention within frames and along time.
 from __future__ import annotations
 
 import math
-from typing import Union
+from typing import Optional, Union
 
 import mindspore as ms
 from mindspore import Tensor, nn, ops
 
+from opensora.models.common.rows import repeat_rows
 from opensora.models.dit_xl.blocks import DiTBlock, FinalLayer, LabelEmbedder
 from opensora.models.dit_xl.config import DiTConfig, LatteConfig
 from opensora.models.stdit.base import FixedSizeTransformer
@@ -26,6 +27,7 @@ class DiT(FixedSizeTransformer):
 
     config_class: type[DiTConfig] = DiTConfig
     config: DiTConfig
+    conditions = ("y", "text_states", "modulation")
     lora_targets = ("qkv", "proj")
     position_names = ("pos_embed_spatial", "pos_embed_temporal")
 
@@ -48,34 +50,79 @@ class DiT(FixedSizeTransformer):
         """Block number `index`."""
         return DiTBlock(self.config, along_time=False)
 
-    def construct(self, x: Tensor, timestep: Tensor, y: Tensor) -> Tensor:
+    def construct(
+        self,
+        x: Tensor,
+        timestep: Optional[Tensor],
+        y: Optional[Tensor],
+        text_states: Optional[tuple] = None,
+        modulation: Optional[tuple] = None,
+    ) -> Tensor:
         """The prediction for a batch of noisy latents.
 
         Args:
             x: noisy latents (B, C, T, H, W) of the size `input_size`.
-            timestep: (B,).
-            y: pooled text states (B, 1, 1, caption_channels), or integer classes (B,), of which the number of classes
-                means no condition.
+            timestep: (B,); None if `modulation` is given.
+            y: pooled text states (R, 1, 1, caption_channels), or integer classes (R,), of which the number of classes
+                means no condition; None if `text_states` are given.
+            text_states: precomputed by the method of that name.
+            modulation: precomputed by `modulations`.
 
         Returns:
-            (B, out_channels, T, H, W) float32.
+            (R, out_channels, T, H, W) float32.
 
         Raises:
             ValueError: latents of another size.
         """
-        tokens, grid = self.embed(x)
-        condition = self.t_embedder(timestep) + self.embed_condition(y)
-        tokens = self.run_blocks(tokens, condition)
-        return self.prediction(self.final_layer(tokens, condition), grid)
+        return self.predict(x, timestep, y, text_states, modulation)
 
-    def run_blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """The tokens (B, t, h w, D) before the blocks -> those after them, (B, 1, t h w, D)."""
+    def prepare(
+        self,
+        x: Tensor,
+        timestep: Optional[Tensor],
+        y: Optional[Tensor],
+        text_states: Optional[tuple] = None,
+        modulation: Optional[tuple] = None,
+    ) -> tuple:
+        """The tokens (R, t, h w, D) before block 0, and what `run_blocks` and `head` need; arguments as of `construct`.
+
+        The condition modulates block 0 already, so nothing is computed once for several texts of a video.
+        """
+        tokens, grid = self.embed(x)
+        if modulation is None:
+            modulation = self.modulations(timestep)
+        if text_states is None:
+            text_states = self.text_states(y)
+        (time,), ((text,),) = modulation, text_states
+        rows = text.shape[0]
+        condition = repeat_rows(time, rows) + text
+        return self.with_positions_in_time(repeat_rows(tokens, rows)), (grid, condition)
+
+    def with_positions_in_time(self, tokens: Tensor) -> Tensor:
+        """The tokens (R, t, h w, D) of all frames, (R, 1, t h w, D), with their positions in time."""
         if self.has_positions_in_time:
             tokens = tokens + self.positions_in_time()
-        tokens = tokens.reshape(tokens.shape[0], 1, -1, self.width)
-        for block in self.blocks_to_run:
+        return tokens.reshape(tokens.shape[0], 1, -1, self.width)
+
+    def run_blocks(self, tokens: Tensor, first: int, end: int, inputs: tuple) -> Tensor:
+        """The tokens after block `end` - 1, from those before block `first`."""
+        _, condition = inputs
+        for block in self.blocks_to_run[first:end]:
             tokens = block(tokens, condition)
         return tokens
+
+    def head(self, tokens: Tensor, inputs: tuple) -> Tensor:
+        """The prediction (R, out_channels, T, H, W) float32 from the tokens after the last block."""
+        grid, condition = inputs
+        return self.prediction(self.final_layer(tokens, condition), grid)
+
+    def modulations(self, timestep: Tensor) -> tuple:
+        """The embeddings of timesteps (n,), (n, D), which are added to the condition."""
+        return (self.t_embedder(timestep),)
+
+    def text_states(self, y: Tensor) -> tuple:
+        """The embeddings (R, D) of texts or classes, which are added to that of the timestep."""
+        return ((self.embed_condition(y),),)
 
     def embed_condition(self, y: Tensor) -> Tensor:
         """The texts or classes, (B, D) float32; see `construct`."""
@@ -101,10 +148,14 @@ class Latte(DiT):
     def make_block(self, index: int) -> DiTBlock:
         return DiTBlock(self.config, along_time=index % 2 == 1)
 
-    def run_blocks(self, tokens: Tensor, condition: Tensor) -> Tensor:
-        """The tokens (B, t, h w, D) before the blocks -> those after them, of this shape."""
-        for i, block in enumerate(self.blocks_to_run):
-            if i == 1:
+    def with_positions_in_time(self, tokens: Tensor) -> Tensor:
+        return tokens
+
+    def run_blocks(self, tokens: Tensor, first: int, end: int, inputs: tuple) -> Tensor:
+        """The tokens (R, t, h w, D) after block `end` - 1, from those before block `first`."""
+        _, condition = inputs
+        for i, block in enumerate(self.blocks_to_run[first:end]):
+            if first + i == 1:
                 tokens = tokens + self.positions_in_time()
             tokens = block(tokens, condition)
         return tokens

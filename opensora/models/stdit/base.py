@@ -14,11 +14,13 @@ from mindspore.common.initializer import Normal
 from opensora.checkpoint.files import find_weights, open_state, resolve_path
 from opensora.checkpoint.lazy_tensor import ArrayTensor, LazyTensor, summarize
 from opensora.errors import UserError
+from opensora.models.common.rows import repeat_rows, text_rows
 from opensora.models.dit.embeddings import frame_positions, time_positions
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.stdit.config import FixedSizeConfig, HpcaitechConfig
 from opensora.models.stdit.embeddings import SMALL, PatchEmbed3D, ScalarEmbedder
 from opensora.models.streaming import BlockStream
+from opensora.ops.attention import prepare_attention_mask
 from opensora.ops.layout import permute
 from opensora.utils.logs import logger
 
@@ -28,12 +30,22 @@ ModelT = TypeVar("ModelT", bound="HpcaitechTransformer")
 
 
 class HpcaitechTransformer(PretrainedModel):
-    """Loading, freezing and streaming of the transformers of Open-Sora v1.0 and v1.1.
+    """Loading, freezing and streaming of the transformers of Open-Sora v1.0 and v1.1, and their text.
 
-    Subclasses have the parts `x_embedder` (`PatchEmbed3D`), `y_embedder` and `blocks`.
+    Subclasses have the parts `x_embedder` (`PatchEmbed3D`), `y_embedder` and `blocks`. A forward pass has three stages,
+    which step caching calls separately: `prepare`, `run_blocks` and `head`.
+
+    In guided sampling there are B rows of latents and a multiple of it, R, of texts, and the result has R rows: row i
+    is the prediction for the latents in row i % B and the text in row i. Sampling computes `text_states` and the
+    `modulations` of all timesteps once.
+
+    Attributes:
+        conditions: names of the inputs after x and timestep, in their order.
     """
 
     config: HpcaitechConfig
+    conditions: tuple[str, ...] = ()
+    depth: int  # graph mode reads no properties
     block_list = "blocks"
     lora_targets: tuple[str, ...] = ("qkv", "q_linear", "kv_linear", "proj")
     ignored_prefixes: tuple[str, ...] = ("pos_embed", "temp_embed")  # tables, which are computed
@@ -109,6 +121,38 @@ class HpcaitechTransformer(PretrainedModel):
         """The null text, repeated n times: (n, 1, L, caption_channels)."""
         return ops.tile(self.y_embedder.y_embedding, (n, 1, 1, 1))
 
+    def text_states(self, y: Tensor) -> tuple:
+        """The cross-attention keys and values of every block, which depend on the text alone.
+
+        (R, 1, L, caption_channels) -> for each block a pair of (R, L, heads head_dim).
+        """
+        text = self.y_embedder(y[:, 0])
+        states: tuple = ()
+        blocks = self.blocks
+        if isinstance(self.blocks_to_run, BlockStream):
+            blocks = self.blocks_to_run.only("cross_attn.kv_linear")
+        for block in blocks:
+            states = states + (block.cross_attn.keys_values(text),)
+        return states
+
+    def embed_text(
+        self, y: Optional[Tensor], mask: Optional[Tensor], text_states: Optional[tuple], queries: int
+    ) -> tuple:
+        """What the cross-attention of each block attends to, and the mask for `attention`.
+
+        Args:
+            y: text states (R, 1, L, caption_channels); None if `text_states` are given.
+            mask: (R, L), or fewer rows, of which R is a multiple; None: no padding.
+            text_states: of the method of that name.
+            queries: number of tokens of the video.
+        """
+        if y is not None:
+            text_states = (self.y_embedder(y[:, 0]),) * self.depth
+        if mask is None or text_states is None:
+            return text_states, None
+        mask = repeat_rows(mask.reshape(-1, mask.shape[-1]), text_rows(text_states[0]))
+        return text_states, prepare_attention_mask(mask, queries, self.x_embedder.proj.dtype())
+
     def replace_blocks(self, blocks: Iterable) -> None:
         """Runs other Cells in place of the transformer blocks: a stream, or wrappers that gather sharded weights."""
         self.blocks_to_run = blocks if isinstance(blocks, BlockStream) else tuple(blocks)
@@ -140,9 +184,15 @@ class FixedSizeTransformer(HpcaitechTransformer):
         width = config.hidden_size
         # Graph mode reads no properties.
         self.width, self.input_size, self.grid = width, tuple(config.input_size), config.grid
+        self.depth = config.depth
         self.spatial_base, self.space_scale, self.time_scale = config.spatial_base, space_scale, time_scale
         self.x_embedder = PatchEmbed3D(config.patch_size, config.in_channels, width)
         self.t_embedder = ScalarEmbedder(width, Normal(SMALL))
+
+    def predict(self, *inputs: Any) -> Tensor:
+        """The three stages; arguments as of `construct`."""
+        tokens, prepared = self.prepare(*inputs)
+        return self.head(self.run_blocks(tokens, 0, self.depth, prepared), prepared)
 
     def embed(self, x: Tensor) -> tuple[Tensor, tuple]:
         """Latents (B, C, T, H, W) -> tokens (B, t, h w, D) float32 with their positions in the frame, and (t, h, w).

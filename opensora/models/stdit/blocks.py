@@ -100,11 +100,13 @@ class ModulatedBlock(nn.Cell):
         return gated_residual(x, modulation, GATE_SPACE, self.attn(h))
 
     def cross_attend(self, x: Tensor, text: Union[Tensor, tuple], text_mask: Optional[Tensor]) -> Tensor:
-        """Adds cross-attention to the text."""
+        """Adds cross-attention to the text; what precedes it is computed once for all R texts of a video."""
+        x = repeat_rows(x, text_rows(text))
         return x + self.cross_attn(x, text, text_mask).astype(x.dtype)
 
     def feed_forward(self, x: Tensor, modulation: Tensor) -> Tensor:
         """Adds the MLP."""
+        modulation = repeat_rows(modulation, x.shape[0])
         h = modulated_layer_norm(x, modulation, SHIFT_MLP, EPS)
         return gated_residual(x, modulation, GATE_MLP, self.mlp(h))
 
@@ -124,12 +126,14 @@ class CaptionedBlock(ModulatedBlock):
 class PixArtBlock(CaptionedBlock):
     """Self-attention within each frame, cross-attention to the text, MLP.
 
-    x (B, T, S, C) and modulation (B, 1, 1, 6 C), both float32, text (B, L, C) -> (B, T, S, C).
+    x (B, T, S, C) and modulation (B, 1, 1, 6 C), both float32, text (R, L, C) -> (R, T, S, C); see `STDiT2Block`.
     """
 
     differentiable = (0, 1, 2)  # the inputs that receive gradients: x, modulation, text
 
-    def construct(self, x: Tensor, modulation: Tensor, text: Tensor, text_mask: Optional[Tensor]) -> Tensor:
+    def construct(
+        self, x: Tensor, modulation: Tensor, text: Union[Tensor, tuple], text_mask: Optional[Tensor]
+    ) -> Tensor:
         modulation = self.modulated(modulation)
         x = self.self_attend(x, modulation)
         return self.feed_forward(self.cross_attend(x, text, text_mask), modulation)
@@ -171,12 +175,11 @@ class STDiT2Block(ModulatedBlock):
         x = self.self_attend(x, modulation)
         h = modulated_layer_norm(x, temporal, SHIFT_TIME, EPS)
         x = gated_residual(x, temporal, GATE_TIME, self.attn_temp(h, cos, sin))
-        x, modulation = repeat_rows(x, text_rows(text)), repeat_rows(modulation, text_rows(text))
         return self.feed_forward(self.cross_attend(x, text, text_mask), modulation)
 
 
 class FinalLayer(nn.Cell):
-    """Tokens (B, T, S, C) to patches (B, T, S, outputs); t (B, C) is the timestep's embedding.
+    """Tokens (R, T, S, C) to patches (R, T, S, outputs); t (B, C) is the timestep's embedding.
 
     Conditioning frames (`x_mask` (B, T) False) are modulated like all others, then normalized and modulated again by
     t0 (B, C), the embedding of timestep 0. This oddity of the published model affects its output for these frames.
@@ -192,9 +195,10 @@ class FinalLayer(nn.Cell):
     def construct(self, x: Tensor, t: Tensor, x_mask: Optional[Tensor], t0: Optional[Tensor]) -> Tensor:
         x = self.modulated(x, t)
         if x_mask is not None:
+            x_mask = repeat_rows(x_mask, x.shape[0])
             x = select(x, self.modulated(x, t0), x_mask.expand_dims(2).expand_dims(3))
         return self.linear(x)
 
     def modulated(self, x: Tensor, t: Tensor) -> Tensor:
-        modulation = self.scale_shift_table + t.expand_dims(1)  # B 2 C
+        modulation = self.scale_shift_table + repeat_rows(t, x.shape[0]).expand_dims(1)  # R 2 C
         return modulated_layer_norm(x, modulation.expand_dims(1), 0, EPS)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import Optional
 
 from mindspore import Tensor, nn
 
@@ -12,11 +11,14 @@ from opensora.models.stdit.base import FixedSizeTransformer
 from opensora.models.stdit.blocks import FinalLayer
 from opensora.models.stdit.config import CaptionedConfig
 from opensora.models.stdit.embeddings import CaptionEmbedder, Modulation
-from opensora.ops.attention import prepare_attention_mask
 
 
 class CaptionedTransformer(FixedSizeTransformer):
-    """One modulation for all blocks, cross-attention to the text, and the published names of the parts."""
+    """One modulation for all blocks, cross-attention to the text, and the published names of the parts.
+
+    The second result of `prepare` ends with what `head` needs: (t, h, w), the embedding of the timestep (B, D), and for
+    conditioning frames their mask (B, T) and the embedding of timestep 0, else None.
+    """
 
     config: CaptionedConfig
 
@@ -30,9 +32,11 @@ class CaptionedTransformer(FixedSizeTransformer):
         self.final_layer = FinalLayer(width, math.prod(config.patch_size) * config.out_channels)
         self.freeze(config.freeze)
 
-    def embed_text(self, y: Tensor, mask: Optional[Tensor], queries: int) -> tuple[Tensor, Optional[Tensor]]:
-        """Text states (B, 1, L, caption_channels) and mask (B, L) -> (B, L, D) and the mask for `attention`."""
-        text = self.y_embedder(y[:, 0])
-        if mask is None:
-            return text, None
-        return text, prepare_attention_mask(mask.reshape(-1, mask.shape[-1]), queries, self.x_embedder.proj.dtype())
+    def modulations_of(self, time: Tensor) -> tuple:
+        """The embeddings of timesteps (n, D), and with them the modulations of all blocks, (n, 6 D)."""
+        return time, self.t_block(time)
+
+    def head(self, tokens: Tensor, inputs: tuple) -> Tensor:
+        """The prediction (R, out_channels, T, H, W) float32 from the tokens after the last block."""
+        grid, time, x_mask, t0 = inputs[-1]
+        return self.prediction(self.final_layer(tokens, time, x_mask, t0), grid)

@@ -163,6 +163,7 @@ class STDiTConfig(CaptionedConfig):
 
 
 SIZE_XL = {"depth": 28, "hidden_size": 1152, "num_heads": 16, "patch_size": (1, 2, 2)}
+SIZE_XL_2X2 = {**SIZE_XL, "patch_size": (2, 2, 2)}
 # Published configurations by name, as keys of `STDiT2Config` and `STDiTConfig`.
 PRESETS = {"STDiT2-XL/2": SIZE_XL}
-V1_0_PRESETS = {"STDiT-XL/2": SIZE_XL}
+V1_0_PRESETS = {"STDiT-XL/2": SIZE_XL, "STDiT-XL/2x2": SIZE_XL_2X2}

@@ -12,7 +12,7 @@ from mindspore.common.initializer import Normal
 
 from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.errors import UserError
-from opensora.models.common.rows import repeat_rows, text_rows
+from opensora.models.common.rows import repeat_rows
 from opensora.models.stdit.base import HpcaitechTransformer
 from opensora.models.stdit.blocks import FinalLayer, STDiT2Block
 from opensora.models.stdit.config import STDiT2Config
@@ -25,7 +25,6 @@ from opensora.models.stdit.embeddings import (
     ScalarEmbedder,
 )
 from opensora.models.streaming import BlockStream
-from opensora.ops.attention import prepare_attention_mask
 from opensora.ops.rope import interleaved_cos, interleaved_sin, inverse_frequencies
 
 ROPE = "rope.freqs"
@@ -39,6 +38,10 @@ class STDiT2(HpcaitechTransformer):
 
     config_class = STDiT2Config
     config: STDiT2Config
+    conditions = (
+        *("y", "mask", "x_mask", "num_frames", "height", "width", "ar", "fps"),
+        *("text_states", "modulation", "modulation_of_zero"),
+    )
     # The RoPE frequencies are computed, because 16-bit files have them rounded.
     ignored_prefixes = (*HpcaitechTransformer.ignored_prefixes, ROPE)
 
@@ -81,9 +84,7 @@ class STDiT2(HpcaitechTransformer):
     ) -> Tensor:
         """The prediction for a batch of noisy latents.
 
-        With B rows of latents and a multiple of it, R, of texts, as in guided sampling, the result has R rows: row i is
-        the prediction for the latents in row i % B and the text in row i. Everything before the first cross-attention
-        is computed once for all texts.
+        Everything before the first cross-attention is computed once for all texts of a video.
 
         Args:
             x: noisy latents (B, C, T, H, W).
@@ -167,12 +168,7 @@ class STDiT2(HpcaitechTransformer):
             spatial = ops.where(frame, spatial, repeat_rows(spatial0, batch).expand_dims(1))  # B T 6C
             temporal = ops.where(frame, temporal, repeat_rows(temporal0, batch).expand_dims(1))
 
-        if y is not None:
-            text_states = (self.y_embedder(y[:, 0]),) * self.depth
-        text_mask = None
-        if mask is not None and text_states is not None:
-            mask = repeat_rows(mask.reshape(-1, mask.shape[-1]), text_rows(text_states[0]))
-            text_mask = prepare_attention_mask(mask, t * h * w, self.x_embedder.proj.dtype())
+        text_states, text_mask = self.embed_text(y, mask, text_states, t * h * w)
         sizes = (t, h, w), x.shape[2:]
         return tokens, (
             sizes,
@@ -196,10 +192,7 @@ class STDiT2(HpcaitechTransformer):
     def head(self, tokens: Tensor, inputs: tuple) -> Tensor:
         """The prediction (R, out_channels, T, H, W) float32 from the tokens (R, t, h w, D) after the last block."""
         ((t, h, w), (frames, height, width)), _, _, _, time, x_mask, t0 = inputs
-        rows = tokens.shape[0]
-        if x_mask is not None:
-            x_mask, t0 = repeat_rows(x_mask, rows), repeat_rows(t0, rows)
-        patches = self.final_layer(tokens, repeat_rows(time, rows), x_mask, t0)
+        patches = self.final_layer(tokens, time, x_mask, t0)
         return self.unpatchify(patches, t, h, w)[:, :, :frames, :height, :width].astype(ms.float32)
 
     def modulations(
@@ -217,20 +210,6 @@ class STDiT2(HpcaitechTransformer):
         time = self.t_embedder(timestep)
         sized = time + repeat_rows(size, rows)
         return time, sized, self.t_block(sized), self.t_block_temp(time + repeat_rows(length, rows))
-
-    def text_states(self, y: Tensor) -> tuple:
-        """The cross-attention keys and values of every block, which depend on the text alone.
-
-        (R, 1, L, caption_channels) -> for each block a pair of (R, L, heads head_dim).
-        """
-        text = self.y_embedder(y[:, 0])
-        states: tuple = ()
-        blocks = self.blocks
-        if isinstance(self.blocks_to_run, BlockStream):
-            blocks = self.blocks_to_run.only("cross_attn.kv_linear")
-        for block in blocks:
-            states = states + (block.cross_attn.keys_values(text),)
-        return states
 
     def torch_buffers(self) -> dict[str, np.ndarray]:
         return {ROPE: inverse_frequencies(self.config.head_dim).astype(np.float32)}

@@ -1,4 +1,7 @@
-"""The text encoder of CLIP (Radford et al. 2021, arXiv:2103.00020, section 2.4)."""
+"""The text encoder of CLIP (Radford et al. 2021, arXiv:2103.00020, section 2.4).
+
+`opensora.models.vision.clip` has both encoders; the layers are the same.
+"""
 
 from __future__ import annotations
 
@@ -12,9 +15,9 @@ from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.models.common.layers import Embedding, LayerNorm, Linear
 from opensora.models.pretrained import PretrainedModel
 from opensora.models.streaming import BlockStream
-from opensora.models.text_encoder.clip_config import CLIPTextConfig
+from opensora.models.text_encoder.clip_config import CLIPTextConfig, CLIPTowerConfig
 from opensora.ops.activations import gelu, quick_gelu
-from opensora.ops.attention import causal_attention
+from opensora.ops.attention import attention, causal_attention
 from opensora.ops.linear import rows_at
 
 INITIAL_STD = 0.02  # of the embeddings
@@ -22,27 +25,28 @@ TOKENS = "text_model.embeddings.token_embedding.weight"
 
 
 class SelfAttention(nn.Cell):
-    """Attention to the same and earlier tokens. (B, L, D) -> (B, L, D)."""
+    """Attention to all tokens, or with `causal` to the same and earlier ones. (B, L, D) -> (B, L, D)."""
 
-    def __init__(self, config: CLIPTextConfig):
+    def __init__(self, config: CLIPTowerConfig, causal: bool):
         super().__init__()
         width = config.hidden_size
         self.q_proj, self.k_proj = Linear(width, width), Linear(width, width)
         self.v_proj, self.out_proj = Linear(width, width), Linear(width, width)
-        self.heads = config.num_attention_heads
+        self.heads, self.causal = config.num_attention_heads, causal
 
     def construct(self, x: Tensor) -> Tensor:
         b, length, _ = x.shape
         q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
         heads = b, length, self.heads, -1
-        y = causal_attention(q.reshape(heads), k.reshape(heads), v.reshape(heads))
+        q, k, v = q.reshape(heads), k.reshape(heads), v.reshape(heads)
+        y = causal_attention(q, k, v) if self.causal else attention(q, k, v)
         return self.out_proj(y.reshape(b, length, -1))
 
 
 class MLP(nn.Cell):
     """Linear, `hidden_act`, linear."""
 
-    def __init__(self, config: CLIPTextConfig):
+    def __init__(self, config: CLIPTowerConfig):
         super().__init__()
         self.fc1 = Linear(config.hidden_size, config.intermediate_size)
         self.fc2 = Linear(config.intermediate_size, config.hidden_size)
@@ -56,9 +60,9 @@ class MLP(nn.Cell):
 class Layer(nn.Cell):
     """Self-attention and MLP, each with a norm before it and a residual connection. (B, L, D) -> (B, L, D)."""
 
-    def __init__(self, config: CLIPTextConfig):
+    def __init__(self, config: CLIPTowerConfig, causal: bool):
         super().__init__()
-        self.self_attn = SelfAttention(config)
+        self.self_attn = SelfAttention(config, causal)
         self.layer_norm1 = LayerNorm(config.hidden_size, config.layer_norm_eps)
         self.mlp = MLP(config)
         self.layer_norm2 = LayerNorm(config.hidden_size, config.layer_norm_eps)
@@ -83,9 +87,9 @@ class Embeddings(nn.Cell):
 class Encoder(nn.Cell):
     """The layers, under their published name."""
 
-    def __init__(self, config: CLIPTextConfig):
+    def __init__(self, config: CLIPTowerConfig, causal: bool):
         super().__init__()
-        self.layers = nn.CellList([Layer(config) for _ in range(config.num_hidden_layers)])
+        self.layers = nn.CellList([Layer(config, causal) for _ in range(config.num_hidden_layers)])
         self.blocks_to_run: Union[tuple, BlockStream] = tuple(self.layers)
 
     def construct(self, x: Tensor) -> Tensor:
@@ -95,16 +99,34 @@ class Encoder(nn.Cell):
 
 
 class TextTransformer(nn.Cell):
-    """Token ids (B, L) -> normalized states (B, L, D)."""
+    """Token ids (B, L) -> normalized states (B, L, D), and those of the end tokens (B, D).
+
+    Raises:
+        ValueError: more tokens than the model has positions.
+    """
 
     def __init__(self, config: CLIPTextConfig):
         super().__init__()
         self.embeddings = Embeddings(config)
-        self.encoder = Encoder(config)
+        self.encoder = Encoder(config, causal=True)
         self.final_layer_norm = LayerNorm(config.hidden_size, config.layer_norm_eps)
+        # Graph mode reads no properties. None: the token with the largest id ends a text.
+        self.end_token, self.longest = config.end_token, config.max_position_embeddings
 
-    def construct(self, input_ids: Tensor) -> Tensor:
-        return self.final_layer_norm(self.encoder(self.embeddings(input_ids)))
+    def construct(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
+        b, length = input_ids.shape
+        if length > self.longest:
+            # Graph mode compiles only Python's own exception classes.
+            raise ValueError(f"{length} tokens, but the model has positions for {self.longest}")
+        states = self.final_layer_norm(self.encoder(self.embeddings(input_ids)))
+        rows = ops.arange(b) * length + self.end_positions(input_ids)
+        return states, rows_at(states.reshape(b * length, -1), rows)
+
+    def end_positions(self, input_ids: Tensor) -> Tensor:
+        """The position of the first end token of each text, (B,); 0 if there is none."""
+        end = ops.amax(input_ids, 1, True) if self.end_token is None else self.end_token
+        countdown = ops.arange(input_ids.shape[1], 0, -1).astype(ms.float32)
+        return ops.argmax((input_ids == end).astype(ms.float32) * countdown, 1)
 
 
 class CLIPTextModel(PretrainedModel):
@@ -132,28 +154,10 @@ class CLIPTextModel(PretrainedModel):
         super().__init__()
         self.config = CLIPTextConfig.from_dict(values)
         self.text_model = TextTransformer(self.config)
-        # Graph mode reads no properties. None: the token with the largest id ends a text.
-        self.end_token, self.longest = self.config.end_token, self.config.max_position_embeddings
 
     def construct(self, input_ids: Tensor) -> tuple[Tensor, Tensor]:
-        """The states and the pooled states.
-
-        Raises:
-            ValueError: more tokens than the model has positions.
-        """
-        b, length = input_ids.shape
-        if length > self.longest:
-            # Graph mode compiles only Python's own exception classes.
-            raise ValueError(f"{length} tokens, but the model has positions for {self.longest}")
-        states = self.text_model(input_ids)
-        rows = ops.arange(b) * length + self.end_positions(input_ids)
-        return states, rows_at(states.reshape(b * length, -1), rows)
-
-    def end_positions(self, input_ids: Tensor) -> Tensor:
-        """The position of the first end token of each text, (B,); 0 if there is none."""
-        end = ops.amax(input_ids, 1, True) if self.end_token is None else self.end_token
-        countdown = ops.arange(input_ids.shape[1], 0, -1).astype(ms.float32)
-        return ops.argmax((input_ids == end).astype(ms.float32) * countdown, 1)
+        """The states and the pooled states; see `TextTransformer`."""
+        return self.text_model(input_ids)
 
     def replace_blocks(self, blocks: Iterable) -> None:
         self.text_model.encoder.blocks_to_run = blocks if isinstance(blocks, BlockStream) else tuple(blocks)

@@ -8,7 +8,7 @@ transition from the posterior, at t = 0 the likelihood of the data (Ho et al. 20
 from __future__ import annotations
 
 import math
-from typing import Optional
+from typing import Any, Optional
 
 import mindspore as ms
 import numpy as np
@@ -128,8 +128,8 @@ class DiffusionLoss(nn.Cell):
 class TrainingLoss(nn.Cell):
     """The mean loss of a batch, a scalar float32, in PyNative and in graph mode.
 
-    Inputs: latents and noise (B, C, T, H, W), timesteps (B,) from `scheduler.timesteps`, the text (B, 1, L, D), its
-    mask (B, L), num_frames, height, width, ar, fps (B,), the frame mask (B, T) (1: trained) or None.
+    Inputs: latents and noise (B, C, T, H, W), timesteps (B,) from `scheduler.timesteps`, the frame mask (B, T) (1:
+    trained) or None, and the model's inputs after the timestep.
     """
 
     def __init__(self, model: nn.Cell, scheduler):
@@ -138,25 +138,9 @@ class TrainingLoss(nn.Cell):
         self.losses = scheduler.losses
         self.timestep_map = Tensor(scheduler.tables.timestep_map.astype(np.float32))
 
-    def construct(
-        self,
-        x0: Tensor,
-        noise: Tensor,
-        t: Tensor,
-        text: Tensor,
-        text_mask: Optional[Tensor],
-        num_frames: Tensor,
-        height: Tensor,
-        width: Tensor,
-        ar: Tensor,
-        fps: Tensor,
-        mask: Optional[Tensor] = None,
-    ) -> Tensor:
+    def construct(self, x0: Tensor, noise: Tensor, t: Tensor, mask: Optional[Tensor], *conditions: Any) -> Tensor:
         x = self.losses.noised(x0, noise, t, mask)
-        x_mask = None if mask is None else mask > 0
-        output = self.model(
-            x, ops.gather(self.timestep_map, t, 0), text, text_mask, x_mask, num_frames, height, width, ar, fps
-        )
+        output = self.model(x, ops.gather(self.timestep_map, t, 0), *conditions)
         return self.losses(output, x0, x, noise, t, mask)[0].mean()
 
 

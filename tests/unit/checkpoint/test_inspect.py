@@ -9,11 +9,12 @@ import pytest
 from golden_cases import case
 from golden_models import HPCAITECH_V1_CASES, build
 from lora_files import random_lora
+from processes import ROOT
 from stored_models import KINDS, write_model
 from tiny_models import make_release
 
 from opensora.checkpoint.formats.safetensors import write_safetensors
-from opensora.checkpoint.inspect import inspect
+from opensora.checkpoint.inspect import CLASSES, CONFIG_FILES, config_file, inspect
 from opensora.checkpoint.lazy_tensor import ArrayTensor
 from opensora.checkpoint.lora.files import write_lora
 from opensora.checkpoint.lora.settings import LoRASettings
@@ -98,4 +99,28 @@ def test_models_of_open_sora_v1_0_are_recognized(name, tmp_path):
     (described,) = inspect(tmp_path)
     model = case(name, HPCAITECH_V1_CASES)["model"]
     assert described.name == ("DiT" if model == "Latte" else model)
-    assert f"from opensora.models import {described.name}" in described.lines["used by"]
+    if model == "CLIPTextModel":
+        assert "text_encoder = dict(type='clip', from_pretrained=" in described.lines["used by"]
+    else:
+        assert "opensora inference configs/" in described.lines["used by"]
+
+
+@pytest.mark.parametrize(
+    "name, shapes, config",
+    [
+        ("STDiT", {"pos_embed": (1, 256, 8), "pos_embed_temporal": (1, 16, 8)}, "opensora-v1-0/inference/16x256x256"),
+        ("STDiT", {"pos_embed": (1, 1024, 8), "pos_embed_temporal": (1, 64, 8)}, "opensora-v1-0/inference/64x512x512"),
+        ("PixArt", {"pos_embed": (1, 1024, 8)}, "pixart/inference/1x512x512"),
+        ("PixArt", {"pos_embed": (8,)}, "pixart/inference/1x256x256"),
+        ("DiT", {CLASSES: (1001, 8)}, "dit/inference/1x256x256-class"),
+        ("Latte", {CLASSES: (102, 8), "temp_embed": (1, 16, 8)}, "latte/inference/16x256x256-class"),
+    ],
+)
+def test_config_file_fits_the_weights(name, shapes, config):
+    state = {key: ArrayTensor(np.zeros(shape, np.float32)) for key, shape in shapes.items()}
+    assert config_file(name, state) == f"configs/{config}.py"
+
+
+def test_config_files_exist():
+    for folder, names in CONFIG_FILES.values():
+        assert all((ROOT / f"configs/{folder}/inference/{name}.py").is_file() for name in names)

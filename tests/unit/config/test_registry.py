@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import mindspore as ms
 import pytest
@@ -10,7 +11,7 @@ from processes import ROOT
 from workflow_configs import STDIT
 
 from opensora.cli.config_files import parse_configs
-from opensora.config.families import check_family
+from opensora.config.families import PLAN, check_family
 from opensora.datasets.bucketed.buckets import Buckets
 from opensora.registry import REGISTRY, build, check_folders
 from opensora.sample.inference_options import InferenceOptions
@@ -22,19 +23,27 @@ def test_shipped_configs_are_valid(path):
     """They can be read, and their types and fields exist."""
     training = "train" in path.parts
     config = parse_configs(training, [str(path)])
+    size = re.match(r"(\d+)x(\d+)x(\d+)", path.stem)
     for name in ("model", "vae", "text_encoder", "scheduler", "dataset"):
         if name in config and config[name].type in REGISTRY:
             assert set(config[name]) - {"type", "snr_gamma"} <= set(REGISTRY[config[name].type].fields), name
     if not training:
         check_family(config, training)
-        assert InferenceOptions.from_config(config).num_frames == (1 if path.stem == "image" else config.num_frames)
-    elif config.model.type == config_run.STDIT:
-        check_family(config, training)
+        options = InferenceOptions.from_config(config)
+        if size:
+            assert (options.num_frames, *options.image_size) == tuple(map(int, size.groups()))
+        else:
+            assert options.num_frames == (1 if path.stem == "image" else config.num_frames)
+        return
+    check_family(config, training)
+    if size:
+        config_run.stdit_options(config, 2)
+        assert (config.dataset.num_frames, *config.dataset.image_size) == tuple(map(int, size.groups()))
+    elif config.model.type == PLAN:
+        assert (config_run.plan_options(config, 2).data.num_frames == 1) == (path.stem == "image")
+    else:
         levels = Buckets(config_run.stdit_options(config, 2).bucket_config).levels
         assert all((level.frames == 1) == (path.stem == "image") for level in levels)
-    else:
-        check_family(config, training)
-        assert (config_run.plan_options(config, 2).data.num_frames == 1) == (path.stem == "image")
 
 
 def test_build_creates_components():

@@ -218,6 +218,19 @@ def test_overlong_field_is_rejected(tmp_path, monkeypatch):
         read_table(tmp_path / "data.csv")
 
 
+def test_table_without_a_header(tmp_path):
+    """Of Open-Sora v1.0: recognized by the suffix of the first path; it has no sizes for buckets."""
+    path = tmp_path / "data.csv"
+    path.write_text('a/1.mp4,"One, two."\nb.MP4,3\n')
+    table = read_table(path)
+    assert (table.paths, table.texts) == (["a/1.mp4", "b.MP4"], ["One, two.", "3"])
+    with pytest.raises(ValueError, match="has no column path, text, num_frames, .* are a/1.mp4"):
+        read_table(path, sizes=True)
+    path.write_text("video,text\na.mp4,One.\n")
+    with pytest.raises(ValueError, match="has no column path; its columns are video, text"):
+        read_table(path)
+
+
 def test_table_in_another_encoding_is_rejected(tmp_path):
     text = "path,text,num_frames,height,width\na.mp4,\u4e2d,8,1,2\n"
     (tmp_path / "data.csv").write_text(text, encoding="utf-8-sig")

@@ -14,7 +14,7 @@ from golden_cases import case, given, load_case, relative_difference
 from video_files import moving_image
 
 from opensora.datasets.media import write_video
-from opensora.eval.pairs import Pair, Sampling, frames_of_pair, measure
+from opensora.eval.pairs import Pair, Sampling, frames_of_pair
 from opensora.metrics import psnr, ssim
 
 
@@ -45,6 +45,10 @@ def test_different_shapes_are_rejected():
         ssim(np.zeros((3, 16, 16)), np.zeros((3, 16, 24)))
     with pytest.raises(ValueError, match="11x11 at least, not 8x16"):
         ssim(np.zeros((3, 8, 16)), np.zeros((3, 8, 16)))
+
+
+def psnr_of(pair: Pair, sampling: Sampling) -> np.ndarray:
+    return np.concatenate([psnr(*frames) for frames in frames_of_pair(pair, sampling)])
 
 
 @pytest.fixture
@@ -95,7 +99,7 @@ def test_unreadable_pairs_are_skipped_and_counted(folders, corrupt_clip, run):
     result = run(*command("psnr", folders), "--num_frames", 21)
     assert result.returncode == 1
     (error,) = [line for line in result.stderr.splitlines() if line.startswith("error: ")]
-    assert "none of 3 pairs" in error and "21 frames needed, 20 can be read" in error
+    assert "none of 3 videos" in error and "21 frames needed, 20 can be read" in error
 
 
 def test_folders_without_pairs_are_rejected(folders, run):
@@ -116,8 +120,8 @@ def test_frames_are_sampled_and_resized(folders):
     sampling = Sampling(num_frames=8, sample_rate=2, resolution=24, crop_size=16, batch_size=3)
     sizes = [real.shape for real, _ in frames_of_pair(pair, sampling)]
     assert sizes == [(3, 3, 16, 16), (3, 3, 16, 16), (2, 3, 16, 16)]
-    assert measure(psnr, pair, sampling).min() > 35
-    assert measure(psnr, pair, Sampling(num_frames=8, resolution=24)).min() < 25, "frames at different times"
+    assert psnr_of(pair, sampling).min() > 35
+    assert psnr_of(pair, Sampling(num_frames=8, resolution=24)).min() < 25, "frames at different times"
 
 
 def test_different_sizes_are_rejected(folders):
@@ -125,8 +129,8 @@ def test_different_sizes_are_rejected(folders):
     with write_video(pair.generated, fps=10) as write:
         write(moving_image(20)[:, ::2, ::2])
     with pytest.raises(ValueError, match="24x32, those of the real video 48x64; use --resolution"):
-        measure(psnr, pair, Sampling())
-    assert measure(psnr, pair, Sampling(resolution=16)).shape == (20,)
+        psnr_of(pair, Sampling())
+    assert psnr_of(pair, Sampling(resolution=16)).shape == (20,)
 
 
 @pytest.mark.parametrize("metric", ["psnr", "ssim"])

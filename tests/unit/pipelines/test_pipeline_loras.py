@@ -80,7 +80,7 @@ def test_unfused_equals_fused(release, options, tmp_path):
     fuse_loras(release / "transformer", specs, tmp_path / "fused")
     unfused = pipeline_of(release, **options)
     for spec in specs:
-        unfused.load_lora(*spec)
+        unfused.load_lora(spec.path, spec.scale)
     fused = pipeline_of(release, transformer=str(tmp_path / "fused"), **options)
     a, b = (pipeline("A cat.", **SAMPLE, num_inference_steps=2) for pipeline in (unfused, fused))
     exact = not options or "streamed" in options

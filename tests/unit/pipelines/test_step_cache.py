@@ -10,7 +10,7 @@ from mindspore import Tensor, ops
 from tiny_models import DIT
 
 from opensora.config.acceleration import CacheSettings, check_guidance_interval, parse_cache
-from opensora.models import OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, STDiT2
+from opensora.models import DiT, Latte, OpenSoraInpaint_v1_3, OpenSoraT2V_v1_3, PixArt, PixArtMS, STDiT, STDiT2
 from opensora.parallel.agreement import Agreement
 from opensora.pipelines.denoise import DenoiseSettings, denoise
 from opensora.pipelines.guidance import Guidance, GuidedPrediction, NegativeStates
@@ -213,6 +213,41 @@ def test_stdit_pipeline_equals_the_sampler_alone(scheduler, references):
         assert least <= pipeline.model_calls <= most
         if least == 10:
             assert relative_difference(cached, expected) < 1e-4
+
+
+V1_0 = dict(depth=3, hidden_size=96, num_heads=4, input_size=[2, 8, 8], caption_channels=32, model_max_length=6)
+TEXT = {"y": Tensor(noise(2, 1, 6, 32)), "mask": Tensor(np.array([[1] * 6, [1] * 4 + [0] * 2], np.int32))}
+POOLED, LABELS = {"y": Tensor(noise(2, 1, 1, 32))}, {"y": Tensor(np.array([3, 0], np.int32))}
+
+
+@pytest.mark.parametrize(
+    "model_class, text, changes",
+    [
+        (STDiT, TEXT, {}),
+        (PixArt, TEXT, {}),
+        (PixArtMS, TEXT, {}),
+        (DiT, POOLED, {"patch_size": [2, 2, 2]}),
+        (Latte, LABELS, {"condition": "label_4"}),
+    ],
+)
+def test_pipeline_of_v1_0_equals_the_sampler_alone(model_class, text, changes):
+    """With conditioning frames where the model has them."""
+    model, scheduler = filled(model_class(**V1_0, **changes)), IDDPM(num_sampling_steps=5, cfg_channel=3)
+    size, latents = ClipSize(2, 64, 64, 24), noise(2, 4, 2, 8, 8)
+    mask = np.array([[0, 1], [0.5, 1]], np.float32) if model_class is STDiT else None
+    conditions = {name: x for name, x in {**text, **size.conditioning(2)}.items() if name in model.conditions}
+
+    def steps(k):
+        return noise(2, 4, 2, 8, 8, seed=k)
+
+    expected = scheduler.sample(model, latents, conditions, mask, steps).asnumpy()
+    pipeline = STDiTPipeline(None, model, None, scheduler)
+    for cache, calls in ((None, 5), ("easy:1e-7", 5), ("first_block:1e-7", 5), ("first_block:100", 3)):
+        pipeline.cache = parse_cache(cache)
+        found = pipeline.sample(text, size, latents, mask, steps).asnumpy()
+        assert pipeline.model_calls == calls
+        if calls == 5:
+            assert relative_difference(found, expected) < 1e-4, cache
 
 
 @pytest.mark.parametrize(

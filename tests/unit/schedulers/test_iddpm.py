@@ -190,15 +190,16 @@ def test_training_loss_is_the_mean_loss(graph):
     model.y_embedder.dropout = 0.0
     inputs = stdit_inputs("stdit2_qknorm_xmask")
     x, noise, t = inputs.pop("x"), Tensor(random(2, 4, 5, 5, 7, seed=3)), Tensor([0, 700], ms.int32)
-    mask = inputs.pop("x_mask").astype(ms.float32)
+    x_mask = inputs.pop("x_mask")
+    mask = x_mask.astype(ms.float32)
     inputs.pop("timestep")
     scheduler = IDDPM()
     expected = scheduler.training_losses(model, x, inputs, mask, noise, t)["loss"].asnumpy().mean()
-    arguments = [inputs[name] for name in ("y", "mask", "num_frames", "height", "width", "ar", "fps")]
+    arguments = [{**inputs, "x_mask": x_mask}.get(name) for name in model.conditions]
     ms.set_context(mode=1 - graph)
     try:
         loss = TrainingLoss(model, scheduler)
-        actual, slopes = ms.value_and_grad(loss, None, model.trainable_params())(x, noise, t, *arguments, mask)
+        actual, slopes = ms.value_and_grad(loss, None, model.trainable_params())(x, noise, t, mask, *arguments)
     finally:
         ms.set_context(mode=1)
     assert float(actual) == pytest.approx(expected, rel=1e-5)

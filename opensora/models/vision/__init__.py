@@ -1,0 +1,1 @@
+"""Networks that evaluations compute features of frames and videos with."""
