@@ -17,7 +17,6 @@ from typing import Union
 import numpy as np
 
 from opensora.datasets.broken import printable
-from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES
 from opensora.errors import UserError
 from opensora.utils.numbers import is_missing, whole_number
 from opensora.utils.text_files import open_csv
@@ -92,6 +91,8 @@ def _rows(path: Path, columns: Sequence[str]) -> Iterator[list]:
 
 def _is_sample(row: Sequence[str]) -> bool:
     """Whether the first row of a csv file is not its header."""
+    from opensora.datasets.media import IMAGE_SUFFIXES, VIDEO_SUFFIXES  # imports the readers of videos
+
     return len(row) > 1 and "path" not in row and Path(row[0]).suffix.lower() in VIDEO_SUFFIXES + IMAGE_SUFFIXES
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -61,7 +62,7 @@ def test_several_loras_are_fused_in_the_type_of_the_file(tmp_path, dtype):
     model = save_model(tmp_path / "model", base, dtype)
     first, second = random_lora(2, 0.5), random_lora(3, 0.25, 1, {"proj_out": MODULES["proj_out"]})
     specs = [
-        save_lora(tmp_path / "1.safetensors", first)._replace(scale=-0.7),
+        replace(save_lora(tmp_path / "1.safetensors", first), scale=-0.7),
         save_lora(tmp_path / "2.safetensors", second),
     ]
     assert fuse_loras(model, specs, tmp_path / "out") == len(MODULES)
@@ -96,7 +97,7 @@ def test_large_weights_are_fused_in_chunks():
 
 def test_scale_0_leaves_the_weights_bit_for_bit(tmp_path):
     model = save_model(tmp_path / "model", weights(), "BF16")
-    spec = save_lora(tmp_path / LORA_NAME, random_lora())._replace(scale=0.0)
+    spec = replace(save_lora(tmp_path / LORA_NAME, random_lora()), scale=0.0)
     assert fuse_loras(model, [spec], tmp_path / "out") == 0
     assert (tmp_path / "out" / WEIGHTS).read_bytes() == (model / WEIGHTS).read_bytes()
 
