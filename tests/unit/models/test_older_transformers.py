@@ -161,7 +161,8 @@ def guided(name: str, model) -> tuple[GuidedPrediction, Tensor, np.ndarray]:
 @pytest.mark.parametrize("name", VIDEOS)
 def test_guided_sampling_computes_both_texts_in_one_call(name):
     prediction, x, expected = guided(name, build(name, PLAN_V1_CASES))
-    assert relative_difference(prediction(x, 0).asnumpy(), expected) < 1e-5
+    # Without the predicted variance, which samplers do not use.
+    assert relative_difference(prediction(x, 0).asnumpy(), expected[:, : x.shape[1]]) < 1e-5
 
 
 @pytest.mark.parametrize("name", VIDEOS)
