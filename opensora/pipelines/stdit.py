@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Callable, Optional
+from typing import Any, Callable, Optional, Union
 
 import mindspore as ms
 import numpy as np
@@ -19,6 +19,7 @@ from opensora.pipelines.compiled import pays
 from opensora.pipelines.guidance import STDiTPrediction
 from opensora.pipelines.lora import LoRAMixin
 from opensora.pipelines.step_cache import calls_note, with_cache
+from opensora.pipelines.text import TextEmbedding, text_inputs
 from opensora.pipelines.text_conditions import Conditioner
 from opensora.utils.logs import logger
 
@@ -60,7 +61,7 @@ class STDiTPipeline(LoRAMixin):
 
     def __init__(
         self,
-        text_encoder: Conditioner,
+        text_encoder: Union[Conditioner, Callable[[Sequence[str]], TextEmbedding]],
         transformer,
         vae,
         scheduler,
@@ -76,8 +77,15 @@ class STDiTPipeline(LoRAMixin):
         return self.transformer
 
     def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
-        """The model's text inputs for n texts."""
-        return {name: Tensor(values) for name, values in self.text_encoder.inputs(texts).items()}
+        """The model's text inputs for n texts.
+
+        The text encoder may also be a function from texts to states (n, L, D) and mask (n, L), as `TextEmbedding`.
+        """
+        if hasattr(self.text_encoder, "inputs"):
+            inputs = self.text_encoder.inputs(texts)
+        else:
+            inputs = text_inputs(self.text_encoder(texts))
+        return {name: Tensor(values) for name, values in inputs.items()}
 
     def latent_shape(self, video_size: Sequence[int]) -> tuple[int, int, int, int]:
         """(frames, height, width) of a video -> (C, T, h, w) of its latents."""

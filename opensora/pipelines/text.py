@@ -134,6 +134,11 @@ def note_if_truncated(tokenizer: Tokenizer, text: str, max_length: int, remedy: 
         )
 
 
+def text_inputs(embedding: TextEmbedding) -> dict[str, np.ndarray]:
+    """The inputs of Open-Sora's transformers for n embedded texts: y (n, 1, L, D) and mask (n, L)."""
+    return {"y": embedding.states[:, None], "mask": embedding.mask}
+
+
 class TextEncoder:
     """A text encoder with its tokenizer and a fixed sequence length.
 
@@ -155,8 +160,7 @@ class TextEncoder:
 
     def inputs(self, texts: Sequence[str]) -> dict[str, np.ndarray]:
         """The inputs of Open-Sora's transformers for n texts: y (n, 1, L, D) and mask (n, L)."""
-        embedding = self(texts)
-        return {"y": embedding.states[:, None], "mask": embedding.mask}
+        return text_inputs(self(texts))
 
     def note_if_truncated(self, text: str, remedy: str) -> None:
         """Prints a note to stderr if `text` has too many tokens."""
