@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import count
-from typing import Any, Callable, Optional, Union
+from typing import Any, Callable, Optional
 
 import mindspore as ms
 import numpy as np
@@ -19,8 +19,7 @@ from opensora.pipelines.compiled import pays
 from opensora.pipelines.guidance import STDiTPrediction
 from opensora.pipelines.lora import LoRAMixin
 from opensora.pipelines.step_cache import calls_note, with_cache
-from opensora.pipelines.text import TextEmbedding, text_inputs
-from opensora.pipelines.text_conditions import Conditioner
+from opensora.pipelines.text import text_inputs
 from opensora.utils.logs import logger
 
 
@@ -61,7 +60,7 @@ class STDiTPipeline(LoRAMixin):
 
     def __init__(
         self,
-        text_encoder: Union[Conditioner, Callable[[Sequence[str]], TextEmbedding]],
+        text_encoder: Any,
         transformer,
         vae,
         scheduler,
@@ -79,7 +78,7 @@ class STDiTPipeline(LoRAMixin):
     def embed(self, texts: Sequence[str]) -> dict[str, Tensor]:
         """The model's text inputs for n texts.
 
-        The text encoder may also be a function from texts to states (n, L, D) and mask (n, L), as `TextEmbedding`.
+        The text encoder is a `Conditioner`, or a function from texts to their `TextEmbedding`.
         """
         if hasattr(self.text_encoder, "inputs"):
             inputs = self.text_encoder.inputs(texts)

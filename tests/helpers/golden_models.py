@@ -204,8 +204,8 @@ def hpcaitech_v1_inputs(name: str) -> dict:
     if "x_mask" in inputs:
         arguments["x_mask"] = Tensor(np.array(inputs["x_mask"], bool))
     if "data_info" in inputs:
-        sizes, ratios = (np.array(inputs["data_info"][key], np.float32) for key in ("hw", "ar"))
-        arguments.update(zip(("height", "width", "ar"), map(Tensor, (sizes[:, 0], sizes[:, 1], ratios[:, 0]))))
+        sizes = inputs["data_info"].items()
+        arguments["data_info"] = {key: Tensor(np.array(value, np.float32)) for key, value in sizes}
     return arguments
 
 

@@ -113,7 +113,7 @@ class PixArtMS(PixArtTransformer):
     """
 
     config_class = PixArtMSConfig
-    conditions = ("y", "mask", "height", "width", "ar", "text_states", "modulation")
+    conditions = ("y", "mask", "data_info", "height", "width", "ar", "text_states", "modulation")
 
     def __init__(self, **values):
         super().__init__(**values)
@@ -126,6 +126,7 @@ class PixArtMS(PixArtTransformer):
         timestep: Optional[Tensor],
         y: Optional[Tensor],
         mask: Optional[Tensor] = None,
+        data_info: Optional[dict] = None,
         height: Optional[Tensor] = None,
         width: Optional[Tensor] = None,
         ar: Optional[Tensor] = None,
@@ -135,6 +136,7 @@ class PixArtMS(PixArtTransformer):
         """As `PixArt.construct`.
 
         Args:
+            data_info: the published form of the following: `hw` (B, 2) and `ar` (B, 1).
             height: (B,), in pixels.
             width: (B,), in pixels.
             ar: (B,), height / width.
@@ -142,7 +144,7 @@ class PixArtMS(PixArtTransformer):
         Raises:
             ValueError: latents with another number of patches, or height, width or ar is missing.
         """
-        return self.predict(x, timestep, y, mask, height, width, ar, text_states, modulation)
+        return self.predict(x, timestep, y, mask, data_info, height, width, ar, text_states, modulation)
 
     def prepare(
         self,
@@ -150,6 +152,7 @@ class PixArtMS(PixArtTransformer):
         timestep: Optional[Tensor],
         y: Optional[Tensor],
         mask: Optional[Tensor] = None,
+        data_info: Optional[dict] = None,
         height: Optional[Tensor] = None,
         width: Optional[Tensor] = None,
         ar: Optional[Tensor] = None,
@@ -157,10 +160,12 @@ class PixArtMS(PixArtTransformer):
         modulation: Optional[tuple] = None,
     ) -> tuple:
         """As `PixArt.prepare`."""
+        if data_info is not None:
+            height, width, ar = data_info["hw"][:, 0], data_info["hw"][:, 1], data_info["ar"].reshape(-1)
         if modulation is None:
             if height is None or width is None or ar is None:
                 # Graph mode compiles only Python's own exception classes.
-                raise ValueError("PixArtMS needs height, width and ar of every sample")
+                raise ValueError("PixArtMS needs data_info, the height, width and aspect ratio of every sample")
             modulation = self.modulations(timestep, height, width, ar)
         return self.prepare_modulated(x, y, mask, text_states, modulation)
 

@@ -219,7 +219,7 @@ def test_multiscale_model_accepts_other_shapes_of_as_many_patches():
     inputs["x"] = Tensor(np.zeros((2, 4, 1, 8, 12), np.float32))
     assert model(**inputs).shape == (2, 8, 1, 8, 12)
     del inputs["ar"]
-    with pytest.raises(ValueError, match="PixArtMS needs height, width and ar"):
+    with pytest.raises(ValueError, match="PixArtMS needs data_info, the height, width"):
         model(**inputs)
 
 
