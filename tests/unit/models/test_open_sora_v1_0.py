@@ -218,7 +218,7 @@ def test_multiscale_model_accepts_other_shapes_of_as_many_patches():
     model = PixArtMS(**config_of("pixart_ms"))
     inputs["x"] = Tensor(np.zeros((2, 4, 1, 8, 12), np.float32))
     assert model(**inputs).shape == (2, 8, 1, 8, 12)
-    del inputs["ar"]
+    del inputs["data_info"]
     with pytest.raises(ValueError, match="PixArtMS needs data_info, the height, width"):
         model(**inputs)
 
