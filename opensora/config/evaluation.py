@@ -10,11 +10,11 @@ from typing import Optional
 from opensora.config.options import check_at_least_one, option
 
 PAIR_METRICS = ("psnr", "ssim", "lpips")  # of a generated and a real video
+TEXT_METRICS = ("clipsim", "clip_score")  # of a generated video and its prompt
 METRICS = (
     *PAIR_METRICS,
     "fvd",
-    "clipsim",
-    "clip_score",
+    *TEXT_METRICS,
     "temporal_flickering",
     "motion_amount",
     "background_consistency",
@@ -65,7 +65,7 @@ class EvaluateOptions:
         "styleganv", "protocol of fvd, see docs/evaluation.md", choices=FVD_PROTOCOLS, group="networks"
     )
     clip_path: Optional[str] = _networks(
-        help="CLIP ViT-B/32: folder of transformers, or ViT-B-32.pt with the vocabulary beside it"
+        help="CLIP ViT-B/32: folder of transformers, or ViT-B-32.pt with the tokenizer's files beside it"
     )
     clip_large_path: Optional[str] = _networks(help="CLIP ViT-L/14 for aesthetic_quality, in the same forms")
     aesthetic_path: Optional[str] = _networks(help="LAION's linear head, sa_0_4_vit_l_14_linear.pth")

@@ -4,19 +4,20 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 import numpy as np
 
-from opensora.config.evaluation import PAIR_METRICS, EvaluateOptions
+from opensora.config.evaluation import PAIR_METRICS, TEXT_METRICS, EvaluateOptions
 from opensora.datasets.media import VideoReader
-from opensora.eval.networks import Networks
+from opensora.eval.networks import NEEDS, Networks
 from opensora.eval.pairs import Pair, Sampling, frames_of_pair
 from opensora.metrics import lpips, motion_amount, psnr, ssim, temporal_flickering
 from opensora.metrics.clip_similarity import clip_cosines, clip_features, logit_factor
+from opensora.metrics.frame_features import NETWORK_LOCK
 from opensora.metrics.vbench import aesthetic_scores, consistency, dino_features
 from opensora.metrics.video_distance import fvd_features
 
@@ -28,6 +29,11 @@ class Video:
     path: Path
     real: Optional[Path] = None
     prompt: Optional[str] = None
+
+    def source(self) -> list:
+        """What the values depend on: the prompt, and size and time of change of the files."""
+        files = [path.stat() for path in (self.path, self.real) if path is not None]
+        return [self.prompt, *([file.st_size, file.st_mtime_ns] for file in files)]
 
 
 class VideoMeasure:
@@ -43,15 +49,13 @@ class VideoMeasure:
         self.sampling = Sampling(
             options.num_frames, options.sample_rate, options.resolution, options.crop_size, options.batch_size
         )
-        self.of_frames: dict[str, Callable[[np.ndarray, Video], Any]] = {
-            "temporal_flickering": lambda frames, _: float(temporal_flickering([frames])[0]),
-            "motion_amount": lambda frames, _: float(motion_amount([frames])[0]),
-            "fvd": lambda frames, _: fvd_features(frames, networks.i3d, self.protocol).tolist(),
-            "clipsim": lambda frames, video: self.clipsim(frames, str(video.prompt)),
-            "clip_score": lambda frames, video: logit_factor(networks.clip) * self.clipsim(frames, str(video.prompt)),
-            "background_consistency": lambda frames, _: consistency(clip_features(frames, networks.clip, "vbench")),
-            "subject_consistency": lambda frames, _: consistency(dino_features(frames, networks.dino)),
-            "aesthetic_quality": lambda frames, _: float(
+        self.of_frames: dict[str, Callable[[np.ndarray], Any]] = {
+            "temporal_flickering": lambda frames: float(temporal_flickering([frames])[0]),
+            "motion_amount": lambda frames: float(motion_amount([frames])[0]),
+            "fvd": lambda frames: fvd_features(frames, networks.i3d, self.protocol).tolist(),
+            "background_consistency": lambda frames: consistency(clip_features(frames, networks.clip, "vbench")),
+            "subject_consistency": lambda frames: consistency(dino_features(frames, networks.dino)),
+            "aesthetic_quality": lambda frames: float(
                 aesthetic_scores(clip_features(frames, networks.clip_large, "vbench"), networks.head).mean()
             ),
         }
@@ -62,20 +66,22 @@ class VideoMeasure:
         Raises:
             UserError, OSError: a damaged video, or one that a metric refuses.
         """
-        record: dict[str, Any] = {"values": {}, "seconds": {}}
+        record: dict[str, Any] = {"source": video.source(), "values": {}, "seconds": {}}
         pairs = [name for name in self.metrics if name in PAIR_METRICS]
         if pairs and video.real:
             record["values"].update(self._pair_values(Pair(video.real, video.path), pairs, record["seconds"]))
         others = [name for name in self.metrics if name in self.of_frames]
-        if video.prompt is None:
-            others = [name for name in others if name not in ("clipsim", "clip_score")]
-        if not others:
+        of_text = [name for name in self.metrics if name in TEXT_METRICS] if video.prompt is not None else []
+        if not others and not of_text:
             return record
         frames = self.read(video.path)
         record["frames"] = len(frames)
         for name in others:
-            with seconds_of(name, record["seconds"]), self.networks.lock:
-                record["values"][name] = self.of_frames[name](frames, video)
+            # The time of a network does not include the wait for that of another thread.
+            with NETWORK_LOCK if name in NEEDS else nullcontext(), seconds_of(name, record["seconds"]):
+                record["values"][name] = self.of_frames[name](frames)
+        if of_text:
+            record["values"].update(self._text_values(frames, str(video.prompt), of_text, record["seconds"]))
         return record
 
     def read(self, path: Path, rate: int = 1) -> np.ndarray:
@@ -85,8 +91,16 @@ class VideoMeasure:
             count = self.sampling.num_frames or -(-len(reader) // rate)
             return np.concatenate(list(reader.chunks(range(0, count * rate, rate), self.sampling.batch_size)))
 
-    def clipsim(self, frames: np.ndarray, prompt: str) -> float:
-        return float(clip_cosines([frames], self.networks.token_ids(prompt), self.networks.clip)[0].mean())
+    def _text_values(
+        self, frames: np.ndarray, prompt: str, names: list[str], seconds: dict[str, float]
+    ) -> dict[str, float]:
+        """The metrics of a video and its prompt, which have the same cosines."""
+        clip, spent = self.networks.clip, dict[str, float]()
+        with NETWORK_LOCK, seconds_of("cosines", spent):
+            clipsim = float(clip_cosines([frames], self.networks.token_ids(prompt), clip)[0].mean())
+            found = {"clipsim": clipsim, "clip_score": logit_factor(clip) * clipsim}
+        seconds.update(dict.fromkeys(names, spent["cosines"]))
+        return {name: found[name] for name in names}
 
     def _pair_values(self, pair: Pair, names: list[str], seconds: dict[str, float]) -> dict[str, float]:
         functions: dict[str, Callable[[np.ndarray, np.ndarray], np.ndarray]] = {
@@ -97,7 +111,7 @@ class VideoMeasure:
         values: dict[str, list[np.ndarray]] = {name: [] for name in names}
         for real, generated in frames_of_pair(pair, self.sampling):
             for name in names:
-                with seconds_of(name, seconds):
+                with NETWORK_LOCK if name in NEEDS else nullcontext(), seconds_of(name, seconds):
                     values[name].append(functions[name](real, generated))
         return {name: float(np.concatenate(parts).mean()) for name, parts in values.items()}
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from functools import cached_property
 from pathlib import Path
-from threading import Lock
 
 import numpy as np
 
@@ -40,14 +39,10 @@ LOADED = {
 
 
 class Networks:
-    """The networks that the flags name.
-
-    Attributes:
-        lock: held by the thread that runs a network: MindSpore runs operators from one thread at a time.
-    """
+    """The networks that the flags name."""
 
     def __init__(self, options: EvaluateOptions):
-        self.options, self.lock = options, Lock()
+        self.options = options
 
     @cached_property
     def lpips(self) -> LPIPS:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Optional
+from typing import Any, Optional
 
 from opensora.errors import UserError
 from opensora.utils.json_text import read_json
@@ -23,8 +23,8 @@ def prompts_of(videos: Sequence[Path], file: Optional[str]) -> dict[str, str]:
         UserError: another form, or a number of lines that is not that of the videos.
     """
     if file is None:
-        found = {path.name: _recorded(path.with_suffix(".json")) for path in videos}
-        return {name: prompt for name, prompt in found.items() if prompt is not None}
+        found = {path.name: record_of(path).get("prompt") for path in videos}
+        return {name: prompt for name, prompt in found.items() if isinstance(prompt, str)}
     if Path(file).suffix == ".json":
         content = read_json(file)
         if not isinstance(content, dict) or not all(isinstance(prompt, str) for prompt in content.values()):
@@ -38,10 +38,12 @@ def prompts_of(videos: Sequence[Path], file: Optional[str]) -> dict[str, str]:
     return {path.name: line for path, line in zip(videos, lines)}
 
 
-def _recorded(path: Path) -> Optional[str]:
-    """The prompt in a record of sample.py; None if there is no such record."""
-    if not path.is_file():
-        return None
-    record = read_json(path)
-    prompt = record.get("prompt") if isinstance(record, dict) else None
-    return prompt if isinstance(prompt, str) else None
+def record_of(video: Path) -> dict[str, Any]:
+    """The record that sample.py wrote beside a video; empty if there is none.
+
+    Raises:
+        UserError: a damaged file.
+    """
+    path = video.with_suffix(".json")
+    record = read_json(path) if path.is_file() else None
+    return record if isinstance(record, dict) else {}

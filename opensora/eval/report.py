@@ -5,7 +5,7 @@ from __future__ import annotations
 import html
 import json
 import platform
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
@@ -16,6 +16,7 @@ import numpy as np
 import opensora
 from opensora.config.evaluation import EvaluateOptions
 from opensora.eval.curves import draw_curves
+from opensora.eval.prompts import record_of
 from opensora.utils.files import atomic_write
 
 if TYPE_CHECKING:
@@ -67,8 +68,14 @@ def print_folders(results: Sequence[FolderResult]) -> None:
     for result in results:
         cells = [f"{result.values.get(metric, np.nan):{size}.4f}" for metric, size in zip(metrics, columns)]
         print(" ".join([f"{result.folder:{width}}", *cells]))
-    for metric, reason in results[0].left_out.items():
-        print(f"{metric}: not computed: {reason}")
+    for line in left_out_lines(result.left_out for result in results):
+        print(line)
+
+
+def left_out_lines(of_folders: Iterable[Mapping[str, str]]) -> list[str]:
+    """A line for each metric that was not computed for a folder, and the reason; equal lines once."""
+    pairs = [pair for left_out in of_folders for pair in left_out.items()]
+    return list(dict.fromkeys(f"{metric}: not computed: {reason}" for metric, reason in pairs))
 
 
 def write_report(folder: Path, options: EvaluateOptions, results: Sequence[FolderResult]) -> None:
@@ -85,7 +92,7 @@ def write_report(folder: Path, options: EvaluateOptions, results: Sequence[Folde
         },
         "settings": asdict(options),
         "protocols": protocols(options, results),
-        "folders": [{**asdict(result), "sampling": sampling_of(result.folder)} for result in results],
+        "folders": [{**asdict(result), "sampling": sampling_of(result)} for result in results],
     }
     draw_curves(results, folder / "curves.png")
     markdown = as_markdown(content)
@@ -101,10 +108,10 @@ def protocols(options: EvaluateOptions, results: Sequence[FolderResult]) -> dict
     return {metric: PROTOCOLS[metric].format(fvd_protocol=options.fvd_protocol) for metric in metrics}
 
 
-def sampling_of(folder: str) -> dict[str, Any]:
+def sampling_of(result: FolderResult) -> dict[str, Any]:
     """The seeds and the settings of sample.py, from its records; settings that differ between videos are left out."""
-    records = [json.loads(path.read_text(encoding="utf-8")) for path in sorted(Path(folder).glob("*.json"))]
-    records = [record for record in records if isinstance(record, dict) and "arguments" in record]
+    records = [record_of(Path(result.folder) / name) for name in result.videos]
+    records = [record for record in records if isinstance(record.get("arguments"), dict)]
     if not records:
         return {}
     first = records[0]["arguments"]
@@ -126,8 +133,7 @@ def table_rows(content: Mapping[str, Any]) -> list[list[str]]:
 def notes(content: Mapping[str, Any]) -> list[str]:
     """What the numbers are, and what is missing."""
     lines = [f"{metric}: {text}" for metric, text in content["protocols"].items()]
-    left_out = {name: reason for item in content["folders"] for name, reason in item["left_out"].items()}
-    lines += [f"{metric}: not computed: {reason}" for metric, reason in left_out.items()]
+    lines += left_out_lines(item["left_out"] for item in content["folders"])
     for item in content["folders"]:
         lines += [f"{item['folder']}/{name}: not measured: {reason}" for name, reason in item["skipped"].items()]
     versions = ", ".join(f"{name} {version}" for name, version in content["versions"].items())

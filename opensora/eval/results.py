@@ -27,6 +27,10 @@ class Results:
             path.parent.mkdir(parents=True, exist_ok=True)
             self._resume(path)
 
+    def source(self, name: str) -> Optional[list]:
+        """The `source` of the record of a video (`opensora.eval.measure.Video`); None if there is no record."""
+        return self.records.get(name, {}).get("source")
+
     def add(self, name: str, record: Mapping[str, Any]) -> None:
         """Adds the record of a video."""
         self.records[name] = dict(record)

@@ -7,11 +7,12 @@ from dataclasses import dataclass, field
 from multiprocessing.pool import ThreadPool
 from pathlib import Path
 from typing import Any, Optional, Union
+from zlib import crc32
 
 import numpy as np
 from tqdm import tqdm
 
-from opensora.config.evaluation import PAIR_METRICS, EvaluateOptions
+from opensora.config.evaluation import PAIR_METRICS, TEXT_METRICS, EvaluateOptions
 from opensora.datasets.media.folders import list_videos
 from opensora.errors import UserError
 from opensora.eval.measure import Video, VideoMeasure
@@ -24,7 +25,6 @@ from opensora.metrics.vbench import mean_over_frames
 from opensora.metrics.video_distance import fvd_features, warn_if_few
 from opensora.utils.logs import logger
 
-TEXT_METRICS = ("clipsim", "clip_score")
 POOLED = ("background_consistency", "subject_consistency")  # means over frames, as in VBench
 
 
@@ -97,13 +97,12 @@ def _evaluate_folder(
 ) -> FolderResult:
     result = FolderResult(folder, left_out=dict(missing))
     videos = _videos(folder, options, measure.metrics, result)
-    results = Results(_results_file(options, folder), _settings(options, measure))
+    results = Results(_results_file(options, folder, "generated"), _settings(options, measure))
     for name, outcome in _measured(videos, measure, results):
         if isinstance(outcome, str):
             result.skipped[name] = outcome
-    records = {
-        video.path.name: results.records[video.path.name] for video in videos if video.path.name in results.records
-    }
+    names = [video.path.name for video in videos if video.path.name not in result.skipped]
+    records = {name: results.records[name] for name in names}
     if not records:
         raise UserError(
             f"none of {len(videos)} videos in {folder} could be measured; first error: "
@@ -147,7 +146,7 @@ def _measured(videos: Sequence[Video], measure: VideoMeasure, results: Results):
         except (ValueError, OSError) as error:
             return video.path.name, str(error)
 
-    pending = [video for video in videos if video.path.name not in results.records]
+    pending = [video for video in videos if results.source(video.path.name) != video.source()]
     if len(pending) < len(videos):
         logger.info(f"{len(videos) - len(pending)} of {len(videos)} videos were measured before")
     with ThreadPool(measure.workers) as pool:
@@ -160,17 +159,18 @@ def _measured(videos: Sequence[Video], measure: VideoMeasure, results: Results):
 def _real_features(options: EvaluateOptions, measure: VideoMeasure) -> FeatureStatistics:
     """The statistics of the features of all real videos, for FVD."""
     paths = list_videos(str(options.real_video_dir))[: options.subset_size or None]
-    results = Results(_results_file(options, "real"), {**_settings(options, measure), "of": "real videos"})
+    results = Results(_results_file(options, str(options.real_video_dir), "real"), _settings(options, measure))
     statistics, skipped = FeatureStatistics(), {}
     for path in tqdm(paths, "real videos", unit="video"):
-        if path.name not in results.records:
+        source = Video(path).source()
+        if results.source(path.name) != source:
             try:
                 frames = measure.read(path, options.sample_rate)
                 features = fvd_features(frames, measure.networks.i3d, options.fvd_protocol)
             except (ValueError, OSError) as error:
                 skipped[path.name] = str(error)
                 continue
-            results.add(path.name, {"fvd": features.tolist()})
+            results.add(path.name, {"source": source, "fvd": features.tolist()})
         statistics.add(np.array(results.records[path.name]["fvd"]))
     for name, reason in skipped.items():
         logger.warning(f"{name}: left out of the real videos of FVD: {reason}")
@@ -209,16 +209,16 @@ def _summarize(
             result.values[metric] = float(np.mean(values))
 
 
-def _results_file(options: EvaluateOptions, folder: str) -> Optional[Path]:
-    """The file of the records of a folder's videos."""
+def _results_file(options: EvaluateOptions, folder: str, kind: str) -> Optional[Path]:
+    """The file of the records of a folder's videos, which are generated or real ones."""
     if options.output_dir is None:
         return None
-    name = "_".join(part for part in Path(folder).parts if part not in ("/", ".", ".."))
-    return Path(options.output_dir) / "videos" / f"{name}.jsonl"
+    path = Path(folder).resolve()
+    return Path(options.output_dir) / "videos" / f"{kind}-{path.name}-{crc32(str(path).encode()):08x}.jsonl"
 
 
 def _settings(options: EvaluateOptions, measure: VideoMeasure) -> dict[str, Any]:
     """What the records of videos depend on, as json has it."""
-    names = ("num_frames", "sample_rate", "resolution", "crop_size", "fvd_protocol", "prompts", "real_video_dir")
+    names = ("num_frames", "sample_rate", "resolution", "crop_size", "fvd_protocol", "real_video_dir")
     flags = sorted({flag for metric in measure.metrics for flag in NEEDS.get(metric, ())})
     return {"metrics": list(measure.metrics), **{name: getattr(options, name) for name in (*names, *flags)}}

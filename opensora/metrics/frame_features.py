@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from threading import RLock
 from typing import Callable
 
 import numpy as np
 from mindspore import Tensor
 
 BATCH = 16  # frames
+NETWORK_LOCK = RLock()  # held while a network runs: MindSpore runs operators from one thread at a time
 
 
 def frame_features(

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-from threading import Lock
-
 import numpy as np
 from mindspore import Tensor, ops
 
 from opensora.errors import UserError
+from opensora.metrics.frame_features import NETWORK_LOCK
 from opensora.models.lpips import LPIPS
-
-_LOCK = Lock()  # several threads compare videos, and MindSpore runs operators from one thread at a time
 
 
 def lpips(real: np.ndarray, generated: np.ndarray, network: LPIPS) -> np.ndarray:
@@ -32,7 +29,7 @@ def lpips(real: np.ndarray, generated: np.ndarray, network: LPIPS) -> np.ndarray
     """
     if real.shape != generated.shape:
         raise UserError(f"LPIPS needs equal shapes, not {real.shape} and {generated.shape}")
-    with _LOCK:
+    with NETWORK_LOCK:
         maps = network.maps(*(Tensor(frames.astype(np.float32) * 2 - 1) for frames in (real, generated)))
         upsampled = [ops.interpolate(level, size=real.shape[-2:], mode="bilinear") for level in maps]
         return sum(upsampled).mean((1, 2, 3)).asnumpy()

@@ -10,7 +10,6 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import Normal, initializer
 
-from opensora.checkpoint.files import open_state
 from opensora.errors import UserError
 from opensora.models.common.layers import LayerNorm, Linear
 from opensora.models.model_config import ModelConfig
@@ -135,7 +134,6 @@ class DINO(PretrainedModel):
             FileNotFoundError: no such file.
             UserError: other weights.
         """
-        open_state(path)  # its errors name the path
         return cls.from_pretrained(path, config=sizes)
 
     def construct(self, pixels: Tensor) -> Tensor:

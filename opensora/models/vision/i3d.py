@@ -14,7 +14,6 @@ import mindspore as ms
 from mindspore import Parameter, Tensor, nn, ops
 from mindspore.common.initializer import initializer
 
-from opensora.checkpoint.files import open_state
 from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.models.common.layers import Conv3d
 from opensora.models.model_config import ModelConfig
@@ -199,7 +198,6 @@ class I3D(PretrainedModel):
             FileNotFoundError: no such file.
             UserError: other weights.
         """
-        open_state(path)  # its errors name the path
         return cls.from_pretrained(path, config={})
 
     def construct(self, video: Tensor) -> Tensor:
