@@ -15,7 +15,7 @@ from opensora.checkpoint.lazy_tensor import LazyTensor
 from opensora.checkpoint.lora.files import read_settings
 from opensora.checkpoint.lora.names import FACTOR
 from opensora.checkpoint.shape_check import MODEL_TYPES, published_class
-from opensora.config.generations import GENERATIONS, autoencoder_of, generation_of
+from opensora.config.generations import generation_of, generation_of_autoencoder
 from opensora.errors import UserError
 
 DEPTH = 3  # of subfolders that are searched for models
@@ -233,10 +233,8 @@ def describe(path: Path) -> Description:
 
 def _with_release(what: str, config: Config) -> str:
     """`Kind.what` with the release that the config.json tells, in place of several."""
-    generation = generation_of(config)
-    known = (generation.name,) if generation else autoencoder_of(config)
-    task = what.rpartition(", ")[2]
-    return f"{GENERATIONS[known[0]].release}, {task}" if len(known) == 1 else what
+    generation = generation_of(config) or generation_of_autoencoder(config)
+    return f"{generation.release}, {what.rpartition(', ')[2]}" if generation else what
 
 
 def recognize(state: Mapping[str, LazyTensor]) -> Optional[str]:

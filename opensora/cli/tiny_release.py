@@ -110,7 +110,7 @@ assert list(LAYOUTS) == list(GENERATIONS)
 def write_release(folder: Path, version: str) -> list[Path]:
     """Writes the weights of the generation `version` into a new or empty folder; returns the folders of the models."""
     with exclusive_folder(folder):
-        return [path for path in _write(folder, version)]
+        return list(_write(folder, version))
 
 
 def _write(folder: Path, version: str) -> Iterator[Path]:

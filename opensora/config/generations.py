@@ -38,16 +38,15 @@ class Generation:
         release: its name in texts.
         transformer: class of the text-to-video model.
         vae: name of the autoencoder, as `--ae` takes it.
-        text_encoder: its name in texts.
         settings: values of options of sample.py, in place of those of `COMMON_SETTINGS`.
         image_settings: the same for images, in place of those of `settings`.
         zero_snr: the weights were trained with a noise schedule of zero terminal SNR.
         size_step: heights and widths are multiples of this number of pixels.
         cleanings: how often the captions' cleaning is applied to prompts.
-        cuts_texts: texts are cut to the length of the prompt, the negative prompt too, which is longer or shorter, and
-            padding is not masked. The published weights are sampled so, and other padding changes the result.
-        clips_x0: DDIM and DDPM clip the predicted x_0 to [-1, 1]. That is meant for pixels and cuts latents off, but
-            it is what the published program does.
+        cuts_texts: the prompt and the negative prompt are cut to the number of tokens of the prompt, without a mask of
+            padding, as in the published program. Other padding changes the result.
+        clips_x0: DDIM and DDPM clip the predicted x_0 to [-1, 1], as in the published program. That is meant for pixels
+            and harms latents.
         diffusers_spacing: samplers space their timesteps as those of diffusers do by default.
         tiling: of `opensora.models.causal_vae.tiling.PUBLISHED_TILING`, for `--enable_tiling`; None: the autoencoder
             has no tiles in space.
@@ -58,7 +57,6 @@ class Generation:
     release: str
     transformer: str
     vae: str
-    text_encoder: str
     settings: Mapping[str, Any] = field(default_factory=dict)
     image_settings: Mapping[str, Any] = field(default_factory=dict)
     size_step: int = OLDER_SIZE_STEP
@@ -87,7 +85,6 @@ GENERATIONS = {
             "Open-Sora-Plan v1.0",
             "LatteT2V",
             "CausalVAEModel_4x8x8",
-            "T5 v1.1 xxl",
             {**_V1_0_TEXT, **_V1_0_SAMPLING, **_512_PIXELS, "num_sampling_steps": 250},
             {"guidance_scale": 5.0},
             cuts_texts=True,
@@ -100,7 +97,6 @@ GENERATIONS = {
             "Open-Sora-Plan v1.1",
             "LatteT2V",
             "CausalVAEModel_4x8x8",
-            "T5 v1.1 xxl",
             {**_V1_0_TEXT, **_V1_0_SAMPLING, **_512_PIXELS, "num_sampling_steps": 150},
             {"guidance_scale": 5.0, "num_sampling_steps": 50},
             cuts_texts=True,
@@ -113,7 +109,6 @@ GENERATIONS = {
             "Open-Sora-Plan v1.2",
             "OpenSoraT2V",
             "CausalVAEModel_D4_4x8x8",
-            "mT5-xxl",
             {"prompt_template": POSITIVE_V1_2, "prediction_type": "epsilon", "height": 480, "width": 640},
             tiling="v1.2 sampling",
             saving_tiling="v1.2 saving memory",
@@ -123,7 +118,6 @@ GENERATIONS = {
             "Open-Sora-Plan v1.3",
             "OpenSoraT2V_v1_3",
             DEFAULT_VAE,
-            "mT5-xxl",
             {"prompt_template": POSITIVE, "prediction_type": "v_prediction", "fps": 18},
             size_step=SIZE_STEP,
             zero_snr=True,
@@ -140,23 +134,24 @@ def generation_of(config: Mapping[str, Any]) -> Optional[Generation]:
 
     Both v1.0 and v1.1 have the class LatteT2V. Only v1.1 has the key `use_rope`.
     """
-    classes = config.get("_class_name")
-    if classes == "LatteT2V":
+    name = config.get("_class_name")
+    if name == "LatteT2V":
         return GENERATIONS["v1_1" if "use_rope" in config else "v1_0"]
-    if classes in ("OpenSoraInpaint_v1_3",):
+    if name == "OpenSoraInpaint_v1_3":
         return GENERATIONS["v1_3"]
-    return next((generation for generation in GENERATIONS.values() if generation.transformer == classes), None)
+    return next((generation for generation in GENERATIONS.values() if generation.transformer == name), None)
 
 
-def autoencoder_of(config: Mapping[str, Any]) -> tuple[str, ...]:
-    """The names of the generations that have the autoencoder with this config.json; empty if that is not known."""
-    if config.get("_class_name") == "WFVAEModel":
-        return ("v1_3",)
-    if config.get("_class_name") != "CausalVAEModel":
-        return ()
-    if any("Time2x" in name for name in config.get("encoder_spatial_downsample", ())):
-        return ("v1_2",)
-    return ("v1_0",) if config.get("encoder_attention", "AttnBlock3D") == "AttnBlock3D" else ("v1_1",)
+def generation_of_autoencoder(config: Mapping[str, Any]) -> Optional[Generation]:
+    """The generation of the autoencoder with this config.json; None for any other model."""
+    name = config.get("_class_name")
+    if name == "WFVAEModel":
+        return GENERATIONS["v1_3"]
+    if name != "CausalVAEModel":
+        return None
+    if any("Time2x" in layer for layer in config.get("encoder_spatial_downsample", ())):
+        return GENERATIONS["v1_2"]
+    return GENERATIONS["v1_0" if config.get("encoder_attention", "AttnBlock3D") == "AttnBlock3D" else "v1_1"]
 
 
 def get_generation(name: str) -> Generation:

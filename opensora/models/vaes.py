@@ -14,6 +14,7 @@ from opensora.config.families import VAES
 from opensora.config.options import check_choice
 from opensora.errors import UserError
 from opensora.models.causal_vae.model import CausalVAEModel
+from opensora.models.causal_vae.tiling import Tiling
 from opensora.models.wfvae.model import WFVAEModel
 
 VAE = Union[CausalVAEModel, WFVAEModel]
@@ -82,19 +83,21 @@ def get_vae(
     return vae_class(name).from_pretrained(checkpoint or path, dtype=dtype, config=values, weights=weights)
 
 
-def enable_tiling(vae: VAE, use_tiling: bool, overlap: Optional[float] = None) -> None:
+def enable_tiling(vae: VAE, use_tiling: bool, overlap: Optional[float] = None, tiling: Optional[Tiling] = None) -> None:
     """Switches tiling on or off.
 
     Args:
-        overlap: the share of a tile that the next one repeats; None: that of the published model. Only CausalVAE has
-            tiles in space.
+        overlap: the share of a tile that the next one repeats; None: that of `tiling`. Only CausalVAE has tiles in
+            space.
+        tiling: the tiles of a CausalVAE; None: the published ones.
 
     Raises:
-        UserError: tiles that do not meet, or an overlap for another model or without tiling.
+        UserError: tiles that do not meet, or an overlap for another model.
     """
-    if overlap is None:
-        vae.enable_tiling(use_tiling)
+    if isinstance(vae, CausalVAEModel):
+        tiling = tiling or vae.tiling
+        vae.enable_tiling(use_tiling, tiling if overlap is None else replace(tiling, tile_overlap_factor=overlap))
         return
-    if not isinstance(vae, CausalVAEModel):
+    if overlap is not None:
         raise UserError(f"--tile_overlap_factor {overlap}: {type(vae).__name__} has no tiles in space; leave it out")
-    vae.enable_tiling(use_tiling, replace(vae.tiling, tile_overlap_factor=overlap))
+    vae.enable_tiling(use_tiling)

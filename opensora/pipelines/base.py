@@ -24,7 +24,7 @@ from opensora.ops.backend import convolution_dtype
 from opensora.pipelines.denoise import DenoiseSettings, StepNoise, denoise
 from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.lora import LoRAMixin
-from opensora.pipelines.published import cleaned_text, make_scheduler
+from opensora.pipelines.published import cleaned_text, make_scheduler, prompt_text
 from opensora.pipelines.text import TextEmbedding, embed_cut, embed_text, embed_texts
 from opensora.schedulers import Scheduler
 
@@ -168,7 +168,7 @@ class VideoPipeline(LoRAMixin):
         negatives = [cleaned_text(self.generation, self.negative_prompt)] if guidance_scale > 1 else []
         if self.generation.cuts_texts:
             encoder = self.text_encoder.get()
-            return [embed_cut(encoder, self.tokenizer, text, negatives, max_length) for text in templates]
+            return list(embed_cut(encoder, self.tokenizer, templates, negatives, max_length))
         rows = [[*negatives, text] for text in templates]
         texts = list(dict.fromkeys(text for row in rows for text in row))
         encoder = self.text_encoder.get()
@@ -177,7 +177,7 @@ class VideoPipeline(LoRAMixin):
 
     def text_of(self, prompt: str) -> str:
         """A prompt in its template, as the text encoder gets it."""
-        return cleaned_text(self.generation, self.prompt_template.replace("{}", prompt))
+        return prompt_text(self.generation, self.prompt_template, prompt)
 
     def denoise(
         self,

@@ -29,8 +29,13 @@ def make_scheduler(generation: Generation, sample_method: str, **options: Any) -
     return get_scheduler(sample_method, **options)
 
 
+def prompt_text(generation: Generation, template: str, prompt: str) -> str:
+    """A prompt in its template, as the text encoder gets it."""
+    return cleaned_text(generation, template.replace("{}", prompt))
+
+
 def cleaned_text(generation: Generation, text: str) -> str:
-    """A prompt in its template, or a negative prompt, as the text encoder gets it."""
+    """A text as the text encoder gets it."""
     for _ in range(generation.cleanings):
         text = clean_caption(text, support_chinese=False)
     return text

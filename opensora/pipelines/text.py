@@ -97,17 +97,22 @@ def embed_texts(
 
 
 def embed_cut(
-    encoder: MT5EncoderModel, tokenizer: Tokenizer, text: str, others: Sequence[str], max_length: int
-) -> TextEmbedding:
-    """The embeddings of `others`, then of a text, all cut to the tokens of the text (see `Generation.cuts_texts`).
+    encoder: MT5EncoderModel, tokenizer: Tokenizer, texts: Sequence[str], others: Sequence[str], max_length: int
+) -> Iterator[TextEmbedding]:
+    """Yields for each text the embeddings of `others`, then its own, all cut to its tokens (`Generation.cuts_texts`).
 
     The mask has no padding: the states at the padded positions of a shorter text are part of its embedding.
     """
-    ids, mask = tokenizer([*others, text], max_length)
-    length = int(mask[-1].sum())
-    (states,) = encoder.encode([(Tensor(ids[:, :length]), Tensor(mask[:, :length]))])
-    states = states.float().asnumpy()
-    return TextEmbedding(states, np.ones(states.shape[:2], np.int32))
+    step = texts_per_pass(1) if encoder.is_streamed else 1
+    for start in range(0, len(texts), step):
+        batches = []
+        for text in texts[start : start + step]:
+            ids, mask = tokenizer([*others, text], max_length)
+            length = int(mask[-1].sum())
+            batches.append((Tensor(ids[:, :length]), Tensor(mask[:, :length])))
+        for states in encoder.encode(batches):
+            found = states.float().asnumpy()
+            yield TextEmbedding(found, np.ones(found.shape[:2], np.int32))
 
 
 def texts_per_pass(batch_size: int) -> int:

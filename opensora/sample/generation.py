@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Optional
 
 from opensora.checkpoint.files import read_config, resolve_path
 from opensora.config.families import VAES
-from opensora.config.generations import GENERATIONS, LATEST, as_trained, autoencoder_of, generation_of, get_generation
+from opensora.config.generations import LATEST, as_trained, generation_of, generation_of_autoencoder, get_generation
 from opensora.errors import UserError
 
 if TYPE_CHECKING:
@@ -78,11 +78,11 @@ def check_autoencoder(options: SampleOptions, transformer: Mapping[str, Any]) ->
     from opensora.models import CausalVAEModel
     from opensora.models.vaes import published_vae_config
 
-    found = autoencoder_of(read_config(options.ae_path))
-    if found and options.generation.name not in found:
+    found = generation_of_autoencoder(read_config(options.ae_path))
+    if found is not None and found.name != options.generation.name:
         raise UserError(
             f"{options.model_path} holds a transformer of {options.generation.release}, {options.ae_path} an "
-            f"autoencoder of {' or '.join(GENERATIONS[name].release for name in found)}: use weights of one generation"
+            f"autoencoder of {found.release}: use weights of one generation"
         )
     channels = VAES[options.ae][0]
     if transformer.get("in_channels", channels) != channels:
@@ -110,5 +110,6 @@ def check_frames(options: SampleOptions, transformer: Mapping[str, Any]) -> None
 
 def set_tiling(options: SampleOptions, vae: Any) -> None:
     """Applies --enable_tiling and --tile_overlap_factor to an autoencoder."""
-    tiling = options.tiling()
-    vae.enable_tiling(options.enable_tiling, *([] if tiling is None else [tiling]))
+    from opensora.models.vaes import enable_tiling
+
+    enable_tiling(vae, options.enable_tiling, tiling=options.tiling())

@@ -28,7 +28,7 @@ from opensora.pipelines.base import VideoPipeline
 from opensora.pipelines.conditioning import ConditioningFrames, read_conditioning_frames
 from opensora.pipelines.denoise import DenoiseSettings
 from opensora.pipelines.lazy import LazyModel
-from opensora.pipelines.published import cleaned_text, make_scheduler
+from opensora.pipelines.published import cleaned_text, make_scheduler, prompt_text
 from opensora.pipelines.step_cache import calls_note
 from opensora.pipelines.text import note_if_truncated
 from opensora.sample.generation import set_tiling
@@ -317,8 +317,9 @@ def texts_to_embed(options: SampleOptions, samples: Sequence[Sample]) -> Optiona
     if options.caption_refiner or options.decode_latents:
         return None
     prompts = dict.fromkeys(sample.prompt for sample in samples)
-    texts = [options.negative_prompt, *(options.prompt_template.replace("{}", prompt) for prompt in prompts)]
-    return [cleaned_text(options.generation, text) for text in texts]
+    generation, template = options.generation, options.prompt_template
+    texts = [prompt_text(generation, template, prompt) for prompt in prompts]
+    return [cleaned_text(generation, options.negative_prompt), *texts]
 
 
 def _note_truncated_texts(options: SampleOptions, pipeline: VideoPipeline, prompts: Iterable[str]) -> None:

@@ -63,7 +63,7 @@ class SampleOptions:
     )
     model_type: str = _weights(
         "t2v",
-        "t2v, in v1.2 dit: conditioned on text alone; inpaint or i2v: on text and frames",
+        "t2v (dit is its published name in v1.2): conditioned on text; inpaint or i2v: on text and frames",
         choices=(*TEXT_TYPES, *INPAINT_TYPES),
     )
     version: Optional[str] = _weights(

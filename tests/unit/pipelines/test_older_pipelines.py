@@ -48,7 +48,7 @@ def test_samplers_are_built_as_published(version, clips):
 def test_texts_are_cut_to_the_length_of_the_prompt(tmp_path):
     """Also a shorter text, whose states at padded positions are those of the encoder with its padding masked."""
     encoder, tokenizer = MT5EncoderModel.from_pretrained(write_text_encoder(tmp_path)), Tokenizer(tmp_path)
-    cut = embed_cut(encoder, tokenizer, "a red circle", ["", "something much longer"], 300)
+    (cut,) = embed_cut(encoder, tokenizer, ["a red circle"], ["", "something much longer"], 300)
     whole = embed_text(encoder, tokenizer, ["", "something much longer", "a red circle"], 64)
     length = int(whole.mask[2].sum())
     assert cut.states.shape == (3, length, 32) and cut.mask.all()
