@@ -23,7 +23,8 @@ MAX_NEW_TOKENS = 512
 PRECISIONS = ("q8_0", "bf16", "fp16", "fp32")  # of converted weights
 WEIGHT_FORMATS = ("safetensors", "gguf")
 CARDS = ("910a", "910b", "910_93")
-NEW_COLORS = ("cyan",)  # see `opensora.demo.scenes`
+NEW_COLORS, WORLDS = ("cyan",), ("small", "large")  # see `opensora.demo.scenes`
+DEMO_WORLD = "small"  # that of the demo model in the repository
 
 
 @dataclass(frozen=True)
@@ -280,6 +281,9 @@ class DrawAssetsOptions:
 @dataclass(frozen=True)
 class DemoDataOptions:
     output_dir: str = option(help="folder for the data")
+    world: str = option(
+        DEMO_WORLD, "size of the videos: small 64 pixels; large 128, also with two objects and textures", choices=WORLDS
+    )
     clips: int = option(4000, "clips for training")
     pictures: int = option(6000, "images for training")
     held_out: int = option(100, "clips of combinations that training never sees")
@@ -296,6 +300,7 @@ class InspectOptions:
 class NewClipsOptions:
     output_dir: str = option(help="folder for the clips and captions")
     color: str = option("cyan", "the color of the shapes", choices=NEW_COLORS)
+    world: str = option_of(DemoDataOptions, "world")
     clips: int = option(10, "number of clips")
     seed: int = option(0, "seed of their content", type=seed)
 

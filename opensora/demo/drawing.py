@@ -3,66 +3,142 @@
 from __future__ import annotations
 
 import math
+from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
 
-from opensora.demo.scenes import DIRECTIONS, FRAMES, PALETTE, SIDE, Scene
+from opensora.demo.scenes import DIRECTIONS, PALETTE, Object, Scene, World
 
-SUPERSAMPLING = 8  # shapes are drawn this much larger, then downsampled
-TURN = 2 * math.pi / 3  # rotation during a clip
-# Moving shapes pass the center after this fraction of their path. At one half, left and right would differ only in the
-# order of the frames, which a transformer without absolute positions learns last.
+SUPERSAMPLING = 4  # frames are drawn this much larger, then downsampled
+# Moving shapes pass the center of their cell after this fraction of their path, if the cell is large enough. At one
+# half, left and right would differ only in the order of the frames, which a transformer without absolute positions
+# learns last.
 CENTER_TIME = 0.2
+# Lengths in fractions of the frame's side.
+RADII = {1: (0.15, 0.19), 2: (0.125, 0.14)}  # of the circumscribed circle, by the number of objects
+PATH = (0.31, 0.35)
+OFFSET = 0.06  # of the center of a shape from that of its cell
+MARGIN = 0.025  # between shapes and the border of their cells
+PERIOD = 0.125  # of textures
+DOT = 0.03  # radius
+TURN = (0.55 * math.pi, 0.75 * math.pi)  # rotation during a clip, clockwise
+GROWTH = (0.25, 0.33)  # of the radius, from the middle of the clip to its end
+# Shades are darker by this factor; those of black are lighter.
+TEXTURE_SHADE, MARK_SHADE = 0.85, 0.65
 
 
-def draw_clip(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Draws uint8 RGB (FRAMES, SIDE, SIDE, 3). `rng` chooses position and size of the shape."""
-    middle, radius = SIDE / 2, rng.uniform(0.16, 0.21) * SIDE
-    offset = rng.uniform(-0.06, 0.06, 2) * SIDE
-    angle = growth = 0.0
-    path = np.zeros(2)
-    if scene.motion in DIRECTIONS:
-        path = np.array(DIRECTIONS[scene.motion]) * rng.uniform(0.36, 0.42) * SIDE
-    elif scene.motion == "turns":
-        angle = TURN
-    elif scene.motion in ("grows", "shrinks"):
-        growth = rng.uniform(0.5, 0.6) * (1 if scene.motion == "grows" else -1)
-    times = np.linspace(0, 1, FRAMES)
-    centers = [middle + offset + path * (time - CENTER_TIME) for time in times]
-    radii = [radius * (1 + growth * (2 * time - 1)) for time in times]
-    return np.stack([_draw(scene, *frame) for frame in zip(centers, radii, angle * times)])
+class Pose(NamedTuple):
+    """A shape in one frame: center (x, y) and radius in fractions of the frame's side, angle clockwise in radians."""
+
+    center: np.ndarray
+    radius: float
+    angle: float
 
 
-def draw_image(scene: Scene, rng: np.random.Generator) -> np.ndarray:
-    """Draws uint8 RGB (SIDE, SIDE, 3): the shape at any position, of any size that clips have."""
-    center = SIDE / 2 + rng.uniform(-0.25, 0.25, 2) * SIDE
-    return _draw(scene, center, rng.uniform(0.09, 0.3) * SIDE, 0.0)
+def shade(color: str, factor: float) -> np.ndarray:
+    """The other RGB value of a color, in textures and marks: darker by the factor, or lighter if it is black."""
+    value = np.array(PALETTE[color], float)
+    return value * factor if value.max() > 100 else value + 128 * (1 - factor)
 
 
-def _draw(scene: Scene, center: np.ndarray, radius: float, angle: float) -> np.ndarray:
-    """Draws one frame.
+def draw_clip(scene: Scene, rng: np.random.Generator, world: World, frames: Optional[int] = None) -> np.ndarray:
+    """Draws uint8 RGB (T, side, side, 3). `rng` chooses positions and sizes.
 
     Args:
-        center: x, y in pixels.
-        radius: of the circumscribed circle, in pixels.
-        angle: clockwise, in radians.
+        frames: T; default: that of the world. The motion lasts for the whole clip.
     """
-    mask = np.zeros((SIDE * SUPERSAMPLING, SIDE * SUPERSAMPLING), np.float32)
-    if scene.shape == "circle":
-        x, y = np.rint(center * SUPERSAMPLING).astype(int).tolist()
-        cv2.circle(mask, (x, y), round(radius * SUPERSAMPLING), (1.0,), cv2.FILLED)
-    else:
-        outline = center + radius * _corners(scene.shape, angle)
-        cv2.fillPoly(mask, [np.rint(outline * SUPERSAMPLING).astype(np.int32)], (1.0,))
-    coverage = np.asarray(cv2.resize(mask, (SIDE, SIDE), interpolation=cv2.INTER_AREA))[..., None]
-    frame = coverage * PALETTE[scene.color] + (1 - coverage) * PALETTE[scene.background]
-    return np.rint(frame).astype(np.uint8)
+    times = np.linspace(0, 1, frames or world.frames)
+    moving = [_Movement(item, cell, len(scene.objects), rng) for item, cell in zip(scene.objects, _cells(scene, rng))]
+    background = _background(scene, world)
+    return np.stack([_draw(scene, background, [item.pose(time) for item in moving], world) for time in times])
+
+
+def draw_image(scene: Scene, rng: np.random.Generator, world: World) -> np.ndarray:
+    """Draws uint8 RGB (side, side, 3): the shapes at any position in their cells, of any size that clips have."""
+    low, high = RADII[len(scene.objects)]
+    poses = []
+    for center, size in _cells(scene, rng):
+        radius = rng.uniform(low * (1 - GROWTH[1]), high * (1 + GROWTH[1]))
+        poses.append(Pose(center + rng.uniform(-1, 1, 2) * np.maximum(size / 2 - radius - MARGIN, 0), radius, 0.0))
+    return _draw(scene, _background(scene, world), poses, world)
+
+
+def _cells(scene: Scene, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:
+    """Center and size (x, y) of the part of the frame in which each object stays.
+
+    Of two objects the first is on the left or above: paths along a cell's longer side are longer.
+    """
+    if len(scene.objects) == 1:
+        return [(np.full(2, 0.5), np.ones(2))]
+    axes = {int(DIRECTIONS[item.motion][0] != 0) for item in scene.objects if item.motion in DIRECTIONS}
+    axis = axes.pop() if len(axes) == 1 else int(rng.integers(2))  # along which the frame is divided: 0 x, 1 y
+    size = np.where(np.arange(2) == axis, 0.5, 1.0)
+    return [(np.where(np.arange(2) == axis, middle, 0.5), size) for middle in (0.25, 0.75)]
+
+
+class _Movement:
+    """The path, size and rotation of an object in its cell."""
+
+    def __init__(
+        self, item: Object, cell: tuple[np.ndarray, np.ndarray], objects: int, rng: np.random.Generator
+    ):
+        center, size = cell
+        self.radius = rng.uniform(*RADII[objects])
+        self.turn = rng.uniform(*TURN) if item.motion == "turns" else 0.0
+        self.growth = {"grows": 1, "shrinks": -1}.get(item.motion or "", 0) * rng.uniform(*GROWTH)
+        reach = size / 2 - self.radius * (1 + abs(self.growth)) - MARGIN  # of the shape's center from the cell's
+        offset = np.clip(rng.uniform(-OFFSET, OFFSET, 2), -reach, reach)
+        direction = np.array(DIRECTIONS.get(item.motion or "", (0, 0)))
+        length = np.minimum(rng.uniform(*PATH), 2 * reach)
+        end = np.minimum((1 - CENTER_TIME) * length, reach)
+        self.start = center + np.where(direction, direction * (end - length), offset)
+        self.path = direction * length
+
+    def pose(self, time: float) -> Pose:
+        return Pose(
+            self.start + self.path * time, self.radius * (1 + self.growth * (2 * time - 1)), self.turn * time
+        )
+
+
+def _background(scene: Scene, world: World) -> np.ndarray:
+    """uint8 RGB, larger than a frame by SUPERSAMPLING."""
+    side = world.side * SUPERSAMPLING
+    period = PERIOD * side
+    x, y = np.meshgrid(*2 * [(np.arange(side) + 0.5) % period])
+    shaded = np.zeros((side, side), bool)
+    if scene.texture == "striped":
+        shaded = x < period / 2
+    elif scene.texture == "dotted":
+        shaded = np.hypot(x - period / 2, y - period / 2) < DOT * side
+    colors = np.stack([PALETTE[scene.background], shade(scene.background, TEXTURE_SHADE)])
+    return np.rint(colors).astype(np.uint8)[shaded.astype(int)]
+
+
+def _draw(scene: Scene, background: np.ndarray, poses: list[Pose], world: World) -> np.ndarray:
+    canvas = background.copy()
+    for item, pose in zip(scene.objects, poses):
+        outline = _fill(canvas, pose, _corners(item.shape, pose.angle))
+        canvas[outline] = PALETTE[item.color]
+        if world.marked:
+            half = pose.angle + np.array([0.5, 0.5, 1.5, 1.5]) * math.pi  # the lower half, before it turns
+            square = np.stack([np.sin(half), -np.cos(half)], 1)
+            square[1:3] += [-math.sin(pose.angle), math.cos(pose.angle)]
+            canvas[outline & _fill(canvas, pose, square)] = np.rint(shade(item.color, MARK_SHADE))
+    return np.asarray(cv2.resize(canvas, (world.side, world.side), interpolation=cv2.INTER_AREA))
+
+
+def _fill(canvas: np.ndarray, pose: Pose, corners: np.ndarray) -> np.ndarray:
+    """bool (H, W): the polygon of corners (N, 2), relative to the circumscribed circle."""
+    mask = np.zeros(canvas.shape[:2], np.uint8)
+    points = (pose.center + pose.radius * corners) * len(canvas)
+    cv2.fillPoly(mask, [np.rint(points).astype(np.int32)], (1,))
+    return mask.astype(bool)
 
 
 def _corners(shape: str, angle: float) -> np.ndarray:
     """Corners (N, 2), x and y, on the unit circle; the inner corners of a star are closer in. The first points up."""
-    count = {"square": 4, "triangle": 3, "star": 10}[shape]
+    count = {"square": 4, "triangle": 3, "star": 10, "circle": 90}[shape]
     start = angle + (math.pi / 4 if shape == "square" else 0)
     angles = start + 2 * math.pi * np.arange(count) / count
     radii = np.where(np.arange(count) % 2, 0.45, 1.0) if shape == "star" else np.ones(count)

@@ -1,7 +1,9 @@
 """Recognizes the scene of a video from its frames, with classical image processing.
 
-The background is the most common named color at the border, the shape the region that differs from it. Its outline
-determines the kind of shape, and the outline's change over time the motion.
+The background is the most common named color at the border. Every pixel belongs to the background or to the object of
+the nearest color; a color has two shades, and those between them are its own, too. The outline of an object determines
+its shape. The outline's change over time determines the motion, and for rotation the direction in which its shade
+becomes darker.
 """
 
 from __future__ import annotations
@@ -13,73 +15,91 @@ from typing import NamedTuple, Optional
 import cv2
 import numpy as np
 
-from opensora.demo.scenes import COLORS, PALETTE, Scene
+from opensora.demo.drawing import MARK_SHADE, TEXTURE_SHADE, shade
+from opensora.demo.scenes import COLORS, PALETTE, Object, Scene
 
-MIN_COLOR_DISTANCE = 80  # between a pixel of the shape and the background, RGB
-MIN_AREA = 0.01  # of a shape, as a fraction of the frame
-MIN_DISTANCE = 0.12  # of a motion, as a fraction of the frame's side
+MIN_AREA = 0.004  # of a shape, as a fraction of the frame
+RIM = 1 / 64  # of an outline, as a fraction of the frame's side: its mixed pixels may have a third color
+MIN_DISTANCE = 0.1  # of a motion, as a fraction of the frame's side
 MIN_GROWTH = 1.6  # ratio of areas
 MIN_TURN = math.pi / 6
+MIN_MARK = 0.15  # standard deviation of the shade in an object, where 1 is the difference between both shades
+MIN_TEXTURE = 0.15  # the same in the background, averaged over the frames
+MIN_STRIPES = 3.0  # ratio of the variation across and along stripes
 SYMMETRY = {"square": 4, "triangle": 3, "star": 5}  # order of rotational symmetry
 
 
 class Outline(NamedTuple):
-    """The shape in one frame; lengths are fractions of the frame's side."""
+    """An object in one frame; lengths are fractions of the frame's side."""
 
     center: np.ndarray  # x, y
     area: float
     roundness: float  # area / area of the smallest enclosing circle
     solidity: float  # area / area of its convex hull
     points: np.ndarray  # complex, of the contour, relative to the center
+    mark: complex  # where the object is light, relative to the center; 0: it has no mark
 
 
 def read_scene(video: np.ndarray, colors: Collection[str] = tuple(COLORS)) -> Optional[Scene]:
-    """The scene of a video, uint8 RGB (T, H, W, 3), in one of the colors.
+    """The scene of a video, uint8 RGB (T, H, W, 3), its objects and background in some of the colors.
 
-    Its motion is None for a still shape. None if fewer than half of the frames show a shape.
+    The objects are sorted by the names of their colors. The motion of a still one is None. None if no color is that of
+    an object in half of the frames.
     """
-    background = _nearest_color(
-        np.concatenate(
-            [
-                video[:, :2].reshape(-1, 3),
-                video[:, -2:].reshape(-1, 3),
-                video[:, :, :2].reshape(-1, 3),
-                video[:, :, -2:].reshape(-1, 3),
-            ]
-        ),
-        colors,
-    )
-    masks = [_mask(frame, background) for frame in video]
-    outlines = [outline for outline in map(_outline, masks) if outline is not None]
+    names = sorted(colors)
+    video = video.astype(np.float32)
+    rows, columns = video[:, [0, 1, -2, -1]], video[:, :, [0, 1, -2, -1]]
+    border = np.concatenate([rows.reshape(-1, 3), columns.reshape(-1, 3)])
+    distances = np.stack([_shades(border, name, TEXTURE_SHADE)[0] for name in names])
+    background = names[np.bincount(distances.argmin(0), minlength=len(names)).argmax()]
+    others = [name for name in names if name != background]
+    present = [
+        name
+        for name, masks in zip(others, _masks(video, background, others))
+        if 2 * sum(_has_inside(mask) for mask in masks) >= len(video)
+    ]
+    masks = _masks(video, background, present)
+    objects = [_object(video, name, of_name) for name, of_name in zip(present, masks)]
+    found = tuple(item for item in objects if item is not None)
+    return Scene(found, background, _texture(video, background, np.any(masks, 0))) if found else None
+
+
+def _shades(pixels: np.ndarray, color: str, factor: float) -> tuple[np.ndarray, np.ndarray]:
+    """The distance of pixels (..., 3) from the shades of a color, and where between them the nearest is, 0 to 1."""
+    first, axis = np.array(PALETTE[color], np.float32), np.float32(shade(color, factor) - PALETTE[color])
+    position = np.clip((pixels - first) @ axis / (axis @ axis), 0, 1)
+    return np.linalg.norm(pixels - first - position[..., None] * axis, axis=-1), position
+
+
+def _masks(video: np.ndarray, background: str, colors: Collection[str]) -> list[np.ndarray]:
+    """bool (T, H, W) for each color: the pixels that are nearer to it than to the background and the others."""
+    distances = [_shades(video, background, TEXTURE_SHADE)[0]]
+    nearest = np.stack(distances + [_shades(video, name, MARK_SHADE)[0] for name in colors]).argmin(0)
+    return [nearest == 1 + number for number in range(len(colors))]
+
+
+def _has_inside(mask: np.ndarray) -> bool:
+    """Whether more than a rim of bool (H, W) is an object."""
+    width = 1 + 2 * round(RIM * len(mask))
+    return cv2.erode(mask.astype(np.uint8), np.ones((width, width))).mean() > MIN_AREA / 8
+
+
+def _object(video: np.ndarray, color: str, masks: np.ndarray) -> Optional[Object]:
+    """The object in the masks (T, H, W) of its color; None if less than half of them show one."""
+    outlines = [outline for outline in map(_outline, video, masks, [color] * len(video)) if outline is not None]
     if 2 * len(outlines) < len(video):
         return None
-    inside = [frame[cv2.erode(mask, np.ones((3, 3))) > 0] for frame, mask in zip(video, masks)]
-    color = _nearest_color(np.concatenate(inside), set(colors) - {background})
     shape = _shape(outlines)
-    return Scene(color, shape, background, _motion(outlines, shape))
+    return Object(color, shape, _motion(outlines, shape))
 
 
-def _nearest_color(pixels: np.ndarray, known: Collection[str]) -> str:
-    """The name of the most common color."""
-    names = sorted(known)
-    palette = np.array([PALETTE[name] for name in names], float)
-    nearest = np.linalg.norm(pixels[:, None] - palette, axis=-1).argmin(1)
-    return names[np.bincount(nearest, minlength=len(names)).argmax()]
-
-
-def _mask(frame: np.ndarray, background: str) -> np.ndarray:
-    """uint8 (H, W): the largest connected region of another color."""
-    different = np.linalg.norm(frame.astype(float) - PALETTE[background], axis=-1) > MIN_COLOR_DISTANCE
-    _, labels, statistics, _ = cv2.connectedComponentsWithStats(different.astype(np.uint8))
-    if len(statistics) < 2:
-        return np.zeros(frame.shape[:2], np.uint8)
-    return (labels == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
-
-
-def _outline(mask: np.ndarray) -> Optional[Outline]:
-    if mask.mean() < MIN_AREA:
+def _outline(frame: np.ndarray, mask: np.ndarray, color: str) -> Optional[Outline]:
+    """The largest connected region of the mask."""
+    count, labels, statistics, _ = cv2.connectedComponentsWithStats(mask.astype(np.uint8))
+    if count < 2 or statistics[1:, cv2.CC_STAT_AREA].max() < MIN_AREA * mask.size:
         return None
-    upsampled = cv2.resize(mask * 255, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC) // 128
+    region = (labels == 1 + statistics[1:, cv2.CC_STAT_AREA].argmax()).astype(np.uint8)
+    upsampled = cv2.resize(region * 255, None, fx=4, fy=4, interpolation=cv2.INTER_CUBIC) // 128
     contour = max(cv2.findContours(upsampled, cv2.RETR_EXTERNAL, cv2.CHAIN_APPROX_NONE)[0], key=cv2.contourArea)
     area, side = cv2.contourArea(contour), math.sqrt(upsampled.size)
     moments = cv2.moments(contour)
@@ -91,7 +111,17 @@ def _outline(mask: np.ndarray) -> Optional[Outline]:
         area / (math.pi * cv2.minEnclosingCircle(contour)[1] ** 2),
         area / cv2.contourArea(cv2.convexHull(contour)),
         points[:, 0] + 1j * points[:, 1],
+        _mark(frame, region > 0, color),
     )
+
+
+def _mark(frame: np.ndarray, region: np.ndarray, color: str) -> complex:
+    y, x = np.nonzero(region)
+    position = _shades(frame[region], color, MARK_SHADE)[1]
+    if position.std() < MIN_MARK:
+        return 0
+    lightness = position.mean() - position
+    return complex(lightness @ (x - x.mean()), lightness @ (y - y.mean()))
 
 
 def _shape(outlines: list[Outline]) -> str:
@@ -114,11 +144,35 @@ def _motion(outlines: list[Outline], shape: str) -> Optional[str]:
         return f"moves {names[int(path[0 if horizontal else 1] > 0)]}"
     if max(growth, 1 / growth) > MIN_GROWTH:
         return "grows" if growth > 1 else "shrinks"
-    return "turns" if shape in SYMMETRY and abs(_turn(outlines, SYMMETRY[shape])) > MIN_TURN else None
+    return "turns" if abs(_turn(outlines, shape)) > MIN_TURN else None
 
 
-def _turn(outlines: list[Outline], symmetry: int) -> float:
-    """The total rotation in radians, summed over frames, because a rotation by 2 pi / symmetry is not visible."""
-    phases = [np.angle((outline.points**symmetry).sum()) for outline in outlines]
+def _turn(outlines: list[Outline], shape: str) -> float:
+    """The total rotation in radians, summed over frames: that of the marks.
+
+    Without marks it is that of the outline, which shows no rotation of a circle and not how often another shape passes
+    2 pi / symmetry.
+    """
+    marks = [outline.mark for outline in outlines if outline.mark]
+    if 2 * len(marks) > len(outlines):
+        symmetry, phases = 1, [np.angle(mark) for mark in marks]
+    elif shape in SYMMETRY:
+        symmetry = SYMMETRY[shape]
+        phases = [np.angle((outline.points**symmetry).sum()) for outline in outlines]
+    else:
+        return 0.0
     steps = np.angle(np.exp(1j * np.diff(phases)))
     return float(steps.sum()) / symmetry
+
+
+def _texture(video: np.ndarray, background: str, objects: np.ndarray) -> Optional[str]:
+    """Stripes vary across columns only, dots also across rows.
+
+    Args:
+        objects: bool (T, H, W), where the background is hidden.
+    """
+    hidden = np.stack([cv2.dilate(mask.astype(np.uint8), np.ones((3, 3))) for mask in objects]) > 0
+    shades = np.ma.masked_array(_shades(video, background, TEXTURE_SHADE)[1], hidden).mean(0)
+    if shades.std() < MIN_TEXTURE:
+        return None
+    return "striped" if shades.mean(0).std() > MIN_STRIPES * shades.mean(1).std() else "dotted"

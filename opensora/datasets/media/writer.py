@@ -19,6 +19,12 @@ from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 H264: dict[str, Any] = {"codec": "libx264", "pix_fmt_out": "yuv420p", "quality": 6}
+LOSSLESS: dict[str, Any] = {
+    "codec": "libx264rgb",
+    "pix_fmt_out": "rgb24",
+    "quality": None,
+    "output_params": ["-crf", "0", "-preset", "veryfast"],
+}
 GIF: dict[str, Any] = {
     "codec": "gif",
     "pix_fmt_out": "pal8",
@@ -29,24 +35,32 @@ WRITERS = {".mp4": H264, ".m4v": H264, ".mov": H264, ".mkv": H264, ".avi": H264,
 
 
 @contextmanager
-def write_video(path: Union[str, Path], fps: float) -> Iterator[Callable[[np.ndarray], None]]:
+def write_video(path: Union[str, Path], fps: float, lossless: bool = False) -> Iterator[Callable[[np.ndarray], None]]:
     """Opens a video for writing; yields a function that appends frames, uint8 RGB (T, H, W, 3).
 
     H.264, yuv420p, quality 6 (.mp4 .m4v .mov .mkv .avi) or an animated .gif. H.264 in yuv420p requires even sizes: an
     odd height or width is padded by repeating the last row or column. The file is written atomically: it appears when
     the block ends without an error.
 
+    Args:
+        lossless: H.264 of RGB, without loss; few players show it.
+
     Raises:
-        UserError: an unsupported suffix or fps, frames of different sizes, or no frames.
+        UserError: an unsupported suffix or fps, a lossless .gif, frames of different sizes, or no frames.
         OSError: the file could not be written; the message names the cause.
     """
     path = Path(path)
     check_video_suffix(path)
     if not 0 < fps < math.inf:
         raise UserError(f"{path}: a video needs a positive number of frames per second, not {fps}")
+    options = WRITERS[path.suffix.lower()]
+    if lossless:
+        if options is not H264:
+            raise UserError(f"{path}: a lossless video needs another suffix, such as .mp4")
+        options = LOSSLESS
     with atomic_write(path) as temporary:
         temporary.touch()  # fails early if the folder is not writable
-        stream = _FfmpegStream(path, temporary, fps)
+        stream = _FfmpegStream(path, temporary, fps, options)
         try:
             yield stream.write
             stream.finish()
@@ -62,9 +76,8 @@ def check_video_suffix(path: Union[str, Path]) -> None:
 class _FfmpegStream:
     """An ffmpeg process that encodes frames to `temporary`; error messages name `path`."""
 
-    def __init__(self, path: Path, temporary: Path, fps: float):
-        self.path, self.temporary, self.fps = path, temporary, fps
-        self.options = WRITERS[path.suffix.lower()]
+    def __init__(self, path: Path, temporary: Path, fps: float, options: dict[str, Any]):
+        self.path, self.temporary, self.fps, self.options = path, temporary, fps, options
         self.process: Optional[Generator[None, Optional[np.ndarray], None]] = None
         self.shape: tuple[int, ...] = ()
         self.count = 0
