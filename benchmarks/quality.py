@@ -27,7 +27,7 @@ from benchmarks.plot import Panel, log_log  # noqa: E402
 from benchmarks.run import check_folder, markdown, use_cores  # noqa: E402
 from opensora.config.acceleration import parse_cache  # noqa: E402
 from opensora.config.command_line import CommandParser, run_main  # noqa: E402
-from opensora.config.commands import DEMO_MODEL  # noqa: E402
+from opensora.config.commands import DEMO_MODEL, DEMO_WORLD  # noqa: E402
 from opensora.config.options import check_at_least_one  # noqa: E402
 
 IMAGE = ROOT / "docs/images/step_caching.png"
@@ -186,9 +186,10 @@ def parse_args() -> argparse.Namespace:
 def main() -> None:
     args = parse_args()
     use_cores(args.threads)
+    from opensora.demo.scenes import WORLDS
     from opensora.demo.score import prompts
 
-    scenes = prompts(args.count, SEED)
+    scenes = prompts(args.count, SEED, WORLDS[DEMO_WORLD])
     methods = [Method("every step", args.steps)]
     methods += [Method(f"cache {cache}", args.steps, {"cache": cache}) for cache in args.cache]
     methods += [

@@ -31,9 +31,10 @@ from benchmarks.run import markdown, use_cores  # noqa: E402
 from opensora.checkpoint.lazy_tensor import ArrayTensor, ConvertedTensor, LazyTensor  # noqa: E402
 from opensora.cli.full_size_release import TEXT_ENCODER, TRANSFORMER, Component, components  # noqa: E402
 from opensora.config.command_line import CommandParser, run_main  # noqa: E402
-from opensora.config.commands import DEMO_MODEL  # noqa: E402
+from opensora.config.commands import DEMO_MODEL, DEMO_WORLD  # noqa: E402
 from opensora.config.options import check_at_least_one  # noqa: E402
 from opensora.demo.drawing import draw_clip  # noqa: E402
+from opensora.demo.scenes import WORLDS  # noqa: E402
 from opensora.demo.score import ASPECTS, MAX_TOKENS, accuracy, judge, make_videos, prompts  # noqa: E402
 from opensora.metrics.psnr_ssim import psnr  # noqa: E402
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel  # noqa: E402
@@ -246,11 +247,11 @@ def byte_table() -> str:
 
 def demo_table() -> str:
     """The errors of the demo model's transformer and text encoder: states and predictions for prompts of its domain."""
-    scenes = prompts(len(TIMESTEPS), seed=0)
+    scenes = prompts(len(TIMESTEPS), 0, WORLDS[DEMO_WORLD])
     ids, mask = Tokenizer(DEMO_MODEL / "text_encoder")([scene.caption() for scene in scenes], MAX_TOKENS)
     text_encoder = demo_weights(MT5EncoderModel, "text_encoder")
     states = encode_text(text_encoder.hold("fp32").model, ids, mask)
-    videos = np.stack([draw_clip(scene, np.random.default_rng(0)) for scene in scenes]) / 127.5 - 1
+    videos = np.stack([draw_clip(scene, np.random.default_rng(0), WORLDS[DEMO_WORLD]) for scene in scenes]) / 127.5 - 1
     vae = WFVAEModel.from_pretrained(DEMO_MODEL / "vae").set_train(False)
     video = Tensor(videos.transpose(0, 4, 1, 2, 3).astype(np.float32))
     latents = vae.normalize(vae.encode(video).mode()).asnumpy()
@@ -276,7 +277,7 @@ def score_table(count: int, steps: int) -> str:
     """Latents, videos and score of the demo model with transformer and text encoder in each format."""
     sources = demo_weights(OpenSoraT2V_v1_3, "transformer"), demo_weights(MT5EncoderModel, "text_encoder")
     head = ["weights", "int8", "latents", "PSNR, mean", "PSNR, least", *ASPECTS]
-    rows, scenes, reference = [], prompts(count, SCORE_SEED), None
+    rows, scenes, reference = [], prompts(count, SCORE_SEED, WORLDS[DEMO_WORLD]), None
     for weights in FORMATS:
         transformer, text_encoder = [source.hold(weights) for source in sources]
         pipeline = RecordingPipeline(

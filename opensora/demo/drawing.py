@@ -80,9 +80,7 @@ def _cells(scene: Scene, rng: np.random.Generator) -> list[tuple[np.ndarray, np.
 class _Movement:
     """The path, size and rotation of an object in its cell."""
 
-    def __init__(
-        self, item: Object, cell: tuple[np.ndarray, np.ndarray], objects: int, rng: np.random.Generator
-    ):
+    def __init__(self, item: Object, cell: tuple[np.ndarray, np.ndarray], objects: int, rng: np.random.Generator):
         center, size = cell
         self.radius = rng.uniform(*RADII[objects])
         self.turn = rng.uniform(*TURN) if item.motion == "turns" else 0.0
@@ -96,9 +94,7 @@ class _Movement:
         self.path = direction * length
 
     def pose(self, time: float) -> Pose:
-        return Pose(
-            self.start + self.path * time, self.radius * (1 + self.growth * (2 * time - 1)), self.turn * time
-        )
+        return Pose(self.start + self.path * time, self.radius * (1 + self.growth * (2 * time - 1)), self.turn * time)
 
 
 def _background(scene: Scene, world: World) -> np.ndarray:

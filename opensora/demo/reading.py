@@ -1,23 +1,24 @@
 """Recognizes the scene of a video from its frames, with classical image processing.
 
-The background is the most common named color at the border. Every pixel belongs to the background or to the object of
-the nearest color; a color has two shades, and those between them are its own, too. The outline of an object determines
-its shape. The outline's change over time determines the motion, and for rotation the direction in which its shade
-becomes darker.
+The background is the most common named color at the border. Each pixel belongs to the background, or to the object that
+has the nearest color in one of its two shades. The outline of an object determines its shape. The outline's change over
+time determines the motion; the side on which an object is lighter shows its rotation.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from typing import NamedTuple, Optional
 
 import cv2
 import numpy as np
+from numpy.typing import ArrayLike
 
 from opensora.demo.drawing import MARK_SHADE, TEXTURE_SHADE, shade
 from opensora.demo.scenes import COLORS, PALETTE, Object, Scene
 
+STEP = 4  # of the frames in which colors are searched
 MIN_AREA = 0.004  # of a shape, as a fraction of the frame
 RIM = 1 / 64  # of an outline, as a fraction of the frame's side: its mixed pixels may have a third color
 MIN_DISTANCE = 0.1  # of a motion, as a fraction of the frame's side
@@ -50,13 +51,13 @@ def read_scene(video: np.ndarray, colors: Collection[str] = tuple(COLORS)) -> Op
     video = video.astype(np.float32)
     rows, columns = video[:, [0, 1, -2, -1]], video[:, :, [0, 1, -2, -1]]
     border = np.concatenate([rows.reshape(-1, 3), columns.reshape(-1, 3)])
-    distances = np.stack([_shades(border, name, TEXTURE_SHADE)[0] for name in names])
-    background = names[np.bincount(distances.argmin(0), minlength=len(names)).argmax()]
+    background = names[np.bincount(_nearest(border, [PALETTE[name] for name in names])).argmax()]
     others = [name for name in names if name != background]
+    some = video[::STEP]
     present = [
         name
-        for name, masks in zip(others, _masks(video, background, others))
-        if 2 * sum(_has_inside(mask) for mask in masks) >= len(video)
+        for name, masks in zip(others, _masks(some, background, others))
+        if 2 * sum(_inside(mask).mean() > MIN_AREA / 8 for mask in masks) >= len(some)
     ]
     masks = _masks(video, background, present)
     objects = [_object(video, name, of_name) for name, of_name in zip(present, masks)]
@@ -64,24 +65,31 @@ def read_scene(video: np.ndarray, colors: Collection[str] = tuple(COLORS)) -> Op
     return Scene(found, background, _texture(video, background, np.any(masks, 0))) if found else None
 
 
-def _shades(pixels: np.ndarray, color: str, factor: float) -> tuple[np.ndarray, np.ndarray]:
-    """The distance of pixels (..., 3) from the shades of a color, and where between them the nearest is, 0 to 1."""
-    first, axis = np.array(PALETTE[color], np.float32), np.float32(shade(color, factor) - PALETTE[color])
-    position = np.clip((pixels - first) @ axis / (axis @ axis), 0, 1)
-    return np.linalg.norm(pixels - first - position[..., None] * axis, axis=-1), position
+def _nearest(pixels: np.ndarray, values: Sequence[ArrayLike]) -> np.ndarray:
+    """The index of the nearest RGB value for each pixel (..., 3)."""
+    matrix = np.asarray(values, np.float32)
+    return (pixels @ matrix.T - np.square(matrix).sum(1) / 2).argmax(-1)
 
 
 def _masks(video: np.ndarray, background: str, colors: Collection[str]) -> list[np.ndarray]:
     """bool (T, H, W) for each color: the pixels that are nearer to it than to the background and the others."""
-    distances = [_shades(video, background, TEXTURE_SHADE)[0]]
-    nearest = np.stack(distances + [_shades(video, name, MARK_SHADE)[0] for name in colors]).argmin(0)
-    return [nearest == 1 + number for number in range(len(colors))]
+    shades = [PALETTE[background], shade(background, TEXTURE_SHADE)]
+    for name in colors:
+        shades += [PALETTE[name], shade(name, MARK_SHADE)]
+    nearest = _nearest(video, shades) // 2
+    return [nearest == number for number in range(1, 1 + len(colors))]
 
 
-def _has_inside(mask: np.ndarray) -> bool:
-    """Whether more than a rim of bool (H, W) is an object."""
+def _darkness(pixels: np.ndarray, color: str, factor: float) -> np.ndarray:
+    """Where pixels (..., 3) are between the shades of a color: 0 for its own, 1 for the other."""
+    first, axis = np.float32(PALETTE[color]), np.float32(shade(color, factor) - PALETTE[color])
+    return np.clip((pixels - first) @ axis / (axis @ axis), 0, 1)
+
+
+def _inside(mask: np.ndarray) -> np.ndarray:
+    """bool (H, W) without its rim."""
     width = 1 + 2 * round(RIM * len(mask))
-    return cv2.erode(mask.astype(np.uint8), np.ones((width, width))).mean() > MIN_AREA / 8
+    return cv2.erode(mask.astype(np.uint8), np.ones((width, width))) > 0
 
 
 def _object(video: np.ndarray, color: str, masks: np.ndarray) -> Optional[Object]:
@@ -116,11 +124,13 @@ def _outline(frame: np.ndarray, mask: np.ndarray, color: str) -> Optional[Outlin
 
 
 def _mark(frame: np.ndarray, region: np.ndarray, color: str) -> complex:
-    y, x = np.nonzero(region)
-    position = _shades(frame[region], color, MARK_SHADE)[1]
-    if position.std() < MIN_MARK:
+    """Where the region is light, relative to its center, times the number of its pixels; 0 without a mark."""
+    inside = _inside(region)
+    y, x = np.nonzero(inside)
+    darkness = _darkness(frame[inside], color, MARK_SHADE)
+    if len(darkness) == 0 or darkness.std() < MIN_MARK:
         return 0
-    lightness = position.mean() - position
+    lightness = darkness.mean() - darkness
     return complex(lightness @ (x - x.mean()), lightness @ (y - y.mean()))
 
 
@@ -172,7 +182,7 @@ def _texture(video: np.ndarray, background: str, objects: np.ndarray) -> Optiona
         objects: bool (T, H, W), where the background is hidden.
     """
     hidden = np.stack([cv2.dilate(mask.astype(np.uint8), np.ones((3, 3))) for mask in objects]) > 0
-    shades = np.ma.masked_array(_shades(video, background, TEXTURE_SHADE)[1], hidden).mean(0)
+    shades = np.ma.masked_array(_darkness(video, background, TEXTURE_SHADE), hidden).mean(0)
     if shades.std() < MIN_TEXTURE:
         return None
     return "striped" if shades.mean(0).std() > MIN_STRIPES * shades.mean(1).std() else "dotted"

@@ -51,10 +51,7 @@ class World:
     marked: bool = False
 
 
-WORLDS = {
-    "small": World(64),
-    "large": World(128, pairs=0.4, textures=(None, *TEXTURES), marked=True),
-}
+WORLDS = {"small": World(64), "large": World(128, pairs=0.4, textures=(None, *TEXTURES), marked=True)}
 
 
 def world_of_side(side: int) -> World:
@@ -136,9 +133,7 @@ def scenes(held_out: bool, world: World) -> list[Scene]:
     ]
 
 
-def sample_scenes(
-    count: int, held_out: bool, rng: np.random.Generator, world: World, objects: int = 1
-) -> list[Scene]:
+def sample_scenes(count: int, held_out: bool, rng: np.random.Generator, world: World, objects: int = 1) -> list[Scene]:
     """`count` scenes in random order; a scene of one object repeats only after all have occurred.
 
     Args:

@@ -2,8 +2,9 @@
 
     python -m opensora.demo.score --count 100 --guidance_scale 1 4
 
-Half of the prompts are combinations of color, shape and background that are excluded from training. With --new_color
-there are further ones, in a color that was learned by fine-tuning.
+Half of the prompts have combinations of color, shape and background that are excluded from training. If the model was
+trained on two objects, there are as many prompts with two. With --new_color there are further ones, in a color that was
+learned by fine-tuning.
 """
 
 from __future__ import annotations
@@ -12,6 +13,7 @@ import argparse
 import json
 from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
+from itertools import permutations
 from pathlib import Path
 from typing import TYPE_CHECKING, Optional
 
@@ -21,7 +23,18 @@ from tqdm import tqdm
 from opensora.config.command_line import parse_flags, run_main
 from opensora.config.commands import ScoreOptions
 from opensora.config.device import DeviceOptions
-from opensora.demo.scenes import COLORS, DIRECTIONS, FRAMES, NEW_COLORS, SIDE, Scene, new_scenes, sample_scenes
+from opensora.demo.scenes import (
+    COLORS,
+    DIRECTIONS,
+    NEW_COLORS,
+    STRIDE,
+    Object,
+    Scene,
+    World,
+    new_scenes,
+    sample_scenes,
+    world_of_side,
+)
 from opensora.utils.files import atomic_write
 from opensora.utils.folder_lock import exclusive_folder
 
@@ -33,21 +46,40 @@ if TYPE_CHECKING:
 
 BATCH_SIZE = 20
 MAX_TOKENS = 24  # per prompt, as in training
-ASPECTS = ("color", "background", "shape", "direction", "motion", "everything")
+ASPECTS = ("color", "background", "texture", "shape", "direction", "motion", "everything")
 
 
 def judge(scene: Scene, video: np.ndarray, colors: Collection[str] = tuple(COLORS)) -> dict[str, bool]:
-    """Which aspects of the scene a video, uint8 (T, H, W, 3), matches. `direction` is only for scenes with one."""
+    """Which aspects of the scene a video, uint8 (T, H, W, 3), matches. `direction` is only for scenes with one.
+
+    An aspect of objects is that of all of them, and none matches if their number differs.
+    """
     from opensora.demo.reading import read_scene
 
     found = read_scene(video, colors)
     matches = {
-        name: found is not None and getattr(found, name) == getattr(scene, name)
-        for name in ("color", "background", "shape", "motion")
+        name: found is not None and getattr(found, name) == getattr(scene, name) for name in ("background", "texture")
     }
-    if scene.motion in DIRECTIONS:
-        matches["direction"] = matches["motion"]
-    return {**matches, "everything": found == scene}
+    orders: list[Sequence[Object]] = [()]
+    if found is not None and len(found.objects) == len(scene.objects):
+        orders = list(permutations(found.objects))
+    matches.update(
+        max((_matching(scene.objects, order) for order in orders), key=lambda aspects: sum(aspects.values()))
+    )
+    return {**matches, "everything": all(matches.values())}
+
+
+def _matching(asked: Sequence[Object], found: Sequence[Object]) -> dict[str, bool]:
+    """Which aspects of the objects are those of the found ones, in their order; none if nothing was found."""
+    pairs = list(zip(asked, found))
+    matches = {
+        name: bool(pairs) and all(getattr(item, name) == getattr(other, name) for item, other in pairs)
+        for name in ("color", "shape", "motion")
+    }
+    if any(item.motion in DIRECTIONS for item in asked):
+        directed = [(item, other) for item, other in pairs if item.motion in DIRECTIONS]
+        matches["direction"] = bool(directed) and all(item.motion == other.motion for item, other in directed)
+    return matches
 
 
 def accuracy(judgements: Sequence[dict[str, bool]]) -> dict[str, float]:
@@ -56,11 +88,12 @@ def accuracy(judgements: Sequence[dict[str, bool]]) -> dict[str, float]:
     return {name: float(np.mean(values)) for name, values in found.items() if values}
 
 
-def prompts(count: int, seed: int) -> list[Scene]:
-    """`count` scenes; every second one is a held-out combination."""
+def prompts(count: int, seed: int, world: World, objects: int = 1) -> list[Scene]:
+    """`count` scenes; every second one has a held-out combination."""
     rng = np.random.default_rng(seed)
     seen, held_out = (
-        sample_scenes(size, is_held_out, rng) for size, is_held_out in ((count - count // 2, False), (count // 2, True))
+        sample_scenes(size, is_held_out, rng, world, objects)
+        for size, is_held_out in ((count - count // 2, False), (count // 2, True))
     )
     return [scene for pair in zip(seen, held_out) for scene in pair] + seen[len(held_out) :]
 
@@ -74,7 +107,8 @@ def make_videos(
     from opensora.pipelines.denoise import denoise
 
     transformer = pipeline.transformer.get()
-    shape = (transformer.config.out_channels, (FRAMES - 1) // 4 + 1, SIDE // 8, SIDE // 8)
+    config = transformer.config
+    shape = (config.out_channels, config.sample_size_t, config.sample_size_h, config.sample_size_w)
     for first in range(0, len(scenes), BATCH_SIZE):
         captions = [scene.caption() for scene in scenes[first : first + BATCH_SIZE]]
         negative = [pipeline.negative_prompt] * len(captions) if guidance_scale > 1 else []
@@ -117,12 +151,18 @@ def score(
         from opensora.datasets.media import save_grid
 
         save_grid(sheet, videos[:16])
-    colors = [*COLORS, *sorted({scene.color for scene in scenes} & NEW_COLORS.keys())]
+    colors = [*COLORS, *sorted({item.color for scene in scenes for item in scene.objects} & NEW_COLORS.keys())]
     judgements: dict[str, list[dict[str, bool]]] = {}
     for scene, video in zip(scenes, videos):
-        kind = "new color" if scene.color in NEW_COLORS else "held out" if scene.is_held_out else "seen"
-        judgements.setdefault(kind, []).append(judge(scene, video, colors))
+        judgements.setdefault(_kind(scene), []).append(judge(scene, video, colors))
     return {kind: accuracy(of_kind) for kind, of_kind in judgements.items()}
+
+
+def _kind(scene: Scene) -> str:
+    """The row of the table."""
+    if any(item.color in NEW_COLORS for item in scene.objects):
+        return "new color"
+    return f"{'two, ' if len(scene.objects) > 1 else ''}{'held out' if scene.is_held_out else 'seen'}"
 
 
 def main() -> None:
@@ -150,9 +190,12 @@ def score_model(args: argparse.Namespace, dev: Device, folder: Optional[Path]) -
     )
     for spec in args.lora:
         pipeline.load_lora(*spec)
-    scenes = prompts(args.count, args.seed)
+    world = world_of_side(STRIDE * pipeline.transformer.get().config.sample_size_h)
+    scenes = prompts(args.count, args.seed, world)
+    if world.pairs:
+        scenes += prompts(args.count, args.seed, world, objects=2)
     if args.new_color:
-        scenes += new_scenes(args.new_color, args.new_count, np.random.default_rng(args.seed))
+        scenes += new_scenes(args.new_color, args.new_count, np.random.default_rng(args.seed), world)
     results = {}
     for scale in args.guidance_scale:
         sheet = folder / f"guidance_{scale:g}.png" if folder else None

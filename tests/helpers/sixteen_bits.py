@@ -18,8 +18,9 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor
 
+from opensora.config.commands import DEMO_WORLD
 from opensora.demo.drawing import draw_clip
-from opensora.demo.scenes import scenes
+from opensora.demo.scenes import WORLDS, scenes
 from opensora.models import MT5EncoderModel, OpenSoraT2V_v1_3, WFVAEModel
 from opensora.models.text_encoder.tokenizer import Tokenizer
 
@@ -67,11 +68,11 @@ def measure(count: int) -> dict[str, dict[str, np.ndarray]]:
     rounded = {"fp16": DemoModels(ms.float16), "bf16": DemoModels(ms.bfloat16)}
     tokenizer = Tokenizer(DEMO / "text_encoder")
     rng = np.random.default_rng(0)
-    every = scenes(held_out=True)
+    every = scenes(True, WORLDS[DEMO_WORLD])
     errors: dict[str, dict[str, list]] = {name: {} for name in rounded}
     for index in range(count):
         scene = every[index * len(every) // count]
-        video = (draw_clip(scene, rng).transpose(3, 0, 1, 2)[None] / 127.5 - 1).astype(np.float32)
+        video = (draw_clip(scene, rng, WORLDS[DEMO_WORLD]).transpose(3, 0, 1, 2)[None] / 127.5 - 1).astype(np.float32)
         ids, mask = tokenizer([scene.caption()], 32)
         states = exact.encode_text(ids, mask)
         latents = exact.encode(video)

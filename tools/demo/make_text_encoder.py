@@ -19,22 +19,24 @@ import sentencepiece
 try:
     from opensora.config.command_line import parse_flags, run_main
     from opensora.config.commands import DemoTextEncoderOptions
-    from opensora.demo.scenes import scenes
+    from opensora.demo.scenes import WORLDS, mixed_scenes
 except ModuleNotFoundError as error:
     sys.exit(f"error: {error}; in the folder of the clone, run: pip install -e . (or: bash scripts/setup.sh)")
 
 SIZES = dict(
-    d_model=128,
+    d_model=192,
     d_kv=32,
-    d_ff=256,
+    d_ff=384,
     num_layers=2,
-    num_heads=4,
+    num_heads=12,
     relative_attention_num_buckets=32,
     relative_attention_max_distance=64,
 )
-VOCABULARY = 130  # pieces: enough for one per word
+VOCABULARY = 140  # pieces: enough for one per word
 BIAS_SPREAD = 3.0  # standard deviation: one distance gets most of a head's attention
-
+# Factor of attention's results. A linear probe of a shape's state reads its own color with an accuracy of 1.00 and the
+# background's with 0.89 from captions of two objects; with a factor of 1, 8 heads and 128 channels 0.6 and 0.4.
+ATTENTION_SPREAD = 4.0
 
 if TYPE_CHECKING:
     from opensora.models import MT5EncoderModel
@@ -42,8 +44,10 @@ if TYPE_CHECKING:
 
 def make_vocabulary(folder: Path) -> int:
     """Writes spiece.model with mT5's special pieces; returns the vocabulary size."""
-    captions = [scene.caption(order) for scene in scenes(False) + scenes(True) for order in (False, True)]
-    words = sorted({word for caption in captions for word in caption.split()})
+    rng = np.random.default_rng(0)
+    words = sorted(
+        {word for scene in mixed_scenes(2000, False, rng, WORLDS["large"]) for word in scene.caption().split()}
+    )
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(words),
         model_prefix=str(folder / "spiece"),
@@ -73,7 +77,11 @@ def make_encoder(vocabulary: int) -> MT5EncoderModel:
         elif "layer_norm" in name:
             continue
         else:
-            spread = value.shape[1] ** -0.5 * (SIZES["d_kv"] ** -0.5 if name.endswith(".q.weight") else 1)
+            spread = value.shape[1] ** -0.5
+            if name.endswith(".q.weight"):
+                spread *= SIZES["d_kv"] ** -0.5
+            elif name.endswith(".o.weight"):
+                spread *= ATTENTION_SPREAD
         state[name] = rng.normal(0, spread, value.shape).astype(np.float32)
     for alias in encoder.aliases:
         state.pop(alias, None)
