@@ -286,6 +286,7 @@ class DemoDataOptions:
     )
     clips: int = option(4000, "clips for training")
     pictures: int = option(6000, "images for training")
+    details: int = option(2000, "parts of further clips, for training of the autoencoder")
     held_out: int = option(100, "clips of combinations that training never sees")
 
 

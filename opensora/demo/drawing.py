@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 from typing import NamedTuple, Optional
 
 import cv2
@@ -62,6 +63,19 @@ def draw_image(scene: Scene, rng: np.random.Generator, world: World) -> np.ndarr
         radius = rng.uniform(low * (1 - GROWTH[1]), high * (1 + GROWTH[1]))
         poses.append(Pose(center + rng.uniform(-1, 1, 2) * np.maximum(size / 2 - radius - MARGIN, 0), radius, 0.0))
     return _draw(scene, _background(scene, world), poses, world)
+
+
+def detail_window(scene: Scene, clip: np.ndarray, rng: np.random.Generator, world: World) -> tuple[slice, ...]:
+    """Indices of a part of a clip (T, H, W, 3) of half its height and width, around a part of an object.
+
+    It begins at a multiple of the textures' period, so that these lie in it as in the clip.
+    """
+    background = draw_clip(replace(scene, objects=()), rng, world, frames=1)
+    positions = np.argwhere((clip != background).any(-1))[:, 1:]
+    corner = rng.choice(positions) - rng.uniform(0.2, 0.8, 2) * world.side / 2
+    step = PERIOD * world.side
+    row, column = (np.rint(np.clip(corner, 0, world.side / 2) / step) * step).astype(int)
+    return slice(None), slice(row, row + world.side // 2), slice(column, column + world.side // 2)
 
 
 def _cells(scene: Scene, rng: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray]]:

@@ -231,6 +231,7 @@ def test_judge_of_two_objects(rng):
 def test_generated_data_matches_its_captions(tmp_path, run):
     """Training data has no held-out scenes; a second run changes nothing."""
     flags = ("tools/demo/make_data.py", "--output_dir", tmp_path, "--clips", 5, "--pictures", 4, "--held_out", 3)
+    flags += ("--details", 4)
     for command in (flags, ("opensora/demo/score.py", "--output_dir", tmp_path, "--model_path", "/nowhere")):
         with exclusive_folder(tmp_path):
             refused = run(*command)
@@ -247,7 +248,12 @@ def test_generated_data_matches_its_captions(tmp_path, run):
     for entry in entries:
         with VideoReader(tmp_path / "train/clips" / entry["path"]) as video:
             assert read_scene(np.asarray(video.read(range(SMALL.frames)))) == known[entry["cap"]]
+    for path in (tmp_path / "train/details").iterdir():
+        with VideoReader(path) as video:
+            frames = np.asarray(video.read(range(SMALL.frames)))
+        assert frames.shape == (17, 32, 32, 3) and (frames != frames[0, 0, 0]).any()
     before = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")}
+    assert len(before) == 5 + 3 + 4
     assert run(*map(str, flags)).returncode == 0
     assert {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*.mp4")} == before
     assert json.loads((tmp_path / "train/captions.json").read_text()) == entries
