@@ -73,7 +73,7 @@ def _nearest(pixels: np.ndarray, values: Sequence[ArrayLike]) -> np.ndarray:
 
 def _masks(video: np.ndarray, background: str, colors: Collection[str]) -> list[np.ndarray]:
     """bool (T, H, W) for each color: the pixels that are nearer to it than to the background and the others."""
-    shades = [PALETTE[background], shade(background, TEXTURE_SHADE)]
+    shades: list[ArrayLike] = [PALETTE[background], shade(background, TEXTURE_SHADE)]
     for name in colors:
         shades += [PALETTE[name], shade(name, MARK_SHADE)]
     nearest = _nearest(video, shades) // 2
@@ -82,7 +82,8 @@ def _masks(video: np.ndarray, background: str, colors: Collection[str]) -> list[
 
 def _darkness(pixels: np.ndarray, color: str, factor: float) -> np.ndarray:
     """Where pixels (..., 3) are between the shades of a color: 0 for its own, 1 for the other."""
-    first, axis = np.float32(PALETTE[color]), np.float32(shade(color, factor) - PALETTE[color])
+    first, second = (np.array(value, np.float32) for value in (PALETTE[color], shade(color, factor)))
+    axis = second - first
     return np.clip((pixels - first) @ axis / (axis @ axis), 0, 1)
 
 

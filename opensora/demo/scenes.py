@@ -152,12 +152,11 @@ def mixed_scenes(count: int, held_out: bool, rng: np.random.Generator, world: Wo
 
 def new_scenes(color: str, count: int, rng: np.random.Generator, world: World) -> list[Scene]:
     """`count` scenes with shapes of a new color. Each shape, background and motion is about as frequent as others."""
-    backgrounds, shapes, motions, textures = (
-        _balanced(values, count, rng) for values in (tuple(COLORS), SHAPES, MOTIONS, world.textures)
-    )
+    backgrounds, shapes, motions = (_balanced(values, count, rng) for values in (tuple(COLORS), SHAPES, MOTIONS))
+    textures = _balanced(world.textures, count, rng)
     objects = [Object(color, shape, motion) for shape, motion in zip(shapes, motions)]
     visible = [item if _is_visible(item, world) else replace(item, shape="square") for item in objects]
-    return [Scene((item,), *rest) for item, *rest in zip(visible, backgrounds, textures)]
+    return [Scene((item,), name, texture) for item, name, texture in zip(visible, backgrounds, textures)]
 
 
 def _with_partner(scene: Scene, held_out: bool, world: World, rng: np.random.Generator) -> Scene:
