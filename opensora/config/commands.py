@@ -262,7 +262,9 @@ class ScoreOptions:
     model_path: str = option(str(DEMO_MODEL / "transformer"), "folder of the diffusion transformer")
     ae_path: str = option(str(DEMO_MODEL / "vae"), "folder of the autoencoder")
     text_encoder_name_1: str = option(str(DEMO_MODEL / "text_encoder"), "folder of the text encoder")
-    count: int = option(100, "prompts, half of them held-out combinations")
+    count: int = option(
+        100, "prompts, half of them held-out combinations; as many with two objects, if the model was trained on them"
+    )
     guidance_scale: Sequence[float] = option((1.0, 4.0), "guidance scales to score")
     num_sampling_steps: int = option(50, "steps of the sampler")
     output_dir: Optional[str] = option(None, "also write contact sheets and the scores as json to this folder")
