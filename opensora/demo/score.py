@@ -63,10 +63,13 @@ def judge(scene: Scene, video: np.ndarray, colors: Collection[str] = tuple(COLOR
     orders: list[Sequence[Object]] = [()]
     if found is not None and len(found.objects) == len(scene.objects):
         orders = list(permutations(found.objects))
-    matches.update(
-        max((_matching(scene.objects, order) for order in orders), key=lambda aspects: sum(aspects.values()))
-    )
+    matches.update(_most([_matching(scene.objects, order) for order in orders]))
     return {**matches, "everything": all(matches.values())}
+
+
+def _most(candidates: Sequence[dict[str, bool]]) -> dict[str, bool]:
+    """The first with the most matches."""
+    return max(candidates, key=lambda matches: sum(matches.values()))
 
 
 def _matching(asked: Sequence[Object], found: Sequence[Object]) -> dict[str, bool]:
