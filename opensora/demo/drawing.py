@@ -17,14 +17,14 @@ SUPERSAMPLING = 4  # frames are drawn this much larger, then downsampled
 # learns last.
 CENTER_TIME = 0.2
 # Lengths in fractions of the frame's side.
-RADII = {1: (0.15, 0.19), 2: (0.125, 0.14)}  # of the circumscribed circle, by the number of objects
+RADII = {1: (0.17, 0.2), 2: (0.14, 0.15)}  # of the circumscribed circle, by the number of objects
 PATH = (0.31, 0.35)
 OFFSET = 0.06  # of the center of a shape from that of its cell
 MARGIN = 0.025  # between shapes and the border of their cells
 PERIOD = 0.125  # of textures
 DOT = 0.03  # radius
 TURN = (0.55 * math.pi, 0.75 * math.pi)  # rotation during a clip, clockwise
-GROWTH = (0.25, 0.33)  # of the radius, from the middle of the clip to its end
+GROWTH = (0.2, 0.27)  # of the radius, from the middle of the clip to its end
 # Shades are darker by this factor; those of black are lighter.
 TEXTURE_SHADE, MARK_SHADE = 0.85, 0.65
 

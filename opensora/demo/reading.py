@@ -21,8 +21,8 @@ from opensora.demo.scenes import COLORS, PALETTE, Object, Scene
 STEP = 4  # of the frames in which colors are searched
 MIN_AREA = 0.004  # of a shape, as a fraction of the frame
 RIM = 1 / 64  # of an outline, as a fraction of the frame's side: its mixed pixels may have a third color
-MIN_DISTANCE = 0.1  # of a motion, as a fraction of the frame's side
-MIN_GROWTH = 1.6  # ratio of areas
+MIN_DISTANCE = 0.08  # of a motion, as a fraction of the frame's side
+MIN_GROWTH = 1.5  # ratio of areas
 MIN_TURN = math.pi / 6
 MIN_MARK = 0.15  # standard deviation of the shade in an object, where 1 is the difference between both shades
 MIN_TEXTURE = 0.15  # the same in the background, averaged over the frames
