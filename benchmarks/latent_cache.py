@@ -61,7 +61,7 @@ def main() -> None:
     args = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        counts = f"--clips {args.clips} --pictures 1 --held_out 1".split()
+        counts = f"--clips {args.clips} --pictures 1 --details 1 --held_out 1".split()
         run("tools/demo/make_data.py", "--output_dir", folder / "data", *counts)
         data = ("--data", folder / "data/train.txt", "--cache_dir", folder / "cache", *DATA.split())
         seconds = run("-m", "opensora.cli", "encode", *data, *MODELS, "--output", folder / "latents")
