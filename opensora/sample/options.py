@@ -11,7 +11,7 @@ from typing import Any, Optional
 from opensora.config.acceleration import AccelerationOptions
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
-from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, VAES
+from opensora.config.families import DEFAULT_VAE, PREDICTION_TYPES, SAMPLERS, V1_5_BETAS, VAES
 from opensora.config.generations import GENERATIONS, LATEST, Generation, get_generation
 from opensora.config.lora import LoRAOptions, LoRASpec
 from opensora.config.memory import MemoryOptions
@@ -28,7 +28,6 @@ from opensora.utils.text_files import check_characters
 TEXT_TYPES = ("t2v", "dit")  # the second is the published name of v1.2
 INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same task
 CONDITION_FLAGS = ("conditional_pixel_values_path", "mask_type", "crop_for_hw", "noise_strength", "keep_condition")
-V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")  # of tables and json objects that hold prompts
 
 _DEFAULTS = GENERATIONS[LATEST].settings_for(is_image=False)
