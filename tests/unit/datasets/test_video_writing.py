@@ -11,6 +11,7 @@ import pytest
 from video_files import difference, moving_image
 
 from opensora.datasets.media import VideoReader, write_video
+from opensora.errors import UserError
 
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".avi", ".gif"])
@@ -33,6 +34,18 @@ def test_written_mp4_is_h264_yuv420p(tmp_path):
         [imageio_ffmpeg.get_ffmpeg_exe(), "-i", tmp_path / "clip.mp4"], stderr=subprocess.PIPE, text=True, check=False
     ).stderr
     assert "Video: h264" in about and "yuv420p" in about and "24 fps" in about
+
+
+def test_lossless_video_has_the_same_pixels(tmp_path):
+    frames = np.random.default_rng(0).integers(0, 256, (5, 17, 23, 3), np.uint8)
+    with write_video(tmp_path / "a.mp4", 8, lossless=True) as write:
+        write(frames)
+    with VideoReader(tmp_path / "a.mp4") as video:
+        assert (np.asarray(video.read(range(5))) == frames).all()
+    with pytest.raises(UserError, match="a.gif: a lossless video needs another suffix"):
+        with write_video(tmp_path / "a.gif", 8, lossless=True):
+            pass
+    assert not (tmp_path / "a.gif").exists()
 
 
 def test_odd_size_is_padded(tmp_path):
