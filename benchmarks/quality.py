@@ -56,6 +56,7 @@ def measure(methods: Sequence[Method], scenes: Sequence[Any], sample_method: str
     """Makes the videos. For each prompt all methods run in turn, so that all see the same state of the machine."""
     from tqdm import tqdm
 
+    from opensora.demo.scenes import WORLDS
     from opensora.pipelines import OpenSoraPipeline
 
     pipeline = OpenSoraPipeline.from_pretrained(
@@ -67,12 +68,14 @@ def measure(methods: Sequence[Method], scenes: Sequence[Any], sample_method: str
         negative_prompt="",
     )
 
+    world = WORLDS[DEMO_WORLD]
+
     def make(number: int, method: Method) -> np.ndarray:
         return pipeline(
             scenes[number].caption(),
-            17,
-            64,
-            64,
+            world.frames,
+            world.side,
+            world.side,
             num_inference_steps=method.steps,
             guidance_scale=GUIDANCE_SCALE,
             seed=(SEED, number),

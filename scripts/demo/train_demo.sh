@@ -65,7 +65,8 @@ if [ -z "${VAE_PRETRAINED:-}" ]; then
         --start_learning_rate 1e-3 --lr_scheduler constant_with_warmup
 fi
 stage "autoencoder: whole clips"
-train_vae vae 17 "$vae_steps" --train_batch_size 4 --start_learning_rate 5e-4 --lr_scheduler linear \
+# With a learning rate of 7e-4 the loss of a well trained autoencoder rises.
+train_vae vae 17 "$vae_steps" --train_batch_size 4 --start_learning_rate 3e-4 --lr_scheduler linear \
     --pretrained_model_name_or_path "${VAE_PRETRAINED:-$(ema_weights vae_short "$vae_short_steps")}"
 autoencoder=$folder/autoencoder # with the scale of the latents
 if [ ! -f "$autoencoder/config.json" ]; then
