@@ -97,9 +97,9 @@ class Standin:
         (folder / name).with_suffix(".json").write_text(json.dumps({"prompt": prompt}))
         temporary = folder / f".{name}.part"
         shutil.copy(self.examples[is_image], temporary)
+        os.replace(temporary, folder / name)
         with open(self.data / "made.log", "a") as log:
             log.write(f"{job_id}\n")
-        os.replace(temporary, folder / name)
         self.send(
             {"type": "done", "id": job_id, "seconds": {"denoise": 0.1 * steps, "decode": 0.2}, "model_calls": steps}
         )
