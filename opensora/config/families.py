@@ -39,6 +39,8 @@ SAMPLERS = (
     "FlowMatchEulerDiscrete",
 )
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+# The noise schedule of Stable Diffusion 1.5, which --v1_5_scheduler chooses.
+V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 
 
 class Family(NamedTuple):

@@ -16,7 +16,7 @@ from opensora.datasets.media import VideoReader
 from opensora.eval.networks import NEEDS, Networks
 from opensora.eval.pairs import Pair, Sampling, frames_of_pair
 from opensora.metrics import lpips, motion_amount, psnr, ssim, temporal_flickering
-from opensora.metrics.clip_similarity import clip_cosines, clip_features, logit_factor
+from opensora.metrics.clip_similarity import clip_cosines, clip_features, logit_factor, token_ids
 from opensora.metrics.frame_features import NETWORK_LOCK
 from opensora.metrics.vbench import aesthetic_scores, consistency, dino_features
 from opensora.metrics.video_distance import fvd_features
@@ -97,7 +97,7 @@ class VideoMeasure:
         """The metrics of a video and its prompt, which have the same cosines."""
         clip, spent = self.networks.clip, dict[str, float]()
         with NETWORK_LOCK, seconds_of("cosines", spent):
-            clipsim = float(clip_cosines([frames], self.networks.token_ids(prompt), clip)[0].mean())
+            clipsim = float(clip_cosines([frames], token_ids(prompt, self.networks.tokenizer, clip), clip)[0].mean())
             found = {"clipsim": clipsim, "clip_score": logit_factor(clip) * clipsim}
         seconds.update(dict.fromkeys(names, spent["cosines"]))
         return {name: found[name] for name in names}

@@ -3,12 +3,9 @@
 from __future__ import annotations
 
 from functools import cached_property
-from pathlib import Path
 
-import numpy as np
-
-from opensora.checkpoint.files import resolve_path
 from opensora.config.evaluation import EvaluateOptions
+from opensora.metrics.clip_similarity import clip_tokenizer
 from opensora.models.lpips import LPIPS
 from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.models.vision.aesthetic import AestheticHead
@@ -70,13 +67,7 @@ class Networks:
 
     @cached_property
     def tokenizer(self) -> Tokenizer:
-        path = resolve_path(Path(str(self.options.clip_path)))
-        return Tokenizer(path if path.is_dir() else path.parent)
-
-    def token_ids(self, text: str) -> np.ndarray:
-        """The ids (1, L) of a text for `clip`; longer texts are cut."""
-        ids, _ = self.tokenizer([text], self.clip.config.text.max_position_embeddings)
-        return ids
+        return clip_tokenizer(str(self.options.clip_path))
 
     def load(self, metrics: tuple[str, ...]) -> None:
         """Loads what the metrics need, so that unusable files are reported before any video is read."""

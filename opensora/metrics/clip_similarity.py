@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Callable
 
 import numpy as np
 from mindspore import Tensor
 
+from opensora.checkpoint.files import resolve_path
 from opensora.config.options import check_choice
 from opensora.metrics.frame_features import frame_features, unit_length
 from opensora.metrics.preprocessing import CLIP_PREPROCESSING
+from opensora.models.text_encoder.tokenizer import Tokenizer
 from opensora.models.vision.clip import CLIPModel
 
 HESSEL_FACTOR = 2.5
@@ -76,6 +79,22 @@ def clip_score(
 def logit_factor(network: CLIPModel) -> float:
     """exp(logit_scale), 100 in the published models."""
     return float(np.exp(network.logit_scale.asnumpy().item()))
+
+
+def clip_tokenizer(path: str) -> Tokenizer:
+    """The tokenizer in the folder of CLIP's weights, or beside their file.
+
+    Raises:
+        FileNotFoundError, UserError: none there, or a damaged one.
+    """
+    found = resolve_path(Path(path))
+    return Tokenizer(found if found.is_dir() else found.parent)
+
+
+def token_ids(text: str, tokenizer: Tokenizer, network: CLIPModel) -> np.ndarray:
+    """The ids (1, L) of a text; longer texts are cut."""
+    ids, _ = tokenizer([text], network.config.text.max_position_embeddings)
+    return ids
 
 
 def text_features(input_ids: np.ndarray, network: CLIPModel) -> np.ndarray:

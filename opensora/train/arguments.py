@@ -17,13 +17,14 @@ from opensora.utils.logs import logger
 ARGUMENTS = {
     # They do not change the result: devices, processes, output, logging, validation.
     "silent": """
-        all_to_all allow_changed_arguments cache_dir checkpointing_steps checkpoints_total_limit ckpt_every config
-        dataloader_num_workers dataset.cache_dir device epochs eval_data_file_path eval_lpips eval_num_frames
-        eval_num_video_log eval_resolution eval_sample_rate eval_subset_size eval_video_path exp_name grad_checkpoint
-        gradient_checkpointing jit_level load log_every log_interval max_device_memory max_train_steps mode model_name
-        num_bucket_build_workers num_workers output_dir outputs parallel_mode plugin print_losses
-        resume_from_checkpoint sp_size start_from_scratch use_parallel val_batch_size val_data val_interval
-        val_interval_steps val_latent_cache validate wandb zero_stage
+        all_to_all allow_changed_arguments cache_dir checkpointing_steps checkpoints_total_limit ckpt_every clip_path
+        config dataloader_num_workers dataset.cache_dir device epochs eval_data_file_path eval_lpips eval_num_frames
+        eval_num_video_log eval_resolution eval_sample_rate eval_subset_size eval_video_path exp_name fvd_protocol
+        grad_checkpoint gradient_checkpointing i3d_path jit_level load log_every log_interval max_device_memory
+        max_train_steps mode model_name num_bucket_build_workers num_workers output_dir outputs parallel_mode plugin
+        print_losses resume_from_checkpoint sp_size start_from_scratch use_parallel val_batch_size val_data
+        val_guidance_scale val_interval val_interval_steps val_latent_cache val_num_sampling_steps val_sample_method
+        val_samples validate wandb zero_stage
     """,
     # They change the following steps, but the state of the checkpoint stays valid.
     "listed": """

@@ -12,6 +12,7 @@ import mindspore as ms
 import numpy as np
 from mindspore import Tensor, ops
 
+from opensora.config.generations import generation_of
 from opensora.datasets.latents.cache import LatentCache
 from opensora.datasets.latents.dataset import LatentDataset
 from opensora.datasets.latents.manifest import data_settings
@@ -31,6 +32,8 @@ from opensora.parallel.collectives import AllGather
 from opensora.parallel.groups import sequence_group
 from opensora.parallel.process_group import World
 from opensora.parallel.sequence import UlyssesSequenceParallel
+from opensora.pipelines import OpenSoraPipeline
+from opensora.pipelines.lazy import LazyModel
 from opensora.pipelines.text import LENGTH_STEP
 from opensora.train.checkpoint import ModelAndOptimizer
 from opensora.train.initial_model import build_model, choose_recipe
@@ -40,6 +43,7 @@ from opensora.train.objective import make_loss, make_objective
 from opensora.train.optimizer import Optimizer
 from opensora.train.t2v_options import T2VTrainOptions
 from opensora.train.trainer import StepResult
+from opensora.train.validation_samples import ValidationSamples, sampling_scheduler
 
 TRAINING, VALIDATION = 0, 1  # the purpose of noise, a component of its seed
 ATTENTION_MASK = -2  # its index among the inputs of the loss
@@ -85,6 +89,11 @@ class T2VTraining:
             self.val_loader = self.make_loader(options.val_data, tokenizer, options.val_batch_size, val_cache)
         for cache in filter(None, (self.cache, val_cache)):
             check_cache(cache, options, model.config.caption_channels, device)
+        self.samples: Optional[ValidationSamples] = None
+        if options.val_sampling is not None:
+            assert self.val_loader is not None, "the options require it"
+            dataset = self.val_loader.dataset
+            self.samples = ValidationSamples(options.val_sampling, dataset, self.group, world, options.seed)
         self.vae = self.load_vae()
         self.text_encoder = None
         if text_encoder is not None:
@@ -295,7 +304,29 @@ class T2VTraining:
                 inputs = self.gather_batch(self.inputs(batch, VALIDATION, number))
                 losses.append(self.loss(*inputs))
         (loss,) = self.world.all_reduce_mean(ops.stack(losses).mean().reshape(1))
-        return {"loss": float(loss)}, {}
+        metrics: dict[str, float] = {"loss": float(loss)}
+        images: Mapping[str, np.ndarray] = {}
+        if self.samples is not None:
+            measured, images = self.samples.measure(self.sampling_pipeline(), self.condition)
+            metrics.update(measured)
+            self.loss.set_train()
+        return metrics, images
+
+    def sampling_pipeline(self) -> OpenSoraPipeline:
+        """The models as they are now, in inference mode, to sample from captions without a template."""
+        options, data, model = self.options, self.val_loader, self.trained[""].model
+        generation = generation_of({"_class_name": type(model).__name__, **model.config.to_dict()})
+        assert options.val_sampling is not None and data is not None and generation is not None
+        return OpenSoraPipeline(
+            LazyModel(lambda: self.text_encoder),
+            data.dataset.tokenizer,
+            LazyModel(lambda: model),
+            LazyModel(lambda: self.vae),
+            sampling_scheduler(options.val_sampling, options.objective, generation),
+            prompt_template="{}",
+            negative_prompt="",
+            generation=generation,
+        )
 
 
 def sample_noise(generators: Sequence[np.random.Generator], shape: tuple) -> np.ndarray:

@@ -18,6 +18,7 @@ from opensora.errors import UserError
 from opensora.train.adamw import AdamW
 from opensora.train.ema import EMA
 from opensora.train.trainer_options import TrainerOptions
+from opensora.train.validation_options import ValidationSampleOptions
 
 WEIGHTING_SCHEMES = ("logit_normal", "mode", "sigma_sqrt", "cosmap")
 
@@ -124,6 +125,7 @@ class T2VTrainOptions:
         zero_stage: ZeRO stage, 0 to 3.
         max_grad_norm: None: no clipping.
         lora: None: all weights are trained.
+        val_sampling: None: validation samples no videos.
 
     Raises:
         UserError: values out of range, or options that contradict each other.
@@ -167,6 +169,7 @@ class T2VTrainOptions:
     ema: Optional[EMA] = None
     model_changes: Mapping = field(default_factory=dict)
     val_data: Optional[T2VDataOptions] = None
+    val_sampling: Optional[ValidationSampleOptions] = None
     zero_stage: int = 0
     lora: Optional[LoRATrainOptions] = None
     seed: int = DeviceOptions.seed
@@ -205,6 +208,7 @@ OPTIONS = (
     T2VTrainOptions,
     T2VDataOptions,
     ObjectiveOptions,
+    ValidationSampleOptions,
     LoRATrainOptions,
     AdamW,
     EMA,
@@ -234,6 +238,7 @@ def training_options(options: type[Options], args: argparse.Namespace, data: T2V
         objective=objective,
         model_changes=flags.model_changes(objective),
         val_data=replace(data, **{data.form: args.val_data}, cfg=0.0, total_batch_size=0) if args.validate else None,
+        val_sampling=ValidationSampleOptions.of(vars(args)),
         zero_stage=flags.sharding_stage(),
         lora=LoRATrainOptions.of(vars(args)),
         adamw=from_mapping(AdamW, vars(args)),

@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import numpy as np
 from golden_cases import case, given, normal, weight
 
+from opensora.doctor.tiny_release import write_text_encoder
+from opensora.models.vision.clip import CLIPModel
+
 EVAL_CASES = "eval_cases.json"
+VBENCH_CLIP = "eval_vbench_clip_e2e"
 
 
 def with_golden_weights(model, name: str, description: dict):
@@ -19,6 +26,17 @@ def build_network(cls, name: str):
     """The network `cls` of a case."""
     description = case(name, EVAL_CASES)
     return with_golden_weights(cls(**description.get("config", {})), name, description)
+
+
+def write_clip(folder: Path) -> None:
+    """A small CLIP in the layout of transformers, with a tokenizer of bytes."""
+    description = case(VBENCH_CLIP, EVAL_CASES)
+    config = {**description["config"], "text_config": {**description["config"]["text_config"], "vocab_size": 300}}
+    with_golden_weights(CLIPModel(**config), VBENCH_CLIP, description).save_pretrained(folder)
+    write_text_encoder(folder / "text")
+    for name in ("tokenizer.json", "tokenizer_config.json"):
+        shutil.move(folder / "text" / name, folder)
+    shutil.rmtree(folder / "text")
 
 
 def openai_state(name: str) -> dict[str, np.ndarray]:

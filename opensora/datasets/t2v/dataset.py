@@ -110,6 +110,11 @@ class T2VDataset:
         record = self.index.record(index)
         return {"pixels": read_pixels(self._path(record), record, self.shape(index), self.options, rng)}
 
+    def caption(self, index: int) -> str:
+        """The first caption of a sample, without the sentences that training adds; it needs a tokenizer."""
+        captions = self.index.record(index)["cap"]
+        return self._clean(captions if isinstance(captions, str) else captions[0])
+
     def texts(self, index: int) -> Iterator[str]:
         """Every text that may be tokenized for a sample; it needs a tokenizer."""
         record = self.index.record(index)

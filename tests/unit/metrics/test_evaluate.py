@@ -3,39 +3,30 @@
 from __future__ import annotations
 
 import json
-import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 from golden_cases import case
-from golden_eval import EVAL_CASES, build_network, with_golden_weights
+from golden_eval import EVAL_CASES, VBENCH_CLIP, build_network, with_golden_weights, write_clip
 from video_files import moving_image
 
 from opensora.cli.benchmark_prompts import benchmark_prompts
 from opensora.cli.evaluate import main
 from opensora.datasets.media import write_video
-from opensora.doctor.tiny_release import write_text_encoder
 from opensora.eval.curves import draw_curves
 from opensora.eval.results import Results
 from opensora.eval.run import FolderResult
 from opensora.models.vision.aesthetic import AestheticHead
-from opensora.models.vision.clip import CLIPModel
-
-CLIP = "eval_vbench_clip_e2e"
 
 
 @pytest.fixture(scope="module")
 def networks(tmp_path_factory) -> Path:
     """CLIP with a tokenizer of bytes, and the aesthetic head."""
     folder = tmp_path_factory.mktemp("networks")
-    description = case(CLIP, EVAL_CASES)
-    config = {**description["config"], "text_config": {**description["config"]["text_config"], "vocab_size": 300}}
-    with_golden_weights(CLIPModel(**config), CLIP, description).save_pretrained(folder / "clip")
-    write_text_encoder(folder / "text")
-    for name in ("tokenizer.json", "tokenizer_config.json"):
-        shutil.copy(folder / "text" / name, folder / "clip")
-    with_golden_weights(AestheticHead(), CLIP, description["head"]).save_pretrained(folder / "head")
+    write_clip(folder / "clip")
+    head = case(VBENCH_CLIP, EVAL_CASES)["head"]
+    with_golden_weights(AestheticHead(), VBENCH_CLIP, head).save_pretrained(folder / "head")
     return folder
 
 

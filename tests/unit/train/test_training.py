@@ -14,6 +14,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 from golden_cases import relative_difference
+from golden_eval import write_clip
 from made_clips import make_clips
 from mindspore import Tensor
 from processes import ROOT, msrun, msrun_command
@@ -35,11 +36,16 @@ from opensora.utils.folder_lock import exclusive_folder
 WEIGHTS = "diffusion_pytorch_model.safetensors"
 # Trainings on two processes by name of their output; without train_sp_batch_size a batch of 2 has two micro-batches.
 PARALLEL_RUNS = {
-    "zero2": "--zero_stage 2 --train_batch_size 2 --max_train_steps 4",
+    "zero2": "--zero_stage 2 --train_batch_size 2 --max_train_steps 4 {samples}",
     "zero3-sp2": "--zero_stage 3 --sp_size 2 --train_sp_batch_size 4 --train_batch_size 2 --max_train_steps 4",
     "whole": "--sp_size 2 --checkpointing_steps 3 --max_train_steps 5",
     "resumed": "--sp_size 2 --max_train_steps 5 --resume_from_checkpoint {folder}/whole/checkpoint-3",
 }
+# Videos that validation samples; three, so that one of two processes has one more.
+SAMPLES = (
+    "--validate --val_data {folder}/data/merge_data.txt --val_samples 3 --val_num_sampling_steps 2 "
+    "--val_guidance_scale 3 --clip_path {folder}/clip"
+)
 # Those of older models, with images beside the videos; OLDER_STEPS on one process, of which two processes run half.
 OLDER, OLDER_STEPS = ("v1.1", "v1.2"), 8
 JOINT = "--max_image_size 32 --use_image_num 2 --use_img_from_vid"
@@ -51,6 +57,7 @@ def folder(tmp_path_factory) -> Path:
     """A release of tiny models, and clips to train on."""
     folder = tmp_path_factory.mktemp("training")
     make_older_release(folder / "release")
+    write_clip(folder / "clip")
     make_clips(folder / "data", videos=24, images=16, frames=9, size=(32, 32))
     return folder
 
@@ -173,7 +180,7 @@ def parallel_runs(folder) -> list[str]:
         " ".join(
             [
                 *command(folder, name, *"--use_parallel True --dataloader_num_workers 0".split())[1:],
-                more.format(folder=folder),
+                more.format(folder=folder, samples=SAMPLES.format(folder=folder)),
             ]
         )
         for name, more in PARALLEL_RUNS.items()
@@ -199,6 +206,20 @@ def test_two_processes_equal_one_process_which_can_resume(name, folder, uninterr
     assert sum("step 4/4" in log for log in parallel_runs) == 1  # only the main process prints
     train_here(folder, name, "--resume_from_checkpoint True --max_train_steps 12 --train_batch_size 4")
     assert_close(folder / name, uninterrupted, 12)
+
+
+def test_processes_share_the_samples_of_validation(folder, parallel_runs):
+    train_here(folder, "samples", f"--train_batch_size 4 --max_train_steps 4 {SAMPLES.format(folder=folder)}")
+    (alone,), (shared,) = (validation_metrics(folder / name) for name in ("samples", "zero2"))
+    assert set(alone) == {"loss", "clipsim"} and -1 < alone["clipsim"] < 1
+    assert shared["clipsim"] == pytest.approx(alone["clipsim"], rel=1e-3)
+    assert (folder / "samples/train_log.csv").read_text().count("\n") == 5
+
+
+def validation_metrics(run: Path) -> list[dict[str, float]]:
+    """The metrics of each validation."""
+    lines = (run / "result_val.log").read_text().splitlines()
+    return [{name: float(value) for name, value in (part.split() for part in line.split(" | ")[1:])} for line in lines]
 
 
 def assert_close(run: Path, expected: Path, steps: int) -> None:
