@@ -64,7 +64,7 @@ class VideoMaker:
         """Makes the one video of a job, in the file that sample.py gives it. An existing one is kept.
 
         Args:
-            report: called with the name of each stage.
+            report: called with each `stage`.
             make_monitor: makes the monitor of the denoising from a decoder for previews.
             is_cancelled: asked between stages.
 
@@ -83,7 +83,7 @@ class VideoMaker:
         def stage(name: str) -> Any:
             if is_cancelled():
                 raise Cancelled
-            report(name)
+            report(stage=name)
             return times(name)
 
         with stage("load"):

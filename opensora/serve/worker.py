@@ -1,4 +1,4 @@
-"""The worker process of the service: python -m opensora.serve.worker. It takes jobs from a socket and makes their videos.
+"""The worker of the service, python -m opensora.serve.worker: takes jobs from a socket and makes their videos.
 
 Under msrun several processes make each video together. All of them get every message, and the first one answers. A
 worker ends at once when its connection does, so that nothing outlives the service.
@@ -13,6 +13,7 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any, Optional
 
@@ -114,9 +115,7 @@ class Worker:
         try:
             given = {**fields, "lora": parse_loras(fields.get("lora", ()))}
             options = SampleOptions(**{**given, "memory": self.memory.memory, "weights": self.memory.weights})
-            seconds, calls = self.maker.make(
-                options, lambda name: send("stage", stage=name), make_monitor, is_cancelled
-            )
+            seconds, calls = self.maker.make(options, partial(send, "stage"), make_monitor, is_cancelled)
         except Cancelled:
             send("cancelled")
         except (ValueError, OSError, MemoryError, RuntimeError) as error:
