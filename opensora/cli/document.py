@@ -23,6 +23,7 @@ from opensora.cost_model.memory_table import memory_table
 from opensora.datasets.prepare.options import PrepareOptions, SelectionFlags
 from opensora.sample.options import SampleOptions
 from opensora.sample.search_options import SearchOptions
+from opensora.serve.options import ServeOptions
 from opensora.train import encode_options, t2v_options, vae_options
 from opensora.train.inpaint_options import INPAINT_OPTIONS
 from opensora.utils.files import atomic_write
@@ -35,6 +36,7 @@ TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.S)
 _FLAGS: Mapping[str, tuple[type, ...]] = {
     "device": (DeviceOptions,),
     "sample": (SampleOptions,),
+    "serve": (ServeOptions,),
     "train-t2v": t2v_options.OPTIONS[:-1],
     "train-vae": vae_options.OPTIONS[:-1],
     "prepare": (PrepareOptions, SelectionFlags),

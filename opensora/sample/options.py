@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional
 
 from opensora.config.acceleration import AccelerationOptions
@@ -265,6 +266,15 @@ class SampleOptions:
     @property
     def suffix(self) -> str:
         return ".jpg" if self.is_image and self.video_extension in ("mp4", "gif") else f".{self.video_extension}"
+
+    def result_path(self, index: Optional[int], number: Optional[int] = None) -> Path:
+        """The file METHOD_INDEX_gsSCALE_sSTEPS[_iNUMBER].mp4 of a prompt's sample, or without index of all samples."""
+        words = [self.sample_method, f"gs{self.guidance_scale:g}", f"s{self.num_sampling_steps}"]
+        if index is not None:
+            words.insert(1, str(index))
+        if number is not None and self.num_samples_per_prompt > 1:
+            words.append(f"i{number}")
+        return Path(self.save_img_path) / ("_".join(words) + self.suffix)
 
     def scheduler_arguments(self) -> dict:
         """Keyword arguments of `make_scheduler`."""
