@@ -28,7 +28,7 @@ STEP_SECONDS = float(os.environ.get("STANDIN_STEP_SECONDS", "0.005"))
 
 class Standin:
     def __init__(self, args: argparse.Namespace):
-        self.data, self.number = Path(args.data), args.worker
+        self.data, self.number = Path(args.data), args.worker_number
         self.cancelled: set[str] = set()
         self.lock = os.open(self.data / f"worker-{self.number}.lock", os.O_RDWR | os.O_CREAT)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
@@ -108,7 +108,7 @@ class Standin:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket")
-    parser.add_argument("--worker", type=int)
+    parser.add_argument("--worker_number", type=int)
     parser.add_argument("--data")
     args, _ = parser.parse_known_args()
     if "STANDIN_BROKEN" in os.environ:
