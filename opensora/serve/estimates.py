@@ -128,9 +128,10 @@ def _seconds(
     nearest = min(comparable, key=lambda speed: abs(math.log(counts[speed.shape]["flops"] / count["flops"]))).shape
     recent = [speed for speed in comparable if speed.shape == nearest][:RECENT]
     work = count["flops"] / counts[nearest]["flops"]
-    step = statistics.median(speed.stages.get("denoise", 0.0) / speed.calls for speed in recent)
-    rest = statistics.median(speed.stages.get("encode", 0.0) for speed in recent)
-    decode = statistics.median(speed.stages.get("decode", 0.0) for speed in recent)
+    # The lower median: the first video of a shape in a worker's life includes compilation.
+    step = statistics.median_low(speed.stages.get("denoise", 0.0) / speed.calls for speed in recent)
+    rest = statistics.median_low(speed.stages.get("encode", 0.0) for speed in recent)
+    decode = statistics.median_low(speed.stages.get("decode", 0.0) for speed in recent)
     pixels = count["tokens"] / counts[nearest]["tokens"]
     return spec["steps"] * step * work + rest + decode * pixels, "measured"
 

@@ -42,7 +42,8 @@ class WorkerOptions:
     """Flags of a worker, which the service sets."""
 
     socket: str = option(help="Unix socket of the service")
-    worker: int = option(help="number of this worker")
+    # Not --worker, which msrun would take for an abbreviation of its own flags.
+    worker: int = option(help="number of this worker", name="worker_number")
     data: str = option(help="folder of the service")
     preview_interval: float = option(5.0, "seconds between previews of a video; 0: none")
     state_interval: float = option(
