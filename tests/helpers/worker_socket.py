@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Optional
 
-from processes import ROOT
+from processes import MSRUN, ROOT
 
 from opensora.serve.protocol import decode, encode
 
@@ -46,12 +46,13 @@ class WorkerSocket:
         self.server.listen()
         self.server.settimeout(240)
         self.log = data / "worker.log"
-        command = [*(program or [sys.executable]), "-m", "opensora.serve.worker", "--socket", path, "--worker", "0"]
+        program = [*(program or [sys.executable]), "-m", "opensora.serve.worker"]
+        command = [*program, "--socket", path, "--worker_number", "0"]
         with open(self.log, "ab") as log:
             self.process = subprocess.Popen(
                 [*command, "--data", str(data), "--device", "CPU", *more],
                 cwd=ROOT,
-                env={**os.environ, "PYTHONPATH": str(ROOT)},
+                env={**os.environ, "PYTHONPATH": str(ROOT), "PATH": f"{MSRUN.parent}:{os.environ['PATH']}"},
                 stdout=log,
                 stderr=log,
                 start_new_session=True,
