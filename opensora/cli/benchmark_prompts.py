@@ -6,10 +6,10 @@ import argparse
 import json
 import os
 import shutil
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import TYPE_CHECKING, Any, Optional
 
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
@@ -21,6 +21,9 @@ from opensora.sample.options import SampleOptions, check_weights
 from opensora.sample.prompt_files import read_prompts
 from opensora.utils.files import atomic_write
 from opensora.utils.json_text import read_json
+
+if TYPE_CHECKING:
+    from opensora.sample.outputs import Sample
 
 VBENCH_PROMPT = "prompt_en"  # key of the entries of VBench_full_info.json
 SAMPLES_OF_VBENCH = 5  # of each prompt
@@ -126,7 +129,7 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
         names = {f"{sample.prompt}-{sample.number}{sample.path.suffix}": sample for sample in samples}
         videos = Path(options.save_img_path) / "videos"
         link_all({videos / name: sample.path for name, sample in names.items()})
-        report(options, videos, {name: sample.prompt for name, sample in names.items()})
+        report(options, videos, names)
 
 
 def link_all(links: dict[Path, Path]) -> None:
@@ -141,17 +144,21 @@ def link_all(links: dict[Path, Path]) -> None:
                 shutil.copyfile(path, temporary)
 
 
-def report(options: BenchmarkOptions, videos: Path, prompts: dict[str, str]) -> None:
-    """Evaluates the videos, and says what is left to VBench."""
+def report(options: BenchmarkOptions, videos: Path, samples: Mapping[str, Sample]) -> None:
+    """Evaluates the videos, and says what is left to VBench.
+
+    Args:
+        samples: by the names of the videos.
+    """
     from opensora.eval.report import print_folders, write_report
     from opensora.eval.run import evaluate
 
-    folder = Path(options.save_img_path)
+    folder, prompts = Path(options.save_img_path), {name: sample.prompt for name, sample in samples.items()}
     with atomic_write(folder / "prompts.json") as temporary:
         temporary.write_text(json.dumps(prompts, indent=1, ensure_ascii=False), encoding="utf-8")
     evaluation = options.evaluation(videos, folder / "report", folder / "prompts.json")
     results = evaluate(evaluation)
     print_folders(results)
-    write_report(folder / "report", evaluation, results)
+    write_report(folder / "report", evaluation, results, {name: sample.path for name, sample in samples.items()})
     print(f"videos with VBench's names in {videos}, report in {folder / 'report'}")
     print(f"only VBench itself measures: {ONLY_VBENCH}")

@@ -1,5 +1,5 @@
-"""Writes the tables of flags and fields into docs/commands.md and docs/config.md, and the estimates of docs/ascend.md
-and docs/memory.md:
+"""Writes the tables of flags and fields into docs/commands.md, docs/config.md and docs/studio.md, and the estimates of
+docs/ascend.md and docs/memory.md:
 
     python -m opensora.cli.document
 
@@ -29,7 +29,7 @@ from opensora.train.inpaint_options import INPAINT_OPTIONS
 from opensora.utils.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "docs" / name for name in ("ascend.md", "commands.md", "config.md", "memory.md")]
+PAGES = [ROOT / "docs" / name for name in ("ascend.md", "commands.md", "config.md", "memory.md", "studio.md")]
 TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.S)
 
 

@@ -39,7 +39,8 @@ def _panels(results: Sequence[FolderResult]) -> dict[str, tuple[str, list[float]
     """The label of the horizontal axis and the values of each metric."""
     metrics = dict.fromkeys(metric for result in results for metric in result.values)
     if len(results) > 1:
-        label = f"folder 1 to {len(results)}"
+        names = [Path(result.folder).name for result in results]
+        label = f"{names[0]}, ... {names[-1]}" if len(names) > 2 else f"{names[0]}, {names[1]}"
         return {metric: (label, [r.values[metric] for r in results if metric in r.values]) for metric in metrics}
     videos = results[0].videos.values()
     per_video = {metric: sorted(row[metric] for row in videos if metric in row) for metric in metrics}
@@ -47,6 +48,15 @@ def _panels(results: Sequence[FolderResult]) -> dict[str, tuple[str, list[float]
         metric: ("videos, sorted", values) if values else ("all videos", [results[0].values[metric]])
         for metric, values in per_video.items()
     }
+
+
+def tick_labels(levels: Sequence[float]) -> list[str]:
+    """The levels with as few digits as tell them apart, but at least three."""
+    for digits in range(3, 8):
+        labels = [f"{level:.{digits}g}" for level in levels]
+        if len(set(labels)) == len(set(levels)):
+            break
+    return labels
 
 
 def _draw_panel(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, label: str, values: list[float]) -> None:
@@ -57,17 +67,21 @@ def _draw_panel(draw: ImageDraw.ImageDraw, left: int, top: int, title: str, labe
     def at(x: float, y: float) -> tuple[float, float]:
         return (left + x) * SHARPNESS, (top + y) * SHARPNESS
 
+    def height_of(value: float) -> float:
+        return HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (value - low) / (high - low)
+
     def place(index: int, value: float) -> tuple[float, float]:
         x = MARGIN + (WIDTH - 2 * MARGIN) * (index / (len(values) - 1) if len(values) > 1 else 0.5)
-        return at(x, HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * (value - low) / (high - low))
+        return at(x, height_of(value))
 
     def text(x: float, y: float, content: str, anchor: str, size: int = 12) -> None:
         draw.text(at(x, y), content, INK, ImageFont.load_default(size=size * SHARPNESS), anchor=anchor)
 
-    for share in (0, 0.5, 1):
-        y = HEIGHT - MARGIN - (HEIGHT - 2 * MARGIN) * share
+    levels = [low, (low + high) / 2, high]
+    for value, tick in zip(levels, tick_labels(levels)):
+        y = height_of(value)
         draw.line([at(MARGIN, y), at(WIDTH - MARGIN, y)], GRID, SHARPNESS)
-        text(MARGIN - 6, y, f"{low + (high - low) * share:.3g}", "rm")
+        text(MARGIN - 6, y, tick, "rm")
     points = [place(index, value) for index, value in enumerate(values)]
     if len(points) > 1:
         draw.line(points, CURVE, 2 * SHARPNESS, joint="curve")

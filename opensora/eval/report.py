@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from datetime import date
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Optional
 
 import numpy as np
 
@@ -78,8 +78,17 @@ def left_out_lines(of_folders: Iterable[Mapping[str, str]]) -> list[str]:
     return list(dict.fromkeys(f"{metric}: not computed: {reason}" for metric, reason in pairs))
 
 
-def write_report(folder: Path, options: EvaluateOptions, results: Sequence[FolderResult]) -> None:
-    """Writes report.json, report.md and report.html, and curves.png, into a folder."""
+def write_report(
+    folder: Path,
+    options: EvaluateOptions,
+    results: Sequence[FolderResult],
+    samples: Optional[Mapping[str, Path]] = None,
+) -> None:
+    """Writes report.json, report.md and report.html, and curves.png, into a folder.
+
+    Args:
+        samples: the files of sample.py by the names of the videos; None: these are the videos themselves.
+    """
     import mindspore
 
     content = {
@@ -92,7 +101,7 @@ def write_report(folder: Path, options: EvaluateOptions, results: Sequence[Folde
         },
         "settings": asdict(options),
         "protocols": protocols(options, results),
-        "folders": [{**asdict(result), "sampling": sampling_of(result)} for result in results],
+        "folders": [{**asdict(result), "sampling": sampling_of(result, samples)} for result in results],
     }
     draw_curves(results, folder / "curves.png")
     markdown = as_markdown(content)
@@ -108,9 +117,9 @@ def protocols(options: EvaluateOptions, results: Sequence[FolderResult]) -> dict
     return {metric: PROTOCOLS[metric].format(fvd_protocol=options.fvd_protocol) for metric in metrics}
 
 
-def sampling_of(result: FolderResult) -> dict[str, Any]:
+def sampling_of(result: FolderResult, samples: Optional[Mapping[str, Path]]) -> dict[str, Any]:
     """The seeds and the settings of sample.py, from its records; settings that differ between videos are left out."""
-    records = [record_of(Path(result.folder) / name) for name in result.videos]
+    records = [record_of(samples[name] if samples else Path(result.folder) / name) for name in result.videos]
     records = [record for record in records if isinstance(record.get("arguments"), dict)]
     if not records:
         return {}

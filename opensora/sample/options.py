@@ -28,7 +28,14 @@ from opensora.utils.text_files import check_characters
 
 TEXT_TYPES = ("t2v", "dit")  # the second is the published name of v1.2
 INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same task
-CONDITION_FLAGS = ("conditional_pixel_values_path", "mask_type", "crop_for_hw", "noise_strength", "keep_condition")
+CONDITION_FLAGS = (
+    "conditional_pixel_values_path",
+    "mask_type",
+    "condition_frames",
+    "crop_for_hw",
+    "noise_strength",
+    "keep_condition",
+)
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")  # of tables and json objects that hold prompts
 
 _DEFAULTS = GENERATIONS[LATEST].settings_for(is_image=False)
@@ -109,6 +116,12 @@ class SampleOptions:
         "which frames are conditioning frames; default: the first for one image, the first and the last for two, the "
         "first half for a video",
         choices=tuple(MaskType.__members__),
+    )
+    condition_frames: Sequence[int] = _condition(
+        (),
+        "which frames of the result the given images are, from 0, or from the end with -1; for images, instead of "
+        "--mask_type",
+        metavar="FRAME",
     )
     crop_for_hw: bool = _condition(
         False, "crop and resize everything to --height x --width; otherwise the files determine the size"
@@ -248,6 +261,13 @@ class SampleOptions:
                 "--caption_refiner is for --model_type t2v: it invents content that the conditioning frames do not show"
             )
         check_noise_strength(self.noise_strength)
+        for frame in self.condition_frames:
+            if not -self.num_frames <= frame < self.num_frames:
+                raise UserError(
+                    f"--condition_frames {frame}: the result has {self.num_frames} frames, 0 to {self.num_frames - 1}"
+                )
+        if self.condition_frames and self.mask_type is not None:
+            raise UserError("--condition_frames says where the images are: leave out --mask_type")
 
     @property
     def is_inpaint(self) -> bool:
@@ -290,6 +310,7 @@ class SampleOptions:
             "weights": list(self.weights),
             "lora": [str(spec) for spec in self.lora],
             "guidance_interval": list(self.guidance_interval),
+            "condition_frames": list(self.condition_frames),
             "timesteps": list(self.chosen_timesteps) or None,
         }
         del values["chosen_timesteps"]

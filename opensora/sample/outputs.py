@@ -174,6 +174,7 @@ def _read_record(sample: Sample) -> dict:
         "text_encoder_device": None,
         "lora": [],
         "timesteps": None,
+        "condition_frames": [],
         "cache": None,
         "guidance_interval": list(WHOLE_RANGE),
     }

@@ -107,7 +107,7 @@ def read_catalog(options: ServeOptions, memory: Mapping[str, Any]) -> Catalog:
     Raises:
         UserError, FileNotFoundError: missing weights, weights that do not go together, or invalid settings.
     """
-    catalog = _unchecked(options, memory)
+    catalog = unchecked_catalog(options, memory)
     models = list(catalog.models.values())
     answers = converse(
         "opensora.serve.model_process",
@@ -125,7 +125,8 @@ def read_catalog(options: ServeOptions, memory: Mapping[str, Any]) -> Catalog:
     return replace(catalog, models=checked)
 
 
-def _unchecked(options: ServeOptions, memory: Mapping[str, Any]) -> Catalog:
+def unchecked_catalog(options: ServeOptions, memory: Mapping[str, Any]) -> Catalog:
+    """As `read_catalog`, without a look at the weights."""
     paths = {name: getattr(options, name) for name in WEIGHT_FLAGS}
     if not any(paths.values()):
         if not (DEMO / DEMO_FOLDERS["model_path"]).is_dir():

@@ -16,7 +16,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
-from opensora.cost_model.memory_plan import EFFICIENCY, MARGIN
 from opensora.errors import UserError
 from opensora.sample.child_process import converse
 from opensora.serve.catalog import Catalog
@@ -67,8 +66,8 @@ class Estimates:
         budget = math.inf if free is None else free + sum(map(_resident, workers))
         count = counts[shape]
         message, fits = count["message"], not count["message"]
-        if fits and count["memory"] * MARGIN > budget:
-            message, fits = f"{count['memory'] / 1e9:.2f} GB are needed, {budget / 1e9:.2f} GB are free", False
+        if fits and count["needed"] > budget:
+            message, fits = f"{count['needed'] / 1e9:.2f} GB are needed, {budget / 1e9:.2f} GB are free", False
         return {
             "memory_bytes": int(count["memory"]),
             "seconds": round(seconds, 1),
@@ -125,13 +124,14 @@ def _seconds(
     count = counts[shape]
     comparable = [speed for speed in speeds if speed.shape in counts]
     if not comparable:
-        return (spec["steps"] * count["flops"] / EFFICIENCY + count["text_flops"]) / count["rate"], "counted"
+        return (spec["steps"] * count["flops"] + count["text_flops"]) / count["rate"], "counted"
     nearest = min(comparable, key=lambda speed: abs(math.log(counts[speed.shape]["flops"] / count["flops"]))).shape
     recent = [speed for speed in comparable if speed.shape == nearest][:RECENT]
     work = count["flops"] / counts[nearest]["flops"]
-    step = statistics.median(speed.stages.get("denoise", 0.0) / speed.calls for speed in recent)
-    rest = statistics.median(speed.stages.get("encode", 0.0) for speed in recent)
-    decode = statistics.median(speed.stages.get("decode", 0.0) for speed in recent)
+    # The lower median: the first video of a shape in a worker's life includes compilation.
+    step = statistics.median_low(speed.stages.get("denoise", 0.0) / speed.calls for speed in recent)
+    rest = statistics.median_low(speed.stages.get("encode", 0.0) for speed in recent)
+    decode = statistics.median_low(speed.stages.get("decode", 0.0) for speed in recent)
     pixels = count["tokens"] / counts[nearest]["tokens"]
     return spec["steps"] * step * work + rest + decode * pixels, "measured"
 

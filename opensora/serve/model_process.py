@@ -46,12 +46,14 @@ def count(options: SampleOptions, device: Any, rate: float) -> dict[str, Any]:
     Returns:
         tokens: patches of the video.
         flops: floating-point operations of a step; `text_flops`, those once per prompt.
-        rate: floating-point operations per second of a matrix product on this machine.
+        rate: floating-point operations per second of the transformer on this machine, from that of a matrix product.
         memory: bytes of the process at most, held as `--memory`, or the free memory, demands.
+        needed: bytes that should be free.
         message: why it does not fit, or empty.
     """
     from opensora.checkpoint.files import read_config
     from opensora.cost_model.compute import flops
+    from opensora.cost_model.memory_plan import EFFICIENCY, MARGIN
     from opensora.cost_model.run import Run
     from opensora.models.text_encoder.tokenizer import Tokenizer
     from opensora.sample.memory import plan_run
@@ -70,8 +72,9 @@ def count(options: SampleOptions, device: Any, rate: float) -> dict[str, Any]:
         "tokens": run.tokens,
         "flops": counted["sum"],
         "text_flops": counted["once per prompt: linear maps of the text"],
-        "rate": rate,
+        "rate": rate * EFFICIENCY,
         "memory": 0.0,
+        "needed": 0.0,
         "message": "",
     }
     size = (options.height, options.width)
@@ -79,7 +82,7 @@ def count(options: SampleOptions, device: Any, rate: float) -> dict[str, Any]:
         plan = plan_run(options, device, Tokenizer(options.text_encoder_name_1), options.text_prompt, size)
     except UserError as error:
         return {**answer, "message": str(error)}
-    return {**answer, "memory": plan.peak}
+    return {**answer, "memory": plan.peak, "needed": MARGIN * plan.peak}
 
 
 def answer(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:

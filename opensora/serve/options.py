@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from ipaddress import ip_address
 from pathlib import Path
 from typing import Any, Optional
 
 from opensora.config.device import DeviceOptions
 from opensora.config.memory import MemoryOptions
-from opensora.config.options import check_at_least_one, option
+from opensora.config.options import check_at_least_one, flags_of, option
 from opensora.errors import UserError
 
 TOKEN = "OPENSORA_TOKEN"  # environment variable
@@ -111,14 +111,18 @@ class ServeOptions:
 OPTIONS = (ServeOptions, DeviceOptions, MemoryOptions)
 
 
-def device_arguments(args: Any) -> list[str]:
-    """The flags of the device, as a command line; `args` are the parsed flags.
+def arguments_of(cls: type, args: Any) -> list[str]:
+    """The flags of `DeviceOptions` or `MemoryOptions` that differ from their defaults, as a command line.
 
-    `use_parallel` depends on the launcher, and every request has a seed of its own.
+    Not `use_parallel`, which depends on the launcher, and not `seed`: every request has one.
+
+    Args:
+        args: the parsed flags.
     """
     result: list[str] = []
-    for field in fields(DeviceOptions):
-        value = getattr(args, field.name)
-        if field.name not in ("use_parallel", "seed") and value != field.default:
-            result += [f"--{field.name}", str(value)]
+    for flag in flags_of(cls):
+        value = getattr(args, flag.name)
+        if flag.name not in ("use_parallel", "seed") and value != flag.default:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            result += [f"--{flag.name}", *map(str, values)]
     return result

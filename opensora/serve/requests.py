@@ -175,7 +175,7 @@ def command_line(fields: Mapping[str, Any], device: Sequence[str]) -> str:
             words.append(f"--{flag.name}={values[0]}")
         else:
             words += [f"--{flag.name}", *values]
-    return shlex.join([*words, *device])
+    return shlex.join([*words, "--seed", str(fields["seed"]), *device])
 
 
 def may_name_file(prompt: str) -> bool:

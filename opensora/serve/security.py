@@ -99,7 +99,7 @@ class TooLarge(HTTPException):
     """A body that is longer than its limit. FastAPI passes this type on when it is raised while a body is read."""
 
     def __init__(self, most: int):
-        super().__init__(413, f"the request has more than {most} bytes")
+        super().__init__(413, f"the request has more than {most} bytes", {"Connection": "close"})
 
 
 class Security:

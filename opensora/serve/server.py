@@ -14,12 +14,13 @@ from typing import Callable, Optional
 
 import uvicorn
 
+from opensora.config.device import DeviceOptions
 from opensora.config.memory import MemoryOptions
 from opensora.errors import UserError
 from opensora.process.control import USER_SIGNALS
 from opensora.serve.app import make_app
 from opensora.serve.catalog import read_catalog
-from opensora.serve.options import ServeOptions, device_arguments
+from opensora.serve.options import ServeOptions, arguments_of
 from opensora.serve.store import Store
 from opensora.serve.studio import Studio
 from opensora.serve.workers import wait_for_old_workers
@@ -45,7 +46,8 @@ def serve(options: ServeOptions, args: argparse.Namespace, on_start: Optional[Ca
         data = data.resolve()
         wait_for_old_workers(data)
         catalog = read_catalog(options, memory)
-        studio = Studio(options, catalog, Store(data / "queue.sqlite"), data, device_arguments(args))
+        device, memory_flags = (arguments_of(cls, args) for cls in (DeviceOptions, MemoryOptions))
+        studio = Studio(options, catalog, Store(data / "queue.sqlite"), data, device, memory_flags)
         host = f"[{options.host}]" if ":" in options.host else options.host
         address = f"http://{host}:{listener.getsockname()[1]}"
         asyncio.run(_run(studio, listener, address, on_start))

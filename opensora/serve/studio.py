@@ -36,7 +36,7 @@ class Studio:
 
     Args:
         data: the service's folder, which this process has locked.
-        device: flags of the workers' device.
+        device, memory: flags of the workers.
         program: of the workers, for tests.
     """
 
@@ -47,6 +47,7 @@ class Studio:
         store: Store,
         data: Path,
         device: Sequence[str] = (),
+        memory: Sequence[str] = (),
         program: Sequence[str] = ("-m", "opensora.serve.worker"),
     ):
         self.options, self.catalog, self.store, self.data = options, catalog, store, data
@@ -60,7 +61,7 @@ class Studio:
             data,
             options.worker_num,
             options.ranks_per_worker,
-            ["--preview_interval", f"{options.preview_interval:g}", *device],
+            ["--preview_interval", f"{options.preview_interval:g}", *device, *memory],
             self._on_message,
             lambda worker: self._dispatch(),
             self._on_end,

@@ -109,8 +109,10 @@ class Workers:
     async def stop(self) -> None:
         """Ends all workers within seconds."""
         self._stopping = True
-        for worker in self.all:
+        for worker, task in zip(self.all, self._tasks):
             worker.send({"type": "stop"})
+            if worker.process is None or worker.process.returncode is not None:
+                task.cancel()  # it waits for the next start
         _, late = await asyncio.wait(self._tasks, timeout=STOP_SECONDS)
         if late:
             self._signal(signal.SIGTERM)
@@ -172,7 +174,7 @@ class Workers:
             *self._program,
             "--socket",
             str(self.socket_path),
-            "--worker",
+            "--worker_number",
             str(worker.number),
             "--data",
             str(self._data),
@@ -189,7 +191,7 @@ class Workers:
             f"--master_port={_free_port()}",
             f"--log_dir={worker.log.with_suffix('')}",
             "--join=True",
-            sys.executable,
+            "python",  # msrun knows no other name; the environment finds this interpreter first
             *arguments,
             "--use_parallel",
             "True",

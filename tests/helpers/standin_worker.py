@@ -28,7 +28,7 @@ STEP_SECONDS = float(os.environ.get("STANDIN_STEP_SECONDS", "0.005"))
 
 class Standin:
     def __init__(self, args: argparse.Namespace):
-        self.data, self.number = Path(args.data), args.worker
+        self.data, self.number = Path(args.data), args.worker_number
         self.cancelled: set[str] = set()
         self.lock = os.open(self.data / f"worker-{self.number}.lock", os.O_RDWR | os.O_CREAT)
         fcntl.flock(self.lock, fcntl.LOCK_EX)
@@ -97,9 +97,9 @@ class Standin:
         (folder / name).with_suffix(".json").write_text(json.dumps({"prompt": prompt}))
         temporary = folder / f".{name}.part"
         shutil.copy(self.examples[is_image], temporary)
+        os.replace(temporary, folder / name)
         with open(self.data / "made.log", "a") as log:
             log.write(f"{job_id}\n")
-        os.replace(temporary, folder / name)
         self.send(
             {"type": "done", "id": job_id, "seconds": {"denoise": 0.1 * steps, "decode": 0.2}, "model_calls": steps}
         )
@@ -108,7 +108,7 @@ class Standin:
 def main() -> None:
     parser = argparse.ArgumentParser()
     parser.add_argument("--socket")
-    parser.add_argument("--worker", type=int)
+    parser.add_argument("--worker_number", type=int)
     parser.add_argument("--data")
     args, _ = parser.parse_known_args()
     if "STANDIN_BROKEN" in os.environ:

@@ -170,3 +170,23 @@ def test_motion_amount_is_the_length_of_the_motion():
     for metric in (motion_amount, temporal_flickering):
         with pytest.raises(ValueError, match="a video of one frame"):
             metric([still[:1]])
+
+
+@pytest.mark.slow
+def test_fvd_of_shuffled_noise_is_large_and_that_of_numpy():
+    name = "eval_fvd_e2e"
+    network, rng = build_network(I3D, name), np.random.default_rng(3)
+    real = golden_frames(name, (4, 10, 48, 48, 3), "real_scene", "real_motion")
+    noise = rng.permutation(real.reshape(-1)).reshape(real.shape)
+    features = [np.stack([fvd_features(video, network) for video in videos]) for videos in (real, noise)]
+    found = fvd(real, noise, network)
+    assert found == pytest.approx(distance_by_numpy(*features), rel=1e-4)
+    assert fvd(real, real, network) < 1e-6 < 0.1 * found < found - fvd(real, real[::-1, ::-1], network)
+
+
+def distance_by_numpy(real: np.ndarray, generated: np.ndarray) -> float:
+    """The Fréchet distance, with the trace of the root from the eigenvalues of the product of the covariances."""
+    first, second = np.cov(real.T.astype(np.float64)), np.cov(generated.T.astype(np.float64))
+    eigenvalues = np.linalg.eigvals(first @ second)
+    root = np.sqrt(np.maximum(eigenvalues.real, 0)).sum()
+    return float(((real.mean(0) - generated.mean(0)) ** 2).sum() + np.trace(first) + np.trace(second) - 2 * root)
