@@ -89,15 +89,16 @@ function applyModel() {
   showExamples(model.example_prompts);
 }
 
-/** Replaces the choices of a select and keeps its value; false if they are the same. */
+/** Replaces the choices of a select; its value stays if it can. False if the choices are the same. */
 function setOptions(name, choices) {
   const select = fields()[name];
   const key = JSON.stringify(choices);
   if (select.dataset.choices === key) return false;
-  const value = select.value;
+  const { value } = select;
+  const isExtra = select.selectedOptions[0]?.dataset.extra !== undefined;
   select.dataset.choices = key;
   select.replaceChildren(...choices.map(([choice, text]) => h("option", { value: choice }, text)));
-  if (value) setValue(name, value);
+  if (isExtra || choices.some(([choice]) => String(choice) === value)) setValue(name, value);
   return true;
 }
 
@@ -107,8 +108,7 @@ function setValue(name, value) {
   const text = String(value ?? "");
   if (field.tagName === "SELECT" && ![...field.options].some((option) => option.value === text)) {
     const label = { size: sizeText, cache: cacheText, num_frames: (count) => `${count} frames` }[name] ?? String;
-    field.append(h("option", { value: text }, label(text)));
-    delete field.dataset.choices;
+    field.append(h("option", { value: text, "data-extra": "" }, label(text)));
   }
   field.value = text;
   pair(field);

@@ -30,6 +30,9 @@ export function ago(time) {
 /** Videos of at most this many pixels a side are enlarged without smoothing. */
 export const isSmall = (size) => Math.max(...size.split("x").map(Number)) <= 256;
 
+/** A message of the service as a sentence; names of fields and flags stay as they are. */
+export const sentence = (text) => (/^[a-z]+[ ,]/.test(text) ? text[0].toUpperCase() + text.slice(1) : text);
+
 const CACHES = { easy: "EasyCache", first_block: "First block" };
 
 export function cacheText(cache) {

@@ -1,7 +1,7 @@
 // The player: the selected video, or how far it is.
 
 import * as api from "./api.js";
-import { button, h, $, icon, iconButton, recall, remember } from "./dom.js";
+import { $, button, h, icon, recall, remember } from "./dom.js";
 import { cancel, copyCommand, remove, startFrom } from "./actions.js";
 import { details } from "./details.js";
 import { duration, isSmall, leftText, lengthText, sizeText, stageText } from "./format.js";
@@ -132,14 +132,14 @@ function video(job) {
 const loops = () => recall("localStorage", "loop") ?? true;
 
 function loopButton() {
-  const toggle = iconButton("Repeat", "repeat", () => {
+  const toggle = button("Repeat", "repeat", () => {
     const loop = !loops();
     remember("localStorage", "loop", loop);
     toggle.setAttribute("aria-pressed", loop);
     const element = $("stage").querySelector("video");
     element.loop = loop;
     if (loop && element.ended) element.play();
-  }, { class: "quiet icon-only", "aria-pressed": String(loops()) });
+  }, { class: "quiet", "aria-pressed": String(loops()) });
   return toggle;
 }
 
@@ -150,7 +150,7 @@ function actions(job) {
   return h(
     "div",
     { class: "actions" },
-    h("a", { class: "button primary", href: api.downloadUrl(job.id), download: "" }, icon("download"), "Download"),
+    h("a", { class: "button tonal", href: api.downloadUrl(job.id), download: "" }, icon("download"), "Download"),
     button("Again with another seed", "shuffle", () => again(job), plain),
     takesFrames && isVideo && button("Continue this video", "continue", () => startFrom(job, "continue"), plain),
     takesFrames && button(isVideo ? "Use last frame as start" : "Use as first frame", "last", () => startFrom(job, "last"), plain),
@@ -159,14 +159,14 @@ function actions(job) {
       "div",
       { class: "action-row" },
       isVideo && loopButton(),
-      isVideo && iconButton("Compare", "columns", () => togglePick(job.id), { class: "quiet icon-only", id: "stage-pick" }),
-      iconButton("Copy command line", "command", () => copyCommand(job), { class: "quiet icon-only" }),
+      isVideo && button("Compare", "columns", () => togglePick(job.id), { class: "quiet", id: "stage-pick" }),
+      button("Copy command", "command", () => copyCommand(job), { class: "quiet", "aria-label": "Copy command line" }),
       deleteButton(job),
     ),
   );
 }
 
-const deleteButton = (job) => iconButton("Delete", "trash", () => removeAndMove(job), { class: "quiet danger icon-only" });
+const deleteButton = (job) => button("Delete", "trash", () => removeAndMove(job), { class: "quiet danger" });
 
 async function removeAndMove(job) {
   if (await remove(job)) $("stage").focus({ preventScroll: true });

@@ -2,7 +2,7 @@
 
 import * as api from "./api.js";
 import { $, announce, h, prefersLessMotion, toast } from "./dom.js";
-import { bytes, duration } from "./format.js";
+import { bytes, duration, sentence } from "./format.js";
 import { clearErrors, requestBody, showFieldError } from "./form.js";
 import { isUploading, uploadsDone } from "./frames.js";
 import { putJob, select, state } from "./state.js";
@@ -61,12 +61,12 @@ function follow(job) {
 
 function showError(error) {
   if (error.status === 401) return; // the token is asked for
-  if (error.param && showFieldError(error.param, error.message)) return;
+  if (error.param && showFieldError(error.param, sentence(error.message))) return;
   const message = error.isUnreachable
     ? "The service cannot be reached. What you entered is kept."
     : error.code === "queue_full"
       ? `The queue is full: ${error.message}`
-      : error.message;
+      : sentence(error.message);
   $("form-error").textContent = message;
   $("form-error").hidden = false;
 }
@@ -79,7 +79,7 @@ export async function again(job, { sameSeed = false } = {}) {
   try {
     follow(await send(body));
   } catch (error) {
-    if (error.status !== 401) toast(error.message);
+    if (error.status !== 401) toast(sentence(error.message));
   }
 }
 
@@ -115,7 +115,7 @@ async function estimateNow() {
   } catch (error) {
     if (error.name === "AbortError") return;
     shown = "";
-    show("bad", error.status === 422 ? error.message : "");
+    show("bad", error.status === 422 ? sentence(error.message) : "");
   } finally {
     clearTimeout(late);
   }
