@@ -84,15 +84,10 @@ class Estimates:
             counts = {shape: count for shape, key in keys.items() if (count := self._store.count(key)) is not None}
             missing = [shape for shape in shapes if shape not in counts]
             if missing:
-                request = {
-                    "task": "count",
-                    "runs": [self._fields(spec, shape) for shape in missing],
-                    "device": self._device,
-                }
+                request = {"task": "count", "runs": [self._fields(spec, shape) for shape in missing]}
+                arguments = ("opensora.serve.model_process", self._device, request, len(missing), "estimate")
                 try:
-                    answers = await asyncio.to_thread(
-                        lambda: list(converse("opensora.serve.model_process", [], request, len(missing), "estimate"))
-                    )
+                    answers = await asyncio.to_thread(lambda: list(converse(*arguments)))
                 except (UserError, OSError) as error:
                     raise invalid("size", str(error)) from error
                 for shape, answer in zip(missing, answers):
