@@ -17,7 +17,6 @@ from opensora.utils.files import atomic_write
 from opensora.utils.logs import logger
 
 PREVIEW, STATE = "preview.webp", "state.npz"
-STATE_SECONDS = 10.0  # between two saved states
 PREVIEW_SHARE = 0.1  # of the time of a job that decoding previews may take
 PREVIEW_SIDE = 320  # pixels of the longer side
 
@@ -37,7 +36,7 @@ class JobMonitor:
         is_cancelled: whether the processes of the job agree to end it; all of them ask after each step.
         decode: for previews; None: no previews, or another process makes them.
         fps: of the video.
-        preview_interval: seconds between previews.
+        preview_interval, state_interval: seconds between previews, and between saved states.
         writes: whether this process writes files.
     """
 
@@ -49,10 +48,12 @@ class JobMonitor:
         decode: Optional[Decoder],
         fps: int,
         preview_interval: float,
+        state_interval: float,
         writes: bool,
     ):
         self.folder, self.send, self.is_cancelled, self.decode = folder, send, is_cancelled, decode
-        self.fps, self.preview_interval, self.writes = fps, preview_interval, writes
+        self.fps, self.preview_interval, self.state_interval = fps, preview_interval, state_interval
+        self.writes = writes
         self.start = self.last_preview = self.last_state = time.monotonic()
         self.first = 0  # steps that an earlier process has done
         self.preview_seconds = 0.0  # for all previews of this process
@@ -83,7 +84,7 @@ class JobMonitor:
         self.send("step", step=done.step, steps=done.steps, seconds_left=round(left, 2))
         if not self.writes or done.step == done.steps:
             return
-        if done.state is not None and now - self.last_state >= STATE_SECONDS:
+        if done.state is not None and now - self.last_state >= self.state_interval:
             save_state(self.folder / STATE, done.state())
             self.last_state = time.monotonic()
         if self.decode is not None and self.preview_interval and now - self.last_preview >= self.preview_interval:

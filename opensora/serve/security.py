@@ -17,7 +17,7 @@ from starlette.datastructures import Headers, MutableHeaders
 from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse
 
-from opensora.serve.errors import ApiError
+from opensora.serve.errors import ApiError, not_found
 from opensora.serve.options import ServeOptions
 
 COOKIE = "opensora_session"
@@ -145,6 +145,8 @@ class Security:
     def _check(self, scope: Scope, headers: Headers) -> None:
         """Raises ApiError for a request that no route should see."""
         path, changes = scope["path"], scope["method"] in CHANGING
+        if "\0" in path:  # no file can have such a name; looking for one is an error
+            raise not_found("page")
         if self._options.is_local:
             check_local_host(headers.get("host", ""))
         if changes:

@@ -46,6 +46,9 @@ class WorkerOptions:
     worker: int = option(help="number of this worker", name="worker_number")
     data: str = option(help="folder of the service")
     preview_interval: float = option(5.0, "seconds between previews of a video; 0: none")
+    state_interval: float = option(
+        10.0, "seconds between saved states of a video, with which an interrupted job continues"
+    )
 
 
 class Connection:
@@ -110,8 +113,8 @@ class Worker:
             return self.agree(job in self.connection.cancelled)
 
         def make_monitor(decoder: Any) -> JobMonitor:
-            interval, writes = self.options.preview_interval, self.device.is_main
-            return JobMonitor(folder, send, is_cancelled, decoder, options.fps, interval, writes)
+            intervals = self.options.preview_interval, self.options.state_interval
+            return JobMonitor(folder, send, is_cancelled, decoder, options.fps, *intervals, self.device.is_main)
 
         try:
             given = {**fields, "lora": parse_loras(fields.get("lora", ()))}
