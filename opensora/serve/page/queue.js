@@ -40,7 +40,8 @@ function show() {
     }
     row.update(job);
   });
-  $("queue").hidden = jobs.length === 0;
+  // The player shows the selected one.
+  $("queue").hidden = jobs.every((job) => job.id === state.selected);
   $("queue-count").textContent = jobs.length > 1 ? jobs.length : "";
   $("queue-more").hidden = jobs.length <= SHORT;
   $("queue-more").textContent = all ? "Show fewer" : `Show all ${jobs.length}`;

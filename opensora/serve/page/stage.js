@@ -41,7 +41,9 @@ function show() {
 }
 
 function mediaBox(job, ...children) {
-  return h("div", { class: "stage-media", "data-small": isSmall(job.size) }, children);
+  const box = h("div", { class: "stage-media", "data-small": isSmall(job.size) }, children);
+  box.style.setProperty("--ratio", job.size.replace("x", " / "));
+  return box;
 }
 
 function info(job, ...children) {
