@@ -56,6 +56,7 @@ class JobMonitor:
         self.writes = writes
         self.start = self.last_preview = self.last_state = time.monotonic()
         self.first = 0  # steps that an earlier process has done
+        self.second: Optional[float] = None  # the start of the second step of this process
         self.preview_seconds = 0.0  # for all previews of this process
         self.frame_seconds: Optional[float] = None  # for a latent frame in the last preview
 
@@ -79,8 +80,11 @@ class JobMonitor:
         if self.is_cancelled():
             raise Cancelled
         now = time.monotonic()
-        each = (now - self.start) / (done.step - self.first)
-        left = each * (done.steps - done.step)
+        if self.second is None:
+            self.second = now
+        # The first step may include the compilation of the transformer.
+        steps, since = (1, self.start) if done.step == self.first + 1 else (done.step - self.first - 1, self.second)
+        left = (now - since) / steps * (done.steps - done.step)
         self.send("step", step=done.step, steps=done.steps, seconds_left=round(left, 2))
         if not self.writes or done.step == done.steps:
             return
