@@ -106,15 +106,28 @@ def test_upload_that_is_gone_is_said(page):
     assert not page.elements(".given-item")
 
 
+def test_failed_job_shows_its_message(page, service):
+    running = service.create(PROMPT, steps=MANY_STEPS)["id"]
+    service.wait_for(running, "in_progress")
+    page.drop(IMAGE, "image/png")
+    page.wait(lambda: page.is_shown(".given-place"), "the upload")
+    made = page.ask(PROMPT)
+    (service.data / "videos" / made / "given_000.png").unlink()
+    page.click(f'.queue-item[data-id="{running}"] button')
+    page.wait(lambda: "This did not work" in page.text("#stage"), "the failure", 60)
+    assert "given_000.png" in page.text("#stage .message")
+    assert page.text(f'.tile[data-id="{made}"] .state') == "Failed"
+
+
 def test_killed_service_is_waited_for_and_the_job_finishes(page, service):
-    made = page.ask(PROMPT, steps=MANY_STEPS)
+    made = page.ask(PROMPT, steps=60)
     page.wait(lambda: "Step" in page.text(".running"), "progress", 60)
     page.fill("#prompt", "typed while it is away")
     service.kill()
     page.wait(lambda: "cannot be reached" in page.text("#banner"), "the banner")
     page.click("#generate")
     page.wait(lambda: "cannot be reached" in page.text("#form-error"), "the message")
-    service.restart()
+    service.start()
     page.wait(lambda: not page.is_shown("#banner"), "the connection", 90)
     assert page.element("#prompt").get_attribute("value") == "typed while it is away"
     assert page.selected() == made

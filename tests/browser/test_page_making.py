@@ -40,7 +40,9 @@ def test_estimate_example_and_image(page):
     assert not page.is_shown("#length-field")
     page.fill("#steps", 3)
     page.generate()
-    page.wait(lambda: page.run("return document.querySelector('#stage .stage-media > img')?.naturalWidth"), "the image", 60)
+    page.wait(
+        lambda: page.run("return document.querySelector('#stage .stage-media > img')?.naturalWidth"), "the image", 60
+    )
     page.wait(lambda: making(page)["status"] == "completed", "the end")
     assert making(page)["kind"] == "image"
 
@@ -68,7 +70,9 @@ def test_image_to_video(page, how):
         page.drop(IMAGE, "image/png", "start.png")
     else:
         page.element("#file").send_keys(str(IMAGE))
-    page.wait(lambda: page.run("return document.querySelector('.given-media img')?.src.includes('v1/files/file_')"), "upload")
+    page.wait(
+        lambda: page.run("return document.querySelector('.given-media img')?.src.includes('v1/files/file_')"), "upload"
+    )
     assert page.is_shown(".given-place select")
     page.wait_for_video(page.ask(PROMPT))
     job = making(page)
@@ -218,7 +222,8 @@ def test_download_and_command_line(page):
     page.wait_for_video(page.ask(PROMPT))
     link = page.element("#stage .actions a").get_attribute("href")
     head = page.run(
-        "return fetch(arguments[0]).then(async (a) => [a.headers.get('content-disposition'), (await a.blob()).size])", link
+        "return fetch(arguments[0]).then(async (a) => [a.headers.get('content-disposition'), (await a.blob()).size])",
+        link,
     )
     assert "attachment" in head[0] and head[1] > 500
     page.run("navigator.clipboard.writeText = (text) => { window.copied = text; return Promise.resolve(); }")

@@ -160,7 +160,9 @@ class Page:
     def problems(self) -> list[str]:
         """What the browser's console has complained about since the last call, but for failed requests."""
         log = self.driver.get_log("browser")
-        return [line["message"] for line in log if line["level"] == "SEVERE" and "Failed to load" not in line["message"]]
+        return [
+            line["message"] for line in log if line["level"] == "SEVERE" and "Failed to load" not in line["message"]
+        ]
 
 
 @contextmanager

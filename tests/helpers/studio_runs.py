@@ -28,14 +28,14 @@ class RunningStudio:
         self.address = f"http://127.0.0.1:{self.port}"
         self.log = data.with_name(f"{data.name}.log")
         self.http = httpx.Client(base_url=self.address, timeout=30)
+        self._command = [sys.executable, *map(str, program), "--port", str(self.port), "--data", str(data), *flags]
+        self._environment = {**os.environ, **environment}
+        self.start()
+
+    def start(self) -> None:
+        """Starts the process, at first or after `kill`."""
         with open(self.log, "ab") as log:
-            self.process = subprocess.Popen(
-                [sys.executable, *map(str, program), "--port", str(self.port), "--data", str(data), *flags],
-                cwd=ROOT,
-                env={**os.environ, **environment},
-                stdout=log,
-                stderr=log,
-            )
+            self.process = subprocess.Popen(self._command, cwd=ROOT, env=self._environment, stdout=log, stderr=log)
 
     def wait_until_up(self) -> RunningStudio:
         deadline = time.monotonic() + START_SECONDS

@@ -22,6 +22,9 @@ export function connect(opened) {
     if (!document.hidden && source === null) attempt();
     if (document.hidden) setTimeout(restWhileHidden, HIDDEN_MS);
   });
+  // Browsers keep pages that were left for the way back, with their connections, of which there are few.
+  addEventListener("pagehide", close);
+  addEventListener("pageshow", (event) => event.persisted && retryNow());
   addEventListener("online", retryNow);
   return attempt();
 }

@@ -189,7 +189,7 @@ export function media(item) {
 }
 
 function lost(item) {
-  if (!item.address && items.includes(item) && state.connection === "open") {
+  if (!item.address && items.includes(item) && state.connection !== "lost") {
     items = items.filter((other) => other !== item);
     showProblem(`${item.name} is not there any more.`);
     render();
