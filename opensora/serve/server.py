@@ -23,7 +23,7 @@ from opensora.serve.catalog import read_catalog
 from opensora.serve.options import ServeOptions, arguments_of
 from opensora.serve.store import Store
 from opensora.serve.studio import Studio
-from opensora.serve.workers import wait_for_old_workers
+from opensora.serve.workers import check_devices, wait_for_old_workers
 from opensora.utils.folder_lock import exclusive_folder
 from opensora.utils.logs import logger
 
@@ -41,6 +41,7 @@ def serve(options: ServeOptions, args: argparse.Namespace, on_start: Optional[Ca
     Raises:
         UserError, OSError: unusable weights, a folder or port in use.
     """
+    check_devices(options.worker_num, options.ranks_per_worker)
     memory = {field.name: getattr(args, field.name) for field in fields(MemoryOptions)}
     with exclusive_folder(options.data) as data, _listening(options) as listener:
         data = data.resolve()

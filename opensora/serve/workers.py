@@ -31,6 +31,7 @@ SOCKET_NAME, LONGEST_SOCKET = "workers.sock", 100  # bytes of a path; the system
 STOP_SECONDS, KILL_SECONDS = 3.0, 2.0  # for a worker to end when asked to, and after SIGTERM
 OLD_WORKER_SECONDS = 30.0  # for the workers of a service that was killed to end
 TAIL_LINES, TAIL_BYTES = 5, 4000  # of a log, in errors
+VISIBLE = "ASCEND_RT_VISIBLE_DEVICES"  # devices that a process of CANN sees, which it numbers from 0
 LARGEST_LOG = 8 << 20  # bytes; a longer log is replaced at the next start
 
 
@@ -164,7 +165,7 @@ class Workers:
                 stdin=asyncio.subprocess.DEVNULL,
                 stdout=log,
                 stderr=log,
-                env=self._environment(),
+                env=self._environment(worker),
                 start_new_session=True,  # Ctrl-C at a terminal reaches the service only
             )
         worker.process = process
@@ -205,10 +206,15 @@ class Workers:
             "True",
         ]
 
-    def _environment(self) -> dict[str, str]:
-        """That of this process without its token, with this package and its interpreter found first."""
+    def _environment(self, worker: Worker) -> dict[str, str]:
+        """That of this process without its token, with this package and its interpreter found first.
+
+        Each of several workers sees NPUs of its own.
+        """
+        own = own_devices(worker.number, worker.ranks, os.environ.get(VISIBLE)) if len(self.all) > 1 else None
         return {
             **{name: value for name, value in os.environ.items() if name != TOKEN},
+            **({VISIBLE: own} if own else {}),
             "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         }
@@ -248,6 +254,26 @@ class Workers:
         if worker.said_ready and len(worker.connections) == worker.ranks and worker.job is None:
             worker.state, worker.failed_starts, worker.reason = IDLE, 0, ""
             self._on_ready(worker)
+
+
+def own_devices(number: int, ranks: int, visible: Optional[str]) -> str:
+    """The NPUs of a worker, as ASCEND_RT_VISIBLE_DEVICES lists them: the next `ranks` of those that the service sees.
+
+    Args:
+        number: of the worker.
+        visible: the variable of the service; None: it sees all.
+    """
+    first, end = number * ranks, (number + 1) * ranks
+    return ",".join(visible.split(",")[first:end] if visible else map(str, range(first, end)))
+
+
+def check_devices(workers: int, ranks: int) -> None:
+    """Raises UserError if the service sees fewer NPUs than its workers need."""
+    visible = os.environ.get(VISIBLE)
+    if workers > 1 and visible and len(visible.split(",")) < workers * ranks:
+        raise UserError(
+            f"{VISIBLE}={visible}: {workers} workers of {ranks} devices need {workers * ranks}; lower --worker_num"
+        )
 
 
 def wait_for_old_workers(data: Path) -> None:
