@@ -31,6 +31,7 @@ function show() {
   const hadFocus = $("stage").contains(document.activeElement) && document.activeElement !== $("stage");
   shown = key;
   update = null;
+  if (job) setRatio(job.size);
   if (!job) $("stage").replaceChildren(...empty());
   else if (!isFinal(job)) $("stage").replaceChildren(...running(job));
   else if (job.status === "completed") $("stage").replaceChildren(...completed(job));
@@ -40,10 +41,13 @@ function show() {
   opened = true;
 }
 
+function setRatio(size) {
+  const [width, height] = size.split("x").map(Number);
+  $("stage").style.setProperty("--ratio", width / height);
+}
+
 function mediaBox(job, ...children) {
-  const box = h("div", { class: "stage-media", "data-small": isSmall(job.size) }, children);
-  box.style.setProperty("--ratio", job.size.replace("x", " / "));
-  return box;
+  return h("div", { class: "stage-media", "data-small": isSmall(job.size) }, children);
 }
 
 function info(job, ...children) {
