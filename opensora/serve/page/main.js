@@ -7,7 +7,7 @@ import { load, newest, startGallery } from "./gallery.js";
 import { startKeys } from "./keys.js";
 import { $, bringIntoView } from "./dom.js";
 import { startQueue } from "./queue.js";
-import { startStage } from "./stage.js";
+import { showStage, startStage } from "./stage.js";
 import { on, select, state, unfinished } from "./state.js";
 import { startStatus } from "./status.js";
 import { estimateSoon, startSubmitting } from "./submit.js";
@@ -51,4 +51,5 @@ connect(async () => {
   if (state.selected) await refresh(state.selected);
   else await followAddress();
   if (!state.selected) select(unfinished()[0]?.id ?? newest());
+  showStage();
 });
