@@ -18,7 +18,7 @@ from typing import Any
 
 from opensora.errors import UserError
 from opensora.sample.child_process import converse
-from opensora.serve.catalog import Catalog
+from opensora.sample.options import INPAINT_TYPES
 from opensora.serve.errors import invalid
 from opensora.serve.requests import sample_fields
 from opensora.serve.store import Speed, Store
@@ -40,8 +40,8 @@ class Estimates:
     device: flags of the workers' device.
     """
 
-    def __init__(self, catalog: Catalog, store: Store, device: Sequence[str]):
-        self._catalog, self._store, self._device = catalog, store, list(device)
+    def __init__(self, store: Store, device: Sequence[str]):
+        self._store, self._device = store, list(device)
         self._counting = asyncio.Lock()
 
     def record(self, spec: Mapping[str, Any], stages: Mapping[str, float], calls: int) -> None:
@@ -80,19 +80,14 @@ class Estimates:
     async def _counts(self, spec: Mapping[str, Any], shapes: Sequence[str]) -> dict[str, Mapping[str, Any]]:
         """The counts of shapes of a request's model: those that are stored, and those of the process."""
         async with self._counting:  # one process at a time
-            keys = {shape: f"{self._catalog.models[spec['model']].options}{self._device} {shape}" for shape in shapes}
+            keys = {shape: f"{spec['options']}{self._device} {shape}" for shape in shapes}
             counts = {shape: count for shape, key in keys.items() if (count := self._store.count(key)) is not None}
             missing = [shape for shape in shapes if shape not in counts]
             if missing:
-                request = {
-                    "task": "count",
-                    "runs": [self._fields(spec, shape) for shape in missing],
-                    "device": self._device,
-                }
+                request = {"task": "count", "runs": [self._fields(spec, shape) for shape in missing]}
+                arguments = ("opensora.serve.model_process", self._device, request, len(missing), "estimate")
                 try:
-                    answers = await asyncio.to_thread(
-                        lambda: list(converse("opensora.serve.model_process", [], request, len(missing), "estimate"))
-                    )
+                    answers = await asyncio.to_thread(lambda: list(converse(*arguments)))
                 except (UserError, OSError) as error:
                     raise invalid("size", str(error)) from error
                 for shape, answer in zip(missing, answers):
@@ -102,10 +97,10 @@ class Estimates:
 
     def _fields(self, spec: Mapping[str, Any], shape: str) -> dict[str, Any]:
         size, _, frames = shape.partition("+")[0].rpartition("x")
-        changes = {"size": size, "num_frames": int(frames), "prompt": EXAMPLE_PROMPT, "loras": [], "cache": None}
+        changes = {"size": size, "num_frames": int(frames), "prompt": EXAMPLE_PROMPT, "lora_files": [], "cache": None}
         guidance = max(spec["guidance_scale"], 1.5) if shape.endswith("+guidance") else 1.0
-        fields = sample_fields({**spec, **changes, "guidance_scale": guidance}, self._catalog, Path("job"))
-        if self._catalog.models[spec["model"]].takes_frames:
+        fields = sample_fields({**spec, **changes, "guidance_scale": guidance}, Path("job"))
+        if fields["model_type"] in INPAINT_TYPES:
             fields["conditional_pixel_values_path"] = "image.png"
         for name in ("mask_type", "condition_frames"):
             fields.pop(name, None)

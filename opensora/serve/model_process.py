@@ -1,11 +1,12 @@
 """A process that answers questions about models for the service, which does not import MindSpore.
 
-It reads {"task": "check" or "count", "runs": [fields of SampleOptions], "device": [flags of DeviceOptions]} from stdin
-and answers each run with a line of JSON, see `check` and `count`.
+It reads {"task": "check" or "count", "runs": [fields of SampleOptions]} from stdin and answers each run with a line of
+JSON, see `check` and `count`. Its flags are those of the device.
 """
 
 from __future__ import annotations
 
+import argparse
 import warnings
 from collections.abc import Iterator, Mapping
 from contextlib import suppress
@@ -85,8 +86,8 @@ def count(options: SampleOptions, device: Any, rate: float) -> dict[str, Any]:
     return {**answer, "memory": plan.peak, "needed": MARGIN * plan.peak}
 
 
-def answer(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One answer for each run of a request."""
+def answer(args: argparse.Namespace, request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+    """One answer for each run of a request; `args` are the flags of the device."""
     runs = [SampleOptions(**fields) for fields in request["runs"]]
     if request["task"] == "check":
         yield from map(check, runs)
@@ -94,14 +95,15 @@ def answer(request: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     from opensora import device
     from opensora.cost_model.machine import product_rate
 
-    place = device.setup(parse_flags("Counts.", (DeviceOptions,), request["device"]))
+    place = device.setup(args)
     rate = product_rate()
     for options in runs:
         yield count(options, place, rate)
 
 
 def main() -> None:
-    answer_stdin(answer)
+    args = parse_flags("Answers the request on stdin.", (DeviceOptions,))
+    answer_stdin(lambda request: answer(args, request))
 
 
 if __name__ == "__main__":

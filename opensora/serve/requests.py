@@ -81,7 +81,7 @@ def resolve(request: VideoRequest, catalog: Catalog, limits: ServeOptions) -> di
     Raises:
         ApiError: a value that the model or the limits of the service do not allow.
     """
-    model = _model(request, catalog)
+    model, loras = _model(request, catalog), catalog.loras()
     defaults = model.defaults
     fps = request.fps or defaults["fps"]
     spec = {
@@ -106,45 +106,41 @@ def resolve(request: VideoRequest, catalog: Catalog, limits: ServeOptions) -> di
         raise invalid("sampler", f"sampler {spec['sampler']!r} is not one of {', '.join(model.samplers)}")
     _check_limits(spec, limits)
     _check_frames(request, spec["num_frames"])
-    known = catalog.loras()
     for lora in request.loras:
-        if lora.name not in known:
-            raise invalid("loras", f"there is no LoRA {lora.name!r}; known: {', '.join(known) or 'none'}")
+        if lora.name not in loras:
+            raise invalid("loras", f"there is no LoRA {lora.name!r}; known: {', '.join(loras) or 'none'}")
+    # Weights are recorded, because the service may be started with others.
+    spec["lora_files"] = [str(LoRASpec(loras[lora.name], lora.scale)) for lora in request.loras]
+    spec["options"] = dict(model.options)
     try:
-        SampleOptions(**sample_fields(spec, catalog, Path("job")))
+        SampleOptions(**sample_fields(spec, Path("job")))
     except UserError as error:
         raise _as_api_error(error) from error
     return spec
 
 
-def sample_fields(spec: Mapping[str, Any], catalog: Catalog, folder: Path) -> dict[str, Any]:
-    """The fields of `SampleOptions` of a stored request.
+def sample_fields(spec: Mapping[str, Any], folder: Path) -> dict[str, Any]:
+    """The fields of `SampleOptions` of a stored request, which JSON can hold: LoRAs are texts.
 
     Args:
         folder: of the job. Prompts that look like file names, and the list of given frames, are files in it.
     """
-    model = catalog.models.get(spec["model"])
-    if model is None:
-        raise UserError(f"model {spec['model']!r} is not offered any more")
-    loras, width_height = catalog.loras(), spec["size"].split("x")
-    missing = [lora["name"] for lora in spec["loras"] if lora["name"] not in loras]
-    if missing:
-        raise UserError(f"there is no LoRA {missing[0]!r} any more")
+    width, _, height = spec["size"].partition("x")
     return {
-        **model.options,
+        **spec["options"],
         "text_prompt": [str(folder / PROMPT_NAME) if may_name_file(spec["prompt"]) else spec["prompt"]],
         "negative_prompt": spec["negative_prompt"],
         "save_img_path": str(folder),
         "num_frames": spec["num_frames"],
-        "width": int(width_height[0]),
-        "height": int(width_height[1]),
+        "width": int(width),
+        "height": int(height),
         "fps": spec["fps"],
         "sample_method": spec["sampler"],
         "num_sampling_steps": spec["steps"],
         "guidance_scale": spec["guidance_scale"],
         "cache": spec["cache"],
         "seed": spec["seed"],
-        "lora": [LoRASpec(loras[lora["name"]], lora["scale"]) for lora in spec["loras"]],
+        "lora": spec["lora_files"],
         **({"conditional_pixel_values_path": str(folder / FRAMES_NAME)} if spec["frames"] else {}),
         **spec.get("condition", {}),
     }

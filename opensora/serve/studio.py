@@ -10,7 +10,6 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any, Optional
 
-from opensora.errors import UserError
 from opensora.sample.options import SampleOptions
 from opensora.serve.catalog import Catalog
 from opensora.serve.conditions import prepare_frames
@@ -52,7 +51,7 @@ class Studio:
     ):
         self.options, self.catalog, self.store, self.data = options, catalog, store, data
         self.broker = Broker()
-        self.estimates = Estimates(catalog, store, device)
+        self.estimates = Estimates(store, device)
         self._device = device
         self._progress: dict[str, Progress] = {}
         for name in ("videos", "files"):
@@ -107,7 +106,7 @@ class Studio:
             if may_name_file(spec["prompt"]):
                 with atomic_write(folder / PROMPT_NAME) as temporary:
                     temporary.write_text(json.dumps([spec["prompt"]]), encoding="utf-8")
-            result = SampleOptions(**sample_fields(spec, self.catalog, folder)).result_path(0).name
+            result = SampleOptions(**sample_fields(spec, folder)).result_path(0).name
             job = self.store.add_job(job_id, spec, priority, result)
         except BaseException:
             shutil.rmtree(folder, ignore_errors=True)
@@ -175,10 +174,7 @@ class Studio:
 
     def command(self, job: Job) -> str:
         """A command line that makes the same video."""
-        try:
-            return command_line(sample_fields(job.spec, self.catalog, self.folder(job.id)), self._device)
-        except UserError as error:
-            raise ApiError(409, "not_offered", str(error)) from error
+        return command_line(sample_fields(job.spec, self.folder(job.id)), self._device)
 
     def view(self, job: Job, positions: Optional[Mapping[str, int]] = None) -> dict[str, Any]:
         """The job as clients see it.
@@ -214,20 +210,15 @@ class Studio:
     def _dispatch(self) -> None:
         """Gives the first jobs of the queue to idle workers."""
         for worker in self.workers.all:
-            while worker.state == IDLE and (job := self.store.start_next()) is not None:
+            if worker.state == IDLE and (job := self.store.start_next()) is not None:
                 self._give(worker, job)
         self._publish_queue()
 
     def _give(self, worker: Worker, job: Job) -> None:
         folder = self.folder(job.id)
-        try:
-            fields = sample_fields(job.spec, self.catalog, folder)
-        except UserError as error:
-            self._fail(job.id, "not_offered", str(error))
-            return
         worker.state, worker.job = BUSY, job.id
         self._progress[job.id] = Progress()
-        fields["lora"] = [str(spec) for spec in fields["lora"]]
+        fields = sample_fields(job.spec, folder)
         worker.send({"type": "job", "id": job.id, "folder": str(folder), "options": fields})
         logger.info(f"{job.id}: worker {worker.number} makes {job.spec['size']}x{job.spec['num_frames']}")
         self._publish(job.id)
@@ -304,6 +295,8 @@ class Studio:
                 self.store.requeue(job.id, died=True)
         if job is not None:
             self._publish(job.id)
+            if self.job(job.id).status in FINAL:
+                self.broker.end(job.id)
         if all(other.state == FAILING for other in self.workers.all):
             for job_id in self.store.queue():
                 self._fail(job_id, "no_worker", f"no worker can be started; {worker.reason}")

@@ -138,9 +138,9 @@ class Worker:
 
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
+    args = parse_flags("Makes videos for a service.", (WorkerOptions, MemoryOptions, DeviceOptions), argv)
     if not is_supervised() and not die_with_parent(os.getppid()):
         return
-    args = parse_flags("Makes videos for a service.", (WorkerOptions, MemoryOptions, DeviceOptions), argv)
     options = from_mapping(WorkerOptions, vars(args))
     from opensora import device as devices
 

@@ -8,17 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import os
-import shutil
 import signal
 import socket
 import sys
 import tempfile
+import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any, Callable, Optional
 
 from opensora.errors import UserError
+from opensora.serve.options import TOKEN
 from opensora.serve.protocol import LONGEST_LINE, decode, encode
 from opensora.utils.files import lock_file
 from opensora.utils.logs import logger
@@ -26,6 +27,7 @@ from opensora.utils.logs import logger
 STARTING, IDLE, BUSY, FAILING = STATES = ("starting", "idle", "busy", "failing")
 FAILED_STARTS = 3  # after which a worker is failing
 LONGEST_PAUSE = 60.0  # seconds between starts
+SOCKET_NAME, LONGEST_SOCKET = "workers.sock", 100  # bytes of a path; the system allows 107
 STOP_SECONDS, KILL_SECONDS = 3.0, 2.0  # for a worker to end when asked to, and after SIGTERM
 OLD_WORKER_SECONDS = 30.0  # for the workers of a service that was killed to end
 TAIL_LINES, TAIL_BYTES = 5, 4000  # of a log, in errors
@@ -94,16 +96,20 @@ class Workers:
         self._stopping = False
         self._tasks: list[asyncio.Task] = []
         self._server: Optional[asyncio.AbstractServer] = None
-        # Paths of sockets are limited to about 100 characters, those of data folders are not.
-        self._folder = Path(tempfile.mkdtemp(prefix="opensora-"))
-
-    @property
-    def socket_path(self) -> Path:
-        return self._folder / "workers"
+        self._socket = data / SOCKET_NAME
+        self._temporary: Optional[Path] = None
+        if len(os.fsencode(self._socket)) > LONGEST_SOCKET:
+            self._temporary = Path(tempfile.mkdtemp(prefix="opensora-"))
+            self._socket = self._temporary / SOCKET_NAME
 
     async def start(self) -> None:
         """Starts the workers; they are ready later."""
-        self._server = await asyncio.start_unix_server(self._connected, str(self.socket_path), limit=LONGEST_LINE)
+        self._socket.unlink(missing_ok=True)  # of a service that was killed
+        mask = os.umask(0o177)  # no other user may pretend to be a worker
+        try:
+            self._server = await asyncio.start_unix_server(self._connected, str(self._socket), limit=LONGEST_LINE)
+        finally:
+            os.umask(mask)
         self._tasks = [asyncio.create_task(self._keep_running(worker)) for worker in self.all]
 
     async def stop(self) -> None:
@@ -123,7 +129,9 @@ class Workers:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         if self._server is not None:
             self._server.close()
-        shutil.rmtree(self._folder, ignore_errors=True)
+        self._socket.unlink(missing_ok=True)
+        if self._temporary is not None:
+            self._temporary.rmdir()
 
     def _signal(self, number: int) -> None:
         for worker in self.all:
@@ -173,7 +181,7 @@ class Workers:
         arguments = [
             *self._program,
             "--socket",
-            str(self.socket_path),
+            str(self._socket),
             "--worker_number",
             str(worker.number),
             "--data",
@@ -198,9 +206,9 @@ class Workers:
         ]
 
     def _environment(self) -> dict[str, str]:
-        """That of this process, with this package and the programs of its environment found first."""
+        """That of this process without its token, with this package and its interpreter found first."""
         return {
-            **os.environ,
+            **{name: value for name, value in os.environ.items() if name != TOKEN},
             "PYTHONPATH": os.pathsep.join(path or "." for path in sys.path),
             "PATH": os.pathsep.join([str(Path(sys.executable).parent), os.environ.get("PATH", os.defpath)]),
         }
@@ -248,8 +256,6 @@ def wait_for_old_workers(data: Path) -> None:
     Raises:
         UserError: one of them does not.
     """
-    import time
-
     deadline = time.monotonic() + OLD_WORKER_SECONDS
     for path in sorted(data.glob("worker-*.lock")):
         while (descriptor := lock_file(path)) is None:

@@ -153,6 +153,14 @@ def test_a_worker_of_a_killed_service_is_waited_for(tmp_path):
     holder.stdout.close()
 
 
+def test_folders_with_long_names(tmp_path):
+    """Paths of sockets have a limit that paths of folders do not have."""
+    data = tmp_path / ("x" * 120) / "data"
+    data.parent.mkdir()
+    with studio(data) as running:
+        assert running.wait_for(running.create()["id"])["status"] == "completed"
+
+
 def test_missing_extra_is_one_line(tmp_path):
     program = (
         "import sys; sys.modules['fastapi'] = None; from opensora.cli.main import main; "
