@@ -185,10 +185,12 @@ def test_markup_in_texts_is_shown_and_never_runs(page, tmp_path):
 
 
 def test_search_filter_and_pages(page, service):
-    for number in range(30):
-        service.create(f"filling number {number}", steps=1, num_frames=1)
-    page.fill("#search", "filling number")
-    page.wait(lambda: not page.is_shown("#queue"), "all images", 60)
+    running = service.create("makes the others wait", steps=MANY_STEPS)["id"]
+    made = [service.create(f"filling number {number}")["id"] for number in range(30)]
+    page.wait(lambda: "Show all" in page.text("#queue-more"), "a long queue")
+    for video_id in (*made, running):  # a cancelled video costs no time
+        service.http.post(f"/v1/videos/{video_id}/cancel", json={})
+    page.wait(lambda: not page.is_shown("#queue"), "an empty queue")
     page.driver.refresh()
     page.ready()
     page.fill("#search", "filling number")

@@ -58,6 +58,13 @@ export function toast(text) {
 
 export const prefersLessMotion = () => matchMedia("(prefers-reduced-motion: reduce)").matches;
 
+/** Scrolls to an element, unless it starts in the upper half of the window. */
+export function bringIntoView(element) {
+  const { top } = element.getBoundingClientRect();
+  if (top >= 0 && top <= innerHeight / 2) return;
+  element.scrollIntoView({ behavior: prefersLessMotion() ? "auto" : "smooth", block: "start" });
+}
+
 /** Storage that may be forbidden or full: the page works without it. */
 export function remember(storage, name, value) {
   try {

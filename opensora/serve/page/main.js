@@ -5,9 +5,9 @@ import { connect, refresh } from "./events.js";
 import { startForm } from "./form.js";
 import { load, newest, startGallery } from "./gallery.js";
 import { startKeys } from "./keys.js";
-import { $, prefersLessMotion } from "./dom.js";
+import { $, bringIntoView } from "./dom.js";
 import { startQueue } from "./queue.js";
-import { startStage } from "./stage.js";
+import { showStage, startStage } from "./stage.js";
 import { on, select, state, unfinished } from "./state.js";
 import { startStatus } from "./status.js";
 import { estimateSoon, startSubmitting } from "./submit.js";
@@ -21,10 +21,6 @@ async function followAddress() {
   if (!id.startsWith("video_")) return;
   if (!state.jobs.has(id) && !(await refresh(encodeURIComponent(id)))) return;
   select(id);
-  const top = $("stage").getBoundingClientRect().top;
-  if (top < 0 || top > innerHeight / 2) {
-    $("stage").scrollIntoView({ behavior: prefersLessMotion() ? "auto" : "smooth", block: "start" });
-  }
 }
 
 on("selected", (id) => {
@@ -33,6 +29,9 @@ on("selected", (id) => {
 on("removed", (id) => id === wanted() && select(newest()));
 on("connection", (connection) => connection === "open" && estimateSoon());
 addEventListener("hashchange", followAddress);
+document.addEventListener("click", (event) => {
+  if (event.target.closest('a[href^="#video_"]')) bringIntoView($("stage")); // also of the video that is shown
+});
 document.querySelector("[data-skip]").addEventListener("click", (event) => {
   event.preventDefault(); // the address names the video
   $("prompt").focus();
@@ -52,4 +51,5 @@ connect(async () => {
   if (state.selected) await refresh(state.selected);
   else await followAddress();
   if (!state.selected) select(unfinished()[0]?.id ?? newest());
+  showStage();
 });

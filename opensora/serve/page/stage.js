@@ -9,28 +9,28 @@ import { useSettings } from "./form.js";
 import { again } from "./submit.js";
 import { isFinal, modelFor, on, state, togglePick } from "./state.js";
 
-let shown = ""; // id and status
+let shown = null; // id and status; null until the service has said what there is
 let update = null; // of a running job
 let opened = false; // whether a video was chosen, and starts by itself
 
 export function startStage() {
-  on("selected", show);
-  on("job", ({ job }) => job.id === state.selected && show());
+  $("stage").replaceChildren(h("div", { class: "stage-media stage-empty skeleton" }));
+  on("selected", showStage);
+  on("job", ({ job }) => job.id === state.selected && showStage());
   on("picks", showPick);
-  on("service", ({ first }) => first && show());
 }
 
-function show() {
+export function showStage() {
   const job = state.jobs.get(state.selected);
   const key = job ? `${job.id} ${job.status}` : "";
-  const isEmpty = $("stage").childElementCount === 0;
-  if (key === shown && !isEmpty) {
+  if (key === shown) {
     if (job && !isFinal(job)) update?.(job);
     return;
   }
   const hadFocus = $("stage").contains(document.activeElement) && document.activeElement !== $("stage");
   shown = key;
   update = null;
+  if (job) setRatio(job.size);
   if (!job) $("stage").replaceChildren(...empty());
   else if (!isFinal(job)) $("stage").replaceChildren(...running(job));
   else if (job.status === "completed") $("stage").replaceChildren(...completed(job));
@@ -40,10 +40,13 @@ function show() {
   opened = true;
 }
 
+function setRatio(size) {
+  const [width, height] = size.split("x").map(Number);
+  $("stage").style.setProperty("--ratio", width / height);
+}
+
 function mediaBox(job, ...children) {
-  const box = h("div", { class: "stage-media", "data-small": isSmall(job.size) }, children);
-  box.style.setProperty("--ratio", job.size.replace("x", " / "));
-  return box;
+  return h("div", { class: "stage-media", "data-small": isSmall(job.size) }, children);
 }
 
 function info(job, ...children) {

@@ -1,7 +1,7 @@
 // Sending requests: from the form, and again from earlier jobs; the estimate before.
 
 import * as api from "./api.js";
-import { $, announce, h, prefersLessMotion, toast } from "./dom.js";
+import { $, announce, bringIntoView, h, toast } from "./dom.js";
 import { bytes, duration, sentence } from "./format.js";
 import { clearErrors, requestBody, showFieldError } from "./form.js";
 import { isUploading, uploadsDone } from "./frames.js";
@@ -53,10 +53,7 @@ async function send(body) {
 function follow(job) {
   select(job.id);
   announce("Added to the queue");
-  const top = $("stage").getBoundingClientRect().top;
-  if (top < 0 || top > innerHeight / 2) {
-    $("stage").scrollIntoView({ behavior: prefersLessMotion() ? "auto" : "smooth", block: "start" });
-  }
+  bringIntoView($("stage"));
 }
 
 function showError(error) {
