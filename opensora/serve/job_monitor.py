@@ -13,10 +13,10 @@ from mindspore import Tensor
 from PIL import Image
 
 from opensora.pipelines.monitor import Cancelled, StepDone
+from opensora.serve.protocol import PREVIEW, STATE
 from opensora.utils.files import atomic_write
 from opensora.utils.logs import logger
 
-PREVIEW, STATE = "preview.webp", "state.npz"
 PREVIEW_SHARE = 0.1  # of the time of a job that decoding previews may take
 PREVIEW_SIDE = 320  # pixels of the longer side
 

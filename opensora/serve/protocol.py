@@ -1,4 +1,4 @@
-"""Messages between the service and its workers: one JSON object a line."""
+"""Messages between the service and its workers, one JSON object a line, and the files of a job besides its result."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+PREVIEW, STATE = "preview.webp", "state.npz"  # written while the job runs
 LONGEST_LINE = 1 << 20  # bytes
 
 

@@ -17,8 +17,10 @@ from opensora.serve.errors import ApiError, invalid, not_found
 from opensora.serve.estimates import Estimates
 from opensora.serve.events import Broker
 from opensora.serve.options import ServeOptions
+from opensora.serve.protocol import PREVIEW, STATE
 from opensora.serve.requests import FILE_ID, PROMPT_NAME, VIDEO_ID, command_line, may_name_file, new_id, sample_fields
 from opensora.serve.store import CANCELLED, COMPLETED, FINAL, IN_PROGRESS, QUEUED, Job, Store, Upload
+from opensora.serve.thumbnails import THUMBNAIL
 from opensora.serve.views import Progress, job_view, service_view
 from opensora.serve.workers import BUSY, FAILING, IDLE, Worker, Workers
 from opensora.utils.files import atomic_write
@@ -27,7 +29,6 @@ from opensora.utils.logs import logger
 
 MOST_DEATHS = 3  # of workers that worked on a job, before it fails
 DISK_RESERVE = 256 << 20  # bytes that stay free
-PREVIEW, THUMBNAIL, STATE = "preview.webp", "thumbnail.jpg", "state.npz"
 
 
 class Studio:
