@@ -36,7 +36,7 @@ def test_estimate_example_and_image(page):
     page.click(".chip")
     assert page.element("#prompt").get_attribute("value") == PROMPT
     page.wait(lambda: "of memory" in page.text("#estimate"), "the estimate")
-    page.click("#kind label:nth-of-type(2)")
+    page.click("#kind-field label:nth-of-type(2)")
     assert not page.is_shown("#length-field")
     page.fill("#steps", 3)
     page.generate()
