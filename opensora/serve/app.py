@@ -28,6 +28,15 @@ WRONG_TOKEN_SECONDS = 0.5  # before the answer to a wrong token
 CODES = {400: "invalid_request", 404: "not_found", 405: "method_not_allowed", 413: "too_large"}
 
 
+class PageFiles(StaticFiles):
+    """Files that browsers keep, and ask for anew only if they have changed."""
+
+    def file_response(self, *args: Any, **kwargs: Any) -> Response:
+        response = super().file_response(*args, **kwargs)
+        response.headers["Cache-Control"] = "no-cache"
+        return response
+
+
 class SignIn(BaseModel):
     model_config = ConfigDict(extra="forbid")
 
@@ -86,7 +95,7 @@ def make_app(studio: Studio) -> Security:
             raise not_found("page")
         return FileResponse(PAGE / "index.html", headers={"Cache-Control": "no-cache"})
 
-    app.mount("/page", StaticFiles(directory=PAGE), name="page")
+    app.mount("/page", PageFiles(directory=PAGE), name="page")
     return security
 
 

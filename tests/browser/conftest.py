@@ -15,7 +15,7 @@ def driver() -> Iterator:
         yield running
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="session")
 def service(driver, tmp_path_factory) -> Iterator[RunningStudio]:
     """The service with the demo model; `driver` first, so that nothing is started where the tests are skipped."""
     with demo_service(tmp_path_factory.mktemp("studio") / "data") as running:

@@ -36,7 +36,7 @@ def test_estimate_example_and_image(page):
     page.click(".chip")
     assert page.element("#prompt").get_attribute("value") == PROMPT
     page.wait(lambda: "of memory" in page.text("#estimate"), "the estimate")
-    page.click("#kind label:nth-of-type(2)")
+    page.click("#kind-field label:nth-of-type(2)")
     assert not page.is_shown("#length-field")
     page.fill("#steps", 3)
     page.generate()
@@ -187,6 +187,7 @@ def test_markup_in_texts_is_shown_and_never_runs(page, tmp_path):
 def test_search_filter_and_pages(page, service):
     running = service.create("makes the others wait", steps=MANY_STEPS)["id"]
     made = [service.create(f"filling number {number}")["id"] for number in range(30)]
+    made.append(service.create("newer than these")["id"])
     page.wait(lambda: "Show all" in page.text("#queue-more"), "a long queue")
     for video_id in (*made, running):  # a cancelled video costs no time
         service.http.post(f"/v1/videos/{video_id}/cancel", json={})
@@ -194,7 +195,9 @@ def test_search_filter_and_pages(page, service):
     page.driver.refresh()
     page.ready()
     page.fill("#search", "filling number")
-    page.wait(lambda: len(page.elements(".tile")) == 24, "a page of them")
+    prompts = "return [...document.querySelectorAll('.card-prompt')].map((prompt) => prompt.textContent)"
+    page.wait(lambda: all("filling" in prompt for prompt in page.run(prompts)) and page.run(prompts), "the search")
+    assert len(page.elements(".tile")) == 24
     page.click("#more")
     page.wait(lambda: len(page.elements(".tile")) == 30, "all of them")
     assert not page.is_shown("#more")

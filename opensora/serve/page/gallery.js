@@ -14,6 +14,7 @@ const HOVER_MS = 150;
 let ids = []; // newest first
 let hasMore = false;
 let last = null; // id of the last job that the service listed
+let listed = ""; // the filters of the list
 let loading = null;
 const tiles = new Map();
 
@@ -40,6 +41,8 @@ const filters = () => ({ query: $("search").value.trim(), status: $("status").va
 
 /** Fetches the first page anew, keeping as many as are shown, or the next page. */
 export async function load({ more = false, keep = false } = {}) {
+  const wanted = JSON.stringify(filters());
+  if (wanted !== listed) more = keep = false;
   loading?.abort();
   const mine = (loading = new AbortController());
   const limit = keep ? Math.min(LONGEST_LIST, Math.max(PAGE, ids.length)) : PAGE;
@@ -47,6 +50,7 @@ export async function load({ more = false, keep = false } = {}) {
   $("grid").setAttribute("aria-busy", "true");
   try {
     const list = await api.listVideos({ ...filters(), limit, after: more ? last : null }, mine.signal);
+    listed = wanted;
     const found = list.data.filter(isFinal).map((job) => job.id);
     const firstNew = found[0];
     ids = more ? [...ids, ...found.filter((id) => !ids.includes(id))] : found;

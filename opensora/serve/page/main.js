@@ -26,7 +26,7 @@ async function followAddress() {
 on("selected", (id) => {
   if (wanted() !== (id ?? "")) history.replaceState(null, "", id ? `#${id}` : location.pathname);
 });
-on("removed", (id) => id === wanted() && select(newest()));
+on("removed", (id) => id === state.selected && select(newest()));
 on("connection", (connection) => connection === "open" && estimateSoon());
 addEventListener("hashchange", followAddress);
 document.addEventListener("click", (event) => {

@@ -35,7 +35,6 @@ export function putJob(job, asked = Infinity) {
 export function removeJob(id) {
   heard.set(id, performance.now());
   if (!state.jobs.delete(id)) return;
-  if (state.selected === id) select(null);
   if (state.picks.includes(id)) togglePick(id);
   emit("removed", id);
 }
