@@ -1,5 +1,5 @@
-"""Writes the tables of flags and fields into docs/commands.md and docs/config.md, and the estimates of docs/ascend.md
-and docs/memory.md:
+"""Writes the tables of flags and fields into docs/commands.md, docs/config.md and docs/studio.md, and the estimates of
+docs/ascend.md and docs/memory.md:
 
     python -m opensora.cli.document
 
@@ -23,18 +23,20 @@ from opensora.cost_model.memory_table import memory_table
 from opensora.datasets.prepare.options import PrepareOptions, SelectionFlags
 from opensora.sample.options import SampleOptions
 from opensora.sample.search_options import SearchOptions
+from opensora.serve.options import ServeOptions
 from opensora.train import encode_options, t2v_options, vae_options
 from opensora.train.inpaint_options import INPAINT_OPTIONS
 from opensora.utils.files import atomic_write
 
 ROOT = Path(__file__).resolve().parents[2]
-PAGES = [ROOT / "docs" / name for name in ("ascend.md", "commands.md", "config.md", "memory.md")]
+PAGES = [ROOT / "docs" / name for name in ("ascend.md", "commands.md", "config.md", "memory.md", "studio.md")]
 TABLE = re.compile(r"<!-- table (\S+) -->\n.*?<!-- end -->", re.S)
 
 
 _FLAGS: Mapping[str, tuple[type, ...]] = {
     "device": (DeviceOptions,),
     "sample": (SampleOptions,),
+    "serve": (ServeOptions,),
     "train-t2v": t2v_options.OPTIONS[:-1],
     "train-vae": vae_options.OPTIONS[:-1],
     "prepare": (PrepareOptions, SelectionFlags),

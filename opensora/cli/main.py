@@ -28,6 +28,8 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "sample": Command("opensora.cli.sample:main", "make videos or images from text, or from text and given frames"),
+    "studio": Command("opensora.cli.serve:studio", "make videos in a browser: serve, and open the page"),
+    "serve": Command("opensora.cli.serve:main", "a web service that makes videos, with a queue and a page"),
     "search-steps": Command("opensora.cli.search_steps:main", "choose the timesteps of a run of few steps"),
     "inference": Command("opensora.cli.inference:main", "make videos or images as a config file describes"),
     "inference-long": Command("opensora.cli.inference:main_long", "make long videos clip by clip, from a config file"),

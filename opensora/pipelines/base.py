@@ -207,8 +207,16 @@ class VideoPipeline(LoRAMixin):
         elif tuple(latents.shape) != shape:
             raise UserError(f"latents are {tuple(latents.shape)}; {num_frames} frames of {height}x{width} need {shape}")
 
+        drawn = 0
+
         def sample_noise(k: int) -> Tensor:
-            return _tensor(step_noise(k) if step_noise else generator.standard_normal(shape, dtype=np.float32))
+            nonlocal drawn
+            if step_noise:
+                return _tensor(step_noise(k))
+            for _ in range(k - drawn):  # the draws of the steps before a continued run
+                generator.standard_normal(shape, dtype=np.float32)
+            drawn = k + 1
+            return Tensor(generator.standard_normal(shape, dtype=np.float32))
 
         denoised = denoise(
             transformer,

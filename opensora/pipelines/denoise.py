@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any, Callable, NamedTuple, Optional, Union
 
 import mindspore as ms
@@ -16,6 +17,7 @@ from opensora.parallel.agreement import Agreement
 from opensora.parallel.groups import VideoGroups
 from opensora.pipelines.compiled import pays
 from opensora.pipelines.guidance import Guidance, GuidedPrediction, NegativeStates
+from opensora.pipelines.monitor import Monitor, StepDone, denoising_state, restore
 from opensora.pipelines.step_cache import with_cache
 from opensora.pipelines.text import TextEmbedding
 from opensora.schedulers import Scheduler
@@ -34,6 +36,7 @@ class DenoiseSettings:
         groups: the processes that make a video together; None: this one.
         compiles: compile the transformer where that pays (`opensora.pipelines.compiled`).
         negative_states: what the videos of the run share.
+        monitor: watches the steps; None: nothing does.
     """
 
     cache: Optional[CacheSettings] = None
@@ -41,6 +44,7 @@ class DenoiseSettings:
     groups: Optional[VideoGroups] = None
     compiles: bool = True
     negative_states: NegativeStates = field(default_factory=NegativeStates)
+    monitor: Optional[Monitor] = None
 
     @classmethod
     def of(
@@ -86,23 +90,39 @@ def denoise(
         text: with guidance the rows of the negative prompts, then those of the prompts; without, the prompts' only.
         latents: noise of unit variance, (B, C, T, H, W).
         guidance_scale: of `Guidance`; 1 or less disables guidance.
-        step_noise: the sampler's noise; None: sampled by the scheduler.
+        step_noise: the sampler's noise, the same in a continued run; None: sampled by the scheduler.
         conditioning: (B, C', T, H, W), the conditioning channels of an inpaint model.
         timesteps: those at which the steps start; then `num_inference_steps` has no effect.
     """
     settings = settings or DenoiseSettings()
     scheduler.set_timesteps(num_inference_steps if timesteps is None else None, timesteps)
-    groups, calls = settings.groups, scheduler.timesteps
+    groups, calls, levels = settings.groups, scheduler.timesteps, scheduler.levels()
     guidance = Guidance(guidance_scale, settings.guidance_interval, groups.guidance if groups else None)
 
     def make_prediction(model: Any) -> GuidedPrediction:
         return GuidedPrediction(transformer, model, text, calls, guidance, conditioning, settings.negative_states)
 
     is_compiled = settings.compiles and pays(transformer, latents, len(text.mask), len(calls))
-    predict, counter = with_cache(
-        settings.cache, transformer, is_compiled, make_prediction, scheduler.levels(), Agreement(groups)
-    )
-    x = latents.astype(ms.float32) * scheduler.init_noise_sigma
-    for step, t in enumerate(tqdm(calls, "denoising", leave=False, unit="step", disable=not progress)):
-        x = scheduler.step(predict(scheduler.scale_model_input(x, t), step), t, x, noise=step_noise)
-    return Denoised(x, counter.calls, is_compiled)
+    predict, counter = with_cache(settings.cache, transformer, is_compiled, make_prediction, levels, Agreement(groups))
+    first, x = 0, latents.astype(ms.float32) * scheduler.init_noise_sigma
+    monitor = settings.monitor
+    state = monitor.resume() if monitor is not None and settings.cache is None else None
+    if state is not None:
+        first, x = restore(state, scheduler)
+    bar = tqdm(total=len(calls), initial=first, desc="denoising", leave=False, unit="step", disable=not progress)
+    with bar:
+        for step, t in enumerate(calls[first:], first):
+            model_input = scheduler.scale_model_input(x, t)
+            output = predict(model_input, step)
+            x = scheduler.step(output, t, x, noise=step_noise)
+            bar.update()
+            if monitor is not None:
+                monitor.after_step(
+                    StepDone(
+                        step + 1,
+                        len(calls),
+                        partial(levels.x0, output, model_input, step),
+                        partial(denoising_state, step + 1, x, scheduler) if settings.cache is None else None,
+                    )
+                )
+    return Denoised(x, first + counter.calls, is_compiled)

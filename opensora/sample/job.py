@@ -212,7 +212,7 @@ def _make(options: SampleOptions, device: Device, groups: VideoGroups, todo: Seq
         for sample, keep in tqdm(mine, desc="decoding", unit="video", disable=not device.is_main):
             writes = keep and group.is_first
             with times("decode"):
-                _decode(options, pipeline, sample, lambda: Tensor(read_latents(sample.latents_path)), writes)
+                write_sample(options, pipeline, sample, lambda: Tensor(read_latents(sample.latents_path)), writes)
             if writes and not options.decode_latents:
                 sample.latents_path.unlink()
     if device.is_main:
@@ -304,7 +304,7 @@ def _denoise_all(
             write_metadata(sample, options, device, seed, refined[sample.prompt], plan.weights, pipeline)
         if not (options.save_latents or options.save_memory):
             with times("decode"):
-                _decode(options, pipeline, sample, lambda: latents, writes)
+                write_sample(options, pipeline, sample, lambda: latents, writes)
         elif writes:
             write_latents(sample.latents_path, latents.asnumpy())
     if options.save_memory:
@@ -349,7 +349,8 @@ def _read_conditioning_frames(options: SampleOptions, sample: Sample) -> Conditi
         options.mask_type,
         (options.height, options.width) if options.crop_for_hw else None,
         options.max_hxw,
-        seed=noise_seed(options, sample),
+        options.condition_frames or None,
+        noise_seed(options, sample),
     )
 
 
@@ -360,7 +361,7 @@ def encode_condition(options: SampleOptions, pipeline: VideoPipeline, sample: Sa
     return pipeline.encode_condition(frames, options.noise_strength, noise_seed(options, sample))
 
 
-def _decode(
+def write_sample(
     options: SampleOptions, pipeline: VideoPipeline, sample: Sample, read_latents: Callable[[], Tensor], writes: bool
 ) -> None:
     """Decodes and writes a sample; with a shared decoder the processes that do not write also decode."""

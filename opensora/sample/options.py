@@ -6,6 +6,7 @@ import argparse
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from pathlib import Path
 from typing import Any, Optional
 
 from opensora.config.acceleration import AccelerationOptions
@@ -27,7 +28,14 @@ from opensora.utils.text_files import check_characters
 
 TEXT_TYPES = ("t2v", "dit")  # the second is the published name of v1.2
 INPAINT_TYPES = ("inpaint", "i2v")  # two published names of the same task
-CONDITION_FLAGS = ("conditional_pixel_values_path", "mask_type", "crop_for_hw", "noise_strength", "keep_condition")
+CONDITION_FLAGS = (
+    "conditional_pixel_values_path",
+    "mask_type",
+    "condition_frames",
+    "crop_for_hw",
+    "noise_strength",
+    "keep_condition",
+)
 PROMPT_COLUMNS = ("prompt", "caption", "cap", "text")  # of tables and json objects that hold prompts
 
 _DEFAULTS = GENERATIONS[LATEST].settings_for(is_image=False)
@@ -108,6 +116,12 @@ class SampleOptions:
         "which frames are conditioning frames; default: the first for one image, the first and the last for two, the "
         "first half for a video",
         choices=tuple(MaskType.__members__),
+    )
+    condition_frames: Sequence[int] = _condition(
+        (),
+        "which frames of the result the given images are, from 0, or from the end with -1; for images, instead of "
+        "--mask_type",
+        metavar="FRAME",
     )
     crop_for_hw: bool = _condition(
         False, "crop and resize everything to --height x --width; otherwise the files determine the size"
@@ -247,6 +261,13 @@ class SampleOptions:
                 "--caption_refiner is for --model_type t2v: it invents content that the conditioning frames do not show"
             )
         check_noise_strength(self.noise_strength)
+        for frame in self.condition_frames:
+            if not -self.num_frames <= frame < self.num_frames:
+                raise UserError(
+                    f"--condition_frames {frame}: the result has {self.num_frames} frames, 0 to {self.num_frames - 1}"
+                )
+        if self.condition_frames and self.mask_type is not None:
+            raise UserError("--condition_frames says where the images are: leave out --mask_type")
 
     @property
     def is_inpaint(self) -> bool:
@@ -266,6 +287,15 @@ class SampleOptions:
     def suffix(self) -> str:
         return ".jpg" if self.is_image and self.video_extension in ("mp4", "gif") else f".{self.video_extension}"
 
+    def result_path(self, index: Optional[int], number: Optional[int] = None) -> Path:
+        """The file METHOD_INDEX_gsSCALE_sSTEPS[_iNUMBER].mp4 of a prompt's sample, or without index of all samples."""
+        words = [self.sample_method, f"gs{self.guidance_scale:g}", f"s{self.num_sampling_steps}"]
+        if index is not None:
+            words.insert(1, str(index))
+        if number is not None and self.num_samples_per_prompt > 1:
+            words.append(f"i{number}")
+        return Path(self.save_img_path) / ("_".join(words) + self.suffix)
+
     def scheduler_arguments(self) -> dict:
         """Keyword arguments of `make_scheduler`."""
         return {
@@ -280,6 +310,7 @@ class SampleOptions:
             "weights": list(self.weights),
             "lora": [str(spec) for spec in self.lora],
             "guidance_interval": list(self.guidance_interval),
+            "condition_frames": list(self.condition_frames),
             "timesteps": list(self.chosen_timesteps) or None,
         }
         del values["chosen_timesteps"]

@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Optional
+from typing import Any
 
 import numpy as np
 
@@ -64,19 +64,10 @@ class Sample:
 def plan_samples(options: SampleOptions, inputs: Sequence[tuple[str, tuple[str, ...]]]) -> list[Sample]:
     """All results of a run in order, in files `METHOD_INDEX_gsSCALE_sSTEPS[_iNUMBER].mp4`."""
     return [
-        Sample(index, number, prompt, conditioning_paths, _path(options, index, number))
+        Sample(index, number, prompt, conditioning_paths, options.result_path(index, number))
         for index, (prompt, conditioning_paths) in enumerate(inputs)
         for number in range(options.num_samples_per_prompt)
     ]
-
-
-def _path(options: SampleOptions, index: Optional[int], number: Optional[int] = None) -> Path:
-    words = [options.sample_method, f"gs{options.guidance_scale:g}", f"s{options.num_sampling_steps}"]
-    if index is not None:
-        words.insert(1, str(index))
-    if number is not None and options.num_samples_per_prompt > 1:
-        words.append(f"i{number}")
-    return Path(options.save_img_path) / ("_".join(words) + options.suffix)
 
 
 def bytes_per_sample(options: SampleOptions) -> float:
@@ -183,6 +174,7 @@ def _read_record(sample: Sample) -> dict:
         "text_encoder_device": None,
         "lora": [],
         "timesteps": None,
+        "condition_frames": [],
         "cache": None,
         "guidance_interval": list(WHOLE_RANGE),
     }
@@ -206,10 +198,10 @@ def write_grids(options: SampleOptions, samples: Sequence[Sample]) -> None:
     if options.num_samples_per_prompt > 1:
         for index in sorted({sample.index for sample in samples}):
             _write_grid(
-                [sample.path for sample in samples if sample.index == index], _path(options, index), options.fps
+                [sample.path for sample in samples if sample.index == index], options.result_path(index), options.fps
             )
     if len(samples) > 1 and (options.crop_for_hw or not options.is_inpaint):
-        _write_grid([sample.path for sample in samples], _path(options, None), options.fps)
+        _write_grid([sample.path for sample in samples], options.result_path(None), options.fps)
 
 
 def _write_grid(paths: Sequence[Path], target: Path, fps: int) -> None:

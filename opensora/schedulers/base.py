@@ -15,7 +15,7 @@ The model predicts ε, x_0 or v = α ε - σ x_0 (`prediction_type`). As α² + 
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Callable, Optional, Union
 
@@ -52,6 +52,7 @@ class Scheduler:
     takes_timesteps = True  # False: the sampler works only with its own spacing
     timestep_range: tuple[float, float] = (0, TRAIN_TIMESTEPS - 1)
     whole_timesteps = False  # True: the state is defined at the training timesteps only, not between them
+    history: tuple[str, ...] = ()  # attributes with what the next steps need of earlier ones: arrays, or lists of them
 
     def __init__(self, seed: Optional[int] = None, **options: Any):
         """
@@ -127,6 +128,28 @@ class Scheduler:
         self._next = index + 1
         x = float32_like(x, x)
         return self._step(float32_like(model_output, x), index, x, lambda: self._sample_noise(noise, x))
+
+    def state_dict(self) -> dict[str, Array]:
+        """What the next step depends on besides x, to continue a trajectory in another process: arrays by name."""
+        state: dict[str, Array] = {"next": np.array(self._next), "draws": np.array(self._num_draws)}
+        for name in self.history:
+            value = getattr(self, name, None)
+            if isinstance(value, (list, tuple)):
+                state.update({f"{name}.{number}": array for number, array in enumerate(value)})
+            elif value is not None:
+                state[name] = value
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Array]) -> None:
+        """Continues the trajectory of a `state_dict`, after `set_timesteps` with the same arguments."""
+        self._reset()
+        self._next, self._num_draws = int(state["next"]), int(state["draws"])
+        for name in self.history:
+            if name in state:
+                setattr(self, name, state[name])
+            elif f"{name}.0" in state:
+                count = sum(key.startswith(f"{name}.") for key in state)
+                setattr(self, name, [state[f"{name}.{number}"] for number in range(count)])
 
     def add_noise(self, x0: Array, noise: Array, t: Union[int, Array]) -> Array:
         """The state at training timestep t, a number or (B,), for samples x0 (B, ...); float32."""

@@ -13,6 +13,7 @@ noise-to-signal ratio σ (λ = -log σ is the papers' log-SNR). A step goes from
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from math import log
 from typing import Callable, Optional
 
@@ -25,6 +26,8 @@ from opensora.schedulers.sigma import SigmaScheduler, alpha_sigma
 
 class ExponentialScheduler(SigmaScheduler):
     """Trajectories end at `final_sigma`, so that no timestep is spent on t = 0 (leading and linspace)."""
+
+    history: tuple[str, ...] = ("_previous",)
 
     @property
     def spacing(self) -> str:
@@ -74,12 +77,13 @@ class DPMSolverSinglestep(ExponentialScheduler):
     The last step is of first order. As published, spacing is always linspace and there is no rescale to zero SNR.
     """
 
+    history = ("_start",)
     spacing = "linspace"
     can_rescale = False
 
     def _reset(self) -> None:
         super()._reset()
-        self._start: Optional[tuple[Array, Array]] = None  # x and x_0 at the start of the interval
+        self._start: Optional[Sequence[Array]] = None  # x and x_0 at the start of the interval
 
     def _step(self, output: Array, index: int, x: Array, sample_noise: Callable[[], Array]) -> Array:
         sigma, next_sigma = self._sigma(index), self._sigma(index + 1)

@@ -117,6 +117,7 @@ class TwoStageScheduler(ProbabilityFlowScheduler):
     has no second stage. As published, there is no rescale to zero SNR.
     """
 
+    history = ("_start",)
     order = 2
     can_rescale = False
     default_betas = ("linear", 0.00085, 0.012)

@@ -137,6 +137,7 @@ class PNDM(TimestepScheduler):
     """
 
     can_rescale = False
+    history = ("_predictions", "_start", "_mean")
     takes_timesteps = False  # the midpoints of the Runge-Kutta steps are half a stride away from their ends
     _mean: Array  # weighted sum of the predictions of a step's stages
 

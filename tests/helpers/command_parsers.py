@@ -20,6 +20,8 @@ SCRIPTS = (
     "opensora/train/train_t2v_diffusers.py",
     "opensora/train/train_inpaint.py",
     "opensora/train/train_causalvae.py",
+    "opensora/serve/model_process.py",
+    "opensora/serve/worker.py",
     "opensora/eval/eval.py",
     "opensora/demo/score.py",
     "opensora/cost_model/__main__.py",

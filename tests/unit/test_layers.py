@@ -11,7 +11,7 @@ from processes import ROOT
 # A package imports from lower layers only, and packages of one layer do not import each other.
 LAYERS = (
     ("cli",),
-    ("doctor",),
+    ("doctor", "serve"),
     ("demo", "eval", "sample", "train", "launch"),
     ("cost_model",),
     ("registry",),

@@ -146,4 +146,4 @@ def _without_prefixes(stem: str) -> Iterator[str]:
 def _underscored(modules: Collection[str]) -> dict[str, str]:
     """The layers by kohya's names, which replace the dots by underscores; without names that two layers would have."""
     counts = Counter(module.replace(".", "_") for module in modules)
-    return {name: module for module in modules if counts[name := module.replace(".", "_")] == 1}
+    return {name: module for module in modules if counts[(name := module.replace(".", "_"))] == 1}
