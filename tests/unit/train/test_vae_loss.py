@@ -14,6 +14,7 @@ import pytest
 from golden_cases import case, given, load_case, relative_difference, weight
 from made_clips import moving_square
 from mindspore import Tensor, nn, ops
+from processes import slow
 from torch_files import save_zip, tensor
 
 from opensora.checkpoint.formats.safetensors import write_safetensors
@@ -258,7 +259,7 @@ def test_loss_terms_match_reference(variant, options):
     assert (float(d_weight), float(g)) == (0, 0)
 
 
-@pytest.mark.parametrize("kind", ["eval", "train"])
+@pytest.mark.parametrize("kind", [slow("eval"), "train"])
 def test_training_step_matches_reference(kind):
     """`kind` is the mode of the discriminator's batch normalization."""
     name = "vae_loss_step"
@@ -329,6 +330,7 @@ def test_training_lowers_the_loss_of_alternating_networks():
     assert generator_values[-1] < generator_values[0]
 
 
+@pytest.mark.slow
 def test_alternating_optimizers_use_the_newest_discriminator_and_free_memory():
     """The adversarial loss uses the discriminator's updated weights; no step keeps its graph in memory."""
     ms.set_seed(5)
