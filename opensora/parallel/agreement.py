@@ -8,7 +8,7 @@ from typing import Optional
 import numpy as np
 from mindspore import Tensor
 
-from opensora.parallel.collectives import AllReduce, smallest
+from opensora.parallel.collectives import AllReduce, any_process
 from opensora.parallel.groups import VideoGroups
 
 
@@ -39,4 +39,4 @@ class Agreement:
         Where all processes of a run must call the same collectives, those of a video that needs no call make one, and
         do not use the result, if another video needs it. So a video does not depend on what else the run makes.
         """
-        return smallest([0.0 if video_calls else 1.0], self._world_size)[0] == 0.0
+        return any_process(video_calls, self._world_size)

@@ -35,6 +35,11 @@ def smallest(values: Sequence[float], world_size: int) -> list[float]:
     return own.tolist()
 
 
+def any_process(wanted: bool, world_size: int) -> bool:
+    """Whether one of the processes of the run wants something, the same in all of them."""
+    return smallest([0.0 if wanted else 1.0], world_size)[0] == 0.0
+
+
 class _Collective(nn.Cell):
     """The operations that the collectives share; `native`: MindSpore's own collectives are available."""
 

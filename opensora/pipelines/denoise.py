@@ -109,20 +109,14 @@ def denoise(
     state = monitor.resume() if monitor is not None and settings.cache is None else None
     if state is not None:
         first, x = restore(state, scheduler)
-    bar = tqdm(total=len(calls), initial=first, desc="denoising", leave=False, unit="step", disable=not progress)
-    with bar:
-        for step, t in enumerate(calls[first:], first):
-            model_input = scheduler.scale_model_input(x, t)
-            output = predict(model_input, step)
-            x = scheduler.step(output, t, x, noise=step_noise)
-            bar.update()
-            if monitor is not None:
-                monitor.after_step(
-                    StepDone(
-                        step + 1,
-                        len(calls),
-                        partial(levels.x0, output, model_input, step),
-                        partial(denoising_state, step + 1, x, scheduler) if settings.cache is None else None,
-                    )
-                )
+    steps = range(first, len(calls))
+    for step in tqdm(steps, "denoising", len(calls), leave=False, unit="step", disable=not progress, initial=first):
+        t = calls[step]
+        model_input = scheduler.scale_model_input(x, t)
+        output = predict(model_input, step)
+        x = scheduler.step(output, t, x, noise=step_noise)
+        if monitor is not None:
+            predicted_x0 = partial(levels.x0, output, model_input, step)
+            state_after = partial(denoising_state, step + 1, x, scheduler) if settings.cache is None else None
+            monitor.after_step(StepDone(step + 1, len(calls), predicted_x0, state_after))
     return Denoised(x, first + counter.calls, is_compiled)

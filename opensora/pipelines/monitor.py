@@ -1,4 +1,4 @@
-"""What watches the denoising of a video: it sees every step, may end the run, and may continue an interrupted one."""
+"""Monitors of the denoising loop: they see every step, may end the loop, and may continue an interrupted one."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ class StepDone(NamedTuple):
         step: number of the steps that are done, from 1.
         steps: number of all steps.
         predicted_x0: () -> the clean latents (B, C, T, H, W) that the model predicts at this step.
-        state: () -> what continues after this step; None with step caching, whose state is not kept.
+        state: () -> the state to continue from after this step; None with step caching, whose state cannot be saved.
     """
 
     step: int

@@ -54,9 +54,11 @@ class VideoFailed(Exception):
 
 
 class Client:
-    """Args:
-    address: of the service.
-    token: that the service was started with, if any.
+    """A connection to a studio.
+
+    Args:
+        address: of the service.
+        token: that the service was started with, if any.
     """
 
     def __init__(self, address: str = "http://127.0.0.1:7860", token: Optional[str] = None):

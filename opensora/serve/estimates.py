@@ -36,8 +36,10 @@ def shape_of(spec: Mapping[str, Any]) -> str:
 
 
 class Estimates:
-    """Args:
-    device: flags of the workers' device.
+    """Estimates for the models of a service.
+
+    Args:
+        device: flags of the workers' device.
     """
 
     def __init__(self, store: Store, device: Sequence[str]):

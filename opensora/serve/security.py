@@ -47,14 +47,14 @@ Scope = MutableMapping[str, Any]
 
 
 class Rates:
-    """Limits how often each client may do something: `per_minute` times, and as often at once."""
+    """A token bucket for each client: `per_minute` requests a minute, and as many at once."""
 
     def __init__(self, per_minute: int):
         self.per_minute = per_minute
         self._left: OrderedDict[str, tuple[float, float]] = OrderedDict()  # client -> what is left, at which time
 
     def seconds_to_wait(self, client: str, cost: float = 1.0) -> float:
-        """Takes one of the client's requests; 0, or without taking one the seconds until it may send one."""
+        """Counts a request of the client and returns 0. If it has none left: the seconds until the next one."""
         if not self.per_minute:
             return 0.0
         now = time.monotonic()
@@ -181,7 +181,7 @@ class Security:
         )
 
     def sign_in(self, token: str, client: str) -> bool:
-        """Whether a token is right; wrong ones count."""
+        """Whether a token is right. Wrong ones are counted."""
         if self._sessions.is_token(token):
             return True
         self._failures.seconds_to_wait(client)

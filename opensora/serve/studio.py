@@ -20,7 +20,6 @@ from opensora.serve.options import ServeOptions
 from opensora.serve.protocol import PREVIEW, STATE
 from opensora.serve.requests import FILE_ID, PROMPT_NAME, VIDEO_ID, command_line, may_name_file, new_id, sample_fields
 from opensora.serve.store import CANCELLED, COMPLETED, FINAL, IN_PROGRESS, QUEUED, Job, Store, Upload
-from opensora.serve.thumbnails import THUMBNAIL
 from opensora.serve.views import Progress, job_view, service_view
 from opensora.serve.workers import BUSY, FAILING, IDLE, Worker, Workers
 from opensora.utils.files import atomic_write
@@ -308,7 +307,7 @@ class Studio:
 
     def _remove_unfinished(self, job: Job) -> None:
         """Removes what the worker of a job that failed or was cancelled has left."""
-        for name in (job.result, PREVIEW, STATE, THUMBNAIL):
+        for name in (job.result, PREVIEW, STATE):
             with suppress(OSError):
                 (self.folder(job.id) / name).unlink()
 

@@ -10,7 +10,7 @@ THUMBNAIL = "thumbnail.jpg"
 
 
 def thumbnail(result: Path) -> Path:
-    """The thumbnail of a result. It is made here where a worker was killed between the video and its thumbnail."""
+    """The thumbnail of a result, made when it is first asked for."""
     path = result.with_name(THUMBNAIL)
     if not path.is_file():
         if result.suffix in VIDEO_SUFFIXES:

@@ -91,6 +91,9 @@ class VideoMaker:
             held = self._hold(options, sample, (height, width))
             pipeline, one_at_a_time = held.pipeline, held.plan.one_at_a_time
             self._adapt(pipeline, options)
+            if not one_at_a_time:
+                for model in (pipeline.text_encoder, pipeline.transformer, pipeline.vae):
+                    model.get()
         with stage("encode"):
             text = pipeline.embed_prompt(sample.prompt, options.guidance_scale, options.max_sequence_length)
             if one_at_a_time:
@@ -99,7 +102,6 @@ class VideoMaker:
             if one_at_a_time:
                 pipeline.vae.release()
         with stage("denoise"):
-            pipeline.transformer.get()
             settings = DenoiseSettings.of(options.cache, options.guidance_interval, held.groups, self.device.compiles)
             previews = None if one_at_a_time or pipeline.vae.get().stream.is_shared else pipeline.decode
             latents = pipeline.denoise(

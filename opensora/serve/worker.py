@@ -103,6 +103,7 @@ class Worker:
 
     def work(self, job: str, folder: Path, fields: Mapping[str, Any]) -> None:
         """Makes the video of a job; an error of the job does not end the worker."""
+        from opensora.parallel.collectives import any_process
         from opensora.pipelines.monitor import Cancelled
         from opensora.serve.job_monitor import JobMonitor
 
@@ -110,15 +111,17 @@ class Worker:
             self.connection.send(kind, id=job, **values)
 
         def is_cancelled() -> bool:
-            return self.agree(job in self.connection.cancelled)
+            # A message does not reach all processes at the same step.
+            return any_process(job in self.connection.cancelled, self.device.world_size)
 
         def make_monitor(decoder: Any) -> JobMonitor:
             intervals = self.options.preview_interval, self.options.state_interval
-            return JobMonitor(folder, send, is_cancelled, decoder, options.fps, *intervals, self.device.is_main)
+            return JobMonitor(folder, send, is_cancelled, decoder, fields["fps"], *intervals, self.device.is_main)
 
         try:
-            given = {**fields, "lora": parse_loras(fields.get("lora", ()))}
-            options = SampleOptions(**{**given, "memory": self.memory.memory, "weights": self.memory.weights})
+            loras = parse_loras(fields.get("lora", ()))
+            own = {"lora": loras, "memory": self.memory.memory, "weights": self.memory.weights}
+            options = SampleOptions(**{**fields, **own})
             seconds, calls = self.maker.make(options, partial(send, "stage"), make_monitor, is_cancelled)
         except Cancelled:
             send("cancelled")
@@ -130,12 +133,6 @@ class Worker:
         else:
             send("done", seconds={name: round(value, 3) for name, value in seconds.items()}, model_calls=calls)
 
-    def agree(self, wanted: bool) -> bool:
-        """Whether one of the processes wants it; a message does not reach all of them at the same step."""
-        from opensora.parallel.collectives import smallest
-
-        return smallest([0.0 if wanted else 1.0], self.device.world_size)[0] == 0.0
-
 
 def main(argv: Optional[Sequence[str]] = None) -> None:
     args = parse_flags("Makes videos for a service.", (WorkerOptions, MemoryOptions, DeviceOptions), argv)
@@ -145,18 +142,18 @@ def main(argv: Optional[Sequence[str]] = None) -> None:
     from opensora import device as devices
 
     device = devices.setup(args)
-    lock = wait_for_lock(Path(options.data) / f"worker-{options.worker}.lock") if device.is_main else None
+    if device.is_main:
+        wait_for_lock(Path(options.data) / f"worker-{options.worker}.lock")
     hello = {"worker": options.worker, "rank": device.rank, "ranks": device.world_size, "pid": os.getpid()}
     connection = Connection(options.socket, hello, speaks=device.is_main)
-    logger.info(f"worker {options.worker}, process {device.rank} of {device.world_size}, lock {lock is not None}")
+    logger.info(f"worker {options.worker} is ready, process {device.rank} of {device.world_size}")
     Worker(options, from_mapping(MemoryOptions, vars(args)), device, connection).run()
 
 
-def wait_for_lock(path: Path) -> int:
-    """The descriptor of the worker's lock, which the worker of an earlier service may still hold."""
-    while (descriptor := lock_file(path)) is None:
+def wait_for_lock(path: Path) -> None:
+    """Takes the worker's lock until the process ends; the worker of an earlier service may still hold it."""
+    while lock_file(path) is None:
         time.sleep(LOCK_POLL)
-    return descriptor
 
 
 if __name__ == "__main__":

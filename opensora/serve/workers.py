@@ -75,7 +75,7 @@ class Workers:
         arguments: further arguments of a worker.
         on_message: called with a worker and its message, of rank 0.
         on_ready: called when a worker can take a job.
-        on_end: called with a worker that ended unasked, which has `reason` and maybe a `job`.
+        on_end: called with a worker that ended by itself, which has `reason` and maybe a `job`.
     """
 
     def __init__(

@@ -35,7 +35,7 @@ SHOWN_VIDEOS, SHOWN_FRAMES = 4, 8  # in the image for TensorBoard
 
 
 class ValidationSamples:
-    """The first `val_samples` held-out videos of the commonest size, and the networks that measure samples.
+    """The first `val_samples` held-out videos of the most common size, and the networks that measure samples.
 
     Raises:
         FileNotFoundError, UserError: unusable networks; videos too short for FVD.
@@ -43,9 +43,8 @@ class ValidationSamples:
 
     def __init__(self, options: ValidationSampleOptions, dataset: T2VDataset, group: Group, world: World, seed: int):
         self.options, self.dataset, self.group, self.world, self.seed = options, dataset, group, world, seed
-        numbers = [int(number) for number in commonest_shape(dataset)[: options.val_samples]]
-        self.numbers = dict(enumerate(numbers))  # position -> sample
-        self.shape = dataset.shape(numbers[0])
+        self.numbers = [int(number) for number in most_common_shape(dataset)[: options.val_samples]]
+        self.shape = dataset.shape(self.numbers[0])
         self.i3d = self.clip = None
         if options.i3d_path is not None:
             if self.shape.frames < LEAST_FRAMES:
@@ -74,26 +73,30 @@ class ValidationSamples:
         guidance = pipeline.default("guidance_scale", options.val_guidance_scale)
         features = np.zeros((len(self.numbers), self.i3d.config.num_classes if self.i3d else 0), np.float32)
         similarity = np.zeros(len(self.numbers), np.float32)
-        shown = np.zeros((min(SHOWN_VIDEOS, len(self.numbers)), self._shown_frames, height, width, 3), np.float32)
-        for position, keep in shard_list(list(self.numbers), self.group, self.world.size > 1):
-            caption = self.dataset.caption(self.numbers[position])
+        times = evenly_spaced(self.shape.frames, SHOWN_FRAMES)
+        shown = np.zeros((min(SHOWN_VIDEOS, len(self.numbers)), len(times), height, width, 3), np.float32)
+        mine = shard_list(range(len(self.numbers)), self.group, self.world.size > 1)
+        captions = [self.dataset.caption(self.numbers[position]) for position, _ in mine]
+        texts = pipeline.embed_prompts(captions, guidance, self.dataset.options.model_max_length)
+        settings = DenoiseSettings(compiles=False)
+        for (position, keep), caption, text in zip(mine, captions, texts):
             generators = [np.random.default_rng([self.seed, PURPOSE, position])]
             batch = stack([self.dataset.frames(self.numbers[position], generators[0])])
             latents = pipeline.denoise(
-                pipeline.embed_prompt(caption, guidance, self.dataset.options.model_max_length),
+                text,
                 *self.shape,
                 options.val_num_sampling_steps,
                 guidance,
                 [self.seed, PURPOSE, position],
                 progress=False,
                 conditioning=condition(batch, generators),
-                settings=DenoiseSettings(compiles=False),
+                settings=settings,
             )
             (video,) = pipeline.output(latents, "frames")
             if not (keep and self.group.is_first):
                 continue
             if position < len(shown):
-                shown[position] = video[evenly_spaced(len(video), self._shown_frames)]
+                shown[position] = video[times]
             if self.i3d is not None:
                 features[position] = fvd_features(video, self.i3d, options.fvd_protocol)
             if self.clip is not None:
@@ -111,22 +114,18 @@ class ValidationSamples:
         """The statistics of I3D's features of the held-out videos."""
         assert self.i3d is not None, "only FVD needs them"
         generator = np.random.default_rng([self.seed, PURPOSE])
-        videos = (self.dataset.frames(number, generator)["pixels"] for number in self.numbers.values())
+        videos = (self.dataset.frames(number, generator)["pixels"] for number in self.numbers)
         return FeatureStatistics.of(
             fvd_features(to_uint8(pixels.transpose(1, 2, 3, 0), "half_even"), self.i3d, self.options.fvd_protocol)
             for pixels in videos
         )
-
-    @property
-    def _shown_frames(self) -> int:
-        return min(SHOWN_FRAMES, self.shape.frames)
 
     def _sum(self, values: np.ndarray) -> np.ndarray:
         """The values of all processes; those of other processes' samples are zero."""
         return self.world.all_reduce(Tensor(values)).asnumpy()
 
 
-def commonest_shape(dataset: T2VDataset) -> np.ndarray:
+def most_common_shape(dataset: T2VDataset) -> np.ndarray:
     """The numbers of the samples of the shape that most of the dataset's samples have, videos before images."""
     index = dataset.index
     counts = [(shape.frames > 1, count) for shape, count in zip(index.shapes, index.shape_counts)]
