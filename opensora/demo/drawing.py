@@ -22,11 +22,12 @@ PATH = (0.31, 0.35)
 OFFSET = 0.06  # of the center of a shape from that of its cell
 MARGIN = 0.025  # between shapes and the border of their cells
 PERIOD = 0.125  # of textures
-DOT = 0.03  # radius
+DOT = 0.022  # standard deviation of a dot's shade
 TURN = (0.55 * math.pi, 0.75 * math.pi)  # rotation during a clip, clockwise
 GROWTH = (0.2, 0.27)  # of the radius, from the middle of the clip to its end
 # Shades are darker by this factor; those of black are lighter.
-TEXTURE_SHADE, MARK_SHADE = 0.85, 0.65
+TEXTURE_SHADE, DARK_SIDE = 0.85, 0.55
+SHADING_WIDTH = 1.2  # of the transition from the light side to the dark one, in radii
 
 
 class Pose(NamedTuple):
@@ -38,7 +39,7 @@ class Pose(NamedTuple):
 
 
 def shade(color: str, factor: float) -> np.ndarray:
-    """The other RGB value of a color, in textures and marks: darker by the factor, or lighter if it is black."""
+    """The other RGB value of a color, in textures and shading: darker by the factor, or lighter if it is black."""
     value = np.array(PALETTE[color], float)
     return value * factor if value.max() > 100 else value + 128 * (1 - factor)
 
@@ -112,36 +113,45 @@ class _Movement:
 
 
 def _background(scene: Scene, world: World) -> np.ndarray:
-    """uint8 RGB, larger than a frame by SUPERSAMPLING."""
+    """uint8 RGB (H, W, 3), larger than a frame by SUPERSAMPLING."""
     side = world.side * SUPERSAMPLING
     period = PERIOD * side
-    x, y = np.meshgrid(*2 * [(np.arange(side) + 0.5) % period])
-    shaded = np.zeros((side, side), bool)
+    x, y = np.meshgrid(*2 * [(np.arange(side) + 0.5) % period - period / 2])
+    shading = np.zeros((side, side))
     if scene.texture == "striped":
-        shaded = x < period / 2
+        shading = 0.5 - 0.5 * np.sin(2 * math.pi * x / period)
     elif scene.texture == "dotted":
-        shaded = np.hypot(x - period / 2, y - period / 2) < DOT * side
-    colors = np.stack([PALETTE[scene.background], shade(scene.background, TEXTURE_SHADE)])
-    return np.rint(colors).astype(np.uint8)[shaded.astype(int)]
+        shading = np.exp(-(x**2 + y**2) / (2 * (DOT * side) ** 2))
+    return _between(scene.background, TEXTURE_SHADE, shading)
 
 
 def _draw(scene: Scene, background: np.ndarray, poses: list[Pose], world: World) -> np.ndarray:
     canvas = background.copy()
     for item, pose in zip(scene.objects, poses):
-        outline = _fill(canvas, pose, _corners(item.shape, pose.angle))
-        canvas[outline] = PALETTE[item.color]
-        if world.marked:
-            half = pose.angle + np.array([0.5, 0.5, 1.5, 1.5]) * math.pi  # the lower half, before it turns
-            square = np.stack([np.sin(half), -np.cos(half)], 1)
-            square[1:3] += [-math.sin(pose.angle), math.cos(pose.angle)]
-            canvas[outline & _fill(canvas, pose, square)] = np.rint(shade(item.color, MARK_SHADE))
-    return np.asarray(cv2.resize(canvas, (world.side, world.side), interpolation=cv2.INTER_AREA))
+        y, x = np.nonzero(_outline(canvas, item.shape, pose))
+        amount = _shading(x, y, pose, len(canvas)) if world.shaded else np.zeros(len(x))
+        canvas[y, x] = _between(item.color, DARK_SIDE, amount)
+    frame = cv2.resize(canvas, (world.side, world.side), interpolation=cv2.INTER_AREA)
+    return np.asarray(cv2.GaussianBlur(frame, (0, 0), world.blur) if world.blur else frame)
 
 
-def _fill(canvas: np.ndarray, pose: Pose, corners: np.ndarray) -> np.ndarray:
-    """bool (H, W): the polygon of corners (N, 2), relative to the circumscribed circle."""
+def _between(color: str, factor: float, amount: np.ndarray) -> np.ndarray:
+    """uint8 RGB (..., 3) from the color, where the amount (...) is 0, to its other shade, where it is 1."""
+    first, second = np.array(PALETTE[color], np.float32), shade(color, factor)
+    return np.rint(first + amount[..., None] * (second - first)).astype(np.uint8)
+
+
+def _shading(x: np.ndarray, y: np.ndarray, pose: Pose, side: int) -> np.ndarray:
+    """0 on the light side of a shape, which is the upper one before it turns; 1 on the dark side."""
+    right, down = ((values + 0.5) / side - middle for values, middle in zip((x, y), pose.center))
+    depth = (down * math.cos(pose.angle) - right * math.sin(pose.angle)) / pose.radius
+    return np.clip(0.5 + depth / SHADING_WIDTH, 0, 1)
+
+
+def _outline(canvas: np.ndarray, shape: str, pose: Pose) -> np.ndarray:
+    """bool (H, W): the pixels of the shape."""
     mask = np.zeros(canvas.shape[:2], np.uint8)
-    points = (pose.center + pose.radius * corners) * len(canvas)
+    points = (pose.center + pose.radius * _corners(shape, pose.angle)) * len(canvas)
     cv2.fillPoly(mask, [np.rint(points).astype(np.int32)], (1,))
     return mask.astype(bool)
 

@@ -1,7 +1,7 @@
 """Recognizes the scene of a video from its frames, with classical image processing.
 
 The background is the most common named color at the border. Each pixel belongs to the background, or to the object that
-has the nearest color in one of its two shades. The outline of an object determines its shape. The outline's change over
+has the nearest color in one of its shades. The outline of an object determines its shape. The outline's change over
 time determines the motion; the side on which an object is lighter shows its rotation.
 """
 
@@ -15,16 +15,17 @@ import cv2
 import numpy as np
 from numpy.typing import ArrayLike
 
-from opensora.demo.drawing import MARK_SHADE, TEXTURE_SHADE, shade
+from opensora.demo.drawing import DARK_SIDE, TEXTURE_SHADE, shade
 from opensora.demo.scenes import COLORS, PALETTE, Object, Scene
 
+SHADES = 3  # of a color, to which pixels are compared
 STEP = 4  # of the frames in which colors are searched
 MIN_AREA = 0.004  # of a shape, as a fraction of the frame
 RIM = 1 / 64  # of an outline, as a fraction of the frame's side: its mixed pixels may have a third color
 MIN_DISTANCE = 0.08  # of a motion, as a fraction of the frame's side
 MIN_GROWTH = 1.5  # ratio of areas
 MIN_TURN = math.pi / 6
-MIN_MARK = 0.15  # standard deviation of the shade in an object, where 1 is the difference between both shades
+MIN_SHADING = 0.15  # standard deviation of the shade in an object, where 1 is the difference between both sides
 MIN_TEXTURE = 0.15  # the same in the background, averaged over the frames
 MIN_STRIPES = 3.0  # ratio of the variation across and along stripes
 SYMMETRY = {"square": 4, "triangle": 3, "star": 5}  # order of rotational symmetry
@@ -38,7 +39,7 @@ class Outline(NamedTuple):
     roundness: float  # area / area of the smallest enclosing circle
     solidity: float  # area / area of its convex hull
     points: np.ndarray  # complex, of the contour, relative to the center
-    mark: complex  # where the object is light, relative to the center; 0: it has no mark
+    light: complex  # where the object is light, relative to the center; 0: it has no shading
 
 
 def read_scene(video: np.ndarray, colors: Collection[str] = tuple(COLORS)) -> Optional[Scene]:
@@ -73,11 +74,16 @@ def _nearest(pixels: np.ndarray, values: Sequence[ArrayLike]) -> np.ndarray:
 
 def _masks(video: np.ndarray, background: str, colors: Collection[str]) -> list[np.ndarray]:
     """bool (T, H, W) for each color: the pixels that are nearer to it than to the background and the others."""
-    shades: list[ArrayLike] = [PALETTE[background], shade(background, TEXTURE_SHADE)]
+    shades: list[ArrayLike] = _shades(background, TEXTURE_SHADE)
     for name in colors:
-        shades += [PALETTE[name], shade(name, MARK_SHADE)]
-    nearest = _nearest(video, shades) // 2
+        shades += _shades(name, DARK_SIDE)
+    nearest = _nearest(video, shades) // SHADES
     return [nearest == number for number in range(1, 1 + len(colors))]
+
+
+def _shades(color: str, factor: float) -> list[np.ndarray]:
+    """The color, its other shade, and those between them."""
+    return list(np.linspace(PALETTE[color], shade(color, factor), SHADES))
 
 
 def _darkness(pixels: np.ndarray, color: str, factor: float) -> np.ndarray:
@@ -120,16 +126,16 @@ def _outline(frame: np.ndarray, mask: np.ndarray, color: str) -> Optional[Outlin
         area / (math.pi * cv2.minEnclosingCircle(contour)[1] ** 2),
         area / cv2.contourArea(cv2.convexHull(contour)),
         points[:, 0] + 1j * points[:, 1],
-        _mark(frame, region > 0, color),
+        _light_side(frame, region > 0, color),
     )
 
 
-def _mark(frame: np.ndarray, region: np.ndarray, color: str) -> complex:
-    """Where the region is light, relative to its center, times the number of its pixels; 0 without a mark."""
+def _light_side(frame: np.ndarray, region: np.ndarray, color: str) -> complex:
+    """Where the region is light, relative to its center, times the number of its pixels; 0 without shading."""
     inside = _inside(region)
     y, x = np.nonzero(inside)
-    darkness = _darkness(frame[inside], color, MARK_SHADE)
-    if len(darkness) == 0 or darkness.std() < MIN_MARK:
+    darkness = _darkness(frame[inside], color, DARK_SIDE)
+    if len(darkness) == 0 or darkness.std() < MIN_SHADING:
         return 0
     lightness = darkness.mean() - darkness
     return complex(lightness @ (x - x.mean()), lightness @ (y - y.mean()))
@@ -159,14 +165,14 @@ def _motion(outlines: list[Outline], shape: str) -> Optional[str]:
 
 
 def _turn(outlines: list[Outline], shape: str) -> float:
-    """The total rotation in radians, summed over frames: that of the marks.
+    """The total rotation in radians, summed over frames: that of the light sides.
 
-    Without marks it is that of the outline, which shows no rotation of a circle and not how often another shape passes
-    2 pi / symmetry.
+    Without shading it is that of the outline, which shows no rotation of a circle, and of another shape not how often it
+    passes 2 pi / symmetry.
     """
-    marks = [outline.mark for outline in outlines if outline.mark]
-    if 2 * len(marks) > len(outlines):
-        symmetry, phases = 1, [np.angle(mark) for mark in marks]
+    lights = [outline.light for outline in outlines if outline.light]
+    if 2 * len(lights) > len(outlines):
+        symmetry, phases = 1, [np.angle(light) for light in lights]
     elif shape in SYMMETRY:
         symmetry = SYMMETRY[shape]
         phases = [np.angle((outline.points**symmetry).sum()) for outline in outlines]

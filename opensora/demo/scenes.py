@@ -41,17 +41,19 @@ class World:
         frames: of a clip, 4n+1.
         pairs: share of the scenes in its training data that have two objects.
         textures: of the backgrounds; None is plain.
-        marked: one half of each shape has another shade, which shows the rotation of all shapes, even circles.
+        shaded: each shape is darker on one side, which shows the rotation of all shapes, even circles.
+        blur: standard deviation of the filter that softens edges, in pixels.
     """
 
     side: int
     frames: int = 17
     pairs: float = 0.0
     textures: tuple[Optional[str], ...] = (None,)
-    marked: bool = False
+    shaded: bool = False
+    blur: float = 0.0
 
 
-WORLDS = {"small": World(64), "large": World(128, pairs=0.4, textures=(None, *TEXTURES), marked=True)}
+WORLDS = {"small": World(64), "large": World(128, pairs=0.4, textures=(None, *TEXTURES), shaded=True, blur=0.6)}
 
 
 def world_of_side(side: int) -> World:
@@ -171,8 +173,8 @@ def _with_partner(scene: Scene, held_out: bool, world: World, rng: np.random.Gen
 
 
 def _is_visible(item: Object, world: World) -> bool:
-    """Whether the motion can be seen: a circle that turns needs a mark."""
-    return world.marked or (item.shape, item.motion) != ("circle", "turns")
+    """Whether the motion can be seen: a circle that turns needs shading."""
+    return world.shaded or (item.shape, item.motion) != ("circle", "turns")
 
 
 def _balanced(values: Sequence[T], count: int, rng: np.random.Generator) -> list[T]:
