@@ -17,7 +17,7 @@ SUPERSAMPLING = 4  # frames are drawn this much larger, then downsampled
 # learns last.
 CENTER_TIME = 0.2
 # Lengths in fractions of the frame's side.
-RADII = {1: (0.17, 0.2), 2: (0.14, 0.15)}  # of the circumscribed circle, by the number of objects
+RADII = {1: (0.17, 0.2), 2: (0.15, 0.165)}  # of the circumscribed circle, by the number of objects
 PATH = (0.31, 0.35)
 OFFSET = 0.06  # of the center of a shape from that of its cell
 MARGIN = 0.025  # between shapes and the border of their cells

@@ -53,7 +53,7 @@ class World:
     blur: float = 0.0
 
 
-WORLDS = {"small": World(64), "large": World(128, pairs=0.4, textures=(None, *TEXTURES), shaded=True, blur=0.6)}
+WORLDS = {"small": World(64), "large": World(128, pairs=0.4, textures=(None, *TEXTURES), shaded=True, blur=0.8)}
 
 
 def world_of_side(side: int) -> World:
