@@ -150,8 +150,9 @@ class RecFolderOptions:
 @dataclass(frozen=True)
 class ContactSheetOptions:
     videos: Sequence[str] = option(help="the videos, one row each", positional=True)
-    output: str = option(help="png or jpg file of the image")
-    columns: int = option(8, "frames of each video")
+    output: str = option(help="file of the image: png, jpg or webp; gif or webp with --animated")
+    columns: int = option(8, "frames of each video; with --animated: videos in a row")
+    animated: bool = option(False, "play the videos side by side")
 
 
 @dataclass(frozen=True)

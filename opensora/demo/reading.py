@@ -167,8 +167,8 @@ def _motion(outlines: list[Outline], shape: str) -> Optional[str]:
 def _turn(outlines: list[Outline], shape: str) -> float:
     """The total rotation in radians, summed over frames: that of the light sides.
 
-    Without shading it is that of the outline, which shows no rotation of a circle, and of another shape not how often it
-    passes 2 pi / symmetry.
+    Without shading it is that of the outline. The outline of a circle shows no rotation, those of other shapes show it
+    modulo 2 pi / symmetry.
     """
     lights = [outline.light for outline in outlines if outline.light]
     if 2 * len(lights) > len(outlines):

@@ -14,6 +14,7 @@ from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+ANIMATION_SUFFIXES = (".gif", ".webp")
 FONT_SIZE, LINE_HEIGHT = 14, 18  # pixels, of the labels of contact sheets
 
 # Pillow detects the format by content, and some of its readers start other programs (EPS runs Ghostscript).
@@ -78,6 +79,35 @@ def read_comment(path: Union[str, Path]) -> str:
 def save_grid(path: Union[str, Path], rows: Sequence[np.ndarray], columns: int = 8, gap: int = 4) -> None:
     """Writes a contact sheet: one row per video (T, H, W, 3), with up to `columns` frames evenly spaced in time."""
     save_image(path, draw_grid([video[evenly_spaced(len(video), columns)] for video in rows], gap))
+
+
+def save_animation(path: Union[str, Path], frames: np.ndarray, fps: float) -> None:
+    """Writes uint8 RGB (T, H, W, 3) as a GIF or WebP file that repeats forever."""
+    check_suffix(Path(path), ANIMATION_SUFFIXES)
+    first, *others = map(Image.fromarray, frames)
+    with atomic_write(path) as temporary:
+        first.save(
+            temporary, save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=90, method=6
+        )
+
+
+def tile_videos(videos: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
+    """One video, uint8 (T, H', W', 3), that shows videos (T, H, W, 3) in rows of `columns`. Short ones keep their end.
+
+    Raises:
+        UserError: the videos have different sizes.
+    """
+    sizes = {f"{width}x{height}" for _, height, width, _ in (video.shape for video in videos)}
+    if len(sizes) > 1:
+        raise UserError(f"videos side by side need one size, these have {', '.join(sorted(sizes))}")
+    length = max(map(len, videos))
+    padded = np.stack([video[np.minimum(np.arange(length), len(video) - 1)] for video in videos], 1)
+    return np.stack(
+        [
+            draw_grid([frames[first : first + columns] for first in range(0, len(frames), columns)], gap)
+            for frames in padded
+        ]
+    )
 
 
 def evenly_spaced(frames: int, count: int) -> np.ndarray:
