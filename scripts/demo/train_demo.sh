@@ -59,17 +59,17 @@ train_vae() { # name, frames, steps, more flags
         --resume_from_checkpoint True "${device[@]}" "$@"
 }
 
-if [ -z "${VAE_PRETRAINED:-}" ]; then
-    stage "autoencoder: short clips"
-    train_vae vae_short 5 "$vae_short_steps" --model_config scripts/demo/wfvae.json --train_batch_size 8 \
-        --start_learning_rate 1e-3 --lr_scheduler constant_with_warmup
-fi
-stage "autoencoder: whole clips"
-# With a learning rate of 7e-4 the loss of a well trained autoencoder rises.
-train_vae vae 17 "$vae_steps" --train_batch_size 4 --start_learning_rate 3e-4 --lr_scheduler linear \
-    --pretrained_model_name_or_path "${VAE_PRETRAINED:-$(ema_weights vae_short "$vae_short_steps")}"
 autoencoder=$folder/autoencoder # with the scale of the latents
 if [ ! -f "$autoencoder/config.json" ]; then
+    if [ -z "${VAE_PRETRAINED:-}" ]; then
+        stage "autoencoder: short clips"
+        train_vae vae_short 5 "$vae_short_steps" --model_config scripts/demo/wfvae.json --train_batch_size 8 \
+            --start_learning_rate 1e-3 --lr_scheduler constant_with_warmup
+    fi
+    stage "autoencoder: whole clips"
+    # With a learning rate of 7e-4 the loss of a well trained autoencoder rises.
+    train_vae vae 17 "$vae_steps" --train_batch_size 4 --start_learning_rate 3e-4 --lr_scheduler linear \
+        --pretrained_model_name_or_path "${VAE_PRETRAINED:-$(ema_weights vae_short "$vae_short_steps")}"
     rm -rf "$autoencoder.part"
     cp -r "$(ema_weights vae "$vae_steps")" "$autoencoder.part"
     python tools/ckpt/set_latent_scale.py --ae_path "$autoencoder.part" --video_path "$data/train/clips" \
