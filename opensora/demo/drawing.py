@@ -144,6 +144,7 @@ def _between(color: str, factor: float, amount: np.ndarray) -> np.ndarray:
 def _shading(x: np.ndarray, y: np.ndarray, pose: Pose, side: int) -> np.ndarray:
     """0 on the light side of a shape, which is the upper one before it turns; 1 on the dark side."""
     right, down = ((values + 0.5) / side - middle for values, middle in zip((x, y), pose.center))
+    # Not a matrix product: OpenBLAS can block forever if one thread computes with it while another starts a process.
     depth = (down * math.cos(pose.angle) - right * math.sin(pose.angle)) / pose.radius
     return np.clip(0.5 + depth / SHADING_WIDTH, 0, 1)
 
