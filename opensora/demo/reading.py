@@ -74,7 +74,7 @@ def _nearest(pixels: np.ndarray, values: Sequence[ArrayLike]) -> np.ndarray:
 
 def _masks(video: np.ndarray, background: str, colors: Collection[str]) -> list[np.ndarray]:
     """bool (T, H, W) for each color: the pixels that are nearer to it than to the background and the others."""
-    shades: list[ArrayLike] = _shades(background, TEXTURE_SHADE)
+    shades = _shades(background, TEXTURE_SHADE)
     for name in colors:
         shades += _shades(name, DARK_SIDE)
     nearest = _nearest(video, shades) // SHADES
