@@ -4,8 +4,9 @@
 # All results go to FOLDER (default: ./demo_training), the final weights to FOLDER/model. A repeated run resumes, also
 # within a stage: `timeout 2h bash scripts/demo/train_demo.sh` trains for two hours and saves a checkpoint.
 # Environment variables: DEVICE (CPU or Ascend); UNTIL, a stage (data, vae, latents, images, videos, inpaint) to stop
-# after; VAE_PRETRAINED, a folder of WFVAE weights to begin with instead of the stage of short clips; the numbers of
-# training steps VAE_SHORT_STEPS, VAE_STEPS, DECODER_STEPS (0: none), IMAGE_STEPS, VIDEO_STEPS and INPAINT_STEPS; CLIPS,
+# after; AUTOENCODER, a folder of a trained autoencoder (scripts/demo/autoencoder is one), which is then not trained;
+# VAE_PRETRAINED, a folder of WFVAE weights to begin with instead of the stage of short clips; the numbers of training
+# steps VAE_SHORT_STEPS, VAE_STEPS, DECODER_STEPS (0: none), IMAGE_STEPS, VIDEO_STEPS and INPAINT_STEPS; CLIPS,
 # IMAGES and DETAILS, the numbers of samples; PROMPTS, the number of prompts for the score.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/../.."
@@ -60,6 +61,9 @@ train_vae() { # name, frames, steps, more flags
 }
 
 autoencoder=$folder/autoencoder # with the scale of the latents
+if [ -n "${AUTOENCODER:-}" ] && [ ! -f "$autoencoder/config.json" ]; then
+    cp -rT "$AUTOENCODER" "$autoencoder"
+fi
 if [ ! -f "$autoencoder/config.json" ]; then
     if [ -z "${VAE_PRETRAINED:-}" ]; then
         stage "autoencoder: short clips"
