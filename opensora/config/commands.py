@@ -149,10 +149,15 @@ class RecFolderOptions:
 
 @dataclass(frozen=True)
 class ContactSheetOptions:
-    videos: Sequence[str] = option(help="the videos, one row each", positional=True)
+    videos: Sequence[str] = option(help="the videos, in the order in which they are shown", positional=True)
     output: str = option(help="file of the image: png, jpg or webp; gif or webp with --animated")
-    columns: int = option(8, "frames of each video; with --animated: videos in a row")
-    animated: bool = option(False, "play the videos side by side")
+    columns: int = option(8, "frames of each video, which has a row; with --animated: videos in a row")
+    animated: bool = option(
+        False, "write an animation that plays the videos side by side, at the frame rate of the first"
+    )
+
+    def __post_init__(self) -> None:
+        check_at_least_one(self, "columns")
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ PATH = (0.31, 0.35)
 OFFSET = 0.06  # of the center of a shape from that of its cell
 MARGIN = 0.025  # between shapes and the border of their cells
 PERIOD = 0.125  # of textures
-DOT = 0.022  # standard deviation of a dot's shade
+DOT = 0.022  # standard deviation of the Gaussian that shades a dot
 TURN = (0.55 * math.pi, 0.75 * math.pi)  # rotation during a clip, clockwise
 GROWTH = (0.2, 0.27)  # of the radius, from the middle of the clip to its end
 # Shades are darker by this factor; those of black are lighter.

@@ -39,7 +39,7 @@ class Outline(NamedTuple):
     roundness: float  # area / area of the smallest enclosing circle
     solidity: float  # area / area of its convex hull
     points: np.ndarray  # complex, of the contour, relative to the center
-    light: complex  # where the object is light, relative to the center; 0: it has no shading
+    light: complex  # vector from the center to the light side; 0: the object has no shading
 
 
 def read_scene(video: np.ndarray, colors: Collection[str] = tuple(COLORS)) -> Optional[Scene]:
@@ -131,7 +131,7 @@ def _outline(frame: np.ndarray, mask: np.ndarray, color: str) -> Optional[Outlin
 
 
 def _light_side(frame: np.ndarray, region: np.ndarray, color: str) -> complex:
-    """Where the region is light, relative to its center, times the number of its pixels; 0 without shading."""
+    """The vector from the center of the region to its light side; only its direction counts. 0 without shading."""
     inside = _inside(region)
     y, x = np.nonzero(inside)
     darkness = _darkness(frame[inside], color, DARK_SIDE)
@@ -165,10 +165,10 @@ def _motion(outlines: list[Outline], shape: str) -> Optional[str]:
 
 
 def _turn(outlines: list[Outline], shape: str) -> float:
-    """The total rotation in radians, summed over frames: that of the light sides.
+    """The total rotation of the light side in radians, summed over frames.
 
-    Without shading it is that of the outline. The outline of a circle shows no rotation, those of other shapes show it
-    modulo 2 pi / symmetry.
+    Without shading, the rotation of the outline: a circle's shows none, those of other shapes show it modulo
+    2 pi / symmetry.
     """
     lights = [outline.light for outline in outlines if outline.light]
     if 2 * len(lights) > len(outlines):

@@ -42,7 +42,7 @@ class World:
         pairs: share of the scenes in its training data that have two objects.
         textures: of the backgrounds; None is plain.
         shaded: each shape is darker on one side, which shows the rotation of all shapes, even circles.
-        blur: standard deviation of the filter that softens edges, in pixels.
+        blur: standard deviation of the Gaussian blur of each frame, in pixels; 0: none.
     """
 
     side: int

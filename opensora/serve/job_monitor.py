@@ -12,6 +12,7 @@ import numpy as np
 from mindspore import Tensor
 from PIL import Image
 
+from opensora.datasets.media.images import save_animation
 from opensora.pipelines.monitor import Cancelled, StepDone
 from opensora.serve.protocol import PREVIEW, STATE
 from opensora.utils.files import atomic_write
@@ -124,7 +125,4 @@ def write_preview(path: Path, frames: np.ndarray, fps: int) -> None:
     images = [Image.fromarray(frame) for frame in frames]
     for image in images:
         image.thumbnail((PREVIEW_SIDE, PREVIEW_SIDE))
-    with atomic_write(path) as temporary:
-        images[0].save(
-            temporary, "WEBP", save_all=True, append_images=images[1:], duration=max(1, 1000 // fps), loop=0, quality=80
-        )
+    save_animation(path, map(np.asarray, images), fps, quality=80)

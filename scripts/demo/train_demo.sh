@@ -4,7 +4,7 @@
 # All results go to FOLDER (default: ./demo_training), the final weights to FOLDER/model. A repeated run resumes, also
 # within a stage: `timeout 2h bash scripts/demo/train_demo.sh` trains for two hours and saves a checkpoint.
 # Environment variables: DEVICE (CPU or Ascend); UNTIL, a stage (data, vae, latents, images, videos, inpaint) to stop
-# after; AUTOENCODER, a folder of a trained autoencoder (scripts/demo/autoencoder is one), which is then not trained;
+# after; AUTOENCODER, a folder of a trained autoencoder to use, such as scripts/demo/autoencoder;
 # VAE_PRETRAINED, a folder of WFVAE weights to begin with instead of the stage of short clips; the numbers of training
 # steps VAE_SHORT_STEPS, VAE_STEPS, DECODER_STEPS (0: none), IMAGE_STEPS, VIDEO_STEPS and INPAINT_STEPS; CLIPS,
 # IMAGES and DETAILS, the numbers of samples; PROMPTS, the number of prompts for the score.
@@ -61,23 +61,24 @@ train_vae() { # name, frames, steps, more flags
 }
 
 autoencoder=$folder/autoencoder # with the scale of the latents
-if [ -n "${AUTOENCODER:-}" ] && [ ! -f "$autoencoder/config.json" ]; then
-    cp -rT "$AUTOENCODER" "$autoencoder"
-fi
 if [ ! -f "$autoencoder/config.json" ]; then
-    if [ -z "${VAE_PRETRAINED:-}" ]; then
-        stage "autoencoder: short clips"
-        train_vae vae_short 5 "$vae_short_steps" --model_config scripts/demo/wfvae.json --train_batch_size 8 \
-            --start_learning_rate 1e-3 --lr_scheduler constant_with_warmup
-    fi
-    stage "autoencoder: whole clips"
-    # With a learning rate of 7e-4 the loss of a well trained autoencoder rises.
-    train_vae vae 17 "$vae_steps" --train_batch_size 4 --start_learning_rate 3e-4 --lr_scheduler linear \
-        --pretrained_model_name_or_path "${VAE_PRETRAINED:-$(ema_weights vae_short "$vae_short_steps")}"
     rm -rf "$autoencoder.part"
-    cp -r "$(ema_weights vae "$vae_steps")" "$autoencoder.part"
-    python tools/ckpt/set_latent_scale.py --ae_path "$autoencoder.part" --video_path "$data/train/clips" \
-        --num_frames 17 --resolution 128 "${device[@]}"
+    if [ -n "${AUTOENCODER:-}" ]; then
+        cp -r "$AUTOENCODER" "$autoencoder.part"
+    else
+        if [ -z "${VAE_PRETRAINED:-}" ]; then
+            stage "autoencoder: short clips"
+            train_vae vae_short 5 "$vae_short_steps" --model_config scripts/demo/wfvae.json --train_batch_size 8 \
+                --start_learning_rate 1e-3 --lr_scheduler constant_with_warmup
+        fi
+        stage "autoencoder: whole clips"
+        # With a learning rate of 7e-4 the loss of a well trained autoencoder rises.
+        train_vae vae 17 "$vae_steps" --train_batch_size 4 --start_learning_rate 3e-4 --lr_scheduler linear \
+            --pretrained_model_name_or_path "${VAE_PRETRAINED:-$(ema_weights vae_short "$vae_short_steps")}"
+        cp -r "$(ema_weights vae "$vae_steps")" "$autoencoder.part"
+        python tools/ckpt/set_latent_scale.py --ae_path "$autoencoder.part" --video_path "$data/train/clips" \
+            --num_frames 17 --resolution 128 "${device[@]}"
+    fi
     mv "$autoencoder.part" "$autoencoder"
 fi
 end_of vae

@@ -81,18 +81,19 @@ def save_grid(path: Union[str, Path], rows: Sequence[np.ndarray], columns: int =
     save_image(path, draw_grid([video[evenly_spaced(len(video), columns)] for video in rows], gap))
 
 
-def save_animation(path: Union[str, Path], frames: np.ndarray, fps: float) -> None:
-    """Writes uint8 RGB (T, H, W, 3) as a GIF or WebP file that repeats forever."""
+def save_animation(path: Union[str, Path], frames: Iterable[np.ndarray], fps: float, quality: int = 90) -> None:
+    """Writes uint8 RGB frames (H, W, 3) as a looping GIF or WebP file. `quality`, 0 to 100, is that of WebP."""
     check_suffix(Path(path), ANIMATION_SUFFIXES)
     first, *others = map(Image.fromarray, frames)
+    duration = max(1, round(1000 / fps))  # of a frame, in milliseconds
     with atomic_write(path) as temporary:
-        first.save(
-            temporary, save_all=True, append_images=others, duration=round(1000 / fps), loop=0, quality=90, method=6
-        )
+        first.save(temporary, save_all=True, append_images=others, duration=duration, loop=0, quality=quality)
 
 
 def tile_videos(videos: Sequence[np.ndarray], columns: int, gap: int = 4) -> np.ndarray:
-    """One video, uint8 (T, H', W', 3), that shows videos (T, H, W, 3) in rows of `columns`. Short ones keep their end.
+    """Puts videos (T, H, W, 3) side by side in rows of `columns`; returns one video, uint8 (T, H', W', 3).
+
+    A video that ends before the others keeps showing its last frame.
 
     Raises:
         UserError: the videos have different sizes.
