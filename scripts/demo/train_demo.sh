@@ -100,18 +100,18 @@ train() { # kind (t2v_diffusers or inpaint), name, data file, cache, frames, ste
     OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-ACTIVE} python "opensora/train/train_$1.py" \
         --data "$data/$3.txt" --latent_cache "$folder/latents/$4" --num_frames "$5" "${size[@]}" \
         --output_dir "$folder/$2" --mode 0 --sparse1d True --sparse_n 4 --prediction_type v_prediction \
-        --rescale_betas_zero_snr --lr_warmup_steps 50 --adam_beta2 0.99 --adam_epsilon 1e-8 --cfg 0.1 \
+        --v1_5_scheduler --rescale_betas_zero_snr --lr_warmup_steps 50 --adam_beta2 0.99 --adam_epsilon 1e-8 --cfg 0.1 \
         --use_ema --ema_decay 0.998 --max_train_steps "$6" --checkpointing_steps 200 --checkpoints_total_limit 2 \
         --log_interval 50 --resume_from_checkpoint True "${device[@]}" "${@:7}"
 }
 
 stage "transformer: images"
 train t2v_diffusers images train_pictures images 1 "$image_steps" --model scripts/demo/transformer \
-    --train_batch_size 64 --start_learning_rate 1e-3 --lr_scheduler constant_with_warmup
+    --train_batch_size 64 --start_learning_rate 1e-3 --lr_scheduler linear
 end_of images
 stage "transformer: videos"
 train t2v_diffusers videos train clips 17 "$video_steps" --pretrained "$(ema_weights images "$image_steps")" \
-    --train_batch_size 16 --start_learning_rate 1e-3 --lr_scheduler linear
+    --train_batch_size 16 --start_learning_rate 6e-4 --lr_scheduler linear
 end_of videos
 stage "inpaint model"
 encode inpaint train 17 --dataset inpaint --mask_config scripts/train_configs/mask_config.yaml --crops 2
