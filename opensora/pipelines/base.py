@@ -11,6 +11,7 @@ import numpy as np
 from mindspore import Tensor
 
 from opensora.checkpoint.files import find_weights, read_config
+from opensora.config.families import V1_5_BETAS
 from opensora.config.generations import GENERATIONS, LATEST, Generation, as_trained, generation_of
 from opensora.config.prompts import check_template
 from opensora.datasets.transforms import to_uint8
@@ -93,8 +94,8 @@ class VideoPipeline(LoRAMixin):
     ) -> Self:
         """Creates a pipeline from folders in the published layout; models load at first use.
 
-        Sampler, prediction type, template and negative prompt are by default those of the weights' generation
-        (`opensora.config.generations`).
+        Prediction type and noise schedule are by default those in the transformer's config.json, else, as sampler,
+        template and negative prompt, those of the weights' generation (`opensora.config.generations`).
 
         Args:
             dtype: float32, float16 or bfloat16, in which text encoder and transformer compute.
@@ -113,7 +114,9 @@ class VideoPipeline(LoRAMixin):
             model.published_config(folder)
             find_weights(folder, model.preferred_weights)
         settings = generation.settings_for(is_image=False)
-        zero_snr = generation.zero_snr if rescale_betas_zero_snr is None else rescale_betas_zero_snr
+        if rescale_betas_zero_snr is None:
+            recorded = config.get("rescale_betas_zero_snr")
+            rescale_betas_zero_snr = generation.zero_snr if recorded is None else bool(recorded)
         return cls(
             text_encoder=LazyModel(
                 lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype, weights=weights, streamed=streamed)
@@ -128,8 +131,9 @@ class VideoPipeline(LoRAMixin):
             scheduler=make_scheduler(
                 generation,
                 sample_method or settings["sample_method"],
-                prediction_type=prediction_type or settings["prediction_type"],
-                rescale_betas_zero_snr=zero_snr,
+                prediction_type=prediction_type or config.get("prediction_type") or settings["prediction_type"],
+                rescale_betas_zero_snr=rescale_betas_zero_snr,
+                **(V1_5_BETAS if config.get("v1_5_scheduler") else {}),
             ),
             prompt_template=prompt_template,
             negative_prompt=negative_prompt,

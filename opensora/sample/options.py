@@ -149,9 +149,13 @@ class SampleOptions:
         choices=PREDICTION_TYPES,
     )
     rescale_betas_zero_snr: bool = _sampling(
-        False, "noise schedule with zero terminal SNR, as the published weights need it"
+        False,
+        "noise schedule with zero terminal SNR, as the published weights need it; weights that were trained with this "
+        "project have it in their config.json",
     )
-    v1_5_scheduler: bool = _sampling(False, "the noise schedule of Open-Sora-Plan v1.5")
+    v1_5_scheduler: bool = _sampling(
+        False, "the noise schedule of Stable Diffusion 1.5 and Open-Sora-Plan v1.5; likewise"
+    )
     sparse1d: bool = _sampling(False, "require weights with skiparse attention")
     sparse_n: Optional[int] = _sampling(None, "require weights with this skiparse factor")
 
@@ -366,8 +370,12 @@ def check_weights(options: SampleOptions) -> SampleOptions:
             f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
             f"{options.text_encoder_name_1} gives {text.get('d_model')}"
         )
-    default = options.generation.settings["prediction_type"]
-    options = replace(options, prediction_type=options.prediction_type or recorded or default)
+    options = replace(
+        options,
+        prediction_type=options.prediction_type or recorded or options.generation.settings["prediction_type"],
+        rescale_betas_zero_snr=options.rescale_betas_zero_snr or bool(transformer.get("rescale_betas_zero_snr")),
+        v1_5_scheduler=options.v1_5_scheduler or bool(transformer.get("v1_5_scheduler")),
+    )
     return _with_timesteps(options, options.timesteps) if options.timesteps else options
 
 

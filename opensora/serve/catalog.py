@@ -117,9 +117,7 @@ def read_catalog(options: ServeOptions, memory: Mapping[str, Any]) -> Catalog:
         "weights' check",
     )
     checked = {
-        model.id: replace(
-            model, options={**model.options, "prediction_type": answer["prediction_type"]}, samplers=answer["samplers"]
-        )
+        model.id: replace(model, options={**model.options, **answer["options"]}, samplers=answer["samplers"])
         for model, answer in zip(models, list(answers))
     }
     return replace(catalog, models=checked)

@@ -21,7 +21,7 @@ from opensora.sample.options import SampleOptions, check_weights
 
 
 def check(options: SampleOptions) -> dict[str, Any]:
-    """The prediction type of the weights, and the samplers that go with it.
+    """How the weights were trained, as options, and the samplers that go with it.
 
     Raises:
         UserError, FileNotFoundError: missing weights, or weights that do not go together.
@@ -38,7 +38,8 @@ def check(options: SampleOptions) -> dict[str, Any]:
             warnings.simplefilter("error", UserWarning)
             make_scheduler(checked.generation, name, **checked.scheduler_arguments()).set_timesteps(10)
             samplers.append(name)
-    return {"prediction_type": checked.prediction_type, "samplers": samplers}
+    trained = {name: getattr(checked, name) for name in ("prediction_type", "rescale_betas_zero_snr", "v1_5_scheduler")}
+    return {"options": trained, "samplers": samplers}
 
 
 def count(options: SampleOptions, device: Any, rate: float) -> dict[str, Any]:

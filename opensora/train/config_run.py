@@ -157,7 +157,7 @@ def plan_options(config: Mapping[str, Any], zero_stage: int) -> T2VTrainOptions:
         text_encoder_name_1=text_encoder["from_pretrained"],
         model=preset,
         pretrained=pretrained,
-        model_changes={**model, "prediction_type": None if objective.rf_scheduler else objective.prediction_type},
+        model_changes={**model, **objective.model_keys()},
         train_batch_size=fields.batch_size or T2VTrainOptions.train_batch_size,
         gradient_accumulation_steps=fields.gradient_accumulation_steps,
         dataloader_num_workers=fields.num_workers,

@@ -17,7 +17,7 @@ from opensora.models import OpenSoraT2V_v1_3
 from opensora.models.dit.transformer import VideoTransformer
 from opensora.train.lora import load_frozen
 from opensora.train.recipes import RECIPES, Recipe, preset_recipe
-from opensora.train.t2v_options import T2VFlags, T2VTrainOptions
+from opensora.train.t2v_options import ObjectiveOptions, T2VFlags, T2VTrainOptions
 from opensora.utils.logs import logger
 
 
@@ -56,6 +56,8 @@ def build_model(
         FileNotFoundError, UserError: missing or damaged files, or flags that contradict them.
     """
     changes = config_changes(recipe, options)
+    if options.pretrained is not None and checkpoint is None and device.is_main:
+        _warn_of_other_objective(options.pretrained, options.objective)
     if options.lora is not None:
         assert options.pretrained is not None, "T2VTrainOptions requires it"
         model = load_frozen(recipe.model, options.pretrained, changes, options.lora, device)
@@ -116,6 +118,19 @@ def _weight_keys(recipe: Recipe, source: Optional[str]) -> dict[str, Any]:
     return {name: config.get(name) for name in recipe.weight_keys}
 
 
+def _warn_of_other_objective(source: str, objective: ObjectiveOptions) -> None:
+    try:
+        config = read_config(source)
+    except FileNotFoundError:  # published torch files have none
+        return
+    for name, value in objective.model_keys().items():
+        if config.get(name) not in (None, value):
+            logger.warning(
+                f"{source} was trained with {name} {config[name]}, this training has {name} {value}: give --{name} as "
+                "in that training, unless the model is to learn another objective"
+            )
+
+
 def _check_channels(recipe: Recipe, config: Mapping[str, Any], options: T2VTrainOptions) -> None:
     needed, found = recipe.model.config_class.from_dict(config).in_channels, VAES[options.ae][0]
     if needed != found:
@@ -132,7 +147,7 @@ def _resumed(
     source = checkpoint / "model"
     config = read_config(source)
     for name, value in changes.items():
-        if config.get(name) != value:
+        if config.get(name, value) != value:  # older checkpoints lack some of the keys
             raise UserError(
                 f"{checkpoint}: was trained with {name} {config.get(name)}, now it is {value}: resume "
                 f"with the same flags, or start a new run with --pretrained {source}"

@@ -66,6 +66,14 @@ class ObjectiveOptions:
                 "--prediction_type sample"
             )
 
+    def model_keys(self) -> dict[str, Any]:
+        """The keys of the model's config.json from which samplers know the objective; None: not known there."""
+        return {
+            "prediction_type": None if self.rf_scheduler else self.prediction_type,
+            "rescale_betas_zero_snr": self.rescale_betas_zero_snr or None,
+            "v1_5_scheduler": self.v1_5_scheduler or None,
+        }
+
 
 @dataclass(frozen=True)
 class T2VFlags:
@@ -111,7 +119,7 @@ class T2VFlags:
             **rope,
             "sparse1d": self.sparse1d,
             "sparse_n": self.sparse_n,
-            "prediction_type": None if objective.rf_scheduler else objective.prediction_type,
+            **objective.model_keys(),
             **{f"interpolation_scale_{axis}": getattr(self, f"interpolation_scale_{axis}") for axis in "thw"},
         }
 

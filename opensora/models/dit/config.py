@@ -18,7 +18,8 @@ class TransformerConfig(ModelConfig):
     """The keys that the config.json of all transformers of Open-Sora-Plan have.
 
     Attributes:
-        prediction_type: not in the published files; this project's trainer writes it.
+        prediction_type, rescale_betas_zero_snr, v1_5_scheduler: the objective of the training (`ObjectiveOptions`), for
+            samplers; None: unknown. Not in the published files; this project's trainer writes them.
     """
 
     num_attention_heads: int = 24
@@ -39,6 +40,8 @@ class TransformerConfig(ModelConfig):
     double_self_attention: bool = False
     upcast_attention: bool = False
     prediction_type: Optional[str] = None
+    rescale_betas_zero_snr: Optional[bool] = None
+    v1_5_scheduler: Optional[bool] = None
 
     release: ClassVar[str] = "Open-Sora-Plan"
     fixed: ClassVar[dict] = {

@@ -68,6 +68,16 @@ def test_images_keep_the_length_of_videos():
     assert build(f"{CAUSAL} --model {LATTE_PRESET} --num_frames 1")[1].config.video_length == LATTE["video_length"]
 
 
+def test_another_objective_than_that_of_the_weights_is_named(tmp_path, caplog):
+    LatteT2V(**V1_0, prediction_type="epsilon", v1_5_scheduler=True).save_pretrained(tmp_path)
+    with caplog.at_level(logging.WARNING, "opensora"):
+        build(f"{CAUSAL} --pretrained {tmp_path}")
+        assert f"{tmp_path} was trained with v1_5_scheduler True, this training has v1_5_scheduler None" in caplog.text
+        caplog.clear()
+        build(f"{CAUSAL} --pretrained {tmp_path} --v1_5_scheduler")
+    assert "was trained with" not in caplog.text
+
+
 def test_positions_of_v1_0_belong_to_its_weights(tmp_path):
     """A preset is of v1.1: its positions are divided by another number."""
     LatteT2V(**V1_0).save_pretrained(tmp_path)

@@ -83,10 +83,11 @@ def test_run_writes_checkpoints_log_and_validation(folder, run):
     assert len(validation) == 3 and validation[2] < validation[0]  # after two epochs of 10 steps, and at the end
     assert list((output / "tensorboard").glob("events*"))
     model = OpenSoraT2V_v1_3.from_pretrained(output / "checkpoint-24/model_ema")
-    assert model.config.prediction_type == "v_prediction"
+    assert (model.config.prediction_type, model.config.rescale_betas_zero_snr) == ("v_prediction", True)
+    assert model.config.v1_5_scheduler is None  # only what was used is recorded
     flags = f"--model_path {output}/checkpoint-24/model --ae_path {folder}/release/vae --text_encoder_name_1 \
         {folder}/release/text --text_prompt square --num_frames 5 --height 32 --width 32 --num_sampling_steps 2 \
-        --max_sequence_length 64 --save_img_path {output}/sampled --device CPU --rescale_betas_zero_snr"
+        --max_sequence_length 64 --save_img_path {output}/sampled --device CPU"
     sampled = run("opensora/sample/sample.py", *flags.split())
     assert sampled.returncode == 0, sampled.stderr
     assert len(list((output / "sampled").glob("*.mp4"))) == 1
