@@ -41,7 +41,9 @@ def load_frozen(
     config = model_class.published_config(source, "--pretrained")
     for name, value in changes.items():
         if name in config and config[name] != value:
-            flag = "--rf_scheduler" if value is None else f"--{name} {value}"
+            flag = f"--{name} {value}"
+            if value is None:
+                flag = "--rf_scheduler" if name == "prediction_type" else f"training without --{name}"
             raise UserError(
                 f"{flag} contradicts {config_path(source)}, whose {name} is {config[name]}: LoRA adapts the model as "
                 f"it was trained; use --{name} {config[name]}"

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -194,6 +196,13 @@ def make_inpaint(folder: Path) -> None:
 def test_contradictions_are_refused(flags, words, folder, uninterrupted):
     with pytest.raises(ValueError, match=words):
         train_here(folder, "refused", *flags.format(folder=folder).split())
+
+
+def test_adapters_need_the_noise_schedule_of_their_weights(folder):
+    path = shutil.copytree(folder / "release/transformer", folder / "v1_5") / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "v1_5_scheduler": True}))
+    with pytest.raises(ValueError, match="training without --v1_5_scheduler contradicts .*v1_5/config.json"):
+        train_here(folder, "refused", "--pretrained", path.parent)
 
 
 def test_flags_without_a_rank_are_refused(folder):
