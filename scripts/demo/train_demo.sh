@@ -99,7 +99,7 @@ train() { # kind (t2v_diffusers or inpaint), name, data file, cache, frames, ste
     # With active waiting of OpenMP threads, a step in graph mode takes a seventh less time on otherwise idle cores.
     OMP_WAIT_POLICY=${OMP_WAIT_POLICY:-ACTIVE} python "opensora/train/train_$1.py" \
         --data "$data/$3.txt" --latent_cache "$folder/latents/$4" --num_frames "$5" "${size[@]}" \
-        --output_dir "$folder/$2" --mode 0 --sparse1d True --sparse_n 4 --prediction_type v_prediction \
+        --output_dir "$folder/$2" --mode 0 --prediction_type v_prediction \
         --v1_5_scheduler --rescale_betas_zero_snr --lr_warmup_steps 50 --adam_beta2 0.99 --adam_epsilon 1e-8 --cfg 0.1 \
         --use_ema --ema_decay 0.998 --max_train_steps "$6" --checkpointing_steps 200 --checkpoints_total_limit 2 \
         --log_interval 50 --resume_from_checkpoint True "${device[@]}" "${@:7}"
