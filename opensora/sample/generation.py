@@ -108,6 +108,37 @@ def check_frames(options: SampleOptions, transformer: Mapping[str, Any]) -> None
         )
 
 
+def check_attention(options: SampleOptions, transformer: Mapping[str, Any]) -> None:
+    """Raises UserError if --sparse1d or --sparse_n contradict the config.json of the transformer."""
+    _check_recorded(options, "sparse1d", options.sparse1d or None, transformer.get("sparse1d", False))
+    _check_recorded(options, "sparse_n", options.sparse_n, transformer.get("sparse_n"))
+
+
+def objective_settings(options: SampleOptions, transformer: Mapping[str, Any]) -> dict[str, Any]:
+    """The options that must match the training: those given, else those in config.json, else those of the generation.
+
+    Raises:
+        UserError: the given prediction type contradicts config.json.
+    """
+    recorded = transformer.get("prediction_type")
+    _check_recorded(options, "prediction_type", options.prediction_type, recorded)
+    return {
+        "prediction_type": options.prediction_type or recorded or options.generation.settings["prediction_type"],
+        **{
+            name: getattr(options, name) or bool(transformer.get(name))
+            for name in ("rescale_betas_zero_snr", "v1_5_scheduler")
+        },
+    }
+
+
+def _check_recorded(options: SampleOptions, name: str, given: Any, recorded: Any) -> None:
+    if given is not None and recorded is not None and given != recorded:
+        raise UserError(
+            f"--{name} {given} contradicts {options.model_path}/config.json, which has {recorded}: "
+            f"the result would be noise; leave the flag out"
+        )
+
+
 def set_tiling(options: SampleOptions, vae: Any) -> None:
     """Applies --enable_tiling and --tile_overlap_factor to an autoencoder."""
     from opensora.models.vaes import enable_tiling

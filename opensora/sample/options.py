@@ -21,7 +21,14 @@ from opensora.config.prompts import check_template
 from opensora.datasets.masks import MaskType, check_noise_strength
 from opensora.errors import UserError
 from opensora.pipelines.sizes import MAX_HXW, check_size
-from opensora.sample.generation import check_autoencoder, check_frames, folder_and_generation, generation_settings
+from opensora.sample.generation import (
+    check_attention,
+    check_autoencoder,
+    check_frames,
+    folder_and_generation,
+    generation_settings,
+    objective_settings,
+)
 from opensora.sample.timesteps_file import read_timesteps
 from opensora.utils.logs import logger
 from opensora.utils.text_files import check_characters
@@ -360,22 +367,14 @@ def check_weights(options: SampleOptions) -> SampleOptions:
         find_weights(options.text_encoder_name_1)
     if options.is_inpaint or not options.save_latents:
         find_weights(options.ae_path)
-    recorded = transformer.get("prediction_type")
-    _agree(options, "prediction_type", options.prediction_type, recorded)
-    _agree(options, "sparse1d", options.sparse1d or None, transformer.get("sparse1d", False))
-    _agree(options, "sparse_n", options.sparse_n, transformer.get("sparse_n"))
+    check_attention(options, transformer)
     text = MT5EncoderModel.published_config(options.text_encoder_name_1, "--text_encoder_name_1")
     if transformer.get("caption_channels", text.get("d_model")) != text.get("d_model"):
         raise UserError(
             f"{options.model_path} takes text states of width {transformer['caption_channels']}, "
             f"{options.text_encoder_name_1} gives {text.get('d_model')}"
         )
-    options = replace(
-        options,
-        prediction_type=options.prediction_type or recorded or options.generation.settings["prediction_type"],
-        rescale_betas_zero_snr=options.rescale_betas_zero_snr or bool(transformer.get("rescale_betas_zero_snr")),
-        v1_5_scheduler=options.v1_5_scheduler or bool(transformer.get("v1_5_scheduler")),
-    )
+    options = replace(options, **objective_settings(options, transformer))
     return _with_timesteps(options, options.timesteps) if options.timesteps else options
 
 
@@ -395,11 +394,3 @@ def _with_timesteps(options: SampleOptions, path: str) -> SampleOptions:
     if options.num_sampling_steps not in (steps, _DEFAULTS["num_sampling_steps"]):
         logger.warning(f"{path} has {steps} timesteps: --num_sampling_steps {options.num_sampling_steps} is not used")
     return replace(options, chosen_timesteps=chosen.timesteps, num_sampling_steps=steps)
-
-
-def _agree(options: SampleOptions, name: str, given: Any, recorded: Any) -> None:
-    if given is not None and recorded is not None and given != recorded:
-        raise UserError(
-            f"--{name} {given} contradicts {options.model_path}/config.json, which has {recorded}: "
-            f"the result would be noise; leave the flag out"
-        )
