@@ -39,6 +39,9 @@ SAMPLERS = (
     "FlowMatchEulerDiscrete",
 )
 PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+# Options of sampling and training, and keys of config.json, that must be the same when weights are trained and sampled.
+NOISE_SCHEDULE_KEYS = ("rescale_betas_zero_snr", "v1_5_scheduler")
+OBJECTIVE_KEYS = ("prediction_type", *NOISE_SCHEDULE_KEYS)
 # The noise schedule of Stable Diffusion 1.5, which --v1_5_scheduler chooses.
 V1_5_BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear"}
 

@@ -161,16 +161,31 @@ def get_generation(name: str) -> Generation:
 
 
 def as_trained(generation: Generation, config: Mapping[str, Any]) -> Generation:
-    """The generation with the number and size of frames that a transformer was trained with, as far as they are known.
+    """The generation with what a transformer was trained with, as far as it is known.
+
+    That is the prediction type, zero terminal SNR, and before v1.3 the number and size of frames.
 
     Args:
         config: of the transformer.
 
     Raises:
-        UserError: they are no numbers.
+        UserError: number or size of the frames are no whole numbers.
     """
-    if generation.name == LATEST:  # trained with frames of any size
-        return generation
+    zero_snr = config.get("rescale_betas_zero_snr")
+    found: dict[str, Any] = (
+        {} if generation.name == LATEST else _trained_frames(config)
+    )  # v1.3 is trained with frames of any size
+    if config.get("prediction_type"):
+        found["prediction_type"] = config["prediction_type"]
+    return replace(
+        generation,
+        settings={**generation.settings, **found},
+        zero_snr=generation.zero_snr if zero_snr is None else bool(zero_snr),
+    )
+
+
+def _trained_frames(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The number and size of the frames that a transformer was trained with, as far as they are known."""
     found: dict[str, int] = {}
     size, frames = config.get("sample_size"), config.get("video_length", config.get("sample_size_t"))
     try:
@@ -180,4 +195,4 @@ def as_trained(generation: Generation, config: Mapping[str, Any]) -> Generation:
             found["num_frames"] = 4 * (int(frames) - 1) + 1
     except (TypeError, ValueError, LookupError) as error:
         raise UserError(f"sample_size {size!r:.60}, frames {frames!r:.60}: should be whole numbers") from error
-    return replace(generation, settings={**generation.settings, **found})
+    return found

@@ -114,9 +114,7 @@ class VideoPipeline(LoRAMixin):
             model.published_config(folder)
             find_weights(folder, model.preferred_weights)
         settings = generation.settings_for(is_image=False)
-        if rescale_betas_zero_snr is None:
-            recorded = config.get("rescale_betas_zero_snr")
-            rescale_betas_zero_snr = generation.zero_snr if recorded is None else bool(recorded)
+        zero_snr = generation.zero_snr if rescale_betas_zero_snr is None else rescale_betas_zero_snr
         return cls(
             text_encoder=LazyModel(
                 lambda: MT5EncoderModel.from_pretrained(text_encoder, dtype, weights=weights, streamed=streamed)
@@ -131,8 +129,8 @@ class VideoPipeline(LoRAMixin):
             scheduler=make_scheduler(
                 generation,
                 sample_method or settings["sample_method"],
-                prediction_type=prediction_type or config.get("prediction_type") or settings["prediction_type"],
-                rescale_betas_zero_snr=rescale_betas_zero_snr,
+                prediction_type=prediction_type or settings["prediction_type"],
+                rescale_betas_zero_snr=zero_snr,
                 **(V1_5_BETAS if config.get("v1_5_scheduler") else {}),
             ),
             prompt_template=prompt_template,

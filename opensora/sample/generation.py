@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Optional
 
 from opensora.checkpoint.files import read_config, resolve_path
-from opensora.config.families import VAES
+from opensora.config.families import NOISE_SCHEDULE_KEYS, VAES
 from opensora.config.generations import LATEST, as_trained, generation_of, generation_of_autoencoder, get_generation
 from opensora.errors import UserError
 
@@ -124,10 +124,7 @@ def objective_settings(options: SampleOptions, transformer: Mapping[str, Any]) -
     _check_recorded(options, "prediction_type", options.prediction_type, recorded)
     return {
         "prediction_type": options.prediction_type or recorded or options.generation.settings["prediction_type"],
-        **{
-            name: getattr(options, name) or bool(transformer.get(name))
-            for name in ("rescale_betas_zero_snr", "v1_5_scheduler")
-        },
+        **{name: getattr(options, name) or bool(transformer.get(name)) for name in NOISE_SCHEDULE_KEYS},
     }
 
 

@@ -157,11 +157,13 @@ class SampleOptions:
     )
     rescale_betas_zero_snr: bool = _sampling(
         False,
-        "noise schedule with zero terminal SNR, as the published weights need it; weights that were trained with this "
-        "project have it in their config.json",
+        "noise schedule with zero terminal SNR, as the published weights need it; on by default if the config.json of "
+        "the weights records it",
     )
     v1_5_scheduler: bool = _sampling(
-        False, "the noise schedule of Stable Diffusion 1.5 and Open-Sora-Plan v1.5; likewise"
+        False,
+        "noise schedule of Stable Diffusion 1.5 and Open-Sora-Plan v1.5; on by default if the config.json of the "
+        "weights records it",
     )
     sparse1d: bool = _sampling(False, "require weights with skiparse attention")
     sparse_n: Optional[int] = _sampling(None, "require weights with this skiparse factor")

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Union
 
+from opensora.config.families import OBJECTIVE_KEYS
 from opensora.errors import UserError
 from opensora.utils.files import atomic_write
 from opensora.utils.json_text import read_json
@@ -19,7 +20,7 @@ from opensora.utils.numbers import finite_number
 from opensora.utils.text_files import read_text
 
 # Options of sample.py that change what a timestep means, or how a sampler steps between two of them.
-SETTINGS = ("sample_method", "prediction_type", "rescale_betas_zero_snr", "v1_5_scheduler")
+SETTINGS = ("sample_method", *OBJECTIVE_KEYS)
 
 
 @dataclass(frozen=True)

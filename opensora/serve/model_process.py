@@ -14,14 +14,14 @@ from typing import Any
 
 from opensora.config.command_line import parse_flags
 from opensora.config.device import DeviceOptions
-from opensora.config.families import SAMPLERS
+from opensora.config.families import OBJECTIVE_KEYS, SAMPLERS
 from opensora.errors import UserError
 from opensora.sample.child_process import answer_stdin
 from opensora.sample.options import SampleOptions, check_weights
 
 
 def check(options: SampleOptions) -> dict[str, Any]:
-    """How the weights were trained, as options, and the samplers that go with it.
+    """`options`: the objective that the weights were trained with; `samplers`: names of those that support it.
 
     Raises:
         UserError, FileNotFoundError: missing weights, or weights that do not go together.
@@ -38,8 +38,7 @@ def check(options: SampleOptions) -> dict[str, Any]:
             warnings.simplefilter("error", UserWarning)
             make_scheduler(checked.generation, name, **checked.scheduler_arguments()).set_timesteps(10)
             samplers.append(name)
-    trained = {name: getattr(checked, name) for name in ("prediction_type", "rescale_betas_zero_snr", "v1_5_scheduler")}
-    return {"options": trained, "samplers": samplers}
+    return {"options": {name: getattr(checked, name) for name in OBJECTIVE_KEYS}, "samplers": samplers}
 
 
 def count(options: SampleOptions, device: Any, rate: float) -> dict[str, Any]:

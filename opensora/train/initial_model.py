@@ -10,7 +10,7 @@ from typing import Any, Optional
 from opensora.checkpoint.files import find_weights, open_state, read_config
 from opensora.checkpoint.lazy_tensor import summarize
 from opensora.checkpoint.shape_check import check_class, published_class
-from opensora.config.families import VAES
+from opensora.config.families import NOISE_SCHEDULE_KEYS, VAES
 from opensora.device import Device
 from opensora.errors import UserError
 from opensora.models import OpenSoraT2V_v1_3
@@ -56,8 +56,6 @@ def build_model(
         FileNotFoundError, UserError: missing or damaged files, or flags that contradict them.
     """
     changes = config_changes(recipe, options)
-    if options.pretrained is not None and checkpoint is None and device.is_main:
-        _warn_of_other_objective(options.pretrained, options.objective)
     if options.lora is not None:
         assert options.pretrained is not None, "T2VTrainOptions requires it"
         model = load_frozen(recipe.model, options.pretrained, changes, options.lora, device)
@@ -71,6 +69,8 @@ def build_model(
     if checkpoint is not None:
         return _resumed(recipe, options, device, checkpoint, changes)
     source = options.pretrained
+    if source is not None and device.is_main:
+        _warn_of_other_objective(source, options.objective)
     if options.model is not None and options.model in recipe.presets:
         config = {**recipe.presets[options.model], **_weight_keys(recipe, source)}
     else:
@@ -109,20 +109,22 @@ def _weight_keys(recipe: Recipe, source: Optional[str]) -> dict[str, Any]:
     """The keys that belong to pretrained weights, from their config.json; published torch files have none."""
     if source is None or not recipe.weight_keys:
         return {}
-    try:
-        config = read_config(source)
-    except FileNotFoundError:
-        return {}
+    config = _config_if_any(source)
     if published_class(config) != recipe.model.__name__:
         return {}
     return {name: config.get(name) for name in recipe.weight_keys}
 
 
-def _warn_of_other_objective(source: str, objective: ObjectiveOptions) -> None:
+def _config_if_any(source: str) -> dict[str, Any]:
+    """The config.json of weights; published torch files have none."""
     try:
-        config = read_config(source)
-    except FileNotFoundError:  # published torch files have none
-        return
+        return read_config(source)
+    except FileNotFoundError:
+        return {}
+
+
+def _warn_of_other_objective(source: str, objective: ObjectiveOptions) -> None:
+    config = _config_if_any(source)
     for name, value in objective.model_keys().items():
         if config.get(name) not in (None, value):
             logger.warning(
@@ -147,12 +149,14 @@ def _resumed(
     source = checkpoint / "model"
     config = read_config(source)
     for name, value in changes.items():
-        if config.get(name, value) != value:  # older checkpoints lack some of the keys
+        if name in NOISE_SCHEDULE_KEYS and name not in config:
+            continue  # checkpoints of earlier versions do not record it
+        if config.get(name) != value:
             raise UserError(
                 f"{checkpoint}: was trained with {name} {config.get(name)}, now it is {value}: resume "
                 f"with the same flags, or start a new run with --pretrained {source}"
             )
-    return recipe.model.from_pretrained(source, device.dtype, {**config, **recipe.sizes(options.data)})
+    return recipe.model.from_pretrained(source, device.dtype, {**config, **changes, **recipe.sizes(options.data)})
 
 
 def _with_fitting_weights(

@@ -67,7 +67,7 @@ class ObjectiveOptions:
             )
 
     def model_keys(self) -> dict[str, Any]:
-        """The keys of the model's config.json from which samplers know the objective; None: not known there."""
+        """The keys of the model's config.json that record the objective for sampling; None: not recorded."""
         return {
             "prediction_type": None if self.rf_scheduler else self.prediction_type,
             "rescale_betas_zero_snr": self.rescale_betas_zero_snr or None,

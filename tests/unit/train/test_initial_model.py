@@ -78,6 +78,17 @@ def test_another_objective_than_that_of_the_weights_is_named(tmp_path, caplog):
     assert "was trained with" not in caplog.text
 
 
+def test_checkpoints_of_earlier_versions_record_no_noise_schedule(tmp_path):
+    flags = f"{CAUSAL} --model {LATTE_PRESET} --rescale_betas_zero_snr --v1_5_scheduler"
+    options = parsed(flags)
+    recipe, model = build(f"{CAUSAL} --model {LATTE_PRESET}")
+    model.save_pretrained(tmp_path / "model")
+    resumed = build_model(recipe, options, DEVICE, tmp_path)
+    assert resumed.config.rescale_betas_zero_snr and resumed.config.v1_5_scheduler
+    with pytest.raises(ValueError, match="was trained with prediction_type epsilon, now it is v_prediction"):
+        build_model(recipe, parsed(f"{flags} --prediction_type v_prediction"), DEVICE, tmp_path)
+
+
 def test_positions_of_v1_0_belong_to_its_weights(tmp_path):
     """A preset is of v1.1: its positions are divided by another number."""
     LatteT2V(**V1_0).save_pretrained(tmp_path)
