@@ -169,12 +169,12 @@ def as_trained(generation: Generation, config: Mapping[str, Any]) -> Generation:
         config: of the transformer.
 
     Raises:
-        UserError: number or size of the frames are no whole numbers.
+        UserError: the number or the size of the frames is not a whole number.
     """
     zero_snr = config.get("rescale_betas_zero_snr")
-    found: dict[str, Any] = (
-        {} if generation.name == LATEST else _trained_frames(config)
-    )  # v1.3 is trained with frames of any size
+    found: dict[str, Any] = {}
+    if generation.name != LATEST:  # v1.3 is trained with frames of any size
+        found.update(_trained_frames(config))
     if config.get("prediction_type"):
         found["prediction_type"] = config["prediction_type"]
     return replace(
