@@ -5,6 +5,8 @@ One ASGI middleware. It passes bodies and answers through, so that uploads and e
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import hashlib
 import hmac
 import ipaddress
@@ -27,6 +29,7 @@ OPEN_FOLDER = "/page/"
 UPLOAD_PATH = "/v1/files"
 JSON_BYTES = 256 << 10  # of a body
 FORM_BYTES = 64 << 10  # of an upload besides its file
+LINGER_SECONDS, LINGER_BYTES = 2.0, 1 << 20  # of the unread rest of a body, received after the answer
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 MOST_CLIENTS = 10000  # whose rates are remembered
 FAILURES_PER_MINUTE = 20  # wrong tokens of one client
@@ -102,6 +105,51 @@ class TooLarge(HTTPException):
         super().__init__(413, f"the request has more than {most} bytes", {"Connection": "close"})
 
 
+class Body:
+    """Receives the body of a request, up to a limit.
+
+    Args:
+        most: the limit in bytes.
+
+    Attributes:
+        unread: whether the client may send more of the body.
+    """
+
+    def __init__(self, receive: Callable, headers: Headers, most: int):
+        self._receive, self._most, self._got = receive, most, 0
+        announced = headers.get("content-length", "0")
+        self.unread = announced != "0" or "transfer-encoding" in headers
+        self._announced = int(announced) if announced.isascii() and announced.isdigit() else most + 1
+
+    def check_announced(self) -> None:
+        """Raises TooLarge if the size that the headers announce is no number or over the limit."""
+        if self._announced > self._most:
+            raise TooLarge(self._most)
+
+    async def receive(self) -> Mapping[str, Any]:
+        """The next ASGI message. Raises TooLarge when the body is over the limit."""
+        message = await self._receive()
+        self.unread = message.get("more_body", False)
+        self._got += len(message.get("body", b""))
+        if self._got > self._most:
+            raise TooLarge(self._most)
+        return message
+
+    async def discard_rest(self) -> None:
+        """Receives what the client still sends, up to a limit in time and bytes.
+
+        Closing a connection with unread data resets it, and a reset can cost the client the answer (RFC 9112, 9.6).
+        """
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(self._receive_rest(LINGER_BYTES), LINGER_SECONDS)
+
+    async def _receive_rest(self, most: int) -> None:
+        while self.unread and most > 0:
+            message = await self._receive()
+            self.unread = message.get("more_body", False)
+            most -= len(message.get("body", b""))
+
+
 class Security:
     """The middleware.
 
@@ -128,12 +176,18 @@ class Security:
                     headers[name] = value
                 if "cache-control" not in headers:
                     headers["Cache-Control"] = "no-store"
+            elif body.unread and not message.get("more_body", False):
+                await send({**message, "more_body": True})
+                await body.discard_rest()
+                message = {"type": "http.response.body"}
             await send(message)
 
         headers = Headers(scope=scope)
+        body = Body(receive, headers, self._body_limit(scope))
         try:
             self._check(scope, headers)
-            await self._app(scope, self._limited(receive, self._body_limit(scope), headers), send_with_headers)
+            body.check_announced()
+            await self._app(scope, body.receive, send_with_headers)
         except (ApiError, TooLarge) as error:
             if started:
                 raise
@@ -200,23 +254,6 @@ class Security:
 
     def _body_limit(self, scope: Scope) -> int:
         return self._options.max_upload_bytes + FORM_BYTES if scope["path"] == UPLOAD_PATH else JSON_BYTES
-
-    def _limited(self, receive: Callable, most: int, headers: Headers) -> Callable:
-        """`receive` that raises TooLarge when the body, or the size that it announces, is too large."""
-        announced = headers.get("content-length", "0")
-        if not announced.isascii() or not announced.isdigit() or int(announced) > most:
-            raise TooLarge(most)
-        got = 0
-
-        async def receive_limited() -> Mapping[str, Any]:
-            nonlocal got
-            message = await receive()
-            got += len(message.get("body", b""))
-            if got > most:
-                raise TooLarge(most)
-            return message
-
-        return receive_limited
 
 
 def check_local_host(host: str) -> None:

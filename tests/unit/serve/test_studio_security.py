@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import socket
+import time
 
 import httpx
 import pytest
@@ -91,6 +92,29 @@ def test_the_own_page_may(local):
 def test_bodies_that_forms_can_send_are_refused(local, kind):
     answer = local.http.post("/v1/videos", content=json.dumps(BODY), headers={"Content-Type": kind})
     assert answer.status_code == 415 and code(answer) == "wrong_type"
+
+
+@pytest.mark.parametrize("path", ["/v1/videos", "/v1/files", "/nothing"])
+def test_the_answer_to_a_refused_body_arrives_although_the_body_comes_later(local, path):
+    half = bytes(1000)
+    head = f"POST {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Length: {2 * len(half)}\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", local.port), timeout=20) as connection:
+        connection.sendall(head.encode())
+        answer = connection.recv(1)
+        for _ in range(2):
+            connection.sendall(half)
+            time.sleep(0.1)
+        while received := connection.recv(1 << 16):
+            answer += received
+    assert answer.startswith(b"HTTP/1.1 415 ") and answer.endswith(b"}}")
+
+
+def test_a_connection_is_closed_when_the_refused_body_never_comes(local):
+    head = b"POST /v1/videos HTTP/1.1\r\nHost: localhost\r\nContent-Length: 1000\r\n\r\n"
+    with socket.create_connection(("127.0.0.1", local.port), timeout=20) as connection:
+        connection.sendall(head)
+        while connection.recv(1 << 16):
+            pass
 
 
 def test_uploads_need_the_header_that_forms_cannot_send(local):
