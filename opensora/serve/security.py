@@ -29,7 +29,8 @@ OPEN_FOLDER = "/page/"
 UPLOAD_PATH = "/v1/files"
 JSON_BYTES = 256 << 10  # of a body
 FORM_BYTES = 64 << 10  # of an upload besides its file
-LINGER_SECONDS, LINGER_BYTES = 2.0, 1 << 20  # of the unread rest of a body, received after the answer
+# How long, and how many bytes, the service receives of an unread body after it has sent the answer.
+LINGER_SECONDS, LINGER_BYTES = 2.0, 1 << 20
 CHANGING = ("POST", "PUT", "PATCH", "DELETE")
 MOST_CLIENTS = 10000  # whose rates are remembered
 FAILURES_PER_MINUTE = 20  # wrong tokens of one client
@@ -122,32 +123,34 @@ class Body:
         self._announced = int(announced) if announced.isascii() and announced.isdigit() else most + 1
 
     def check_announced(self) -> None:
-        """Raises TooLarge if the size that the headers announce is no number or over the limit."""
+        """Raises TooLarge if the size that the headers announce is not a number, or is over the limit."""
         if self._announced > self._most:
             raise TooLarge(self._most)
 
     async def receive(self) -> Mapping[str, Any]:
         """The next ASGI message. Raises TooLarge when the body is over the limit."""
-        message = await self._receive()
-        self.unread = message.get("more_body", False)
-        self._got += len(message.get("body", b""))
+        message = await self._next()
         if self._got > self._most:
             raise TooLarge(self._most)
         return message
 
     async def discard_rest(self) -> None:
-        """Receives what the client still sends, up to a limit in time and bytes.
+        """Receives what the client still sends, up to a limit in time and bytes, and drops it.
 
         Closing a connection with unread data resets it, and a reset can cost the client the answer (RFC 9112, 9.6).
         """
         with contextlib.suppress(asyncio.TimeoutError):
-            await asyncio.wait_for(self._receive_rest(LINGER_BYTES), LINGER_SECONDS)
+            await asyncio.wait_for(self._receive_until(self._got + LINGER_BYTES), LINGER_SECONDS)
 
-    async def _receive_rest(self, most: int) -> None:
-        while self.unread and most > 0:
-            message = await self._receive()
-            self.unread = message.get("more_body", False)
-            most -= len(message.get("body", b""))
+    async def _receive_until(self, size: int) -> None:
+        while self.unread and self._got < size:
+            await self._next()
+
+    async def _next(self) -> Mapping[str, Any]:
+        message = await self._receive()
+        self.unread = message.get("more_body", False)
+        self._got += len(message.get("body", b""))
+        return message
 
 
 class Security:
@@ -177,7 +180,7 @@ class Security:
                 if "cache-control" not in headers:
                     headers["Cache-Control"] = "no-store"
             elif body.unread and not message.get("more_body", False):
-                await send({**message, "more_body": True})
+                await send({**message, "more_body": True})  # the connection stays open
                 await body.discard_rest()
                 message = {"type": "http.response.body"}
             await send(message)
